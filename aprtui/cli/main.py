@@ -1,0 +1,101 @@
+"""The command line: finds the subcommand, runs it, and turns errors into one line and a code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from aprtui import __version__
+from aprtui.errors import AprtuiError
+from aprtui.text import clean, nearest
+
+__all__ = ["COMMANDS", "entry", "main"]
+
+# Name -> (module, one line of help). Modules are imported only when their command runs.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "trace": ("aprtui.cli.trace", "run a traced forward pass and write every stage's tensor"),
+    "inspect": ("aprtui.cli.inspect", "say what a model, trace or stage file is"),
+    "import": ("aprtui.cli.import_model", "write a GGUF or safetensors model as .apr"),
+    "diff": ("aprtui.cli.diff", "compare two traces or two stage files"),
+    "stats": ("aprtui.cli.stats", "statistics of a trace's stages or of one stage file"),
+    "export": ("aprtui.cli.export", "write stage files as npy, npz, safetensors or csv"),
+    "demo": ("aprtui.cli.demo", "make a small model and two traces with a planted bug; open them"),
+}
+
+_USAGE = """\
+usage: aprtui [--version] [--help] COMMAND ...
+       aprtui MODEL | TRACE_DIR | FILE.bin | DIR_A DIR_B
+
+A terminal inspector for the forward pass of language models.
+
+Opens the terminal UI on:
+  aprtui                      recent models and traces below this folder
+  aprtui MODEL                a .apr, .gguf or .safetensors model: summary, plan, trace
+  aprtui TRACE_DIR            a trace directory, also one that is still growing
+  aprtui FILE.bin             one stage file
+  aprtui DIR_A DIR_B          two traces side by side
+
+Commands that need no terminal UI:
+{commands}
+
+Exit codes: 0 fine, 1 a difference, 2 usage, 3 a bad file, 4 the engine failed.
+`aprtui COMMAND --help` tells each command's options."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except AprtuiError as error:
+        print(f"aprtui: {clean(str(error), 2000)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("aprtui: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our stdout went away: `aprtui ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _dispatch(words: list[str]) -> int:
+    if words and words[0] in COMMANDS:
+        module = importlib.import_module(COMMANDS[words[0]][0])
+        parser = argparse.ArgumentParser(
+            prog=f"aprtui {words[0]}",
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.configure(parser)
+        code: int = module.run(parser.parse_args(words[1:]))
+        return code
+    if words and words[0] in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        lines = (f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+        print(_USAGE.format(commands="\n".join(lines)))
+        return 0
+    if words and words[0] in ("-V", "--version"):
+        print(f"aprtui {__version__}")
+        return 0
+    return _open(words)
+
+
+def _open(words: list[str]) -> int:
+    """Open the terminal UI on zero, one or two paths."""
+    from aprtui.cli import open_ui
+
+    parser = argparse.ArgumentParser(prog="aprtui", add_help=False)
+    open_ui.configure(parser)
+    if words and not words[0].startswith("-") and not os.path.exists(words[0]):  # noqa: PTH110
+        near = nearest(words[0], COMMANDS)
+        if near:
+            parser.error(f"no command or file {clean(words[0])!r}; did you mean `aprtui {near}`?")
+    return open_ui.run(parser.parse_args(words))

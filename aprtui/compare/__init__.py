@@ -1,0 +1,1 @@
+"""Pairs of captures: metrics, bars, culprits and explanations."""

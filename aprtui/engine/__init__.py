@@ -1,0 +1,1 @@
+"""The stage graph and the traced forward pass. Only modules in here import torch."""

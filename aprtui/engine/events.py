@@ -1,0 +1,173 @@
+"""What a running trace tells: frozen dataclasses that travel as one JSON object per line.
+
+Schema: contracts/events.schema.json. The same lines go to stdout (``--events``), to the trace's
+``events.jsonl`` and to the terminal UI.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+__all__ = [
+    "Emit",
+    "Event",
+    "Failed",
+    "Finished",
+    "Log",
+    "Planned",
+    "StageWritten",
+    "Started",
+    "Stopped",
+    "TopToken",
+    "parse_event",
+]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line. ``event`` is the kind's name on the wire."""
+
+    event: ClassVar[str] = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"event": self.event, **dataclasses.asdict(self)}
+
+    def line(self) -> str:
+        return json.dumps(self.to_json(), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+Emit = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Planned(Event):
+    """Sent once, before any weight is touched."""
+
+    event: ClassVar[str] = "plan"
+    directory: str
+    model: str
+    architecture: str
+    num_layers: int
+    tokens: tuple[int, ...]
+    token_texts: tuple[str, ...]
+    stages: tuple[str, ...]
+    layers: tuple[int, ...]
+    files: int
+    write_bytes: int
+    free_bytes: int
+    read_bytes: int  # weights that the pass will read
+    memory_bytes: int  # an estimate of what it needs beside the mapped file
+    device: str
+    device_name: str
+    dtype: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Started(Event):
+    """The pass begins to compute."""
+
+    event: ClassVar[str] = "started"
+    pid: int
+
+
+@dataclass(frozen=True)
+class StageWritten(Event):
+    """A stage's file landed, whole. ``layer`` is None for a whole-model stage."""
+
+    event: ClassVar[str] = "stage"
+    layer: int | None
+    stage: str
+    path: str
+    bytes: int
+    done: int  # files written so far, this one included
+    files: int
+    written_bytes: int
+    elapsed_s: float
+    rms: float | str  # "NaN" and "Infinity" as strings
+    nan: int
+    inf: int
+    device_bytes: int = 0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Log(Event):
+    """A line for people: a note, a warning."""
+
+    event: ClassVar[str] = "log"
+    level: str  # "note" or "warning"
+    message: str
+
+
+@dataclass(frozen=True)
+class TopToken(Event):
+    """One of the likeliest next tokens; part of ``Finished``."""
+
+    event: ClassVar[str] = "token"
+    id: int
+    text: str
+    logit: float
+    probability: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """The trace is complete: its manifest is written."""
+
+    event: ClassVar[str] = "done"
+    directory: str
+    files: int
+    written_bytes: int
+    elapsed_s: float
+    peak_memory_bytes: int
+    peak_device_bytes: int
+    top_tokens: tuple[dict[str, Any], ...] = field(default=())
+    nonfinite: tuple[str, ...] = ()  # stages that hold NaN or Inf, in order of computation
+
+
+@dataclass(frozen=True)
+class Stopped(Event):
+    """Ended on request; what was written stays, without a manifest."""
+
+    event: ClassVar[str] = "stopped"
+    files: int
+    directory: str
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """Ended by an error."""
+
+    event: ClassVar[str] = "error"
+    message: str
+    hint: str
+    exit_code: int
+
+
+_KINDS: dict[str, type[Event]] = {
+    kind.event: kind for kind in (Planned, Started, StageWritten, Log, Finished, Stopped, Failed)
+}
+
+
+def parse_event(line: str | bytes) -> Event | None:
+    """The event that a line holds; None when it is not one. Unknown keys are passed over."""
+    try:
+        fields = json.loads(line)
+        kind = _KINDS[fields.pop("event")]
+        known = {f.name for f in dataclasses.fields(kind)}
+        values = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+            if name in known
+        }
+        return kind(**values)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

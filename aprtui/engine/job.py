@@ -1,0 +1,57 @@
+"""What a trace is asked to do, as one value that the command line, the UI and the worker share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aprtui.errors import UsageError
+
+__all__ = ["DTYPES", "TraceJob", "default_directory"]
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class TraceJob:
+    """One traced forward pass. Exactly one of ``prompt`` and ``tokens`` is given.
+
+    ``stages`` and ``layers`` are the texts of the command line (``all``, ``ffn_gate,ffn_up``,
+    ``0..4``); they are resolved against the model when the trace is planned.
+    """
+
+    model: str
+    directory: str = ""  # empty: default_directory(model)
+    prompt: str | None = None
+    tokens: tuple[int, ...] | None = None
+    stages: str = "all"
+    layers: str = "all"
+    device: str = "auto"
+    dtype: str = "float32"
+    logits: str = "last"
+    overwrite: bool = False
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> TraceJob:
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            if fields.get("tokens") is not None:
+                fields["tokens"] = tuple(int(token) for token in fields["tokens"])
+            return cls(**fields)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"the job cannot be read: {error}") from error
+
+
+def default_directory(model: Path) -> Path:
+    """``<model's folder>/<model stem>-trace``."""
+    resolved = model.absolute()
+    stem = resolved.name if resolved.is_dir() else resolved.stem
+    return resolved.parent / f"{stem}-trace"

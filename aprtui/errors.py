@@ -1,0 +1,59 @@
+"""The errors a user can meet, each with what to do about it and an exit code.
+
+    AprtuiError            exit code 4
+    +-- UsageError         2   asked for something that cannot be asked for
+    +-- BadFileError       3   a file is damaged, missing or not what it claims to be
+    +-- EngineError        4   the pass itself failed: memory, disk, device
+
+A caller writes::
+
+    try:
+        model = open_model(path)
+    except AprtuiError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["AprtuiError", "BadFileError", "EngineError", "UsageError"]
+
+
+class AprtuiError(Exception):
+    """What went wrong, where, and (``hint``) what to do about it; one line, already clean text."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UsageError(AprtuiError):
+    """The request itself is wrong: an unknown stage, a layer outside the model, no such device."""
+
+    exit_code = 2
+
+
+class BadFileError(AprtuiError):
+    """A file is damaged, missing, or not what it claims to be."""
+
+    exit_code = 3
+
+    def __init__(self, path: Path | str, message: str, *, hint: str = "") -> None:
+        from aprtui.text import clean
+
+        super().__init__(f"{clean(str(path))}: {message}", hint=hint)
+        self.path = Path(path)
+
+
+class EngineError(AprtuiError):
+    """The pass failed: out of memory, disk full, the device gave up."""
+
+    exit_code = 4

@@ -1,0 +1,1 @@
+"""Model files, stage files and trace directories: bytes in, checked values out."""

@@ -1,0 +1,88 @@
+"""What every model format yields: metadata, a table of tensors, and their bytes without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.errors import BadFileError
+
+__all__ = ["HeaderField", "ModelFile", "TensorEntry", "tensor_bytes"]
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies and how its bytes are to be read.
+
+    ``shape`` is row-major, outermost first. ``type`` is a name of ``model.quant.BLOCK_TYPES``.
+    Rows are encoded one by one, each padded to whole blocks, unless ``flat``: then the blocks run
+    over the flattened tensor (APR-Q4, APR-Q8).
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    size_bytes: int
+    flat: bool = False
+
+
+@dataclass(frozen=True)
+class HeaderField:
+    """One decoded field of a file's header, for people: where it is, what it says."""
+
+    name: str
+    offset: int
+    raw: bytes
+    value: str
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model as its file (or files) tell it, before anything is made of it."""
+
+    path: Path
+    format: str  # "apr", "gguf" or "safetensors"
+    version: str
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, TensorEntry]
+    files: tuple[Path, ...]
+    size_bytes: int
+    digest: str  # sha256 of header, metadata and tensor index of every file, as hex
+    notes: tuple[str, ...] = ()
+    header: tuple[HeaderField, ...] = field(default=())
+
+
+@lru_cache(maxsize=64)
+def _mapped(path: Path, size: int, mtime_ns: int) -> npt.NDArray[np.uint8]:
+    """The file as a read-only memory map; keyed by identity, so that a new file is mapped anew."""
+    return np.memmap(path, dtype=np.uint8, mode="r", shape=(size,))
+
+
+def tensor_bytes(entry: TensorEntry) -> npt.NDArray[np.uint8]:
+    """The tensor's bytes [size_bytes] uint8, a view of the memory map.
+
+    Raises BadFileError when the file is gone or has become shorter than its index says.
+    """
+    if entry.size_bytes == 0:
+        return np.empty(0, dtype=np.uint8)
+    try:
+        stat = entry.path.stat()
+        if entry.offset + entry.size_bytes > stat.st_size:
+            raise BadFileError(
+                entry.path,
+                f"tensor bytes {entry.offset:,}..{entry.offset + entry.size_bytes:,} lie beyond "
+                f"the end of the file ({stat.st_size:,} bytes)",
+                hint="the file was cut short; copy it again",
+            )
+        mapped = _mapped(entry.path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise BadFileError(entry.path, f"cannot be read: {error.strerror}") from error
+    return mapped[entry.offset : entry.offset + entry.size_bytes]

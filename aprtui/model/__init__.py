@@ -1,0 +1,1 @@
+"""What a model file means: configuration, roles of tensors, block types, tokenizer."""

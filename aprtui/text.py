@@ -1,0 +1,75 @@
+"""Text that is safe to show: names from files cleaned once, numbers and sizes in human units."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import unicodedata
+from collections.abc import Iterable
+
+__all__ = ["clean", "count", "duration", "nearest", "number", "size"]
+
+# Cc controls, Cf format (bidi overrides, zero width), Cs surrogates, Co private use, Zl/Zp breaks.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def clean(text: str, limit: int = 200) -> str:
+    """``text`` with every character that a terminal could act on written as an escape.
+
+    Control characters (ESC, newline, OSC introducers), bidi overrides, zero-width and unassigned
+    characters become ``\\x1b`` or ``\\u202e``; beyond ``limit`` characters an ellipsis stands.
+    """
+    cut = text[: limit + 1]
+    shown = "".join(
+        character if unicodedata.category(character) not in _HIDDEN else _escape(character)
+        for character in cut[:limit]
+    )
+    return shown + "…" if len(cut) > limit else shown
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def size(byte_count: float) -> str:
+    """A number of bytes in decimal units: ``63.8 MB``."""
+    if byte_count < 1000:
+        return f"{int(byte_count)} B"
+    for unit in ("kB", "MB", "GB"):
+        byte_count /= 1000
+        if byte_count < 999.95:
+            return f"{byte_count:.1f} {unit}"
+    return f"{byte_count / 1000:.1f} TB"
+
+
+def count(value: int) -> str:
+    """A whole number with separators: ``152,064``."""
+    return f"{value:,}"
+
+
+def duration(seconds: float) -> str:
+    """A time span: ``0.9 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A float in ``digits`` significant digits; NaN and infinities by name."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Inf" if value > 0 else "-Inf"
+    return f"{value:.{digits}g}"
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The entry of ``valid`` that a person who typed ``name`` most likely meant, if one is near."""
+    found = difflib.get_close_matches(name.lower(), list(valid), n=1, cutoff=0.6)
+    return found[0] if found else None

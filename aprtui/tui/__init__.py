@@ -1,0 +1,1 @@
+"""The Textual app. Only modules in here import textual."""
