@@ -112,7 +112,7 @@ def write_stage(path: Path, layer: int | None, values: Float32) -> int:
     header = StageHeader(layer, flat.size)
     with _whole_or_nothing(path) as fd:
         view = memoryview(header.pack())
-        for part in (view, memoryview(flat.view(np.uint8)) if flat.size else memoryview(b"")):
+        for part in (view, flat.view(np.uint8).data if flat.size else memoryview(b"")):
             while part:
                 part = part[os.write(fd, part) :]
     return header.file_bytes

@@ -20,7 +20,7 @@ __all__ = ["HeaderField", "ModelFile", "TensorEntry", "tensor_bytes"]
 class TensorEntry:
     """Where one tensor lies and how its bytes are to be read.
 
-    ``shape`` is row-major, outermost first. ``type`` is a name of ``model.quant.BLOCK_TYPES``.
+    ``shape`` is row-major, outermost first. ``type`` is a name of ``formats.blocks.BLOCK_TYPES``.
     Rows are encoded one by one, each padded to whole blocks, unless ``flat``: then the blocks run
     over the flattened tensor (APR-Q4, APR-Q8).
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -10,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from aprtui.errors import BadFileError, EngineError, UsageError
-from aprtui.formats.aprt import StageHeader, read_header
+from aprtui.formats.aprt import HEADER_BYTES, StageHeader, read_header, read_values
 from aprtui.text import clean
 
 __all__ = [
@@ -66,7 +70,9 @@ class StageRecord:
     """What is known of one captured stage without reading its values.
 
     From a manifest: shape, axes, positions, stats. Without one these are None until a model or an
-    inference supplies them (``shape_source`` says which: "manifest", "model", "inferred" or "").
+    inference supplies them (``shape_source`` says which: "manifest", "model", "inferred",
+    "layout" of a folder a position, or ""). ``parts`` are the files of such folders, one a
+    position; of each the first ``kept`` values count, the rest is padding.
     """
 
     key: StageKey
@@ -77,6 +83,37 @@ class StageRecord:
     positions: str | tuple[int, ...] | None = None  # "all", "last" or a list
     stats: Mapping[str, Any] = field(default_factory=dict)
     shape_source: str = ""
+    parts: tuple[Path, ...] = ()
+    kept: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many values there are, by the files' sizes; no file is opened."""
+        if self.parts and self.shape is not None:
+            return math.prod(self.shape)
+        return max(0, self.size_bytes - HEADER_BYTES * max(1, len(self.parts))) // 4
+
+    def values(self) -> npt.NDArray[np.float32]:
+        """The values [n] float32, flat: a memory map, or the parts joined along the token axis.
+
+        Scores of single positions ([heads, position + 1] each) become [head, query, key] with 0.0
+        where masked. Raises BadFileError.
+        """
+        if not self.parts:
+            return read_values(self.path)
+        rows = [read_values(part)[: self.kept] for part in self.parts]
+        if self.axes != ("head", "query", "key") or self.shape is None:
+            return np.concatenate(rows)
+        joined = np.zeros(self.shape, dtype=np.float32)
+        heads = self.shape[0]
+        for query, row in enumerate(rows):
+            if row.size != heads * (query + 1):
+                raise BadFileError(
+                    self.parts[query],
+                    f"{row.size:,} scores where {heads} heads x {query + 1} keys were expected",
+                )
+            joined[:, query, : query + 1] = row.reshape(heads, -1)
+        return joined.reshape(-1)
 
     def header(self) -> StageHeader:
         """The file's header, checked against its size; raises BadFileError."""
@@ -97,11 +134,12 @@ class TraceDir:
     manifest: Mapping[str, Any] | None
     expected: int | None  # how many files there should be, when something says so
     notes: tuple[str, ...] = ()
+    planned_tokens: tuple[int, ...] | None = None  # of a trace without manifest: from its plan
 
     @property
     def token_ids(self) -> tuple[int, ...] | None:
         ids = (self.manifest or {}).get("tokens", {}).get("ids")
-        return tuple(ids) if ids is not None else None
+        return tuple(ids) if ids is not None else self.planned_tokens
 
     @property
     def token_texts(self) -> tuple[str, ...] | None:
@@ -151,25 +189,37 @@ def open_trace(root: Path) -> TraceDir:
         if ours
         else ("no trace.json: written by another program; shapes are not stated",)
     )
-    expected = _planned_files(root / EVENTS) if ours else None
-    return TraceDir(root, "incomplete" if ours else "foreign", records, None, expected, notes)
+    plan = _read_plan(root / EVENTS) if ours else {}
+    status = "incomplete" if ours else "foreign"
+    files_planned, tokens = plan.get("files"), plan.get("tokens")
+    return TraceDir(
+        root,
+        status,
+        records,
+        None,
+        files_planned if isinstance(files_planned, int) else None,
+        notes,
+        tuple(tokens)
+        if isinstance(tokens, list) and all(isinstance(token, int) for token in tokens)
+        else None,
+    )
 
 
 def _path(root: Path, key: StageKey) -> Path:
     return root / relative_path(key)
 
 
-def _planned_files(events: Path) -> int | None:
-    """How many files the plan in the events file promised, if its first lines say so."""
+def _read_plan(events: Path) -> dict[str, Any]:
+    """The plan among the first lines of the events file; empty when there is none."""
     try:
         with events.open("rb") as lines:
             for line in lines.readlines(1 << 20)[:20]:
                 event = json.loads(line)
                 if isinstance(event, dict) and event.get("event") == "plan":
-                    return int(event["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return None
+                    return event
+    except (OSError, ValueError):
+        pass
+    return {}
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:

@@ -48,7 +48,7 @@ class ModelConfig:
     output_bias: bool = False
     qk_norm: bool = False
     post_norms: bool = False
-    rope_freqs: bool = False
+    rope_divisors: tuple[float, ...] = ()  # [d/2] angles are divided by these (llama3's rope_freqs)
     tied_head: bool = False
     num_experts: int = 0
     num_experts_per_tok: int = 0

@@ -1,1 +1,1 @@
-"""Screens of the app."""
+"""One module a screen: it composes widgets, starts workers and owns its state."""

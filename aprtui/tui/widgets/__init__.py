@@ -1,1 +1,1 @@
-"""Widgets of the app."""
+"""Widgets that draw one thing each and know nothing of screens."""

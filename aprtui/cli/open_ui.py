@@ -1,0 +1,75 @@
+"""Open the terminal UI on nothing, a model, a trace, a stage file, or two of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from aprtui.errors import UsageError
+from aprtui.text import clean
+from aprtui.tui.source import Opened, kind_of
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH",
+                        help="a model, a trace folder or a stage file; two to compare")  # fmt: skip
+    parser.add_argument("--model", type=Path, metavar="MODEL",
+                        help="the model that a foreign trace is of: its shapes are then known")  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """The app's exit code. Raises UsageError without a terminal, BadFileError for a bad path."""
+    paths: list[Path] = args.paths
+    if len(paths) > 2:
+        raise UsageError(f"{len(paths)} paths", hint="give none, one, or two to compare")
+    opened = _opened(paths)
+    if not _terminal():
+        raise UsageError("no terminal to draw on", hint=_instead([o.kind for o in opened], paths))
+    # Textual reads these when it is imported; a person's own settings stand.
+    os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
+    os.environ.setdefault("TEXTUAL_FPS", "30")
+    from aprtui.tui.app import AprtuiApp
+
+    return AprtuiApp(opened, model=str(args.model or "")).run() or 0
+
+
+def _opened(paths: list[Path]) -> tuple[Opened, ...]:
+    opened = tuple(kind_of(path) for path in paths)
+    if len(opened) == 2:
+        for one in opened:
+            if one.kind == "per-op":
+                raise UsageError(
+                    f"{clean(str(one.path))} holds two traces itself: cpu and gpu",
+                    hint="open it alone, or name two of its sides",
+                )
+        kinds = {"model" if one.kind == "model" else one.kind for one in opened}
+        if len(kinds) > 1:
+            raise UsageError(
+                f"a {opened[0].kind} and a {opened[1].kind} cannot stand side by side",
+                hint="give two traces, or two stage files",
+            )
+        if kinds == {"model"}:
+            raise UsageError("two models side by side", hint="aprtui inspect MODEL shows one")
+    return opened
+
+
+def _terminal() -> bool:
+    return (
+        sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    )
+
+
+def _instead(kinds: list[str], paths: list[Path]) -> str:
+    """The command that does without a terminal what was asked for."""
+    names = " ".join(clean(str(path)) for path in paths)
+    if len(paths) == 2:
+        return f"aprtui diff {names}"
+    if kinds == ["model"]:
+        return f"aprtui inspect {names}, aprtui trace {names}"
+    if kinds:
+        return f"aprtui inspect {names}, aprtui stats {names}"
+    return "aprtui inspect PATH, aprtui diff A B, aprtui trace MODEL"

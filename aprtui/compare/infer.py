@@ -1,0 +1,402 @@
+"""Shapes of folders without a manifest: from a model, or where one reading fits every file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aprtui.engine.stages import STAGES, stage_axes, stage_shape
+from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.aprt import read_header, read_values
+from aprtui.formats.perop import (
+    PerOpDir,
+    is_per_op_side,
+    open_per_op,
+    open_per_op_side,
+    without_padding,
+)
+from aprtui.formats.tracedir import (
+    MANIFEST,
+    StageKey,
+    StageRecord,
+    TraceDir,
+    key_of,
+    open_trace,
+)
+from aprtui.model.config import ModelConfig
+from aprtui.text import clean, count
+
+__all__ = ["open_any", "open_pair", "record_of", "with_shapes"]
+
+_AXES = {kind.name: kind.axes for kind in STAGES}
+_SCORES = ("head", "query", "key")
+_MASK_ROWS = 256  # rows of the first head that are looked at to tell the mask
+
+
+def open_any(path: Path) -> TraceDir | PerOpDir:
+    """A trace directory, one side of a per-op folder (stacked), or both sides of one.
+
+    Raises BadFileError.
+    """
+    if is_per_op_side(path):
+        return open_per_op_side(path)
+    return open_per_op(path) or open_trace(path)
+
+
+def open_pair(path: Path) -> tuple[TraceDir, TraceDir]:
+    """CPU and GPU of a per-op folder. Raises UsageError when ``path`` is not one."""
+    sides = open_per_op(path)
+    if sides is None:
+        raise UsageError(
+            f"{clean(str(path))}: not a per-op folder (no cpu/pos-0000 and gpu/pos-0000)",
+            hint="name two traces",
+        )
+    return sides.cpu, sides.gpu
+
+
+def record_of(path: Path, config: ModelConfig | None = None) -> StageRecord:
+    """One stage file with the shape that the trace around it tells.
+
+    The trace is the folder that the layout puts the file in; a file that lies elsewhere, or whose
+    folder tells nothing, is flat. Raises BadFileError for a damaged file.
+    """
+    header = read_header(path)
+    in_layer = path.parent.name.startswith("layer-")
+    root = path.absolute().parent.parent if in_layer else path.absolute().parent
+    key = key_of(f"{path.parent.name}/{path.name}" if in_layer else path.name)
+    if key is not None and (in_layer or header.layer is None or (root / MANIFEST).is_file()):
+        try:
+            found = with_shapes(open_trace(root), config).records.get(key)
+        except BadFileError:
+            found = None
+        if found is not None and found.size_bytes == header.file_bytes:
+            return dataclasses.replace(found, path=path)
+    return StageRecord(StageKey(header.layer, path.stem), path, header.file_bytes)
+
+
+def with_shapes(trace: TraceDir, config: ModelConfig | None = None) -> TraceDir:
+    """``trace`` with shape, axes and positions of the records that state none.
+
+    With the model's ``config``: its shapes (``shape_source`` "model"), the number of tokens from
+    the counts; a file whose count contradicts them stays flat and is noted. Without one: the
+    shapes of the only reading that fits every file ("inferred", noted); otherwise all stay flat
+    and the note says why. A manifest's own shapes are left alone.
+    """
+    open_records = {
+        key: record
+        for key, record in trace.records.items()
+        if record.shape_source in ("", "layout") and record.count > 0
+    }
+    if not open_records or trace.manifest is not None:
+        return trace
+    if config is not None:
+        return _from_model(trace, open_records, config)
+    return _inferred(trace, open_records)
+
+
+# -- with a model ----------------------------------------------------------------------------------
+
+
+def _from_model(
+    trace: TraceDir, records: dict[StageKey, StageRecord], config: ModelConfig
+) -> TraceDir:
+    kv_widths = {key: config.kv_size for key in records}
+    trace = without_padding(trace, kv_widths, "the model tells")
+    records = {key: trace.records[key] for key in records}
+    votes = Counter(
+        tokens for record in records.values() if (tokens := _tokens_in(record, config)) is not None
+    )
+    known = _known_tokens(trace)
+    tokens = known or (max(votes, key=lambda t: (votes[t], t)) if votes else 0)
+    only_last = known is None and tokens == 1 and _experts_only(records)
+    shaped = dict(trace.records)
+    wrong: dict[str, list[StageRecord]] = {}
+    for key, record in records.items():
+        fitted = _fit(record, config, tokens, only_last)
+        if fitted is None:
+            wrong.setdefault(key.stage, []).append(record)
+        else:
+            shaped[key] = fitted
+    notes = [f"shapes from the model: {count(tokens)} tokens"] if votes else []
+    if only_last:
+        notes.append("only the experts' stages are there: each holds the last position")
+    for stage, found in wrong.items():
+        layers = ", ".join(str(r.key.layer) for r in found if r.key.layer is not None)
+        where = f" (layers {layers})" if layers else ""
+        notes.append(
+            f"{clean(stage)}{where} contradicts the model: {_expectation(found[0], config, tokens)}"
+            "; shown flat"
+        )
+    outside = {key.layer for key in records if (key.layer or 0) >= config.num_layers}
+    if outside:
+        notes.append(
+            f"layers {', '.join(map(str, sorted(n for n in outside if n is not None)))} lie "
+            f"outside the model, which has {config.num_layers}"
+        )
+    return dataclasses.replace(trace, records=shaped, notes=(*trace.notes, *notes))
+
+
+def _tokens_in(record: StageRecord, config: ModelConfig) -> int | None:
+    """How many tokens the file's count means for this model; None when it cannot tell."""
+    axes = _AXES.get(record.key.stage)
+    if axes is None or axes[0] == "vocab":
+        return None
+    one = math.prod(stage_shape(record.key.stage, config, 1))
+    if one == 0 or record.count % one:
+        return None
+    tokens = record.count // one
+    if axes == _SCORES:
+        root = math.isqrt(tokens)
+        return root if root * root == tokens else None
+    return tokens
+
+
+def _fit(
+    record: StageRecord, config: ModelConfig, tokens: int, only_last: bool
+) -> StageRecord | None:
+    """The record with the model's shape when its count allows one, else None."""
+    stage = record.key.stage
+    if stage not in _AXES:
+        return None
+    for logits, length, positions in (
+        ("last", tokens, "last" if stage == "lm_head" or only_last else "all"),
+        ("all", tokens, "all"),
+        ("last", 1, "last"),
+    ):
+        shape = stage_shape(stage, config, length, logits)
+        if length and record.count == math.prod(shape):
+            return dataclasses.replace(
+                record,
+                shape=shape,
+                axes=stage_axes(stage, logits),
+                positions=record.positions if record.parts else positions,
+                shape_source="model",
+            )
+    return None
+
+
+def _expectation(record: StageRecord, config: ModelConfig, tokens: int) -> str:
+    stage = record.key.stage
+    if stage not in _AXES:
+        return "a stage that is not known"
+    shape = stage_shape(stage, config, tokens)
+    return (
+        f"{count(record.count)} values where {' x '.join(map(str, shape))} = "
+        f"{count(math.prod(shape))} were expected"
+    )
+
+
+def _known_tokens(trace: TraceDir) -> int | None:
+    """The number of tokens where something other than the counts states it."""
+    if trace.token_ids is not None:
+        return len(trace.token_ids)
+    lengths = {len(record.parts) for record in trace.records.values() if record.parts}
+    return max(lengths) if lengths else None
+
+
+def _experts_only(records: Iterable[StageKey]) -> bool:
+    return all(key.stage.startswith("moe_") for key in records)
+
+
+# -- without one -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One consistent set of dimensions; 0 where no file tells the dimension."""
+
+    tokens: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    channel: int
+    ffn: int
+    rank: int
+    vocab: int
+
+    def __str__(self) -> str:
+        parts = [f"{count(self.tokens)} token{'s' * (self.tokens != 1)}"]
+        parts += [f"hidden {self.hidden}"] if self.hidden else []
+        if self.heads and self.channel:
+            parts.append(f"heads {self.heads}/{self.kv_heads or '?'} x {self.channel}")
+        parts += [f"ffn {self.ffn}"] if self.ffn else []
+        parts += [f"experts per token {self.rank}"] if self.rank else []
+        parts += [f"vocabulary {count(self.vocab)}"] if self.vocab else []
+        return ", ".join(parts)
+
+
+def _inferred(trace: TraceDir, records: dict[StageKey, StageRecord]) -> TraceDir:
+    whole = {
+        key: record
+        for key, record in records.items()
+        if record.parts or _is_whole(record)
+    }
+    known = _known_tokens(trace)
+    readings, why = _readings(whole, known)
+    if len(readings) != 1:
+        note = f"shapes cannot be inferred ({why}): shown flat; --model MODEL tells them"
+        return dataclasses.replace(trace, notes=(*trace.notes, note))
+    reading = readings[0]
+    only_last = known is None and reading.tokens == 1 and _experts_only(whole)
+    if only_last and not _distinct_experts(whole):
+        note = "shapes cannot be inferred (an expert id appears twice in one row): shown flat"
+        return dataclasses.replace(trace, notes=(*trace.notes, note))
+    shaped = dict(trace.records)
+    for key, record in whole.items():
+        shaped[key] = _read_as(record, reading, "last" if only_last else "all")
+    held = "last position only, " if only_last else ""
+    note = f"shapes inferred: {held}{reading}"
+    return dataclasses.replace(trace, records=shaped, notes=(*trace.notes, note))
+
+
+def _readings(
+    records: dict[StageKey, StageRecord], known: int | None
+) -> tuple[list[_Reading], str]:
+    """Every set of dimensions that fits all files, and why there is not exactly one."""
+    sizes: dict[str, int] = {}
+    for key in sorted(records, key=str):
+        kind = _size_class(key.stage)
+        if kind is None:
+            continue
+        found = records[key].count
+        if sizes.setdefault(kind, found) != found:
+            return [], f"{key} has {count(found)} values, others of its kind {count(sizes[kind])}"
+    per_token = [size for kind, size in sizes.items() if kind not in ("scores", "vocab")]
+    divisor = math.gcd(*per_token) if per_token else 0
+    if known is not None:
+        candidates = [known]
+    elif "scores" in sizes:
+        total = sizes["scores"]
+        candidates = [t for t in range(1, math.isqrt(total) + 1) if total % (t * t) == 0]
+        candidates = [t for t in candidates if divisor % t == 0]
+    elif divisor == 1:
+        candidates = [1]
+    else:
+        return [], "no attention scores to tell the number of tokens by"
+    stacked = any(record.parts for record in records.values())
+    fitting = [r for t in candidates if (r := _reading(sizes, t, stacked)) is not None]
+    if len(fitting) > 1:
+        fitting = [reading for reading in fitting if _mask_fits(records, reading.tokens)]
+    if not fitting:
+        return [], "no set of dimensions fits every file"
+    return fitting, f"{len(fitting)} sets of dimensions fit"
+
+
+def _size_class(stage: str) -> str | None:
+    """Stages of one class have equal counts."""
+    axes = _AXES.get(stage)
+    if axes is None:
+        return None
+    return {
+        ("token", "head", "channel"): "q",
+        ("token", "kv_head", "channel"): "kv",
+        _SCORES: "scores",
+    }.get(axes) or axes[-1]
+
+
+def _reading(sizes: dict[str, int], tokens: int, stacked: bool) -> _Reading | None:
+    """The dimensions that ``sizes`` mean at so many tokens, or None when they contradict."""
+    width: dict[str, int] = {}
+    for kind, size in sizes.items():
+        divisor = tokens
+        if kind == "scores":
+            divisor = tokens * tokens
+        elif kind == "vocab" and not stacked:
+            divisor = 1
+        if size % divisor:
+            return None
+        width[kind] = size // divisor
+    heads, q, kv, qkv = (width.get(kind, 0) for kind in ("scores", "q", "kv", "qkv"))
+    if q and kv and qkv and qkv != q + 2 * kv:
+        return None
+    channel = kv_heads = 0
+    if heads and q:
+        if q % heads or (q // heads) % 2:
+            return None
+        channel = q // heads
+    if channel and kv:
+        if kv % channel or heads % (kv // channel):
+            return None
+        kv_heads = kv // channel
+    return _Reading(
+        tokens,
+        width.get("hidden", 0),
+        heads,
+        kv_heads,
+        channel,
+        width.get("ffn", 0),
+        width.get("rank", 0),
+        width.get("vocab", 0),
+    )
+
+
+def _is_whole(record: StageRecord) -> bool:
+    try:
+        record.header()
+    except BadFileError:
+        return False
+    return True
+
+
+def _mask_fits(records: dict[StageKey, StageRecord], tokens: int) -> bool:
+    """Whether most scores, read as [query, key], are 0 where key > query and sum to 1 by row.
+
+    The sum is the softmax's; NaN says nothing. Only the first rows are looked at.
+    """
+    verdicts = []
+    for key, record in records.items():
+        if key.stage not in ("attn_scores", "attn_softmax") or record.parts:
+            continue
+        values = read_values(record.path)
+        rows = min(_MASK_ROWS, values.size // tokens)
+        block = np.asarray(values[: rows * tokens]).reshape(rows, tokens)
+        hidden = np.arange(tokens)[None, :] > (np.arange(rows) % tokens)[:, None]
+        masked = not np.any(block[hidden & np.isfinite(block)])
+        sums = block.astype(np.float64).sum(axis=1)
+        off = np.abs(sums[np.isfinite(sums)] - 1) > 0.02
+        verdicts.append(masked and not (key.stage == "attn_softmax" and off.any()))
+    return 2 * sum(verdicts) > len(verdicts)
+
+
+def _distinct_experts(records: dict[StageKey, StageRecord]) -> bool:
+    for key, record in records.items():
+        if key.stage == "moe_router_indices":
+            try:
+                values = read_values(record.path)
+            except BadFileError:
+                continue
+            if np.unique(values).size != values.size:
+                return False
+    return True
+
+
+def _read_as(record: StageRecord, reading: _Reading, positions: str) -> StageRecord:
+    axes = _AXES.get(record.key.stage)
+    if axes is None:
+        return record
+    extent = {
+        "token": reading.tokens,
+        "query": reading.tokens,
+        "key": reading.tokens,
+        "head": reading.heads,
+        "kv_head": reading.kv_heads,
+        "channel": reading.channel,
+        "vocab": reading.vocab,
+    }
+    if axes == ("vocab",):
+        axes = ("token", "vocab") if record.parts else axes
+        positions = "all" if record.parts else "last"
+    shape = tuple(extent.get(axis, record.count // reading.tokens) for axis in axes)
+    if 0 in shape:  # the head size is not told: rows are
+        axes, shape = ("token", "channel"), (reading.tokens, record.count // reading.tokens)
+    if record.parts and record.positions != "all":
+        return record
+    return dataclasses.replace(
+        record, shape=shape, axes=axes, positions=positions, shape_source="inferred"
+    )

@@ -1,0 +1,1 @@
+"""Contracts: reading and validating them, running their tests, and the levels these support."""

@@ -1,0 +1,251 @@
+"""Capturing: the pass's values cloned, handed to a writer thread, written as stage files."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from aprtui.engine.device import own_memory_bytes
+from aprtui.engine.events import Emit, StageWritten
+from aprtui.engine.plan import PlannedFile
+from aprtui.formats.aprt import create_stage, write_stage
+from aprtui.formats.tracedir import StageKey, relative_path
+
+__all__ = ["Capture", "json_number", "summarise"]
+
+Float32 = npt.NDArray[np.float32]
+_QUEUE_VALUES = 64 << 20  # float32 values that may wait for the disk: 256 MB
+_STATS_BLOCK = 1 << 18
+
+
+def json_number(value: float) -> float | str:
+    """A float as JSON can hold it: non-finite ones by name."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def summarise(values: Float32) -> dict[str, Any]:
+    """min, max, mean, std, rms over the finite values, and how many are zero, NaN or infinite."""
+    flat = values.reshape(-1)
+    total = squares = 0.0
+    low, high = math.inf, -math.inf
+    finite = zeros = nan = inf = 0
+    for start in range(0, flat.size, _STATS_BLOCK):
+        block = flat[start : start + _STATS_BLOCK].astype(np.float64)
+        good = np.isfinite(block)
+        if not good.all():
+            nan += int(np.isnan(block).sum())
+            block = block[good]
+        finite += block.size
+        if block.size:
+            total += float(block.sum())
+            squares += float(np.dot(block, block))
+            low, high = min(low, float(block.min())), max(high, float(block.max()))
+            zeros += block.size - int(np.count_nonzero(block))
+    inf = flat.size - finite - nan
+    mean = total / finite if finite else math.nan
+    rms = math.sqrt(squares / finite) if finite else math.nan
+    std = math.sqrt(max(squares / finite - mean * mean, 0.0)) if finite else math.nan
+    numbers = {"min": low if finite else math.nan, "max": high if finite else math.nan,
+               "mean": mean, "std": std, "rms": rms}  # fmt: skip
+    return {name: json_number(value) for name, value in numbers.items()} | {
+        "zeros": zeros,
+        "nan": nan,
+        "inf": inf,
+    }
+
+
+@dataclass
+class _Whole:
+    """A whole tensor on its way to its file."""
+
+    file: PlannedFile
+    values: Float32
+
+
+@dataclass
+class _Mapped:
+    """A stage file that was filled block by block and waits to be closed."""
+
+    file: PlannedFile
+    values: Float32
+    open_file: ExitStack
+
+
+class _BlockSink:
+    """Fills the map of a [A,T,T] stage file as blocks of queries come."""
+
+    def __init__(self, capture: Capture, file: PlannedFile) -> None:
+        self._capture = capture
+        self._file = file
+        self._open_file = ExitStack()
+        self._values = self._open_file.enter_context(
+            create_stage(capture.path_of(file), file.key.layer, file.shape)
+        )
+
+    def put(self, first_query: int, block: torch.Tensor) -> None:
+        last, keys = first_query + block.shape[1], block.shape[2]
+        self._values[:, first_query:last, :keys] = block.to(torch.float32).cpu().numpy()
+
+    def close(self) -> None:
+        self._capture.enqueue(_Mapped(self._file, self._values, self._open_file))
+
+    def abort(self) -> None:
+        try:
+            with self._open_file:
+                raise _Aborted
+        except _Aborted:
+            pass
+
+
+class _Aborted(Exception):
+    """Unwinds an open stage file so that nothing of it remains."""
+
+
+class Capture:
+    """A tap (``forward.Tap``) that writes the planned stages through a writer thread.
+
+    A failure of the writer (a full disk) is raised in the pass at the next stage.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        files: tuple[PlannedFile, ...],
+        emit: Emit,
+        device_bytes: Callable[[], int],
+    ) -> None:
+        self._directory = directory
+        self._files = {file.key: file for file in files}
+        self._emit = emit
+        self._device_bytes = device_bytes
+        self._start = time.monotonic()
+        self._queue: queue.Queue[_Whole | _Mapped | None] = queue.Queue()
+        self._room = threading.Condition()
+        self._waiting_values = 0
+        self._failure: BaseException | None = None
+        self._abandoned = False
+        self._open_sinks: list[_BlockSink] = []
+        self._written_bytes = 0
+        self.stats: dict[StageKey, Mapping[str, Any]] = {}
+        self.peak_memory_bytes = 0
+        self.peak_device_bytes = 0
+        self._thread = threading.Thread(target=self._write_all, name="capture-writer", daemon=True)
+        self._thread.start()
+
+    def path_of(self, file: PlannedFile) -> Path:
+        return self._directory / relative_path(file.key)
+
+    def put(self, key: StageKey, value: torch.Tensor) -> None:
+        """Clone a watched stage off the device and queue it."""
+        self._raise_failure()
+        file = self._files.get(key)
+        if file is not None:
+            copy = value.detach().to("cpu", torch.float32, copy=True).contiguous()
+            self.enqueue(_Whole(file, copy.numpy()))
+
+    def open_blocks(self, key: StageKey) -> _BlockSink | None:
+        self._raise_failure()
+        file = self._files.get(key)
+        if file is None:
+            return None
+        sink = _BlockSink(self, file)
+        self._open_sinks.append(sink)
+        return sink
+
+    def enqueue(self, item: _Whole | _Mapped) -> None:
+        if isinstance(item, _Mapped):
+            self._open_sinks.pop(0)
+        with self._room:
+            self._room.wait_for(lambda: self._waiting_values < _QUEUE_VALUES)
+            self._waiting_values += item.values.size
+        self._queue.put(item)
+
+    def close(self) -> None:
+        """Wait until every file is written. Raises what the writer met."""
+        self._queue.put(None)
+        self._thread.join()
+        self._raise_failure()
+
+    def abort(self) -> None:
+        """Stop now: files already whole stay, nothing half written remains."""
+        self._abandoned = True
+        for sink in self._open_sinks:
+            sink.abort()
+        self._queue.put(None)
+        self._thread.join()
+
+    @property
+    def written(self) -> int:
+        return len(self.stats)
+
+    @property
+    def written_bytes(self) -> int:
+        return self._written_bytes
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _write_all(self) -> None:
+        while (item := self._queue.get()) is not None:
+            try:
+                self._write(item)
+            except BaseException as error:  # raised again in the pass, by _raise_failure
+                self._failure = self._failure or error
+            with self._room:
+                self._waiting_values -= item.values.size
+                self._room.notify_all()
+
+    def _write(self, item: _Whole | _Mapped) -> None:
+        discard = self._abandoned or self._failure is not None
+        if isinstance(item, _Mapped):
+            try:
+                with item.open_file:
+                    if discard:
+                        raise _Aborted
+                    stats = summarise(item.values)
+            except _Aborted:
+                return
+        elif discard:
+            return
+        else:
+            stats = summarise(item.values)
+            write_stage(self.path_of(item.file), item.file.key.layer, item.values)
+        self._announce(item.file, stats)
+
+    def _announce(self, file: PlannedFile, stats: Mapping[str, Any]) -> None:
+        self.stats[file.key] = stats
+        self._written_bytes += file.bytes
+        memory, device = own_memory_bytes(), self._device_bytes()
+        self.peak_memory_bytes = max(self.peak_memory_bytes, memory)
+        self.peak_device_bytes = max(self.peak_device_bytes, device)
+        self._emit(
+            StageWritten(
+                layer=file.key.layer,
+                stage=file.key.stage,
+                path=relative_path(file.key),
+                bytes=file.bytes,
+                done=len(self.stats),
+                files=len(self._files),
+                written_bytes=self._written_bytes,
+                elapsed_s=round(time.monotonic() - self._start, 4),
+                rms=stats["rms"],
+                nan=stats["nan"],
+                inf=stats["inf"],
+                device_bytes=device,
+                memory_bytes=memory,
+            )
+        )

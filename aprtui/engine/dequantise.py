@@ -1,0 +1,204 @@
+"""Stored weights to float32: blocks of any type, and rows of a tensor straight from its file."""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+import gguf
+import gguf.quants
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from aprtui.engine.block_decoders import BLOCK_DECODERS, Fields, Workspace
+from aprtui.errors import BadFileError, EngineError
+from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
+from aprtui.formats.modelfile import TensorEntry, tensor_bytes
+from aprtui.text import clean
+
+__all__ = [
+    "Workspace",
+    "decode_rows",
+    "decode_tensor",
+    "dequantise",
+    "dequantise_apr_q8",
+]
+
+_CODEC_BLOCKS = 4096  # blocks a call of gguf's numpy codecs: bounds their temporaries
+_PLAIN: dict[str, torch.dtype] = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
+
+
+def dequantise(
+    type_name: str,
+    blocks: Tensor,
+    out: Tensor | None = None,
+    workspace: Workspace | None = None,
+) -> Tensor:
+    """The values [n, block_values] float32 of ``blocks`` [n, block_bytes] uint8, on its device.
+
+    ``out`` (contiguous, that shape) receives them where given. Equal bit for bit to ggml's C code;
+    IEEE decides what NaN, infinite and subnormal scales give. APR_Q8 has a scale of its own, see
+    dequantise_apr_q8. Raises EngineError for a type that has no decoder.
+    """
+    workspace = workspace or Workspace()
+    workspace.restart()
+    return _dequantise(type_name, blocks, out, workspace)
+
+
+def _dequantise(type_name: str, blocks: Tensor, out: Tensor | None, workspace: Workspace) -> Tensor:
+    kind = BLOCK_TYPES.get(type_name)
+    if kind is None or type_name == "APR_Q8":
+        raise EngineError(f"no decoder for blocks of type {clean(type_name)}")
+    n = blocks.shape[0]
+    if out is None:
+        out = torch.empty((n, kind.values), dtype=torch.float32, device=blocks.device)
+    if n == 0:
+        return out
+    fields = Fields(blocks, workspace)
+    if type_name in _PLAIN:
+        out.copy_(_viewed(fields, _PLAIN[type_name]))
+    elif type_name in BLOCK_DECODERS:
+        BLOCK_DECODERS[type_name](fields, out)
+    else:
+        _by_codec(type_name, blocks, out)
+    return out
+
+
+def _viewed(fields: Fields, dtype: torch.dtype) -> Tensor:
+    """The blocks as ``dtype``; copied where their address is not a multiple of its size."""
+    blocks = fields.blocks
+    if blocks.data_ptr() % dtype.itemsize or blocks.storage_offset() % dtype.itemsize:
+        blocks = fields.bytes(0, blocks.shape[1])
+    return blocks.view(dtype)
+
+
+def _by_codec(type_name: str, blocks: Tensor, out: Tensor) -> None:
+    """Rare types through gguf's numpy codecs, on the CPU."""
+    kind = gguf.GGMLQuantizationType[type_name]
+    stored: npt.NDArray[np.uint8] = blocks.cpu().contiguous().numpy()
+    for first in range(0, len(stored), _CODEC_BLOCKS):
+        part = stored[first : first + _CODEC_BLOCKS]
+        try:
+            with np.errstate(all="ignore"):
+                values = gguf.quants.dequantize(part.reshape(1, -1), kind)
+        except NotImplementedError as error:
+            raise EngineError(
+                f"no decoder for blocks of type {type_name}",
+                hint="llama-quantize --allow-requantize makes a file of a common type from it",
+            ) from error
+        out[first : first + len(part)].copy_(torch.from_numpy(values.reshape(len(part), -1)))
+
+
+def dequantise_apr_q8(scale: float, stored: Tensor, out: Tensor | None = None) -> Tensor:
+    """``stored`` (any shape, int8) times the tensor's one float32 scale: float32, same shape."""
+    if out is None:
+        out = torch.empty(stored.shape, dtype=torch.float32, device=stored.device)
+    return out.copy_(stored).mul_(scale)
+
+
+def decode_rows(
+    entry: TensorEntry,
+    first_row: int,
+    rows: int,
+    device: torch.device,
+    out: Tensor | None = None,
+    workspace: Workspace | None = None,
+) -> Tensor:
+    """Rows of a stored tensor, seen as [prod(shape[:-1]), shape[-1]]: [rows, shape[-1]] float32.
+
+    Reads the bytes of these rows and no others. ``out`` (contiguous, that shape, on ``device``)
+    receives them where given. Raises BadFileError when the tensor's bytes are not what its shape
+    and type need, EngineError for rows outside the tensor or a type that has no decoder.
+    """
+    columns = entry.shape[-1] if entry.shape else 1
+    total = math.prod(entry.shape[:-1])
+    if not (first_row >= 0 and rows >= 0 and first_row + rows <= total):
+        raise EngineError(
+            f"rows {first_row}..{first_row + rows} of {clean(entry.name)}, which has {total}"
+        )
+    needed = stored_bytes(entry.type, entry.shape, flat=entry.flat)
+    if entry.size_bytes != needed:
+        raise BadFileError(
+            entry.path,
+            f"tensor {clean(entry.name)} holds {entry.size_bytes:,} bytes where "
+            f"{'x'.join(map(str, entry.shape))} of {entry.type} takes {needed:,}",
+        )
+    if out is None:
+        out = torch.empty((rows, columns), dtype=torch.float32, device=device)
+    if out.numel():
+        workspace = workspace or Workspace()
+        workspace.restart()
+        _decode_rows(entry, first_row, out, workspace)
+    return out
+
+
+def decode_tensor(
+    entry: TensorEntry, device: torch.device, workspace: Workspace | None = None
+) -> Tensor:
+    """A whole stored tensor, [shape] float32. Raises as decode_rows does."""
+    rows = math.prod(entry.shape[:-1])
+    return decode_rows(entry, 0, rows, device, workspace=workspace).view(entry.shape)
+
+
+def _decode_rows(entry: TensorEntry, first_row: int, out: Tensor, workspace: Workspace) -> None:
+    kind = BLOCK_TYPES[entry.type]
+    stored = tensor_bytes(entry)
+    rows, columns = out.shape
+    if entry.type == "APR_Q8":
+        (scale,) = struct.unpack("<f", stored[:4].tobytes())
+        first = 4 + first_row * columns
+        quantised = _on_device(stored[first : first + out.numel()], out.device, workspace)
+        dequantise_apr_q8(scale, quantised.view(torch.int8).view(out.shape), out)
+        return
+    if entry.flat or entry.type == "APR_Q4":
+        start = first_row * columns
+        first, last = start // kind.values, math.ceil((start + out.numel()) / kind.values)
+        skipped = start - first * kind.values
+    else:
+        blocks_a_row = math.ceil(columns / kind.values)
+        first, last = first_row * blocks_a_row, (first_row + rows) * blocks_a_row
+        skipped = 0
+    raw = _on_device(stored[first * kind.bytes : last * kind.bytes], out.device, workspace)
+    blocks = raw.view(last - first, kind.bytes)
+    if blocks.shape[0] * kind.values == out.numel():
+        _dequantise(entry.type, blocks, out.view(-1, kind.values), workspace)
+        return
+    whole = workspace.take((blocks.shape[0], kind.values), torch.float32, out.device)
+    _dequantise(entry.type, blocks, whole, workspace)
+    if entry.flat or entry.type == "APR_Q4":
+        out.view(-1).copy_(whole.view(-1)[skipped : skipped + out.numel()])
+    else:
+        out.copy_(whole.view(rows, -1)[:, :columns])
+
+
+class _Readable:
+    """Read-only memory shown to torch without its warning: torch has no read-only tensors.
+
+    Nothing here writes to a stored tensor; a write would be a fault, never a changed file.
+    """
+
+    def __init__(self, array: npt.NDArray[np.uint8]) -> None:
+        self._array = array
+        interface: dict[str, Any] = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+
+
+def _on_device(stored: npt.NDArray[np.uint8], device: torch.device, workspace: Workspace) -> Tensor:
+    """``stored`` [n] uint8 as a tensor: a view of the memory map on the CPU, else a copy."""
+    mapped = torch.from_numpy(np.asarray(_Readable(stored)))
+    if device.type == "cpu":
+        return mapped
+    return workspace.take(tuple(mapped.shape), torch.uint8, device).copy_(mapped)

@@ -1,0 +1,83 @@
+"""The traced forward pass: the stage graph walked from top to bottom, each value shown to a tap."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from aprtui.engine import ops
+from aprtui.engine.ops import OPERATIONS, Operands
+from aprtui.engine.stages import Node, build_graph
+from aprtui.formats.tracedir import StageKey
+
+__all__ = ["BlockSink", "Tap", "forward"]
+
+
+class BlockSink(Protocol):
+    """Takes a tensor [A,T,T] piece by piece; what is never put stays zero."""
+
+    def put(self, first_query: int, block: torch.Tensor) -> None:
+        """Rows first_query.. of every head: block [A,t,S], S <= T."""
+
+    def close(self) -> None:
+        """All pieces have come."""
+
+
+class Tap(Protocol):
+    """Watches the pass. Watching changes no value: a tap copies what it wants to keep."""
+
+    def put(self, key: StageKey, value: torch.Tensor) -> None:
+        """A stage has been computed."""
+
+    def open_blocks(self, key: StageKey) -> BlockSink | None:
+        """A stage is about to be computed in blocks; None when it is not watched."""
+
+
+def forward(operands: Operands, tap: Tap) -> torch.Tensor:
+    """Run the whole pass; the logits ([V], or [T,V] when ``operands.logits`` is "all").
+
+    Memory is that of one layer: a value is dropped after its last use.
+    """
+    graph = build_graph(operands.config)
+    last_use = {key: place for place, node in enumerate(graph) for key in node.inputs}
+    values: dict[StageKey, torch.Tensor] = {}
+    for place, node in enumerate(graph):
+        if node.kind.operation in ("scores", "softmax"):
+            continue  # computed block by block together with "attend"
+        if node.kind.operation == "attend":
+            value = _attention(operands, node, values, tap)
+        else:
+            inputs = tuple(values[key] for key in node.inputs)
+            value = OPERATIONS[node.kind.operation](operands, node, inputs)
+        values[node.key] = value
+        tap.put(node.key, value)
+        for key in [key for key in values if last_use.get(key, len(graph)) <= place]:
+            del values[key]
+    return value
+
+
+def _attention(
+    operands: Operands, node: Node, values: dict[StageKey, torch.Tensor], tap: Tap
+) -> torch.Tensor:
+    """Scores, softmax and attention [T,A,d] in blocks of queries: [A,T,T] is never whole."""
+    config, layer = operands.config, node.key.layer or 0
+    softmax_key, qkv_key = node.inputs
+    scores_key = StageKey(layer, "attn_scores")
+    q = values[StageKey(layer, "q_post_rope")]
+    k = values[StageKey(layer, "k_post_rope")]
+    v = ops.value_heads(values[qkv_key], config)
+    sinks = (tap.open_blocks(scores_key), tap.open_blocks(softmax_key))
+    out = torch.empty_like(q)
+    for first, last in ops.attention_blocks(config, q.shape[0]):
+        seen = ops.visible(config, layer, first, last, last, q.device)
+        scores = ops.score_block(config, q[first:last], k[:last], seen)
+        weights = ops.softmax_block(scores, seen)
+        out[first:last] = ops.attend_block(config, weights, v[:last])
+        for sink, block in zip(sinks, (scores, weights), strict=True):
+            if sink is not None:
+                sink.put(first, block)
+    for sink in sinks:
+        if sink is not None:
+            sink.close()
+    return out

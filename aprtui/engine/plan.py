@@ -1,0 +1,226 @@
+"""What a trace will do, settled before a weight is touched: tokens, files, bytes. No torch."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from aprtui.engine.events import Planned
+from aprtui.engine.job import DTYPES, TraceJob, default_directory
+from aprtui.engine.stages import (
+    Absent,
+    absent_stages,
+    build_graph,
+    parse_layers,
+    parse_stages,
+    stage_axes,
+    stage_bytes,
+    stage_shape,
+)
+from aprtui.errors import EngineError, UsageError
+from aprtui.formats.aprt import StageHeader
+from aprtui.formats.tracedir import StageKey
+from aprtui.model.config import ModelConfig
+from aprtui.model.open import Model, open_model
+from aprtui.text import clean, size
+
+__all__ = ["DEFAULT_PROMPT", "Plan", "PlannedFile", "make_plan"]
+
+DEFAULT_PROMPT = "What is 2+2?"
+"""The prompt that the public `apr trace` always uses."""
+
+_RUNTIME_BYTES = 250_000_000  # Python, torch and its threads, measured on Linux x86-64
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One stage file that the trace will write."""
+
+    key: StageKey
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    positions: str  # "all" or "last"
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A trace, resolved against its model."""
+
+    job: TraceJob
+    model: Model
+    directory: Path
+    prompt: str | None
+    tokens: tuple[int, ...]
+    token_texts: tuple[str, ...]
+    stages: tuple[str, ...]
+    layers: tuple[int, ...]
+    files: tuple[PlannedFile, ...]
+    absent: tuple[Absent, ...]
+    notes: tuple[str, ...]
+    free_bytes: int
+
+    @property
+    def write_bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def read_bytes(self) -> int:
+        """The weights that the pass reads: each tensor once, of the token table only rows."""
+        entries = {
+            matrix.entry.name: matrix.entry.size_bytes
+            for role, matrix in self.model.weights.items()
+            if role.name != "embedding"
+        }
+        return sum(entries.values())
+
+    @property
+    def memory_bytes(self) -> int:
+        """An estimate of what the pass needs beside the mapped file: one layer's activations."""
+        config, tokens = self.model.config, len(self.tokens)
+        width = 6 * config.hidden_size + 4 * config.q_size + 4 * config.kv_size
+        width += 4 * config.intermediate_size
+        return (
+            _RUNTIME_BYTES
+            + 4 * tokens * width
+            + 4 * config.vocab_size * (tokens if self.job.logits == "all" else 1)
+        )
+
+    def event(self, device: str, device_name: str) -> Planned:
+        config = self.model.config
+        return Planned(
+            directory=str(self.directory),
+            model=str(self.model.path),
+            architecture=config.architecture,
+            num_layers=config.num_layers,
+            tokens=self.tokens,
+            token_texts=self.token_texts,
+            stages=self.stages,
+            layers=self.layers,
+            files=len(self.files),
+            write_bytes=self.write_bytes,
+            free_bytes=self.free_bytes,
+            read_bytes=self.read_bytes,
+            memory_bytes=self.memory_bytes,
+            device=device,
+            device_name=device_name,
+            dtype=self.job.dtype,
+            notes=self.notes,
+        )
+
+    def check_space(self) -> None:
+        """Raises EngineError when the files do not fit on the disk."""
+        if self.write_bytes > self.free_bytes:
+            raise EngineError(
+                f"{clean(str(self.directory))}: the trace needs {size(self.write_bytes)} and "
+                f"{size(self.free_bytes)} are free",
+                hint="fewer --stages or --layers, or another --save-tensor-dir",
+            )
+
+
+def make_plan(job: TraceJob) -> Plan:
+    """Resolve a job: opens the model, encodes the prompt, checks stages, layers and options.
+
+    Raises UsageError for a request that makes no sense, BadFileError for a damaged model.
+    """
+    if job.dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {clean(job.dtype)!r}", hint=f"one of {', '.join(DTYPES)}")
+    if job.logits not in ("last", "all"):
+        raise UsageError(f"--logits {clean(job.logits)!r}", hint="last or all")
+    chosen = parse_stages(job.stages)
+    path = Path(job.model)
+    model = open_model(path, job.overrides)
+    config = model.config
+    layers = parse_layers(job.layers, config.num_layers)
+    notes = list(model.notes)
+    tokens = _tokens(job, model)
+    if config.max_positions and len(tokens) > config.max_positions:
+        notes.append(
+            f"{len(tokens):,} tokens exceed the {config.max_positions:,} positions the model "
+            "was trained for"
+        )
+    files = _files(config, chosen, layers, len(tokens), job.logits)
+    absent = absent_stages(config)
+    if chosen is not None:
+        for missing in absent:
+            if missing.stage in chosen:
+                notes.append(f"{missing.stage} does not exist here: {missing.reason}")
+    if not files:
+        raise UsageError(
+            "nothing to write: none of the stages asked for exists in this model and these layers",
+            hint="; ".join(notes[-3:]) or "embedding exists in layer 0 only",
+        )
+    directory = Path(job.directory) if job.directory else default_directory(path)
+    vocabulary = model.vocabulary
+    return Plan(
+        job=job,
+        model=model,
+        directory=directory,
+        prompt=None if job.tokens is not None else _prompt(job),
+        tokens=tokens,
+        token_texts=tuple(vocabulary.text_of(token) for token in tokens) if vocabulary else (),
+        stages=tuple(dict.fromkeys(file.key.stage for file in files)),
+        layers=layers,
+        files=files,
+        absent=absent,
+        notes=tuple(notes),
+        free_bytes=_free_bytes(directory),
+    )
+
+
+def _prompt(job: TraceJob) -> str:
+    return DEFAULT_PROMPT if job.prompt is None else job.prompt
+
+
+def _tokens(job: TraceJob, model: Model) -> tuple[int, ...]:
+    vocab_size = model.config.vocab_size
+    if job.tokens is not None:
+        if job.prompt is not None:
+            raise UsageError("a prompt and tokens were both given", hint="give one of them")
+        tokens = job.tokens
+    else:
+        tokens = model.tokenizer.encode(_prompt(job))
+    if not tokens:
+        raise UsageError("the prompt is empty: it encodes to no tokens", hint="give some text")
+    outside = next((token for token in tokens if not 0 <= token < vocab_size), None)
+    if outside is not None:
+        raise UsageError(
+            f"token {outside:,} lies outside the vocabulary of {vocab_size:,} tokens",
+            hint=f"ids go from 0 to {vocab_size - 1:,}",
+        )
+    return tokens
+
+
+def _files(
+    config: ModelConfig,
+    chosen: tuple[str, ...] | None,
+    layers: tuple[int, ...],
+    tokens: int,
+    logits: str,
+) -> tuple[PlannedFile, ...]:
+    """The files to write, in order of computation; whole-model stages whenever asked for."""
+    files = tuple(
+        PlannedFile(
+            node.key,
+            stage_shape(node.key.stage, config, tokens, logits),
+            stage_axes(node.key.stage, logits),
+            "last" if node.key.stage == "lm_head" and logits == "last" else "all",
+            stage_bytes(node.key.stage, config, tokens, logits),
+        )
+        for node in build_graph(config)
+        if (chosen is None or node.key.stage in chosen)
+        and (node.key.layer is None or node.key.layer in layers)
+    )
+    for file in files:
+        StageHeader(file.key.layer, math.prod(file.shape))  # refuses what no stage file can hold
+    return files
+
+
+def _free_bytes(directory: Path) -> int:
+    """Free bytes on the disk that ``directory`` is or would be on."""
+    for folder in (directory.absolute(), *directory.absolute().parents):
+        if folder.is_dir():
+            return shutil.disk_usage(folder).free
+    return 0

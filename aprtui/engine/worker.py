@@ -1,0 +1,107 @@
+"""The engine as a child process: one job in, one JSON event per line out.
+
+    python -m aprtui.engine.worker JOB_JSON [--parent PID]
+    python -m aprtui.engine.worker --plan JOB_JSON
+
+With ``--parent`` it stops when that process is gone; without, it is detached. SIGTERM and SIGINT
+stop it: whole files stay, the last event is ``stopped``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+from aprtui.engine.events import Emit, Event, Failed
+from aprtui.engine.job import TraceJob
+from aprtui.errors import AprtuiError
+
+__all__ = ["event_printer", "main", "stop_on_signals"]
+
+_PARENT_CHECK_S = 0.5
+
+
+def event_printer() -> Emit:
+    """An emit that prints each event as one line on stdout, and goes on when nobody reads it."""
+    lock = threading.Lock()
+    gone = False
+
+    def emit(event: Event) -> None:
+        nonlocal gone
+        with lock:
+            if gone:
+                return
+            try:
+                sys.stdout.write(event.line() + "\n")
+                sys.stdout.flush()
+            except (BrokenPipeError, ValueError):
+                gone = True
+                sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - kept until exit
+
+    return emit
+
+
+def stop_on_signals() -> None:
+    """Make SIGTERM and SIGINT raise TraceStopped in the main thread, once."""
+    from aprtui.engine.run import TraceStopped
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        raise TraceStopped
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, stop)
+
+
+def _watch_parent(pid: int, done: threading.Event, ended: Callable[[], None]) -> None:
+    while not done.wait(_PARENT_CHECK_S):
+        if os.getppid() != pid:
+            ended()
+            return
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m aprtui.engine.worker", description=__doc__)
+    parser.add_argument("job", help="the TraceJob as JSON")
+    parser.add_argument("--plan", action="store_true", help="print the plan and compute nothing")
+    parser.add_argument("--parent", type=int, help="stop when this process is no longer the parent")
+    options = parser.parse_args(arguments)
+    emit = event_printer()
+    try:
+        job = TraceJob.from_json(options.job)
+        if options.plan:
+            from aprtui.engine.plan import make_plan
+
+            emit(make_plan(job).event(job.device, ""))
+            return 0
+        return _trace(job, options.parent, emit)
+    except AprtuiError as error:
+        emit(Failed(error.message, error.hint, error.exit_code))
+        return error.exit_code
+
+
+def _trace(job: TraceJob, parent: int | None, emit: Emit) -> int:
+    from aprtui.engine.run import TraceStopped, run_trace
+
+    stop_on_signals()
+    done = threading.Event()
+    if parent is not None:
+        end = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        threading.Thread(target=_watch_parent, args=(parent, done, end), daemon=True).start()
+    try:
+        run_trace(job, emit)
+    except TraceStopped:
+        pass
+    finally:
+        done.set()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

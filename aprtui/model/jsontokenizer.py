@@ -1,0 +1,150 @@
+"""The tokenizer of a Hugging Face folder, read from its JSON files by the tokenizers library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from aprtui.errors import AprtuiError, BadFileError, UsageError
+from aprtui.model.pretokenizers import TOKENS_HINT
+from aprtui.model.vocabulary import (
+    BYTE,
+    CONTROL,
+    MAX_VOCABULARY,
+    NORMAL,
+    USER_DEFINED,
+    TokenizerSpec,
+    Vocabulary,
+    byte_of,
+)
+from aprtui.text import clean
+
+__all__ = ["json_vocabulary", "library_failures", "load_library", "spec_from_folder"]
+
+MAX_JSON_BYTES = 256 * 1024 * 1024
+
+
+def spec_from_folder(folder: Path) -> TokenizerSpec:
+    """The tokenizer of a Hugging Face folder: tokenizer.json, tokenizer_config.json, config.json.
+
+    Where tokenizer_config.json says whether BOS is added, it decides; otherwise tokenizer.json's
+    post-processor. Raises UsageError where there is no tokenizer.json, BadFileError where a file is
+    damaged.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UsageError(f"{clean(str(folder))} holds no tokenizer.json", hint=TOKENS_HINT)
+    config = _read_object(folder / "tokenizer_config.json")
+    model_config = _read_object(folder / "config.json")
+    add_bos, add_eos = config.get("add_bos_token"), config.get("add_eos_token")
+    ids = {
+        name: value if isinstance(value, int) and not isinstance(value, bool) else None
+        for name, value in ((n, model_config.get(f"{n}_token_id")) for n in ("bos", "eos"))
+    }
+    if isinstance(add_bos, bool):
+        library = load_library(TokenizerSpec("json", json_path=path))
+        for name in ids:
+            entry = config.get(f"{name}_token")
+            content = entry.get("content") if isinstance(entry, dict) else entry
+            known = library.token_to_id(content) if isinstance(content, str) else None
+            ids[name] = ids[name] if known is None else known
+    return TokenizerSpec(
+        model="json",
+        bos_id=ids["bos"],
+        eos_id=ids["eos"],
+        add_bos=add_bos if isinstance(add_bos, bool) else None,
+        add_eos=add_eos is True and isinstance(add_bos, bool),
+        json_path=path,
+        path=path,
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise BadFileError(path, f"{size:,} bytes of JSON; {MAX_JSON_BYTES:,} can be")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadFileError(path, f"is not UTF-8 at byte {error.start:,}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise BadFileError(path, f"is not JSON: {clean(str(error))}") from error
+    if not isinstance(found, dict):
+        raise BadFileError(path, "is not a JSON object")
+    return found
+
+
+def load_library(spec: TokenizerSpec) -> tokenizers.Tokenizer:
+    """The library's own tokenizer of ``spec.json_path``; BadFileError where it is none."""
+    if spec.json_path is None:
+        raise UsageError("the tokenizer has no tokenizer.json", hint=TOKENS_HINT)
+    text = _read_text(spec.json_path)
+    with library_failures(spec.json_path, "is no tokenizer"):
+        library = tokenizers.Tokenizer.from_str(text)
+        # A training job's truncation and padding may stand in the file; a prompt wants neither.
+        library.no_truncation()
+        library.no_padding()
+        return library
+
+
+@contextmanager
+def library_failures(path: Path | str, what: str) -> Iterator[None]:
+    """Whatever the library raises on a damaged file, as a BadFileError on ``path``.
+
+    It raises bare ``Exception``, and where its Rust code panics a ``PanicException``, which is a
+    ``BaseException`` that cannot be imported.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | AprtuiError):
+            raise
+        raise BadFileError(path, f"{what}: {clean(str(error))}", hint=TOKENS_HINT) from error
+
+
+def json_vocabulary(spec: TokenizerSpec, library: tokenizers.Tokenizer) -> Vocabulary:
+    """The texts of the library's tokens; byte level where U+0120 and U+010A are tokens."""
+    ids = library.get_vocab(with_added_tokens=True)
+    size = max(ids.values(), default=-1) + 1
+    if not 0 < size <= MAX_VOCABULARY:
+        raise BadFileError(
+            spec.json_path or "tokenizer.json",
+            f"token ids up to {size - 1:,}; 0 to {MAX_VOCABULARY - 1:,} can be",
+            hint=TOKENS_HINT,
+        )
+    byte_level = "\u0120" in ids and "\u010a" in ids
+    tokens: list[Any] = [None] * size
+    types = [NORMAL] * size
+    for token, token_id in ids.items():
+        tokens[token_id] = token
+        if not byte_level and byte_of(token) is not None:
+            types[token_id] = BYTE
+    for token_id, added in library.get_added_tokens_decoder().items():
+        types[token_id] = CONTROL if added.special else USER_DEFINED
+    with library_failures(spec.json_path or "tokenizer.json", "cannot encode"):
+        first = library.encode("a", add_special_tokens=False).tokens[:1]
+    return Vocabulary(
+        replace(
+            spec,
+            model="bpe" if byte_level else "spm",
+            vocabulary=tokens,
+            token_types=types,
+            add_space_prefix=not byte_level and bool(first) and first[0].startswith("\u2581"),
+        )
+    )

@@ -1,0 +1,145 @@
+"""The app: modes with a screen stack each, the keys that work anywhere, the theme."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import App
+from textual.binding import BindingType
+
+from aprtui.tui.keys import bindings
+from aprtui.tui.screens.base import MODES, BaseScreen
+from aprtui.tui.source import Opened
+
+__all__ = ["AprtuiApp", "theme_for"]
+
+THEMES = ("textual-dark", "textual-light", "ansi-dark", "ansi-light")
+
+
+def theme_for(environment: dict[str, str]) -> str:
+    """The theme for a terminal: its own sixteen colours unless it says that it has 256."""
+    wide = environment.get("COLORTERM", "") in ("truecolor", "24bit")
+    if wide or "256" in environment.get("TERM", "") or "kitty" in environment.get("TERM", ""):
+        return "textual-dark"
+    return "ansi-dark"
+
+
+class AprtuiApp(App[int]):
+    """Opens on what it is given; every other screen is reached from there."""
+
+    CSS_PATH = "theme.tcss"
+    TITLE = "aprtui"
+    ENABLE_COMMAND_PALETTE = True
+    BINDINGS: ClassVar[list[BindingType]] = bindings("anywhere")  # type: ignore[assignment]
+
+    def __init__(
+        self, opened: tuple[Opened, ...] = (), *, folder: Path | None = None, model: str = ""
+    ) -> None:
+        super().__init__()
+        self.opened = opened
+        self.folder = folder or Path.cwd()
+        self.model = model
+        self._trail: list[str] = []
+
+    def on_mount(self) -> None:
+        self.theme = os.environ.get("TEXTUAL_THEME") or theme_for(dict(os.environ))
+        mode, factory = self._first_screen()
+        self.go(mode, factory)
+
+    def _first_screen(self) -> tuple[str, Callable[[], BaseScreen]]:
+        from aprtui.tui.screens.browse import BrowseScreen
+
+        if not self.opened:
+            from aprtui.tui.screens.home import HomeScreen
+
+            return "home", lambda: HomeScreen(self.folder)
+        first = self.opened[0]
+        if len(self.opened) == 2 or first.kind == "per-op":
+            from aprtui.tui.screens.diff import DiffScreen
+
+            a, b = (
+                (first.path, self.opened[1].path)
+                if len(self.opened) == 2
+                else (first.path / "cpu", first.path / "gpu")
+            )
+            return "diff", lambda: DiffScreen(a, b)
+        if first.kind == "model":
+            from aprtui.tui.screens.model import ModelScreen
+
+            return "model", lambda: ModelScreen(first.path)
+        return "browse", lambda: BrowseScreen(first.path)
+
+    # Modes.
+
+    def go(self, mode: str, factory: Callable[[], BaseScreen]) -> None:
+        """Show a new screen in its mode; what that mode showed before lies under it."""
+        if mode not in self._modes:
+            self.add_mode(mode, factory)
+            self._trail.append(mode)
+            self.switch_mode(mode)
+        else:
+            self._enter(mode)
+            self.push_screen(factory())
+        self._tell_modes()
+
+    def _enter(self, mode: str) -> None:
+        if mode != self.current_mode:
+            self._trail.remove(mode)
+            self._trail.append(mode)
+            self.switch_mode(mode)
+
+    def _tell_modes(self) -> None:
+        open_modes = frozenset(self._trail)
+        for stack in self._screen_stacks.values():
+            for screen in stack:
+                if isinstance(screen, BaseScreen):
+                    screen.title_line.set_open(open_modes)
+
+    def action_cycle_mode(self, step: int) -> None:
+        """The next of the modes that are open."""
+        order = [mode for mode in ("home", *MODES) if mode in self._trail]
+        here = order.index(self.current_mode) if self.current_mode in order else 0
+        self._enter(order[(here + step) % len(order)])
+
+    async def action_back(self) -> None:
+        """Close the question, the screen, the mode, and at last the app."""
+        screen = self.screen
+        if isinstance(screen, BaseScreen):
+            if screen.close_question() or screen.step_back():
+                return
+            if not screen.may_close():
+                return
+        if len(self.screen_stack) > 1:
+            self.pop_screen()
+            return
+        mode = self.current_mode
+        if mode in self._trail:
+            self._trail.remove(mode)
+        if not self._trail:
+            await self.action_leave()
+            return
+        self.switch_mode(self._trail[-1])
+        await self.remove_mode(mode)
+        self._tell_modes()
+
+    async def action_leave(self) -> None:
+        """Quit at once, whatever is open."""
+        self.exit(0)
+
+    # Anywhere.
+
+    def action_help(self) -> None:
+        from aprtui.tui.screens.help import HelpScreen
+
+        places = self.screen.active_places() if isinstance(self.screen, BaseScreen) else ()
+        if not isinstance(self.screen, HelpScreen):
+            self.push_screen(HelpScreen(places))
+
+    def action_next_theme(self) -> None:
+        here = THEMES.index(self.theme) if self.theme in THEMES else -1
+        self.theme = THEMES[(here + 1) % len(THEMES)]
+        if isinstance(self.screen, BaseScreen):
+            self.screen.say(f"theme {self.theme}")

@@ -1,0 +1,160 @@
+"""Every key, once: this table feeds bindings, the foot line, the help screen and the README."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from textual.binding import Binding
+
+__all__ = ["KEYS", "PLACES", "Key", "bindings", "keys_at", "markdown", "shown"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One thing a key does.
+
+    ``keys`` are Textual's names, the first the one that is shown; ``where`` names the place whose
+    widget or screen binds it; ``label`` is the foot line's word, empty to leave it out there.
+    """
+
+    id: str
+    keys: tuple[str, ...]
+    action: str
+    where: str
+    label: str
+    description: str
+
+
+# The places in the order of the help screen, with what a person would call them.
+PLACES: dict[str, str] = {
+    "anywhere": "Anywhere",
+    "move": "Lists and grids",
+    "browse": "Browse",
+    "values": "Browse: values",
+    "histogram": "Browse: histogram",
+    "heatmap": "Browse: heatmap",
+    "model": "Model",
+    "trace": "Trace",
+    "diff": "Diff",
+    "pair": "Diff: one pair",
+    "home": "Home",
+}
+
+KEYS: tuple[Key, ...] = (
+    Key("help", ("?",), "help", "anywhere", "help", "help, with search"),
+    Key("palette", (":", "ctrl+p"), "command_palette", "anywhere", "",
+        "command palette; 4,301 goes to position 4, channel 301"),
+    Key("back", ("q", "escape"), "back", "anywhere", "back", "back; at the top q quits"),
+    Key("quit", ("ctrl+q",), "leave", "anywhere", "", "quit from anywhere"),
+    Key("next-mode", ("]",), "cycle_mode(1)", "anywhere", "", "next of Model, Trace, Browse, Diff"),
+    Key("previous-mode", ("[",), "cycle_mode(-1)", "anywhere", "", "the mode before"),
+    Key("theme", ("f2",), "next_theme", "anywhere", "", "dark, light or the terminal's colours"),
+
+    Key("down", ("j", "down"), "down", "move", "", "down"),
+    Key("up", ("k", "up"), "up", "move", "", "up"),
+    Key("left", ("h", "left"), "left", "move", "", "left; in a tree: fold"),
+    Key("right", ("l", "right"), "right", "move", "", "right; in a tree: unfold"),
+    Key("top", ("g", "home"), "top", "move", "", "first"),
+    Key("bottom", ("G", "end"), "bottom", "move", "", "last"),
+    Key("page-down", ("ctrl+d", "pagedown"), "page_down", "move", "", "a page down"),
+    Key("page-up", ("ctrl+u", "pageup"), "page_up", "move", "", "a page up"),
+    Key("line-start", ("0",), "line_start", "move", "", "first column"),
+    Key("line-end", ("$",), "line_end", "move", "", "last column"),
+    Key("open", ("enter",), "open", "move", "open", "open, or fold"),
+
+    Key("pane-1", ("1",), "pane('header')", "browse", "", "Header: bytes decoded, size, manifest"),
+    Key("pane-2", ("2",), "pane('values')", "browse", "", "Values: positions by channels"),
+    Key("pane-3", ("3",), "pane('histogram')", "browse", "", "Histogram"),
+    Key("pane-4", ("4",), "pane('heatmap')", "browse", "", "Heatmap: positions by channels"),
+    Key("pane-5", ("5",), "pane('stats')", "browse", "", "Stats: numbers, outlier channels"),
+    Key("browse-focus", ("tab",), "focus_pane", "browse", "pane", "tree to pane and back"),
+    Key("browse-filter", ("/",), "filter", "browse", "filter", "show only stages whose name has…"),
+    Key("next-match", ("n",), "next_match(1)", "browse", "",
+        "next stage of the same name; without a filter, next damaged file"),
+    Key("previous-match", ("N",), "next_match(-1)", "browse", "", "the one before"),
+    Key("browse-zoom", ("z",), "zoom", "browse", "zoom", "the pane alone, and back"),
+    Key("browse-sort", ("s",), "sort", "browse", "sort", "tree by computation or by stage"),
+    Key("browse-diff", ("d",), "diff_with", "browse", "diff with…", "compare with another trace"),
+    Key("copy", ("y",), "copy_value", "browse", "copy", "copy the value, or the statistics"),
+    Key("copy-path", ("Y",), "copy_path", "browse", "", "copy the file's path"),
+    Key("export", ("e",), "export", "browse", "", "write what is shown to a text file here"),
+    Key("pause", ("space",), "pause", "browse", "", "stop and go on following a growing trace"),
+
+    Key("maximum", ("m",), "maximum", "values", "max", "to the largest |x|"),
+    Key("next-nonfinite", ("i",), "next_nonfinite", "values", "NaN", "to the next NaN or Inf"),
+
+    Key("range", ("c",), "range", "histogram", "range", "range: clipped, symmetric-log, full"),
+    Key("counts", ("L",), "counts", "histogram", "log", "counts: logarithmic or linear"),
+    Key("slice-axis", ("a",), "slice_axis", "histogram", "axis", "slice by position, head, channel"),
+    Key("slice-next", ("p",), "slice(1)", "histogram", "slice", "next position, head or channel"),
+    Key("slice-previous", ("P",), "slice(-1)", "histogram", "", "the one before"),
+
+    Key("reduce", ("c",), "reduce", "heatmap", "max/mean", "a cell shows max or mean of |x|"),
+
+    Key("trace-model", ("t",), "trace", "model", "trace", "trace this model"),
+    Key("model-filter", ("/",), "filter", "model", "filter", "show only tensors whose name has…"),
+    Key("model-sort", ("s",), "sort", "model", "sort", "tensors by role, size or type"),
+    Key("model-focus", ("tab",), "focus_pane", "model", "pane", "next pane"),
+
+    Key("run", ("r", "ctrl+r"), "run", "trace", "run", "start the trace"),
+    Key("stop", ("x",), "stop", "trace", "stop", "stop; what is written stays"),
+    Key("trace-pause", ("space",), "pause", "trace", "pause", "pause the display, not the trace"),
+    Key("trace-log", ("o",), "log", "trace", "log", "the engine's log"),
+    Key("trace-browse", ("b",), "browse", "trace", "browse", "browse what is written"),
+
+    Key("metric", ("m",), "metric(1)", "diff", "metric", "next metric: max_abs, rms, cosine, rel_l2"),
+    Key("metric-back", ("M",), "metric(-1)", "diff", "", "the metric before"),
+    Key("first-divergence", ("f",), "first", "diff", "first", "to the first divergence"),
+    Key("next-divergence", ("n",), "next(1)", "diff", "next", "next divergence"),
+    Key("previous-divergence", ("N",), "next(-1)", "diff", "", "the divergence before"),
+
+    Key("pair-focus", ("tab",), "focus_pane", "pair", "pane", "next pane"),
+    Key("pair-sort", ("s",), "sort", "pair", "worst by", "worst elements, positions or channels"),
+    Key("pair-next", ("n",), "step(1)", "pair", "next", "next pair in order of computation"),
+    Key("pair-previous", ("N",), "step(-1)", "pair", "", "the pair before"),
+
+    Key("home-filter", ("/",), "filter", "home", "filter", "show only names that have…"),
+    Key("home-rescan", ("r",), "rescan", "home", "look again", "look through the folder again"),
+)  # fmt: skip
+
+_NAMES = {
+    "escape": "esc", "enter": "enter", "space": "space", "pagedown": "pgdn", "pageup": "pgup",
+    "down": "↓", "up": "↑", "left": "←", "right": "→", "home": "home", "end": "end",
+}  # fmt: skip
+
+
+def shown(key: str) -> str:
+    """A key as people write it: ``^d`` for ``ctrl+d``."""
+    if key.startswith("ctrl+"):
+        return "^" + key[5:]
+    return _NAMES.get(key, key)
+
+
+def keys_at(*places: str) -> tuple[Key, ...]:
+    """The table's rows of these places, in the table's order."""
+    return tuple(key for key in KEYS if key.where in places)
+
+
+def bindings(*places: str) -> list[Binding]:
+    """What a widget or screen at these places binds; ids let a config remap them."""
+    return [
+        Binding(
+            ",".join(key.keys),
+            key.action,
+            key.description,
+            show=bool(key.label),
+            id=key.id,
+            priority=key.id in ("quit",),
+        )
+        for key in keys_at(*places)
+    ]
+
+
+def markdown(rows: Iterable[Key] = KEYS) -> str:
+    """The table as Markdown for the README, one section a place."""
+    lines = ["| where | key | does |", "|---|---|---|"]
+    for key in rows:
+        names = " ".join(f"`{shown(name)}`" for name in key.keys)
+        lines.append(f"| {PLACES[key.where]} | {names} | {key.description} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,58 @@
+"""What workers tell the screens: immutable values in messages, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from textual.message import Message
+
+from aprtui.engine.events import Event
+from aprtui.formats.tracedir import StageKey, TraceDir
+
+__all__ = ["Found", "LoadFailed", "RunnerEnded", "RunnerEvents", "Surveyed", "TraceLoaded"]
+
+
+@dataclass
+class TraceLoaded(Message):
+    """A trace directory was read, for the first time or again."""
+
+    trace: TraceDir
+
+
+@dataclass
+class LoadFailed(Message):
+    """Something could not be read: what, where and what to do, already clean."""
+
+    what: str
+    hint: str = ""
+
+
+@dataclass
+class Surveyed(Message):
+    """Some files were looked at: rms by stage, and the damage that was found."""
+
+    rms: dict[StageKey, float] = field(default_factory=dict)
+    damage: dict[StageKey, str] = field(default_factory=dict)
+
+
+@dataclass
+class Found(Message):
+    """Models and traces below a folder; ``done`` when all of it was looked through."""
+
+    rows: tuple[tuple[str, str, str], ...]  # path, kind, remark: clean text
+    done: bool
+
+
+@dataclass
+class RunnerEvents(Message):
+    """What the engine's child process said since the last such message."""
+
+    events: tuple[Event, ...]
+
+
+@dataclass
+class RunnerEnded(Message):
+    """The engine's child process ended; ``exit_code`` negative for a signal."""
+
+    exit_code: int
+    log_tail: str

@@ -1,0 +1,174 @@
+"""What every screen shares: the title and key lines, the four states, a line where it is too small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Container
+from textual.content import Content
+from textual.screen import Screen
+from textual.widget import Widget
+from textual.widgets import Input, Static
+
+from aprtui.tui.keys import keys_at
+from aprtui.tui.widgets.frame import KeyLine, TitleLine
+
+__all__ = ["MODES", "BaseScreen"]
+
+MODES = ("model", "trace", "browse", "diff")
+SMALLEST = (60, 15)
+
+
+class BaseScreen(Screen[None]):
+    """A screen with a title, a body in one of four states, and a line of keys.
+
+    The states: ``loading``, ``empty``, ``error`` show one message; ``full`` shows the body.
+    """
+
+    mode: ClassVar[str] = ""
+    places: ClassVar[tuple[str, ...]] = ()
+    lead: ClassVar[str] = "move"
+    BINDINGS: ClassVar[list[BindingType]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.title_line = TitleLine(MODES, self.mode)
+        self.key_line = KeyLine()
+        self.state = "loading"
+        self._message = Static("", id="message", markup=False)
+        self._small = Static("", id="small", markup=False)
+        self._prompt = Input(id="prompt", compact=True)
+
+    def compose(self) -> ComposeResult:
+        yield self.title_line
+        with Container(id="whole"):
+            yield self._message
+            with Container(id="body"):
+                yield from self.body()
+        yield self._small
+        yield self._prompt
+        yield self.key_line
+
+    def body(self) -> Iterable[Widget]:
+        """The widgets of the full state."""
+        raise NotImplementedError
+
+    def on_mount(self) -> None:
+        self._prompt.display = False
+        self._small.display = False
+        self.set_state("loading", "Reading …")
+        self.started()
+
+    def started(self) -> None:
+        """The screen is up: begin to load."""
+
+    # States.
+
+    def set_state(self, state: str, what: str = "", hint: str = "") -> None:
+        """Show the body (``full``) or one message: what, and what to do about it."""
+        self.state = state
+        self.query_one("#body").display = state == "full"
+        self._message.display = state != "full"
+        style = "bold $error" if state == "error" else ""
+        mark = "! " if state == "error" else ""
+        lines = [Content.styled(mark + what, style)]
+        if hint:
+            lines.append(Content.styled(hint, "dim"))
+        self._message.update(Content("\n\n").join(lines))
+        self.show_keys()
+
+    def set_title(self, title: str, *, loud: bool = False) -> None:
+        self.title_line.title = title
+        self.title_line.loud = loud
+
+    # Keys.
+
+    def active_places(self) -> tuple[str, ...]:
+        """The places of the key table that apply right now."""
+        return self.places
+
+    def show_keys(self) -> None:
+        if self.state != "full":
+            self.key_line.show_keys("", keys_at("anywhere"))
+            return
+        keys = [*keys_at(*self.active_places()), *keys_at("anywhere")]
+        self.key_line.show_keys(self.lead, keys)
+
+    def say(self, note: str) -> None:
+        """A passing remark at the foot."""
+        self.key_line.say(note)
+
+    def on_key(self, event: events.Key) -> None:
+        if self.key_line.note and not self._prompt.display:
+            self.key_line.say("")
+
+    # A question at the foot of the screen.
+
+    def ask(self, question: str, purpose: str, value: str = "") -> None:
+        """Open the input line; ``answered(purpose, text)`` gets every answer."""
+        self._purpose = purpose
+        self._prompt.value = value
+        self._prompt.placeholder = question
+        self._prompt.border_title = question
+        self._asked_from = self.focused
+        self._prompt.display = True
+        self._prompt.focus()
+
+    def answered(self, purpose: str, text: str) -> None:
+        """An answer was given with Enter."""
+
+    def answering(self, purpose: str, text: str) -> None:
+        """The answer as it is typed."""
+
+    @on(Input.Changed, "#prompt")
+    def _typing(self, event: Input.Changed) -> None:
+        event.stop()
+        if self._prompt.display:
+            self.answering(self._purpose, event.value)
+
+    @on(Input.Submitted, "#prompt")
+    def _submit(self, event: Input.Submitted) -> None:
+        event.stop()
+        self._close_prompt()
+        self.answered(self._purpose, event.value)
+
+    def _close_prompt(self) -> None:
+        self._prompt.display = False
+        if self._asked_from is not None:
+            self._asked_from.focus()
+
+    def close_question(self) -> bool:
+        """Close the input line without an answer; whether it was open."""
+        if not self._prompt.display:
+            return False
+        self._close_prompt()
+        self.answering(self._purpose, "")
+        return True
+
+    # Leaving.
+
+    def step_back(self) -> bool:
+        """Undo one thing (a zoom, a filter) before the screen closes; whether there was one."""
+        return False
+
+    def may_close(self) -> bool:
+        """Whether the screen can close now; asks when it cannot."""
+        return True
+
+    # Size.
+
+    def on_resize(self, event: events.Resize) -> None:
+        small = event.size.width < SMALLEST[0] or event.size.height < SMALLEST[1]
+        self._small.display = small
+        self.query_one("#whole").display = not small
+        if small:
+            width, height = SMALLEST
+            self._small.update(
+                f"{event.size.width}x{event.size.height}: aprtui needs {width}x{height}"
+            )
+        self.set_class(event.size.width < 100, "narrow")
+        self.set_class(event.size.height < 30, "low")

@@ -1,0 +1,217 @@
+"""Browse: a trace directory or one stage file; panes follow the tree's cursor without Enter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical
+from textual.widget import Widget
+from textual.widgets import ContentSwitcher
+from textual.worker import get_current_worker
+
+from aprtui.errors import AprtuiError, BadFileError
+from aprtui.formats.aprt import read_values
+from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
+from aprtui.text import clean
+from aprtui.tui.keys import bindings
+from aprtui.tui.messages import LoadFailed, Surveyed, TraceLoaded
+from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.source import load_trace, mark_of, title_of
+from aprtui.tui.stage_table import describe_shape, table_of
+from aprtui.tui.widgets.frame import PaneTabs
+from aprtui.tui.widgets.header_pane import HeaderPane
+from aprtui.tui.widgets.lines import RowList
+from aprtui.tui.widgets.stage_list import StageList
+from aprtui.tui.widgets.values_pane import ValuesPane
+
+__all__ = ["BrowseScreen"]
+
+PANES = ("header", "values", "histogram", "heatmap", "stats")
+FOLLOW_S = 1.0
+
+
+class BrowseScreen(BaseScreen):
+    """The tree at the left, one pane at the right."""
+
+    mode = "browse"
+    places = ("browse",)
+    lead = "stage"
+    BINDINGS: ClassVar[list[BindingType]] = bindings(  # type: ignore[assignment]
+        "browse", "values", "histogram", "heatmap"
+    )
+
+    def __init__(self, path: Path, select: StageKey | None = None) -> None:
+        super().__init__()
+        self.path = path
+        self.trace: TraceDir | None = None
+        self.pane = "header"
+        self.paused = False
+        self._select = select
+        self._mark: tuple[int, ...] = ()
+        self.stages = StageList(id="stages")
+        self.tabs = PaneTabs(PANES)
+        self.header = HeaderPane(id="header")
+        self.values = ValuesPane(id="values")
+
+    def body(self) -> Iterable[Widget]:
+        self.stages.add_class("frame")
+        self.stages.border_title = "Stages"
+        with Horizontal():
+            yield self.stages
+            with Vertical(id="panes", classes="frame"):
+                yield self.tabs
+                with ContentSwitcher(initial="header", id="switcher"):
+                    yield self.header
+                    yield self.values
+
+    # Loading and following.
+
+    def started(self) -> None:
+        self.set_title(clean(self.path.name, 60))
+        self._load()
+        self.set_interval(FOLLOW_S, self._follow)
+
+    def _load(self) -> None:
+        self.run_worker(self._read, thread=True, exclusive=True, group="load")
+
+    def _read(self) -> None:
+        mark = mark_of(self.path)
+        try:
+            message: TraceLoaded | LoadFailed = TraceLoaded(load_trace(self.path))
+        except AprtuiError as error:
+            message = LoadFailed(error.message, error.hint)
+        self._mark = mark
+        if not get_current_worker().is_cancelled:
+            self.post_message(message)
+
+    def _follow(self) -> None:
+        """A trace that grows is read again when its folder or its events changed."""
+        growing = self.trace is None or self.trace.status in ("incomplete", "foreign")
+        if growing and not self.paused and self.is_current and mark_of(self.path) != self._mark:
+            self._load()
+
+    @on(LoadFailed)
+    def _failed(self, event: LoadFailed) -> None:
+        if self.trace is None:
+            self.set_state("error", event.what, event.hint)
+            self.set_title(clean(self.path.name, 60), loud=True)
+
+    @on(TraceLoaded)
+    def _loaded(self, event: TraceLoaded) -> None:
+        first = self.trace is None
+        self.trace = event.trace
+        if not event.trace.records:
+            self.set_state("empty", "No stage has been written yet.",
+                           "This fills as the trace runs.")  # fmt: skip
+            self._retitle()
+            return
+        self.stages.set_records(event.trace.records)
+        self.set_state("full")
+        if first:
+            self.set_pane(self.pane)
+            self.stages.focus()
+            if self._select is not None:
+                self.stages.select(self._select)
+        self._retitle()
+        self._show_stage()
+        self._survey()
+
+    def _survey(self) -> None:
+        self.run_worker(
+            self._look, thread=True, exclusive=True, group="survey"
+        )
+
+    def _look(self) -> None:
+        """Check every header once and measure the files that are small enough to do at once."""
+        assert self.trace is not None
+        worker = get_current_worker()
+        found = Surveyed()
+        known = set(self.stages.rms) | set(self.stages.damage)
+        for key in sorted(self.trace.records, key=str):
+            if worker.is_cancelled:
+                return
+            if key in known:
+                continue
+            look_at(self.trace.records[key], found)
+            if len(found.rms) + len(found.damage) >= 200:
+                self.post_message(found)
+                found = Surveyed()
+        if found.rms or found.damage:
+            self.post_message(found)
+
+    @on(Surveyed)
+    def _surveyed(self, event: Surveyed) -> None:
+        self.stages.survey(event.rms, event.damage)
+        self._retitle()
+
+    def _retitle(self) -> None:
+        assert self.trace is not None
+        title = title_of(self.trace, self.path)
+        damaged = len(self.stages.damage)
+        if damaged:
+            title += f" · {damaged} damaged"
+        if self.stages.filter:
+            shown = len(self.stages.matching)
+            title += f" · showing {shown} of {len(self.trace.records)} · filter {self.stages.filter}"
+        if self.paused:
+            title += " · paused"
+        self.set_title(title, loud=bool(damaged) or self.trace.status == "incomplete")
+
+    # What is shown.
+
+    @property
+    def record(self) -> StageRecord | None:
+        key = self.stages.current
+        return self.trace.records.get(key) if self.trace and key else None
+
+    @on(RowList.Moved, "#stages")
+    def _moved(self, event: RowList.Moved) -> None:
+        event.stop()
+        self._show_stage()
+
+    def _show_stage(self) -> None:
+        record = self.record
+        if record is None or self.trace is None:
+            return
+        frame = self.query_one("#panes")
+        where = "" if record.key.layer is None else f"layer {record.key.layer} · "
+        frame.border_title = (
+            f"{where}{clean(record.key.stage, 40)} · {describe_shape(record)} · "
+            f"{record.size_bytes:,} B"
+        ).replace("[", r"\[")
+        self.header.show(record, self.trace)
+        try:
+            table = table_of(record, self.trace.token_texts or ())
+        except BadFileError as error:
+            self.stages.survey({}, {record.key: error.message})
+            self.values.show(None)
+        else:
+            self.values.show(table)
+
+    def set_pane(self, pane: str) -> None:
+        self.pane = pane
+        self.tabs.shown = pane
+        self.query_one("#switcher", ContentSwitcher).current = pane
+        self.show_keys()
+
+    def active_places(self) -> tuple[str, ...]:
+        return ("browse", self.pane)
+
+    def action_pane(self, pane: str) -> None:
+        self.set_pane(pane)
+
+
+def look_at(record: StageRecord, found: Surveyed) -> None:
+    """Put the record's rms or its damage into ``found``; the manifest's rms where it has one."""
+    try:
+        record.header()
+    except BadFileError as error:
+        found.damage[record.key] = error.message
+        return
+    stated = record.stats.get("rms")
+    if stated is not None:
+        found.rms[record.key] = float(stated)

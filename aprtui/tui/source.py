@@ -1,0 +1,148 @@
+"""From a path to what a screen shows: is it a model, a trace, one stage file, a per-op folder?"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from aprtui.errors import BadFileError
+from aprtui.formats.aprt import MAGIC
+from aprtui.formats.tracedir import (
+    EVENTS,
+    MANIFEST,
+    StageKey,
+    StageRecord,
+    TraceDir,
+    key_of,
+    list_stage_files,
+    open_trace,
+)
+from aprtui.formats.perop import is_per_op_side, open_per_op_side
+from aprtui.text import clean
+
+__all__ = ["MODEL_SUFFIXES", "Opened", "kind_of", "load_trace", "mark_of", "title_of"]
+
+MODEL_SUFFIXES = (".apr", ".gguf", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a path turned out to be: "model", "trace", "stage" or "per-op"."""
+
+    kind: str
+    path: Path
+
+
+def kind_of(path: Path) -> Opened:
+    """What ``path`` is, from its name and first bytes. Raises BadFileError when it is none."""
+    if path.is_dir():
+        return Opened(_folder_kind(path), path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    if head[:4] == MAGIC or (path.suffix == ".bin" and head[:4] not in (b"GGUF", b"APR\0")):
+        return Opened("stage", path)
+    if path.suffix in MODEL_SUFFIXES or head[:4] in (b"GGUF", b"APR\0"):
+        return Opened("model", path)
+    if path.name in (MANIFEST, EVENTS):
+        return Opened("trace", path.parent)
+    raise BadFileError(
+        path,
+        "neither a model, a trace nor a stage file",
+        hint="aprtui opens .apr, .gguf, .safetensors, trace folders and .bin stage files",
+    )
+
+
+def _folder_kind(path: Path) -> str:
+    if is_per_op_side(path / "cpu") and is_per_op_side(path / "gpu"):
+        return "per-op"
+    if is_per_op_side(path):
+        return "trace"
+    if (path / MANIFEST).is_file() or (path / EVENTS).is_file() or list_stage_files(path):
+        return "trace"
+    if (path / "config.json").is_file() or any(
+        any(path.glob(f"*{suffix}")) for suffix in MODEL_SUFFIXES
+    ):
+        return "model"
+    return "trace"  # opening it says what is missing
+
+
+def mark_of(path: Path) -> tuple[int, ...]:
+    """A value that changes when a trace directory grows, without listing it whole."""
+    marks = []
+    for name in (".", MANIFEST, EVENTS):
+        try:
+            stat = (path / name).stat()
+        except OSError:
+            marks.append(0)
+        else:
+            marks += [stat.st_mtime_ns, stat.st_size]
+    return tuple(marks)
+
+
+def load_trace(path: Path) -> TraceDir:
+    """The trace at ``path``, or the one stage file there, with every shape that can be known.
+
+    Raises BadFileError.
+    """
+    if is_per_op_side(path):
+        return _shaped(open_per_op_side(path))
+    if path.is_dir():
+        return _shaped(open_trace(path))
+    folder = path.absolute().parent
+    root = folder.parent if key_of(f"{folder.name}/{path.name}") else folder
+    key = key_of(path.absolute().relative_to(root).as_posix())
+    if key is not None:
+        try:
+            whole = _shaped(open_trace(root))
+        except BadFileError:
+            whole = None
+        if whole is not None and key in whole.records:
+            only = {key: whole.records[key]}
+            return dataclasses.replace(whole, records=only, status="file", expected=None)
+    key = key or StageKey(None, clean(path.stem, 60))
+    try:
+        record = StageRecord(key, path, path.stat().st_size)
+    except OSError as error:
+        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    return TraceDir(root, "file", {key: record}, None, None)
+
+
+def _shaped(trace: TraceDir) -> TraceDir:
+    try:
+        from aprtui.compare.infer import with_shapes
+    except ImportError:
+        return trace
+    return with_shapes(trace)
+
+
+def title_of(trace: TraceDir, path: Path) -> str:
+    """Where we are, honestly: name, status, how many files of how many, what was inferred."""
+    name = clean(path.name or str(path.absolute().name), 60)
+    found = len(trace.records)
+    inferred = any(record.shape_source == "inferred" for record in trace.records.values())
+    flat = sum(record.shape is None for record in trace.records.values())
+    if trace.status == "file":
+        parts = [name, "one stage file"]
+    elif trace.status == "foreign":
+        parts = [name, "foreign: no trace.json"]
+    elif trace.status == "complete":
+        parts = [name, "complete"]
+    else:
+        parts = [name, "incomplete"]
+    if trace.status != "file":
+        of = f"{found} of {trace.expected}" if trace.expected is not None else f"{found} files"
+        parts[-1] += f", {of}" if trace.status in ("complete", "incomplete") else ""
+    if inferred:
+        parts.append("shapes inferred")
+    if flat:
+        parts.append(f"{flat} flat" if found > 1 else "flat")
+    if trace.status == "foreign":
+        parts.append(f"{found} files")
+    tokens = trace.token_ids
+    if tokens is not None:
+        parts.append(f"{len(tokens)} tokens")
+    return " · ".join(parts)

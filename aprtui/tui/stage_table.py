@@ -1,0 +1,91 @@
+"""A stage's values seen as a table: which number is which row and column."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.formats.tracedir import StageRecord
+from aprtui.text import clean
+
+__all__ = ["FOLD", "StageTable", "describe_shape", "table_of"]
+
+FOLD = 10  # values a row where a tensor has one position, or no known shape
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StageTable:
+    """Values [n] float32, row-major, as ``rows`` x ``columns``; the last row may be short.
+
+    ``folded``: the rows mean nothing, one long row was broken after every FOLD values.
+    """
+
+    values: Float32
+    rows: int
+    columns: int
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    folded: bool
+    texts: tuple[str, ...] = ()
+
+    def row_label(self, row: int) -> str:
+        """What the row is: a position and its token, a head and a query, or the first index."""
+        if self.folded:
+            return str(row * self.columns)
+        if len(self.axes) == 3 and self.axes[0] == "head":
+            head, query = divmod(row, self.shape[1])
+            return f"h{head} q{query}"
+        text = self.texts[row] if row < len(self.texts) else ""
+        return f"{row} {text}" if text else str(row)
+
+    def column_label(self, column: int) -> str:
+        """What the column is: a channel, ``head.channel``, a key, or an offset."""
+        if self.folded:
+            return f"+{column}"
+        if len(self.axes) == 3 and self.axes[0] != "head":
+            head, channel = divmod(column, self.shape[2])
+            return f"{head}.{channel}"
+        return str(column)
+
+    def name_of(self, index: int) -> str:
+        """The place of value ``index`` in words: ``(4, 301)``, or ``301`` where rows mean none."""
+        if self.folded:
+            return str(index)
+        place = np.unravel_index(index, self.shape)
+        return "(" + ", ".join(str(int(part)) for part in place) + ")"
+
+    def cell(self, row: int, column: int) -> float | None:
+        """The value there; None past the end of a short last row."""
+        index = row * self.columns + column
+        return float(self.values[index]) if index < self.values.size else None
+
+
+def table_of(record: StageRecord, texts: tuple[str, ...] = ()) -> StageTable:
+    """Map the record's file. Raises BadFileError for a damaged one."""
+    values = record.values()
+    shape, axes = record.shape, record.axes or ()
+    if shape is None or math.prod(shape) != values.size or not shape:
+        shape, axes = (values.size,), ()
+    if len(axes) != len(shape):
+        axes = tuple(f"axis {number}" for number in range(len(shape)))
+    if len(shape) == 1:
+        columns = min(FOLD, max(values.size, 1))
+        return StageTable(values, -(-values.size // columns), columns, axes, shape, True)
+    by_head = len(shape) == 3 and axes[0] == "head"
+    columns = shape[-1] if by_head else math.prod(shape[1:])
+    rows = values.size // columns if columns else 0
+    shown = tuple(clean(text, 40) for text in texts) if axes[0] == "token" else ()
+    return StageTable(values, rows, columns, axes, shape, False, shown)
+
+
+def describe_shape(record: StageRecord) -> str:
+    """``[9 token, 512 ffn]``, or ``[?]`` where nothing states the shape."""
+    if record.shape is None:
+        return f"[{record.count:,}] flat"
+    names = record.axes or ("",) * len(record.shape)
+    parts = (f"{n:,} {name}".rstrip() for n, name in zip(record.shape, names, strict=False))
+    return "[" + ", ".join(parts) + "]"

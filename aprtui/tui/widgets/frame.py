@@ -1,0 +1,128 @@
+"""The lines around every screen: the title above, the keys below, the names of panes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.app import RenderResult
+from textual.content import Content
+from textual.message import Message
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from aprtui.tui.keys import Key, shown
+
+__all__ = ["KeyLine", "PaneTabs", "TitleLine"]
+
+
+class TitleLine(Widget):
+    """Where you are at the left; which modes there are at the right."""
+
+    title: reactive[str] = reactive("")
+    loud: reactive[bool] = reactive(False)  # something is wrong with what is shown
+
+    def __init__(self, modes: Sequence[str], here: str) -> None:
+        super().__init__()
+        self.modes, self.here = tuple(modes), here
+        self.open_modes: frozenset[str] = frozenset({here})
+
+    def set_open(self, modes: frozenset[str]) -> None:
+        self.open_modes = modes
+        self.refresh()
+
+    def render(self) -> RenderResult:
+        width = self.size.width
+        tabs: list[Content] = []
+        for mode in self.modes:
+            style = "dim" if mode not in self.open_modes else "$foreground"
+            if mode == self.here:
+                style = "bold $accent"
+            tabs += [Content("  "), Content.styled(mode.capitalize(), style)]
+        tabs.append(Content.styled("   ? ", "dim"))
+        right = Content.assemble(*tabs)
+        if width < 100:
+            right = Content.styled(f"  {self.here.capitalize()}  ? ", "bold $accent")
+        left = Content.styled(" " + self.title, "bold $warning" if self.loud else "bold")
+        left = left.truncate(max(width - right.cell_length, 8), ellipsis=True)
+        gap = " " * max(width - left.cell_length - right.cell_length, 0)
+        return Content.assemble(left, gap, right)
+
+
+class KeyLine(Widget):
+    """The keys that work here, as many as fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: tuple[tuple[str, str], ...] = ()
+        self.note = ""
+
+    def show_keys(self, lead: str, keys: Sequence[Key]) -> None:
+        """``lead`` names what j and k do here."""
+        pairs = [("j k", lead)] if lead else []
+        pairs += [(shown(key.keys[0]), key.label) for key in keys if key.label]
+        if tuple(pairs) != self.keys:
+            self.keys = tuple(pairs)
+            self.refresh()
+
+    def say(self, note: str) -> None:
+        """A passing remark in place of the keys, until the next key."""
+        if note != self.note:
+            self.note = note
+            self.refresh()
+
+    def render(self) -> RenderResult:
+        if self.note:
+            return Content.styled(" " + self.note, "$accent").truncate(
+                self.size.width, ellipsis=True
+            )
+        room = self.size.width - 1
+        last = self.keys[-2:]  # help and back always fit
+        parts: list[Content] = [Content(" ")]
+        reserve = sum(len(key) + len(label) + 4 for key, label in last)
+        for number, (key, label) in enumerate(self.keys):
+            cells = len(key) + len(label) + 4
+            if number < len(self.keys) - len(last) and cells > room - reserve:
+                continue
+            room -= cells
+            if number >= len(self.keys) - len(last):
+                reserve -= cells
+            if len(parts) > 1:
+                parts.append(Content.styled(" · ", "dim"))
+            parts += [Content.styled(key, "bold $accent"), Content.styled(f" {label}", "dim")]
+        return Content.assemble(*parts)
+
+
+class PaneTabs(Widget):
+    """The names of the panes in one line, the shown one standing out."""
+
+    shown: reactive[str] = reactive("")
+
+    class Chosen(Message):
+        """A name was clicked."""
+
+        def __init__(self, pane: str) -> None:
+            super().__init__()
+            self.pane = pane
+
+    def __init__(self, panes: Sequence[str]) -> None:
+        super().__init__()
+        self.panes = tuple(panes)
+
+    def render(self) -> RenderResult:
+        parts: list[Content] = []
+        for number, pane in enumerate(self.panes, 1):
+            here = pane == self.shown
+            name = pane.capitalize()
+            label = f" {number} {name} " if self.size.width > 60 or here else f" {number} "
+            parts.append(Content.styled(label, "reverse bold" if here else "dim"))
+        return Content.assemble(*parts)
+
+    def on_click(self, event: object) -> None:
+        x, left = int(getattr(event, "x", 0)), 0
+        for number, pane in enumerate(self.panes, 1):
+            here = pane == self.shown
+            wide = self.size.width > 60 or here
+            left += len(f" {number} {pane} ") if wide else len(f" {number} ")
+            if x < left:
+                self.post_message(self.Chosen(pane))
+                return

@@ -1,0 +1,210 @@
+"""What every virtual view shares: drawing a line from styled parts, a cursor, and moving it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from rich.cells import cell_len, set_cell_size
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.binding import BindingType
+from textual.geometry import Region
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from aprtui.tui.keys import bindings
+
+__all__ = ["Lines", "Part", "RowList", "fit", "right"]
+
+Part = tuple[str, str]  # text, and the name of a style: "", "dim", "accent", "good", ...
+
+_STYLES = ("dim", "head", "accent", "good", "warn", "bad", "cursor", "cursor-blur", "a", "b", "d")
+
+
+def fit(text: str, width: int) -> str:
+    """``text`` in exactly ``width`` cells, cut with an ellipsis."""
+    if cell_len(text) > width:
+        return set_cell_size(text, max(width - 1, 0)) + "…" if width > 0 else ""
+    return set_cell_size(text, width)
+
+
+def right(text: str, width: int) -> str:
+    """``text`` at the right of exactly ``width`` cells."""
+    short = cell_len(text)
+    return " " * (width - short) + text if short <= width else fit(text, width)
+
+
+class Lines(Widget, can_focus=True):
+    """A view that draws any line on demand from ``(text, style name)`` parts."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"lines--{name}" for name in _STYLES}
+
+    def line_style(self, name: str) -> Style:
+        """The theme's style of that name over the widget's own background."""
+        if not name:
+            return self.rich_style
+        return self.rich_style + self.get_component_rich_style(f"lines--{name}", partial=True)
+
+    def strip(self, parts: Iterable[Part], width: int, over: str = "") -> Strip:
+        """The parts as one line of ``width`` cells; ``over`` is laid over all of them."""
+        above = self.get_component_rich_style(f"lines--{over}", partial=True) if over else None
+        segments = [
+            Segment(text, self.line_style(name) + above if above else self.line_style(name))
+            for text, name in parts
+            if text
+        ]
+        fill = self.rich_style + above if above else self.rich_style
+        return Strip(segments).adjust_cell_length(width, fill)
+
+
+class RowList(Lines):
+    """A list of any number of rows with one cursor; a subclass draws a row."""
+
+    BINDINGS: ClassVar[list[BindingType]] = bindings("move")  # type: ignore[assignment]
+
+    class Moved(Message):
+        """The cursor stands on another row."""
+
+        def __init__(self, rows: RowList, row: int) -> None:
+            super().__init__()
+            self.rows, self.row = rows, row
+
+        @property
+        def control(self) -> RowList:
+            return self.rows
+
+    class Opened(Message):
+        """Enter was pressed on a row."""
+
+        def __init__(self, rows: RowList, row: int) -> None:
+            super().__init__()
+            self.rows, self.row = rows, row
+
+        @property
+        def control(self) -> RowList:
+            return self.rows
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self.cursor = 0
+        self.first = 0
+
+    # What a subclass says.
+
+    def row_count(self) -> int:
+        """How many rows there are."""
+        raise NotImplementedError
+
+    def row_parts(self, row: int, width: int) -> list[Part]:
+        """How row ``row`` looks in ``width`` cells."""
+        raise NotImplementedError
+
+    def head_parts(self, width: int) -> list[Part] | None:
+        """A line above the rows that never scrolls, if there is one."""
+        return None
+
+    # Drawing.
+
+    @property
+    def head_height(self) -> int:
+        return 0 if self.head_parts(max(self.size.width, 1)) is None else 1
+
+    def render_line(self, y: int) -> Strip:
+        width = self.size.width
+        head = self.head_parts(width)
+        if head is not None:
+            if y == 0:
+                return self.strip(head, width)
+            y -= 1
+        row = self.first + y
+        if row >= self.row_count():
+            return Strip.blank(width, self.rich_style)
+        over = "" if row != self.cursor else "cursor" if self.has_focus else "cursor-blur"
+        return self.strip(self.row_parts(row, width), width, over)
+
+    def on_focus(self) -> None:
+        self.refresh()
+
+    def on_blur(self) -> None:
+        self.refresh()
+
+    def on_resize(self) -> None:
+        self._keep_in_view()
+        self.refresh()
+
+    # Moving.
+
+    @property
+    def page(self) -> int:
+        return max(self.size.height - self.head_height, 1)
+
+    def move_to(self, row: int, *, tell: bool = True) -> None:
+        """Put the cursor on ``row`` (clamped), scroll it into view, tell who listens."""
+        before, first = self.cursor, self.first
+        self.cursor = max(0, min(row, self.row_count() - 1))
+        self._keep_in_view()
+        if self.first != first:
+            self.refresh()
+        elif before != self.cursor:
+            for changed in (before, self.cursor):
+                y = changed - self.first + self.head_height
+                self.refresh(Region(0, y, self.size.width, 1))
+        if tell and before != self.cursor:
+            self.post_message(self.Moved(self, self.cursor))
+
+    def rows_changed(self) -> None:
+        """The rows are others now: keep the cursor among them and draw again."""
+        self.cursor = max(0, min(self.cursor, self.row_count() - 1))
+        self._keep_in_view()
+        self.refresh()
+
+    def _keep_in_view(self) -> None:
+        page = self.page
+        self.first = max(min(self.first, self.cursor), self.cursor - page + 1, 0)
+        self.first = max(0, min(self.first, self.row_count() - page))
+
+    def action_down(self) -> None:
+        self.move_to(self.cursor + 1)
+
+    def action_up(self) -> None:
+        self.move_to(self.cursor - 1)
+
+    def action_page_down(self) -> None:
+        self.move_to(self.cursor + self.page)
+
+    def action_page_up(self) -> None:
+        self.move_to(self.cursor - self.page)
+
+    def action_top(self) -> None:
+        self.move_to(0)
+
+    def action_bottom(self) -> None:
+        self.move_to(self.row_count() - 1)
+
+    def action_open(self) -> None:
+        if self.row_count():
+            self.post_message(self.Opened(self, self.cursor))
+
+    def action_left(self) -> None: ...
+
+    def action_right(self) -> None: ...
+
+    def action_line_start(self) -> None: ...
+
+    def action_line_end(self) -> None: ...
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        event.stop()
+        self.move_to(self.cursor + 3)
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        event.stop()
+        self.move_to(self.cursor - 3)
+
+    def on_click(self, event: events.Click) -> None:
+        row = self.first + event.y - self.head_height
+        if 0 <= row < self.row_count():
+            self.move_to(row)

@@ -1,0 +1,192 @@
+"""The tree of layers and stages as a flat virtual list, aligned and quick at any size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aprtui.engine.stages import order_of
+from aprtui.formats.tracedir import StageKey, StageRecord
+from aprtui.text import number
+from aprtui.tui.widgets.lines import Part, RowList, fit, right
+
+__all__ = ["StageList"]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A group's head (``key`` None) or a stage; ``label`` is what the row is called."""
+
+    group: str
+    label: str
+    key: StageKey | None
+    nested: bool
+
+
+class StageList(RowList):
+    """Layers with their stages below them, or stages with their layers; folded and unfolded."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.records: Mapping[StageKey, StageRecord] = {}
+        self.rms: dict[StageKey, float] = {}
+        self.damage: dict[StageKey, str] = {}
+        self.filter = ""
+        self.by_stage = False
+        self._unfolded: set[str] = set()
+        self._rows: list[_Row] = []
+
+    # State.
+
+    def set_records(self, records: Mapping[StageKey, StageRecord]) -> None:
+        """Show these; the cursor stays on its stage, and layer 0 is open at first."""
+        here, fresh = self.current, not self.records
+        self.records = records
+        if fresh:
+            first = next(iter(self._groups()), None)
+            if first:
+                self._unfolded.add(first)
+        self._rebuild(here)
+        if fresh:
+            row = next((n for n, row in enumerate(self._rows) if row.key), 0)
+            self.cursor = -1
+            self.move_to(row)
+
+    def set_filter(self, text: str) -> None:
+        """Only stages whose name has ``text`` in it; groups unfold while a filter is set."""
+        here = self.current
+        self.filter = text.lower()
+        self._rebuild(here)
+
+    def sort_by_stage(self, by_stage: bool) -> None:
+        here = self.current
+        self.by_stage = by_stage
+        self._unfolded = {_group(here, by_stage)} if here else set()
+        self._rebuild(here)
+
+    def survey(self, rms: Mapping[StageKey, float], damage: Mapping[StageKey, str]) -> None:
+        self.rms.update(rms)
+        self.damage.update(damage)
+        self.refresh()
+
+    @property
+    def current(self) -> StageKey | None:
+        return self._rows[self.cursor].key if self._rows else None
+
+    @property
+    def matching(self) -> list[StageKey]:
+        """The stages that the filter lets through, in the order shown."""
+        keys = [key for key in self.records if self.filter in str(key).lower()]
+        return sorted(keys, key=self._sort_key)
+
+    def select(self, key: StageKey) -> None:
+        """Put the cursor on ``key``, unfolding its group."""
+        self._unfolded.add(_group(key, self.by_stage))
+        self._rebuild(None)
+        for number_, row in enumerate(self._rows):
+            if row.key == key:
+                self.move_to(number_)
+                return
+
+    def _sort_key(self, key: StageKey) -> tuple[int, int, str, int]:
+        layer, rank, name = order_of(key)
+        return (rank, 0, name, layer) if self.by_stage else (layer, rank, name, 0)
+
+    def _groups(self) -> dict[str, list[StageKey]]:
+        groups: dict[str, list[StageKey]] = {}
+        for key in self.matching:
+            groups.setdefault(_group(key, self.by_stage), []).append(key)
+        return groups
+
+    def _rebuild(self, here: StageKey | None) -> None:
+        rows: list[_Row] = []
+        for group, keys in self._groups().items():
+            if len(keys) == 1 and keys[0].layer is None:
+                rows.append(_Row(group, keys[0].stage, keys[0], False))
+                continue
+            rows.append(_Row(group, group, None, False))
+            if self.filter or group in self._unfolded:
+                rows += [
+                    _Row(group, f"layer {key.layer}" if self.by_stage else key.stage, key, True)
+                    for key in keys
+                ]
+        self._rows = rows
+        if here is not None:
+            for number_, row in enumerate(rows):
+                if row.key == here:
+                    self.cursor = number_
+                    break
+        self.rows_changed()
+
+    # What RowList asks.
+
+    def row_count(self) -> int:
+        return len(self._rows)
+
+    def row_parts(self, row: int, width: int) -> list[Part]:
+        entry = self._rows[row]
+        if entry.key is None:
+            return self._head_parts(entry, width)
+        mark: Part = ("! ", "bad") if entry.key in self.damage else ("  ", "")
+        indent = " " if entry.nested and width >= 24 else ""
+        value = self.rms.get(entry.key)
+        wrong = value is not None and value != value
+        shown = "" if value is None else number(value, 3 if width >= 24 else 2)
+        room = width - len(indent) - 3
+        name = fit(entry.label, max(room - 6, 4)) + right(shown, 6)
+        cut = len(name) - 6
+        return [
+            (indent, ""), mark,
+            (name[:cut], "bad" if entry.key in self.damage else ""),
+            (name[cut:], "bad" if wrong else "dim"),
+        ]  # fmt: skip
+
+    def _head_parts(self, entry: _Row, width: int) -> list[Part]:
+        keys = self._groups_cache().get(entry.group, [])
+        open_ = bool(self.filter) or entry.group in self._unfolded
+        damaged = sum(key in self.damage for key in keys)
+        tail = f"{damaged} damaged" if damaged else str(len(keys))
+        text = fit(entry.label, max(width - 3 - len(tail), 4))
+        return [
+            ("▾ " if open_ else "▸ ", "accent"), (text, "head"),
+            (tail, "bad" if damaged else "dim"),
+        ]  # fmt: skip
+
+    def _groups_cache(self) -> dict[str, list[StageKey]]:
+        mark = (id(self.records), len(self.records), self.filter, self.by_stage)
+        if getattr(self, "_cache_mark", None) != mark:
+            self._cache_mark, self._cached = mark, self._groups()
+        return self._cached
+
+    # Folding.
+
+    def action_open(self) -> None:
+        if self._rows and self._rows[self.cursor].key is None:
+            self._fold(self._rows[self.cursor].group not in self._unfolded)
+        else:
+            super().action_open()
+
+    def action_right(self) -> None:
+        if self._rows:
+            self._fold(True)
+
+    def action_left(self) -> None:
+        if not self._rows:
+            return
+        entry = self._rows[self.cursor]
+        if entry.key is not None and entry.nested:
+            heads = (n for n, row in enumerate(self._rows) if row.group == entry.group)
+            self.move_to(next(heads))
+        else:
+            self._fold(False)
+
+    def _fold(self, open_: bool) -> None:
+        group = self._rows[self.cursor].group
+        (self._unfolded.add if open_ else self._unfolded.discard)(group)
+        self._rebuild(self.current)
+
+
+def _group(key: StageKey, by_stage: bool) -> str:
+    if key.layer is None:
+        return key.stage
+    return key.stage if by_stage else f"layer {key.layer}"

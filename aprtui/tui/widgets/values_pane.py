@@ -1,0 +1,124 @@
+"""The Values pane: the grid, and one line that names the cell under the cursor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.widgets import Static
+
+from aprtui.text import count
+from aprtui.tui.stage_table import StageTable
+from aprtui.tui.widgets.value_grid import ValueGrid
+
+__all__ = ["ValuesPane"]
+
+_BLOCK = 1 << 22
+
+
+class ValuesPane(Vertical):
+    """Rows = positions, columns = channels, any size, nothing copied but what is drawn."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.grid = ValueGrid()
+        self._cell = Static("", markup=False, classes="footline")
+        self.table: StageTable | None = None
+
+    def compose(self) -> ComposeResult:
+        yield self.grid
+        yield self._cell
+
+    def show(self, table: StageTable | None) -> None:
+        """Show another tensor; the cursor stays where it is when the table has the same shape."""
+        old = self.table
+        same = (
+            table is not None
+            and old is not None
+            and (old.rows, old.columns) == (table.rows, table.columns)
+        )
+        self.table = table
+        self.grid.show(table, keep_cursor=same)
+        self._tell()
+
+    def on_value_grid_moved(self) -> None:
+        self._tell()
+
+    @property
+    def index(self) -> int:
+        table = self.table
+        return 0 if table is None else self.grid.row * table.columns + self.grid.column
+
+    @property
+    def value(self) -> float | None:
+        if self.table is None or not self.table.rows:
+            return None
+        return self.table.cell(self.grid.row, self.grid.column)
+
+    def _tell(self) -> None:
+        table = self.table
+        if table is None or not table.values.size:
+            self._cell.update(Content.styled(" no values", "dim"))
+            return
+        value = self.value
+        place = table.name_of(min(self.index, table.values.size - 1))
+        axes = "" if table.folded else " " + "(" + ", ".join(table.axes) + ")"
+        self._cell.update(
+            Content.assemble(
+                (f" {place}", "bold"), (axes, "dim"), "  ",
+                (repr(float(np.float32(value))) if value is not None else "—", "bold $accent"),
+                (f"   value {count(self.index + 1)} of {count(table.values.size)}", "dim"),
+            )
+        )  # fmt: skip
+
+    def jump(self, text: str) -> str:
+        """Go to ``pos,channel``, ``head,query,key`` or one index; why not, when it cannot."""
+        table = self.table
+        if table is None:
+            return "no values to go to"
+        try:
+            numbers = [int(part) for part in text.lstrip(":").split(",")]
+        except ValueError:
+            return f"write position,channel, not {text!r}"
+        extents = (table.rows, table.columns)
+        if len(numbers) == 1:
+            index = numbers[0]
+            if not 0 <= index < table.values.size:
+                return f"{index} is outside 0..{table.values.size - 1}"
+        elif len(numbers) == len(table.shape) and _inside(numbers, table.shape):
+            index = int(np.ravel_multi_index(numbers, table.shape))
+        elif len(numbers) == 2 and _inside(numbers, extents):
+            index = numbers[0] * table.columns + numbers[1]
+        else:
+            return f"{text} is outside {' x '.join(map(str, table.shape))}"
+        self.go(index)
+        return ""
+
+    def go(self, index: int) -> None:
+        if self.table is not None:
+            self.grid.move_to(*divmod(index, self.table.columns))
+
+    def next_nonfinite(self) -> bool:
+        """To the next NaN or infinity after the cursor, from the start again at the end."""
+        for index in self._nonfinite():
+            self.go(index)
+            return True
+        return False
+
+    def _nonfinite(self) -> Iterator[int]:
+        if self.table is None:
+            return
+        values, here = self.table.values, self.index + 1
+        for start, stop in ((here, values.size), (0, min(here, values.size))):
+            for block in range(start, stop, _BLOCK):
+                found = np.flatnonzero(~np.isfinite(values[block : min(block + _BLOCK, stop)]))
+                if found.size:
+                    yield block + int(found[0])
+                    return
+
+
+def _inside(numbers: list[int], extents: tuple[int, ...]) -> bool:
+    return all(0 <= number < extent for number, extent in zip(numbers, extents, strict=True))
