@@ -83,10 +83,6 @@ def _to_json(verdict: Verdict) -> dict[str, Any]:
     return {
         "exit": 1 if verdict.errors else 0,
         "findings": [[finding.severity, finding.rule] for finding in verdict.findings],
-        "messages": [
-            f"{finding.where}: {finding.message}" if finding.where else finding.message
-            for finding in verdict.findings
-        ],
         **({"note": verdict.note} if verdict.note else {}),
     }
 

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("aprtui.cli.diff", "compare two traces or two stage files"),
     "stats": ("aprtui.cli.stats", "statistics of a trace's stages or of one stage file"),
     "export": ("aprtui.cli.export", "write stage files as npy, npz, safetensors or csv"),
+    "contract": ("aprtui.cli.contract", "validate the project's contracts and run their tests"),
     "demo": ("aprtui.cli.demo", "make a small model and two traces with a planted bug; open them"),
 }
 

@@ -59,7 +59,9 @@ def _opened(paths: list[Path]) -> tuple[Opened, ...]:
 
 def _terminal() -> bool:
     return (
-        sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+        sys.stdin.isatty()
+        and sys.stdout.isatty()
+        and os.environ.get("TERM", "") not in ("", "dumb")
     )
 
 

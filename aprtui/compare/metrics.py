@@ -1,4 +1,4 @@
-"""Every metric of one pair of tensors (specs/compare.md 2): float64 sums, in blocks, bounded memory."""
+"""Every metric of one pair of tensors (specs/compare.md 2): float64 sums, block by block."""
 
 from __future__ import annotations
 
@@ -165,9 +165,6 @@ def compare_values(
     layout = RowLayout.of(x.size, shape, axes)
     job = _Job(x, y, layout, top, integers, reorder, cancelled, progress)
     threads = min(MAX_THREADS, os.cpu_count() or 1) if x.size > PARALLEL_VALUES else 1
-    if layout.rows < threads:  # a single wide row is cut by values: positions need no care then
-        layout = RowLayout(layout.rows, layout.width, layout.period, layout.shape)
-        threads = 1 if layout.rows > 1 else threads
     if threads == 1:
         total = job.run(layout.spans(0, layout.rows))
     else:
@@ -273,7 +270,7 @@ class _Sums:
             sum_x, sum_y = float(x64.sum()), float(y64.sum())
             self._keep_largest(np.abs(d, out=d), start)
             if integers:
-                self.mismatches += int(np.count_nonzero((x != y) | (x != np.rint(x))))
+                self.mismatches += int(np.count_nonzero(x != y))
         self.xx += xx
         self.yy += yy
         self.xy += xy
@@ -295,8 +292,8 @@ class _Sums:
         differing = np.flatnonzero(kinds[0] != kinds[1])
         if differing.size:
             self.nonfinite_mismatches += int(differing.size)
-            first = start + int(differing[0])
-            self.first_nonfinite = min(first, self.first_nonfinite or first)
+            if self.first_nonfinite is None:
+                self.first_nonfinite = start + int(differing[0])
         either = (kinds[0] | kinds[1]) > 0
         x[either] = 0.0
         y[either] = 0.0
@@ -339,8 +336,10 @@ def _row_dots(u: Float64, v: Float64, rows: int) -> Float64:
     """The dot product of each of ``rows`` rows [rows]."""
     if u.size == 0:
         return np.zeros(rows)
-    left, right = u.reshape(rows, 1, -1), v.reshape(rows, -1, 1)
-    dots: Float64 = np.matmul(left, right).reshape(rows)
+    # short products: a long one would start the BLAS library's own threads inside ours
+    parts = 16 if rows == 1 and u.size == BLOCK_VALUES else 1
+    left, right = u.reshape(rows * parts, 1, -1), v.reshape(rows * parts, -1, 1)
+    dots: Float64 = np.matmul(left, right).reshape(rows, parts).sum(axis=1)
     return dots
 
 

@@ -216,9 +216,21 @@ def _cannot_run(test: FalsificationTest, root: Path | None) -> str:
         return ""  # SCHEMA-025 says so
     if words[0] != "python" and shutil.which(words[0]) is None:
         return f"no program {clean(words[0], 60)!r} is on the path"
-    for name in named_files(words) if root else ():
-        if root and not (root / name).exists():
+    return _missing(words, root) if root else ""
+
+
+def _missing(words: list[str], root: Path) -> str:
+    """The first test file or test function that the command names and the project lacks."""
+    for name in named_files(words):
+        if not (root / name).is_file():
             return f"{clean(name)} is not there"
+    for word in words:
+        name, _, test = word.partition("::")
+        function = test.rpartition("::")[2].partition("[")[0]
+        if function and name.endswith(".py"):
+            source = (root / name).read_text(encoding="utf-8", errors="replace")
+            if f"def {function}(" not in source:
+                return f"{clean(name)} has no {clean(function)}"
     return ""
 
 

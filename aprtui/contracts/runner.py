@@ -97,7 +97,7 @@ def _execute(
             output.write(f"\nstopped after {timeout_s:g} s\n".encode())
             return None
         finally:
-            with contextlib.suppress(ProcessLookupError):  # its children too, whatever ended it
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # what it started, too
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
 import time
@@ -20,51 +19,13 @@ from aprtui.engine.device import own_memory_bytes
 from aprtui.engine.events import Emit, StageWritten
 from aprtui.engine.plan import PlannedFile
 from aprtui.formats.aprt import create_stage, write_stage
+from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, relative_path
 
-__all__ = ["Capture", "json_number", "summarise"]
+__all__ = ["Capture"]
 
 Float32 = npt.NDArray[np.float32]
 _QUEUE_VALUES = 64 << 20  # float32 values that may wait for the disk: 256 MB
-_STATS_BLOCK = 1 << 18
-
-
-def json_number(value: float) -> float | str:
-    """A float as JSON can hold it: non-finite ones by name."""
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def summarise(values: Float32) -> dict[str, Any]:
-    """min, max, mean, std, rms over the finite values, and how many are zero, NaN or infinite."""
-    flat = values.reshape(-1)
-    total = squares = 0.0
-    low, high = math.inf, -math.inf
-    finite = zeros = nan = inf = 0
-    for start in range(0, flat.size, _STATS_BLOCK):
-        block = flat[start : start + _STATS_BLOCK].astype(np.float64)
-        good = np.isfinite(block)
-        if not good.all():
-            nan += int(np.isnan(block).sum())
-            block = block[good]
-        finite += block.size
-        if block.size:
-            total += float(block.sum())
-            squares += float(np.dot(block, block))
-            low, high = min(low, float(block.min())), max(high, float(block.max()))
-            zeros += block.size - int(np.count_nonzero(block))
-    inf = flat.size - finite - nan
-    mean = total / finite if finite else math.nan
-    rms = math.sqrt(squares / finite) if finite else math.nan
-    std = math.sqrt(max(squares / finite - mean * mean, 0.0)) if finite else math.nan
-    numbers = {"min": low if finite else math.nan, "max": high if finite else math.nan,
-               "mean": mean, "std": std, "rms": rms}  # fmt: skip
-    return {name: json_number(value) for name, value in numbers.items()} | {
-        "zeros": zeros,
-        "nan": nan,
-        "inf": inf,
-    }
 
 
 @dataclass

@@ -37,6 +37,7 @@ _PLAIN: dict[str, torch.dtype] = {
     "I16": torch.int16,
     "I32": torch.int32,
     "I64": torch.int64,
+    "U8": torch.uint8,
 }
 
 
@@ -86,14 +87,14 @@ def _viewed(fields: Fields, dtype: torch.dtype) -> Tensor:
 
 def _by_codec(type_name: str, blocks: Tensor, out: Tensor) -> None:
     """Rare types through gguf's numpy codecs, on the CPU."""
-    kind = gguf.GGMLQuantizationType[type_name]
     stored: npt.NDArray[np.uint8] = blocks.cpu().contiguous().numpy()
     for first in range(0, len(stored), _CODEC_BLOCKS):
         part = stored[first : first + _CODEC_BLOCKS]
         try:
+            kind = gguf.GGMLQuantizationType[type_name]
             with np.errstate(all="ignore"):
                 values = gguf.quants.dequantize(part.reshape(1, -1), kind)
-        except NotImplementedError as error:
+        except (KeyError, NotImplementedError) as error:
             raise EngineError(
                 f"no decoder for blocks of type {type_name}",
                 hint="llama-quantize --allow-requantize makes a file of a common type from it",

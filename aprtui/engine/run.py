@@ -19,9 +19,8 @@ from aprtui.engine.capture import Capture
 from aprtui.engine.device import own_memory_bytes, resolve_device, set_deterministic
 from aprtui.engine.events import Emit, Event, Failed, Finished, Log, Started, Stopped
 from aprtui.engine.forward import forward
-from aprtui.engine.job import TraceJob
 from aprtui.engine.ops import Operands
-from aprtui.engine.plan import Plan, make_plan
+from aprtui.engine.plan import Plan
 from aprtui.engine.weights import WeightStream
 from aprtui.errors import AprtuiError, EngineError, UsageError
 from aprtui.formats.tracedir import (
@@ -43,14 +42,13 @@ class TraceStopped(Exception):
     """Raised into the pass by a signal handler: end now, keep what is whole."""
 
 
-def run_trace(job: TraceJob, emit: Emit) -> Finished:
-    """Plan and run one trace, telling ``emit`` what happens; the last event says how it ended.
+def run_trace(plan: Plan, emit: Emit) -> Finished:
+    """Run a planned trace, telling ``emit`` what happens; the last event says how it ended.
 
     Raises AprtuiError for whatever goes wrong and TraceStopped when it was stopped; the directory
     then holds only whole files and no manifest.
     """
-    plan = make_plan(job)
-    device, device_name = resolve_device(job.device)
+    device, device_name = resolve_device(plan.job.device)
     set_deterministic()
     plan.check_space()
     with _directory(plan) as events:

@@ -19,6 +19,7 @@ from types import FrameType
 
 from aprtui.engine.events import Emit, Event, Failed
 from aprtui.engine.job import TraceJob
+from aprtui.engine.plan import Plan, make_plan
 from aprtui.errors import AprtuiError
 
 __all__ = ["event_printer", "main", "stop_on_signals"]
@@ -74,19 +75,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     emit = event_printer()
     try:
-        job = TraceJob.from_json(options.job)
+        plan = make_plan(TraceJob.from_json(options.job))
         if options.plan:
-            from aprtui.engine.plan import make_plan
-
-            emit(make_plan(job).event(job.device, ""))
+            emit(plan.event(plan.job.device, ""))
             return 0
-        return _trace(job, options.parent, emit)
+        return _trace(plan, options.parent, emit)
     except AprtuiError as error:
         emit(Failed(error.message, error.hint, error.exit_code))
         return error.exit_code
 
 
-def _trace(job: TraceJob, parent: int | None, emit: Emit) -> int:
+def _trace(plan: Plan, parent: int | None, emit: Emit) -> int:
     from aprtui.engine.run import TraceStopped, run_trace
 
     stop_on_signals()
@@ -95,7 +94,7 @@ def _trace(job: TraceJob, parent: int | None, emit: Emit) -> int:
         end = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
         threading.Thread(target=_watch_parent, args=(parent, done, end), daemon=True).start()
     try:
-        run_trace(job, emit)
+        run_trace(plan, emit)
     except TraceStopped:
         pass
     finally:

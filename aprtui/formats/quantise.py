@@ -149,7 +149,8 @@ def _rounded(values: Float32) -> Float32:
     """Rounded to the nearest integer, halves away from zero (numpy's own rounds them to even)."""
     magnitude = np.abs(values)
     whole = np.floor(magnitude)
-    return np.copysign(whole + (magnitude - whole >= 0.5), values).astype(np.float32)
+    rounded: Float32 = np.copysign(whole + (magnitude - whole >= 0.5), values).astype(np.float32)
+    return rounded
 
 
 def _finite(values: Float32) -> Float32:

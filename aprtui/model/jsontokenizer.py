@@ -136,7 +136,8 @@ def json_vocabulary(spec: TokenizerSpec, library: tokenizers.Tokenizer) -> Vocab
         if not byte_level and byte_of(token) is not None:
             types[token_id] = BYTE
     for token_id, added in library.get_added_tokens_decoder().items():
-        types[token_id] = CONTROL if added.special else USER_DEFINED
+        if token_id < size:
+            types[token_id] = CONTROL if added.special else USER_DEFINED
     with library_failures(spec.json_path or "tokenizer.json", "cannot encode"):
         first = library.encode("a", add_special_tokens=False).tokens[:1]
     return Vocabulary(

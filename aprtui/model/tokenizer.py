@@ -27,6 +27,7 @@ from aprtui.model.jsontokenizer import (
 from aprtui.model.pretokenizers import TOKENS_HINT, pre_tokenizer_named
 from aprtui.model.vocabulary import (
     CONTROL,
+    GLYPHS,
     MAX_VOCABULARY,
     UNKNOWN,
     USER_DEFINED,
@@ -275,13 +276,21 @@ def _byte_level_segment(
         raise UsageError("the model file holds no merges of its tokenizer", hint=TOKENS_HINT)
     pre = pre_tokenizer_named(spec.pre)
     merges = _checked_merges(spec, ids)
+    # A byte that is no token keeps its neighbours apart; its stand-in is left out of the result.
+    size = len(spec.vocabulary)
+    missing = sorted(GLYPHS.keys() - ids.keys())
+    known = ids | {glyph: size + i for i, glyph in enumerate(missing)}
     library = tokenizers.Tokenizer(
-        models.BPE(vocab=ids, merges=merges, ignore_merges=pre.whole_words)
+        models.BPE(vocab=known, merges=merges, ignore_merges=pre.whole_words)
     )
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     library.pre_tokenizer = pre_tokenizers.Sequence([*cuts, to_bytes])
-    return (lambda text, _: list(library.encode(text, add_special_tokens=False).ids)), merges
+
+    def segment(text: str, _after_special: bool) -> list[int]:
+        return [i for i in library.encode(text, add_special_tokens=False).ids if i < size]
+
+    return segment, merges
 
 
 def _sentencepiece_segment(

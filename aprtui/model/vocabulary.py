@@ -18,6 +18,7 @@ from aprtui.model.pretokenizers import PRE_TOKENIZERS, TOKENS_HINT
 __all__ = [
     "BYTE",
     "CONTROL",
+    "GLYPHS",
     "MAX_VOCABULARY",
     "NORMAL",
     "UNKNOWN",
@@ -178,7 +179,7 @@ def _glyph_bytes() -> dict[str, int]:
     }
 
 
-_GLYPHS = _glyph_bytes()
+GLYPHS = _glyph_bytes()
 
 
 def byte_of(token: str) -> int | None:
@@ -224,7 +225,7 @@ class Vocabulary:
             return bytes([byte])
         if self._byte_level:
             return b"".join(
-                bytes([_GLYPHS[glyph]]) if glyph in _GLYPHS else glyph.encode("utf-8", "replace")
+                bytes([GLYPHS[glyph]]) if glyph in GLYPHS else glyph.encode("utf-8", "replace")
                 for glyph in token
             )
         return token.replace("\u2581", " ").encode("utf-8", "replace")

@@ -17,6 +17,7 @@ from aprtui.errors import AprtuiError, BadFileError
 from aprtui.formats.aprt import read_values
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
 from aprtui.text import clean
+from aprtui.tui.carry import copy, export
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import LoadFailed, Surveyed, TraceLoaded
 from aprtui.tui.screens.base import BaseScreen
@@ -203,6 +204,102 @@ class BrowseScreen(BaseScreen):
 
     def action_pane(self, pane: str) -> None:
         self.set_pane(pane)
+
+
+    # Keys.
+
+    def pane_widget(self) -> Widget:
+        """What Tab focuses in the pane that is shown."""
+        return {"values": self.values.grid, "header": self.header}.get(self.pane, self.stages)
+
+    def action_focus_pane(self) -> None:
+        target = self.pane_widget() if self.focused is self.stages else self.stages
+        if target is self.stages and self.has_class("zoomed"):
+            self.action_zoom()
+        target.focus()
+
+    def action_zoom(self) -> None:
+        self.toggle_class("zoomed")
+        (self.pane_widget() if self.has_class("zoomed") else self.stages).focus()
+
+    def step_back(self) -> bool:
+        if self.has_class("zoomed"):
+            self.action_zoom()
+            return True
+        if self.stages.filter:
+            self.answering("filter", "")
+            return True
+        return False
+
+    def action_sort(self) -> None:
+        self.stages.sort_by_stage(not self.stages.by_stage)
+        self.stages.border_title = "Stages by name" if self.stages.by_stage else "Stages"
+
+    def action_filter(self) -> None:
+        self.ask("show stages whose name has…", "filter", self.stages.filter)
+
+    def answering(self, purpose: str, text: str) -> None:
+        if purpose == "filter":
+            self.stages.set_filter(text)
+            self._retitle()
+            self._show_stage()
+
+    def answered(self, purpose: str, text: str) -> None:
+        if purpose == "export" and text and self.values.table is not None:
+            self.say(export(self.values.table, Path(text).expanduser()))
+        elif purpose == "diff" and text:
+            self.app.open_diff(self.path, Path(text).expanduser())  # type: ignore[attr-defined]
+
+    def action_next_match(self, step: int) -> None:
+        """The same stage in the next layer; with damage about, the next damaged file."""
+        here, keys = self.stages.current, self.stages.matching
+        if here is None or here not in keys:
+            return
+        wanted = [key for key in keys if key in self.stages.damage] or [
+            key for key in keys if key.stage == here.stage
+        ]
+        order = sorted({*wanted, here}, key=keys.index)
+        self.stages.select(order[(order.index(here) + step) % len(order)])
+
+    def action_copy_value(self) -> None:
+        value = self.values.value
+        if self.pane == "values" and value is not None:
+            self.say(copy(self.app, repr(value)))
+        elif self.record is not None:
+            rms = self.stages.rms.get(self.record.key)
+            self.say(copy(self.app, f"{self.record.key} {describe_shape(self.record)} rms {rms}"))
+
+    def action_copy_path(self) -> None:
+        if self.record is not None:
+            self.say(copy(self.app, str(self.record.path)))
+
+    def action_export(self) -> None:
+        record = self.record
+        if record is not None:
+            layer = "" if record.key.layer is None else f"layer-{record.key.layer}-"
+            self.ask("write to (.npy or .csv)", "export", f"{layer}{record.key.stage}.npy")
+
+    def action_diff_with(self) -> None:
+        self.ask("compare with the trace in…", "diff", str(self.path.parent) + "/")
+
+    def action_pause(self) -> None:
+        self.paused = not self.paused
+        self._retitle()
+
+    def action_maximum(self) -> None:
+        table = self.values.table
+        if table is not None and table.values.size:
+            self.values.go(largest(table.values))
+
+    def action_next_nonfinite(self) -> None:
+        if not self.values.next_nonfinite():
+            self.say("no NaN and no infinity here")
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        only = {"maximum": "values", "next_nonfinite": "values", "range": "histogram",
+                "counts": "histogram", "slice_axis": "histogram", "slice": "histogram",
+                "reduce": "heatmap"}  # fmt: skip
+        return only.get(action, self.pane) == self.pane
 
 
 def look_at(record: StageRecord, found: Surveyed) -> None:

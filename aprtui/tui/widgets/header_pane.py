@@ -47,8 +47,10 @@ class HeaderPane(VerticalScroll, can_focus=True):
         head = _first_bytes(record.path, 512)
         lines = decoded(head, record)
         lines += [Content("")] + facts(record, trace)
-        room = max(self.size.height - len(lines) - 1, 4)
-        per_line = 16 if self.size.width >= 78 else 8
+        width = max(self.size.width - 2, 20)
+        taken = sum(-(-max(line.cell_length, 1) // width) for line in lines)
+        room = max(self.size.height - taken - 1, 4)
+        per_line = 16 if self.size.width >= 80 else 8
         lines += [Content("")] + hex_lines(head[: room * per_line], per_line)
         self._text.update(Content("\n").join(lines))
 
@@ -92,7 +94,7 @@ def decoded(head: bytes, record: StageRecord) -> list[Content]:
     else:
         lines.append(
             Content.assemble(
-                (" size  ", "$secondary"),
+                (" size  ", "$text-primary"),
                 f"{header.file_bytes:,} = {HEADER_BYTES} + 4 × {header.values:,}  ",
                 ("ok", "$success"),
             )
@@ -121,7 +123,7 @@ def facts(record: StageRecord, trace: TraceDir) -> list[Content]:
     rows.append(("path", clean(str(record.path), 300)))
     rows += [("note", clean(note)) for note in trace.notes[:6]]
     return [
-        Content.assemble((f" {name:<10}", "$secondary"), value) for name, value in rows if value
+        Content.assemble((f" {name:<11}", "$text-primary"), value) for name, value in rows if value
     ]
 
 

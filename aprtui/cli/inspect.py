@@ -1,0 +1,273 @@
+"""Say what a model, a trace or a stage file is: header, tensors, completeness, oddities."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from aprtui.cli.output import print_json, print_notes, print_table
+from aprtui.errors import AprtuiError, BadFileError
+from aprtui.formats.aprt import HEADER_BYTES, MAGIC, read_header, read_values
+from aprtui.formats.modelfile import ModelFile, TensorEntry
+from aprtui.formats.summary import summarise
+from aprtui.formats.tracedir import StageKey, TraceDir, open_trace
+from aprtui.model.open import Model, is_model_path, open_model, read_model_file
+from aprtui.text import clean, count, number, size
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="a model file or folder, a trace directory, or a stage file")
+    parser.add_argument("--json", action="store_true", help="everything as JSON")
+    parser.add_argument(
+        "--verify", action="store_true", help="read the whole file and compare its checksum"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    path = Path(args.path)
+    if not path.exists():
+        raise BadFileError(path, "does not exist")
+    if path.is_dir() and not is_model_path(path):
+        return _trace(open_trace(path), args.json)
+    if path.is_file() and _is_stage_file(path):
+        return _stage(path, args.json)
+    return _model(path, args)
+
+
+def _is_stage_file(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == MAGIC or path.suffix == ".bin"
+    except OSError as error:
+        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+
+
+def _stage(path: Path, as_json: bool) -> int:
+    header = read_header(path)
+    with path.open("rb") as file:
+        raw = file.read(HEADER_BYTES)
+    stats = summarise(read_values(path))
+    if as_json:
+        print_json(
+            {
+                "kind": "stage",
+                "path": str(path),
+                "header_hex": raw.hex(" "),
+                "layer": header.layer,
+                "values": header.values,
+                "size_bytes": header.file_bytes,
+                "stats": stats,
+            }
+        )
+        return 0
+    layer = "whole model" if header.layer is None else f"layer {header.layer}"
+    print(f"{clean(str(path))}: stage file")
+    print(f"  {raw[0:4].hex(' ')}  {raw[0:4].decode()}")
+    print(f"  {raw[4:8].hex(' ')}  {layer}")
+    print(f"  {raw[8:12].hex(' ')}  {count(header.values)} values")
+    print(f"  size {count(header.file_bytes)} = 12 + 4 x {count(header.values)}")
+    print("  " + "  ".join(f"{name} {_shown(value)}" for name, value in stats.items()))
+    return 0
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else number(value)
+
+
+def _trace(trace: TraceDir, as_json: bool) -> int:
+    from aprtui.engine.stages import order_of
+
+    damaged: dict[StageKey, str] = {}
+    for key, record in trace.records.items():
+        try:
+            record.header()
+        except BadFileError as error:
+            damaged[key] = error.message
+    keys = sorted(trace.records, key=order_of)
+    layers = sorted({key.layer for key in keys if key.layer is not None})
+    manifest = trace.manifest or {}
+    if as_json:
+        print_json(
+            {
+                "kind": "trace",
+                "path": str(trace.root),
+                "status": trace.status,
+                "files": len(trace.records),
+                "expected": trace.expected,
+                "layers": layers,
+                "stages": list(dict.fromkeys(key.stage for key in keys)),
+                "damaged": {str(key): text for key, text in damaged.items()},
+                "notes": list(trace.notes),
+                "records": [
+                    {
+                        "layer": key.layer,
+                        "stage": key.stage,
+                        "size_bytes": trace.records[key].size_bytes,
+                        "shape": trace.records[key].shape,
+                        "axes": trace.records[key].axes,
+                        "positions": trace.records[key].positions,
+                    }
+                    for key in keys
+                ],
+                "manifest": {k: v for k, v in manifest.items() if k != "stages"} or None,
+            }
+        )
+    else:
+        _print_trace(trace, keys, layers, damaged)
+    return 3 if damaged else 0
+
+
+def _print_trace(
+    trace: TraceDir, keys: list[StageKey], layers: list[int], damaged: dict[StageKey, str]
+) -> None:
+    of = f" of {trace.expected}" if trace.expected is not None else ""
+    total = sum(record.size_bytes for record in trace.records.values())
+    print(f"{clean(str(trace.root))}: trace, {trace.status}, {len(keys)}{of} files, {size(total)}")
+    manifest = trace.manifest or {}
+    if manifest:
+        model, engine = manifest.get("model", {}), manifest.get("engine", {})
+        print(
+            f"  model   {clean(str(model.get('path')))} ({clean(str(model.get('architecture')))})"
+        )
+        print(f"  engine  {clean(' '.join(str(engine.get(k)) for k in _ENGINE_KEYS))}")
+    if trace.token_texts:
+        print(f"  tokens  {len(trace.token_texts)}: {clean('|'.join(trace.token_texts))}")
+    if layers:
+        print(f"  layers  {len(layers)}: {layers[0]} to {layers[-1]}")
+    print(f"  stages  {', '.join(dict.fromkeys(clean(key.stage) for key in keys))}")
+    for key, text in damaged.items():
+        print(f"damaged: {key}: {text}")
+    print_notes([*trace.notes, *manifest.get("notes", ())])
+
+
+_ENGINE_KEYS = ("name", "version", "device", "dtype")
+
+
+def _model(path: Path, args: argparse.Namespace) -> int:
+    file = read_model_file(path, verify=args.verify)
+    model: Model | None = None
+    why_not = ""
+    try:
+        model = open_model(path)
+    except AprtuiError as error:
+        why_not = str(error)
+    if args.json:
+        print_json(_model_json(file, model, why_not))
+    else:
+        _print_model(file, model, why_not, verified=args.verify)
+    return 0
+
+
+def _roles(model: Model | None) -> dict[str, str]:
+    """Role by tensor name."""
+    if model is None:
+        return {}
+    return {matrix.entry.name: str(role) for role, matrix in reversed(list(model.weights.items()))}
+
+
+def _model_json(file: ModelFile, model: Model | None, why_not: str) -> dict[str, Any]:
+    roles = _roles(model)
+    return {
+        "kind": "model",
+        "path": str(file.path),
+        "format": file.format,
+        "version": file.version,
+        "files": [str(part) for part in file.files],
+        "size_bytes": file.size_bytes,
+        "digest": f"sha256:{file.digest}",
+        "traceable": model is not None,
+        "why_not": why_not or None,
+        "architecture": model.config.architecture if model else None,
+        "config": model.config.to_json() if model else None,
+        "header": [
+            {
+                "name": field.name,
+                "offset": field.offset,
+                "hex": field.raw.hex(),
+                "value": field.value,
+            }
+            for field in file.header
+        ],
+        "metadata": {key: _plain(value) for key, value in file.metadata.items()},
+        "tensors": [
+            {
+                "name": entry.name,
+                "type": entry.type,
+                "shape": entry.shape,
+                "offset": entry.offset,
+                "size_bytes": entry.size_bytes,
+                "role": roles.get(entry.name),
+            }
+            for entry in file.tensors.values()
+        ],
+        "notes": list(model.notes if model else file.notes),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A metadata value for JSON: long lists by their length and first entries."""
+    if isinstance(value, str | bool | int | float) or value is None:
+        return value if not isinstance(value, float) or value == value else "NaN"
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in list(value.items())[:64]}
+    if hasattr(value, "__len__") and hasattr(value, "__getitem__"):
+        first = [_plain(_scalar(value[place])) for place in range(min(8, len(value)))]
+        return first if len(value) <= 8 else {"length": len(value), "first": first}
+    return str(value)
+
+
+def _scalar(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _print_model(file: ModelFile, model: Model | None, why_not: str, *, verified: bool) -> None:
+    parts = f", {len(file.files)} files" if len(file.files) > 1 else ""
+    print(
+        f"{clean(str(file.path))}: {file.format} {file.version}, {size(file.size_bytes)}{parts}, "
+        f"{len(file.tensors)} tensors"
+    )
+    if model is not None:
+        config = model.config
+        print(
+            f"  {config.architecture}: {config.num_layers} layers, hidden {config.hidden_size}, "
+            f"heads {config.num_heads}/{config.num_kv_heads} x {config.head_dim}, "
+            f"ffn {config.intermediate_size}, vocab {config.vocab_size}, "
+            f"rope {config.rope_theta:g} {config.rope_layout}"
+        )
+        if config.num_experts:
+            print(f"  {config.num_experts} experts, {config.num_experts_per_tok} per token")
+    else:
+        print(f"  cannot be traced: {clean(why_not, 500)}")
+    if verified:
+        print("  checksum verified" if file.format == "apr" else "  the format has no checksum")
+    for field in file.header:
+        print(f"  {field.offset:>6}  {field.raw.hex(' '):<24}  {field.name}: {clean(field.value)}")
+    roles = _roles(model)
+    print()
+    print_table(
+        (
+            (
+                entry.name,
+                entry.type,
+                "x".join(map(str, entry.shape)) or "scalar",
+                count(entry.size_bytes),
+                roles.get(entry.name, ""),
+            )
+            for entry in _by_place(file)
+        ),
+        ("tensor", "type", "shape", "bytes", "role"),
+        right="--rr",
+    )
+    print_notes(model.notes if model else file.notes)
+
+
+def _by_place(file: ModelFile) -> list[TensorEntry]:
+    """Tensors in a reading order: by name, numbers as numbers."""
+
+    def key(entry: TensorEntry) -> list[tuple[int, str]]:
+        return [(int(p), "") if p.isdigit() else (-1, p) for p in entry.name.split(".")]
+
+    return sorted(file.tensors.values(), key=key)

@@ -1,0 +1,258 @@
+"""Run one forward pass of a model and write the tensor of every stage as a small file.
+
+The result is a folder: one APRT file per stage and layer, and trace.json, the manifest, which is
+written last. Look at it with `aprtui DIR`, compare two with `aprtui DIR_A DIR_B`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from aprtui.cli.output import print_json
+from aprtui.engine.events import Emit, Event, Failed, Finished, Planned, StageWritten
+from aprtui.engine.job import DTYPES, TraceJob
+from aprtui.engine.plan import DEFAULT_PROMPT, Plan, make_plan
+from aprtui.errors import AprtuiError, BadFileError, UsageError
+from aprtui.text import clean, count, duration, size
+
+__all__ = ["configure", "run"]
+
+_EPILOG = """\
+examples:
+  aprtui trace model.gguf --prompt "The capital of France is"
+  aprtui trace model.apr --save-tensor ffn_gate,ffn_up --save-tensor-layers 3..6
+  aprtui trace model.apr --tokens 3838,374,220,17 --device cuda:0 -o /tmp/trace
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    parser.add_argument("model", help="a .apr, .gguf or .safetensors file, or a checkpoint folder")
+    what = parser.add_argument_group("what to capture")
+    what.add_argument(
+        "--save-tensor", "--stages", dest="stages", default="all", metavar="STAGES|all",
+        help="stages to write, with commas between (default: all)",
+    )  # fmt: skip
+    what.add_argument(
+        "--save-tensor-layers", "--layers", "--layer", dest="layers", default="all",
+        metavar="START..END|N|all", help="layers to write; END is not included (default: all)",
+    )  # fmt: skip
+    what.add_argument(
+        "--save-tensor-dir", "-o", dest="directory", default="", metavar="DIR",
+        help="where to (default: MODEL's name with -trace, beside it)",
+    )  # fmt: skip
+    what.add_argument(
+        "--logits", choices=("last", "all"), default="last",
+        help="lm_head of the last position, or of all (default: last)",
+    )  # fmt: skip
+    what.add_argument("--overwrite", action="store_true", help="replace a trace that is there")
+    prompt = parser.add_argument_group("the prompt").add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", help=f"text to run (default: {DEFAULT_PROMPT!r})")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="a file with the text; - is stdin")
+    prompt.add_argument("--tokens", metavar="1,2,3", help="token ids instead of text")
+    how = parser.add_argument_group("how to compute")
+    how.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto (default)")
+    how.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    how.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+        help="say what the file does not say, or says wrongly; may be repeated",
+    )  # fmt: skip
+    show = parser.add_argument_group("output")
+    show.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    show.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
+    show.add_argument(
+        "--events", action="store_true", help="one JSON object per line on stdout as things happen"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    emit: Emit | None = None
+    if args.events:
+        from aprtui.engine.worker import event_printer
+
+        emit = event_printer()
+    try:
+        plan = make_plan(_job(args))
+        plan.check_space()
+        if args.dry_run:
+            _show_dry_run(plan, args)
+            return 0
+        return _trace(plan, args, emit)
+    except AprtuiError as error:
+        if emit is not None:
+            emit(Failed(error.message, error.hint, error.exit_code))
+        raise
+
+
+def _job(args: argparse.Namespace) -> TraceJob:
+    overrides: dict[str, str] = {}
+    for text in args.overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {clean(text)}: no = in it", hint="--set KEY=VALUE")
+        overrides[key.strip()] = value.strip()
+    return TraceJob(
+        model=args.model,
+        directory=args.directory,
+        prompt=_prompt_file(args.prompt_file) if args.prompt_file else args.prompt,
+        tokens=_token_ids(args.tokens) if args.tokens is not None else None,
+        stages=args.stages,
+        layers=args.layers,
+        device=args.device,
+        dtype=args.dtype,
+        logits=args.logits,
+        overwrite=args.overwrite,
+        overrides=overrides,
+    )
+
+
+def _prompt_file(name: str) -> str:
+    try:
+        raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return raw.decode("utf-8")
+    except OSError as error:
+        raise BadFileError(name, f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadFileError(name, f"is not UTF-8 text (byte {error.start:,})") from error
+
+
+def _token_ids(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise UsageError(f"--tokens {clean(text, 60)} cannot be read", hint="1,2,3") from None
+
+
+def _show_dry_run(plan: Plan, args: argparse.Namespace) -> None:
+    event = plan.event(args.device, "")
+    if args.json or args.events:
+        print_json(event.to_json())
+    else:
+        _show_plan(event, sys.stdout)
+
+
+def _show_plan(plan: Planned, stream: object = None) -> None:
+    """The plan for people, before anything is computed; on stderr unless ``stream`` is given."""
+
+    def say(text: str) -> None:
+        print(text, file=stream or sys.stderr)  # type: ignore[arg-type]
+
+    device = f"{plan.device} ({plan.device_name})" if plan.device_name else plan.device
+    texts = "|".join(plan.token_texts)
+    say(f"model   {clean(plan.model)}: {plan.architecture}, {plan.num_layers} layers")
+    say(f"tokens  {len(plan.tokens):,}: {clean(texts) if texts else plan.tokens[:12]}")
+    say(f"reads   {size(plan.read_bytes)} of weights once, about {size(plan.memory_bytes)} memory")
+    say(
+        f"writes  {count(plan.files)} files, {size(plan.write_bytes)}, to {clean(plan.directory)} "
+        f"({size(plan.free_bytes)} free)"
+    )
+    say(f"device  {device}, {plan.dtype}")
+    for note in plan.notes:
+        say(f"note    {clean(note, 500)}")
+
+
+class _Display:
+    """What a person sees while the trace runs: the plan, then a progress bar on a terminal."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._progress: object | None = None
+
+    def __call__(self, event: Event) -> None:
+        if self._quiet:
+            return
+        if isinstance(event, Planned):
+            _show_plan(event)
+            if sys.stderr.isatty():
+                self._start(event)
+        elif isinstance(event, StageWritten):
+            self._advance(event)
+        elif isinstance(event, Finished):
+            self.close()
+
+    def _start(self, plan: Planned) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        progress.add_task(f"{'starting':<26}", total=plan.files)
+        progress.start()
+        self._progress = progress
+
+    def _advance(self, event: StageWritten) -> None:
+        from rich.progress import Progress
+
+        if isinstance(self._progress, Progress):
+            where = event.stage if event.layer is None else f"layer {event.layer} {event.stage}"
+            self._progress.update(
+                self._progress.task_ids[0], completed=event.done, description=f"{where:<26}"
+            )
+
+    def close(self) -> None:
+        from rich.progress import Progress
+
+        if isinstance(self._progress, Progress):
+            self._progress.stop()
+            self._progress = None
+
+
+def _trace(plan: Plan, args: argparse.Namespace, emit: Emit | None) -> int:
+    from aprtui.engine.run import TraceStopped, run_trace
+    from aprtui.engine.worker import stop_on_signals
+
+    stop_on_signals()
+    display = _Display(quiet=args.json or args.events)
+    try:
+        done = run_trace(plan, emit or display)
+    except TraceStopped:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        print(
+            f"aprtui: stopped; what was written stays in {clean(str(plan.directory))}, "
+            "without a manifest",
+            file=sys.stderr,
+        )
+        return 130
+    finally:
+        display.close()
+    if args.json:
+        print_json({**done.to_json(), "manifest": str(plan.directory / "trace.json")})
+    elif emit is None:
+        _show_summary(done, plan)
+    return 0
+
+
+def _show_summary(done: Finished, plan: Plan) -> None:
+    where = clean(done.directory)
+    print(
+        f"wrote {count(done.files)} files, {size(done.written_bytes)}, to {where} "
+        f"in {duration(done.elapsed_s)}"
+    )
+    device = f", {size(done.peak_device_bytes)} on the device" if done.peak_device_bytes else ""
+    print(f"peak memory {size(done.peak_memory_bytes)} of its own{device}")
+    if done.top_tokens:
+        likely = "   ".join(
+            f"{clean(repr(token['text']))} {token['probability']:.1%}" for token in done.top_tokens
+        )
+        print(f"next token: {likely}")
+    if done.nonfinite:
+        more = f" and {len(done.nonfinite) - 5} more" if len(done.nonfinite) > 5 else ""
+        print(f"NaN or Inf in: {', '.join(done.nonfinite[:5])}{more}")
+    print(f"look at it: aprtui {where}")

@@ -1,0 +1,387 @@
+"""GGUF files, versions 2 and 3: header, metadata and tensor index, every length checked.
+
+Layout (ggml/docs/gguf.md): magic, version, tensor count, key count; the keys with their values;
+the tensor index; then, aligned, the tensors. gguf.GGUFReader builds an object for every element of
+every array and takes seconds over a large vocabulary; here arrays stay slices until looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+import re
+import stat
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from aprtui.errors import BadFileError
+from aprtui.formats.blocks import BY_GGML_CODE, stored_bytes
+from aprtui.formats.modelfile import HeaderField, ModelFile, TensorEntry
+from aprtui.text import clean
+
+__all__ = ["StringArray", "read_gguf"]
+
+MAGIC = b"GGUF"
+MAX_KEY_BYTES = 65535
+MAX_VALUE_BYTES = 1 << 28  # of one metadata value
+MAX_COUNT = 1 << 24  # of anything; the largest vocabularies have 1 << 18 tokens
+MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+_SMALLEST_KEY = 13  # bytes: an empty key, a type, one byte of value
+_SMALLEST_TENSOR = 24  # bytes: an empty name, no dimensions, type, offset
+_HEADER_BYTES = 24
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+_SCALARS = {
+    code: struct.Struct(f"<{letter}")
+    for code, letter in {
+        0: "B",
+        1: "b",
+        2: "H",
+        3: "h",
+        4: "I",
+        5: "i",
+        6: "f",
+        7: "?",
+        10: "Q",
+        11: "q",
+        12: "d",
+    }.items()
+}
+_STRING, _ARRAY = 8, 9
+
+
+class StringArray(Sequence[str]):
+    """Strings of a file's metadata as the bytes they were read from, decoded when looked at.
+
+    Bytes that are not UTF-8 become surrogates (``surrogateescape``), so that nothing is lost.
+    """
+
+    def __init__(self, stored: bytes, ends: array[int]) -> None:
+        self._stored = stored  # each string after the eight bytes of its length
+        self._ends = ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self._decoded(i) for i in range(*index.indices(len(self)))]
+        return self._decoded(range(len(self))[index])
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._decoded, range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} strings>"
+
+    def _decoded(self, index: int) -> str:
+        start = (self._ends[index - 1] if index else 0) + 8
+        return self._stored[start : self._ends[index]].decode("utf-8", "surrogateescape")
+
+
+class _Cursor:
+    """A place in a mapped file that only moves over bytes that are there."""
+
+    def __init__(self, path: Path, mapped: mmap.mmap) -> None:
+        self.path = path
+        self.mapped = mapped
+        self.end = len(mapped)
+        self.position = 0
+
+    def bad(self, what: str, *, hint: str = "") -> BadFileError:
+        return BadFileError(self.path, f"{what} (at byte {self.position:,})", hint=hint)
+
+    def left(self) -> int:
+        return self.end - self.position
+
+    def skip(self, size: int, what: str) -> int:
+        """Move over ``size`` bytes; where they start."""
+        if size > self.left():
+            raise self.bad(
+                f"{what} takes {size:,} bytes, {self.left():,} are left",
+                hint="the file is cut short or damaged; copy it again",
+            )
+        start = self.position
+        self.position += size
+        return start
+
+    def take(self, size: int, what: str, limit: int = MAX_VALUE_BYTES) -> bytes:
+        if size > limit:
+            raise self.bad(f"{what} takes {size:,} bytes, over the limit of {limit:,}")
+        start = self.skip(size, what)
+        return self.mapped[start : start + size]
+
+    def scalar(self, form: struct.Struct, what: str) -> Any:
+        return form.unpack_from(self.mapped, self.skip(form.size, what))[0]
+
+    def string(self, what: str, limit: int = MAX_VALUE_BYTES) -> str:
+        size: int = self.scalar(_U64, f"the length of {what}")
+        return self.take(size, what, limit).decode("utf-8", "surrogateescape")
+
+    def counted(self, what: str, smallest: int) -> int:
+        """A count of things that take at least ``smallest`` bytes each, all of them to come."""
+        total: int = self.scalar(_U64, f"the number of {what}")
+        if total * smallest > self.left():
+            raise self.bad(
+                f"{total:,} {what} are promised, which {self.left():,} bytes cannot hold",
+                hint="the file is cut short or damaged; copy it again",
+            )
+        if total > MAX_COUNT:
+            raise self.bad(f"{total:,} {what} are promised, over the limit of {MAX_COUNT:,}")
+        return total
+
+    def value(self, kind: int, what: str) -> Any:
+        if kind in _SCALARS:
+            return self.scalar(_SCALARS[kind], what)
+        if kind == _STRING:
+            return self.string(what)
+        if kind != _ARRAY:
+            raise self.bad(f"{what} has the unknown value type {kind}")
+        element: int = self.scalar(_U32, f"the element type of {what}")
+        if element in _SCALARS:
+            form = _SCALARS[element]
+            total = self.counted(f"elements of {what}", form.size)
+            return np.frombuffer(self.take(total * form.size, what), np.dtype(form.format))
+        if element == _STRING:
+            return self._strings(self.counted(f"strings of {what}", 8), what)
+        if element == _ARRAY:
+            raise self.bad(f"{what} nests arrays, which ggml does not read either")
+        raise self.bad(f"{what} has elements of the unknown value type {element}")
+
+    def _strings(self, total: int, what: str) -> StringArray:
+        ends: array[int] = array("q")
+        mapped, start, position = self.mapped, self.position, self.position
+        length_at, append = _U64.unpack_from, ends.append
+        try:
+            for _ in range(total):
+                position += 8 + length_at(mapped, position)[0]
+                append(position - start)
+        except (struct.error, OverflowError) as error:
+            raise self.bad(
+                f"string {len(ends):,} of {what} reaches beyond the end of the file",
+                hint="the file is cut short or damaged; copy it again",
+            ) from error
+        return StringArray(self.take(position - start, what), ends)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file of a model: what its header, metadata and index say."""
+
+    path: Path
+    size_bytes: int
+    version: int
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+    index_bytes: bytes  # sha256 of everything before the tensors
+    header: tuple[HeaderField, ...]
+
+
+def read_gguf(path: Path) -> ModelFile:
+    """The model in a GGUF file, or in all parts of a split one when ``path`` is any of them.
+
+    Metadata values are Python scalars, ``str``, numpy arrays or StringArray. A tensor's
+    ``shape`` is row-major: ggml's ``ne`` reversed. Raises BadFileError for a file that is
+    damaged, of another version or byte order, or not GGUF, and for a part that is missing.
+    """
+    parts = _all_parts(_read_part(path))
+    tensors: dict[str, TensorEntry] = {}
+    for part in parts:
+        for name, entry in part.tensors.items():
+            if name in tensors:
+                raise BadFileError(
+                    part.path, f"tensor {clean(name)} is also in {clean(tensors[name].path.name)}"
+                )
+            tensors[name] = entry
+    first = parts[0]
+    promised = first.metadata.get("split.tensors.count", len(tensors))
+    if len(parts) > 1 and promised != len(tensors):
+        raise BadFileError(
+            first.path,
+            f"its parts should hold {clean(str(promised))} tensors, they hold {len(tensors):,}",
+        )
+    return ModelFile(
+        path=path,
+        format="gguf",
+        version=str(first.version),
+        metadata=first.metadata,
+        tensors=tensors,
+        files=tuple(part.path for part in parts),
+        size_bytes=sum(part.size_bytes for part in parts),
+        digest=hashlib.sha256(b"".join(part.index_bytes for part in parts)).hexdigest(),
+        header=first.header,
+    )
+
+
+def _all_parts(given: _Part) -> list[_Part]:
+    """The parts of the model that ``given`` belongs to, in order."""
+    count = given.metadata.get("split.count", 1)
+    if not isinstance(count, int) or count <= 1:
+        return [given]
+    named = _PART.fullmatch(given.path.name)
+    if named is None or int(named[3]) != count:
+        raise BadFileError(
+            given.path,
+            f"one of {count} parts, and its name does not say which",
+            hint=f"parts are named NAME-00001-of-{count:05d}.gguf; give them their names back",
+        )
+    parts = []
+    for number in range(1, count + 1):
+        path = given.path.with_name(f"{named[1]}-{number:05d}-of-{named[3]}.gguf")
+        if path != given.path and not path.exists():
+            raise BadFileError(
+                path, f"part {number} of {count} is missing", hint="put it beside the others"
+            )
+        part = given if path == given.path else _read_part(path)
+        said = (part.metadata.get("split.no"), part.metadata.get("split.count"))
+        if said != (number - 1, count):
+            raise BadFileError(
+                path,
+                f"named as part {number} of {count}; its metadata says split.no and split.count "
+                f"{clean(repr(said))}",
+            )
+        parts.append(part)
+    return parts
+
+
+def _read_part(path: Path) -> _Part:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadFileError(path, "not a regular file")
+        with path.open("rb") as file:
+            head = file.read(_HEADER_BYTES)
+            _check_start(path, head)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    with mapped:
+        return _parse(_Cursor(path, mapped))
+
+
+def _check_start(path: Path, head: bytes) -> None:
+    if head[:4] != MAGIC:
+        raise BadFileError(path, f"not a GGUF file: it starts with {head[:4]!r}, not {MAGIC!r}")
+    if len(head) < _HEADER_BYTES:
+        raise BadFileError(
+            path, f"cut short: a GGUF header has {_HEADER_BYTES} bytes, this file {len(head)}"
+        )
+    version = int.from_bytes(head[4:8], "little")
+    if version & 0xFFFF == 0 and version:
+        raise BadFileError(
+            path,
+            "a big-endian GGUF file, which is not read",
+            hint="gguf-convert-endian FILE little",
+        )
+    if version not in (2, 3):
+        raise BadFileError(
+            path,
+            f"GGUF version {version}; versions 2 and 3 are read",
+            hint="convert the model anew with a current llama.cpp" if version < 2 else "",
+        )
+
+
+def _parse(cursor: _Cursor) -> _Part:
+    cursor.position = 4
+    version: int = cursor.scalar(_U32, "the version")
+    tensor_count = cursor.counted("tensors", _SMALLEST_TENSOR)
+    key_count = cursor.counted("metadata keys", _SMALLEST_KEY)
+    metadata: dict[str, Any] = {}
+    alignment_at = 0
+    for _ in range(key_count):
+        key = cursor.string("a metadata key", MAX_KEY_BYTES)
+        if key in metadata:
+            raise cursor.bad(f"the metadata key {clean(key)} stands twice")
+        kind = cursor.scalar(_U32, f"the type of {clean(key)}")
+        if key == "general.alignment":
+            alignment_at = cursor.position
+        metadata[key] = cursor.value(kind, clean(key))
+    alignment = _alignment(cursor, metadata)
+    index = [_index_entry(cursor) for _ in range(tensor_count)]
+    tensors_at = math.ceil(cursor.position / alignment) * alignment
+    tensors = _placed(cursor, index, tensors_at, alignment)
+    header = tuple(
+        HeaderField(name, at, cursor.mapped[at : at + size], shown)
+        for name, at, size, shown in (
+            ("magic", 0, 4, "GGUF"),
+            ("version", 4, 4, str(version)),
+            ("tensor count", 8, 8, f"{tensor_count:,}"),
+            ("metadata key count", 16, 8, f"{key_count:,}"),
+            ("alignment", alignment_at, 4 if alignment_at else 0, str(alignment)),
+            ("tensor data", tensors_at, 0, f"from byte {tensors_at:,}"),
+        )
+    )
+    digest = hashlib.sha256(memoryview(cursor.mapped)[: cursor.position]).digest()
+    return _Part(cursor.path, cursor.end, version, metadata, tensors, digest, header)
+
+
+def _alignment(cursor: _Cursor, metadata: dict[str, Any]) -> int:
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        raise cursor.bad(f"general.alignment is {clean(repr(alignment), 40)}, not a power of two")
+    return alignment
+
+
+def _index_entry(cursor: _Cursor) -> tuple[str, str, tuple[int, ...], int]:
+    """Name, type, row-major shape and offset of the tensor whose entry comes next."""
+    name = cursor.string("a tensor's name", MAX_KEY_BYTES)
+    what = f"tensor {clean(name)}"
+    dimensions: int = cursor.scalar(_U32, f"the rank of {what}")
+    if dimensions > MAX_DIMENSIONS:
+        raise cursor.bad(f"{what} has {dimensions:,} dimensions; ggml has {MAX_DIMENSIONS}")
+    extents = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions, f"the shape of {what}"))
+    code: int = cursor.scalar(_U32, f"the type of {what}")
+    offset: int = cursor.scalar(_U64, f"the offset of {what}")
+    if code not in BY_GGML_CODE:
+        raise cursor.bad(
+            f"{what} has the tensor type {code}, which is not known", hint="update the gguf package"
+        )
+    kind = BY_GGML_CODE[code]
+    if max(extents, default=0) >= 1 << 63 or math.prod(extents) >= 1 << 63:
+        raise cursor.bad(f"{what} has an impossible shape")
+    if extents and extents[0] % kind.values:
+        raise cursor.bad(
+            f"{what} has rows of {extents[0]:,} values, not whole {kind.name} blocks of "
+            f"{kind.values}"
+        )
+    return name, kind.name, extents[::-1], offset
+
+
+def _placed(
+    cursor: _Cursor,
+    index: list[tuple[str, str, tuple[int, ...], int]],
+    tensors_at: int,
+    alignment: int,
+) -> dict[str, TensorEntry]:
+    """The entries of the index with their place in the file, each inside it."""
+    tensors: dict[str, TensorEntry] = {}
+    for name, type_name, shape, offset in index:
+        size_bytes = stored_bytes(type_name, shape)
+        start = tensors_at + offset
+        if name in tensors:
+            raise BadFileError(cursor.path, f"two tensors are called {clean(name)}")
+        if offset % alignment:
+            raise BadFileError(
+                cursor.path, f"tensor {clean(name)} is not aligned to {alignment}: {offset:,}"
+            )
+        if start + size_bytes > cursor.end:
+            raise BadFileError(
+                cursor.path,
+                f"tensor {clean(name)} lies at bytes {start:,}..{start + size_bytes:,}, beyond the "
+                f"end of the file ({cursor.end:,} bytes)",
+                hint="the file is cut short; copy it again",
+            )
+        tensors[name] = TensorEntry(name, type_name, shape, cursor.path, start, size_bytes)
+    return tensors

@@ -1,0 +1,50 @@
+"""What leaves the screen: text to the terminal's clipboard, values to a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from textual.app import App
+
+from aprtui.text import clean, size
+from aprtui.tui.stage_table import StageTable
+
+__all__ = ["clipboard_file", "copy", "export"]
+
+
+def clipboard_file() -> Path:
+    """Where copied text also goes, for terminals that refuse OSC 52."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "aprtui" / "clipboard"
+
+
+def copy(app: App[int], text: str) -> str:
+    """Send ``text`` to the terminal by OSC 52 and into a file; an honest note about both."""
+    app.copy_to_clipboard(text)
+    shown = clean(text, 40)
+    file = clipboard_file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n", encoding="utf-8")
+    except OSError:
+        return f"sent {shown} to the terminal's clipboard, if it takes OSC 52"
+    return f"sent {shown} to the terminal's clipboard (if it takes OSC 52), and to {file}"
+
+
+def export(table: StageTable, target: Path) -> str:
+    """Write the table's values to a new .npy or .csv file; a note that says what happened."""
+    if target.suffix not in (".npy", ".csv"):
+        return f"{clean(target.name)}: name a .npy or .csv file"
+    if target.exists():
+        return f"{clean(str(target))} is there already: nothing written"
+    try:
+        if target.suffix == ".npy":
+            np.save(target, table.values.reshape(table.shape))
+        else:
+            np.savetxt(target, table.values.reshape(table.shape[0], -1), delimiter=",", fmt="%.9g")
+        written = target.stat().st_size
+    except OSError as error:
+        return f"{clean(str(target))}: cannot be written: {error.strerror}"
+    return f"wrote {clean(str(target))}, {size(written)}"

@@ -1,0 +1,402 @@
+"""Trace: what to capture and what it will cost, then the grid that fills as files land."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import Input, Label, Static
+
+from aprtui.engine.events import (
+    Event,
+    Failed,
+    Finished,
+    Log,
+    Planned,
+    StageWritten,
+    Started,
+    Stopped,
+)
+from aprtui.engine.job import TraceJob, default_directory
+from aprtui.formats.tracedir import StageKey
+from aprtui.text import clean, count, duration, number, size
+from aprtui.tui.client import TraceClient, plan
+from aprtui.tui.keys import bindings
+from aprtui.tui.messages import RunnerEnded, RunnerEvents
+from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.widgets.stage_grid import StageGrid
+
+__all__ = ["TraceScreen"]
+
+FIELDS = ("prompt", "tokens", "stages", "layers", "device", "dtype", "into")
+PROMPT = "What is 2+2?"
+SETTLE_S = 0.3  # a plan is made when typing rests this long
+
+
+class TraceScreen(BaseScreen):
+    """A form and its plan; while it runs, progress and the grid. The grid stands in both."""
+
+    mode = "trace"
+    places = ("trace",)
+    lead = "move"
+    BINDINGS: ClassVar[list[BindingType]] = bindings("trace")  # type: ignore[assignment]
+
+    def __init__(self, model: Path, *, client: TraceClient | None = None) -> None:
+        super().__init__()
+        self.path = model
+        self.client = client or TraceClient()
+        self.planned: Planned | None = None
+        self.ended: Event | None = None
+        self.running = self.paused = self._warned = False
+        self._last: StageWritten | None = None
+        self._rms: dict[int, tuple[float, str]] = {}
+        self._log: list[str] = []
+        self._held: list[Event] = []
+        self.grid = StageGrid(id="grid")
+        self.plan_text = Static("", id="plan", markup=False, classes="frame")
+        self.progress = Static("", id="progress", markup=False)
+        self.side = Static("", id="side", markup=False)
+        self.log_text = Static("", id="log", markup=False, classes="frame")
+
+    def body(self) -> Iterable[Widget]:
+        self.plan_text.border_title = "Plan"
+        self.log_text.border_title = "Log"
+        self.log_text.display = False
+        with Vertical():
+            with Horizontal(id="form"):
+                with Vertical(id="fields", classes="frame"):
+                    yield from self._fields()
+                yield self.plan_text
+            yield self.progress
+            with Horizontal(id="filling"):
+                yield self.grid
+                yield self.side
+            yield self.log_text
+
+    def _fields(self) -> ComposeResult:
+        values = {"prompt": PROMPT, "stages": "all", "layers": "all", "device": "auto",
+                  "dtype": "float32", "into": str(default_directory(self.path))}  # fmt: skip
+        holders = {"tokens": "or token ids: 1,2,3"}
+        for name in FIELDS:
+            with Horizontal(classes="field"):
+                yield Label(name.capitalize(), markup=False)
+                yield Input(values.get(name, ""), id=f"field-{name}", compact=True,
+                            placeholder=holders.get(name, ""))  # fmt: skip
+
+    def started(self) -> None:
+        self.query_one("#fields").border_title = "Trace"
+        self.set_title(clean(self.path.name, 60))
+        self.set_state("full")
+        self.progress.display = False
+        self.side.display = False
+        self.query_one("#field-prompt").focus()
+        self._replan()
+
+    # The plan.
+
+    def job(self) -> TraceJob:
+        """What the form says."""
+        said = {name: self.query_one(f"#field-{name}", Input).value for name in FIELDS}
+        tokens = None
+        if said["tokens"].strip():
+            tokens = tuple(int(part) for part in said["tokens"].replace(" ", "").split(","))
+        return TraceJob(
+            model=str(self.path.absolute()),
+            directory=str(Path(said["into"]).expanduser()) if said["into"] else "",
+            prompt=None if tokens is not None else said["prompt"],
+            tokens=tokens,
+            stages=said["stages"] or "all",
+            layers=said["layers"] or "all",
+            device=said["device"] or "auto",
+            dtype=said["dtype"] or "float32",
+        )
+
+    @on(Input.Changed)
+    def _edited(self, event: Input.Changed) -> None:
+        if (event.input.id or "").startswith("field-") and not self.running:
+            self._replan()
+
+    @on(Input.Submitted)
+    def _submitted(self, event: Input.Submitted) -> None:
+        if (event.input.id or "").startswith("field-"):
+            self.grid.focus()
+
+    def _replan(self) -> None:
+        self.run_worker(self._plan(), exclusive=True, group="plan")
+
+    async def _plan(self) -> None:
+        await asyncio.sleep(SETTLE_S)
+        try:
+            job = self.job()
+        except ValueError:
+            answer: Planned | Failed = Failed("token ids are whole numbers with commas", "", 2)
+        else:
+            answer = await plan(job, self.client.command)
+        self.post_message(RunnerEvents((answer,)))
+
+    def _show_plan(self, event: Planned | Failed) -> None:
+        if isinstance(event, Failed):
+            self.planned = None
+            self.plan_text.update(
+                Content.assemble((f"! {clean(event.message, 500)}", "bold $error"), "\n\n",
+                                 (clean(event.hint, 300), "dim"))  # fmt: skip
+            )
+            return
+        self.planned = event
+        self.plan_text.update(plan_content(event))
+        if not self.running and self.ended is None:
+            self.grid.set_stages(planned_stages(event))
+
+    # Running.
+
+    def action_run(self) -> None:
+        if self.running:
+            return
+        if self.planned is None:
+            self.say("nothing to run yet: the plan says why")
+            return
+        self.running, self.ended, self._warned = True, None, False
+        self._last, self._rms, self._log = None, {}, []
+        self.grid.set_stages(planned_stages(self.planned))
+        self._arrange()
+        self.grid.focus()
+        self.run_worker(
+            self._engine(self.job()), exclusive=True, group="engine", exit_on_error=False
+        )
+
+    async def _engine(self, job: TraceJob) -> None:
+        ended = await self.client.run(job, lambda batch: self._tell(batch))
+        self.post_message(RunnerEnded(ended.exit_code, ended.log_tail()))
+
+    def _tell(self, batch: tuple[Event, ...]) -> None:
+        self.post_message(RunnerEvents(batch))
+
+    def action_stop(self) -> None:
+        if self.running:
+            self.progress.update(Content.styled(" stopping … what is written stays", "$warning"))
+            self.run_worker(self.client.stop(), group="stop")
+
+    def action_pause(self) -> None:
+        self.paused = not self.paused
+        self.say("display paused; the trace goes on" if self.paused else "")
+        if not self.paused:
+            held, self._held = self._held, []
+            self._apply(held)
+
+    def action_log(self) -> None:
+        self.log_text.display = not self.log_text.display
+
+    def action_browse(self) -> None:
+        if self.planned is not None:
+            self.app.open_browse(Path(self.planned.directory))  # type: ignore[attr-defined]
+
+    @on(StageGrid.Opened)
+    def _open_stage(self, event: StageGrid.Opened) -> None:
+        if self.planned is not None and self.grid.cells[event.key][0] in "█!":
+            self.app.open_browse(  # type: ignore[attr-defined]
+                Path(self.planned.directory), event.key
+            )
+
+    @on(RunnerEvents)
+    def _events(self, event: RunnerEvents) -> None:
+        if self.paused:
+            self._held += event.events
+        else:
+            self._apply(event.events)
+
+    def _apply(self, batch: Iterable[Event]) -> None:
+        cells: dict[StageKey, tuple[str, str]] = {}
+        for event in batch:
+            if isinstance(event, StageWritten):
+                bad = event.nan or event.inf
+                cells[StageKey(event.layer, event.stage)] = ("!", "bad") if bad else ("█", "good")
+                self._last = event
+                if event.stage == "post_ffn_residual" and event.layer is not None:
+                    value = event.rms
+                    rms = float(value)
+                    self._rms[event.layer] = (rms, f"NaN {event.nan}" if bad else "")
+            elif isinstance(event, Planned):
+                self._show_plan(event)
+            elif isinstance(event, Failed) and not self.running:
+                self._show_plan(event)
+            elif isinstance(event, Finished | Stopped | Failed):
+                self.ended = event
+            elif isinstance(event, Log):
+                self._log.append(f"{event.level}: {clean(event.message, 300)}")
+            elif isinstance(event, Started):
+                self._log.append(f"engine started, process {event.pid}")
+        if cells:
+            self.grid.put(cells)
+        self._show_progress()
+
+    @on(RunnerEnded)
+    def _over(self, event: RunnerEnded) -> None:
+        if self._held:
+            self.paused = False
+            held, self._held = self._held, []
+            self._apply(held)
+        self.running = False
+        if event.log_tail:
+            self._log.append(event.log_tail)
+        if self.ended is None:
+            last = event.log_tail.splitlines()[-1] if event.log_tail else ""
+            self.ended = Failed(f"the engine ended by itself ({event.exit_code}) {last}".rstrip(),
+                                "o shows its log; what is written stays", 4)  # fmt: skip
+        self._show_progress()
+
+    def _arrange(self) -> None:
+        """The form makes room for progress while a trace runs and after it."""
+        runs = self.running or self.ended is not None
+        self.query_one("#form").display = not runs
+        self.progress.display = runs
+        self.side.display = runs and self.size.width >= 100
+        self._show_progress()
+
+    def step_back(self) -> bool:
+        if isinstance(self.focused, Input):
+            self.grid.focus()
+            return True
+        if self.running or self.ended is None:
+            return False
+        self.ended = None
+        self._arrange()
+        self._replan()
+        return True
+
+    def may_close(self) -> bool:
+        if not self.running or self._warned:
+            return True
+        self._warned = True
+        self.say("the trace is running: x stops it and keeps what is written; q again leaves too")
+        return False
+
+    # Progress.
+
+    def _show_progress(self) -> None:
+        self.log_text.update("\n".join(self._log[-12:]) or "nothing yet")
+        if self.planned is None or not self.progress.display:
+            return
+        self.progress.update(
+            progress_content(self.planned, self._last, self.ended, max(self.size.width - 2, 10))
+        )
+        self.side.update(residual_content(self._rms))
+        where = clean(Path(self.planned.directory).name, 60)
+        words = {Finished: "complete", Stopped: "stopped: what is written stays", Failed: "failed"}
+        state = words[type(self.ended)] if self.ended else f"running on {self.planned.device}"
+        self.set_title(f"{where} · {state}", loud=isinstance(self.ended, Failed))
+
+
+def planned_stages(event: Planned) -> list[StageKey]:
+    """The cells of the grid that a plan fills."""
+    whole = [StageKey(None, stage) for stage in event.stages if stage in ("final_norm", "lm_head")]
+    layered = [stage for stage in event.stages if stage not in ("final_norm", "lm_head")]
+    return whole + [
+        StageKey(layer, stage)
+        for layer in event.layers
+        for stage in layered
+        if stage != "embedding" or layer == 0
+    ]
+
+
+def plan_content(event: Planned) -> Content:
+    """Tokens, files, bytes, and whether they fit."""
+    fits = event.write_bytes <= event.free_bytes
+    texts = "|".join(clean(text, 30) for text in event.token_texts[:60])
+    ids = " ".join(str(token) for token in event.tokens[:60])
+    lines = [
+        Content.assemble(
+            (count(len(event.tokens)), "bold"), " tokens × ", (str(len(event.layers)), "bold"),
+            " layers × ", (str(len(event.stages)), "bold"), " stages = ",
+            (count(event.files), "bold $accent"), " files",
+        ),
+        Content.assemble(
+            "writes ", (size(event.write_bytes), "bold $accent"), " · ",
+            (f"{size(event.free_bytes)} free", "" if fits else "bold $error"),
+            ("" if fits else "  does not fit", "bold $error"),
+        ),
+        Content.assemble(
+            "reads ", size(event.read_bytes), " once · about ", size(event.memory_bytes),
+            " memory · ", clean(event.device_name or event.device, 40), " · ", event.dtype,
+        ),
+        Content(""),
+        Content.styled(texts, "$text-primary"),
+        Content.styled(ids, "dim"),
+    ]  # fmt: skip
+    lines += [Content.styled(f"! {clean(note, 300)}", "$warning") for note in event.notes[:6]]
+    return Content("\n").join(lines)
+
+
+def progress_content(
+    planned: Planned, last: StageWritten | None, ended: Event | None, width: int
+) -> Content:
+    """The line of numbers, and under it the bar."""
+    done = last.done if last else 0
+    files = last.files if last else planned.files
+    share = done / max(files, 1)
+    full = int(share * width)
+    tone = "$error" if isinstance(ended, Failed) else "$success" if ended else "$accent"
+    bar = Content.assemble(" ", ("━" * full, tone), ("─" * (width - full), "dim"))
+    if isinstance(ended, Finished):
+        top = " ".join(clean(str(t.get("text", "")), 20) for t in ended.top_tokens[:5])
+        text = Content.assemble(
+            (f" {count(ended.files)} files · {size(ended.written_bytes)} · "
+             f"{duration(ended.elapsed_s)} · peak {size(ended.peak_memory_bytes)}", "bold"),
+            (f" · next: {top}" if top else "", "$text-primary"),
+            (f" · NaN or Inf in {len(ended.nonfinite)} stages, first {ended.nonfinite[0]}"
+             if ended.nonfinite else "", "bold $error"),
+            ("   b browses it", "dim"),
+        )  # fmt: skip
+    elif isinstance(ended, Stopped):
+        text = Content.styled(f" stopped after {ended.files} files; b browses them", "$warning")
+    elif isinstance(ended, Failed):
+        text = Content.assemble(
+            (f" ! {clean(ended.message, 400)}", "bold $error"), (f"  {clean(ended.hint)}", "dim")
+        )
+    elif last is None:
+        text = Content(" starting the engine …")
+    else:
+        text = Content(running_text(planned, last))
+    return Content("\n").join([text.truncate(width, ellipsis=True), bar])
+
+
+def running_text(planned: Planned, last: StageWritten) -> str:
+    """``layer 11 of 28 · ffn_up · 214 of 535 files · ...``."""
+    rate = last.done / last.elapsed_s if last.elapsed_s > 0 else 0.0
+    where = "end" if last.layer is None else f"layer {last.layer} of {planned.num_layers}"
+    parts = [
+        where, clean(last.stage, 30), f"{count(last.done)} of {count(last.files)} files",
+        size(last.written_bytes), duration(last.elapsed_s),
+    ]  # fmt: skip
+    if rate:
+        parts += [f"{rate:.0f} files/s", f"{duration((last.files - last.done) / rate)} left"]
+    if last.device_bytes:
+        parts.append(f"GPU {size(last.device_bytes)}")
+    if last.memory_bytes:
+        parts.append(f"own {size(last.memory_bytes)}")
+    return " " + " · ".join(parts)
+
+
+def residual_content(rms: dict[int, tuple[float, str]]) -> Content:
+    """The rms of each layer's output as a bar."""
+    finite = [value for value, _ in rms.values() if value == value and value != float("inf")]
+    largest = max(finite, default=0.0)
+    lines = [Content.styled("rms of the residual", "$text-primary")]
+    for layer, (value, wrong) in sorted(rms.items()):
+        share = value / largest if largest and value == value else 0.0
+        eighths = round(min(share, 1.0) * 64)
+        bar = "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
+        lines.append(
+            Content.assemble(
+                (f"{layer:>3} ", "dim"), (f"{bar:<9}", "$accent"), f"{number(value, 3):>7}",
+                (f" {wrong}" if wrong else "", "bold $error"),
+            )
+        )  # fmt: skip
+    return Content("\n").join(lines)
