@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from aprtui.cli.output import print_json
@@ -18,7 +19,7 @@ from aprtui.engine.plan import DEFAULT_PROMPT, Plan, make_plan
 from aprtui.errors import AprtuiError, BadFileError, UsageError
 from aprtui.text import clean, count, duration, size
 
-__all__ = ["configure", "run"]
+__all__ = ["configure", "parse_overrides", "run"]
 
 _EPILOG = """\
 examples:
@@ -87,13 +88,18 @@ def run(args: argparse.Namespace) -> int:
         raise
 
 
-def _job(args: argparse.Namespace) -> TraceJob:
+def parse_overrides(texts: Sequence[str]) -> dict[str, str]:
+    """The ``--set KEY=VALUE`` options of a command line."""
     overrides: dict[str, str] = {}
-    for text in args.overrides:
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set {clean(text)}: no = in it", hint="--set KEY=VALUE")
         overrides[key.strip()] = value.strip()
+    return overrides
+
+
+def _job(args: argparse.Namespace) -> TraceJob:
     return TraceJob(
         model=args.model,
         directory=args.directory,
@@ -105,7 +111,7 @@ def _job(args: argparse.Namespace) -> TraceJob:
         dtype=args.dtype,
         logits=args.logits,
         overwrite=args.overwrite,
-        overrides=overrides,
+        overrides=parse_overrides(args.overrides),
     )
 
 

@@ -14,7 +14,16 @@ from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.text import clean, nearest, number
 
-__all__ = ["METRICS", "Bars", "Exceeded", "Override", "choose_bars", "describe", "judge", "parse_bar"]
+__all__ = [
+    "METRICS",
+    "Bars",
+    "Exceeded",
+    "Override",
+    "choose_bars",
+    "describe",
+    "judge",
+    "parse_bar",
+]
 
 FLOORS = {  # relative RMS that rounding one matrix to the format leaves (specs/compare.md 3)
     "F32": 0.0, "F16": 3e-4, "BF16": 2.3e-3, "Q8_0": 0.005, "Q6_K": 0.017, "Q5_K": 0.035,
@@ -216,13 +225,13 @@ def _side(trace: TraceDir) -> _Side | None:
         if isinstance(stated, str)
         else name in ROUNDS_ACTIVATIONS and (quantised or not types)
     )
-    layers = {key.layer for key in trace.records if key.layer is not None}
+    layers = _mapping(model.get("config")).get("num_layers")
     return _Side(
         name,
         str(engine.get("dtype", "float32")),
         str(model.get("digest", "")),
         types,
-        len(layers),
+        layers if isinstance(layers, int) else 1,
         len(trace.token_ids or ()),
         rounds,
     )

@@ -22,7 +22,6 @@ from aprtui.formats.perop import (
     without_padding,
 )
 from aprtui.formats.tracedir import (
-    MANIFEST,
     StageKey,
     StageRecord,
     TraceDir,
@@ -60,24 +59,25 @@ def open_pair(path: Path) -> tuple[TraceDir, TraceDir]:
     return sides.cpu, sides.gpu
 
 
-def record_of(path: Path, config: ModelConfig | None = None) -> StageRecord:
-    """One stage file with the shape that the trace around it tells.
+def record_of(path: Path, config: ModelConfig | None = None) -> tuple[StageRecord, TraceDir | None]:
+    """One stage file with the shape that the trace around it tells, and that trace.
 
     The trace is the folder that the layout puts the file in; a file that lies elsewhere, or whose
-    folder tells nothing, is flat. Raises BadFileError for a damaged file.
+    folder tells nothing of it, is flat. Raises BadFileError for a damaged file.
     """
     header = read_header(path)
-    in_layer = path.parent.name.startswith("layer-")
+    in_layer = path.absolute().parent.name.startswith("layer-")
     root = path.absolute().parent.parent if in_layer else path.absolute().parent
-    key = key_of(f"{path.parent.name}/{path.name}" if in_layer else path.name)
-    if key is not None and (in_layer or header.layer is None or (root / MANIFEST).is_file()):
+    key = key_of(f"{path.absolute().parent.name}/{path.name}" if in_layer else path.name)
+    if key is not None and (in_layer or header.layer is None):
         try:
-            found = with_shapes(open_trace(root), config).records.get(key)
+            trace = with_shapes(open_trace(root), config)
         except BadFileError:
-            found = None
+            trace = None
+        found = trace.records.get(key) if trace is not None else None
         if found is not None and found.size_bytes == header.file_bytes:
-            return dataclasses.replace(found, path=path)
-    return StageRecord(StageKey(header.layer, path.stem), path, header.file_bytes)
+            return dataclasses.replace(found, path=path), trace
+    return StageRecord(StageKey(header.layer, path.stem), path, header.file_bytes), None
 
 
 def with_shapes(trace: TraceDir, config: ModelConfig | None = None) -> TraceDir:
@@ -232,11 +232,7 @@ class _Reading:
 
 
 def _inferred(trace: TraceDir, records: dict[StageKey, StageRecord]) -> TraceDir:
-    whole = {
-        key: record
-        for key, record in records.items()
-        if record.parts or _is_whole(record)
-    }
+    whole = {key: record for key, record in records.items() if record.parts or _is_whole(record)}
     known = _known_tokens(trace)
     readings, why = _readings(whole, known)
     if len(readings) != 1:
@@ -293,11 +289,11 @@ def _size_class(stage: str) -> str | None:
     axes = _AXES.get(stage)
     if axes is None:
         return None
-    return {
-        ("token", "head", "channel"): "q",
-        ("token", "kv_head", "channel"): "kv",
-        _SCORES: "scores",
-    }.get(axes) or axes[-1]
+    if axes == ("token", "head", "channel"):
+        return "q"
+    if axes == ("token", "kv_head", "channel"):
+        return "kv"
+    return "scores" if axes == _SCORES else axes[-1]
 
 
 def _reading(sizes: dict[str, int], tokens: int, stacked: bool) -> _Reading | None:

@@ -105,6 +105,7 @@ class RowLayout:
     width: int
     period: int
     shape: tuple[int, ...] = ()  # empty: axes unknown
+    has_positions: bool = False
 
     @classmethod
     def of(
@@ -114,9 +115,9 @@ class RowLayout:
         if not shape or not axes or math.prod(shape) != count or count == 0:
             return cls(1, count, 1)
         if axes == ("head", "query", "key"):
-            return cls(shape[0] * shape[1], shape[2], shape[1], shape)
+            return cls(shape[0] * shape[1], shape[2], shape[1], shape, True)
         if axes[0] == "token":
-            return cls(shape[0], count // shape[0], shape[0], shape)
+            return cls(shape[0], count // shape[0], shape[0], shape, True)
         return cls(1, count, 1, shape)
 
     def at(self, index: int) -> tuple[int, ...]:
@@ -284,7 +285,9 @@ class _Sums:
 
     def _set_aside(self, x: Float64, y: Float64, start: int) -> int:
         """Count what is not finite, compare where it is, and zero it on both sides."""
-        kinds = [np.isnan(side) * 1 + np.isposinf(side) * 2 + np.isneginf(side) * 3 for side in (x, y)]
+        kinds = [
+            np.isnan(side) * 1 + np.isposinf(side) * 2 + np.isneginf(side) * 3 for side in (x, y)
+        ]
         self.nan_x += int(np.count_nonzero(kinds[0] == 1))
         self.nan_y += int(np.count_nonzero(kinds[1] == 1))
         self.inf_x += int(np.count_nonzero(kinds[0] > 1))
@@ -369,7 +372,7 @@ def _finish(sums: _Sums, job: _Job) -> Metrics:
         rel_l2=_ratio(math.sqrt(dd), norm_x, 0.0),
         cosine=cosine,
         worst_row_rel_l2=float(rows[worst]) if rows.size else 0.0,
-        worst_row=worst if job.layout.shape else None,
+        worst_row=worst if job.layout.has_positions else None,
         scale=sums.xy / sums.xx if sums.xx else (1.0 if dd == 0 else math.nan),
         std_ratio=_ratio(std_y, std_x, 1.0),
         mean_a=mean_x,

@@ -109,7 +109,7 @@ def _compressed(path: Path) -> BadFileError:
     return BadFileError(
         path,
         "its flags say that all after the header is compressed, and it does not read as plain",
-        hint="write it uncompressed: apr import without --compress",
+        hint="write it again uncompressed",
     )
 
 

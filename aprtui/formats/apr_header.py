@@ -145,7 +145,7 @@ def read_header(
         message = f"the header's checksum is {stored:08x}, its bytes give {computed:08x}"
         if not lenient:
             raise BadFileError(
-                path, message, hint="the file is damaged or of an old writer; --lenient reads it"
+                path, message, hint="the file is damaged, or its writer left the checksum out"
             )
         notes.append(message)
     if major != 2:

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -153,10 +154,11 @@ def _check_tensors(ordered: list[OutgoingTensor]) -> None:
     """Refuse what no index can hold: names twice, types without a code, shapes out of bounds."""
     if len(ordered) > MAX_TENSORS:
         raise UsageError(f"{len(ordered):,} tensors; an .apr file holds at most {MAX_TENSORS:,}")
-    for tensor, after in zip(ordered, [*ordered[1:], None], strict=True):
+    for left, right in pairwise(ordered):
+        if left.name == right.name:
+            raise UsageError(f"tensor {clean(left.name)} is to be written twice")
+    for tensor in ordered:
         what = f"tensor {clean(tensor.name)}"
-        if after is not None and tensor.name == after.name:
-            raise UsageError(f"{what} is to be written twice")
         if tensor.type not in TYPE_CODES:
             raise UsageError(
                 f"{what}: an .apr file cannot hold {tensor.type} safely",

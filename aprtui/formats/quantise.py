@@ -59,7 +59,7 @@ def encode_apr_q4(values: Float32) -> Bytes:
     nibbles = (np.clip(_rounded(blocks / scale[:, None]), -8, 7) + 8).astype(np.uint8)
     nibbles.reshape(-1)[flat.size :] = 0
     out = np.empty((len(blocks), 18), dtype=np.uint8)
-    out[:, :2] = _half(scale)
+    out[:, :2] = _half(scale[:, None]).view(np.uint8)
     out[:, 2:] = nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
     return out.reshape(-1)
 
@@ -99,9 +99,7 @@ def _q6_k_blocks(blocks: Float32) -> Bytes:
     subs = blocks.reshape(-1, _SUPER // _SUB, _SUB)
     scales = _best_scales(subs)
     widest = np.take_along_axis(scales, np.abs(scales).argmax(axis=1)[:, None], axis=1)
-    step = (widest / np.float32(-128)).astype("<f2")  # the widest scale becomes -128
-    if not np.isfinite(step).all():
-        raise EngineError("values too large for the float16 scales of Q6_K")
+    step = _half(widest / np.float32(-128))  # the widest scale becomes -128
     unit = step.astype(np.float32)
     small = np.clip(_ratio(scales, unit).round(), -128, 127)
     levels = np.clip(_ratio(subs, (unit * small)[..., None]).round(), -32, 31)
@@ -121,20 +119,20 @@ def _q6_k_blocks(blocks: Float32) -> Bytes:
 def _best_scales(subs: Float32) -> Float32:
     """For sub-blocks [n, 16, 16] the scales [n, 16] whose rounding to -32..31 errs the least."""
     peak = np.take_along_axis(subs, np.abs(subs).argmax(axis=-1)[..., None], axis=-1)
-    weights = subs * subs
+    shares = _ratio(subs, peak)  # of the largest, so that no power of it over- or underflows
+    weights = shares * shares
     best = np.zeros(subs.shape[:-1], dtype=np.float32)
     best_gain = np.zeros_like(best)
     for tenths in range(-9, 10):
-        inverse = _ratio(np.float32(-32 - tenths / 10), peak)
-        levels = np.clip((subs * inverse).round(), -32, 31)
-        along = (weights * subs * levels).sum(axis=-1)
+        levels = np.clip((shares * np.float32(-32 - tenths / 10)).round(), -32, 31)
+        along = (weights * shares * levels).sum(axis=-1)
         square = (weights * levels * levels).sum(axis=-1)
         scale = _ratio(along, square)
         gain = scale * along
         better = gain > best_gain
         best = np.where(better, scale, best)
         best_gain = np.where(better, gain, best_gain)
-    return best
+    return best * peak[..., 0]
 
 
 def _ratio(above: Float32 | np.float32, below: Float32) -> Float32:
@@ -160,10 +158,10 @@ def _finite(values: Float32) -> Float32:
     return flat
 
 
-def _half(scale: Float32) -> Bytes:
-    """Scales [n] as float16 bytes [n, 2]."""
+def _half(scale: Float32) -> npt.NDArray[np.float16]:
+    """Scales as little-endian float16; EngineError for one that is too large for it."""
     with np.errstate(over="ignore"):
-        half = scale.astype("<f2")
+        half: npt.NDArray[np.float16] = scale.astype("<f2")
     if not np.isfinite(half).all():
-        raise EngineError("values too large for the float16 scales of APR_Q4")
-    return half.reshape(-1, 1).view(np.uint8)
+        raise EngineError("values too large for the float16 scales of their type")
+    return half

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from aprtui.errors import BadFileError, UsageError
-from aprtui.formats.apr import read_apr
-from aprtui.formats.blocks import stored_bytes
+from aprtui.formats.apr import read_apr, reversed_entry
 from aprtui.formats.gguf import read_gguf
 from aprtui.formats.modelfile import ModelFile, TensorEntry, tensor_bytes
 from aprtui.formats.safetensors import read_safetensors
@@ -68,11 +67,11 @@ class Model:
 
     @cached_property
     def tokenizer_spec(self) -> TokenizerSpec:
-        """What the file says of its tokenizer. Raises BadFileError when it has none."""
+        """What the file says of its tokenizer. Raises UsageError when it has none."""
         if self.file.format == "gguf":
-            return spec_from_gguf(self.file.metadata)
+            return spec_from_gguf(self.file.metadata, path=self.path)
         if self.file.format == "apr":
-            return spec_from_apr(self.file.metadata, self.config.architecture)
+            return spec_from_apr(self.file.metadata, self.config.architecture, path=self.path)
         folder = self.path if self.path.is_dir() else self.path.parent
         return spec_from_folder(folder)
 
@@ -176,9 +175,6 @@ class _Shapes:
         return None
 
 
-_MATRICES = ("embedding", "head", "q", "k", "v", "o", "gate", "up", "down", "router")
-
-
 def _oriented(file: ModelFile, table: RoleTable) -> tuple[dict[Role, TensorEntry], list[str]]:
     """The entries with their dims outermost first, whatever order the writer listed them in.
 
@@ -209,17 +205,14 @@ def _is_reversed(embedding: TensorEntry, hidden: int) -> bool:
 
 
 def _reverse(file: ModelFile, role: Role, entry: TensorEntry) -> TensorEntry:
-    if len(entry.shape) != 2:
-        return entry
-    shape = entry.shape[::-1]
-    if stored_bytes(entry.type, shape, flat=entry.flat) != entry.size_bytes:
+    try:
+        return reversed_entry(entry) if len(entry.shape) == 2 else entry
+    except BadFileError as error:
         raise BadFileError(
             file.path,
-            f"{clean(entry.name)} ({role}): the embedding's dims are reversed, but "
-            f"{entry.size_bytes:,} bytes do not fit {list(shape)}",
+            f"{clean(entry.name)} ({role}): the embedding's dims are reversed, this tensor's not",
             hint="some dims are reversed and some are not: convert the model again",
-        )
-    return dataclasses.replace(entry, shape=shape)
+        ) from error
 
 
 def _small_vector(entry: TensorEntry | None) -> tuple[float, ...]:

@@ -147,3 +147,19 @@ def pre_tokenizer_named(name: str | None) -> PreTokenizer:
         what = f"unknown pre-tokenizer '{clean(name)}'" if name else "no pre-tokenizer is named"
         raise UsageError(f"tokenizer: {what}; known are {known}", hint=TOKENS_HINT)
     return found
+
+
+_WRITTEN_AS = {
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)": _CONTRACTION,
+    "\\p{N}{1}": "\\p{N}",
+}
+
+
+def name_of_pattern(pattern: str) -> str | None:
+    """The name under which ``PRE_TOKENIZERS`` has a tokenizer.json's regular expression, if any."""
+    if pattern in PRE_TOKENIZERS:
+        return pattern
+    for written, ours in _WRITTEN_AS.items():
+        pattern = pattern.replace(written, ours)
+    names = (name for name, known in PRE_TOKENIZERS.items() if known.patterns == (pattern,))
+    return next(names, None)

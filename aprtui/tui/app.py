@@ -10,6 +10,7 @@ from typing import ClassVar
 from textual.app import App
 from textual.binding import BindingType
 
+from aprtui.formats.tracedir import StageKey
 from aprtui.tui.keys import bindings
 from aprtui.tui.screens.base import MODES, BaseScreen
 from aprtui.tui.source import Opened
@@ -46,31 +47,26 @@ class AprtuiApp(App[int]):
 
     def on_mount(self) -> None:
         self.theme = os.environ.get("TEXTUAL_THEME") or theme_for(dict(os.environ))
-        mode, factory = self._first_screen()
-        self.go(mode, factory)
+        self._open_first()
 
-    def _first_screen(self) -> tuple[str, Callable[[], BaseScreen]]:
-        from aprtui.tui.screens.browse import BrowseScreen
+    def _open_first(self) -> None:
+        from aprtui.tui.screens.home import HomeScreen
 
         if not self.opened:
-            from aprtui.tui.screens.home import HomeScreen
+            self.go("home", lambda: HomeScreen(self.folder))
+        elif len(self.opened) == 2:
+            self.open_diff(self.opened[0].path, self.opened[1].path)
+        else:
+            self.open_any(self.opened[0])
 
-            return "home", lambda: HomeScreen(self.folder)
-        first = self.opened[0]
-        if len(self.opened) == 2 or first.kind == "per-op":
-            from aprtui.tui.screens.diff import DiffScreen
-
-            a, b = (
-                (first.path, self.opened[1].path)
-                if len(self.opened) == 2
-                else (first.path / "cpu", first.path / "gpu")
-            )
-            return "diff", lambda: DiffScreen(a, b)
-        if first.kind == "model":
-            from aprtui.tui.screens.model import ModelScreen
-
-            return "model", lambda: ModelScreen(first.path)
-        return "browse", lambda: BrowseScreen(first.path)
+    def open_any(self, opened: Opened) -> None:
+        """The screen that fits what a path turned out to be."""
+        if opened.kind == "per-op":
+            self.open_diff(opened.path / "cpu", opened.path / "gpu")
+        elif opened.kind == "model":
+            self.open_model(opened.path)
+        else:
+            self.open_browse(opened.path)
 
     # Modes.
 
@@ -128,6 +124,32 @@ class AprtuiApp(App[int]):
     async def action_leave(self) -> None:
         """Quit at once, whatever is open."""
         self.exit(0)
+
+    # What screens ask for.
+
+    def open_browse(self, path: Path, select: StageKey | None = None) -> None:
+        """Browse a trace directory or a stage file."""
+        from aprtui.tui.screens.browse import BrowseScreen
+
+        self.go("browse", lambda: BrowseScreen(path, select, self.model))
+
+    def open_diff(self, a: Path, b: Path) -> None:
+        """Compare two traces, or two stage files."""
+        from aprtui.tui.screens.diff import DiffScreen
+
+        self.go("diff", lambda: DiffScreen(a, b, self.model))
+
+    def open_model(self, path: Path) -> None:
+        """Show a model."""
+        from aprtui.tui.screens.model import ModelScreen
+
+        self.go("model", lambda: ModelScreen(path))
+
+    def open_trace(self, model: Path) -> None:
+        """The form of a trace of ``model``."""
+        from aprtui.tui.screens.trace import TraceScreen
+
+        self.go("trace", lambda: TraceScreen(model))
 
     # Anywhere.
 

@@ -9,7 +9,7 @@ from textual.message import Message
 from aprtui.engine.events import Event
 from aprtui.formats.tracedir import StageKey, TraceDir
 
-__all__ = ["Found", "LoadFailed", "RunnerEnded", "RunnerEvents", "Surveyed", "TraceLoaded"]
+__all__ = ["Found", "LoadFailed", "Place", "RunnerEnded", "RunnerEvents", "Surveyed", "TraceLoaded"]
 
 
 @dataclass
@@ -35,11 +35,21 @@ class Surveyed(Message):
     damage: dict[StageKey, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Place:
+    """A model or a trace on the disk; ``path`` is raw, ``remark`` is ours."""
+
+    path: str
+    kind: str  # "model" or "trace"
+    remark: str
+    mtime: float
+
+
 @dataclass
 class Found(Message):
-    """Models and traces below a folder; ``done`` when all of it was looked through."""
+    """Some models and traces below a folder; ``done`` when all of it was looked through."""
 
-    rows: tuple[tuple[str, str, str], ...]  # path, kind, remark: clean text
+    places: tuple[Place, ...]
     done: bool
 
 

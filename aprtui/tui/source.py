@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from aprtui.compare.infer import with_shapes
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import MAGIC
 from aprtui.formats.tracedir import (
@@ -19,6 +20,7 @@ from aprtui.formats.tracedir import (
     open_trace,
 )
 from aprtui.formats.perop import is_per_op_side, open_per_op_side
+from aprtui.model.open import open_model
 from aprtui.text import clean
 
 __all__ = ["MODEL_SUFFIXES", "Opened", "kind_of", "load_trace", "mark_of", "title_of"]
@@ -83,21 +85,23 @@ def mark_of(path: Path) -> tuple[int, ...]:
     return tuple(marks)
 
 
-def load_trace(path: Path) -> TraceDir:
+def load_trace(path: Path, model: str = "") -> TraceDir:
     """The trace at ``path``, or the one stage file there, with every shape that can be known.
 
-    Raises BadFileError.
+    Shapes that no manifest states come from ``model``, where one is given, else by inference.
+    Raises BadFileError, and UsageError for a model that cannot be opened.
     """
+    config = open_model(Path(model)).config if model else None
     if is_per_op_side(path):
-        return _shaped(open_per_op_side(path))
+        return with_shapes(open_per_op_side(path), config)
     if path.is_dir():
-        return _shaped(open_trace(path))
+        return with_shapes(open_trace(path), config)
     folder = path.absolute().parent
     root = folder.parent if key_of(f"{folder.name}/{path.name}") else folder
     key = key_of(path.absolute().relative_to(root).as_posix())
     if key is not None:
         try:
-            whole = _shaped(open_trace(root))
+            whole = with_shapes(open_trace(root), config)
         except BadFileError:
             whole = None
         if whole is not None and key in whole.records:
@@ -109,14 +113,6 @@ def load_trace(path: Path) -> TraceDir:
     except OSError as error:
         raise BadFileError(path, f"cannot be read: {error.strerror}") from error
     return TraceDir(root, "file", {key: record}, None, None)
-
-
-def _shaped(trace: TraceDir) -> TraceDir:
-    try:
-        from aprtui.compare.infer import with_shapes
-    except ImportError:
-        return trace
-    return with_shapes(trace)
 
 
 def title_of(trace: TraceDir, path: Path) -> str:

@@ -94,8 +94,10 @@ def test_every_file_of_apr_opens_as_apr_inspects_it(name: str, tensors: int) -> 
 @needs_fixtures
 @pytest.mark.parametrize(
     "name",
-    ["llama-convert", "llama-import", "pycode-f16", "pycode-int4", "pycode-int8"]
-    + ["qwen2-import", "qwen3-import"],
+    [
+        *("llama-convert", "llama-import", "qwen2-import", "qwen3-import"),
+        *("pycode-f16", "pycode-int4", "pycode-int8"),
+    ],
 )
 def test_tensor_tables_are_those_that_apr_lists(name: str) -> None:
     model = read_apr(MODELS / f"{name}.apr")
@@ -191,10 +193,10 @@ def test_the_header_is_shown_field_by_field(opened: Any) -> None:
 
 
 def test_forbidden_and_unreadable_flags_are_refused(opened: Any) -> None:
-    GOOD_bytes = GOOD.build()
-    assert "LAYOUT-002" in refusal(opened, with_header(GOOD_bytes, flags=0x0800))
-    assert "encrypted" in refusal(opened, with_header(GOOD_bytes, flags=0x0404))
-    assert "version 3.0" in refusal(opened, with_header(GOOD_bytes, major=3))
+    plain = GOOD.build()
+    assert "LAYOUT-002" in refusal(opened, with_header(plain, flags=0x0800))
+    assert "encrypted" in refusal(opened, with_header(plain, flags=0x0404))
+    assert "version 3.0" in refusal(opened, with_header(plain, major=3))
 
 
 def test_a_compression_flag_on_plain_bytes_is_noted_and_on_others_refused(opened: Any) -> None:

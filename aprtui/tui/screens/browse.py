@@ -45,9 +45,10 @@ class BrowseScreen(BaseScreen):
         "browse", "values", "histogram", "heatmap"
     )
 
-    def __init__(self, path: Path, select: StageKey | None = None) -> None:
+    def __init__(self, path: Path, select: StageKey | None = None, model: str = "") -> None:
         super().__init__()
         self.path = path
+        self.model = model
         self.trace: TraceDir | None = None
         self.pane = "header"
         self.paused = False
@@ -82,7 +83,7 @@ class BrowseScreen(BaseScreen):
     def _read(self) -> None:
         mark = mark_of(self.path)
         try:
-            message: TraceLoaded | LoadFailed = TraceLoaded(load_trace(self.path))
+            message: TraceLoaded | LoadFailed = TraceLoaded(load_trace(self.path, self.model))
         except AprtuiError as error:
             message = LoadFailed(error.message, error.hint)
         self._mark = mark

@@ -211,15 +211,7 @@ class StageGrid(Lines):
         for number, name in enumerate(stages, self.first_column):
             sign, style_name = self.cells.get(StageKey(layer, name), (" ", ""))
             style = self.line_style(style_name)
-            text = right(sign, cell)
-            if row == self.row and number == self.column:
-                segments.append(Segment(text[: cell - 3], self.rich_style))
-                segments.append(Segment(f" {sign} ", style + over))
-                continue
-            if segments and segments[-1].text.endswith(" ") and self._after_cursor(row, number):
-                text = text[1:]
-            segments.append(Segment(text, style))
+            here = row == self.row and number == self.column
+            segments.append(Segment(" " * (cell - 3), self.rich_style))
+            segments.append(Segment(f"{sign:>2} ", style + over if here else style))
         return Strip(segments).adjust_cell_length(width, self.rich_style)
-
-    def _after_cursor(self, row: int, number: int) -> bool:
-        return row == self.row and number == self.column + 1

@@ -1,0 +1,207 @@
+"""Compare two traces (of ours or of another program), or two stage files.
+
+Every stage captured on both sides is measured in order of computation and judged by a bar that is
+chosen by what is compared; the bar and its reason are printed. Missing, damaged and misshapen
+stages are classes of their own and never pass.
+
+Exit codes: 0 all pass, 1 a difference or something unmeasured, 2 usage, 3 a bad file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aprtui.cli import diff_text
+from aprtui.compare import saved
+from aprtui.compare.bars import Bars, Override, choose_bars, parse_bar
+from aprtui.compare.diff import (
+    Comparison,
+    comparison_json,
+    diff_files,
+    diff_traces,
+    file_pair_json,
+    judge_again,
+)
+from aprtui.compare.infer import open_any, open_pair, record_of, with_shapes
+from aprtui.compare.pairs import DiffOptions
+from aprtui.engine.stages import parse_layers, parse_stages
+from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.aprt import MAGIC
+from aprtui.formats.perop import PerOpDir
+from aprtui.formats.tracedir import TraceDir
+from aprtui.text import clean, count
+
+if TYPE_CHECKING:
+    from aprtui.model.config import ModelConfig
+
+__all__ = ["configure", "run"]
+
+_FILE_BARS = Bars(
+    0.1, 0.4, "unknown arithmetic (two files, no manifest): one side may quantise activations"
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("a", nargs="?", metavar="A", type=Path, help="the reference")
+    parser.add_argument("b", nargs="?", metavar="B", type=Path, help="what is tested against it")
+    parser.add_argument(
+        "--bar",
+        action="append",
+        default=[],
+        metavar="[STAGES:]METRIC=LIMIT",
+        help="override a bar: rel_l2=1e-3, 'ffn_*:rel_l2=5e-2', cosine=0.999; may be repeated",
+    )
+    parser.add_argument("--stages", "--stage", default="all", help="stages, with commas between")
+    parser.add_argument("--layers", "--layer", metavar="LAYERS", help="all, 3, 3..6 or 0,3,7")
+    parser.add_argument("--positions", choices=("all", "last"), default="all")
+    parser.add_argument("--ignore-tokens", action="store_true", help="different prompts are fine")
+    parser.add_argument(
+        "--allow-unmeasured", action="store_true", help="exit 0 though stages are missing"
+    )
+    parser.add_argument("--model", type=Path, help="the model: tells shapes of foreign folders")
+    parser.add_argument(
+        "--top", type=_top, default=10, metavar="N", help="largest differences kept"
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true")
+    output.add_argument("--markdown", action="store_true")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="keep the metrics")
+    parser.add_argument("--judge", type=Path, metavar="FILE", help="judge saved metrics again")
+
+
+def _top(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 100_000:
+        raise argparse.ArgumentTypeError("0 to 100000")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, print, and tell by the exit code."""
+    overrides = tuple(parse_bar(text) for text in args.bar)
+    if args.judge is not None:
+        if args.a is not None:
+            raise UsageError("--judge FILE takes no A and B: the saved metrics are judged")
+        comparison = judge_again(saved.load(args.judge), overrides)
+        is_files = comparison.a.status == "file"
+    elif args.a is None:
+        raise UsageError("two traces or two stage files are needed", hint="aprtui diff A B")
+    else:
+        is_files = args.b is not None and args.a.is_file() and args.b.is_file()
+        comparison = (_files if is_files else _traces)(args, overrides)
+    if args.save is not None:
+        saved.save(comparison, args.save)
+    _show(comparison, args, is_files)
+    return comparison.exit_code(allow_unmeasured=args.allow_unmeasured)
+
+
+def _show(comparison: Comparison, args: argparse.Namespace, is_files: bool) -> None:
+    if args.json and is_files:
+        print(json.dumps(file_pair_json(comparison), allow_nan=False, indent=1))
+    elif args.json:
+        found = comparison_json(comparison, allow_unmeasured=args.allow_unmeasured)
+        print(json.dumps(found, allow_nan=False, indent=1))
+    elif args.markdown:
+        print(diff_text.markdown(comparison))
+    else:
+        print(diff_text.plain_pair(comparison) if is_files else diff_text.plain(comparison))
+
+
+def _config(path: Path | None) -> ModelConfig | None:
+    if path is None:
+        return None
+    from aprtui.model.open import open_model
+
+    return open_model(path).config
+
+
+def _files(args: argparse.Namespace, overrides: tuple[Override, ...]) -> Comparison:
+    for path in (args.a, args.b):
+        _refuse_model(path)
+    config = _config(args.model)
+    options = DiffOptions(last_position=args.positions == "last", top=args.top)
+    with _Progress() as progress:
+        a, trace_a = record_of(args.a, config)
+        b, trace_b = record_of(args.b, config)
+        bars = dataclasses.replace(_FILE_BARS, overrides=overrides)
+        if trace_a is not None and trace_b is not None:
+            bars = choose_bars(trace_a, trace_b, overrides)
+        return diff_files(a, b, bars, options, progress=progress)
+
+
+def _refuse_model(path: Path) -> None:
+    """Raise UsageError for a model file: its weights are not what this command compares."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    if magic == MAGIC:
+        return
+    if path.suffix in (".apr", ".gguf", ".safetensors") or magic in (b"GGUF", b"APR\0"):
+        raise UsageError(
+            f"{clean(str(path))}: a model file; diff compares captures",
+            hint=f"aprtui trace {clean(path.name)} makes one",
+        )
+
+
+def _traces(args: argparse.Namespace, overrides: tuple[Override, ...]) -> Comparison:
+    if args.b is None:
+        a, b = open_pair(args.a)
+    else:
+        a, b = (_open(path) for path in (args.a, args.b))
+    config = _config(args.model)
+    a, b = with_shapes(a, config), with_shapes(b, config)
+    layers = [key.layer for trace in (a, b) for key in trace.records if key.layer is not None]
+    options = DiffOptions(
+        parse_stages(args.stages),
+        parse_layers(args.layers, max(layers, default=-1) + 1) if args.layers else None,
+        args.positions == "last",
+        args.top,
+    )
+    with _Progress() as progress:
+        return diff_traces(
+            a, b, options, overrides, ignore_tokens=args.ignore_tokens, progress=progress
+        )
+
+
+def _open(path: Path) -> TraceDir:
+    if path.is_file():
+        _refuse_model(path)
+        raise UsageError(
+            f"{clean(str(path))}: one side is a file and the other a folder",
+            hint="name two traces or two stage files",
+        )
+    found = open_any(path)
+    if isinstance(found, PerOpDir):
+        raise UsageError(
+            f"{clean(str(path))}: holds two passes, cpu and gpu",
+            hint=f"aprtui diff {clean(path.name)}/cpu {clean(path.name)}/gpu",
+        )
+    return found
+
+
+class _Progress:
+    """A line on the terminal's stderr, from the first second on."""
+
+    def __enter__(self) -> _Progress:
+        self.values, self.started, self.shown = 0, time.monotonic(), 0.0
+        return self
+
+    def __call__(self, values: int) -> None:
+        self.values += values
+        now = time.monotonic()
+        if now - self.started > 1 and now - self.shown > 0.2 and sys.stderr.isatty():
+            self.shown = now
+            print(f"\r{count(self.values)} values compared", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,219 @@
+"""A comparison for people: plain text with a grid, or Markdown for an issue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from aprtui.compare.diff import Comparison, Side
+from aprtui.compare.pairs import FAILED, PASSED, PairResult
+from aprtui.engine.stages import STAGES, order_of, short_name
+from aprtui.text import clean, count, number
+
+__all__ = ["markdown", "plain", "plain_pair"]
+
+MARKS = {
+    "equal": "=",
+    "within": ".",
+    "differs": "X",
+    "nonfinite": "N",
+    "shape": "#",
+    "unreadable": "?",
+    "missing-a": "a",
+    "missing-b": "b",
+}
+_LIST = 20  # rows of a list before "and N more"
+_WORST = 5
+
+
+def plain(comparison: Comparison) -> str:
+    """The whole comparison: sides, bars, verdict, grid, what fails, the worst offenders."""
+    parts = [_head(comparison), _grid(comparison.results), _legend(comparison.counts)]
+    bad = [result for result in comparison.results if result.kind not in PASSED]
+    if bad:
+        parts.append("Not passed, in order of computation:\n" + _table(bad[:_LIST]))
+        if len(bad) > _LIST:
+            parts[-1] += f"\n  and {count(len(bad) - _LIST)} more (--json or --markdown lists all)"
+    worst = _worst(comparison.results)
+    if worst:
+        parts.append("Largest rel_l2:\n" + _table(worst))
+    parts.append(_logits(comparison.results))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _head(comparison: Comparison) -> str:
+    lines = [f"A  {_side(comparison.a)}", f"B  {_side(comparison.b)}", f"bar: {comparison.bars}"]
+    lines += [f"note: {clean(note, 500)}" for note in comparison.notes]
+    lines.append(f"\n{verdict_line(comparison)}")
+    return "\n".join(lines)
+
+
+def verdict_line(comparison: Comparison) -> str:
+    """The answer in one line."""
+    counts = ", ".join(f"{count(n)} {kind}" for kind, n in comparison.counts.items())
+    first = comparison.first_divergence
+    if first is not None:
+        detail = f": {clean(first.message, 300)}" if first.message else ""
+        return f"FAIL ({counts}). First divergence: {first.key} ({first.kind}){detail}"
+    if comparison.verdict == "unmeasured":
+        return f"UNMEASURED ({counts}). What was compared passes; the rest was captured once only"
+    return f"PASS ({counts})"
+
+
+def _side(side: Side) -> str:
+    words = [side.path, side.status, f"{count(side.files)} files" if side.status != "file" else ""]
+    words += [f"{count(side.tokens)} tokens" if side.tokens is not None else "", side.engine]
+    return " · ".join(word for word in words if word)
+
+
+def _grid(results: Sequence[PairResult]) -> str:
+    """Layers down, stages across in order of computation, one mark a pair."""
+    stages = sorted({result.key.stage for result in results}, key=_stage_rank)
+    marks = {result.key: MARKS[result.kind] for result in results}
+    layers = sorted({result.key.layer for result in results}, key=lambda n: (n is None, n or 0))
+    widths = [max(3, len(short_name(stage))) for stage in stages]
+    head = "layer  " + " ".join(
+        f"{clean(short_name(stage)):<{width}}" for stage, width in zip(stages, widths, strict=True)
+    )
+    lines = [head.rstrip()]
+    for layer in layers:
+        cells = [
+            f"{next((m for k, m in marks.items() if k == (layer, stage)), ''):<{width}}"
+            for stage, width in zip(stages, widths, strict=True)
+        ]
+        name = "model" if layer is None else str(layer)
+        lines.append(f"{name:>5}  {' '.join(cells)}".rstrip())
+    return "\n".join(lines)
+
+
+def _stage_rank(stage: str) -> tuple[int, str]:
+    names = [kind.name for kind in STAGES]
+    return (names.index(stage) if stage in names else len(names), stage)
+
+
+def _legend(counts: dict[str, int]) -> str:
+    return "  ".join(f"{MARKS[kind]} {kind}" for kind in counts)
+
+
+def _columns(result: PairResult) -> list[str]:
+    metrics = result.metrics
+    if metrics is None:
+        return [str(result.key), result.kind, "", "", "", "", "", clean(result.message, 120)]
+    at = ",".join(map(str, metrics.max_abs_at)) or str(metrics.max_abs_index)
+    row = "" if metrics.worst_row is None else f" @{metrics.worst_row}"
+    return [
+        str(result.key),
+        result.kind,
+        f"{number(metrics.max_abs, 3)} @{at}",
+        number(metrics.rms, 3),
+        f"{metrics.cosine:.6f}",
+        number(metrics.rel_l2, 3),
+        f"{number(metrics.worst_row_rel_l2, 3)}{row}",
+        clean(result.message, 120),
+    ]
+
+
+_HEADS = ["stage", "class", "max_abs @index", "rms", "cosine", "rel_l2", "worst row", "why"]
+
+
+def _table(results: Iterable[PairResult]) -> str:
+    rows = [_HEADS, *(_columns(result) for result in results)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
+    return "\n".join(
+        "  "
+        + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _worst(results: Iterable[PairResult]) -> list[PairResult]:
+    measured = [r for r in results if r.metrics is not None and r.metrics.rel_l2 > 0]
+    measured.sort(key=lambda r: (-(r.metrics.rel_l2 if r.metrics else 0.0), order_of(r.key)))
+    return measured[:_WORST]
+
+
+def _logits(results: Iterable[PairResult]) -> str:
+    for result in results:
+        found = result.metrics.logits if result.metrics is not None else None
+        if found is not None:
+            same = "the same" if found.argmax_equal else "another"
+            return (
+                f"next token: {same} (A {found.argmax_a}, B {found.argmax_b}), "
+                f"{found.top5_overlap} of the top 5 shared, KL {number(found.kl, 3)}, "
+                f"margins {number(found.margin_a, 3)} and {number(found.margin_b, 3)}"
+            )
+    return ""
+
+
+def plain_pair(comparison: Comparison) -> str:
+    """Two stage files: class, every metric, the largest differences."""
+    result = comparison.results[0]
+    lines = [f"A  {comparison.a.path}", f"B  {comparison.b.path}", f"bar: {comparison.bars}"]
+    lines += [f"note: {clean(note, 500)}" for note in comparison.notes]
+    message = f": {clean(result.message, 300)}" if result.message else ""
+    lines.append(f"\n{result.key}: {result.kind}{message}")
+    metrics = result.metrics
+    if metrics is None:
+        return "\n".join(lines)
+    place = _place(result.axes, metrics.max_abs_at)
+    row = "" if metrics.worst_row is None else f" at position {metrics.worst_row}"
+    lines += [
+        f"  values     {count(metrics.count)}"
+        + (f" {list(result.shape)}" if result.shape is not None else ""),
+        f"  max_abs    {number(metrics.max_abs, 6)} at {metrics.max_abs_index}{place}",
+        f"  rms        {number(metrics.rms, 6)}",
+        f"  rel_l2     {number(metrics.rel_l2, 6)}",
+        f"  worst row  {number(metrics.worst_row_rel_l2, 6)}{row}",
+        f"  cosine     {metrics.cosine:.9f}",
+        f"  scale      {number(metrics.scale, 6)}",
+        f"  std        A {number(metrics.std_a)}, B {number(metrics.std_b)}, "
+        f"ratio {number(metrics.std_ratio, 6)}",
+        f"  mean       A {number(metrics.mean_a)}, B {number(metrics.mean_b)}",
+        f"  NaN, Inf   A {metrics.nan_a}, {metrics.inf_a}; B {metrics.nan_b}, {metrics.inf_b}",
+    ]
+    logits = _logits([result])
+    lines += [f"  {logits}"] if logits else []
+    if metrics.top:
+        lines.append("\nLargest differences:")
+    for element in metrics.top:
+        lines.append(
+            f"  {element.index:>10}{_place(result.axes, element.at)}  "
+            f"A {number(element.a, 7)}  B {number(element.b, 7)}  "
+            f"abs {number(element.abs_diff, 4)}"
+        )
+    return "\n".join(lines)
+
+
+def _place(axes: Sequence[str] | None, at: Sequence[int]) -> str:
+    named = [f"{axis} {i}" for axis, i in zip(axes or (), at, strict=False)]
+    return f" ({', '.join(named)})" if named else ""
+
+
+def markdown(comparison: Comparison) -> str:
+    """For an issue: the verdict first, the failing pairs, then every pair folded away."""
+    lines = [
+        f"**{_escape(verdict_line(comparison))}**",
+        "",
+        f"* A: {_escape(_side(comparison.a))}",
+        f"* B: {_escape(_side(comparison.b))}",
+        f"* bar: {_escape(str(comparison.bars))}",
+        *(f"* note: {_escape(clean(note, 500))}" for note in comparison.notes),
+        "",
+    ]
+    bad = [r for r in comparison.results if r.kind in FAILED]
+    if bad:
+        lines += [*_markdown_table(bad[:_LIST]), ""]
+    lines += ["<details><summary>every pair, in order of computation</summary>", ""]
+    lines += [*_markdown_table(comparison.results), "", "</details>"]
+    return "\n".join(lines)
+
+
+def _markdown_table(results: Iterable[PairResult]) -> list[str]:
+    rows = [_HEADS, ["---"] * len(_HEADS), *(_columns(result) for result in results)]
+    return ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in rows]
+
+
+def _escape(text: str) -> str:
+    for character in "\\|<>*_`[]":
+        if character != "_":
+            text = text.replace(character, "\\" + character)
+    return text

@@ -1,0 +1,405 @@
+"""What is compared with what, in order of computation, and the class that each pair gets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.compare.bars import Bars, Exceeded, describe, judge
+from aprtui.compare.metrics import Metrics, compare_values, logits_metrics
+from aprtui.engine.stages import STAGES, order_of
+from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir, key_of
+from aprtui.text import clean, count
+
+__all__ = [
+    "CLASSES",
+    "FAILED",
+    "PASSED",
+    "UNMEASURED",
+    "DiffOptions",
+    "Pair",
+    "PairResult",
+    "Reorder",
+    "check_tokens",
+    "compare_pair",
+    "compare_traces",
+    "pair_up",
+    "reclassify",
+    "rope_note",
+]
+
+PASSED = ("equal", "within")
+FAILED = ("differs", "nonfinite", "shape", "unreadable")
+UNMEASURED = ("missing-a", "missing-b")
+CLASSES = (*PASSED, *FAILED, *UNMEASURED)
+
+Float32 = npt.NDArray[np.float32]
+Reorder = Callable[[Float32], Float32]
+
+_MAX_LOGITS = 1 << 24
+_AXES = {kind.name: kind.axes for kind in STAGES}
+_HEAD_STAGES = frozenset({"q_norm", "k_norm", "q_post_rope", "k_post_rope"})
+_QKV_STAGES = frozenset({"qkv_matmul", "qkv_bias"})
+
+
+@dataclass(frozen=True)
+class DiffOptions:
+    """What of two captures is compared and how; None means all."""
+
+    stages: tuple[str, ...] | None = None
+    layers: tuple[int, ...] | None = None
+    last_position: bool = False
+    top: int = 10
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One stage of both captures; a side is None where it is not captured, ``why`` says more."""
+
+    key: StageKey
+    a: StageRecord | None
+    b: StageRecord | None
+    why: str = ""
+    reorder: Reorder | None = None
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """One pair's class, and its metrics where it was measured."""
+
+    key: StageKey
+    kind: str  # one of CLASSES
+    path_a: str
+    path_b: str
+    message: str = ""
+    shape: tuple[int, ...] | None = None
+    axes: tuple[str, ...] | None = None
+    metrics: Metrics | None = None
+    exceeded: tuple[Exceeded, ...] = ()
+
+
+def check_tokens(a: TraceDir, b: TraceDir) -> None:
+    """Raise UsageError when both captures state their tokens and these differ."""
+    left, right = a.token_ids, b.token_ids
+    if left is None or right is None or left == right:
+        return
+    first = next(
+        (i for i, (id_a, id_b) in enumerate(zip(left, right, strict=False)) if id_a != id_b),
+        min(len(left), len(right)),
+    )
+    raise UsageError(
+        f"the captures are of different prompts: {len(left)} and {len(right)} tokens, "
+        f"different from token {first} on",
+        hint="trace both with the same --tokens, or compare all the same with --ignore-tokens",
+    )
+
+
+def pair_up(a: TraceDir, b: TraceDir, options: DiffOptions | None = None) -> tuple[Pair, ...]:
+    """Every pair that ``options`` choose, in order of computation.
+
+    A stage that a manifest names and whose file is gone is a pair too: nothing that should be
+    there is passed over. Raises UsageError when nothing is chosen.
+    """
+    options = options or DiffOptions()
+    keys = {*a.records, *b.records, *_named(a), *_named(b)}
+    if options.stages is not None:
+        keys = {key for key in keys if key.stage in options.stages}
+    if options.layers is not None:
+        keys = {key for key in keys if key.layer in options.layers}
+    if not keys:
+        raise UsageError(
+            "no stage of either capture is left to compare",
+            hint="widen --stages and --layers; the whole model's stages belong to no layer",
+        )
+    reorderings = _reorderings(a, b)
+    pairs = []
+    for key in sorted(keys, key=order_of):
+        left, right = a.records.get(key), b.records.get(key)
+        why = ""
+        if left is None or right is None:
+            silent = [side for side in (a, b) if key not in side.records]
+            why = "; ".join(dict.fromkeys(_why_missing(side, key) for side in silent))
+            why += " (on both sides)" if len(silent) == 2 else ""
+        reorder = reorderings(key, right) if right is not None else None
+        pairs.append(Pair(key, left, right, why, reorder))
+    return tuple(pairs)
+
+
+def _named(trace: TraceDir) -> Iterator[StageKey]:
+    for entry in (trace.manifest or {}).get("stages", ()):
+        key = key_of(entry["path"])
+        if key is not None:
+            yield key
+
+
+def _why_missing(trace: TraceDir, key: StageKey) -> str:
+    if trace.manifest is None:
+        return "not captured (yet)" if trace.status == "incomplete" else "not captured"
+    for absent in trace.manifest.get("absent", ()):
+        if absent.get("stage") == key.stage:
+            return clean(f"not in this model: {absent.get('reason')}")
+    if key in set(_named(trace)):
+        return "the manifest names it and its file is gone"
+    return "not among the stages that were asked for"
+
+
+# -- row order of q and k --------------------------------------------------------------------------
+
+
+def rope_note(a: TraceDir, b: TraceDir) -> str:
+    """What is reordered because the captures order q and k rows differently; empty if nothing."""
+    left, right = _rope_layout(a), _rope_layout(b)
+    if left is None or right is None or left == right:
+        return ""
+    return (
+        f"q and k of B were reordered inside each head before comparing: "
+        f"A rotates {left} pairs, B {right}"
+    )
+
+
+def _rope_layout(trace: TraceDir) -> str | None:
+    layout = (trace.manifest or {}).get("rope_layout")
+    return layout if layout in ("halves", "adjacent") else None
+
+
+def _reorderings(a: TraceDir, b: TraceDir) -> Callable[[StageKey, StageRecord], Reorder | None]:
+    """How each stage of B is put into A's row order.
+
+    Rows of the q and k weights are permuted inside each head, so every tensor made of them is,
+    before RoPE and after; their products with one another are not.
+    """
+    if not rope_note(a, b):
+        return lambda key, record: None
+    to_adjacent = _rope_layout(a) == "adjacent"
+    config: Mapping[str, Any] = ((b.manifest or {}).get("model") or {}).get("config") or {}
+    heads, kv_heads, channel = (
+        int(config.get(name) or 0) for name in ("num_heads", "num_kv_heads", "head_dim")
+    )
+
+    def choose(key: StageKey, record: StageRecord) -> Reorder | None:
+        if record.shape is None or channel <= 0 or channel % 2:
+            return None
+        if key.stage in _HEAD_STAGES and record.shape[-1] == channel:
+            return lambda rows: _permute(rows, channel, to_adjacent)
+        rotated = (heads + kv_heads) * channel
+        if key.stage in _QKV_STAGES and record.shape[-1] == rotated + kv_heads * channel:
+            return lambda rows: np.concatenate(
+                [_permute(rows[:, :rotated], channel, to_adjacent), rows[:, rotated:]], axis=1
+            )
+        return None
+
+    return choose
+
+
+def _permute(rows: Float32, channel: int, to_adjacent: bool) -> Float32:
+    """Channels of each head from halves (i, i + d/2) to adjacent (2i, 2i + 1), or back."""
+    pair = (2, channel // 2) if to_adjacent else (channel // 2, 2)
+    split = rows.reshape(rows.shape[0], -1, *pair)
+    return split.swapaxes(2, 3).reshape(rows.shape)
+
+
+# -- one pair --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Aligned:
+    """Two flat arrays of equal size and what their elements mean."""
+
+    x: Float32
+    y: Float32
+    shape: tuple[int, ...] | None
+    axes: tuple[str, ...] | None
+
+
+def compare_pair(
+    pair: Pair,
+    bars: Bars,
+    options: DiffOptions | None = None,
+    *,
+    cancelled: Callable[[], bool] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> PairResult:
+    """Measure and classify one pair. Raises metrics.Cancelled; a damaged file is a class."""
+    options = options or DiffOptions()
+    base = PairResult(
+        pair.key,
+        "missing-a" if pair.a is None else "missing-b",
+        "" if pair.a is None else str(pair.a.path),
+        "" if pair.b is None else str(pair.b.path),
+        pair.why,
+    )
+    if pair.a is None or pair.b is None:
+        return base
+    try:
+        sides = pair.a.values(), pair.b.values()
+    except BadFileError as error:
+        return dataclasses.replace(base, kind="unreadable", message=clean(str(error), 500))
+    aligned = _align(pair.a, pair.b, *sides, last=options.last_position)
+    if isinstance(aligned, str):
+        return dataclasses.replace(base, kind="shape", message=aligned)
+    metrics = compare_values(
+        aligned.x,
+        aligned.y,
+        shape=aligned.shape,
+        axes=aligned.axes,
+        top=options.top,
+        integers=pair.key.stage == "moe_router_indices",
+        reorder=pair.reorder,
+        cancelled=cancelled,
+        progress=progress,
+    )
+    if pair.key.stage == "lm_head":
+        row = aligned.shape[-1] if aligned.shape else aligned.x.size
+        if 0 < row <= _MAX_LOGITS:
+            logits = logits_metrics(aligned.x[-row:], aligned.y[-row:])
+            metrics = dataclasses.replace(metrics, logits=logits)
+    measured = dataclasses.replace(
+        base, kind="within", shape=aligned.shape, axes=aligned.axes, metrics=metrics
+    )
+    return reclassify(dataclasses.replace(measured, message=_misfiled(pair)), bars)
+
+
+def compare_traces(
+    a: TraceDir,
+    b: TraceDir,
+    bars: Bars,
+    options: DiffOptions | None = None,
+    *,
+    cancelled: Callable[[], bool] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[PairResult]:
+    """Every pair's result, in order of computation, as each is measured."""
+    for pair in pair_up(a, b, options):
+        yield compare_pair(pair, bars, options, cancelled=cancelled, progress=progress)
+
+
+def reclassify(result: PairResult, bars: Bars) -> PairResult:
+    """The result judged by ``bars`` from its metrics alone; what was not measured stays."""
+    metrics = result.metrics
+    if metrics is None:
+        return result
+    note = result.message.partition(" | ")[2]
+    exceeded: tuple[Exceeded, ...] = ()
+    if metrics.nonfinite_mismatches:
+        kind, message = "nonfinite", _nonfinite(result, metrics)
+    elif metrics.mismatches:
+        kind = "differs"
+        message = f"{count(metrics.mismatches)} of {count(metrics.count)} expert ids differ"
+    elif metrics.identical:
+        kind, message = "equal", ""
+    else:
+        exceeded = judge(metrics, bars, result.key)
+        kind, message = ("differs" if exceeded else "within"), describe(exceeded)
+    if kind != "nonfinite" and (metrics.nan_a or metrics.inf_a):
+        message += "; " * bool(message)
+        message += f"{metrics.nan_a} NaN and {metrics.inf_a} Inf at the same places on both sides"
+    message = f"{message} | {note}" if note else message
+    return dataclasses.replace(result, kind=kind, message=message, exceeded=exceeded)
+
+
+def _nonfinite(result: PairResult, metrics: Metrics) -> str:
+    first = metrics.first_nonfinite
+    where = ""
+    if first is not None:
+        named = zip(result.axes or (), first.at, strict=False)
+        place = ", ".join(f"{axis} {i}" for axis, i in named) or f"index {first.index}"
+        where = f": first at {place}, A {first.a:g}, B {first.b:g}"
+    return f"{count(metrics.nonfinite_mismatches)} NaN or Inf on one side only{where}"
+
+
+def _misfiled(pair: Pair) -> str:
+    """A note where a file's header names another layer than its folder does."""
+    for name, record in (("A", pair.a), ("B", pair.b)):
+        if record is None or record.parts:
+            continue
+        layer = record.header().layer
+        if layer != pair.key.layer:
+            return f" | {name}'s header says {'whole model' if layer is None else f'layer {layer}'}"
+    return ""
+
+
+def _align(a: StageRecord, b: StageRecord, x: Float32, y: Float32, *, last: bool) -> _Aligned | str:
+    """The two sides ready to be compared, or why they cannot be."""
+    if last:
+        return _align_last(a, b, x, y)
+    shapes = f"{_shape_text(a, x)} against {_shape_text(b, y)}"
+    known = next((side for side in (a, b) if side.shape is not None), a)
+    if x.size == y.size and not _contradict(a, b):
+        fits = known.shape is not None and math.prod(known.shape) == x.size
+        return _Aligned(x, y, *((known.shape, known.axes) if fits else (None, None)))
+    if _is_token_first(a) and (_rows_of(x, y) or _rows_of(y, x)):
+        return f"{shapes}: one side may hold only the last position (--positions last)"
+    return shapes
+
+
+def _contradict(a: StageRecord, b: StageRecord) -> bool:
+    if a.shape is None or b.shape is None:
+        return False
+    if len(a.shape) == len(b.shape):
+        return a.shape != b.shape
+    return a.shape[0] != b.shape[0]
+
+
+def _is_token_first(record: StageRecord) -> bool:
+    return _AXES.get(record.key.stage, ("",))[0] == "token" or record.key.stage == "lm_head"
+
+
+def _rows_of(whole: Float32, row: Float32) -> bool:
+    return 0 < row.size < whole.size and whole.size % row.size == 0
+
+
+def _shape_text(record: StageRecord, values: Float32) -> str:
+    if record.shape is None:
+        return f"{count(values.size)} values"
+    return "[" + ", ".join(map(str, record.shape)) + "]"
+
+
+def _align_last(a: StageRecord, b: StageRecord, x: Float32, y: Float32) -> _Aligned | str:
+    """The last position of each side; a flat side is read by the other's size."""
+    rows = [_last_row(record, values) for record, values in ((a, x), (b, y))]
+    left, right = rows
+    if left is None and right is None and x.size != y.size and _is_token_first(a):
+        size = min(x.size, y.size)
+        left = (x[:size], (1, size), ("token", "channel"))
+        right = (y[:size], (1, size), ("token", "channel"))
+        if x.size > size:
+            left = (x[-size:], *left[1:])
+        else:
+            right = (y[-size:], *right[1:])
+        if max(x.size, y.size) % size:
+            return f"{_shape_text(a, x)} against {_shape_text(b, y)}"
+    elif left is None and right is not None and _is_token_first(a):
+        left = (x[-right[0].size :], *right[1:])
+    elif right is None and left is not None and _is_token_first(b):
+        right = (y[-left[0].size :], *left[1:])
+    if left is None or right is None:
+        return "the last position cannot be told without a shape (--model MODEL tells it)"
+    if left[0].size != right[0].size:
+        return (
+            f"the last positions differ in size: {count(left[0].size)} against "
+            f"{count(right[0].size)} values"
+        )
+    return _Aligned(left[0], right[0], left[1], left[2])
+
+
+def _last_row(
+    record: StageRecord, values: Float32
+) -> tuple[Float32, tuple[int, ...], tuple[str, ...]] | None:
+    shape, axes = record.shape, record.axes
+    if record.key.stage == "lm_head" and shape is None:
+        return None
+    if not shape or not axes or math.prod(shape) != values.size or not values.size:
+        return None
+    if axes[0] == "token":
+        return values[-(values.size // shape[0]) :], (1, *shape[1:]), axes
+    if axes == ("head", "query", "key"):
+        row = values.reshape(shape)[:, -1:, :]
+        return np.ascontiguousarray(row).reshape(-1), (shape[0], 1, shape[2]), axes
+    return values, shape, axes

@@ -1,0 +1,336 @@
+"""Diff: two captures as one grid of layers by stages, coloured and signed by a metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.widget import Widget
+from textual.widgets import Static
+from textual.worker import get_current_worker
+
+from aprtui.compare.bars import Bars, choose_bars
+from aprtui.compare.infer import record_of
+from aprtui.compare.metrics import Cancelled, Metrics
+from aprtui.compare.pairs import (
+    FAILED,
+    UNMEASURED,
+    Pair,
+    PairResult,
+    check_tokens,
+    compare_pair,
+    pair_up,
+    rope_note,
+)
+from aprtui.errors import AprtuiError, UsageError
+from aprtui.formats.tracedir import StageKey, TraceDir
+from aprtui.text import clean, count, number
+from aprtui.tui.keys import bindings
+from aprtui.tui.messages import LoadFailed
+from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.source import load_trace
+from aprtui.tui.widgets.lines import Part
+from aprtui.tui.widgets.stage_grid import StageGrid
+
+__all__ = ["METRICS", "DiffScreen", "sign_of"]
+
+METRICS = ("rel_l2", "max_abs", "rms", "cosine")
+BATCH = 24
+
+
+@dataclass
+class Paired(Message):
+    """Both sides are read: what will be compared, and by which bars."""
+
+    pairs: tuple[Pair, ...]
+    bars: Bars
+    notes: tuple[str, ...]
+
+
+@dataclass
+class Compared(Message):
+    """Some pairs were measured."""
+
+    results: tuple[PairResult, ...]
+    done: bool
+
+
+class DiffScreen(BaseScreen):
+    """The grid at the left; what the pair under the cursor says at the right (or below)."""
+
+    mode = "diff"
+    places = ("diff",)
+    lead = "move"
+    BINDINGS: ClassVar[list[BindingType]] = bindings("diff")  # type: ignore[assignment]
+
+    def __init__(self, a: Path, b: Path, model: str = "") -> None:
+        super().__init__()
+        self.a, self.b, self.model = a, b, model
+        self.metric = METRICS[0]
+        self.pairs: dict[StageKey, Pair] = {}
+        self.results: dict[StageKey, PairResult] = {}
+        self.bars: Bars | None = None
+        self.notes: tuple[str, ...] = ()
+        self.done = False
+        self.head = Static("", id="diffhead", markup=False)
+        self.grid = StageGrid(id="grid")
+        self.detail = Static("", id="pairdetail", markup=False, classes="frame")
+        self.legend = Static("", id="legend", markup=False)
+
+    def body(self) -> Iterable[Widget]:
+        with Vertical():
+            yield self.head
+            with Horizontal(id="compared"):
+                yield self.grid
+                yield self.detail
+            yield self.legend
+
+    def started(self) -> None:
+        self._retitle()
+        self.legend.update(legend())
+        self.run_worker(self._compare, thread=True, exclusive=True, group="diff")
+
+    # Comparing.
+
+    def _compare(self) -> None:
+        worker = get_current_worker()
+        try:
+            pairs, bars, notes = self._read()
+        except AprtuiError as error:
+            self.post_message(LoadFailed(error.message, error.hint))
+            return
+        self.post_message(Paired(pairs, bars, notes))
+        batch: list[PairResult] = []
+        try:
+            for pair in pairs:
+                batch.append(compare_pair(pair, bars, cancelled=lambda: worker.is_cancelled))
+                if len(batch) >= BATCH:
+                    self.post_message(Compared(tuple(batch), False))
+                    batch = []
+        except Cancelled:
+            return
+        self.post_message(Compared(tuple(batch), True))
+
+    def _read(self) -> tuple[tuple[Pair, ...], Bars, tuple[str, ...]]:
+        if self.a.is_file() and self.b.is_file():
+            left, right = record_of(self.a), record_of(self.b)
+            one = (TraceDir(side.path.parent, "file", {side.key: side}, None, None)
+                   for side in (left, right))  # fmt: skip
+            return (Pair(left.key, left, right),), choose_bars(*one), ()
+        a, b = (load_trace(path, self.model) for path in (self.a, self.b))
+        notes = [note for note in (rope_note(a, b),) if note]
+        for name, trace in (("A", a), ("B", b)):
+            if trace.status == "incomplete":
+                notes.append(f"{name} is incomplete")
+        try:
+            check_tokens(a, b)
+        except UsageError as error:
+            notes.append(error.message)
+        return pair_up(a, b), choose_bars(a, b), tuple(notes)
+
+    @on(LoadFailed)
+    def _failed(self, event: LoadFailed) -> None:
+        self.set_state("error", event.what, event.hint)
+
+    @on(Paired)
+    def _paired(self, event: Paired) -> None:
+        self.pairs = {pair.key: pair for pair in event.pairs}
+        self.bars, self.notes = event.bars, event.notes
+        self.grid.set_stages(self.pairs)
+        self.set_state("full")
+        self.grid.focus()
+        self._show()
+
+    @on(Compared)
+    def _compared(self, event: Compared) -> None:
+        for result in event.results:
+            self.results[result.key] = result
+        self.done = self.done or event.done
+        self._paint()
+        if event.done and self.first is not None:
+            self.grid.select(self.first.key)
+        self._show()
+
+    # What is shown.
+
+    @property
+    def first(self) -> PairResult | None:
+        """The first pair, in order of computation, that fails."""
+        return next((self.results[key] for key in self.pairs if self._fails(key)), None)
+
+    def _fails(self, key: StageKey) -> bool:
+        return key in self.results and self.results[key].kind in FAILED
+
+    def _paint(self) -> None:
+        first = self.first
+        self.grid.put(
+            {
+                key: sign_of(result, self.metric, first is not None and key == first.key)
+                for key, result in self.results.items()
+            }
+        )
+
+    def _show(self) -> None:
+        self._retitle()
+        first, bars = self.first, self.bars
+        assert bars is not None
+        measured = sum(result.metrics is not None for result in self.results.values())
+        unmeasured = sum(result.kind in UNMEASURED for result in self.results.values())
+        failed = sum(self._fails(key) for key in self.results)
+        parts = [
+            Content.assemble(
+                (f" {self.metric}", "bold $accent"), f" · {count(measured)} of "
+                f"{count(len(self.pairs))} pairs measured",
+                (f" · {unmeasured} unmeasured" if unmeasured else "", "$text-warning"),
+                (f" · {failed} beyond the bar" if failed else "", "bold $error"),
+                ("" if first or not self.done else " · nothing beyond the bar", "$success"),
+                (f" · first: {first.key}" if first else "", "bold"),
+            ),
+            Content.styled(f" bar rel_l2 {bars.rel_l2:g}: {clean(bars.reason, 200)}", "dim"),
+        ]  # fmt: skip
+        parts += [Content.styled(f" ! {clean(note, 200)}", "$text-warning") for note in self.notes]
+        width = max(self.size.width - 1, 20)
+        self.head.update(Content("\n").join(part.truncate(width, ellipsis=True) for part in parts))
+        self._show_pair()
+
+    @on(StageGrid.Moved)
+    def _show_pair(self) -> None:
+        key = self.grid.current
+        if key is None:
+            self.detail.border_title = ""
+            self.detail.update("")
+            return
+        self.detail.border_title = str(key)
+        result = self.results.get(key)
+        waiting = Content.styled("not measured yet", "dim")
+        self.detail.update(waiting if result is None else pair_content(result))
+
+    def _retitle(self) -> None:
+        names = (clean(path.name, 50) for path in (self.a, self.b))
+        if self.a.name == self.b.name:
+            names = (clean("/".join(path.absolute().parts[-2:]), 60) for path in (self.a, self.b))
+        a, b = names
+        running = "" if self.done or not self.pairs else f" · {len(self.results)} of {len(self.pairs)}"
+        self.set_title(f"A {a}   B {b}{running}")
+
+    # Keys.
+
+    def action_metric(self, step: int) -> None:
+        self.metric = METRICS[(METRICS.index(self.metric) + step) % len(METRICS)]
+        self._paint()
+        self._show()
+
+    def action_first(self) -> None:
+        if self.first is not None:
+            self.grid.select(self.first.key)
+
+    def action_next(self, step: int) -> None:
+        """The next pair that fails, after the cursor or before it."""
+        order = list(self.pairs)
+        here = self.grid.current
+        start = order.index(here) if here in self.pairs else 0
+        for offset in range(1, len(order) + 1):
+            key = order[(start + step * offset) % len(order)]
+            if self._fails(key):
+                self.grid.select(key)
+                return
+
+    @on(StageGrid.Opened)
+    def _open(self, event: StageGrid.Opened) -> None:
+        from aprtui.tui.screens.pair import PairScreen
+
+        keys = [key for key, result in self.results.items() if result.metrics is not None]
+        if event.key not in keys:
+            result = self.results.get(event.key)
+            self.say(result.message or result.kind if result else "not measured yet")
+            return
+        self.app.push_screen(PairScreen(self.pairs, self.results, event.key))
+
+
+def metric_value(metrics: Metrics, metric: str) -> float:
+    """A distance: 1 - cosine for the cosine, the metric itself for the others."""
+    return 1.0 - metrics.cosine if metric == "cosine" else float(getattr(metrics, metric))
+
+
+def sign_of(result: PairResult, metric: str, first: bool) -> Part:
+    """Two characters and a style: a mark for what fails, and how large the difference is."""
+    if result.kind in UNMEASURED:
+        return "?", "dim"
+    if result.kind in ("shape", "unreadable"):
+        return ("▶" if first else "!") + ("x" if result.kind == "shape" else "#"), "bad"
+    if result.kind == "nonfinite" or result.metrics is None:
+        return ("▶N" if first else "!N"), "bad"
+    if result.kind == "equal":
+        return "=", "dim"
+    level = level_of(metric_value(result.metrics, metric))
+    if result.kind == "differs":
+        return ("▶" if first else "!") + level, "bad"
+    return level, "good"
+
+
+def level_of(value: float) -> str:
+    """One of eight heights, one for each power of ten from 1e-7 to 1."""
+    if not math.isfinite(value):
+        return "█"
+    if value <= 0.0:
+        return "="
+    return "▁▂▃▄▅▆▇█"[max(0, min(7, math.floor(math.log10(value)) + 8))]
+
+
+def legend() -> Content:
+    """What the signs mean."""
+    steps = (("▁", "<1e-7"), ("▃", "1e-6"), ("▄", "1e-5"), ("▅", "1e-4"), ("▆", "1e-3"),
+             ("▇", "1e-2"), ("█", "≥1e-1"))  # fmt: skip
+    parts: list[Content] = [Content(" ")]
+    for sign, text in steps:
+        parts += [Content.styled(sign, "$success"), Content.styled(f" {text}  ", "dim")]
+    signs = (("=", "equal", "dim"), ("!", "beyond the bar", "bold $error"),
+             ("▶", "first of them", "bold $error"), ("N", "NaN", "bold $error"),
+             ("x", "shape", "bold $error"), ("?", "unmeasured", "dim"))  # fmt: skip
+    for sign, text, style in signs:
+        parts += [Content.styled(sign, style), Content.styled(f" {text}  ", "dim")]
+    return Content.assemble(*parts)
+
+
+def pair_content(result: PairResult) -> Content:
+    """The metrics of one pair, and its class in words."""
+    failed = result.kind in FAILED
+    tone = "bold $error" if failed else "dim" if result.kind in UNMEASURED else "bold $success"
+    lines = [Content.assemble((result.kind, tone), (f"  {clean(result.message, 300)}", ""))]
+    m = result.metrics
+    if m is None:
+        return lines[0]
+    shape = "x".join(map(str, result.shape)) if result.shape else f"{count(m.count)} flat"
+    rows = [
+        ("rel_l2", number(m.rel_l2)), ("max_abs", f"{number(m.max_abs)} at {place(m)}"),
+        ("rms", number(m.rms)), ("cosine", f"1 - {number(1 - m.cosine, 3)}"),
+        ("worst row", f"{number(m.worst_row_rel_l2)}"
+         + (f" at {m.worst_row}" if m.worst_row is not None else "")),
+        ("scale", number(m.scale, 6)), ("std B/A", number(m.std_ratio, 6)),
+        ("mean", f"{number(m.mean_a, 3)} → {number(m.mean_b, 3)}"),
+        ("NaN", f"{m.nan_a} → {m.nan_b}" if m.nan_a or m.nan_b else ""),
+        ("Inf", f"{m.inf_a} → {m.inf_b}" if m.inf_a or m.inf_b else ""),
+        ("ids", f"{m.mismatches} differ" if m.mismatches else ""),
+        ("shape", shape),
+    ]  # fmt: skip
+    if m.logits is not None:
+        rows.append(("argmax", f"{m.logits.argmax_a} → {m.logits.argmax_b}"))
+        rows.append(("top 5", f"{m.logits.top5_overlap} shared · KL {number(m.logits.kl, 3)}"))
+    lines += [
+        Content.assemble((f"{name:<10}", "$text-primary"), value) for name, value in rows if value
+    ]
+    return Content("\n").join(lines)
+
+
+def place(metrics: Metrics) -> str:
+    """Where the largest difference is."""
+    at = metrics.max_abs_at or (metrics.max_abs_index,)
+    return "(" + ", ".join(map(str, at)) + ")"

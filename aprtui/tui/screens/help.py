@@ -1,0 +1,101 @@
+"""Help: the key table, searchable, the keys of the screen below first."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Input
+
+from aprtui.tui.keys import KEYS, PLACES, Key, shown
+from aprtui.tui.widgets.lines import Part, RowList, fit
+
+__all__ = ["HelpScreen"]
+
+
+class KeyList(RowList):
+    """Keys by place."""
+
+    def __init__(self, places: tuple[str, ...]) -> None:
+        super().__init__(id="keys")
+        self.places = places
+        self.rows: list[Key | str] = []
+        self.search("")
+
+    def search(self, text: str) -> None:
+        """Only keys whose name, place or description has ``text`` in it."""
+        wanted = text.lower()
+        first = [*self.places, "move", "anywhere"]
+        order = [*dict.fromkeys([*first, *PLACES])]
+        self.rows = []
+        for place in order:
+            keys = [key for key in KEYS if key.where == place and wanted in _text(key)]
+            if keys:
+                self.rows += [PLACES[place], *keys]
+        self.cursor = 0
+        self.rows_changed()
+
+    def row_count(self) -> int:
+        return len(self.rows)
+
+    def row_parts(self, row: int, width: int) -> list[Part]:
+        entry = self.rows[row]
+        if isinstance(entry, str):
+            return [(f" {entry}", "head")]
+        names = "  ".join(shown(name) for name in entry.keys)
+        return [(f"   {fit(names, 14)} ", "accent"), (fit(entry.description, width - 18), "")]
+
+
+def _text(key: Key) -> str:
+    words = (*(shown(name) for name in key.keys), key.id, key.label, key.description)
+    return " ".join((*words, PLACES[key.where])).lower()
+
+
+class HelpScreen(ModalScreen[None]):
+    """Type to search; any of ``?``, q on an empty line, Esc closes it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "close", "close"),
+        Binding("down", "down", "down", priority=True),
+        Binding("up", "up", "up", priority=True),
+        Binding("pagedown", "page(1)", "page", priority=True),
+        Binding("pageup", "page(-1)", "page", priority=True),
+    ]
+
+    def __init__(self, places: tuple[str, ...]) -> None:
+        super().__init__()
+        self.keys_list = KeyList(places)
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="help", classes="frame") as frame:
+            frame.border_title = "Keys"
+            frame.border_subtitle = "type to search · ↑ ↓ · esc closes"
+            yield Input(placeholder="search", compact=True, id="search")
+            yield self.keys_list
+
+    def on_mount(self) -> None:
+        self.query_one("#search").focus()
+
+    @on(Input.Changed)
+    def _search(self, event: Input.Changed) -> None:
+        if event.value in ("q", "?"):
+            self.dismiss()
+            return
+        self.keys_list.search(event.value)
+
+    @on(Input.Submitted)
+    def action_close(self) -> None:
+        self.dismiss()
+
+    def action_down(self) -> None:
+        self.keys_list.action_down()
+
+    def action_up(self) -> None:
+        self.keys_list.action_up()
+
+    def action_page(self, step: int) -> None:
+        self.keys_list.move_to(self.keys_list.cursor + step * self.keys_list.page)

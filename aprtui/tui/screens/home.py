@@ -1,0 +1,206 @@
+"""Home: models and traces below the current folder, the newest first."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.binding import BindingType
+from textual.widget import Widget
+from textual.worker import get_current_worker
+
+from aprtui.errors import AprtuiError
+from aprtui.formats.tracedir import EVENTS, MANIFEST
+from aprtui.text import clean, duration, size
+from aprtui.tui.keys import bindings
+from aprtui.tui.messages import Found, Place
+from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.source import MODEL_SUFFIXES, kind_of
+from aprtui.tui.widgets.lines import Part, RowList, fit, right
+
+__all__ = ["HomeScreen", "places_below"]
+
+MAX_DEPTH = 4
+MAX_FOLDERS = 4000
+MAX_PLACES = 500
+_SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages"})
+
+
+def places_below(root: Path) -> Iterator[Place]:
+    """Models and traces under ``root``, MAX_DEPTH folders deep; hidden folders are passed over."""
+    queue = [(root, 0)]
+    looked = 0
+    while queue and looked < MAX_FOLDERS:
+        folder, depth = queue.pop(0)
+        looked += 1
+        try:
+            with os.scandir(folder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError:
+            continue
+        names = {entry.name for entry in entries}
+        if names & {MANIFEST, EVENTS} or any(_is_layer(entry) for entry in entries):
+            yield _trace_place(folder, names, entries)
+            continue
+        models = [entry for entry in entries if entry.name.endswith(MODEL_SUFFIXES)]
+        if "config.json" in names and any(e.name.endswith(".safetensors") for e in models):
+            total = sum(entry.stat().st_size for entry in models)
+            yield Place(str(folder), "model", size(total), folder.stat().st_mtime)
+            continue
+        for entry in models:
+            if entry.is_file():
+                stat = entry.stat()
+                yield Place(entry.path, "model", size(stat.st_size), stat.st_mtime)
+        if depth < MAX_DEPTH:
+            queue += [
+                (Path(entry.path), depth + 1)
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False)
+                and not entry.name.startswith(".")
+                and entry.name not in _SKIPPED
+            ]
+
+
+def _is_layer(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith("layer-") and entry.name[6:].isdigit() and entry.is_dir()
+
+
+def _trace_place(folder: Path, names: set[str], entries: list[os.DirEntry[str]]) -> Place:
+    layers = sum(_is_layer(entry) for entry in entries)
+    status = "complete" if MANIFEST in names else "unfinished" if EVENTS in names else "foreign"
+    return Place(str(folder), "trace", f"{layers} layers, {status}", folder.stat().st_mtime)
+
+
+@dataclass
+class _Shown:
+    place: Place
+    name: str
+
+
+class PlaceList(RowList):
+    """Kind, name, remark and age of each place."""
+
+    def __init__(self) -> None:
+        super().__init__(id="places")
+        self._all: list[_Shown] = []
+        self.rows: list[_Shown] = []
+        self.filter = ""
+
+    def set_places(self, places: Iterable[Place], root: Path) -> None:
+        self._all = [
+            _Shown(place, clean(os.path.relpath(place.path, root), 200))
+            for place in sorted(places, key=lambda place: -place.mtime)
+        ]
+        self.set_filter(self.filter)
+
+    def set_filter(self, text: str) -> None:
+        self.filter = text.lower()
+        self.rows = [row for row in self._all if self.filter in row.name.lower()]
+        self.rows_changed()
+
+    def row_count(self) -> int:
+        return len(self.rows)
+
+    def head_parts(self, width: int) -> list[Part]:
+        return [(" kind   " + fit("name", max(width - 48, 10)) + "what" + " " * 22 + "age", "head")]
+
+    def row_parts(self, row: int, width: int) -> list[Part]:
+        entry = self.rows[row]
+        model = entry.place.kind == "model"
+        age = duration(max(time.time() - entry.place.mtime, 0)) if entry.place.mtime else ""
+        return [
+            (f" {entry.place.kind:<7}", "accent" if model else "good"),
+            (fit(entry.name, max(width - 49, 10)) + " ", ""),
+            (fit(entry.place.remark, 25), "dim"), (right(_coarse(age), 14) + " ", "dim"),
+        ]  # fmt: skip
+
+
+def _coarse(age: str) -> str:
+    parts = age.split(" ")
+    return " ".join(parts[:2])
+
+
+class HomeScreen(BaseScreen):
+    """A list; Enter opens what the cursor is on."""
+
+    mode = "home"
+    places = ("home",)
+    lead = "move"
+    BINDINGS: ClassVar[list[BindingType]] = bindings("home")  # type: ignore[assignment]
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.list = PlaceList()
+        self._found: list[Place] = []
+
+    def body(self) -> Iterable[Widget]:
+        self.list.add_class("frame")
+        self.list.border_title = "Models and traces below this folder"
+        yield self.list
+
+    def started(self) -> None:
+        self.action_rescan()
+
+    def action_rescan(self) -> None:
+        self._found = []
+        self.set_title(f"{clean(str(self.folder), 80)} · looking …")
+        self.run_worker(self._look, thread=True, exclusive=True, group="look")
+
+    def _look(self) -> None:
+        worker = get_current_worker()
+        batch: list[Place] = []
+        for place in places_below(self.folder):
+            if worker.is_cancelled:
+                return
+            batch.append(place)
+            if len(batch) >= 50:
+                self.post_message(Found(tuple(batch), False))
+                batch = []
+            if len(self._found) >= MAX_PLACES:
+                break
+        self.post_message(Found(tuple(batch), True))
+
+    @on(Found)
+    def _add(self, event: Found) -> None:
+        self._found += event.places
+        if not self._found and event.done:
+            self.set_title(clean(str(self.folder), 80))
+            self.set_state("empty", "No model and no trace below this folder yet.",
+                           "aprtui demo makes a small one of each and opens them; "
+                           "aprtui MODEL opens a .apr, .gguf or .safetensors model")  # fmt: skip
+            return
+        if not self._found:
+            return
+        self.list.set_places(self._found, self.folder)
+        if self.state != "full":
+            self.set_state("full")
+            self.list.focus()
+        count = f"{len(self._found)} found" + ("" if event.done else ", looking …")
+        self.set_title(f"{clean(str(self.folder), 80)} · {count}")
+
+    @on(RowList.Opened, "#places")
+    def _open(self, event: RowList.Opened) -> None:
+        try:
+            opened = kind_of(Path(self.list.rows[event.row].place.path))
+        except AprtuiError as error:
+            self.say(str(error))
+            return
+        self.app.open_any(opened)  # type: ignore[attr-defined]
+
+    def action_filter(self) -> None:
+        self.ask("show only names that have…", "filter", self.list.filter)
+
+    def answering(self, purpose: str, text: str) -> None:
+        self.list.set_filter(text)
+
+    def step_back(self) -> bool:
+        if not self.list.filter:
+            return False
+        self.list.set_filter("")
+        return True
