@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aprtui.text import clean
+
 __all__ = ["AprtuiError", "BadFileError", "EngineError", "UsageError"]
 
 
@@ -47,8 +49,6 @@ class BadFileError(AprtuiError):
     exit_code = 3
 
     def __init__(self, path: Path | str, message: str, *, hint: str = "") -> None:
-        from aprtui.text import clean
-
         super().__init__(f"{clean(str(path))}: {message}", hint=hint)
         self.path = Path(path)
 

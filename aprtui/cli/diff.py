@@ -28,7 +28,7 @@ from aprtui.compare.diff import (
     file_pair_json,
     judge_again,
 )
-from aprtui.compare.infer import open_any, open_pair, record_of, with_shapes
+from aprtui.compare.infer import open_any, open_pair, record_in_trace, with_shapes
 from aprtui.compare.pairs import DiffOptions
 from aprtui.engine.stages import parse_layers, parse_stages
 from aprtui.errors import BadFileError, UsageError
@@ -40,7 +40,7 @@ from aprtui.text import clean, count
 if TYPE_CHECKING:
     from aprtui.model.config import ModelConfig
 
-__all__ = ["configure", "run"]
+__all__ = ["configure", "open_model_config", "run"]
 
 _FILE_BARS = Bars(
     0.1, 0.4, "unknown arithmetic (two files, no manifest): one side may quantise activations"
@@ -114,7 +114,8 @@ def _show(comparison: Comparison, args: argparse.Namespace, is_files: bool) -> N
         print(diff_text.plain_pair(comparison) if is_files else diff_text.plain(comparison))
 
 
-def _config(path: Path | None) -> ModelConfig | None:
+def open_model_config(path: Path | None) -> ModelConfig | None:
+    """The dimensions of the model named on the command line, if one is."""
     if path is None:
         return None
     from aprtui.model.open import open_model
@@ -125,11 +126,11 @@ def _config(path: Path | None) -> ModelConfig | None:
 def _files(args: argparse.Namespace, overrides: tuple[Override, ...]) -> Comparison:
     for path in (args.a, args.b):
         _refuse_model(path)
-    config = _config(args.model)
+    config = open_model_config(args.model)
     options = DiffOptions(last_position=args.positions == "last", top=args.top)
     with _Progress() as progress:
-        a, trace_a = record_of(args.a, config)
-        b, trace_b = record_of(args.b, config)
+        a, trace_a = record_in_trace(args.a, config)
+        b, trace_b = record_in_trace(args.b, config)
         bars = dataclasses.replace(_FILE_BARS, overrides=overrides)
         if trace_a is not None and trace_b is not None:
             bars = choose_bars(trace_a, trace_b, overrides)
@@ -157,7 +158,7 @@ def _traces(args: argparse.Namespace, overrides: tuple[Override, ...]) -> Compar
         a, b = open_pair(args.a)
     else:
         a, b = (_open(path) for path in (args.a, args.b))
-    config = _config(args.model)
+    config = open_model_config(args.model)
     a, b = with_shapes(a, config), with_shapes(b, config)
     layers = [key.layer for trace in (a, b) for key in trace.records if key.layer is not None]
     options = DiffOptions(

@@ -242,7 +242,7 @@ def _print_model(file: ModelFile, model: Model | None, why_not: str, *, verified
     else:
         print(f"  cannot be traced: {clean(why_not, 500)}")
     if verified:
-        print("  checksum verified" if file.format == "apr" else "  the format has no checksum")
+        print(f"  {_verified(file)}")
     for field in file.header:
         print(f"  {field.offset:>6}  {field.raw.hex(' '):<24}  {field.name}: {clean(field.value)}")
     roles = _roles(model)
@@ -262,6 +262,15 @@ def _print_model(file: ModelFile, model: Model | None, why_not: str, *, verified
         right="--rr",
     )
     print_notes(model.notes if model else file.notes)
+
+
+def _verified(file: ModelFile) -> str:
+    """What ``--verify`` can say of a file that was read without an error."""
+    if file.format != "apr":
+        return f"{file.format} files have no checksum"
+    if any("no checksum at its end" in note for note in file.notes):
+        return "header checksum verified; the file has none at its end"
+    return "checksums of header and file verified"
 
 
 def _by_place(file: ModelFile) -> list[TensorEntry]:

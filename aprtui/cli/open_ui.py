@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH",
                         help="a model, a trace folder or a stage file; two to compare")  # fmt: skip
     parser.add_argument("--model", type=Path, metavar="MODEL",
-                        help="the model that a foreign trace is of: its shapes are then known")  # fmt: skip
+                        help="the model of a foreign trace: it tells the shapes")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,6 @@ written last. Look at it with `aprtui DIR`, compare two with `aprtui DIR_A DIR_B
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -222,14 +221,13 @@ class _Display:
 
 def _trace(plan: Plan, args: argparse.Namespace, emit: Emit | None) -> int:
     from aprtui.engine.run import TraceStopped, run_trace
-    from aprtui.engine.worker import stop_on_signals
+    from aprtui.engine.worker import stopping_on_signals
 
-    stop_on_signals()
     display = _Display(quiet=args.json or args.events)
     try:
-        done = run_trace(plan, emit or display)
+        with stopping_on_signals():
+            done = run_trace(plan, emit or display)
     except TraceStopped:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         print(
             f"aprtui: stopped; what was written stays in {clean(str(plan.directory))}, "
             "without a manifest",

@@ -84,9 +84,12 @@ class Bars:
         """The limit of each metric for one stage.
 
         An override of rel_l2 moves the bar of the worst row along, unless that has its own.
+        Expert ids are whole numbers: only how many differ counts.
         """
-        limits = {"rel_l2": self.rel_l2, "worst_row_rel_l2": self.worst_row_rel_l2}
         found = {o.metric: o.limit for o in self.overrides if o.matches(key)}
+        if key.stage == "moe_router_indices":
+            return {"mismatches": found.get("mismatches", 0.0)}
+        limits = {"rel_l2": self.rel_l2, "worst_row_rel_l2": self.worst_row_rel_l2}
         if "rel_l2" in found and self.rel_l2:
             factor = self.worst_row_rel_l2 / self.rel_l2
             limits["worst_row_rel_l2"] = found["rel_l2"] * factor

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aprtui.engine.stages import STAGES, stage_axes, stage_shape
+from aprtui.engine.stages import STAGES, order_of, stage_axes, stage_shape
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import read_header, read_values
 from aprtui.formats.perop import (
@@ -31,7 +31,7 @@ from aprtui.formats.tracedir import (
 from aprtui.model.config import ModelConfig
 from aprtui.text import clean, count
 
-__all__ = ["open_any", "open_pair", "record_of", "with_shapes"]
+__all__ = ["open_any", "open_pair", "record_in_trace", "record_of", "with_shapes"]
 
 _AXES = {kind.name: kind.axes for kind in STAGES}
 _SCORES = ("head", "query", "key")
@@ -59,7 +59,14 @@ def open_pair(path: Path) -> tuple[TraceDir, TraceDir]:
     return sides.cpu, sides.gpu
 
 
-def record_of(path: Path, config: ModelConfig | None = None) -> tuple[StageRecord, TraceDir | None]:
+def record_of(path: Path, config: ModelConfig | None = None) -> StageRecord:
+    """One stage file with the shape that the trace around it tells; see ``record_in_trace``."""
+    return record_in_trace(path, config)[0]
+
+
+def record_in_trace(
+    path: Path, config: ModelConfig | None = None
+) -> tuple[StageRecord, TraceDir | None]:
     """One stage file with the shape that the trace around it tells, and that trace.
 
     The trace is the folder that the layout puts the file in; a file that lies elsewhere, or whose
@@ -117,7 +124,8 @@ def _from_model(
     only_last = known is None and tokens == 1 and _experts_only(records)
     shaped = dict(trace.records)
     wrong: dict[str, list[StageRecord]] = {}
-    for key, record in records.items():
+    for key in sorted(records, key=order_of):
+        record = records[key]
         fitted = _fit(record, config, tokens, only_last)
         if fitted is None:
             wrong.setdefault(key.stage, []).append(record)

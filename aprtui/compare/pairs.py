@@ -289,9 +289,6 @@ def reclassify(result: PairResult, bars: Bars) -> PairResult:
     exceeded: tuple[Exceeded, ...] = ()
     if metrics.nonfinite_mismatches:
         kind, message = "nonfinite", _nonfinite(result, metrics)
-    elif metrics.mismatches:
-        kind = "differs"
-        message = f"{count(metrics.mismatches)} of {count(metrics.count)} expert ids differ"
     elif metrics.identical:
         kind, message = "equal", ""
     else:

@@ -41,6 +41,8 @@ _TOP_TOKENS = 5
 class TraceStopped(Exception):
     """Raised into the pass by a signal handler: end now, keep what is whole."""
 
+    told = False  # whether a Stopped event has been sent
+
 
 def run_trace(plan: Plan, emit: Emit) -> Finished:
     """Run a planned trace, telling ``emit`` what happens; the last event says how it ended.
@@ -78,6 +80,7 @@ def _run(plan: Plan, device: torch.device, device_name: str, tell: Emit) -> Fini
         capture.abort()
         if isinstance(error, TraceStopped):
             tell(Stopped(files=capture.written, directory=str(plan.directory)))
+            error.told = True
         elif isinstance(error, AprtuiError):
             tell(Failed(error.message, error.hint, error.exit_code))
         raise

@@ -14,15 +14,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-from aprtui.engine.events import Emit, Event, Failed
+from aprtui.engine.events import Emit, Event, Failed, Stopped
 from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import Plan, make_plan
 from aprtui.errors import AprtuiError
 
-__all__ = ["event_printer", "main", "stop_on_signals"]
+__all__ = ["event_printer", "main", "stopping_on_signals"]
 
 _PARENT_CHECK_S = 0.5
 
@@ -47,17 +48,22 @@ def event_printer() -> Emit:
     return emit
 
 
-def stop_on_signals() -> None:
-    """Make SIGTERM and SIGINT raise TraceStopped in the main thread, once."""
+@contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """While inside, the first SIGTERM or SIGINT raises TraceStopped in the main thread."""
     from aprtui.engine.run import TraceStopped
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in before:
             signal.signal(each, signal.SIG_IGN)
         raise TraceStopped
 
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, stop)
+    before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _watch_parent(pid: int, done: threading.Event, ended: Callable[[], None]) -> None:
@@ -88,15 +94,16 @@ def main(arguments: list[str] | None = None) -> int:
 def _trace(plan: Plan, parent: int | None, emit: Emit) -> int:
     from aprtui.engine.run import TraceStopped, run_trace
 
-    stop_on_signals()
     done = threading.Event()
     if parent is not None:
         end = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
         threading.Thread(target=_watch_parent, args=(parent, done, end), daemon=True).start()
     try:
-        run_trace(plan, emit)
-    except TraceStopped:
-        pass
+        with stopping_on_signals():
+            run_trace(plan, emit)
+    except TraceStopped as stop:
+        if not stop.told:  # before the pass began
+            emit(Stopped(files=0, directory=str(plan.directory)))
     finally:
         done.set()
     return 0

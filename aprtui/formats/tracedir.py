@@ -298,10 +298,11 @@ def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(root / MANIFEST)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise EngineError(
             f"{root / MANIFEST}: cannot be written: {error.strerror or error}", hint="free space"
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def holds_trace(root: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from aprtui.errors import BadFileError, UsageError
-from aprtui.formats.apr import read_apr, reversed_entry
+from aprtui.formats.apr import fits, read_apr, reversed_entry
 from aprtui.formats.gguf import read_gguf
 from aprtui.formats.modelfile import ModelFile, TensorEntry, tensor_bytes
 from aprtui.formats.safetensors import read_safetensors
@@ -157,6 +156,8 @@ def open_model(
     )
     notes.extend(more)
     weights = _matrices(file, config, entries)
+    if file.metadata.get("tied_embeddings") is True and not config.tied_head:
+        notes.append("tied_embeddings is true, and the head has bytes of its own: they are used")
     if config.rope_layout == "adjacent" and not table.gguf_names:
         notes.append("Hugging Face names over GGUF rows (original_format gguf): adjacent pairs")
     return Model(path, file, config, weights, tuple(dict.fromkeys(notes)))
@@ -194,7 +195,7 @@ def _oriented(file: ModelFile, table: RoleTable) -> tuple[dict[Role, TensorEntry
     experts = router.shape[0] if router is not None else 0
     for role, entry in entries.items():
         if len(entry.shape) == 3 and entry.shape[0] != experts and entry.shape[2] == experts:
-            entries[role] = dataclasses.replace(entry, shape=entry.shape[::-1])
+            entries[role] = reversed_entry(entry)
             notes.append("experts' dims are listed in GGUF order; they were reversed")
     return entries, notes
 
@@ -273,8 +274,12 @@ def _matrices(
                 f"needs {list(whole)}",
                 hint="the file contradicts itself; --set KEY=VALUE overrides its configuration",
             )
-        if entry.size_bytes == 0:
-            raise BadFileError(file.path, f"{clean(entry.name)} ({role}) has no bytes")
+        if entry.size_bytes == 0 or not fits(entry):
+            raise BadFileError(
+                file.path,
+                f"{clean(entry.name)} ({role}) has {entry.size_bytes:,} bytes, "
+                f"not those of {list(entry.shape)} in {entry.type}",
+            )
         weights[role] = Matrix(entry, first_row, rows, columns)
     if config.tied_head:
         weights[Role("head")] = weights[Role("embedding")]

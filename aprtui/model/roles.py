@@ -159,9 +159,7 @@ def assign_roles(tensors: Iterable[TensorEntry], architecture: str) -> RoleTable
             notes.append(
                 f"two tensors for {role}: {entries[role].name} is used, {entry.name} is not"
             )
-        elif entry.size_bytes == 0 and role.name == "head":
-            notes.append(f"{entry.name} has a shape and no bytes: the head is the embedding")
-        else:
+        elif entry.size_bytes or role.name != "head":  # a head without bytes is the embedding
             entries[role] = entry
     return RoleTable(entries, gguf_names, tuple(sorted(unknown)), tuple(notes))
 

@@ -192,6 +192,7 @@ class Vocabulary:
     """The text of each token; needs neither merges nor scores."""
 
     def __init__(self, spec: TokenizerSpec) -> None:
+        self.spec = spec
         self._tokens = spec.vocabulary
         types = spec.token_types
         self._types = types if types is not None and len(types) == len(self._tokens) else None

@@ -47,9 +47,7 @@ class TraceClient:
         self.command = tuple(command)
         self._process: asyncio.subprocess.Process | None = None
 
-    async def run(
-        self, job: TraceJob, tell: Callable[[tuple[Event, ...]], None]
-    ) -> Ended:
+    async def run(self, job: TraceJob, tell: Callable[[tuple[Event, ...]], None]) -> Ended:
         """Start the child, pass its events on in batches, and wait until it is gone.
 
         However this coroutine ends (cancelled included), the child does not outlive it.
@@ -136,5 +134,3 @@ async def plan(job: TraceJob, command: Sequence[str] = WORKER) -> Planned | Fail
             return event
     last = clean((err.decode("utf-8", "replace").strip().splitlines() or [""])[-1], 300)
     return Failed(f"the engine did not answer: {last}", "", process.returncode or 4)
-
-

@@ -86,7 +86,7 @@ KEYS: tuple[Key, ...] = (
 
     Key("range", ("c",), "range", "histogram", "range", "range: clipped, symmetric-log, full"),
     Key("counts", ("L",), "counts", "histogram", "log", "counts: logarithmic or linear"),
-    Key("slice-axis", ("a",), "slice_axis", "histogram", "axis", "slice by position, head, channel"),
+    Key("slice-axis", ("a",), "slice_axis", "histogram", "axis", "slice by another axis"),
     Key("slice-next", ("p",), "slice(1)", "histogram", "slice", "next position, head or channel"),
     Key("slice-previous", ("P",), "slice(-1)", "histogram", "", "the one before"),
 
@@ -103,7 +103,7 @@ KEYS: tuple[Key, ...] = (
     Key("trace-log", ("o",), "log", "trace", "log", "the engine's log"),
     Key("trace-browse", ("b",), "browse", "trace", "browse", "browse what is written"),
 
-    Key("metric", ("m",), "metric(1)", "diff", "metric", "next metric: max_abs, rms, cosine, rel_l2"),
+    Key("metric", ("m",), "metric(1)", "diff", "metric", "next: max_abs, rms, cosine, rel_l2"),
     Key("metric-back", ("M",), "metric(-1)", "diff", "", "the metric before"),
     Key("first-divergence", ("f",), "first", "diff", "first", "to the first divergence"),
     Key("next-divergence", ("n",), "next(1)", "diff", "next", "next divergence"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from aprtui.compare.infer import with_shapes
+from aprtui.compare.infer import record_of, with_shapes
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import MAGIC
+from aprtui.formats.perop import is_per_op_side, open_per_op_side
 from aprtui.formats.tracedir import (
     EVENTS,
     MANIFEST,
@@ -19,7 +19,6 @@ from aprtui.formats.tracedir import (
     list_stage_files,
     open_trace,
 )
-from aprtui.formats.perop import is_per_op_side, open_per_op_side
 from aprtui.model.open import open_model
 from aprtui.text import clean
 
@@ -96,23 +95,21 @@ def load_trace(path: Path, model: str = "") -> TraceDir:
         return with_shapes(open_per_op_side(path), config)
     if path.is_dir():
         return with_shapes(open_trace(path), config)
-    folder = path.absolute().parent
-    root = folder.parent if key_of(f"{folder.name}/{path.name}") else folder
-    key = key_of(path.absolute().relative_to(root).as_posix())
-    if key is not None:
-        try:
-            whole = with_shapes(open_trace(root), config)
-        except BadFileError:
-            whole = None
-        if whole is not None and key in whole.records:
-            only = {key: whole.records[key]}
-            return dataclasses.replace(whole, records=only, status="file", expected=None)
-    key = key or StageKey(None, clean(path.stem, 60))
     try:
-        record = StageRecord(key, path, path.stat().st_size)
+        record = record_of(path, config)
+    except BadFileError:
+        record = _damaged(path)
+    return TraceDir(path.absolute().parent, "file", {record.key: record}, None, None)
+
+
+def _damaged(path: Path) -> StageRecord:
+    """A file that cannot be read as a stage, so that its bytes can be looked at all the same."""
+    absolute = path.absolute()
+    key = key_of(f"{absolute.parent.name}/{path.name}") or key_of(path.name)
+    try:
+        return StageRecord(key or StageKey(None, clean(path.stem, 60)), path, path.stat().st_size)
     except OSError as error:
         raise BadFileError(path, f"cannot be read: {error.strerror}") from error
-    return TraceDir(root, "file", {key: record}, None, None)
 
 
 def title_of(trace: TraceDir, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What every screen shares: the title and key lines, the four states, a line where it is too small."""
+"""What every screen shares: title and key lines, four states, one line where it is too small."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 from textual import on
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
@@ -14,19 +15,23 @@ from textual.widgets import ContentSwitcher
 from textual.worker import get_current_worker
 
 from aprtui.errors import AprtuiError, BadFileError
-from aprtui.formats.aprt import read_values
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
 from aprtui.text import clean
 from aprtui.tui.carry import copy, export
 from aprtui.tui.keys import bindings
+from aprtui.tui.measure import Store, identity
 from aprtui.tui.messages import LoadFailed, Surveyed, TraceLoaded
 from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.screens.measuring import PaneReady, Wish, fulfil, look_at, stated
 from aprtui.tui.source import load_trace, mark_of, title_of
 from aprtui.tui.stage_table import describe_shape, table_of
 from aprtui.tui.widgets.frame import PaneTabs
 from aprtui.tui.widgets.header_pane import HeaderPane
-from aprtui.tui.widgets.lines import RowList
+from aprtui.tui.widgets.heatmap_pane import HeatmapPane
+from aprtui.tui.widgets.histogram_pane import RANGES, HistogramPane
+from aprtui.tui.widgets.lines import PartLine, RowList
 from aprtui.tui.widgets.stage_list import StageList
+from aprtui.tui.widgets.stats_pane import StatsPane, headline
 from aprtui.tui.widgets.values_pane import ValuesPane
 
 __all__ = ["BrowseScreen"]
@@ -50,14 +55,19 @@ class BrowseScreen(BaseScreen):
         self.path = path
         self.model = model
         self.trace: TraceDir | None = None
-        self.pane = "header"
+        self.pane = "histogram"
         self.paused = False
+        self.store = Store()
         self._select = select
         self._mark: tuple[int, ...] = ()
         self.stages = StageList(id="stages")
         self.tabs = PaneTabs(PANES)
         self.header = HeaderPane(id="header")
         self.values = ValuesPane(id="values")
+        self.histogram = HistogramPane(id="histogram")
+        self.heatmap = HeatmapPane(id="heatmap")
+        self.stats = StatsPane(id="stats")
+        self.line = PartLine(id="headline")
 
     def body(self) -> Iterable[Widget]:
         self.stages.add_class("frame")
@@ -66,9 +76,13 @@ class BrowseScreen(BaseScreen):
             yield self.stages
             with Vertical(id="panes", classes="frame"):
                 yield self.tabs
+                yield self.line
                 with ContentSwitcher(initial="header", id="switcher"):
                     yield self.header
                     yield self.values
+                    yield self.histogram
+                    yield self.heatmap
+                    yield self.stats
 
     # Loading and following.
 
@@ -123,9 +137,7 @@ class BrowseScreen(BaseScreen):
         self._survey()
 
     def _survey(self) -> None:
-        self.run_worker(
-            self._look, thread=True, exclusive=True, group="survey"
-        )
+        self.run_worker(self._look, thread=True, exclusive=True, group="survey")
 
     def _look(self) -> None:
         """Check every header once and measure the files that are small enough to do at once."""
@@ -158,7 +170,9 @@ class BrowseScreen(BaseScreen):
             title += f" · {damaged} damaged"
         if self.stages.filter:
             shown = len(self.stages.matching)
-            title += f" · showing {shown} of {len(self.trace.records)} · filter {self.stages.filter}"
+            title += (
+                f" · showing {shown} of {len(self.trace.records)} · filter {self.stages.filter}"
+            )
         if self.paused:
             title += " · paused"
         self.set_title(title, loud=bool(damaged) or self.trace.status == "incomplete")
@@ -191,14 +205,65 @@ class BrowseScreen(BaseScreen):
         except BadFileError as error:
             self.stages.survey({}, {record.key: error.message})
             self.values.show(None)
+            table = None
         else:
             self.values.show(table)
+        self.histogram.show(table)
+        self.heatmap.show(table)
+        self.stats.give(table, None)
+        self.line.show(stated(record))
+        if table is not None:
+            self._measure()
+
+    @property
+    def _wish(self) -> Wish:
+        """What is to be measured for what is shown now."""
+        record, table = self.record, self.values.table
+        assert record is not None and table is not None
+        histogram, heatmap = self.histogram, self.heatmap
+        return Wish(
+            record.key, identity(record.path), table, histogram.slice, histogram.range,
+            histogram.bins, heatmap.extent, heatmap.how, self.pane,
+        )  # fmt: skip
+
+    @on(HistogramPane.Wanted)
+    @on(HeatmapPane.Wanted)
+    def _measure(self) -> None:
+        if self.record is not None and self.values.table is not None and self.state == "full":
+            wish = self._wish
+            self.run_worker(
+                lambda: fulfil(wish, self.store, self.post_message),
+                thread=True, exclusive=True, group="measure",
+            )  # fmt: skip
+
+    @on(PaneReady)
+    def _ready(self, event: PaneReady) -> None:
+        """A worker measured something; it is drawn when it is still what is shown."""
+        event.stop()
+        table = self.values.table
+        if table is None or event.wish.table is not table:
+            return
+        if event.measured is not None:
+            self.line.show(headline(event.measured, self.line.size.width))
+            self.stats.give(table, event.measured)
+            rms = event.measured.statistics.rms
+            self.values.grid.loud = 6 * rms
+            self.stages.survey({event.wish.key: rms}, {})
+        if event.drawn is not None:
+            self.histogram.give(event.measured, event.drawn)
+        if event.cells is not None:
+            self.heatmap.give(event.cells)
 
     def set_pane(self, pane: str) -> None:
         self.pane = pane
         self.tabs.shown = pane
         self.query_one("#switcher", ContentSwitcher).current = pane
         self.show_keys()
+        self._measure()
+
+    @on(PaneTabs.Chosen)
+    def _chosen(self, event: PaneTabs.Chosen) -> None:
+        self.set_pane(event.pane)
 
     def active_places(self) -> tuple[str, ...]:
         return ("browse", self.pane)
@@ -206,12 +271,14 @@ class BrowseScreen(BaseScreen):
     def action_pane(self, pane: str) -> None:
         self.set_pane(pane)
 
-
     # Keys.
 
     def pane_widget(self) -> Widget:
         """What Tab focuses in the pane that is shown."""
-        return {"values": self.values.grid, "header": self.header}.get(self.pane, self.stages)
+        return {
+            "values": self.values.grid, "header": self.header, "histogram": self.histogram,
+            "heatmap": self.heatmap, "stats": self.stats,
+        }[self.pane]  # fmt: skip
 
     def action_focus_pane(self) -> None:
         target = self.pane_widget() if self.focused is self.stages else self.stages
@@ -287,10 +354,29 @@ class BrowseScreen(BaseScreen):
         self.paused = not self.paused
         self._retitle()
 
+    def action_range(self) -> None:
+        pane = self.histogram
+        pane.range = RANGES[(RANGES.index(pane.range) + 1) % len(RANGES)]
+        self._measure()
+
+    def action_counts(self) -> None:
+        self.histogram.logarithmic = not self.histogram.logarithmic
+        self.histogram.refresh()
+
+    def action_slice_axis(self) -> None:
+        self.histogram.next_axis()
+
+    def action_slice(self, step: int) -> None:
+        self.histogram.step(step)
+
+    def action_reduce(self) -> None:
+        self.heatmap.how = "mean" if self.heatmap.how == "max" else "max"
+        self._measure()
+
     def action_maximum(self) -> None:
         table = self.values.table
         if table is not None and table.values.size:
-            self.values.go(largest(table.values))
+            self.values.go(int(np.nanargmax(np.abs(table.values))))
 
     def action_next_nonfinite(self) -> None:
         if not self.values.next_nonfinite():
@@ -301,15 +387,3 @@ class BrowseScreen(BaseScreen):
                 "counts": "histogram", "slice_axis": "histogram", "slice": "histogram",
                 "reduce": "heatmap"}  # fmt: skip
         return only.get(action, self.pane) == self.pane
-
-
-def look_at(record: StageRecord, found: Surveyed) -> None:
-    """Put the record's rms or its damage into ``found``; the manifest's rms where it has one."""
-    try:
-        record.header()
-    except BadFileError as error:
-        found.damage[record.key] = error.message
-        return
-    stated = record.stats.get("rms")
-    if stated is not None:
-        found.rms[record.key] = float(stated)

@@ -122,9 +122,11 @@ class DiffScreen(BaseScreen):
     def _read(self) -> tuple[tuple[Pair, ...], Bars, tuple[str, ...]]:
         if self.a.is_file() and self.b.is_file():
             left, right = record_of(self.a), record_of(self.b)
-            one = (TraceDir(side.path.parent, "file", {side.key: side}, None, None)
-                   for side in (left, right))  # fmt: skip
-            return (Pair(left.key, left, right),), choose_bars(*one), ()
+            one = [
+                TraceDir(side.path.parent, "file", {side.key: side}, None, None)
+                for side in (left, right)
+            ]
+            return (Pair(left.key, left, right),), choose_bars(one[0], one[1]), ()
         a, b = (load_trace(path, self.model) for path in (self.a, self.b))
         notes = [note for note in (rope_note(a, b),) if note]
         for name, trace in (("A", a), ("B", b)):
@@ -218,7 +220,9 @@ class DiffScreen(BaseScreen):
         if self.a.name == self.b.name:
             names = (clean("/".join(path.absolute().parts[-2:]), 60) for path in (self.a, self.b))
         a, b = names
-        running = "" if self.done or not self.pairs else f" · {len(self.results)} of {len(self.pairs)}"
+        running = (
+            "" if self.done or not self.pairs else f" · {len(self.results)} of {len(self.pairs)}"
+        )
         self.set_title(f"A {a}   B {b}{running}")
 
     # Keys.
@@ -277,23 +281,22 @@ def sign_of(result: PairResult, metric: str, first: bool) -> Part:
 
 
 def level_of(value: float) -> str:
-    """One of eight heights, one for each power of ten from 1e-7 to 1."""
+    """One of eight heights, one for each power of ten from 1e-6 to 1."""
     if not math.isfinite(value):
         return "█"
     if value <= 0.0:
         return "="
-    return "▁▂▃▄▅▆▇█"[max(0, min(7, math.floor(math.log10(value)) + 8))]
+    return "▁▂▃▄▅▆▇█"[max(0, min(7, math.floor(math.log10(value)) + 7))]
 
 
 def legend() -> Content:
     """What the signs mean."""
-    steps = (("▁", "<1e-7"), ("▃", "1e-6"), ("▄", "1e-5"), ("▅", "1e-4"), ("▆", "1e-3"),
-             ("▇", "1e-2"), ("█", "≥1e-1"))  # fmt: skip
+    steps = (("▂", "1e-6"), ("▄", "1e-4"), ("▆", "1e-2"), ("█", "1"))
     parts: list[Content] = [Content(" ")]
     for sign, text in steps:
         parts += [Content.styled(sign, "$success"), Content.styled(f" {text}  ", "dim")]
-    signs = (("=", "equal", "dim"), ("!", "beyond the bar", "bold $error"),
-             ("▶", "first of them", "bold $error"), ("N", "NaN", "bold $error"),
+    signs = (("=", "equal", "dim"), ("!", "beyond bar", "bold $error"),
+             ("▶", "first", "bold $error"), ("N", "NaN", "bold $error"),
              ("x", "shape", "bold $error"), ("?", "unmeasured", "dim"))  # fmt: skip
     for sign, text, style in signs:
         parts += [Content.styled(sign, style), Content.styled(f" {text}  ", "dim")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ class ModelScreen(BaseScreen):
 
 def tensor_rows(file: ModelFile, model: Model | None) -> list[TensorRow]:
     """Every tensor of the file, in the order of the file, with its role where it has one."""
-    roles = {}
+    roles: dict[str, tuple[str, int | None]] = {}
     for role, matrix in (model.weights if model else {}).items():
         label = role.name.replace("_", " ")
         if role.expert is not None:
@@ -164,7 +165,7 @@ def tensor_rows(file: ModelFile, model: Model | None) -> list[TensorRow]:
 def _layer_in(name: str) -> int | None:
     """The layer that a tensor's name carries: ``blk.3.`` or ``layers.3.``."""
     parts = name.split(".")
-    for before, part in zip(parts, parts[1:], strict=False):
+    for before, part in itertools.pairwise(parts):
         if before in ("blk", "layers", "h") and part.isdigit() and len(part) < 6:
             return int(part)
     return None
@@ -202,7 +203,9 @@ def summary(file: ModelFile, model: Model | None, why: str) -> Content:
             f" {file.format} {clean(file.version, 20)} · {size(file.size_bytes)} in "
             f"{len(file.files)} file{'s' * (len(file.files) != 1)} · {len(file.tensors)} tensors, "
             f"{size(weights)} · "
-            + ", ".join(f"{name} {100 * types[name] / max(weights, 1):.0f} %" for name in common[:5]),
+            + ", ".join(
+                f"{name} {100 * types[name] / max(weights, 1):.0f} %" for name in common[:5]
+            ),
             "dim",
         )
     )

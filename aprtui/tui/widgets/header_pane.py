@@ -46,12 +46,12 @@ class HeaderPane(VerticalScroll, can_focus=True):
         record, trace = self._shown
         head = _first_bytes(record.path, 512)
         lines = decoded(head, record)
-        lines += [Content("")] + facts(record, trace)
+        lines += [Content(""), *facts(record, trace)]
         width = max(self.size.width - 2, 20)
         taken = sum(-(-max(line.cell_length, 1) // width) for line in lines)
         room = max(self.size.height - taken - 1, 4)
         per_line = 16 if self.size.width >= 80 else 8
-        lines += [Content("")] + hex_lines(head[: room * per_line], per_line)
+        lines += [Content(""), *hex_lines(head[: room * per_line], per_line)]
         self._text.update(Content("\n").join(lines))
 
 
@@ -75,7 +75,9 @@ def decoded(head: bytes, record: StageRecord) -> list[Content]:
     count = struct.unpack("<I", count_raw)[0] if len(count_raw) == 4 else None
     right_magic = magic == MAGIC
     said = clean(magic.decode("latin-1"))
-    lines.append(_field(magic, said if right_magic else f"{said} is not APRT", "magic", right_magic))
+    lines.append(
+        _field(magic, said if right_magic else f"{said} is not APRT", "magic", right_magic)
+    )
     if layer is None:
         lines.append(_field(layer_raw, "missing", "layer", False))
     else:
@@ -95,7 +97,7 @@ def decoded(head: bytes, record: StageRecord) -> list[Content]:
         lines.append(
             Content.assemble(
                 (" size  ", "$text-primary"),
-                f"{header.file_bytes:,} = {HEADER_BYTES} + 4 × {header.values:,}  ",
+                f"{header.file_bytes:,} = {HEADER_BYTES} + 4 x {header.values:,}  ",
                 ("ok", "$success"),
             )
         )

@@ -17,7 +17,7 @@ from textual.widget import Widget
 
 from aprtui.tui.keys import bindings
 
-__all__ = ["Lines", "Part", "RowList", "fit", "right"]
+__all__ = ["Lines", "Part", "PartLine", "RowList", "fit", "right"]
 
 Part = tuple[str, str]  # text, and the name of a style: "", "dim", "accent", "good", ...
 
@@ -58,6 +58,21 @@ class Lines(Widget, can_focus=True):
         ]
         fill = self.rich_style + above if above else self.rich_style
         return Strip(segments).adjust_cell_length(width, fill)
+
+
+class PartLine(Lines, can_focus=False):
+    """One line of parts."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._parts: list[Part] = []
+
+    def show(self, parts: list[Part]) -> None:
+        self._parts = parts
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        return self.strip(self._parts if y == 0 else [], self.size.width)
 
 
 class RowList(Lines):
@@ -162,6 +177,9 @@ class RowList(Lines):
         self.refresh()
 
     def _keep_in_view(self) -> None:
+        if self.size.height == 0:  # not laid out yet: a resize follows
+            self.first = 0
+            return
         page = self.page
         self.first = max(min(self.first, self.cursor), self.cursor - page + 1, 0)
         self.first = max(0, min(self.first, self.row_count() - page))

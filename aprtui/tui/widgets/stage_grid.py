@@ -1,4 +1,4 @@
-"""A grid of layers down and stages across, one cell a stage: what a trace fills, what a diff colours."""
+"""Layers down, stages across, one cell a stage: what a trace fills and a diff colours."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class StageGrid(Lines):
         ordered = sorted(set(keys), key=order_of)
         here = self.current
         self.cells = dict.fromkeys(ordered, blank)
-        self._layers = sorted({key.layer for key in ordered if key.layer is not None})
+        self._layers = [*sorted({key.layer for key in ordered if key.layer is not None})]
         names = dict.fromkeys(key.stage for key in ordered if key.layer is not None)
         self._stages = sorted(names, key=lambda name: order_of(StageKey(0, name)))
         whole = [key.stage for key in ordered if key.layer is None]

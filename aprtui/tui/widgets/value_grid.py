@@ -179,9 +179,7 @@ class ValueGrid(Lines):
         cursor = self.get_component_rich_style(
             "lines--cursor" if self.has_focus else "lines--cursor-blur", partial=True
         )
-        segments = [
-            Segment(fit(table.row_label(row), label_width), self.line_style("head"))
-        ]
+        segments = [Segment(fit(table.row_label(row), label_width), self.line_style("head"))]
         for column in columns:
             value = table.cell(row, column)
             style = self.line_style(self._tone(value))

@@ -1,0 +1,174 @@
+"""Write stage files as npy, npz, safetensors or csv, with the shapes that their trace tells.
+
+A trace directory stands for all its stages. Shapes come from the manifest, or from --model, or are
+inferred (and said to be); otherwise the values are written flat, with a note.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import math
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+from aprtui.cli.diff import open_model_config
+from aprtui.compare.infer import open_any, record_of, with_shapes
+from aprtui.engine.stages import order_of
+from aprtui.errors import EngineError, UsageError
+from aprtui.formats.perop import PerOpDir
+from aprtui.formats.tracedir import StageRecord
+from aprtui.model.config import ModelConfig
+from aprtui.text import clean
+
+__all__ = ["configure", "run"]
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One stage ready to be written: ``name`` is ``layer-0.attn_norm`` or ``lm_head``."""
+
+    name: str
+    values: Float32
+    axes: tuple[str, ...]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE", help="stage files or traces")
+    parser.add_argument("--to", required=True, choices=("npy", "npz", "safetensors", "csv"))
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="the file (npz, safetensors, or one stage), or the folder; "
+        "default: the current folder, named after the trace or the stage",
+    )
+    parser.add_argument("--model", type=Path, help="the model: tells shapes of foreign folders")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write, and print what was written."""
+    config = open_model_config(args.model)
+    tensors = [_tensor(record) for path in args.paths for record in _records(path, config)]
+    names = [tensor.name for tensor in tensors]
+    if len(set(names)) != len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"two of the files are {clean(double)}", hint="export one trace at a time")
+    targets = _targets(args, tensors)
+    for target, _ in targets:
+        if target.exists() and not args.overwrite:
+            raise UsageError(f"{clean(str(target))} exists", hint="--overwrite replaces it")
+    for target, chosen in targets:
+        _write_whole(target, _WRITERS[args.to], chosen)
+        shapes = f"{list(chosen[0].values.shape)}" if len(chosen) == 1 else f"{len(chosen)} tensors"
+        print(f"{clean(str(target))}  {shapes}")
+    return 0
+
+
+def _records(path: Path, config: ModelConfig | None) -> list[StageRecord]:
+    if not path.is_dir():
+        return [record_of(path, config)]
+    trace = open_any(path)
+    if isinstance(trace, PerOpDir):
+        raise UsageError(f"{clean(str(path))}: holds two passes", hint="name its cpu or gpu folder")
+    shaped = with_shapes(trace, config)
+    for note in shaped.notes:
+        print(f"note: {clean(note, 500)}", file=sys.stderr)
+    return [shaped.records[key] for key in sorted(shaped.records, key=order_of)]
+
+
+def _tensor(record: StageRecord) -> _Tensor:
+    values = record.values()
+    name = str(record.key).replace("/", ".")
+    if record.shape is None or math.prod(record.shape) != values.size:
+        print(f"note: {clean(name)} is written flat: its shape is not known", file=sys.stderr)
+        return _Tensor(name, values, ("index",))
+    if record.shape_source == "inferred":
+        shape = " x ".join(map(str, record.shape))
+        print(f"note: {clean(name)}: shape {shape} is inferred", file=sys.stderr)
+    return _Tensor(name, values.reshape(record.shape), record.axes or ())
+
+
+def _targets(args: argparse.Namespace, tensors: list[_Tensor]) -> list[tuple[Path, list[_Tensor]]]:
+    suffix = f".{args.to}"
+    first: Path = args.paths[0]
+    output: Path | None = args.output
+    if args.to in ("npz", "safetensors"):
+        stem = tensors[0].name if len(tensors) == 1 else first.absolute().name.removesuffix(".bin")
+        return [(output or Path(stem + suffix), tensors)]
+    if output is not None and len(tensors) == 1 and not output.is_dir():
+        return [(output, tensors)]
+    folder = output or Path()
+    return [(folder / (tensor.name + suffix), [tensor]) for tensor in tensors]
+
+
+def _write_whole(
+    target: Path, write: Callable[[Path, list[_Tensor]], None], tensors: list[_Tensor]
+) -> None:
+    """Write beside the target and rename: never half a file."""
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=target.parent, prefix=".", suffix=target.suffix or ".part", delete=False
+        ) as file:
+            temporary = Path(file.name)
+        write(temporary, tensors)
+        temporary.chmod(0o644)
+        temporary.replace(target)
+        temporary = None
+    except OSError as error:
+        raise EngineError(
+            f"{clean(str(target))}: cannot be written: {error.strerror or error}",
+            hint="free space or choose another place with -o",
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _write_npy(path: Path, tensors: list[_Tensor]) -> None:
+    with path.open("wb") as file:
+        np.save(file, tensors[0].values, allow_pickle=False)
+
+
+def _write_npz(path: Path, tensors: list[_Tensor]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **{t.name: t.values for t in tensors})
+
+
+def _write_safetensors(path: Path, tensors: list[_Tensor]) -> None:
+    axes = {tensor.name: ",".join(tensor.axes) for tensor in tensors}
+    save_file({t.name: np.ascontiguousarray(t.values) for t in tensors}, path, metadata=axes)
+
+
+def _write_csv(path: Path, tensors: list[_Tensor]) -> None:
+    """One line a value: its index along each axis, then the shortest text that reads back equal."""
+    tensor = tensors[0]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*tensor.axes, "value"])
+        places = itertools.product(*(range(extent) for extent in tensor.values.shape))
+        flat = tensor.values.reshape(-1)
+        for place, value in zip(places, flat, strict=True):
+            writer.writerow([*place, np.format_float_scientific(value, unique=True)])
+
+
+_WRITERS: dict[str, Callable[[Path, list[_Tensor]], None]] = {
+    "npy": _write_npy,
+    "npz": _write_npz,
+    "safetensors": _write_safetensors,
+    "csv": _write_csv,
+}

@@ -1,0 +1,138 @@
+"""Statistics of a trace's stages, or of one stage file.
+
+Count, min, max, mean, std, rms, zeros, denormals, NaN, infinities, percentiles and outlier
+channels; exact, in bounded memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from aprtui.cli.diff import open_model_config
+from aprtui.compare.diff import finite_json
+from aprtui.compare.infer import open_any, record_of, with_shapes
+from aprtui.compare.statistics import OutlierChannel, Statistics, outlier_channels, statistics
+from aprtui.engine.stages import order_of, parse_layers, parse_stages
+from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.perop import PerOpDir
+from aprtui.formats.tracedir import StageRecord, TraceDir
+from aprtui.text import clean, count, number
+
+__all__ = ["configure", "run"]
+
+_CHANNEL_AXES = ("hidden", "ffn")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("path", type=Path, help="a trace directory or a stage file")
+    parser.add_argument("--stages", "--stage", default="all", help="stages, with commas between")
+    parser.add_argument("--layers", "--layer", metavar="LAYERS", help="all, 3, 3..6 or 0,3,7")
+    parser.add_argument("--model", type=Path, help="the model: tells shapes of foreign folders")
+    parser.add_argument("--json", action="store_true")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the statistics; 3 when a file is damaged, the others are printed all the same."""
+    config = open_model_config(args.model)
+    if args.path.is_dir():
+        trace = open_any(args.path)
+        if isinstance(trace, PerOpDir):
+            raise UsageError(
+                f"{clean(str(args.path))}: holds two passes", hint="name its cpu or gpu folder"
+            )
+        records = _chosen(with_shapes(trace, config), args.stages, args.layers)
+    else:
+        records = [record_of(args.path, config)]
+    rows = [_row(record) for record in records]
+    if args.json:
+        found = {"schema": "aprtui-stats-v1", "path": str(args.path), "stages": finite_json(rows)}
+        print(json.dumps(found, allow_nan=False, indent=1))
+    else:
+        print(_table(rows))
+    return 3 if any("error" in row for row in rows) else 0
+
+
+def _chosen(trace: TraceDir, stages: str, layers: str | None) -> list[StageRecord]:
+    names = parse_stages(stages)
+    highest = max((key.layer for key in trace.records if key.layer is not None), default=-1)
+    wanted = parse_layers(layers, highest + 1) if layers else None
+    keys = [
+        key
+        for key in sorted(trace.records, key=order_of)
+        if (names is None or key.stage in names) and (wanted is None or key.layer in wanted)
+    ]
+    if not keys:
+        raise UsageError("no stage of the trace is chosen", hint="widen --stages and --layers")
+    return [trace.records[key] for key in keys]
+
+
+def _row(record: StageRecord) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "layer": record.key.layer,
+        "stage": record.key.stage,
+        "shape": record.shape,
+        "axes": record.axes,
+        "shape_source": record.shape_source,
+    }
+    try:
+        values = record.values()
+    except BadFileError as error:
+        return row | {"error": clean(str(error), 500)}
+    found = statistics(values)
+    return row | _statistics_json(found, _outliers(record))
+
+
+def _outliers(record: StageRecord) -> tuple[OutlierChannel, ...]:
+    if not record.shape or not record.axes or record.axes[-1] not in _CHANNEL_AXES:
+        return ()
+    values = record.values()
+    channels = record.shape[-1]
+    return outlier_channels(values, channels) if values.size % channels == 0 else ()
+
+
+def _statistics_json(found: Statistics, outliers: Iterable[OutlierChannel]) -> dict[str, Any]:
+    return dataclasses.asdict(found) | {
+        "percentiles": {f"{percent:g}": value for percent, value in found.percentiles},
+        "outlier_channels": [dataclasses.asdict(channel) for channel in outliers],
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    heads = ("stage", "shape", "min", "1 %", "median", "99 %", "max", "mean", "std", "rms",
+             "zeros", "denorm", "NaN", "Inf", "outlier channels")  # fmt: skip
+    lines = [list(heads)]
+    errors = []
+    for row in rows:
+        name = row["stage"] if row["layer"] is None else f"layer-{row['layer']}/{row['stage']}"
+        if "error" in row:
+            errors.append(f"{clean(name)}: {row['error']}")
+            continue
+        shape = "x".join(map(str, row["shape"])) if row["shape"] else count(row["count"])
+        at = row["percentiles"]
+        outliers = row["outlier_channels"][:3]
+        lines.append(
+            [
+                clean(name),
+                shape + ("*" if row["shape_source"] in ("inferred", "layout") else ""),
+                *(number(value) for value in (row["min"], at.get("1", row["min"]))),
+                *(number(value) for value in (at.get("50", row["mean"]), at.get("99", row["max"]))),
+                *(number(row[name]) for name in ("max", "mean", "std", "rms")),
+                *(count(row[name]) for name in ("zeros", "denormals", "nan")),
+                count(row["pos_inf"] + row["neg_inf"]),
+                " ".join(f"{o['channel']} (x{o['ratio']:.0f})" for o in outliers),
+            ]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    text = "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+    if any(row["shape_source"] == "inferred" for row in rows):
+        text += "\n* shapes are inferred, not stated"
+    return "\n".join([text, *errors])

@@ -1,0 +1,396 @@
+"""Which stages compute wrongly: every stage of a capture replayed from the capture's own inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from aprtui.compare.bars import Bars, Override, choose_bars
+from aprtui.compare.captured import Captured, Source, open_captured
+from aprtui.compare.case import Case, open_case
+from aprtui.compare.explain import Explanation, Numerics, explain
+from aprtui.compare.infer import with_shapes
+from aprtui.compare.localerror import LocalError, local_error
+from aprtui.compare.looks import looks_like
+from aprtui.compare.metrics import Cancelled
+from aprtui.compare.mistakes import Mistake, name_mistake
+from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
+from aprtui.engine.replay import Replay
+from aprtui.engine.stages import Node
+from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.tracedir import StageKey, TraceDir
+from aprtui.model.open import Model
+from aprtui.model.roles import Role
+from aprtui.text import clean
+
+__all__ = ["Bisection", "Culprit", "Explained", "Options", "Unmeasured", "bisect"]
+
+BAR, LONG_BAR, LONG_PROMPT = 1e-5, 3e-5, 500
+"""The bar of a local error: float32 agrees with float64 so (specs/numerics.md 1), the longer sums
+of prompts beyond LONG_PROMPT tokens a little less. The worst row may have ten times that."""
+
+_LOOSE = 0.1  # what rounding of activations may make of a span with products inside
+_PRODUCTS = frozenset({"qkv", "linear", "ffn_out", "experts", "head"})
+
+Progress = Callable[[int, int, StageKey], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What of the capture is replayed; None means all. ``overrides`` move the bars."""
+
+    stages: tuple[str, ...] | None = None
+    layers: tuple[int, ...] | None = None
+    overrides: tuple[Override, ...] = ()
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """A stage whose own arithmetic is wrong.
+
+    ``kind``: "differs", "nonfinite" (NaN or Inf born here) or "size". ``span`` names the stages
+    before it that B did not capture. ``local_rel_l2`` is the error against float64, None for a
+    size. ``parts`` are the matrices concerned where a stage has several.
+    """
+
+    key: StageKey
+    kind: str
+    span: tuple[str, ...]
+    local_rel_l2: float | None
+    worst_row_rel_l2: float | None
+    worst: Mapping[str, int]
+    parts: tuple[str, ...]
+    looks_like: str
+    mistake: Mistake | None
+    inherited_rel_l2: float | None = None
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A stage that honest numerics reproduce from B's own inputs."""
+
+    key: StageKey
+    by: str
+    parts: Mapping[str, str]
+    residual_rel_l2: float
+    local_rel_l2: float
+    span: tuple[str, ...] = ()
+    inherited_rel_l2: float | None = None
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """A stage that could not be replayed, and why. ``damaged``: its file, or an input's."""
+
+    key: StageKey
+    why: str
+    damaged: bool = False
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """Everything that one bisection found, in order of computation."""
+
+    culprits: tuple[Culprit, ...]
+    explained: tuple[Explained, ...]
+    unmeasured: tuple[Unmeasured, ...]
+    first_divergence: PairResult | None
+    bar: tuple[float, float]
+    tokens: int
+    token_source: str
+    notes: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 no culprit and all measured, 1 otherwise, 3 when a file is damaged."""
+        if any(item.damaged for item in self.unmeasured):
+            return 3
+        return 1 if self.culprits or self.unmeasured else 0
+
+
+def bisect(
+    model: Model,
+    b: TraceDir,
+    a: TraceDir | None = None,
+    *,
+    tokens: tuple[int, ...] | None = None,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Bisection:
+    """Replay every stage of ``b`` in float64 and name the culprits (specs/compare.md 4 and 5).
+
+    ``tokens`` replace those of b's manifest. With ``a`` also the first divergence and what each
+    stage inherits. Raises UsageError when model, tokens or captures do not belong together,
+    EngineError for weights that have no decoder, metrics.Cancelled.
+    """
+    options = options or Options()
+    if a is not None:
+        check_tokens(a, b)
+    ids = tokens if tokens is not None else b.token_ids
+    _check_ids(ids, model)
+    captured = open_captured(b, model.config, ids)
+    worker = _Worker(model, captured, ids, a, options)
+    chosen = [node for node in captured.graph if worker.chosen(node.key)]
+    for done, node in enumerate(chosen):
+        if cancelled is not None and cancelled():
+            raise Cancelled
+        if progress is not None:
+            progress(done, len(chosen), node.key)
+        worker.measure(node)
+    if progress is not None and chosen:
+        progress(len(chosen), len(chosen), chosen[-1].key)
+    return worker.result(_first_divergence(a, captured.trace, model, cancelled))
+
+
+def _check_ids(ids: tuple[int, ...] | None, model: Model) -> None:
+    size = model.config.vocab_size
+    outside = next((each for each in ids or () if not 0 <= each < size), None)
+    if outside is not None:
+        raise UsageError(
+            f"token {outside:,} lies outside the vocabulary of {size:,} tokens",
+            hint="are these tokens of another model?",
+        )
+
+
+def _first_divergence(
+    a: TraceDir | None, b: TraceDir, model: Model, cancelled: Callable[[], bool] | None
+) -> PairResult | None:
+    if a is None:
+        return None
+    a = with_shapes(a, model.config)
+    results = compare_traces(a, b, choose_bars(a, b), cancelled=cancelled)
+    return next((result for result in results if result.kind in FAILED), None)
+
+
+class _Worker:
+    """Measures one node after another and keeps what was found."""
+
+    def __init__(
+        self,
+        model: Model,
+        captured: Captured,
+        ids: tuple[int, ...] | None,
+        a: TraceDir | None,
+        options: Options,
+    ) -> None:
+        self.captured, self.options = captured, options
+        self.replay = Replay(model, ids or (), captured.logits)
+        self.sources = captured.sources()
+        self.reference = None if a is None else _reference(a, captured)
+        self.token_source = "given" if ids is not None else "unknown"
+        bar = LONG_BAR if captured.tokens > LONG_PROMPT else BAR
+        self.bars = Bars(bar, 10 * bar, "local error", options.overrides)
+        self.culprits: list[Culprit] = []
+        self.explained: list[Explained] = []
+        self.unmeasured: list[Unmeasured] = []
+        self.covered: set[StageKey] = set()
+        self.missing: list[StageKey] = []
+        self.numerics: dict[str, Numerics] = {}
+        self.notes: list[str] = []
+
+    def chosen(self, key: StageKey) -> bool:
+        stages, layers = self.options.stages, self.options.layers
+        return (stages is None or key.stage in stages) and (
+            layers is None or key.layer is None or key.layer in layers
+        )
+
+    def measure(self, node: Node) -> None:
+        key, state = node.key, self.captured.state(node.key)
+        source = self.sources[key]
+        if state == "absent":
+            self.missing.append(key)
+        elif state == "unreadable":
+            self._skip(key, clean(str(self.captured.errors[key]), 300), damaged=True)
+        elif state == "size":
+            self._size(node, source)
+        elif node.kind.operation == "embed":
+            self._embedding(node, source)
+        elif source.blocked:
+            self._skip(key, source.blocked, damaged="cannot be read" in source.blocked)
+        else:
+            self._replay(node, source)
+
+    def _skip(self, key: StageKey, why: str, *, damaged: bool = False) -> None:
+        self.unmeasured.append(Unmeasured(key, why, damaged))
+
+    def _size(self, node: Node, source: Source) -> None:
+        expected = self.captured.expectation(node.key)
+        if source.blocked:
+            self._skip(node.key, f"{expected}; {source.blocked}")
+            return
+        span = tuple(each.key.stage for each in source.between)
+        self.covered |= {each.key for each in source.between}
+        mistake = Mistake("size", expected, {"values": self._count(node.key)}, 0.0)
+        self.culprits.append(
+            Culprit(node.key, "size", span, None, None, {}, (), expected, mistake)
+        )
+
+    def _count(self, key: StageKey) -> int:
+        return self.captured.trace.records[key].count
+
+    def _embedding(self, node: Node, source: Source) -> None:
+        if self.token_source == "unknown":
+            rows = self.captured.wide(node.key)
+            scale = self.captured.config.embedding_scale
+            found = self.replay.find_rows(Role("embedding"), rows, scale)
+            ids = tuple(each for each in found if each is not None)
+            if len(ids) < len(found):
+                lost = found.index(None)
+                self._skip(
+                    node.key,
+                    f"the token ids are unknown and row {lost} is no row of the table "
+                    "(--tokens or --prompt tells them)",
+                )
+                return
+            self.replay.tokens = ids
+            self.token_source = "found"
+            self.notes.append(
+                "token ids were found as the table's rows that the capture holds: "
+                + ",".join(map(str, ids[:64]))
+            )
+        self._replay(node, source)
+
+    def _replay(self, node: Node, source: Source) -> None:
+        try:
+            limits = self.bars.limits(node.key)
+            bars = (limits["rel_l2"], limits["worst_row_rel_l2"])
+            case = open_case(self.replay, self.captured, node, source, bars)
+        except BadFileError as error:
+            self._skip(node.key, clean(str(error), 300), damaged=True)
+            return
+        wrong = _wrong_experts(case)
+        if wrong:
+            self._skip(node.key, wrong)
+            return
+        with np.errstate(all="ignore"):
+            found = explain(case)
+            inherited = self._inherited(case)
+        self.covered |= {each.key for each in source.between}
+        if found.residual.measured == 0 and found.residual.born == 0:
+            self._skip(node.key, "every value inherits NaN or Inf from its inputs")
+        elif found.explained:
+            self._explained(case, found, inherited)
+        elif _too_long(case, found):
+            self._skip(
+                node.key,
+                f"local error {found.plain.rel_l2:.1e} over a span whose products were not "
+                "captured: rounding of activations may explain it",
+            )
+        else:
+            self._culprit(case, found, inherited)
+
+    def _explained(self, case: Case, found: Explanation, inherited: float | None) -> None:
+        self.numerics[case.operation] = found.numerics
+        self.explained.append(
+            Explained(
+                case.key,
+                found.by,
+                found.parts,
+                found.residual.rel_l2,
+                found.plain.rel_l2,
+                tuple(each.key.stage for each in case.between),
+                inherited,
+            )
+        )
+
+    def _culprit(self, case: Case, found: Explanation, inherited: float | None) -> None:
+        with np.errstate(all="ignore"):
+            mistake = name_mistake(case, found, self.numerics)
+            looks = looks_like(case, found)
+        error: LocalError = found.residual if found.residual.born else found.plain
+        self.culprits.append(
+            Culprit(
+                case.key,
+                "nonfinite" if error.born else "differs",
+                tuple(each.key.stage for each in case.between),
+                error.rel_l2,
+                error.worst_row_rel_l2,
+                _place(case, found.residual.worst),
+                tuple(part for part in found.unexplained if part != case.key.stage),
+                looks,
+                mistake,
+                inherited,
+            )
+        )
+
+    def _inherited(self, case: Case) -> float | None:
+        """What A's inputs would have made of the stage, against what B's make of it."""
+        side = self.reference
+        keys = tuple(case.given)
+        if side is None or any(side.state(key) != "whole" for key in keys) or not keys:
+            return None
+        given = {key: side.wide(key) for key in keys}
+        if case.last:
+            given = {key: value[-1:] for key, value in given.items()}
+        other = Case(
+            self.replay, self.captured, case.node, case.between, given, case.y, case.limits
+        )
+        return local_error(case.run(), other.run(), case.axis).rel_l2
+
+    def result(self, divergence: PairResult | None) -> Bisection:
+        for key in self.missing:
+            if key not in self.covered:
+                self._skip(key, "not captured")
+        order = {node.key: place for place, node in enumerate(self.captured.graph)}
+        trace = self.captured.trace
+        for key in trace.records:
+            if key not in order:
+                self.notes.append(f"{clean(str(key))} is no stage of this model: not replayed")
+        return Bisection(
+            tuple(self.culprits),
+            tuple(self.explained),
+            tuple(sorted(self.unmeasured, key=lambda item: order[item.key])),
+            divergence,
+            (self.bars.rel_l2, self.bars.worst_row_rel_l2),
+            self.captured.tokens,
+            self.token_source,
+            (*trace.notes, *self.notes),
+        )
+
+
+def _reference(a: TraceDir, b: Captured) -> Captured:
+    return Captured(with_shapes(a, b.config), b.config, b.tokens, b.logits)
+
+
+def _wrong_experts(case: Case) -> str:
+    """Why B's expert ids cannot be used as an input; empty when they can, or are none."""
+    count = case.config.num_experts
+    for key, ids in case.given.items():
+        if key.stage == "moe_router_indices" and not (
+            np.isfinite(ids).all() and (ids >= 0).all() and (ids < count).all()
+        ):
+            return f"its input {key} names experts that the model (with {count}) does not have"
+    return ""
+
+
+def _too_long(case: Case, found: Explanation) -> bool:
+    """Whether rounding inside the span, which nothing captured, could make such an error."""
+    inside = any(node.kind.operation in _PRODUCTS for node in case.between)
+    return inside and found.residual.born == 0 and found.residual.rel_l2 < _LOOSE
+
+
+def _place(case: Case, index: tuple[int, ...]) -> dict[str, int]:
+    """An index named by the stage's axes: position, head, channel."""
+    axes: Iterable[str] = case.node.kind.axes
+    if len(index) == 2 and case.node.kind.axes == ("vocab",):
+        axes = ("token", "vocab")
+    names = {"token": "position", "query": "position", "kv_head": "head", "hidden": "channel",
+             "ffn": "channel", "qkv": "channel", "vocab": "channel"}  # fmt: skip
+    found = {names.get(axis, axis): i for axis, i in zip(axes, index, strict=False)}
+    if case.node.kind.axes == ("token", "qkv"):
+        found |= _qkv_place(case, found["channel"])
+    return found
+
+
+def _qkv_place(case: Case, channel: int) -> dict[str, Any]:
+    """The head (of Q, K or V in turn) that a channel of qkv belongs to."""
+    config = case.config
+    for size in (config.q_size, config.kv_size, config.kv_size):
+        if channel < size:
+            return {"head": channel // config.head_dim}
+        channel -= size
+    return {}

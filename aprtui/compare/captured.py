@@ -1,0 +1,192 @@
+"""B's captured tensors as a model's stages: which are whole, and from what each can be replayed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.compare.infer import with_shapes
+from aprtui.engine.stages import STAGES, Node, build_graph, stage_shape
+from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
+from aprtui.model.config import ModelConfig
+from aprtui.text import clean, count
+
+__all__ = ["ROW_WISE", "Captured", "Source", "open_captured"]
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+ROW_WISE = frozenset({
+    "rms_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "linear", "add", "activation", "multiply",
+    "router", "router_indices", "experts", "ffn_out", "head",
+})  # fmt: skip
+"""Operations whose row of one position depends on the inputs' rows of that position alone."""
+
+_AXES = {kind.name: kind.axes for kind in STAGES}
+_KEPT_BYTES = 256_000_000  # float64 copies of inputs that several stages share
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a node can be replayed from: ``inputs`` are captured, ``between`` are not.
+
+    ``between`` are the nodes to recompute first, in order. ``blocked`` says why it cannot be
+    replayed, empty when it can. ``last``: an input holds the last position only.
+    """
+
+    inputs: tuple[StageKey, ...] = ()
+    between: tuple[Node, ...] = ()
+    blocked: str = ""
+    last: bool = False
+
+
+class Captured:
+    """One capture seen through a model's stage graph. ``state`` of a key:
+
+    "whole", "last" (the last position only), "size" (its count contradicts the model),
+    "unreadable", "absent".
+    """
+
+    def __init__(self, trace: TraceDir, config: ModelConfig, tokens: int, logits: str) -> None:
+        self.trace, self.config, self.tokens, self.logits = trace, config, tokens, logits
+        self.graph = build_graph(config)
+        self.by_key = {node.key: node for node in self.graph}
+        self.errors: dict[StageKey, BadFileError] = {}
+        self._states = {node.key: self._state(node.key) for node in self.graph}
+        self._kept: OrderedDict[StageKey, Float64] = OrderedDict()
+        self._kept_bytes = 0
+
+    def state(self, key: StageKey) -> str:
+        return self._states[key]
+
+    def shape(self, key: StageKey) -> tuple[int, ...]:
+        """The shape that the model gives the stage, of the positions that are held."""
+        last = self._states.get(key) == "last"
+        return stage_shape(key.stage, self.config, 1 if last else self.tokens, self.logits)
+
+    def values(self, key: StageKey) -> Float32:
+        """The captured values, shaped; a memory map. Raises BadFileError."""
+        return self.trace.records[key].values().reshape(self.shape(key))
+
+    def wide(self, key: StageKey) -> Float64:
+        """The same as float64; the last ones asked for are kept."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        made = self.values(key).astype(np.float64)
+        self._kept[key] = made
+        self._kept_bytes += made.nbytes
+        while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return made
+
+    def expectation(self, key: StageKey) -> str:
+        """``2,304 values where 9 x 8 x 64 = 4,608 were expected``."""
+        shape = stage_shape(key.stage, self.config, self.tokens, self.logits)
+        return (
+            f"{count(self.trace.records[key].count)} values where "
+            f"{' x '.join(map(str, shape))} = {count(math.prod(shape))} were expected"
+        )
+
+    def sources(self) -> dict[StageKey, Source]:
+        """For every node what it can be replayed from, by one walk in order of computation."""
+        found: dict[StageKey, Source] = {}
+        for node in self.graph:
+            inputs: dict[StageKey, None] = {}
+            between: dict[StageKey, Node] = {}
+            blocked, last = "", False
+            for key in node.inputs:
+                state = self._states[key]
+                if state in ("whole", "last"):
+                    inputs[key] = None
+                    last |= state == "last"
+                elif state == "absent":
+                    earlier = found[key]
+                    blocked = blocked or self._why_absent(key, earlier)
+                    inputs |= dict.fromkeys(earlier.inputs)
+                    between |= {each.key: each for each in earlier.between}
+                    between[key] = self.by_key[key]
+                    last |= earlier.last
+                else:
+                    blocked = blocked or self._why_wrong(key, state)
+            chain = (*between.values(), node)
+            if last and not blocked and any(n.kind.operation not in ROW_WISE for n in chain):
+                blocked = "an input holds the last position only"
+            found[node.key] = Source(tuple(inputs), tuple(between.values()), blocked, last)
+        return found
+
+    def _why_absent(self, key: StageKey, source: Source) -> str:
+        if key.stage == "embedding":
+            return "its input embedding was not captured"
+        return source.blocked and f"its input {key} was not captured: {source.blocked}"
+
+    def _why_wrong(self, key: StageKey, state: str) -> str:
+        return f"its input {key} " + ("has the wrong size" if state == "size" else "cannot be read")
+
+    def _state(self, key: StageKey) -> str:
+        record = self.trace.records.get(key)
+        if record is None:
+            return "absent"
+        try:
+            held = record.values().size
+        except BadFileError as error:
+            self.errors[key] = error
+            return "unreadable"
+        if held == math.prod(stage_shape(key.stage, self.config, self.tokens, self.logits)):
+            return "whole"
+        one = math.prod(stage_shape(key.stage, self.config, 1))
+        return "last" if held == one and _AXES[key.stage][0] == "token" else "size"
+
+
+def open_captured(trace: TraceDir, config: ModelConfig, tokens: tuple[int, ...] | None) -> Captured:
+    """The capture through the model's graph; the number of positions from ``tokens`` or the counts.
+
+    Raises UsageError when the model does not fit the capture, or ``tokens`` do not.
+    """
+    trace = with_shapes(trace, config)
+    votes: Counter[int] = Counter()
+    for key, record in trace.records.items():
+        if _AXES.get(key.stage, ("vocab",))[0] != "vocab" and (held := _tokens_in(record, config)):
+            votes[held] += 1
+    outside = max((key.layer or 0 for key in trace.records), default=0)
+    where = clean(str(trace.root))
+    if outside >= config.num_layers or not votes:
+        raise UsageError(
+            f"{where}: this is not a capture of that model: "
+            + (
+                f"it has a layer {outside}, the model {config.num_layers} layers"
+                if votes
+                else "no file's size fits the model"
+            ),
+            hint="--model names the model that B computed",
+        )
+    likeliest = max(votes, key=lambda held: (votes[held], held))
+    if tokens is None:
+        length = likeliest
+    else:
+        length = len(tokens)
+        if likeliest not in (length, 1) and votes[length] < votes[likeliest]:
+            raise UsageError(
+                f"{where}: holds {likeliest} positions, and {length} tokens were given",
+                hint="give the tokens that were traced, or none",
+            )
+    head = trace.records.get(StageKey(None, "lm_head"))
+    whole = head is not None and length > 1 and head.count == length * config.vocab_size
+    return Captured(trace, config, length, "all" if whole else "last")
+
+
+def _tokens_in(record: StageRecord, config: ModelConfig) -> int | None:
+    """How many positions the file's count means; None when it cannot be."""
+    one = math.prod(stage_shape(record.key.stage, config, 1))
+    if not one or not record.count or record.count % one:
+        return None
+    held = record.count // one
+    if _AXES[record.key.stage][0] != "head":
+        return held
+    root = math.isqrt(held)
+    return root if root * root == held else None

@@ -1,0 +1,128 @@
+"""One stage under investigation: B's output, B's inputs, and what the stage makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.compare.captured import Captured, Source
+from aprtui.compare.localerror import LocalError, local_error
+from aprtui.engine.replay import EXACT, Arithmetic, Replay, representable
+from aprtui.engine.stages import Node
+from aprtui.formats.tracedir import StageKey
+from aprtui.model.config import ModelConfig
+
+__all__ = ["Case", "Change", "open_case"]
+
+Float64 = npt.NDArray[np.float64]
+
+Change = Callable[[tuple[Float64, ...]], Float64]
+"""A node's output made otherwise from its inputs."""
+
+
+@dataclass
+class Case:
+    """A node, the nodes between it and its captured inputs, and B's values of all.
+
+    ``y`` is what B captured, shaped; ``axis`` the axis that positions run along; ``limits`` the
+    bars (rel_l2, worst row); ``rounded`` the type that every value of y fits ("BF16", "F16", "").
+    """
+
+    replay: Replay
+    captured: Captured
+    node: Node
+    between: tuple[Node, ...]
+    given: Mapping[StageKey, Float64]
+    y: Float64
+    limits: tuple[float, float]
+    rounded: str = ""
+    last: bool = False
+    _memo: dict[tuple[StageKey, Arithmetic], Float64] = field(default_factory=dict)
+
+    @property
+    def key(self) -> StageKey:
+        return self.node.key
+
+    @property
+    def operation(self) -> str:
+        return self.node.kind.operation
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.replay.config
+
+    @property
+    def axis(self) -> int:
+        return 1 if self.node.kind.axes[0] == "head" else 0
+
+    @property
+    def chain(self) -> tuple[Node, ...]:
+        return (*self.between, self.node)
+
+    def inputs(self, node: Node | None = None, how: Arithmetic = EXACT) -> tuple[Float64, ...]:
+        """The inputs of a node of the chain (its last one by default): captured or recomputed."""
+        return tuple(self._value(key, how) for key in (node or self.node).inputs)
+
+    def _value(self, key: StageKey, how: Arithmetic) -> Float64:
+        if key in self.given:
+            return self.given[key]
+        if (key, how) not in self._memo:
+            node = next(each for each in self.between if each.key == key)
+            self._memo[key, how] = self.replay.run(node, self.inputs(node, how), how)
+        return self._memo[key, how]
+
+    def run(self, how: Arithmetic = EXACT, config: ModelConfig | None = None) -> Float64:
+        """The stage replayed from B's inputs; ``config`` replaces the model's in its own node."""
+        return self.shaped(self.replay.run(self.node, self.inputs(how=how), how, config))
+
+    def run_changed(self, at: Node, change: Change, how: Arithmetic = EXACT) -> Float64:
+        """The stage replayed with ``change`` in place of one node of the chain."""
+        values = {at.key: change(self.inputs(at, how))}
+        later = self.chain[self.chain.index(at) + 1 :]
+        for node in later:
+            given = tuple(
+                values[key] if key in values else self._value(key, how) for key in node.inputs
+            )
+            values[node.key] = self.replay.run(node, given, how)
+        return self.shaped(values[self.key])
+
+    def shaped(self, made: Float64) -> Float64:
+        """A replay's output in y's shape; the last position where y holds no other."""
+        if made.size > self.y.size and self.node.kind.axes[0] == "token":
+            made = made[-self.y.shape[0] :]
+        return made.reshape(self.y.shape)
+
+    def error(self, made: Float64, rounded: str = "") -> LocalError:
+        """How far y lies from an output, however it was made."""
+        return local_error(self.y, made, self.axis, rounded)
+
+
+def open_case(
+    replay: Replay,
+    captured: Captured,
+    node: Node,
+    source: Source,
+    limits: tuple[float, float],
+) -> Case:
+    """Read B's values of a node and of what it is replayed from. Raises BadFileError."""
+    values = captured.values(node.key)
+    given = {key: captured.wide(key) for key in source.inputs}
+    y = captured.wide(node.key)
+    if source.last:
+        given = {key: value[-1:] for key, value in given.items()}
+        if node.kind.axes[0] == "token":
+            y = y[-1:]
+    return Case(
+        replay,
+        captured,
+        node,
+        source.between,
+        given,
+        y,
+        limits,
+        representable(np.asarray(values).reshape(-1)),
+        source.last,
+    )

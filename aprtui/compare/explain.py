@@ -1,0 +1,277 @@
+"""Explaining a local error by honest numerics: float32, bf16, f16, rounded activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.compare.case import Case
+from aprtui.compare.localerror import LocalError, local_error
+from aprtui.engine.replay import EXACT, Arithmetic, Part
+
+__all__ = ["Explanation", "Numerics", "explain", "numerics_of"]
+
+Float64 = npt.NDArray[np.float64]
+
+_TYPES = {"BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """One honest way to compute: how the stage rounds, and the type its output was rounded to."""
+
+    how: Arithmetic = EXACT
+    output: str = ""
+
+    def text(self, partners: str = "their weights' partner types") -> str:
+        """What a report says: "activations rounded to Q8_K"; plain agreement is "float32".
+
+        ``partners`` names what a rounding by the weights' types came to.
+        """
+        how = self.how
+        if how.stage == "F32":
+            return "float32, which overflows here"
+        words = []
+        if how.weights:
+            words.append(f"{_TYPES[how.weights]} weights")
+        if how.product and how.product not in _TYPES:
+            to = partners if how.product == "partner" else how.product
+            words.append(f"activations rounded to {to}")
+        elif (how.product or how.stage) and not self.output:
+            words.append(f"{_TYPES[how.product or how.stage]} rounding of inputs")
+        if how.attention:
+            words.append(f"{how.attention.lower()} KV cache")
+        if how.gelu_table:
+            words.append("f16 GELU table")
+        if self.output:
+            words.append(f"{_TYPES[self.output]} rounding of inputs and outputs")
+        return ", ".join(words) or "float32"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The best that honest numerics can do for one stage.
+
+    ``plain`` is the error against float64; ``residual`` what the best numerics leave; ``parts``
+    what explains each matrix where a stage has several and they differ; ``unexplained`` the parts
+    (or the stage's own name) that nothing explains. ``replayed`` is the output of the best.
+    """
+
+    plain: LocalError
+    residual: LocalError
+    by: str
+    parts: Mapping[str, str]
+    unexplained: tuple[str, ...]
+    replayed: Float64 = field(repr=False)
+    numerics: Numerics
+
+    @property
+    def explained(self) -> bool:
+        return not self.unexplained
+
+
+def numerics_of(case: Case) -> Iterator[Numerics]:
+    """Every honest way to compute the whole of a stage that is not one product, plain first."""
+    kinds = ("", case.rounded) if case.rounded else ("",)
+    for output in kinds:
+        for how in _arithmetics(case, output):
+            yield Numerics(how, output)
+
+
+def _arithmetics(case: Case, output: str) -> Iterator[Arithmetic]:
+    operations = {node.kind.operation for node in case.chain}
+    products = operations & {"qkv", "linear", "head", "ffn_out", "experts", "router",
+                             "router_indices"}  # fmt: skip
+    attention = operations & {"scores", "attend"}
+    gelu = case.config.activation == "gelu_tanh" and operations & {"activation", "multiply"}
+    rounded = ("partner", "Q8_0", "Q8_K", "F16", "BF16") if products else ()
+    yield EXACT
+    for kind in ("", "F16", "BF16") if attention else ("",):
+        for table in (False, True) if gelu else (False,):
+            for product in ("", *rounded):
+                for choice in (0, 1) if product == "partner" else (0,):
+                    how = Arithmetic(product, choice, "", kind, table)
+                    if how != EXACT:
+                        yield how
+    if case.operation in ("rms_norm", "q_norm", "k_norm"):
+        yield Arithmetic(stage="F32")
+    for kind in (output,) if output else ("F16", "BF16"):
+        yield Arithmetic(stage=kind)
+        if products:
+            yield Arithmetic(product=kind, weights=kind, stage=kind if output else "")
+
+
+def explain(case: Case) -> Explanation:
+    """Find the numerics that reproduce B's output, part by part where a stage is one product."""
+    if case.operation == "router_indices":
+        return _explain_indices(case)
+    parts = case.replay.parts(case.node)
+    if parts and not case.between:
+        return _explain_product(case, parts)
+    tried: list[tuple[LocalError, Float64, Numerics]] = []
+    for numerics in numerics_of(case):
+        made = _run(case, numerics.how)
+        if made is None:
+            continue
+        error = case.error(made, numerics.output)
+        tried.append((error, made, numerics))
+        if (error.within(case.limits) and error.measured) or error.born:
+            break
+    measured = [each for each in tried if each[0].measured] or tried[:1]
+    best = min(measured, key=lambda each: (each[0].rel_l2, each[0].worst_row_rel_l2))
+    inside = best[0].within(case.limits)
+    return Explanation(
+        tried[0][0],
+        best[0],
+        best[2].text(_partners(case, best[2].how)) if inside else "",
+        {},
+        () if inside else (case.key.stage,),
+        best[1] if inside else tried[0][1],
+        best[2] if inside else Numerics(),
+    )
+
+
+def _run(case: Case, how: Arithmetic) -> Float64 | None:
+    """The stage in one arithmetic; None where a rounding does not fit the matrices."""
+    try:
+        if how.gelu_table and case.operation == "multiply" and not case.between:
+            return _fused_gelu(case, how)
+        return case.run(how)
+    except RuntimeError:  # torch: columns that are no multiple of the rounding's block
+        return None
+
+
+def _partners(case: Case, how: Arithmetic) -> str:
+    """The types that activations were rounded to, by the weights of the chain's products."""
+    roles = {role for node in case.chain for role in case.replay.matrices(node)}
+    found = {case.replay.partner(role, how.choice) for role in roles}
+    return " and ".join(sorted(found - {""})) or "nothing"
+
+
+def _explain_indices(case: Case) -> Explanation:
+    """Expert ids are compared as integers; of equal probabilities either may come first."""
+    x = case.inputs()[0]
+    role = next(iter(case.replay.matrices(case.node)))
+    likely, other = case.replay.roundings(role, x.shape[1])
+    names = (*likely, *other)
+    tried = []
+    for name, logits in zip(names, case.replay.products(role, x, names), strict=True):
+        numerics = Numerics(Arithmetic(name))
+        ids = np.argsort(-logits, axis=1, kind="stable")[:, : case.y.shape[1]]
+        wrong = _wrong_ids(case.y, logits, ids.shape[1])
+        tried.append((_ids_error(wrong), ids.astype(np.float64), numerics))
+    best = min(tried, key=lambda each: each[0].rel_l2)
+    bad = best[0].rel_l2 > 0
+    by = "" if bad else best[2].text()
+    unexplained = (case.key.stage,) if bad else ()
+    made = tried[0][1] if bad else best[1]
+    return Explanation(tried[0][0], best[0], by, {}, unexplained, made, best[2])
+
+
+def _wrong_ids(y: Float64, logits: Float64, rank: int) -> npt.NDArray[np.bool_]:
+    """Which captured ids [T,k] are not the expert of that rank, ties (to 1e-5) allowed."""
+    count = logits.shape[1]
+    valid = np.isfinite(y) & (y == np.floor(y)) & (y >= 0) & (y < count)
+    ids = np.where(valid, y, 0).astype(np.int64)
+    chosen = np.take_along_axis(logits, ids, axis=1)
+    best = -np.sort(-logits, axis=1)[:, :rank]
+    twice = np.array([[row[:i].tolist().count(row[i]) > 0 for i in range(rank)] for row in ids])
+    return np.asarray(~valid | twice | (np.abs(chosen - best) > 1e-5 * np.maximum(1, abs(best))))
+
+
+def _ids_error(wrong: npt.NDArray[np.bool_]) -> LocalError:
+    rows = wrong.mean(axis=1)
+    worst = int(np.argmax(rows))
+    place = (worst, int(np.argmax(wrong[worst])))
+    return LocalError(
+        float(wrong.mean()), float(rows[worst]), worst, place, 0, 0, wrong.size
+    )
+
+
+def _fused_gelu(case: Case, how: Arithmetic) -> Float64 | None:
+    """ggml computes activation and product in one step, from the gate, through its table."""
+    act = case.captured.by_key[case.node.inputs[0]]
+    gate = act.inputs[0]
+    if case.captured.state(gate) != "whole" or case.last:
+        return None
+    activated = case.replay.run(act, (case.captured.wide(gate),), how)
+    return case.shaped(activated * case.inputs()[1])
+
+
+# -- stages that are one product -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Fit:
+    error: LocalError
+    made: Float64
+    numerics: Numerics
+
+
+def _explain_product(case: Case, parts: tuple[Part, ...]) -> Explanation:
+    x = case.replay.product_input(case.node, case.inputs())
+    plain: list[Float64] = []
+    fits: list[_Fit] = []
+    for part in parts:
+        first, fit = _fit_part(case, part, x)
+        plain.append(first)
+        fits.append(fit)
+    alone = len(parts) == 1
+    bad = [
+        case.key.stage if alone else part.name
+        for part, fit in zip(parts, fits, strict=True)
+        if not fit.error.within(case.limits)
+    ]
+    exact = case.shaped(np.concatenate(plain, axis=1))
+    joined = case.shaped(np.concatenate([fit.made for fit in fits], axis=1))
+    texts = [fit.numerics.text() for fit in fits]
+    outputs = {fit.numerics.output for fit in fits}
+    residual = case.error(joined, outputs.pop() if len(outputs) == 1 else "")
+    same = len(set(texts)) == 1
+    named = {} if same else {part.name: text for part, text in zip(parts, texts, strict=True)}
+    by = texts[0] if same else "; ".join(f"{name}: {text}" for name, text in named.items())
+    return Explanation(
+        case.error(exact), residual, "" if bad else by, named, tuple(bad), joined, fits[0].numerics
+    )
+
+
+def _fit_part(case: Case, part: Part, x: Float64) -> tuple[Float64, _Fit]:
+    """(the plain product, the best fit) of one matrix; stops at the first round that fits."""
+    y = _columns(case, part)
+    likely, other = case.replay.roundings(part.role, x.shape[1])
+    plain: Float64 | None = None
+    best: _Fit | None = None
+    rounds = [(likely, ""), (other, "")]
+    rounds += [((kind,), kind) for kind in ((case.rounded,) if case.rounded else ("F16", "BF16"))]
+    for names, weights in rounds:
+        if not names:
+            continue
+        made = case.replay.products(part.role, x, names, weights)
+        made = [case.replay.finish(case.node, each) for each in made]
+        if plain is None:
+            plain = made[0]
+        for name, values in zip(names, made, strict=True):
+            for output in ("", case.rounded) if case.rounded else ("",):
+                error = local_error(y, values.reshape(y.shape), 0, output)
+                fit = _Fit(error, values, Numerics(Arithmetic(name, weights=weights), output))
+                if best is None or _rank(fit, case) < _rank(best, case):
+                    best = fit
+        if best is not None and (best.error.within(case.limits) or best.error.born):
+            break
+    assert plain is not None and best is not None
+    return plain, best
+
+
+def _rank(fit: _Fit, case: Case) -> tuple[bool, bool, float]:
+    """Fits inside the bars first, among them those that do not lean on the output's rounding."""
+    inside = fit.error.within(case.limits)
+    return (not inside, inside and bool(fit.numerics.output), fit.error.rel_l2)
+
+
+def _columns(case: Case, part: Part) -> Float64:
+    if case.y.ndim == 1:
+        return case.y[None, part.first : part.last]
+    return case.y.reshape(case.y.shape[0], -1)[:, part.first : part.last]

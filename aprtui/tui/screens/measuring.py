@@ -1,0 +1,120 @@
+"""What Browse measures in its thread: what is wanted, doing it, and the message that tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from textual.message import Message
+from textual.worker import get_current_worker
+
+from aprtui.compare.metrics import Cancelled
+from aprtui.errors import BadFileError
+from aprtui.formats.tracedir import StageKey, StageRecord
+from aprtui.text import number
+from aprtui.tui.measure import Drawn, Measured, Slice, Store, draw, first_look, measure
+from aprtui.tui.messages import Surveyed
+from aprtui.tui.stage_table import StageTable
+from aprtui.tui.widgets.heatmap_pane import downsample
+from aprtui.tui.widgets.lines import Part
+
+__all__ = ["PaneReady", "Wish", "fulfil", "look_at", "stated"]
+
+SMALL = 1 << 18  # tensors up to so many values are measured for the tree as well
+
+
+@dataclass(frozen=True, eq=False)
+class Wish:
+    """One stage as it is shown: which file, which slice, which sizes of the panes."""
+
+    key: StageKey
+    identity: tuple[str, int, int]
+    table: StageTable
+    slice: Slice
+    span: str
+    bins: int
+    extent: tuple[int, int]
+    how: str
+    pane: str
+
+
+@dataclass
+class PaneReady(Message):
+    """Something of a wish was measured."""
+
+    wish: Wish
+    measured: Measured | None = None
+    drawn: Drawn | None = None
+    cells: npt.NDArray[np.float64] | None = None
+
+
+def fulfil(wish: Wish, store: Store, post: Callable[[Message], bool]) -> None:
+    """Measure what the shown pane needs, the quick parts first; stops when cancelled."""
+    worker = get_current_worker()
+
+    def cancelled() -> bool:
+        return bool(worker.is_cancelled)
+
+    try:
+        measured = store.get(wish.identity)
+        if not isinstance(measured, Measured):
+            rough = first_look(wish.table)
+            if rough is not None:
+                post(PaneReady(wish, rough))
+        if wish.pane == "heatmap":
+            cells = _cells(wish, store)
+            if not cancelled():
+                post(PaneReady(wish, cells=cells))
+        if not isinstance(measured, Measured):
+            measured = measure(wish.table, cancelled)
+            store.put(wish.identity, measured)
+        if cancelled():
+            return
+        post(PaneReady(wish, measured))
+        if wish.pane == "histogram":
+            key = (wish.identity, wish.slice, wish.span, wish.bins)
+            drawn = store.get(key)
+            if not isinstance(drawn, Drawn):
+                drawn = draw(wish.table, wish.slice, wish.span, wish.bins, cancelled)
+                store.put(key, drawn)
+            post(PaneReady(wish, measured, drawn))
+    except Cancelled:
+        return
+
+
+def _cells(wish: Wish, store: Store) -> npt.NDArray[np.float64]:
+    key = (wish.identity, wish.extent, wish.how)
+    cells = store.get(key)
+    if not isinstance(cells, np.ndarray):
+        cells = downsample(wish.table, *wish.extent, wish.how)
+        store.put(key, cells)
+    return cells
+
+
+def stated(record: StageRecord) -> list[Part]:
+    """What the manifest says of the values, before they are read."""
+    parts: list[Part] = [(" ", "")]
+    for name in ("min", "max", "mean", "std", "rms", "nan", "inf"):
+        value = record.stats.get(name)
+        if isinstance(value, int | float):
+            parts += [(f"{name} ", "head"), (f"{number(float(value))}  ", "")]
+        elif isinstance(value, str):
+            parts += [(f"{name} ", "head"), (f"{value[:12]}  ", "bad")]
+    return [*parts, ("by the manifest", "dim")] if len(parts) > 1 else []
+
+
+def look_at(record: StageRecord, found: Surveyed) -> None:
+    """Put the record's rms or its damage into ``found``; the manifest's rms where it has one."""
+    try:
+        record.header()
+        rms = record.stats.get("rms")
+        if rms is None and record.count <= SMALL:
+            values = record.values().astype(np.float64)
+            rms = float(np.sqrt(np.mean(values * values))) if values.size else 0.0
+    except BadFileError as error:
+        found.damage[record.key] = error.message
+        return
+    if rms is not None:
+        found.rms[record.key] = float(rms)

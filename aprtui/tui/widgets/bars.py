@@ -1,0 +1,72 @@
+"""Block characters: bars of eight heights, and the histogram that is made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from aprtui.compare.statistics import Histogram
+from aprtui.text import number
+from aprtui.tui.widgets.lines import Part, right
+
+__all__ = ["axis_parts", "bar", "columns_of", "histogram_rows", "sparkline"]
+
+_EIGHTHS = " ▁▂▃▄▅▆▇█"
+_SIDEWAYS = " ▏▎▍▌▋▊▉█"
+
+
+def bar(share: float, width: int) -> str:
+    """A bar from the left, ``share`` (0 to 1) of ``width`` cells, in eighths of a cell."""
+    eighths = round(max(0.0, min(share, 1.0)) * width * 8) if share == share else 0
+    text = "█" * (eighths // 8) + (_SIDEWAYS[eighths % 8] if eighths % 8 else "")
+    return text.ljust(width)
+
+
+def columns_of(counts: Sequence[int], height: int, logarithmic: bool) -> list[int]:
+    """The height of each column in eighths of a cell; whatever is not zero shows."""
+    largest = max(counts, default=0)
+    if largest <= 0:
+        return [0] * len(counts)
+    known = np.asarray(counts, dtype=np.float64)
+    shares = np.log1p(known) / math.log1p(largest) if logarithmic else known / largest
+    eighths = np.rint(shares * height * 8)
+    return [int(e) for e in np.where((known > 0) & (eighths < 1), 1, eighths)]
+
+
+def sparkline(counts: Sequence[int], logarithmic: bool) -> str:
+    """One row of columns."""
+    return "".join(_EIGHTHS[min(e, 8)] for e in columns_of(counts, 1, logarithmic))
+
+
+def histogram_rows(
+    counts: Sequence[int], height: int, logarithmic: bool, style: str = "a"
+) -> list[list[Part]]:
+    """``height`` rows of parts, the top first, with the largest count at the left edge."""
+    columns = columns_of(counts, height, logarithmic)
+    largest = f"{max(counts, default=0):,}"
+    label = max(len(largest), 5) + 1
+    rows: list[list[Part]] = []
+    for row in range(height):
+        floor = (height - 1 - row) * 8
+        text = "".join(_EIGHTHS[max(0, min(column - floor, 8))] for column in columns)
+        last = "1" if logarithmic else "0"
+        mark = largest if row == 0 else last if row == height - 1 else ""
+        rows.append([(right(mark, label) + " ", "dim"), (text, style)])
+    return rows
+
+
+def axis_parts(counts: Histogram, lead: int) -> list[Part]:
+    """The line under a histogram: the edges' values at even steps of the axis."""
+    width = len(counts.counts)
+    steps = 8 if width >= 90 else 4 if width >= 44 else 2
+    line = [" "] * width
+    for step in range(steps + 1):
+        value = counts.edges[round(step / steps * width)]
+        scale = max(abs(counts.edges[0]), abs(counts.edges[-1]))
+        text = number(0.0 if abs(value) < 1e-3 * scale else value, 3)
+        start = round(step / steps * (width - 1)) - len(text) // 2
+        start = max(0, min(start, width - len(text)))
+        line[start : start + len(text)] = text
+    return [(" " * lead, ""), ("".join(line), "dim")]

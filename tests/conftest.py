@@ -1,0 +1,21 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import SMALL
+
+
+@pytest.fixture
+def qwen2() -> Path:
+    """A 2 MB qwen2 GGUF with seeded random weights, quantised by llama.cpp."""
+    return SMALL / "models" / "qwen2-q4_k_m.gguf"
+
+
+@pytest.fixture
+def qwen2_apr() -> Path:
+    """The same weights as the public `apr import` wrote them."""
+    return SMALL / "apr" / "qwen2-import.apr"
