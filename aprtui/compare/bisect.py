@@ -51,7 +51,7 @@ class Options:
 class Culprit:
     """A stage whose own arithmetic is wrong.
 
-    ``kind``: "differs", "nonfinite" (NaN or Inf born here) or "size". ``span`` names the stages
+    ``kind``: "differs", "nonfinite" (NaN or Inf born here) or "shape". ``span`` names the stages
     before it that B did not capture. ``local_rel_l2`` is the error against float64, None for a
     size. ``parts`` are the matrices concerned where a stage has several.
     """
@@ -226,7 +226,7 @@ class _Worker:
         self.covered |= {each.key for each in source.between}
         mistake = Mistake("size", expected, {"values": self._count(node.key)}, 0.0)
         self.culprits.append(
-            Culprit(node.key, "size", span, None, None, {}, (), expected, mistake)
+            Culprit(node.key, "shape", span, None, None, {}, (), expected, mistake)
         )
 
     def _count(self, key: StageKey) -> int:

@@ -6,14 +6,12 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from aprtui.compare.reading import Reading, distinct_experts, readings
 from aprtui.engine.stages import STAGES, order_of, stage_axes, stage_shape
 from aprtui.errors import BadFileError, UsageError
-from aprtui.formats.aprt import read_header, read_values
+from aprtui.formats.aprt import read_header
 from aprtui.formats.perop import (
     PerOpDir,
     is_per_op_side,
@@ -35,7 +33,6 @@ __all__ = ["open_any", "open_pair", "record_in_trace", "record_of", "with_shapes
 
 _AXES = {kind.name: kind.axes for kind in STAGES}
 _SCORES = ("head", "query", "key")
-_MASK_ROWS = 256  # rows of the first head that are looked at to tell the mask
 
 
 def open_any(path: Path) -> TraceDir | PerOpDir:
@@ -215,40 +212,16 @@ def _experts_only(records: Iterable[StageKey]) -> bool:
 # -- without one -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """One consistent set of dimensions; 0 where no file tells the dimension."""
-
-    tokens: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    channel: int
-    ffn: int
-    rank: int
-    vocab: int
-
-    def __str__(self) -> str:
-        parts = [f"{count(self.tokens)} token{'s' * (self.tokens != 1)}"]
-        parts += [f"hidden {self.hidden}"] if self.hidden else []
-        if self.heads and self.channel:
-            parts.append(f"heads {self.heads}/{self.kv_heads or '?'} x {self.channel}")
-        parts += [f"ffn {self.ffn}"] if self.ffn else []
-        parts += [f"experts per token {self.rank}"] if self.rank else []
-        parts += [f"vocabulary {count(self.vocab)}"] if self.vocab else []
-        return ", ".join(parts)
-
-
 def _inferred(trace: TraceDir, records: dict[StageKey, StageRecord]) -> TraceDir:
     whole = {key: record for key, record in records.items() if record.parts or _is_whole(record)}
     known = _known_tokens(trace)
-    readings, why = _readings(whole, known)
-    if len(readings) != 1:
+    fitting, why = readings(whole, known)
+    if len(fitting) != 1:
         note = f"shapes cannot be inferred ({why}): shown flat; --model MODEL tells them"
         return dataclasses.replace(trace, notes=(*trace.notes, note))
-    reading = readings[0]
+    reading = fitting[0]
     only_last = known is None and reading.tokens == 1 and _experts_only(whole)
-    if only_last and not _distinct_experts(whole):
+    if only_last and not distinct_experts(whole):
         note = "shapes cannot be inferred (an expert id appears twice in one row): shown flat"
         return dataclasses.replace(trace, notes=(*trace.notes, note))
     shaped = dict(trace.records)
@@ -259,87 +232,6 @@ def _inferred(trace: TraceDir, records: dict[StageKey, StageRecord]) -> TraceDir
     return dataclasses.replace(trace, records=shaped, notes=(*trace.notes, note))
 
 
-def _readings(
-    records: dict[StageKey, StageRecord], known: int | None
-) -> tuple[list[_Reading], str]:
-    """Every set of dimensions that fits all files, and why there is not exactly one."""
-    sizes: dict[str, int] = {}
-    for key in sorted(records, key=str):
-        kind = _size_class(key.stage)
-        if kind is None:
-            continue
-        found = records[key].count
-        if sizes.setdefault(kind, found) != found:
-            return [], f"{key} has {count(found)} values, others of its kind {count(sizes[kind])}"
-    per_token = [size for kind, size in sizes.items() if kind not in ("scores", "vocab")]
-    divisor = math.gcd(*per_token) if per_token else 0
-    if known is not None:
-        candidates = [known]
-    elif "scores" in sizes:
-        total = sizes["scores"]
-        candidates = [t for t in range(1, math.isqrt(total) + 1) if total % (t * t) == 0]
-        candidates = [t for t in candidates if divisor % t == 0]
-    elif divisor == 1:
-        candidates = [1]
-    else:
-        return [], "no attention scores to tell the number of tokens by"
-    stacked = any(record.parts for record in records.values())
-    fitting = [r for t in candidates if (r := _reading(sizes, t, stacked)) is not None]
-    if len(fitting) > 1:
-        fitting = [reading for reading in fitting if _mask_fits(records, reading.tokens)]
-    if not fitting:
-        return [], "no set of dimensions fits every file"
-    return fitting, f"{len(fitting)} sets of dimensions fit"
-
-
-def _size_class(stage: str) -> str | None:
-    """Stages of one class have equal counts."""
-    axes = _AXES.get(stage)
-    if axes is None:
-        return None
-    if axes == ("token", "head", "channel"):
-        return "q"
-    if axes == ("token", "kv_head", "channel"):
-        return "kv"
-    return "scores" if axes == _SCORES else axes[-1]
-
-
-def _reading(sizes: dict[str, int], tokens: int, stacked: bool) -> _Reading | None:
-    """The dimensions that ``sizes`` mean at so many tokens, or None when they contradict."""
-    width: dict[str, int] = {}
-    for kind, size in sizes.items():
-        divisor = tokens
-        if kind == "scores":
-            divisor = tokens * tokens
-        elif kind == "vocab" and not stacked:
-            divisor = 1
-        if size % divisor:
-            return None
-        width[kind] = size // divisor
-    heads, q, kv, qkv = (width.get(kind, 0) for kind in ("scores", "q", "kv", "qkv"))
-    if q and kv and qkv and qkv != q + 2 * kv:
-        return None
-    channel = kv_heads = 0
-    if heads and q:
-        if q % heads or (q // heads) % 2:
-            return None
-        channel = q // heads
-    if channel and kv:
-        if kv % channel or heads % (kv // channel):
-            return None
-        kv_heads = kv // channel
-    return _Reading(
-        tokens,
-        width.get("hidden", 0),
-        heads,
-        kv_heads,
-        channel,
-        width.get("ffn", 0),
-        width.get("rank", 0),
-        width.get("vocab", 0),
-    )
-
-
 def _is_whole(record: StageRecord) -> bool:
     try:
         record.header()
@@ -348,39 +240,7 @@ def _is_whole(record: StageRecord) -> bool:
     return True
 
 
-def _mask_fits(records: dict[StageKey, StageRecord], tokens: int) -> bool:
-    """Whether most scores, read as [query, key], are 0 where key > query and sum to 1 by row.
-
-    The sum is the softmax's; NaN says nothing. Only the first rows are looked at.
-    """
-    verdicts = []
-    for key, record in records.items():
-        if key.stage not in ("attn_scores", "attn_softmax") or record.parts:
-            continue
-        values = read_values(record.path)
-        rows = min(_MASK_ROWS, values.size // tokens)
-        block = np.asarray(values[: rows * tokens]).reshape(rows, tokens)
-        hidden = np.arange(tokens)[None, :] > (np.arange(rows) % tokens)[:, None]
-        masked = not np.any(block[hidden & np.isfinite(block)])
-        sums = block.astype(np.float64).sum(axis=1)
-        off = np.abs(sums[np.isfinite(sums)] - 1) > 0.02
-        verdicts.append(masked and not (key.stage == "attn_softmax" and off.any()))
-    return 2 * sum(verdicts) > len(verdicts)
-
-
-def _distinct_experts(records: dict[StageKey, StageRecord]) -> bool:
-    for key, record in records.items():
-        if key.stage == "moe_router_indices":
-            try:
-                values = read_values(record.path)
-            except BadFileError:
-                continue
-            if np.unique(values).size != values.size:
-                return False
-    return True
-
-
-def _read_as(record: StageRecord, reading: _Reading, positions: str) -> StageRecord:
+def _read_as(record: StageRecord, reading: Reading, positions: str) -> StageRecord:
     axes = _AXES.get(record.key.stage)
     if axes is None:
         return record

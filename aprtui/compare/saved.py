@@ -10,7 +10,8 @@ from typing import Any
 
 from aprtui.compare.bars import METRICS, Bars, Exceeded, Override
 from aprtui.compare.diff import APR_FIELDS, SCHEMA, Comparison, Side, comparison_json
-from aprtui.compare.metrics import Element, LogitsMetrics, Metrics
+from aprtui.compare.logits import LogitsMetrics
+from aprtui.compare.metrics import Element, Metrics
 from aprtui.compare.pairs import CLASSES, PairResult
 from aprtui.errors import BadFileError, EngineError
 from aprtui.formats.tracedir import StageKey, key_of, relative_path

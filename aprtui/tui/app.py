@@ -9,8 +9,10 @@ from typing import ClassVar
 
 from textual.app import App
 from textual.binding import BindingType
+from textual.command import Provider
 
 from aprtui.formats.tracedir import StageKey
+from aprtui.tui.commands import KeyCommands
 from aprtui.tui.keys import bindings
 from aprtui.tui.screens.base import MODES, BaseScreen
 from aprtui.tui.source import Opened
@@ -33,7 +35,7 @@ class AprtuiApp(App[int]):
 
     CSS_PATH = "theme.tcss"
     TITLE = "aprtui"
-    ENABLE_COMMAND_PALETTE = True
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {KeyCommands}
     BINDINGS: ClassVar[list[BindingType]] = bindings("anywhere")  # type: ignore[assignment]
 
     def __init__(

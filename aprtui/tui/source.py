@@ -116,7 +116,7 @@ def title_of(trace: TraceDir, path: Path) -> str:
     """Where we are, honestly: name, status, how many files of how many, what was inferred."""
     name = clean(path.name or str(path.absolute().name), 60)
     found = len(trace.records)
-    inferred = any(record.shape_source == "inferred" for record in trace.records.values())
+    sources = {record.shape_source for record in trace.records.values()}
     flat = sum(record.shape is None for record in trace.records.values())
     if trace.status == "file":
         parts = [name, "one stage file"]
@@ -129,8 +129,10 @@ def title_of(trace: TraceDir, path: Path) -> str:
     if trace.status != "file":
         of = f"{found} of {trace.expected}" if trace.expected is not None else f"{found} files"
         parts[-1] += f", {of}" if trace.status in ("complete", "incomplete") else ""
-    if inferred:
+    if "inferred" in sources:
         parts.append("shapes inferred")
+    if "model" in sources:
+        parts.append("shapes from the model")
     if flat:
         parts.append(f"{flat} flat" if found > 1 else "flat")
     if trace.status == "foreign":

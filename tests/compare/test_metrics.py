@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from aprtui.compare import metrics as module
-from aprtui.compare.metrics import Cancelled, compare_values, logits_metrics
+from aprtui.compare.logits import logits_metrics
+from aprtui.compare.metrics import Cancelled, compare_values
 from aprtui.formats.aprt import read_values, write_stage
 from tests.support import FIXTURES, needs_fixtures
 

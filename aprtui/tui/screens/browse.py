@@ -373,6 +373,14 @@ class BrowseScreen(BaseScreen):
         self.heatmap.how = "mean" if self.heatmap.how == "max" else "max"
         self._measure()
 
+    def jump(self, text: str) -> None:
+        """To ``pos,channel`` in the Values pane; what the palette does with numbers."""
+        self.set_pane("values")
+        self.values.grid.focus()
+        why = self.values.jump(text)
+        if why:
+            self.say(why)
+
     def action_maximum(self) -> None:
         table = self.values.table
         if table is not None and table.values.size:

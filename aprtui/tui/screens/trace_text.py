@@ -112,7 +112,8 @@ def residual_content(rms: dict[int, tuple[float, str]]) -> Content:
         share = value / largest if largest and value == value else 0.0
         lines.append(
             Content.assemble(
-                (f"{layer:>3} ", "dim"), (f"{bar(share, 8)} ", "$text-primary"), f"{number(value, 3):>7}",
+                (f"{layer:>3} ", "dim"), (f"{bar(share, 8)} ", "$text-primary"),
+                f"{number(value, 3):>7}",
                 (f" {wrong}" if wrong else "", "bold $error"),
             )
         )  # fmt: skip

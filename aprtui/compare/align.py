@@ -1,0 +1,109 @@
+"""Two sides of a pair brought to the same elements, or the reason why they cannot be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.engine.stages import STAGES
+from aprtui.formats.tracedir import StageRecord
+from aprtui.text import count
+
+__all__ = ["Aligned", "align"]
+
+Float32 = npt.NDArray[np.float32]
+
+_AXES = {kind.name: kind.axes for kind in STAGES}
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Two flat arrays of equal size and what their elements mean."""
+
+    x: Float32
+    y: Float32
+    shape: tuple[int, ...] | None
+    axes: tuple[str, ...] | None
+
+
+def align(a: StageRecord, b: StageRecord, x: Float32, y: Float32, *, last: bool) -> Aligned | str:
+    """The two sides ready to be compared, or why they cannot be."""
+    if last:
+        return _align_last(a, b, x, y)
+    shapes = f"{_shape_text(a, x)} against {_shape_text(b, y)}"
+    known = next((side for side in (a, b) if side.shape is not None), a)
+    if x.size == y.size and not _contradict(a, b):
+        fits = known.shape is not None and math.prod(known.shape) == x.size
+        return Aligned(x, y, *((known.shape, known.axes) if fits else (None, None)))
+    if _is_token_first(a) and (_rows_of(x, y) or _rows_of(y, x)):
+        return f"{shapes}: one side may hold only the last position (--positions last)"
+    return shapes
+
+
+def _contradict(a: StageRecord, b: StageRecord) -> bool:
+    if a.shape is None or b.shape is None:
+        return False
+    if len(a.shape) == len(b.shape):
+        return a.shape != b.shape
+    return a.shape[0] != b.shape[0]
+
+
+def _is_token_first(record: StageRecord) -> bool:
+    return _AXES.get(record.key.stage, ("",))[0] == "token" or record.key.stage == "lm_head"
+
+
+def _rows_of(whole: Float32, row: Float32) -> bool:
+    return 0 < row.size < whole.size and whole.size % row.size == 0
+
+
+def _shape_text(record: StageRecord, values: Float32) -> str:
+    if record.shape is None:
+        return f"{count(values.size)} values"
+    return "[" + ", ".join(map(str, record.shape)) + "]"
+
+
+def _align_last(a: StageRecord, b: StageRecord, x: Float32, y: Float32) -> Aligned | str:
+    """The last position of each side; a flat side is read by the other's size."""
+    rows = [_last_row(record, values) for record, values in ((a, x), (b, y))]
+    left, right = rows
+    if left is None and right is None and x.size != y.size and _is_token_first(a):
+        size = min(x.size, y.size)
+        left = (x[:size], (1, size), ("token", "channel"))
+        right = (y[:size], (1, size), ("token", "channel"))
+        if x.size > size:
+            left = (x[-size:], *left[1:])
+        else:
+            right = (y[-size:], *right[1:])
+        if max(x.size, y.size) % size:
+            return f"{_shape_text(a, x)} against {_shape_text(b, y)}"
+    elif left is None and right is not None and _is_token_first(a):
+        left = (x[-right[0].size :], *right[1:])
+    elif right is None and left is not None and _is_token_first(b):
+        right = (y[-left[0].size :], *left[1:])
+    if left is None or right is None:
+        return "the last position cannot be told without a shape (--model MODEL tells it)"
+    if left[0].size != right[0].size:
+        return (
+            f"the last positions differ in size: {count(left[0].size)} against "
+            f"{count(right[0].size)} values"
+        )
+    return Aligned(left[0], right[0], left[1], left[2])
+
+
+def _last_row(
+    record: StageRecord, values: Float32
+) -> tuple[Float32, tuple[int, ...], tuple[str, ...]] | None:
+    shape, axes = record.shape, record.axes
+    if record.key.stage == "lm_head" and shape is None:
+        return None
+    if not shape or not axes or math.prod(shape) != values.size or not values.size:
+        return None
+    if axes[0] == "token":
+        return values[-(values.size // shape[0]) :], (1, *shape[1:]), axes
+    if axes == ("head", "query", "key"):
+        row = values.reshape(shape)[:, -1:, :]
+        return np.ascontiguousarray(row).reshape(-1), (shape[0], 1, shape[2]), axes
+    return values, shape, axes

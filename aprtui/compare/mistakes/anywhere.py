@@ -1,0 +1,74 @@
+"""Mistakes that can befall any stage: zeros, a scale, rows shifted along the positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry, neat
+
+__all__ = ["ANYWHERE", "fitted_scales", "shifted"]
+
+Float64 = npt.NDArray[np.float64]
+
+MAX_SHIFT = 8  # positions
+
+
+def zeros(at: Attempt) -> Iterator[Candidate]:
+    if np.any(at.base):
+        yield Candidate(np.zeros_like(at.base), "the output is all zero")
+
+
+def fitted_scales(y: Float64, base: Float64, rounded: str) -> Iterator[float]:
+    """Factors c for which c * base may be y: least squares, in few digits first."""
+    use = np.isfinite(y) & np.isfinite(base)
+    square = float(np.square(base[use]).sum())
+    if not square:
+        return
+    factor = float((y[use] * base[use]).sum()) / square
+    if factor and np.isfinite(factor):
+        yield from neat(factor, 1e-2 if rounded else 1e-4)
+
+
+def scaled(at: Attempt) -> Iterator[Candidate]:
+    if at.y is None:
+        return
+    for factor in fitted_scales(at.y, at.base, at.rounded):
+        yield Candidate(
+            at.base * factor, f"the output is multiplied by {factor:g}", {"factor": factor}
+        )
+
+
+def shifted(values: Float64, by: int, axis: int, wrap: bool) -> Float64:
+    """Rows moved by ``by`` positions; zeros, or the other end, move in."""
+    moved = np.roll(values, by, axis=axis)
+    if not wrap:
+        gap = slice(0, by) if by > 0 else slice(by, None)
+        index = [slice(None)] * values.ndim
+        index[axis] = gap
+        moved[tuple(index)] = 0.0
+    return moved
+
+
+def rows_shifted(at: Attempt) -> Iterator[Candidate]:
+    axis = 1 if at.node.kind.axes[0] == "head" else 0
+    positions = at.base.shape[axis]
+    if at.node.kind.axes == ("vocab",) or at.operation in ("scores", "softmax"):
+        return
+    for by in range(1, min(MAX_SHIFT, positions - 1) + 1):
+        for step in (by, -by):
+            for wrap in (True, False):
+                yield Candidate(
+                    shifted(at.base, step, axis, wrap),
+                    f"each position holds the row of position p{-step:+d}",
+                    {"by": step, "axis": "position"},
+                )
+
+
+ANYWHERE = (
+    Entry("zeros", (), zeros),
+    Entry("scaled", (), scaled),
+    Entry("rows_shifted", (), rows_shifted),
+)
