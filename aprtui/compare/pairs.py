@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,9 +178,10 @@ def _reorderings(a: TraceDir, b: TraceDir) -> Callable[[StageKey, StageRecord], 
     if not rope_note(a, b):
         return lambda key, record: None
     to_adjacent = _rope_layout(a) == "adjacent"
-    config: Mapping[str, Any] = ((b.manifest or {}).get("model") or {}).get("config") or {}
+    config: Any = ((b.manifest or {}).get("model") or {}).get("config")
     heads, kv_heads, channel = (
-        int(config.get(name) or 0) for name in ("num_heads", "num_kv_heads", "head_dim")
+        value if isinstance(config, dict) and isinstance(value := config.get(name), int) else 0
+        for name in ("num_heads", "num_kv_heads", "head_dim")
     )
 
     def choose(key: StageKey, record: StageRecord) -> Reorder | None:

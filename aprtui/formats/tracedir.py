@@ -276,6 +276,7 @@ def _with_manifest(
                 "manifest",
             )
         expected = len(manifest["stages"])
+        _check_parts(manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadFileError(
             root / MANIFEST, f"the manifest is damaged: {clean(repr(error), 120)}"
@@ -285,6 +286,21 @@ def _with_manifest(
         records[key] = StageRecord(key, _path(root, key), files[key].st_size)
     status = "complete" if not notes else "incomplete"
     return TraceDir(root, status, records, manifest, expected, tuple(notes))
+
+
+def _check_parts(manifest: Mapping[str, Any]) -> None:
+    """Raise ValueError where a part that readers rely on is of another kind than it should be."""
+    for name in ("model", "engine", "tokens"):
+        if not isinstance(manifest.get(name, {}), dict):
+            raise ValueError(f"{name} is not an object")
+    tokens = manifest.get("tokens", {})
+    for name, kind in (("ids", int), ("text", str)):
+        items = tokens.get(name) or []
+        if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
+            raise ValueError(f"tokens.{name} is not a list of {kind.__name__}")
+    absent = manifest.get("absent", [])
+    if not isinstance(absent, list) or not all(isinstance(item, dict) for item in absent):
+        raise ValueError("absent is not a list of objects")
 
 
 def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:

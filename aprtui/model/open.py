@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -30,7 +30,15 @@ from aprtui.model.tokenizer import (
 )
 from aprtui.text import clean
 
-__all__ = ["Matrix", "Model", "is_model_path", "open_model", "read_model_file"]
+__all__ = [
+    "Matrix",
+    "Model",
+    "is_model_path",
+    "open_model",
+    "read_model_file",
+    "settle_config",
+    "sort_tensors",
+]
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,7 @@ def open_model(
     file = read_model_file(path, verify=verify)
     overrides = dict(overrides or {})
     architecture = overrides.get("architecture") or architecture_of(file)
-    table = assign_roles(file.tensors.values(), architecture)
+    table = sort_tensors(file, architecture)
     notes = [*file.notes, *table.notes]
     if table.unknown and overrides.get("unknown_tensors") != "ignore":
         raise BadFileError(
@@ -144,23 +152,38 @@ def open_model(
         )
     if table.unknown:
         notes.append(f"{len(table.unknown)} tensors ignored, the first {clean(table.unknown[0])}")
-    entries, turned = _oriented(file, table)
-    notes.extend(turned)
-    config, more = read_config(
-        file,
-        architecture,
-        _Shapes(entries),
-        gguf_names=table.gguf_names,
-        freqs=_small_vector(entries.get(Role("rope_freqs"))),
-        overrides=overrides,
-    )
+    config, more = settle_config(file, architecture, table, overrides)
     notes.extend(more)
-    weights = _matrices(file, config, entries)
+    weights = _matrices(file, config, table.entries)
     if file.metadata.get("tied_embeddings") is True and not config.tied_head:
         notes.append("tied_embeddings is true, and the head has bytes of its own: they are used")
     if config.rope_layout == "adjacent" and not table.gguf_names:
         notes.append("Hugging Face names over GGUF rows (original_format gguf): adjacent pairs")
     return Model(path, file, config, weights, tuple(dict.fromkeys(notes)))
+
+
+def sort_tensors(file: ModelFile, architecture: str) -> RoleTable:
+    """The file's tensors by role, their dims outermost first whatever order they are listed in.
+
+    Raises BadFileError when only some dims are reversed; complete or not is for the caller to say.
+    """
+    table = assign_roles(file.tensors.values(), architecture)
+    entries, turned = _oriented(file, table)
+    return replace(table, entries=entries, notes=(*table.notes, *turned))
+
+
+def settle_config(
+    file: ModelFile, architecture: str, table: RoleTable, overrides: Mapping[str, str]
+) -> tuple[ModelConfig, list[str]]:
+    """The configuration that metadata and tensors give, and notes. Raises as read_config does."""
+    return read_config(
+        file,
+        architecture,
+        _Shapes(table.entries),
+        gguf_names=table.gguf_names,
+        freqs=_small_vector(table.entries.get(Role("rope_freqs"))),
+        overrides=overrides,
+    )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from aprtui.compare.diff import Comparison, diff_traces
 from aprtui.compare.infer import open_any, with_shapes
 from aprtui.compare.pairs import DiffOptions, pair_up
 from aprtui.engine.stages import order_of
-from aprtui.errors import UsageError
+from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import StageKey, TraceDir, open_trace
 from tests.compare.captures import write_capture
@@ -257,3 +257,36 @@ def test_equal_counts_of_other_shapes_are_not_compared(tmp_path: Path) -> None:
     result = diff_traces(a, b).results[0]
     assert result.kind == "shape"
     assert "[3, 4] against [4, 3]" in result.message
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"tokens": 5},
+        {"tokens": {"ids": 7}},
+        {"tokens": {"ids": ["x"]}},
+        {"absent": [3]},
+        {"model": "m.gguf"},
+        {"engine": []},
+        {"stages": [{"path": "../x.bin"}]},
+        {"stages": 1},
+    ],
+)
+def test_a_damaged_manifest_is_a_bad_file(tmp_path: Path, damage: dict[str, object]) -> None:
+    norm = {"layer-0/attn_norm.bin": (_tensor(3, 4), ("token", "hidden"))}
+    write_capture(tmp_path, norm)
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(BadFileError, match="manifest"):
+        open_trace(tmp_path)
+
+
+@pytest.mark.parametrize("config", [None, 3, {"num_heads": "x", "head_dim": -8}, {"head_dim": 8}])
+def test_an_odd_config_in_a_manifest_costs_no_traceback(tmp_path: Path, config: object) -> None:
+    qkv = {"layer-0/qkv_matmul.bin": (_tensor(3, 64), ("token", "qkv"))}
+    a = write_capture(tmp_path / "a", qkv)
+    b = write_capture(tmp_path / "b", qkv, rope_layout="adjacent")
+    assert b.manifest is not None
+    manifest = dict(b.manifest) | {"model": {"config": config}}
+    (tmp_path / "b/trace.json").write_text(json.dumps(manifest))
+    assert diff_traces(a, open_trace(tmp_path / "b")).counts == {"equal": 1}
