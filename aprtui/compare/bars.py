@@ -21,12 +21,13 @@ __all__ = [
     "Override",
     "choose_bars",
     "describe",
+    "floor_of",
     "judge",
     "parse_bar",
 ]
 
 FLOORS = {  # relative RMS that rounding one matrix to the format leaves (specs/compare.md 3)
-    "F32": 0.0, "F16": 3e-4, "BF16": 2.3e-3, "Q8_0": 0.005, "Q6_K": 0.017, "Q5_K": 0.035,
+    "F64": 0.0, "F32": 0.0, "F16": 3e-4, "BF16": 2.3e-3, "Q8_0": 0.005, "Q6_K": 0.017, "Q5_K": 0.035,
     "Q4_K": 0.07, "Q4_0": 0.08, "Q3_K": 0.14, "Q2_K": 0.27,
 }  # fmt: skip
 _FLOOR_BY_BITS = {8: 0.005, 6: 0.017, 5: 0.035, 4: 0.08, 3: 0.14, 2: 0.27, 1: 0.5}
@@ -255,14 +256,14 @@ def _matrices(side: _Side) -> dict[str, frozenset[str]]:
 
 def _coarsest(side: _Side) -> tuple[str, float]:
     kinds = {kind for found in _matrices(side).values() for kind in found}
-    floors = {kind: _floor(kind) for kind in kinds}
+    floors = {kind: floor_of(kind) for kind in kinds}
     if not floors:
         return "unknown types", _FLOOR_BY_BITS[4]
     name = max(floors, key=lambda kind: (floors[kind], kind))
     return clean(name, 20), floors[name]
 
 
-def _floor(kind: str) -> float:
+def floor_of(kind: str) -> float:
     """The rounding floor of a block type; by its bits where the table does not have it."""
     if kind in FLOORS:
         return FLOORS[kind]

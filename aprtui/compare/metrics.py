@@ -226,12 +226,14 @@ class _Sums:
         self.top_index = np.empty(0, dtype=np.int64)
         self.top_value = np.empty(0)
         self._buffers = [np.empty(0)] * 3
+        self._ones = np.empty(0)
 
     def add(self, x: Float32, y: Float32, start: int, row: int, rows: int, integers: bool) -> None:
         """One block of ``rows`` whole rows (or a piece of one) that starts at value ``start``."""
         n = x.size
         if self._buffers[0].size < n:
             self._buffers = [np.empty(max(n, BLOCK_VALUES)) for _ in range(3)]
+            self._ones = np.ones(max(n, BLOCK_VALUES))
         x64, y64, d = (buffer[:n] for buffer in self._buffers)
         left, right = x.view(np.uint32), y.view(np.uint32)
         same = np.array_equal(left[:64], right[:64]) and np.array_equal(left, right)
@@ -240,7 +242,7 @@ class _Sums:
         row_xx = _row_dots(x64, x64, rows)
         xx = float(row_xx.sum())
         if same and math.isfinite(xx):
-            total = float(x64.sum())
+            total = float(_row_dots(x64, self._ones[:n], rows).sum())
             xy = yy = xx
             sum_x = sum_y = total
             used, row_dd = n, None
@@ -256,7 +258,8 @@ class _Sums:
             np.subtract(y64, x64, out=d)
             row_dd = _row_dots(d, d, rows)
             xy = float(_row_dots(x64, y64, rows).sum())
-            sum_x, sum_y = float(x64.sum()), float(y64.sum())
+            sum_x = float(_row_dots(x64, self._ones[:n], rows).sum())
+            sum_y = float(_row_dots(y64, self._ones[:n], rows).sum())
             self._keep_largest(np.abs(d, out=d), start)
             if integers:
                 self.mismatches += int(np.count_nonzero(x != y))

@@ -56,7 +56,7 @@ def _text(key: Key) -> str:
 
 
 class HelpScreen(ModalScreen[None]):
-    """Type to search; any of ``?``, q on an empty line, Esc closes it."""
+    """Type to search; Esc, Enter or ``?`` closes it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "close", "close"),
@@ -73,7 +73,7 @@ class HelpScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with Vertical(id="help", classes="frame") as frame:
             frame.border_title = "Keys"
-            frame.border_subtitle = "type to search · ↑ ↓ · esc closes"
+            frame.border_subtitle = "type to search · ↑ ↓ · esc or ? closes"
             yield Input(placeholder="search", compact=True, id="search")
             yield self.keys_list
 
@@ -82,7 +82,7 @@ class HelpScreen(ModalScreen[None]):
 
     @on(Input.Changed)
     def _search(self, event: Input.Changed) -> None:
-        if event.value in ("q", "?"):
+        if event.value == "?":
             self.dismiss()
             return
         self.keys_list.search(event.value)

@@ -1,0 +1,119 @@
+"""What the UI's tests share: running the app, waiting for its workers, reading its frame as text."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+os.environ["TEXTUAL_ANIMATIONS"] = "none"
+
+import numpy as np
+from textual.pilot import Pilot
+
+from aprtui.formats.aprt import write_stage
+from aprtui.formats.tracedir import SCHEMA, write_manifest
+from aprtui.tui.app import AprtuiApp
+from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.source import kind_of
+
+__all__ = ["fake_engine", "frame", "opened", "screen", "settle", "small_trace"]
+
+WIDE, NARROW = (120, 40), (80, 24)
+
+
+def frame(pilot: Pilot[int]) -> str:
+    """The frame as plain text, one line a row."""
+    strips = pilot.app.screen._compositor.render_strips()
+    return "\n".join(strip.text.rstrip() for strip in strips)
+
+
+def screen(pilot: Pilot[int]) -> BaseScreen:
+    found = pilot.app.screen
+    assert isinstance(found, BaseScreen)
+    return found
+
+
+async def settle(pilot: Pilot[int]) -> None:
+    """Until no worker runs and what they said was handled."""
+    for _ in range(50):
+        await pilot.pause()
+        if not any(not worker.is_finished for worker in pilot.app.workers):
+            await pilot.pause()
+            if not any(not worker.is_finished for worker in pilot.app.workers):
+                return
+        await pilot.app.workers.wait_for_complete()
+    raise AssertionError("the workers never came to rest")
+
+
+async def press(pilot: Pilot[int], *keys: str) -> str:
+    """Press keys, let the workers finish; the frame after that."""
+    for key in keys:
+        await pilot.press(key)
+    await settle(pilot)
+    return frame(pilot)
+
+
+@asynccontextmanager
+async def opened(
+    *paths: Path, size: tuple[int, int] = WIDE, model: str = ""
+) -> AsyncIterator[Pilot[int]]:
+    """The app, opened on these paths, at rest."""
+    app = AprtuiApp(tuple(kind_of(path) for path in paths), model=model)
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot)
+        yield pilot
+
+
+def small_trace(root: Path, *, layers: int = 2, manifest: bool = True) -> Path:
+    """A trace of a few stages [3 token, 8 hidden] whose values are known: 0, 1, 2 ..., plus layer."""
+    entries = []
+    for layer in range(layers):
+        for stage in ("attn_norm", "attn_out", "ffn_out"):
+            values = np.arange(24, dtype=np.float32) + layer
+            entries.append((f"layer-{layer}/{stage}.bin", layer, values))
+    entries.append(("final_norm.bin", None, np.ones(24, dtype=np.float32)))
+    for path, layer_of, values in entries:
+        write_stage(root / path, layer_of, values)
+    if manifest:
+        stages = [
+            {"path": path, "shape": [3, 8], "axes": ["token", "hidden"], "positions": "all",
+             "bytes": 108}
+            for path, _, _ in entries
+        ]  # fmt: skip
+        write_manifest(root, {"schema": SCHEMA, "stages": stages})
+    return root
+
+
+def fake_engine(folder: Path, body: str) -> tuple[str, ...]:
+    """A command that speaks the worker's lines: PLAN is its plan, ``body`` what a run does."""
+    script = folder / "engine.py"
+    script.write_text(_ENGINE.replace("BODY", body), encoding="utf-8")
+    return (sys.executable, str(script))
+
+
+_ENGINE = """
+import json, os, signal, sys, time
+def say(**event):
+    print(json.dumps(event), flush=True)
+plan = dict(event="plan", directory="/nowhere/t-trace", model="m", architecture="qwen2",
+            num_layers=2, tokens=[5, 6], token_texts=["Hi", " [/x]\\x1b[31m"],
+            stages=["embedding", "attn_norm", "post_ffn_residual", "lm_head"], layers=[0, 1],
+            files=6, write_bytes=1000, free_bytes=10**9, read_bytes=5000, memory_bytes=7000,
+            device="cpu", device_name="", dtype="float32", notes=[])
+def stage(layer, name, done, nan=0):
+    say(event="stage", layer=layer, stage=name, path="p", bytes=100, done=done, files=6,
+        written_bytes=100 * done, elapsed_s=0.1 * done, rms="NaN" if nan else 1.5, nan=nan, inf=0)
+if "--plan" in sys.argv:
+    job = json.loads(sys.argv[2])
+    if job["stages"] == "nonsense":
+        say(event="error", message="unknown stage 'nonsense'", hint="valid: all", exit_code=2)
+        sys.exit(2)
+    say(**plan)
+    sys.exit(0)
+say(**plan)
+say(event="started", pid=os.getpid())
+BODY
+"""

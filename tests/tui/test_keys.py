@@ -1,0 +1,68 @@
+"""One table of keys: nothing bound twice in one place, every action there, the README's table."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from aprtui.tui.app import AprtuiApp
+from aprtui.tui.keys import KEYS, PLACES, bindings, markdown
+from aprtui.tui.screens.browse import BrowseScreen
+from aprtui.tui.screens.diff import DiffScreen
+from aprtui.tui.screens.home import HomeScreen
+from aprtui.tui.screens.model import ModelScreen
+from aprtui.tui.screens.pair import PairScreen
+from aprtui.tui.screens.trace import TraceScreen
+from aprtui.tui.widgets.lines import RowList
+from aprtui.tui.widgets.stage_grid import StageGrid
+from aprtui.tui.widgets.value_grid import ValueGrid
+
+OWNERS: dict[str, tuple[type, ...]] = {
+    "anywhere": (AprtuiApp,),
+    "move": (RowList, ValueGrid, StageGrid),
+    "browse": (BrowseScreen,),
+    "values": (BrowseScreen,),
+    "histogram": (BrowseScreen,),
+    "heatmap": (BrowseScreen,),
+    "model": (ModelScreen,),
+    "trace": (TraceScreen,),
+    "diff": (DiffScreen,),
+    "pair": (PairScreen,),
+    "home": (HomeScreen,),
+}
+
+
+def test_ids_are_unique_and_places_are_known() -> None:
+    assert len({key.id for key in KEYS}) == len(KEYS)
+    assert {key.where for key in KEYS} <= set(PLACES)
+    assert set(PLACES) == set(OWNERS)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_key_means_two_things_in_one_place(place: str) -> None:
+    together = {"browse", place} if place in ("values", "histogram", "heatmap") else {place}
+    keys = [name for key in KEYS if key.where in together for name in key.keys]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.id)
+def test_every_action_is_there(key) -> None:  # type: ignore[no-untyped-def]
+    name = key.action.partition("(")[0]
+    for owner in OWNERS[key.where]:
+        assert hasattr(owner, f"action_{name}"), f"{owner.__name__} has no action_{name}"
+
+
+def test_no_key_that_tmux_or_a_terminal_takes_is_the_only_way() -> None:
+    taken = {"ctrl+b", "ctrl+a", "ctrl+s", "ctrl+j", "escape"}
+    assert not [key.id for key in KEYS if set(key.keys) <= taken]
+
+
+def test_bindings_carry_ids_so_that_a_config_can_remap_them() -> None:
+    assert [b.id for b in bindings("values")] == ["maximum", "next-nonfinite"]
+
+
+def test_the_readme_table_names_every_key() -> None:
+    rows = markdown().splitlines()
+    assert len(rows) == len(KEYS) + 2
+    assert all(re.fullmatch(r"\| .+ \| `.+` \| .+ \|", row) for row in rows[2:])

@@ -1,0 +1,176 @@
+"""Model and Trace: the form, the plan, the grid that fills, stop, and an engine that fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from aprtui.engine.events import Stopped
+from aprtui.formats.tracedir import StageKey
+from aprtui.tui.app import AprtuiApp
+from aprtui.tui.client import TraceClient
+from aprtui.tui.screens.model import ModelScreen
+from aprtui.tui.screens.trace import TraceScreen
+from tests.support import FIXTURES, needs_fixtures
+from tests.tui.support import NARROW, WIDE, fake_engine, frame, opened, press, screen, settle
+
+RUN = """
+stage(0, "embedding", 1); stage(0, "attn_norm", 2); stage(0, "post_ffn_residual", 3)
+stage(1, "attn_norm", 4, nan=3); stage(1, "post_ffn_residual", 5); stage(None, "lm_head", 6)
+say(event="done", directory="/nowhere/t-trace", files=6, written_bytes=600, elapsed_s=0.6,
+    peak_memory_bytes=10**6, peak_device_bytes=0, nonfinite=["layer-1/attn_norm"],
+    top_tokens=[dict(id=4, text=" 4", logit=1.0, probability=0.5)])
+"""
+WAIT = """
+def stop(*_):
+    say(event="stopped", files=1, directory="/nowhere/t-trace")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+stage(0, "embedding", 1)
+time.sleep(60)
+"""
+CRASH = 'stage(0, "embedding", 1); sys.stderr.write("no memory left\\n"); sys.exit(9)'
+
+
+async def _form(pilot: Pilot[int], folder: Path, body: str) -> TraceScreen:
+    client = TraceClient(fake_engine(folder, body))
+    app = pilot.app
+    assert isinstance(app, AprtuiApp)
+    app.go("trace", lambda: TraceScreen(folder / "m.gguf", client=client))
+    await settle(pilot)
+    found = pilot.app.screen
+    assert isinstance(found, TraceScreen)
+    return found
+
+
+async def _until(pilot: Pilot[int], text: str) -> None:
+    for _ in range(400):
+        if text in frame(pilot):
+            return
+        await pilot.pause(0.02)
+    raise AssertionError(f"{text!r} never came:\n{frame(pilot)}")
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+async def test_the_plan_stands_there_before_the_start(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    async with AprtuiApp(folder=tmp_path).run_test(size=size) as pilot:
+        trace = await _form(pilot, tmp_path, RUN)
+        text = frame(pilot)
+        assert "2 tokens x 2 layers x 4 stages = 6 files" in text
+        assert "writes 1.0 kB · 1.0 GB free" in text
+        assert len(trace.grid.cells) == 6
+
+
+async def test_a_token_that_holds_markup_and_escapes_is_only_shown(tmp_path: Path) -> None:
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        await _form(pilot, tmp_path, RUN)
+        assert r"Hi| [/x]\x1b[31m" in frame(pilot)
+        assert "\x1b" not in frame(pilot)
+
+
+async def test_a_field_that_cannot_be_is_told_in_place_of_the_plan(tmp_path: Path) -> None:
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        trace = await _form(pilot, tmp_path, RUN)
+        trace.query_one("#field-stages", Input).value = "nonsense"
+        await settle(pilot)
+        assert "unknown stage 'nonsense'" in frame(pilot)
+        await press(pilot, "enter", "r")
+        assert not trace.running
+
+
+async def test_the_grid_fills_and_a_stage_with_nan_is_told_apart(tmp_path: Path) -> None:
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        trace = await _form(pilot, tmp_path, RUN)
+        await press(pilot, "enter", "r")
+        text = frame(pilot)
+        assert trace.grid.cells[StageKey(0, "embedding")] == ("█", "good")
+        assert trace.grid.cells[StageKey(1, "attn_norm")] == ("!", "bad")
+        assert "complete" in text and "6 files · 600 B" in text
+        assert "NaN or Inf in 1 stages, first layer-1/attn_norm" in text
+        assert "rms of the residual" in text
+
+
+async def test_x_stops_the_child_and_what_is_written_stays(tmp_path: Path) -> None:
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        trace = await _form(pilot, tmp_path, WAIT)
+        await pilot.press("enter", "r")
+        await _until(pilot, "1 of 6 files")
+        await pilot.press("q")
+        await _until(pilot, "x stops it and keeps what is written")
+        await press(pilot, "x")
+        assert isinstance(trace.ended, Stopped) and not trace.running
+        assert "stopped after 1 files" in frame(pilot)
+        process = trace.client._process
+        assert process is not None and process.returncode == 0
+
+
+async def test_quitting_leaves_no_engine_behind(tmp_path: Path) -> None:
+    app = AprtuiApp(folder=tmp_path)
+    async with app.run_test(size=WIDE) as pilot:
+        trace = await _form(pilot, tmp_path, WAIT)
+        await pilot.press("enter", "r")
+        await _until(pilot, "1 of 6 files")
+        await pilot.press("ctrl+q")
+    process = trace.client._process
+    assert process is not None and process.returncode is not None
+
+
+async def test_an_engine_that_dies_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        await _form(pilot, tmp_path, CRASH)
+        await press(pilot, "enter", "r")
+        assert "the engine ended by itself (9) no memory left" in frame(pilot)
+        assert "no memory left" in await press(pilot, "o")
+
+
+async def test_a_paused_display_catches_up(tmp_path: Path) -> None:
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        trace = await _form(pilot, tmp_path, WAIT)
+        await pilot.press("enter", "space", "r")
+        for _ in range(400):
+            if trace._held:
+                break
+            await pilot.pause(0.02)
+        assert trace.grid.cells[StageKey(0, "embedding")][0] == "·"
+        await pilot.press("space")
+        await _until(pilot, "1 of 6 files")
+        await press(pilot, "x")
+
+
+@needs_fixtures
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+async def test_a_model_shows_its_dimensions_and_its_tensors(size: tuple[int, int]) -> None:
+    async with opened(FIXTURES / "models" / "qwen2-q4_k_m.gguf", size=size) as pilot:
+        text = frame(pilot)
+        assert "qwen2 · 4 layers · hidden 256 · heads 8/2 x 32 · ffn 512" in text
+        assert "Tensors 51 · by role" in text
+        assert "token_embd.weight" in text
+        assert "Tensors 51 · by size" in await press(pilot, "s")
+        assert "Tensors 4 of 51" in await press(pilot, "slash", *"ffn_gate", "enter")
+
+
+@needs_fixtures
+@pytest.mark.parametrize(
+    "name", ["qwen2-import.apr", "gemma3-preserve.apr", "pycode-int8.apr", "llama-convert.apr"]
+)
+async def test_every_kind_of_apr_file_opens_and_says_what_is_odd(name: str) -> None:
+    path = FIXTURES / "apr" / "models" / name
+    if not path.exists():
+        pytest.skip(f"{name} is not among the fixtures")
+    async with opened(path) as pilot:
+        model = screen(pilot)
+        assert isinstance(model, ModelScreen)
+        assert model.state == "full" and model.file is not None
+
+
+async def test_a_file_that_is_no_model_is_an_error_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF\x03\0\0\0")
+    async with opened(path) as pilot:
+        assert screen(pilot).state == "error"
+        assert "broken.gguf" in frame(pilot)
