@@ -27,8 +27,8 @@ __all__ = [
 ]
 
 FLOORS = {  # relative RMS that rounding one matrix to the format leaves (specs/compare.md 3)
-    "F64": 0.0, "F32": 0.0, "F16": 3e-4, "BF16": 2.3e-3, "Q8_0": 0.005, "Q6_K": 0.017, "Q5_K": 0.035,
-    "Q4_K": 0.07, "Q4_0": 0.08, "Q3_K": 0.14, "Q2_K": 0.27,
+    "F64": 0.0, "F32": 0.0, "F16": 3e-4, "BF16": 2.3e-3, "Q8_0": 0.005, "Q6_K": 0.017,
+    "Q5_K": 0.035, "Q4_K": 0.07, "Q4_0": 0.08, "Q3_K": 0.14, "Q2_K": 0.27,
 }  # fmt: skip
 _FLOOR_BY_BITS = {8: 0.005, 6: 0.017, 5: 0.035, 4: 0.08, 3: 0.14, 2: 0.27, 1: 0.5}
 ROUNDS_ACTIVATIONS = frozenset({"llama.cpp", "apr"})

@@ -24,6 +24,7 @@ from aprtui.compare.pairs import (
     reclassify,
     rope_note,
 )
+from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.text import clean, count
 
@@ -163,9 +164,17 @@ def diff_files(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Comparison:
-    """Compare two stage files; the pair is named as A is. Raises BadFileError for a damaged one."""
-    for record in (a, b):
-        record.header()
+    """Compare two stage files; the pair is named as A is.
+
+    Raises BadFileError for a damaged one, UsageError for files of different layers.
+    """
+    layers = [record.header().layer for record in (a, b)]
+    if layers[0] != layers[1]:
+        said = ["the whole model" if layer is None else f"layer {layer}" for layer in layers]
+        raise UsageError(
+            f"A is of {said[0]} and B of {said[1]}, by their headers",
+            hint="compare stages of the same layer",
+        )
     result = compare_pair(Pair(a.key, a, b), bars, options, progress=progress)
     sides = [Side(clean(str(record.path), 500), "file", 1) for record in (a, b)]
     notes = []

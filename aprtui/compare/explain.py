@@ -12,7 +12,7 @@ from aprtui.compare.case import Case
 from aprtui.compare.localerror import LocalError, local_error
 from aprtui.engine.replay import EXACT, Arithmetic, Part
 
-__all__ = ["Explanation", "Numerics", "explain", "numerics_of"]
+__all__ = ["Explanation", "Numerics", "explain", "numerics_of", "part_columns"]
 
 Float64 = npt.NDArray[np.float64]
 
@@ -240,7 +240,7 @@ def _explain_product(case: Case, parts: tuple[Part, ...]) -> Explanation:
 
 def _fit_part(case: Case, part: Part, x: Float64) -> tuple[Float64, _Fit]:
     """(the plain product, the best fit) of one matrix; stops at the first round that fits."""
-    y = _columns(case, part)
+    y = part_columns(case, part)
     likely, other = case.replay.roundings(part.role, x.shape[1])
     plain: Float64 | None = None
     best: _Fit | None = None
@@ -271,7 +271,7 @@ def _rank(fit: _Fit, case: Case) -> tuple[bool, bool, float]:
     return (not inside, inside and bool(fit.numerics.output), fit.error.rel_l2)
 
 
-def _columns(case: Case, part: Part) -> Float64:
+def part_columns(case: Case, part: Part) -> Float64:
     if case.y.ndim == 1:
         return case.y[None, part.first : part.last]
     return case.y.reshape(case.y.shape[0], -1)[:, part.first : part.last]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as functional
 
 from aprtui.engine import ops
 from aprtui.engine.ops import OPERATIONS, Operands
@@ -30,7 +31,7 @@ from aprtui.model.config import ModelConfig
 from aprtui.model.open import Matrix, Model
 from aprtui.model.roles import Role
 
-__all__ = ["EXACT", "Arithmetic", "Part", "Replay", "halfway", "representable"]
+__all__ = ["ACTIVATIONS", "EXACT", "Arithmetic", "Part", "Replay", "activate", "halfway", "representable"]
 
 Float64 = npt.NDArray[np.float64]
 Tensor = torch.Tensor
@@ -153,17 +154,19 @@ class Replay:
     ) -> Float64:
         """The node's output; ``config`` replaces the model's where one asks "what if"."""
         operands = Operands(config or self.config, self._stream(how), self.tokens, self.logits)
-        given = tuple(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs)
         name = node.kind.operation
-        if how.attention and name in ("scores", "attend"):
-            given = tuple(_ROUND[how.attention](value) for value in given)
-        if how.stage and name != "router_indices":
-            given = tuple(_ROUND[how.stage](value) for value in given)
-            if name in _INSIDE:
-                return _array(_INSIDE[name](operands, node, given, _ROUND[how.stage]))
+        given = _given(node, inputs, how)
+        if how.stage and name in _INSIDE:
+            return _array(_INSIDE[name](operands, node, given, _ROUND[how.stage]))
         if how.gelu_table and name == "activation" and operands.config.activation == "gelu_tanh":
             return _array(gelu_f16_table(given[0]))
         return _array(OPERATIONS[name](operands, node, given))
+
+    def given(
+        self, node: Node, inputs: Sequence[Float64], how: Arithmetic = EXACT
+    ) -> tuple[Float64, ...]:
+        """The node's inputs as that arithmetic rounds them before it begins."""
+        return tuple(_array(value) for value in _given(node, inputs, how))
 
     def _stream(self, how: Arithmetic) -> _RoundedWeights:
         return self._streams.setdefault(how, _RoundedWeights(self.model, how))
@@ -199,6 +202,10 @@ class Replay:
         """What ggml's CPU rounds activations to before a product with this matrix; "" nothing."""
         partners = PARTNERS[self.type_of(role)]
         return partners[min(choice, len(partners) - 1)] if partners else ""
+
+    def product_rounding(self, role: Role, how: Arithmetic) -> str:
+        """The rounding that ``how`` means for the products with one matrix."""
+        return self.partner(role, how.choice) if how.product == "partner" else how.product
 
     def roundings(self, role: Role, columns: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(the likely, the other) roundings of activations that a product with it can have."""
@@ -277,6 +284,35 @@ class Replay:
                 if found[row] is None and bool(exact):
                     found[row] = first + place
         return found
+
+
+def _given(node: Node, inputs: Sequence[Float64], how: Arithmetic) -> tuple[Tensor, ...]:
+    name = node.kind.operation
+    given = tuple(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs)
+    if how.attention and name in ("scores", "attend"):
+        given = tuple(_ROUND[how.attention](value) for value in given)
+    if how.stage:
+        given = tuple(
+            value if key.stage == "moe_router_indices" else _ROUND[how.stage](value)
+            for key, value in zip(node.inputs, given, strict=True)
+        )
+    return given
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "gelu": functional.gelu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": functional.relu,
+    "none": lambda x: x,
+}
+"""The activations that are met, by name; the first two are the families' own."""
+
+
+def activate(x: Float64, name: str) -> Float64:
+    """An activation of ACTIVATIONS, element by element."""
+    return _array(ACTIVATIONS[name](torch.from_numpy(np.ascontiguousarray(x))))
 
 
 def _array(x: Tensor) -> Float64:

@@ -25,7 +25,7 @@ def diff(*arguments: object) -> int:
 def test_planted_fault_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
     """The honest and the faulty capture share their arithmetic and part at layer 3, ffn_gate."""
     a, b = HONEST / "layer-3" / "ffn_gate.bin", FAULTY / "layer-3" / "ffn_gate.bin"
-    assert diff(a, b, "--json") == 1
+    assert diff(a, b, "--bar", "rel_l2=1e-5", "--json") == 1
     said = json.loads(capsys.readouterr().out)
     assert said["max_abs_diff"] / float(np.std(read_values(a))) > 0.05
     assert diff(HONEST, FAULTY, "--bar", "rel_l2=1e-5", "--json") == 1
@@ -46,9 +46,9 @@ def test_only_equal_pairs_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str
     values[700] += np.float32(1.0)
     write_stage(changed, 2, values)
     assert diff(stage, same) == 0
-    assert diff(stage, changed) == 1
+    assert diff(stage, changed, "--bar", "rel_l2=1e-5") == 1
     assert diff(stage, short) == 1
-    assert diff(stage, moved) != 0
+    assert diff(stage, moved) == 2
     assert diff(stage, SMALL / "models" / "qwen2-q4_k_m.gguf") in (2, 3)
     assert "\n" in capsys.readouterr().err
 

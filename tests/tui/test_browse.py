@@ -166,11 +166,11 @@ async def test_one_stage_file_opens_with_the_shape_its_folder_tells(tmp_path: Pa
 
 
 async def test_a_hostile_file_name_is_shown_and_not_obeyed(tmp_path: Path) -> None:
-    path = tmp_path / "a[/x]\x1b[31m.bin"
+    path = tmp_path / "a[b]\x1b[31m\u202e.bin"
     write_stage(path, None, np.ones(4, dtype=np.float32))
     async with opened(path) as pilot:
         text = frame(pilot)
-        assert "[/x]" in text and "\x1b" not in text
+        assert r"a[b]\x1b[31m\u202e.bin" in text and "\x1b" not in text
 
 
 async def test_zoom_hides_the_tree_and_q_brings_it_back(tmp_path: Path) -> None:

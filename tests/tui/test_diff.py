@@ -33,7 +33,7 @@ async def test_the_first_divergence_is_marked_and_missing_is_unmeasured(
         diff = screen(pilot)
         assert isinstance(diff, DiffScreen)
         text = frame(pilot)
-        assert "1 unmeasured" in text and "first: layer-1/attn_out" in text
+        assert "1 unmeasured" in text and "first layer-1/attn_out" in text
         assert diff.grid.cells[StageKey(0, "ffn_out")] == ("?", "dim")
         assert diff.grid.cells[StageKey(0, "attn_norm")] == ("=", "dim")
         assert diff.grid.cells[StageKey(1, "attn_out")] == ("▶█", "bad")
@@ -75,7 +75,7 @@ async def test_a_pair_that_was_not_measured_says_why(tmp_path: Path) -> None:
         assert isinstance(diff, DiffScreen)
         diff.grid.select(StageKey(0, "ffn_out"))
         await press(pilot, "enter")
-        assert "not captured" in frame(pilot)
+        assert "the manifest names it and its file is gone" in frame(pilot)
         assert isinstance(pilot.app.screen, DiffScreen)
 
 
@@ -83,7 +83,7 @@ async def test_two_stage_files_stand_side_by_side(tmp_path: Path) -> None:
     a, b = _two(tmp_path)
     files = (side / "layer-1" / "attn_out.bin" for side in (a, b))
     async with opened(*files) as pilot:
-        assert "1 of 1 pairs measured" in frame(pilot)
+        assert "1 of 1 measured" in frame(pilot)
         await settle(pilot)
         assert "differs" in frame(pilot)
 
@@ -93,7 +93,7 @@ async def test_an_honest_engine_lies_within_the_bar_and_says_why_it_is_so_wide()
     folder = FIXTURES / "captures" / "qwen2-q4_k_m"
     async with opened(folder / "float64", folder / "llamacpp", size=NARROW) as pilot:
         text = frame(pilot)
-        assert "71 of 71 pairs measured" in text and "nothing beyond the bar" in text
+        assert "71 of 71 measured" in text and "nothing beyond the bar" in text
         assert "unknown arithmetic" in text
 
 

@@ -88,13 +88,11 @@ def swapped(at: Attempt) -> Iterator[Candidate]:
     right = [row for place, row in enumerate(rows) if place not in at.wrong_rows]
     if not wrong:
         return
-    suspects = set.union(*wrong)
-    for row in right:
-        suspects -= row
+    innocent: set[int] = set().union(*right)
     tried = 0
     for one, other in combinations(range(at.config.num_experts), 2):
         pair = {one, other}
-        if not pair & suspects or not all(row & pair for row in wrong):
+        if pair & innocent or not all(row & pair for row in wrong):
             continue
         tried += 1
         if tried > _MAX_PAIRS:

@@ -190,11 +190,11 @@ class DiffScreen(BaseScreen):
         parts = [
             Content.assemble(
                 (f" {self.metric}", "bold $accent"), f" · {count(measured)} of "
-                f"{count(len(self.pairs))} pairs measured",
+                f"{count(len(self.pairs))} measured",
                 (f" · {unmeasured} unmeasured" if unmeasured else "", "$text-warning"),
                 (f" · {failed} beyond the bar" if failed else "", "bold $error"),
                 ("" if first or not self.done else " · nothing beyond the bar", "$success"),
-                (f" · first: {first.key}" if first else "", "bold"),
+                (f" · first {first.key}" if first else "", "bold"),
             ),
             Content.styled(f" bar rel_l2 {bars.rel_l2:g}: {clean(bars.reason, 200)}", "dim"),
         ]  # fmt: skip

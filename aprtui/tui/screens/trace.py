@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -136,7 +137,7 @@ class TraceScreen(BaseScreen):
             self.grid.focus()
 
     def _replan(self) -> None:
-        self.run_worker(self._plan(), exclusive=True, group="plan")
+        self.run_worker(self._plan, exclusive=True, group="plan")
 
     async def _plan(self) -> None:
         await asyncio.sleep(SETTLE_S)
@@ -178,7 +179,7 @@ class TraceScreen(BaseScreen):
         self._arrange()
         self.grid.focus()
         self.run_worker(
-            self._engine(self.job()), exclusive=True, group="engine", exit_on_error=False
+            partial(self._engine, self.job()), exclusive=True, group="engine", exit_on_error=False
         )
 
     async def _engine(self, job: TraceJob) -> None:
@@ -191,7 +192,7 @@ class TraceScreen(BaseScreen):
     def action_stop(self) -> None:
         if self.running:
             self.progress.update(Content.styled(" stopping … what is written stays", "$warning"))
-            self.run_worker(self.client.stop(), group="stop")
+            self.run_worker(self.client.stop, group="stop")
 
     def action_pause(self) -> None:
         self.paused = not self.paused

@@ -1,0 +1,271 @@
+"""Mistakes in matrix products: transposed, permuted, another matrix, one bad block of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.compare.mistakes.anywhere import fitted_scales
+from aprtui.compare.mistakes.attempt import Candidate, Entry, ProductAttempt, neat
+from aprtui.formats.blocks import BLOCK_TYPES
+from aprtui.model.roles import Role
+
+__all__ = ["PRODUCTS"]
+
+Float64 = npt.NDArray[np.float64]
+
+_SWAPS = {"gate": ("up",), "up": ("gate",), "q": ("k", "v", "o"), "k": ("v", "q"),
+          "v": ("k", "q"), "o": ("q",), "down": (), "head": ("embedding",)}  # fmt: skip
+_BLOCKS = (32, 256, 16, 64, 128)
+_MAX_WHOLE = 1 << 24  # elements of a matrix that may be held whole
+
+
+def _norms(values: Float64) -> Float64:
+    return np.asarray(np.linalg.norm(values, axis=0))
+
+
+def transposed(at: ProductAttempt) -> Iterator[Candidate]:
+    role, replay = at.part.role, at.case.replay
+    rows, columns = replay.shape(role)
+    text = "multiplied by the transposed matrix"
+    if rows == columns:
+        yield Candidate(at.finish(replay.transposed(role, at.x, at.name)), text)
+    elif rows * columns <= _MAX_WHOLE:
+        whole = replay.rows(role, range(rows)).reshape(columns, rows)
+        text = "the matrix's bytes are read as if it were stored transposed"
+        yield Candidate(at.finish(at.rounded_x @ whole), text)
+
+
+def other_weight(at: ProductAttempt) -> Iterator[Candidate]:
+    replay, own = at.case.replay, at.part.role
+    roles = [Role(name, own.layer) for name in _SWAPS.get(own.name, ())]
+    if own.layer is not None:
+        layers = sorted(range(at.config.num_layers), key=lambda n: abs(n - (own.layer or 0)))
+        roles += [Role(own.name, layer) for layer in layers if layer != own.layer]
+    if own.name == "head":
+        roles = [Role("embedding")]
+    for role in roles:
+        if not replay.has(role) or replay.shape(role) != replay.shape(own):
+            continue
+        if replay.model.weights[role] == replay.model.weights[own]:
+            continue
+        made = at.finish(replay.products(role, at.x, (_name_for(at, role),))[0])
+        text = f"multiplied by {role} in place of {own}"
+        yield Candidate(made, text, {"weight": str(role)})
+
+
+def _name_for(at: ProductAttempt, role: Role) -> str:
+    """The rounding that goes with another matrix: its own partner where ours is a partner."""
+    own = at.case.replay.roundings(at.part.role, at.x.shape[1])[0]
+    likely = at.case.replay.roundings(role, at.x.shape[1])[0]
+    place = own.index(at.name) if at.name in own else 0
+    return likely[place] if place < len(likely) else at.name
+
+
+def head_tied(at: ProductAttempt) -> Iterator[Candidate]:
+    if at.part.name == "head":
+        for found in other_weight(at):
+            yield Candidate(
+                found.made, "the embedding was used where the model has a head of its own",
+                {"weight": "embedding"},
+            )  # fmt: skip
+
+
+def softcap_missing(at: ProductAttempt) -> Iterator[Candidate]:
+    if at.part.name == "head" and at.config.logit_softcap is not None:
+        made = at.case.replay.products(at.part.role, at.x, (at.name,))[0]
+        yield Candidate(made, "the soft-cap on the logits was left out")
+
+
+def scaled(at: ProductAttempt) -> Iterator[Candidate]:
+    for factor in fitted_scales(at.y, at.base, at.case.rounded):
+        text = f"{at.part.name} is multiplied by {factor:g}"
+        yield Candidate(at.base * factor, text, {"factor": factor})
+
+
+def rows_shifted(at: ProductAttempt) -> Iterator[Candidate]:
+    """The matrix's rows moved: output i holds what i - by should; the shift is fitted."""
+    y, base = (np.nan_to_num(each) for each in (at.y, at.base))
+    size = base.shape[1]
+    spectrum = np.fft.rfft(y, axis=1) * np.conj(np.fft.rfft(base, axis=1))
+    likeness = np.fft.irfft(spectrum.sum(axis=0), n=size)
+    by = int(np.argmax(likeness))
+    by = by if by <= size // 2 else by - size
+    if not by:
+        return
+    text = f"the matrix's rows are shifted by {by:+d}: output i holds that of i{-by:+d}"
+    moved = np.roll(base, by, axis=1)
+    yield Candidate(moved, text, {"by": by, "axis": "output"})
+    gap = slice(0, by) if by > 0 else slice(by, None)
+    repeated = moved.copy()
+    repeated[:, gap] = base[:, [0 if by > 0 else -1]]
+    yield Candidate(repeated, text, {"by": by, "axis": "output"})
+    moved[:, gap] = 0.0
+    yield Candidate(moved, text, {"by": by, "axis": "output"})
+
+
+# -- heads -----------------------------------------------------------------------------------------
+
+
+def heads_permuted(at: ProductAttempt) -> Iterator[Candidate]:
+    size = at.config.head_dim
+    if at.part.name in "qkv":
+        yield from _outputs_permuted(at, size)
+    elif at.part.name == "o":
+        yield from _inputs_permuted(at, size)
+
+
+def _outputs_permuted(at: ProductAttempt, size: int) -> Iterator[Candidate]:
+    rows = at.base.shape[0]
+    y, base = (each.reshape(rows, -1, size) for each in (at.y, at.base))
+    heads = base.shape[1]
+    apart = np.array([[np.linalg.norm(y[:, h] - base[:, g]) for g in range(heads)]
+                      for h in range(heads)])  # fmt: skip
+    order = apart.argmin(axis=1).tolist()
+    if sorted(order) == list(range(heads)) and order != list(range(heads)):
+        text = f"heads of {at.part.name} are permuted: slot h holds head {_short(order)}"
+        made = base[:, order].reshape(rows, -1)
+        yield Candidate(made, text, {"heads": order, "side": "output"})
+    half = np.arange(size).reshape(2, -1).T.reshape(-1)  # adjacent slot -> halves channel
+    for name, channels in (("halves read as adjacent", half),
+                           ("adjacent read as halves", np.argsort(half))):  # fmt: skip
+        text = f"channels inside each head of {at.part.name} are permuted: {name}"
+        yield Candidate(base[:, :, channels].reshape(rows, -1), text, {"channels": name})
+
+
+def _inputs_permuted(at: ProductAttempt, size: int) -> Iterator[Candidate]:
+    heads = at.x.shape[1] // size
+    if at.y.size < heads * heads or heads < 2:
+        return
+    tried = [_dealt_order(at), _grouped_order(at), _fitted_order(at, heads, size)]
+    for order in tried:
+        if order is None or order == list(range(heads)):
+            continue
+        permuted = at.x.reshape(at.x.shape[0], heads, size)[:, order].reshape(at.x.shape)
+        made = at.finish(at.case.replay.products(at.part.role, permuted, (at.name,))[0])
+        text = f"the heads come permuted: slot h holds head {_short(order)}"
+        yield Candidate(made, text, {"heads": order, "side": "input"})
+
+
+def _dealt_order(at: ProductAttempt) -> list[int]:
+    groups = at.config.num_heads // at.config.num_kv_heads
+    return np.arange(at.config.num_heads).reshape(-1, groups).T.reshape(-1).tolist()
+
+
+def _grouped_order(at: ProductAttempt) -> list[int]:
+    return np.arange(at.config.num_heads).reshape(-1, at.config.num_kv_heads).T.reshape(-1).tolist()
+
+
+def _fitted_order(at: ProductAttempt, heads: int, size: int) -> list[int] | None:
+    """Which head each slot holds, by least squares over every head in every slot."""
+    columns = _per_head(at, heads, size)  # [slots, heads, n * rows]
+    if columns is None:
+        return None
+    equations = columns.reshape(heads * heads, -1).T
+    solved = np.linalg.lstsq(equations, at.y.reshape(-1), rcond=None)[0]
+    order = solved.reshape(heads, heads).argmax(axis=1).tolist()
+    return order if sorted(order) == list(range(heads)) else None
+
+
+def _per_head(at: ProductAttempt, heads: int, size: int) -> Float64 | None:
+    if heads * heads * at.y.size > _MAX_WHOLE * 2:
+        return None
+    x = at.rounded_x.reshape(-1, heads, size)
+    made = []
+    for slot in range(heads):
+        alone = np.zeros((heads, x.shape[0], heads, size))
+        for head in range(heads):
+            alone[head, :, slot] = x[:, head]
+        rows = alone.reshape(heads * x.shape[0], -1)
+        product = at.case.replay.products(at.part.role, rows)[0]
+        made.append(product.reshape(heads, -1))
+    return np.stack(made)
+
+
+def _short(order: list[int]) -> str:
+    return ",".join(map(str, order[:16])) + ("..." if len(order) > 16 else "")
+
+
+# -- blocks of weights -----------------------------------------------------------------------------
+
+
+def bad_block(at: ProductAttempt) -> Iterator[Candidate]:
+    """One block of one row of the matrix multiplied by a wrong factor."""
+    away = at.y - at.base
+    row = int(np.argmax(_norms(away)))
+    weight = at.case.replay.rows(at.part.role, (row,))[0]
+    terms = at.rounded_x * weight  # [n, columns]
+    target = away[:, row]
+    kind = BLOCK_TYPES[at.case.replay.type_of(at.part.role)].values
+    ranked = []
+    for size in dict.fromkeys((kind, *_BLOCKS)):
+        if size < 2 or terms.shape[1] % size:
+            continue
+        blocks = terms.reshape(terms.shape[0], -1, size).sum(axis=2)
+        squares = np.square(blocks).sum(axis=0)
+        fit = np.divide(target @ blocks, squares, out=np.zeros_like(squares), where=squares > 0)
+        left = np.linalg.norm(target[:, None] - blocks * fit, axis=0)
+        block = int(np.argmin(left))
+        ranked.append((float(left[block]), size, block, float(fit[block]), blocks[:, block]))
+    if target.size < 2:  # one equation proves nothing
+        return
+    for _, size, block, fit, made_by in sorted(ranked, key=lambda each: each[0])[:2]:
+        for factor in neat(1.0 + fit, 1e-3):
+            made = at.base.copy()
+            made[:, row] += (factor - 1.0) * made_by
+            text = (
+                f"row {row}, block {block} of {size} weights "
+                f"(columns {block * size} to {(block + 1) * size - 1}) is multiplied by {factor:g}"
+            )
+            parameters = {"row": row, "block": block, "size": size, "factor": factor}
+            yield Candidate(made, text, parameters)
+
+
+def zero_part(at: ProductAttempt) -> Iterator[Candidate]:
+    """A run of outputs, or one head of the input, that counts as zero."""
+    empty = ~np.any(at.y, axis=0) & np.any(at.base, axis=0)
+    if empty.any() and not empty.all():
+        columns = np.flatnonzero(empty)
+        first, last = int(columns[0]), int(columns[-1])
+        made = at.base.copy()
+        made[:, columns] = 0.0
+        size = at.config.head_dim
+        parameters: dict[str, object] = {"columns": [first, last], "count": int(columns.size)}
+        whose = ""
+        if at.part.name in "qkv" and first % size == 0 and (last + 1) % size == 0:
+            heads = list(range(first // size, (last + 1) // size))
+            parameters |= {"head": heads[0]} if len(heads) == 1 else {"heads": heads}
+            whose = f" (head {_short(heads)} of {at.part.name})"
+        yield Candidate(made, f"outputs {first} to {last} are zero{whose}", parameters)
+    if at.part.name == "o":
+        yield from _input_head_zero(at, at.config.head_dim)
+
+
+def _input_head_zero(at: ProductAttempt, size: int) -> Iterator[Candidate]:
+    heads = at.x.shape[1] // size
+    rows = np.repeat(at.rounded_x[None], heads, axis=0).reshape(heads, -1, heads, size)
+    alone = np.zeros_like(rows)
+    for head in range(heads):
+        alone[head, :, head] = rows[head, :, head]
+    made = at.case.replay.products(at.part.role, alone.reshape(-1, heads * size))[0]
+    shares = made.reshape(heads, *at.base.shape)
+    away = at.y - at.base
+    head = int(np.argmin([np.linalg.norm(away + share) for share in shares]))
+    columns = [head * size, (head + 1) * size - 1]
+    yield Candidate(at.base - shares[head], f"head {head} of the input is left out",
+                    {"head": head, "columns": columns, "side": "input"})  # fmt: skip
+
+
+PRODUCTS = (
+    Entry("head_tied", (), head_tied),
+    Entry("softcap_missing", (), softcap_missing),
+    Entry("scaled", (), scaled),
+    Entry("rows_shifted", (), rows_shifted),
+    Entry("zero_part", (), zero_part),
+    Entry("heads_permuted", (), heads_permuted),
+    Entry("bad_block", (), bad_block),
+    Entry("transposed", (), transposed),
+    Entry("other_weight", (), other_weight),
+)

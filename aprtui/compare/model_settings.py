@@ -1,0 +1,150 @@
+"""The configurations and tokenizers of two models: what is not weights and must agree too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aprtui.compare.weight_sides import WeightSide
+from aprtui.errors import UsageError
+from aprtui.model.config import ModelConfig
+from aprtui.model.tokenizer import TokenizerSpec
+from aprtui.text import clean, count
+
+__all__ = ["Setting", "compare_configs", "compare_tokenizers"]
+
+_RECONCILED = frozenset({"rope_layout", "norm_offset", "tied_head"})  # weights are compared so
+_FLOAT_TOLERANCE = 1e-6  # of float32 values against decimal ones
+_PAD = re.compile(r"\[PAD\d+\]")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One configuration value or part of the tokenizer, on both sides.
+
+    ``kind``: "equal", "differs", "missing-a", "missing-b" (not in that file), "unstated" (in
+    neither). ``a`` and ``b`` are clean text for people; ``message`` says where they part.
+    """
+
+    key: str
+    kind: str
+    a: str
+    b: str
+    message: str = ""
+
+
+def compare_configs(a: WeightSide, b: WeightSide) -> tuple[Setting, ...]:
+    """Every configuration value that the arithmetic depends on, in ModelConfig's order."""
+    found = []
+    for each in dataclasses.fields(ModelConfig):
+        if each.name in _RECONCILED:
+            continue
+        x, y = getattr(a.config, each.name), getattr(b.config, each.name)
+        silent = [each.name in side.unstated for side in (a, b)]
+        if each.name == "max_positions":  # how long a prompt may be: 0 where the file is silent
+            silent = [not x, not y]
+        if all(silent):
+            kind = "unstated" if each.name != "max_positions" else "equal"
+        elif any(silent):
+            kind = "missing-a" if silent[0] else "missing-b"
+        else:
+            kind = "equal" if _same(x, y) else "differs"
+        texts = ["not stated" if s else _shown(v) for s, v in zip(silent, (x, y), strict=True)]
+        found.append(Setting(each.name, kind, texts[0], texts[1]))
+    return tuple(found)
+
+
+def _same(x: Any, y: Any) -> bool:
+    if isinstance(x, tuple) and isinstance(y, tuple):
+        return len(x) == len(y) and all(map(_same, x, y))
+    if isinstance(x, float) or isinstance(y, float):
+        return (
+            x is not None and y is not None and math.isclose(x, y, rel_tol=_FLOAT_TOLERANCE)
+        ) or x is y
+    return bool(x == y)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return clean(f"{len(value)} values: {', '.join(map(_shown, value))}", 60) if value else "no"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.7g}" if isinstance(value, float) else clean(str(value), 60)
+
+
+def compare_tokenizers(a: WeightSide, b: WeightSide) -> tuple[Setting, ...]:
+    """Token ids, merges, types, scores and special ids. Raises BadFileError for damaged ones.
+
+    Types and scores that one file leaves out are no difference: several writers drop them.
+    """
+    specs = [_spec(side) for side in (a, b)]
+    shown = ["none" if spec is None else f"{len(spec.vocabulary):,} tokens" for spec in specs]
+    x, y = specs
+    if x is None or y is None:
+        kind = "unstated" if x is y else "missing-a" if x is None else "missing-b"
+        return (Setting("tokenizer", kind, *shown),)
+    parts = [
+        _sequence("tokens", _unpadded(x), _unpadded(y), clean),
+        _sequence("merges", tuple(map(_merge, x.merges)), tuple(map(_merge, y.merges)), clean),
+    ]
+    for key in ("token_types", "scores"):
+        left, right = getattr(x, key), getattr(y, key)
+        if left is not None and right is not None:
+            length = min(len(parts_of) for parts_of in (_unpadded(x), _unpadded(y)))
+            parts.append(_sequence(key, left[:length], right[:length], str))
+    for key in ("model", "pre", "bos_id", "eos_id", "add_bos", "add_eos", "add_space_prefix"):
+        left, right = getattr(x, key), getattr(y, key)
+        if left is not None and right is not None:
+            kind = "equal" if left == right else "differs"
+            parts.append(Setting(key, kind, clean(str(left), 60), clean(str(right), 60)))
+    return tuple(parts)
+
+
+def _spec(side: WeightSide) -> TokenizerSpec | None:
+    """What the file says of its tokenizer, a tokenizer.json read through; None without one."""
+    from aprtui.model.jsontokenizer import json_vocabulary, load_library
+
+    try:
+        spec = side.tokenizer_spec
+    except UsageError:
+        return None
+    if spec.model != "json":
+        return spec
+    library = load_library(spec)
+    merges = json.loads(library.to_str())["model"].get("merges") or ()
+    found = json_vocabulary(spec, library).spec
+    return dataclasses.replace(found, merges=merges)
+
+
+def _merge(merge: Any) -> str:
+    """A merge as "left right", which JSON may give as a pair."""
+    return merge if isinstance(merge, str) else " ".join(map(str, merge))
+
+
+def _unpadded(spec: TokenizerSpec) -> tuple[Any, ...]:
+    """The tokens without the ids at the end that only pad the embedding: None or ``[PAD123]``."""
+    tokens = list(spec.vocabulary)
+    while tokens and (tokens[-1] is None or _PAD.fullmatch(str(tokens[-1]))):
+        tokens.pop()
+    return tuple(tokens)
+
+
+def _sequence(
+    key: str, a: Sequence[Any], b: Sequence[Any], shown: Callable[[str], str]
+) -> Setting:
+    sizes = (f"{len(a):,}", f"{len(b):,}")
+    if not len(a) or not len(b):
+        kind = "equal" if len(a) == len(b) else "missing-b" if len(a) else "missing-a"
+        return Setting(key, kind, *sizes)
+    wrong = [place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y]
+    if wrong:
+        first = wrong[0]
+        texts = [shown(str(side[first])) for side in (a, b)]
+        message = f"{count(len(wrong))} differ, the first {first:,}: {texts[0]} in A, {texts[1]} in B"
+        return Setting(key, "differs", *sizes, message)
+    return Setting(key, "equal" if len(a) == len(b) else "differs", *sizes)

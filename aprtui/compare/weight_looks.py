@@ -1,0 +1,316 @@
+"""What a differing weight tensor looks like: transposed, permuted, scaled, another one's values.
+
+Each look is tried on the values and named only with the residual that proves it: the rel_l2 that is
+left when B is compared with A after the same mistake was made on A.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.compare.bars import floor_of
+from aprtui.compare.weight_sides import WeightSide, operands
+from aprtui.engine.weight_blocks import Operand, RowSums, WeightReader, measure_rows
+from aprtui.model.roles import Role
+
+__all__ = ["ROUNDING_FACTOR", "Look", "Suspect", "name_look", "rounding_limit"]
+
+ROUNDING_FACTOR = 1.5  # of the coarser format's floor (specs/compare.md 6)
+_EXACT = 1e-6  # what float32 arithmetic of an importer may leave, 1 + w of a norm above all
+_SAMPLE = 16  # rows that stand for a whole matrix
+_FEW = 0.25  # of the rows: fewer are named one by one
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What B holds instead. ``residual_rel_l2`` is None where nothing finite can be compared."""
+
+    id: str
+    text: str
+    residual_rel_l2: float | None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """One tensor that differs; ``sums`` is None where the shapes do."""
+
+    role: Role
+    sides: tuple[WeightSide, WeightSide]
+    a: Operand
+    b: Operand
+    sums: RowSums | None
+    readers: tuple[WeightReader, WeightReader]
+
+    @property
+    def limit(self) -> float:
+        return rounding_limit(self.a, self.b)
+
+
+def rounding_limit(a: Operand, b: Operand) -> float:
+    """The largest rel_l2 that rounding to the two formats explains."""
+    floors = (floor_of(operand.matrix.entry.type) for operand in (a, b))
+    return max(ROUNDING_FACTOR * max(floors), _EXACT)
+
+
+def name_look(suspect: Suspect) -> Look | None:
+    """The first look that B's values prove; None when none does."""
+    of_shape: tuple[_Try, ...] = (_dims_swapped, _transposed)
+    of_values: tuple[_Try, ...] = (
+        _zeros, _nonfinite, _scaled, _offset, _pair_order, _other_tensor, _transposed,
+        _rows_moved, _some_rows,
+    )  # fmt: skip
+    tries = of_shape if suspect.sums is None else of_values
+    return next((look for attempt in tries if (look := attempt(suspect)) is not None), None)
+
+
+_Try = Callable[[Suspect], Look | None]
+
+
+def _zeros(suspect: Suspect) -> Look | None:
+    sums = suspect.sums
+    if sums is None or sums.b.any() or sums.nonfinite_b or not sums.a.any():
+        return None
+    return Look("zeros", "all zeros", 0.0)
+
+
+def _nonfinite(suspect: Suspect) -> Look | None:
+    sums = suspect.sums
+    if sums is None or sums.nonfinite_b == sums.nonfinite_a:
+        return None
+    text = f"NaN or infinite values: {sums.nonfinite_a:,} in A, {sums.nonfinite_b:,} in B"
+    parameters = {"a": sums.nonfinite_a, "b": sums.nonfinite_b}
+    return Look("nonfinite", text, None, parameters)
+
+
+def _scaled(suspect: Suspect) -> Look | None:
+    """b = s a, with s from the sums: a.b = (a.a + b.b - d.d) / 2."""
+    if suspect.sums is None:
+        return None
+    dd, aa, bb = (float(part.sum()) for part in _parts(suspect.sums))
+    if not (aa > 0 and bb > 0 and math.isfinite(dd)):
+        return None
+    dot = (aa + bb - dd) / 2
+    residual = math.sqrt(max(bb - dot * dot / aa, 0.0) / bb)
+    factor = dot / aa
+    if residual > max(suspect.limit, 1e-3) or abs(factor) < 1e-30:
+        return None
+    return Look("scaled", f"A times {factor:.6g}", residual, {"factor": factor})
+
+
+def _parts(sums: RowSums) -> tuple[Float64, Float64, Float64]:
+    return sums.difference, sums.a, sums.b
+
+
+def _offset(suspect: Suspect) -> Look | None:
+    """A constant added to a vector: a norm's 1 + w taken for w."""
+    if suspect.sums is None or suspect.b.rows != 1:
+        return None
+    x, y = (
+        reader.rows_at(operand, (0,)).astype(np.float64)
+        for reader, operand in zip(suspect.readers, (suspect.a, suspect.b), strict=True)
+    )
+    constant = float((y - x).mean())
+    residual = _rel_l2(x + constant, y)
+    if not residual <= suspect.limit:
+        return None
+    return Look("offset", f"A plus {constant:.6g}", residual, {"constant": constant})
+
+
+def _pair_order(suspect: Suspect) -> Look | None:
+    """The rows of q and k (or their biases) in the order of the other RoPE layout."""
+    if suspect.role.name not in ("q", "k", "q_bias", "k_bias"):
+        return None
+    head = suspect.sides[0].config.head_dim
+    unit = suspect.b.rows if suspect.b.rows > 1 else suspect.b.columns
+    if unit % head:
+        return None
+    for place, text in ((1, "adjacent pairs where halves are due"),
+                        (0, "halves where adjacent pairs are due")):  # fmt: skip
+        pair = [suspect.a, suspect.b]
+        if pair[place].head_rows:
+            continue
+        pair[place] = replace(pair[place], head_rows=head)
+        residual = _total(measure_rows(pair[0], pair[1], suspect.readers))
+        if residual <= suspect.limit:
+            parameters = {"found": text.split(" where")[0], "head_dim": head}
+            return Look("pair_order", f"rows in the order of {text}", residual, parameters)
+    return None
+
+
+def _other_tensor(suspect: Suspect) -> Look | None:
+    """The values of another tensor of A: an expert, a layer, gate for up, the embedding."""
+    a, b = suspect.sides
+    rows = _spread(suspect.b.rows, 4)
+    wanted = suspect.readers[1].rows_at(suspect.b, rows)
+    best: tuple[float, Role] | None = None
+    for role in _candidates(a, suspect):
+        operand = operands(a, b, role)[0] if role in b.weights else Operand(a.weights[role])
+        residual = _rel_l2(suspect.readers[0].rows_at(operand, rows), wanted)
+        if residual <= 2 * rounding_limit(operand, suspect.b) and (not best or residual < best[0]):
+            best = (residual, role)
+    if best is None:
+        return None
+    role = best[1]
+    operand = operands(a, b, role)[0] if role in b.weights else Operand(a.weights[role])
+    residual = _total(measure_rows(operand, suspect.b, suspect.readers))
+    if residual > rounding_limit(operand, suspect.b):
+        return None
+    expert = role.layer == suspect.role.layer and role.expert is not None
+    parameters = {"role": role.name, "layer": role.layer, "expert": role.expert}
+    return Look("expert_swapped" if expert and role.name == suspect.role.name else "other_tensor",
+                f"the values of {role}", residual, parameters)  # fmt: skip
+
+
+def _candidates(side: WeightSide, suspect: Suspect) -> Iterator[Role]:
+    own = suspect.role
+    for role, matrix in side.weights.items():
+        near = role.layer in (None, own.layer) or own.layer is None
+        same_part = role.name == own.name and role.expert == own.expert
+        if role != own and (near or same_part) and (
+            (matrix.rows, matrix.columns) == (suspect.b.rows, suspect.b.columns)
+        ):  # fmt: skip
+            yield role
+
+
+def _dims_swapped(suspect: Suspect) -> Look | None:
+    """The same values row by row under dims in the other order."""
+    a, b = suspect.a, suspect.b
+    if (a.rows, a.columns) != (b.columns, b.rows):
+        return None
+    chosen = _spread(a.rows, _SAMPLE)
+    x = suspect.readers[0].rows_at(a, chosen)
+    residual = _rel_l2(x, _flat_rows(suspect.readers[1], b, chosen, a.columns))
+    if not residual <= suspect.limit:
+        return None
+    return Look("dims_swapped", "A's values in A's order, dims listed the other way", residual)
+
+
+def _transposed(suspect: Suspect) -> Look | None:
+    a, b = suspect.a, suspect.b
+    if a.rows * a.columns != b.rows * b.columns or min(a.rows, a.columns) < 2:
+        return None
+    if (a.rows, a.columns) not in ((b.rows, b.columns), (b.columns, b.rows)):
+        return None
+    chosen = _spread(a.columns, _SAMPLE)
+    y = _flat_rows(suspect.readers[1], b, chosen, a.rows)
+    x = np.concatenate(
+        [block[:, chosen] for _, block in suspect.readers[0].blocks(a)], axis=0
+    ).T.astype(np.float32)
+    residual = _rel_l2(x, y)
+    return Look("transposed", "A transposed", residual) if residual <= suspect.limit else None
+
+
+def _flat_rows(reader: WeightReader, b: Operand, chosen: list[int], width: int) -> Float32:
+    """Rows ``chosen`` of B's values seen as [-1, width], whatever its own columns are."""
+    found = np.empty((len(chosen), width), dtype=np.float32)
+    for place, row in enumerate(chosen):
+        first, start = divmod(row * width, b.columns)
+        last = math.ceil((row + 1) * width / b.columns)
+        run = reader.rows_at(b, range(first, last)).reshape(-1)
+        found[place] = run[start : start + width]
+    return found
+
+
+def _rows_moved(suspect: Suspect) -> Look | None:
+    """A's rows in another order, told by finding rows of B among all rows of A."""
+    sums = suspect.sums
+    if sums is None or suspect.b.rows < 4:
+        return None
+    wrong = np.flatnonzero(sums.difference > suspect.limit**2 * np.maximum(sums.a, 1e-300))
+    if len(wrong) < 2:
+        return None
+    chosen = [int(wrong[index]) for index in _spread(len(wrong), _SAMPLE)]
+    wanted = suspect.readers[1].rows_at(suspect.b, chosen)
+    nearest = _nearest_rows(suspect, wanted)
+    if nearest == chosen:
+        return None
+    residual = _rel_l2(suspect.readers[0].rows_at(suspect.a, nearest), wanted)
+    if not residual <= suspect.limit:
+        return None
+    rows, head = suspect.a.rows, suspect.sides[0].config.head_dim
+    shifts = {(row - source) % rows for row, source in zip(chosen, nearest, strict=True)}
+    if len(shifts) == 1:
+        by = shifts.pop()
+        by = by - rows if by > rows // 2 else by
+        return Look("rows_shifted", f"A's rows moved by {by:+,}", residual, {"by": by})
+    if suspect.role.name in "qkv" and all(shift % head == 0 for shift in shifts):
+        return Look("heads_permuted", "A's heads in another order", residual)
+    moved = [[row, source] for row, source in zip(chosen, nearest, strict=True)]
+    pair = f"row {moved[0][0]:,} is A's row {moved[0][1]:,}"
+    return Look("rows_permuted", f"A's rows in another order: {pair}", residual, {"rows": moved})
+
+
+def _nearest_rows(suspect: Suspect, wanted: Float32) -> list[int]:
+    """For each row of ``wanted`` the row of A nearest to it, by squared distance."""
+    squares = np.einsum("ij,ij->i", wanted, wanted)
+    best = np.full(len(wanted), np.inf)
+    nearest = np.zeros(len(wanted), dtype=np.int64)
+    for first, block in suspect.readers[0].blocks(suspect.a):
+        distance = np.einsum("ij,ij->i", block, block)[:, None] + squares - 2 * block @ wanted.T
+        rows = distance.argmin(axis=0)
+        least = distance[rows, np.arange(len(wanted))]
+        closer = least < best
+        best[closer], nearest[closer] = least[closer], first + rows[closer]
+    return [int(row) for row in nearest]
+
+
+def _some_rows(suspect: Suspect) -> Look | None:
+    """A few rows that differ among many that do not; of one row, the run of columns."""
+    sums = suspect.sums
+    if sums is None or suspect.b.rows < 4:
+        return None
+    limit = max(suspect.limit, 4 * float(np.sqrt(np.median(_ratios(sums)))))
+    wrong = np.flatnonzero(_ratios(sums) > limit**2)
+    if not 0 < len(wrong) <= _FEW * suspect.b.rows:
+        return None
+    rest = np.ones(suspect.b.rows, dtype=bool)
+    rest[wrong] = False
+    residual = math.sqrt(sums.difference[rest].sum() / max(sums.a[rest].sum(), 1e-300))
+    if not residual <= suspect.limit:
+        return None
+    parameters: dict[str, Any] = {"count": len(wrong), "rows": [int(row) for row in wrong[:16]]}
+    text = f"{len(wrong):,} of {suspect.b.rows:,} rows, the first {int(wrong[0]):,}"
+    if len(wrong) == 1:
+        row = (int(wrong[0]),)
+        x, y = suspect.readers[0].rows_at(suspect.a, row), suspect.readers[1].rows_at(
+            suspect.b, row
+        )  # fmt: skip
+        d = np.abs(y - x)[0]
+        far = np.flatnonzero(d > max(d.max() / 100, suspect.limit * float(np.abs(x).max())))
+        columns = [int(far[0]), int(far[-1]) + 1] if len(far) else [0, suspect.b.columns]
+        parameters["columns"] = columns
+        text = f"row {row[0]:,}, columns {columns[0]:,} to {columns[1] - 1:,}; the rest is A's"
+    return Look("some_rows", text, residual, parameters)
+
+
+def _ratios(sums: RowSums) -> Float64:
+    """The squared rel_l2 of each row; a row of zeros that became something counts as infinite."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios: Float64 = np.where(sums.difference == 0, 0.0, sums.difference / sums.a)
+    return ratios
+
+
+def _total(sums: RowSums) -> float:
+    dd, aa = float(sums.difference.sum()), float(sums.a.sum())
+    return math.sqrt(dd / aa) if aa else (0.0 if dd == 0 else math.inf)
+
+
+def _rel_l2(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
+    wide = x.astype(np.float64)
+    d, norm = np.linalg.norm(y - wide), np.linalg.norm(wide)
+    return float(d / norm) if norm else (0.0 if d == 0 else math.inf)
+
+
+def _spread(total: int, wanted: int) -> list[int]:
+    """Up to ``wanted`` whole numbers below ``total``, evenly spread, both ends among them."""
+    return sorted({int(place) for place in np.linspace(0, total - 1, min(wanted, total))})

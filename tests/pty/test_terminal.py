@@ -1,0 +1,163 @@
+"""In a real pseudo-terminal: quitting, colours, sizes, bytes sent, and no terminal at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.pty.terminal import APRTUI, Terminal, in_terminal
+from tests.support import FIXTURES, needs_fixtures
+from tests.tui.support import small_trace
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+
+TRUECOLOUR = re.compile(rb"\x1b\[[0-9;]*[34]8;2;")
+INDEXED = re.compile(rb"\x1b\[[0-9;]*[34]8;5;")
+COLOURED = re.compile(
+    rb"\x1b\[(?:[0-9;]*;)?(?:3[0-7]|4[0-7]|9[0-7]|10[0-7]|[34]8;[25])(?:;[0-9;]*)?m"
+)
+
+
+def test_q_quits_and_the_terminal_is_left_as_it_was(tmp_path: Path) -> None:
+    with in_terminal(str(small_trace(tmp_path)), size=(80, 24)) as terminal:
+        terminal.until_text("attn_norm")
+        terminal.press("q")
+        assert terminal.wait() == 0
+        assert b"\x1b[?1049l" in terminal.raw  # back from the alternate screen
+        assert b"\x1b[?25h" in terminal.raw  # the cursor is shown again
+
+
+def test_control_q_quits_from_inside_help(tmp_path: Path) -> None:
+    with in_terminal(str(small_trace(tmp_path))) as terminal:
+        terminal.until_text("attn_norm")
+        terminal.press("?")
+        terminal.until_text("type to search")
+        terminal.press("\x11")
+        assert terminal.wait() == 0
+
+
+def _without_terminal(*arguments: str, term: str = "xterm") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*APRTUI, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=os.environ | {"TERM": term},
+        check=False,
+    )
+
+
+def test_without_a_terminal_one_line_names_the_other_command(tmp_path: Path) -> None:
+    trace = small_trace(tmp_path / "t")
+    done = _without_terminal(str(trace))
+    assert done.returncode == 2
+    assert done.stdout == b"" and done.stderr.count(b"\n") == 1
+    assert b"aprtui inspect" in done.stderr and b"\x1b" not in done.stderr
+    assert b"aprtui diff" in _without_terminal(str(trace), str(trace)).stderr
+
+
+def test_a_dumb_terminal_gets_the_same_line_and_no_escape_code(tmp_path: Path) -> None:
+    with in_terminal(str(small_trace(tmp_path)), TERM="dumb") as terminal:
+        assert terminal.wait() == 2
+        while terminal.read():
+            pass
+        assert b"aprtui inspect" in terminal.raw and b"\x1b" not in terminal.raw
+
+
+def test_a_path_that_is_not_there_is_an_error_before_any_escape_code(tmp_path: Path) -> None:
+    with in_terminal(str(tmp_path / "nothing.bin")) as terminal:
+        assert terminal.wait() == 3
+        while terminal.read():
+            pass
+        assert b"nothing.bin" in terminal.raw and b"\x1b" not in terminal.raw
+
+
+def _colours(terminal: Terminal) -> bytes:
+    terminal.until_text("attn_norm")
+    terminal.until_quiet()
+    terminal.press("4")
+    terminal.until_quiet()
+    terminal.press("q")
+    terminal.wait()
+    return terminal.raw
+
+
+def test_sixteen_colours_are_the_terminals_own(tmp_path: Path) -> None:
+    with in_terminal(str(small_trace(tmp_path)), TERM="xterm") as terminal:
+        raw = _colours(terminal)
+    assert not TRUECOLOUR.search(raw) and not INDEXED.search(raw)
+    assert COLOURED.search(raw)
+
+
+def test_two_hundred_and_fifty_six_colours_are_not_exceeded(tmp_path: Path) -> None:
+    with in_terminal(str(small_trace(tmp_path)), TERM="xterm-256color") as terminal:
+        raw = _colours(terminal)
+    assert INDEXED.search(raw) and not TRUECOLOUR.search(raw)
+
+
+def test_no_color_is_heeded(tmp_path: Path) -> None:
+    with in_terminal(str(small_trace(tmp_path)), TERM="xterm", NO_COLOR="1") as terminal:
+        raw = _colours(terminal)
+    assert not COLOURED.search(raw)
+
+
+def test_a_hostile_name_cannot_reach_the_terminal(tmp_path: Path) -> None:
+    name = "a[b]\x1b]52;c;aGVsbG8=\x07\u202etxt" + "x" * 150
+    folder = small_trace(tmp_path / name)
+    with in_terminal(str(folder)) as terminal:
+        terminal.until_text("attn_norm")
+        terminal.press("1")
+        terminal.until_text("APRT")
+        terminal.press("q")
+        assert terminal.wait() == 0
+        assert b"\x1b]52" not in terminal.raw and "\u202e".encode() not in terminal.raw
+        assert rb"\x1b]52" in terminal.raw
+
+
+def test_resizing_to_almost_nothing_and_back_keeps_the_app_alive(tmp_path: Path) -> None:
+    with in_terminal(str(small_trace(tmp_path))) as terminal:
+        terminal.until_text("attn_norm")
+        terminal.resize(20, 5)
+        terminal.until_text("aprtui")
+        terminal.resize(80, 24)
+        terminal.until_text("Stages")
+        terminal.press("q")
+        assert terminal.wait() == 0
+
+
+def test_a_cursor_move_in_values_sends_at_most_a_kilobyte_and_idle_nothing(
+    tmp_path: Path,
+) -> None:
+    with in_terminal(str(small_trace(tmp_path))) as terminal:
+        terminal.until_text("attn_norm")
+        terminal.press("2\t")
+        terminal.until_text("(0, 0)")
+        terminal.until_quiet()
+        before = len(terminal.raw)
+        assert not terminal.read(1.5)  # idle
+        terminal.press("j")
+        terminal.until_text("(1, 0)")
+        terminal.until_quiet()
+        assert len(terminal.raw) - before <= 1024
+
+
+@needs_fixtures
+def test_quitting_while_a_trace_runs_leaves_no_process(tmp_path: Path) -> None:
+    model = FIXTURES / "models" / "qwen2-q4_k_m.gguf"
+    mine = tmp_path / model.name
+    mine.write_bytes(model.read_bytes())
+    with in_terminal(str(mine)) as terminal:
+        terminal.until_text("Tensors")
+        terminal.press("t")
+        terminal.until_text("files")
+        terminal.press("\r")
+        terminal.until_quiet()
+        terminal.press("r")
+        terminal.until_text("running on")
+        terminal.press("\x11")
+        assert terminal.wait() == 0
+        with pytest.raises(ProcessLookupError):
+            os.killpg(terminal.process.pid, 0)
