@@ -13,7 +13,8 @@ from aprtui.compare.diff import APR_FIELDS, SCHEMA, Comparison, Side, comparison
 from aprtui.compare.logits import LogitsMetrics
 from aprtui.compare.metrics import Element, Metrics
 from aprtui.compare.pairs import CLASSES, PairResult
-from aprtui.errors import BadFileError, EngineError
+from aprtui.errors import BadFileError
+from aprtui.formats.atomic import whole_file
 from aprtui.formats.tracedir import StageKey, key_of, relative_path
 from aprtui.text import clean
 
@@ -24,19 +25,9 @@ MAX_BYTES = 256 * 1024 * 1024
 
 def save(comparison: Comparison, path: Path) -> None:
     """Write the comparison as its JSON, whole or not at all. Raises EngineError."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(
-            json.dumps(comparison_json(comparison), allow_nan=False, indent=1) + "\n",
-            encoding="utf-8",
-        )
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise EngineError(
-            f"{clean(str(path))}: cannot be written: {error.strerror or error}",
-            hint="free space or name another file",
-        ) from error
+    document = json.dumps(comparison_json(comparison), allow_nan=False, indent=1) + "\n"
+    with whole_file(path, hint="free space or name another file") as file:
+        file.write(document.encode())
 
 
 def load(path: Path) -> Comparison:

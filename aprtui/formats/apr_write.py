@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +25,7 @@ from aprtui.formats.apr_header import (
 )
 from aprtui.formats.apr_index import MAX_DIMS, MAX_NAME_BYTES, MAX_TENSORS, pack_entry
 from aprtui.formats.apr_metadata import ALIASES, NULLABLE, read_metadata
+from aprtui.formats.atomic import whole_file
 from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.text import clean
 
@@ -91,7 +89,8 @@ def write_apr(path: Path, metadata: Mapping[str, Any], tensors: Iterable[Outgoin
         data_offset=data_offset,
     )
     total = data_offset + sum(aligned(tensor.size_bytes) for tensor in ordered) + 4
-    with _whole_or_nothing(path, total) as file:
+    hint = f"{total:,} bytes are needed; free space or choose another folder"
+    with whole_file(path, needed_bytes=total, durable=True, hint=hint) as file:
         out = _ChecksummedWriter(file)
         for section in (header.pack(), document, index):
             out.write(section)
@@ -213,35 +212,3 @@ def _flags(metadata: Mapping[str, Any], tensors: list[OutgoingTensor]) -> int:
     )
     vocabulary = bool(metadata.get("tokenizer.vocabulary"))
     return ROW_MAJOR | QUANTIZED * quantised | HAS_VOCABULARY * vocabulary
-
-
-@contextmanager
-def _whole_or_nothing(path: Path, total_bytes: int) -> Iterator[BinaryIO]:
-    """A file beside ``path`` with room for all of it, on disk and renamed to it at the end."""
-    temporary: Path | None = None
-    try:
-        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(fd, "wb") as file:
-            _claim(fd, total_bytes)
-            yield file
-            file.flush()
-            os.fchmod(fd, 0o644)
-            os.fsync(fd)
-        temporary.replace(path)
-        temporary = None
-    except OSError as error:
-        raise EngineError(
-            f"{clean(str(path))}: cannot be written: {error.strerror or error}",
-            hint=f"{total_bytes:,} bytes are needed; free space or choose another folder",
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _claim(fd: int, total_bytes: int) -> None:
-    """Reserve the space now, so that a full disk is met before the work, not after it."""
-    room = os.fstatvfs(fd)
-    if total_bytes > room.f_bavail * room.f_frsize:
-        raise OSError(28, f"only {room.f_bavail * room.f_frsize:,} bytes are free")

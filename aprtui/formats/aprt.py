@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.errors import BadFileError, EngineError, UsageError
+from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.atomic import whole_file
 
 __all__ = [
     "HEADER_BYTES",
@@ -32,6 +33,7 @@ HEADER_BYTES = 12
 WHOLE_MODEL = 0xFFFFFFFF
 MAX_VALUES = 0xFFFFFFFF
 _HEADER = struct.Struct("<4sII")
+_HINT = "free space or choose another folder with --save-tensor-dir"
 
 Float32 = npt.NDArray[np.float32]
 
@@ -110,11 +112,9 @@ def write_stage(path: Path, layer: int | None, values: Float32) -> int:
     """
     flat = np.ascontiguousarray(values, dtype="<f4").reshape(-1)
     header = StageHeader(layer, flat.size)
-    with _whole_or_nothing(path) as fd:
-        view = memoryview(header.pack())
-        for part in (view, flat.view(np.uint8).data if flat.size else memoryview(b"")):
-            while part:
-                part = part[os.write(fd, part) :]
+    with whole_file(path, parents=True, hint=_HINT) as file:
+        file.write(header.pack())
+        file.write(flat.view(np.uint8).data)
     return header.file_bytes
 
 
@@ -124,41 +124,18 @@ def create_stage(path: Path, layer: int | None, shape: tuple[int, ...]) -> Itera
 
     For tensors that are made block by block. When the body raises, nothing remains.
     """
-    header = StageHeader(layer, int(np.prod(shape, dtype=np.int64)))
-    with _whole_or_nothing(path) as fd:
-        os.write(fd, header.pack())
-        try:  # claim the blocks now: a full disk must be an error here, not a SIGBUS in the map
-            os.posix_fallocate(fd, 0, header.file_bytes)
-        except AttributeError:
-            os.ftruncate(fd, header.file_bytes)
+    header = StageHeader(layer, math.prod(shape))
+    with whole_file(path, needed_bytes=header.file_bytes, parents=True, hint=_HINT) as file:
+        file.write(header.pack())
+        file.flush()
+        if hasattr(os, "posix_fallocate"):
+            # Claim the blocks: a disk that fills up must be an error here, not a SIGBUS in the map.
+            os.posix_fallocate(file.fileno(), 0, header.file_bytes)
+        else:
+            file.truncate(header.file_bytes)
         if header.values == 0:
             yield np.empty(shape, dtype=np.float32)
             return
-        with os.fdopen(os.dup(fd), "r+b") as file:
-            mapped = np.memmap(file, dtype="<f4", mode="r+", offset=HEADER_BYTES, shape=shape)
-            yield mapped
-            mapped.flush()
-
-
-@contextmanager
-def _whole_or_nothing(path: Path) -> Iterator[int]:
-    """A file descriptor under a temporary name beside ``path``, renamed to it at the end."""
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        try:
-            yield fd
-            os.fchmod(fd, 0o644)
-        finally:
-            os.close(fd)
-        Path(temporary).replace(path)
-        temporary = None
-    except OSError as error:
-        raise EngineError(
-            f"{path}: cannot be written: {error.strerror or error}",
-            hint="free space or choose another folder with --save-tensor-dir",
-        ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        mapped = np.memmap(file, dtype="<f4", mode="r+", offset=HEADER_BYTES, shape=shape)
+        yield mapped
+        mapped.flush()

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.errors import BadFileError, EngineError, UsageError
+from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import HEADER_BYTES, StageHeader, read_header, read_values
+from aprtui.formats.atomic import whole_file
 from aprtui.text import clean
 
 __all__ = [
@@ -305,20 +306,9 @@ def _check_parts(manifest: Mapping[str, Any]) -> None:
 
 def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
     """Write ``trace.json`` by atomic rename: from then on the trace counts as complete."""
-    temporary = root / f".{MANIFEST}.part"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(manifest, file, ensure_ascii=True, allow_nan=False, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(root / MANIFEST)
-    except OSError as error:
-        raise EngineError(
-            f"{root / MANIFEST}: cannot be written: {error.strerror or error}", hint="free space"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    document = json.dumps(manifest, ensure_ascii=True, allow_nan=False, indent=1) + "\n"
+    with whole_file(root / MANIFEST, durable=True) as file:
+        file.write(document.encode())
 
 
 def holds_trace(root: Path) -> bool:

@@ -103,10 +103,10 @@ def test_a_failed_write_leaves_the_old_file(
     path = tmp_path / "s.bin"
     write_stage(path, 1, np.ones(3, dtype=np.float32))
 
-    def full(fd: int, part: object) -> int:
+    def full(fd: int, mode: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("aprtui.formats.aprt.os.write", full)
+    monkeypatch.setattr("aprtui.formats.atomic.os.fchmod", full)
     with pytest.raises(AprtuiError, match="No space left on device"):
         write_stage(path, 1, np.zeros(9, dtype=np.float32))
     assert read_values(path).tolist() == [1, 1, 1]

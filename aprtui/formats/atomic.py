@@ -1,0 +1,64 @@
+"""Files that appear whole or not at all: a temporary name beside them, renamed at the end."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from aprtui.errors import EngineError
+from aprtui.text import clean
+
+__all__ = ["whole_file"]
+
+
+@contextmanager
+def whole_file(
+    path: Path,
+    *,
+    needed_bytes: int = 0,
+    durable: bool = False,
+    parents: bool = False,
+    hint: str = "",
+) -> Iterator[BinaryIO]:
+    """A new file, open for reading and writing, that takes the name ``path`` when the body ends.
+
+    When the body raises, nothing remains and an older file stays as it was. ``needed_bytes`` are
+    checked against the free space first; ``durable`` waits until the bytes are on the disk;
+    ``parents`` makes the folders above. Raises EngineError, with ``hint``, for a full disk or a
+    folder that cannot be written.
+    """
+    temporary: Path | None = None
+    try:
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(fd, "w+b") as file:
+            _check_room(fd, needed_bytes)
+            yield file
+            file.flush()
+            os.fchmod(fd, 0o644)
+            if durable:
+                os.fsync(fd)
+        temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        raise EngineError(
+            f"{clean(str(path))}: cannot be written: {error.strerror or error}",
+            hint=hint or "free space or choose another folder",
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _check_room(fd: int, needed_bytes: int) -> None:
+    """Meet a full disk before the work, not after it."""
+    room = os.fstatvfs(fd)
+    free = room.f_bavail * room.f_frsize
+    if needed_bytes > free:
+        raise OSError(28, f"{needed_bytes:,} bytes are needed and {free:,} are free")
