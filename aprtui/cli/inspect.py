@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from aprtui.cli.output import print_json, print_notes, print_table
+from aprtui.compare.infer import open_any, with_shapes
 from aprtui.errors import AprtuiError, BadFileError
 from aprtui.formats.aprt import HEADER_BYTES, MAGIC, read_header, read_values
 from aprtui.formats.modelfile import ModelFile, TensorEntry
+from aprtui.formats.perop import PerOpDir
 from aprtui.formats.summary import summarise
-from aprtui.formats.tracedir import StageKey, TraceDir, open_trace
+from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.model.open import Model, is_model_path, open_model, read_model_file
 from aprtui.text import clean, count, number, size
 
@@ -21,6 +23,7 @@ __all__ = ["configure", "run"]
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="a model file or folder, a trace directory, or a stage file")
     parser.add_argument("--json", action="store_true", help="everything as JSON")
+    parser.add_argument("--model", help="the model that a foreign trace is of: tells its shapes")
     parser.add_argument(
         "--verify", action="store_true", help="read the whole file and compare its checksum"
     )
@@ -31,7 +34,10 @@ def run(args: argparse.Namespace) -> int:
     if not path.exists():
         raise BadFileError(path, "does not exist")
     if path.is_dir() and not is_model_path(path):
-        return _trace(open_trace(path), args.json)
+        found = open_any(path)
+        sides = (found.cpu, found.gpu) if isinstance(found, PerOpDir) else (found,)
+        config = open_model(Path(args.model)).config if args.model else None
+        return max(_trace(with_shapes(side, config), args.json) for side in sides)
     if path.is_file() and _is_stage_file(path):
         return _stage(path, args.json)
     return _model(path, args)
@@ -83,7 +89,8 @@ def _trace(trace: TraceDir, as_json: bool) -> int:
     damaged: dict[StageKey, str] = {}
     for key, record in trace.records.items():
         try:
-            record.header()
+            for part in record.parts or (record.path,):
+                read_header(part)
         except BadFileError as error:
             damaged[key] = error.message
     keys = sorted(trace.records, key=order_of)
