@@ -1,8 +1,9 @@
-"""Compare two traces (of ours or of another program), or two stage files.
+"""Compare two traces (of ours or of another program), two stage files, or two models.
 
 Every stage captured on both sides is measured in order of computation and judged by a bar that is
 chosen by what is compared; the bar and its reason are printed. Missing, damaged and misshapen
-stages are classes of their own and never pass.
+stages are classes of their own and never pass. Two models are compared weight by weight, whatever
+their formats and names.
 
 Exit codes: 0 all pass, 1 a difference or something unmeasured, 2 usage, 3 a bad file.
 """
@@ -35,6 +36,7 @@ from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import MAGIC
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import TraceDir
+from aprtui.model.open import is_model_path
 from aprtui.text import clean, count
 
 if TYPE_CHECKING:
@@ -85,6 +87,8 @@ def _top(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print, and tell by the exit code."""
+    if args.a is not None and args.b is not None and all(map(is_model_path, (args.a, args.b))):
+        return _models(args)
     overrides = tuple(parse_bar(text) for text in args.bar)
     if args.judge is not None:
         if args.a is not None:
@@ -100,6 +104,23 @@ def run(args: argparse.Namespace) -> int:
         saved.save(comparison, args.save)
     _show(comparison, args, is_files)
     return comparison.exit_code(allow_unmeasured=args.allow_unmeasured)
+
+
+def _models(args: argparse.Namespace) -> int:
+    from aprtui.cli.diff_models import run_models
+
+    if args.bar or args.save is not None or args.judge is not None:
+        raise UsageError(
+            "--bar, --save and --judge are for captures",
+            hint="two models' weights are held against the rounding of their formats",
+        )
+    return run_models(
+        args.a,
+        args.b,
+        as_json=args.json,
+        as_markdown=args.markdown,
+        allow_unmeasured=args.allow_unmeasured,
+    )
 
 
 def _show(comparison: Comparison, args: argparse.Namespace, is_files: bool) -> None:

@@ -33,8 +33,10 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
     os.environ.setdefault("TEXTUAL_FPS", "30")
     from aprtui.tui.app import AprtuiApp
+    from aprtui.tui.config import read_config
 
-    return AprtuiApp(opened, model=str(args.model or "")).run() or 0
+    app = AprtuiApp(opened, model=str(args.model or ""), config=read_config())
+    return app.run() or 0
 
 
 def _opened(paths: list[Path]) -> tuple[Opened, ...]:

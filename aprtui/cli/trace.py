@@ -7,6 +7,7 @@ written last. Look at it with `aprtui DIR`, compare two with `aprtui DIR_A DIR_B
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ _EPILOG = """\
 examples:
   aprtui trace model.gguf --prompt "The capital of France is"
   aprtui trace model.apr --save-tensor ffn_gate,ffn_up --save-tensor-layers 3..6
+  aprtui trace model.gguf --engine llamacpp --engine-arg kv=f16
   aprtui trace model.apr --tokens 3838,374,220,17 --device cuda:0 -o /tmp/trace
 """
 
@@ -54,6 +56,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--prompt-file", metavar="FILE", help="a file with the text; - is stdin")
     prompt.add_argument("--tokens", metavar="1,2,3", help="token ids instead of text")
     how = parser.add_argument_group("how to compute")
+    how.add_argument(
+        "--engine", default="aprtui", metavar="ENGINE",
+        help="aprtui (default), llamacpp or hf (Hugging Face transformers)",
+    )  # fmt: skip
+    how.add_argument(
+        "--engine-arg", dest="engine_args", action="append", default=[], metavar="KEY=VALUE",
+        help="a setting of llamacpp: kv=f16, flash=on, threads=N, gpu_layers=N; may be repeated",
+    )  # fmt: skip
     how.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto (default)")
     how.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
     how.add_argument(
@@ -87,13 +97,13 @@ def run(args: argparse.Namespace) -> int:
         raise
 
 
-def parse_overrides(texts: Sequence[str]) -> dict[str, str]:
-    """The ``--set KEY=VALUE`` options of a command line."""
+def parse_overrides(texts: Sequence[str], option: str = "--set") -> dict[str, str]:
+    """The ``--set KEY=VALUE`` options of a command line, or those of another such ``option``."""
     overrides: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise UsageError(f"--set {clean(text)}: no = in it", hint="--set KEY=VALUE")
+            raise UsageError(f"{option} {clean(text)}: no = in it", hint=f"{option} KEY=VALUE")
         overrides[key.strip()] = value.strip()
     return overrides
 
@@ -111,6 +121,8 @@ def _job(args: argparse.Namespace) -> TraceJob:
         logits=args.logits,
         overwrite=args.overwrite,
         overrides=parse_overrides(args.overrides),
+        engine=args.engine,
+        engine_args=parse_overrides(args.engine_args, "--engine-arg"),
     )
 
 
@@ -220,7 +232,10 @@ class _Display:
 
 
 def _trace(plan: Plan, args: argparse.Namespace, emit: Emit | None) -> int:
+    gc.disable()  # importing torch makes half a million objects and no garbage: 0.25 s
     from aprtui.engine.run import TraceStopped, run_trace
+
+    gc.enable()
     from aprtui.engine.worker import stopping_on_signals
 
     display = _Display(quiet=args.json or args.events)

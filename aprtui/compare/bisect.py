@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from aprtui.compare.bars import Bars, Override, choose_bars
+from aprtui.compare.bisection import Bisection, Culprit, Explained, Unmeasured
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
 from aprtui.compare.explain import Explanation, Numerics, explain
@@ -26,7 +27,7 @@ from aprtui.model.open import Model
 from aprtui.model.roles import Role
 from aprtui.text import clean
 
-__all__ = ["Bisection", "Culprit", "Explained", "Options", "Unmeasured", "bisect"]
+__all__ = ["BAR", "LONG_BAR", "LONG_PROMPT", "Options", "bisect"]
 
 BAR, LONG_BAR, LONG_PROMPT = 1e-5, 3e-5, 500
 """The bar of a local error: float32 agrees with float64 so (specs/numerics.md 1), the longer sums
@@ -45,70 +46,6 @@ class Options:
     stages: tuple[str, ...] | None = None
     layers: tuple[int, ...] | None = None
     overrides: tuple[Override, ...] = ()
-
-
-@dataclass(frozen=True)
-class Culprit:
-    """A stage whose own arithmetic is wrong.
-
-    ``kind``: "differs", "nonfinite" (NaN or Inf born here) or "shape". ``span`` names the stages
-    before it that B did not capture. ``local_rel_l2`` is the error against float64, None for a
-    size. ``parts`` are the matrices concerned where a stage has several.
-    """
-
-    key: StageKey
-    kind: str
-    span: tuple[str, ...]
-    local_rel_l2: float | None
-    worst_row_rel_l2: float | None
-    worst: Mapping[str, int]
-    parts: tuple[str, ...]
-    looks_like: str
-    mistake: Mistake | None
-    inherited_rel_l2: float | None = None
-
-
-@dataclass(frozen=True)
-class Explained:
-    """A stage that honest numerics reproduce from B's own inputs."""
-
-    key: StageKey
-    by: str
-    parts: Mapping[str, str]
-    residual_rel_l2: float
-    local_rel_l2: float
-    span: tuple[str, ...] = ()
-    inherited_rel_l2: float | None = None
-
-
-@dataclass(frozen=True)
-class Unmeasured:
-    """A stage that could not be replayed, and why. ``damaged``: its file, or an input's."""
-
-    key: StageKey
-    why: str
-    damaged: bool = False
-
-
-@dataclass(frozen=True)
-class Bisection:
-    """Everything that one bisection found, in order of computation."""
-
-    culprits: tuple[Culprit, ...]
-    explained: tuple[Explained, ...]
-    unmeasured: tuple[Unmeasured, ...]
-    first_divergence: PairResult | None
-    bar: tuple[float, float]
-    tokens: int
-    token_source: str
-    notes: tuple[str, ...]
-
-    @property
-    def exit_code(self) -> int:
-        """0 no culprit and all measured, 1 otherwise, 3 when a file is damaged."""
-        if any(item.damaged for item in self.unmeasured):
-            return 3
-        return 1 if self.culprits or self.unmeasured else 0
 
 
 def bisect(
@@ -257,7 +194,7 @@ class _Worker:
     def _replay(self, node: Node, source: Source) -> None:
         try:
             limits = self.bars.limits(node.key)
-            bars = (limits["rel_l2"], limits["worst_row_rel_l2"])
+            bars = (limits.get("rel_l2", 0.0), limits.get("worst_row_rel_l2", 0.0))
             case = open_case(self.replay, self.captured, node, source, bars)
         except BadFileError as error:
             self._skip(node.key, clean(str(error), 300), damaged=True)

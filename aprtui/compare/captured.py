@@ -123,6 +123,8 @@ class Captured:
     def _why_absent(self, key: StageKey, source: Source) -> str:
         if key.stage == "embedding":
             return "its input embedding was not captured"
+        if "not captured" in source.blocked:
+            return f"its input {key} was not captured, nor what that could be recomputed from"
         return source.blocked and f"its input {key} was not captured: {source.blocked}"
 
     def _why_wrong(self, key: StageKey, state: str) -> str:

@@ -58,8 +58,7 @@ def local_error(y: Float64, replayed: Float64, axis: int, rounded: str = "") -> 
     error = np.where(use, y, 0.0) - reference
     if rounded:
         slack = halfway(np.where(use, y, 0.0), rounded)
-        # The slack grows by the float32 sum's own error before rounding.
-        error = np.sign(error) * np.maximum(np.abs(error) - slack * (1 + 1e-6), 0.0)
+        error = np.sign(error) * np.maximum(np.abs(error) - slack, 0.0)
     rows, norms = row_norms(error, axis), row_norms(reference, axis)
     ratio = _ratio(rows, norms)
     worst_row = int(np.argmax(ratio)) if ratio.size else 0

@@ -134,9 +134,7 @@ def _unpadded(spec: TokenizerSpec) -> tuple[Any, ...]:
     return tuple(tokens)
 
 
-def _sequence(
-    key: str, a: Sequence[Any], b: Sequence[Any], shown: Callable[[str], str]
-) -> Setting:
+def _sequence(key: str, a: Sequence[Any], b: Sequence[Any], shown: Callable[[str], str]) -> Setting:
     sizes = (f"{len(a):,}", f"{len(b):,}")
     if not len(a) or not len(b):
         kind = "equal" if len(a) == len(b) else "missing-b" if len(a) else "missing-a"
@@ -145,6 +143,8 @@ def _sequence(
     if wrong:
         first = wrong[0]
         texts = [shown(str(side[first])) for side in (a, b)]
-        message = f"{count(len(wrong))} differ, the first {first:,}: {texts[0]} in A, {texts[1]} in B"
+        message = (
+            f"{count(len(wrong))} differ, the first {first:,}: {texts[0]} in A, {texts[1]} in B"
+        )
         return Setting(key, "differs", *sizes, message)
     return Setting(key, "equal" if len(a) == len(b) else "differs", *sizes)

@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.compare.bars import floor_of
+from aprtui.compare.weight_floors import rounding_limit
 from aprtui.compare.weight_sides import WeightSide, operands
 from aprtui.engine.weight_blocks import Operand, RowSums, WeightReader, measure_rows
 from aprtui.model.roles import Role
 
-__all__ = ["ROUNDING_FACTOR", "Look", "Suspect", "name_look", "rounding_limit"]
+__all__ = ["Look", "Suspect", "name_look"]
 
-ROUNDING_FACTOR = 1.5  # of the coarser format's floor (specs/compare.md 6)
-_EXACT = 1e-6  # what float32 arithmetic of an importer may leave, 1 + w of a norm above all
 _SAMPLE = 16  # rows that stand for a whole matrix
 _FEW = 0.25  # of the rows: fewer are named one by one
 
@@ -42,7 +40,10 @@ class Look:
 
 @dataclass(frozen=True)
 class Suspect:
-    """One tensor that differs; ``sums`` is None where the shapes do."""
+    """One tensor that differs; ``sums`` is None where the shapes do.
+
+    ``limit`` is the largest rel_l2 that rounding explains: what a look must come down to.
+    """
 
     role: Role
     sides: tuple[WeightSide, WeightSide]
@@ -50,27 +51,26 @@ class Suspect:
     b: Operand
     sums: RowSums | None
     readers: tuple[WeightReader, WeightReader]
-
-    @property
-    def limit(self) -> float:
-        return rounding_limit(self.a, self.b)
-
-
-def rounding_limit(a: Operand, b: Operand) -> float:
-    """The largest rel_l2 that rounding to the two formats explains."""
-    floors = (floor_of(operand.matrix.entry.type) for operand in (a, b))
-    return max(ROUNDING_FACTOR * max(floors), _EXACT)
+    limit: float
 
 
 def name_look(suspect: Suspect) -> Look | None:
-    """The first look that B's values prove; None when none does."""
+    """The first look that B's values prove; None when none does.
+
+    A look proves itself by a residual within the limit that is at most half the error it explains.
+    """
     of_shape: tuple[_Try, ...] = (_dims_swapped, _transposed)
     of_values: tuple[_Try, ...] = (
         _zeros, _nonfinite, _scaled, _offset, _pair_order, _other_tensor, _transposed,
         _rows_moved, _some_rows,
     )  # fmt: skip
     tries = of_shape if suspect.sums is None else of_values
-    return next((look for attempt in tries if (look := attempt(suspect)) is not None), None)
+    apart = math.inf if suspect.sums is None else _total(suspect.sums)
+    for attempt in tries:
+        look = attempt(suspect)
+        if look is not None and (look.residual_rel_l2 or 0.0) <= apart / 2:
+            return look
+    return None
 
 
 _Try = Callable[[Suspect], Look | None]

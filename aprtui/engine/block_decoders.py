@@ -28,6 +28,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._buffers: dict[torch.device, list[Tensor]] = {}
+        self._views: dict[tuple[torch.device, int, tuple[int, ...], torch.dtype], Tensor] = {}
         self._taken: dict[torch.device, int] = {}
 
     def restart(self) -> None:
@@ -35,13 +36,24 @@ class Workspace:
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """A contiguous tensor of unspecified values, valid until the next ``restart``."""
-        needed = math.prod(shape) * dtype.itemsize
-        buffers = self._buffers.setdefault(device, [])
         index = self._taken.get(device, 0)
         self._taken[device] = index + 1
+        key = (device, index, shape, dtype)
+        view = self._views.get(key)
+        if view is None:
+            view = self._views[key] = self._view(index, shape, dtype, device)
+        return view
+
+    def _view(
+        self, index: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """The buffer ``index`` seen so; made anew where it is too small."""
+        needed = math.prod(shape) * dtype.itemsize
+        buffers = self._buffers.setdefault(device, [])
         if index == len(buffers):
             buffers.append(torch.empty(needed, dtype=torch.uint8, device=device))
         elif buffers[index].numel() < needed:
+            self._views = {key: view for key, view in self._views.items() if key[1] != index}
             buffers[index] = torch.empty(needed, dtype=torch.uint8, device=device)
         return buffers[index][:needed].view(dtype).view(shape)
 

@@ -34,6 +34,7 @@ class _Whole:
 
     file: PlannedFile
     values: Float32
+    copied: torch.cuda.Event | None  # the values are there once it has come; None: already
 
 
 @dataclass
@@ -43,6 +44,17 @@ class _Mapped:
     file: PlannedFile
     values: Float32
     open_file: ExitStack
+
+
+def _off_device(file: PlannedFile, value: torch.Tensor) -> _Whole:
+    """A copy of ``value``; from a CUDA device through pinned memory, while the pass goes on."""
+    if value.device.type != "cuda":
+        return _Whole(file, value.to("cpu", torch.float32, copy=True).contiguous().numpy(), None)
+    pinned = torch.empty(value.shape, dtype=torch.float32, pin_memory=True)
+    pinned.copy_(value, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record(torch.cuda.current_stream(value.device))
+    return _Whole(file, pinned.numpy(), copied)
 
 
 class _BlockSink:
@@ -114,8 +126,7 @@ class Capture:
         self._raise_failure()
         file = self._files.get(key)
         if file is not None:
-            copy = value.detach().to("cpu", torch.float32, copy=True).contiguous()
-            self.enqueue(_Whole(file, copy.numpy()))
+            self.enqueue(_off_device(file, value.detach()))
 
     def open_blocks(self, key: StageKey) -> _BlockSink | None:
         self._raise_failure()
@@ -183,6 +194,8 @@ class Capture:
         elif discard:
             return
         else:
+            if item.copied is not None:
+                item.copied.synchronize()
             stats = summarise(item.values)
             write_stage(self.path_of(item.file), item.file.key.layer, item.values)
         self._announce(item.file, stats)

@@ -20,6 +20,7 @@ from aprtui.formats.modelfile import TensorEntry, tensor_bytes
 from aprtui.text import clean
 
 __all__ = [
+    "StoredRows",
     "Workspace",
     "decode_rows",
     "decode_tensor",
@@ -109,6 +110,80 @@ def dequantise_apr_q8(scale: float, stored: Tensor, out: Tensor | None = None) -
     return out.copy_(stored).mul_(scale)
 
 
+class StoredRows:
+    """A stored tensor seen as rows [prod(shape[:-1]), shape[-1]]: checked once, decoded in parts.
+
+    Raises BadFileError when the tensor's bytes are not what its shape and type need. Threads may
+    share it, each with a workspace of its own.
+    """
+
+    def __init__(self, entry: TensorEntry) -> None:
+        needed = stored_bytes(entry.type, entry.shape, flat=entry.flat)
+        if entry.size_bytes != needed:
+            raise BadFileError(
+                entry.path,
+                f"tensor {clean(entry.name)} holds {entry.size_bytes:,} bytes where "
+                f"{'x'.join(map(str, entry.shape))} of {entry.type} takes {needed:,}",
+            )
+        self.entry = entry
+        self.columns = entry.shape[-1] if entry.shape else 1
+        self.rows = math.prod(entry.shape[:-1])
+        self._kind = BLOCK_TYPES[entry.type]
+        self._flat = entry.flat or entry.type in ("APR_Q4", "APR_Q8")
+        stored = tensor_bytes(entry)
+        self._scale = 0.0
+        if entry.type == "APR_Q8" and stored.size:
+            (self._scale,) = struct.unpack("<f", stored[:4].tobytes())
+            stored = stored[4:]
+        self._stored = torch.from_numpy(np.asarray(_Readable(stored)))
+
+    def bytes_of(self, first_row: int, rows: int) -> Tensor:
+        """The stored bytes [n] uint8 of these rows, whole blocks: a view of the file's map.
+
+        Raises EngineError for rows outside the tensor.
+        """
+        if not (first_row >= 0 and rows >= 0 and first_row + rows <= self.rows):
+            raise EngineError(
+                f"rows {first_row}..{first_row + rows} of {clean(self.entry.name)}, "
+                f"which has {self.rows}"
+            )
+        first, last = self._blocks(first_row, rows)
+        return self._stored[first * self._kind.bytes : last * self._kind.bytes]
+
+    def decode(self, raw: Tensor, first_row: int, out: Tensor, workspace: Workspace) -> Tensor:
+        """The values of rows first_row.. into ``out`` [rows, columns] float32, contiguous.
+
+        ``raw`` is what ``bytes_of`` gave for them, on ``out``'s device. Raises EngineError for a
+        type that has no decoder.
+        """
+        workspace.restart()
+        if not out.numel():
+            return out
+        if self.entry.type == "APR_Q8":
+            return dequantise_apr_q8(self._scale, raw.view(torch.int8).view(out.shape), out)
+        values = self._kind.values
+        blocks = raw.view(-1, self._kind.bytes)
+        if blocks.shape[0] * values == out.numel():
+            _dequantise(self.entry.type, blocks, out.view(-1, values), workspace)
+            return out
+        whole = workspace.take((blocks.shape[0], values), torch.float32, out.device)
+        _dequantise(self.entry.type, blocks, whole, workspace)
+        if not self._flat:
+            return out.copy_(whole.view(out.shape[0], -1)[:, : self.columns])
+        skipped = first_row * self.columns % values
+        out.view(-1).copy_(whole.view(-1)[skipped : skipped + out.numel()])
+        return out
+
+    def _blocks(self, first_row: int, rows: int) -> tuple[int, int]:
+        """The first block that holds values of these rows, and the one after the last."""
+        values = self._kind.values
+        if self._flat:
+            start = first_row * self.columns
+            return start // values, math.ceil((start + rows * self.columns) / values)
+        blocks_a_row = math.ceil(self.columns / values)
+        return first_row * blocks_a_row, (first_row + rows) * blocks_a_row
+
+
 def decode_rows(
     entry: TensorEntry,
     first_row: int,
@@ -123,26 +198,11 @@ def decode_rows(
     receives them where given. Raises BadFileError when the tensor's bytes are not what its shape
     and type need, EngineError for rows outside the tensor or a type that has no decoder.
     """
-    columns = entry.shape[-1] if entry.shape else 1
-    total = math.prod(entry.shape[:-1])
-    if not (first_row >= 0 and rows >= 0 and first_row + rows <= total):
-        raise EngineError(
-            f"rows {first_row}..{first_row + rows} of {clean(entry.name)}, which has {total}"
-        )
-    needed = stored_bytes(entry.type, entry.shape, flat=entry.flat)
-    if entry.size_bytes != needed:
-        raise BadFileError(
-            entry.path,
-            f"tensor {clean(entry.name)} holds {entry.size_bytes:,} bytes where "
-            f"{'x'.join(map(str, entry.shape))} of {entry.type} takes {needed:,}",
-        )
+    stored = StoredRows(entry)
+    raw = stored.bytes_of(first_row, rows)
     if out is None:
-        out = torch.empty((rows, columns), dtype=torch.float32, device=device)
-    if out.numel():
-        workspace = workspace or Workspace()
-        workspace.restart()
-        _decode_rows(entry, first_row, out, workspace)
-    return out
+        out = torch.empty((rows, stored.columns), dtype=torch.float32, device=device)
+    return stored.decode(raw.to(device), first_row, out, workspace or Workspace())
 
 
 def decode_tensor(
@@ -151,37 +211,6 @@ def decode_tensor(
     """A whole stored tensor, [shape] float32. Raises as decode_rows does."""
     rows = math.prod(entry.shape[:-1])
     return decode_rows(entry, 0, rows, device, workspace=workspace).view(entry.shape)
-
-
-def _decode_rows(entry: TensorEntry, first_row: int, out: Tensor, workspace: Workspace) -> None:
-    kind = BLOCK_TYPES[entry.type]
-    stored = tensor_bytes(entry)
-    rows, columns = out.shape
-    if entry.type == "APR_Q8":
-        (scale,) = struct.unpack("<f", stored[:4].tobytes())
-        first = 4 + first_row * columns
-        quantised = _on_device(stored[first : first + out.numel()], out.device, workspace)
-        dequantise_apr_q8(scale, quantised.view(torch.int8).view(out.shape), out)
-        return
-    if entry.flat or entry.type == "APR_Q4":
-        start = first_row * columns
-        first, last = start // kind.values, math.ceil((start + out.numel()) / kind.values)
-        skipped = start - first * kind.values
-    else:
-        blocks_a_row = math.ceil(columns / kind.values)
-        first, last = first_row * blocks_a_row, (first_row + rows) * blocks_a_row
-        skipped = 0
-    raw = _on_device(stored[first * kind.bytes : last * kind.bytes], out.device, workspace)
-    blocks = raw.view(last - first, kind.bytes)
-    if blocks.shape[0] * kind.values == out.numel():
-        _dequantise(entry.type, blocks, out.view(-1, kind.values), workspace)
-        return
-    whole = workspace.take((blocks.shape[0], kind.values), torch.float32, out.device)
-    _dequantise(entry.type, blocks, whole, workspace)
-    if entry.flat or entry.type == "APR_Q4":
-        out.view(-1).copy_(whole.view(-1)[skipped : skipped + out.numel()])
-    else:
-        out.copy_(whole.view(rows, -1)[:, :columns])
 
 
 class _Readable:
@@ -195,11 +224,3 @@ class _Readable:
         interface: dict[str, Any] = dict(array.__array_interface__)
         interface["data"] = (interface["data"][0], False)
         self.__array_interface__ = interface
-
-
-def _on_device(stored: npt.NDArray[np.uint8], device: torch.device, workspace: Workspace) -> Tensor:
-    """``stored`` [n] uint8 as a tensor: a view of the memory map on the CPU, else a copy."""
-    mapped = torch.from_numpy(np.asarray(_Readable(stored)))
-    if device.type == "cpu":
-        return mapped
-    return workspace.take(tuple(mapped.shape), torch.uint8, device).copy_(mapped)

@@ -7,13 +7,14 @@ import platform
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from aprtui.errors import UsageError
 from aprtui.text import clean
 
-__all__ = ["own_memory_bytes", "resolve_device", "set_deterministic"]
+__all__ = ["own_memory_bytes", "resolve_device", "set_deterministic", "torch_settings"]
 
 
 def resolve_device(name: str) -> tuple[torch.device, str]:
@@ -67,10 +68,21 @@ def _cpu_name() -> str:
 def set_deterministic() -> None:
     """Exact float32 products (no TF32) and the same bits from run to run."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    # not use_deterministic_algorithms, which imports the compiler: a second
+    torch.set_deterministic_debug_mode("error")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
+
+
+def torch_settings() -> dict[str, Any]:
+    """What of torch's set-up decides the last bits, for a manifest's engine."""
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+    }
 
 
 def own_memory_bytes() -> int:

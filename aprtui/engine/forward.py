@@ -9,6 +9,7 @@ import torch
 from aprtui.engine import ops
 from aprtui.engine.ops import OPERATIONS, Operands
 from aprtui.engine.stages import Node, build_graph
+from aprtui.engine.workers import for_each, one_core
 from aprtui.formats.tracedir import StageKey
 
 __all__ = ["BlockSink", "Tap", "forward"]
@@ -18,7 +19,7 @@ class BlockSink(Protocol):
     """Takes a tensor [A,T,T] piece by piece; what is never put stays zero."""
 
     def put(self, first_query: int, block: torch.Tensor) -> None:
-        """Rows first_query.. of every head: block [A,t,S], S <= T."""
+        """Rows first_query.. of every head: block [A,t,S], S <= T. Called from several threads."""
 
     def close(self) -> None:
         """All pieces have come."""
@@ -39,6 +40,11 @@ def forward(operands: Operands, tap: Tap) -> torch.Tensor:
 
     Memory is that of one layer: a value is dropped after its last use.
     """
+    with one_core():
+        return _forward(operands, tap)
+
+
+def _forward(operands: Operands, tap: Tap) -> torch.Tensor:
     graph = build_graph(operands.config)
     last_use = {key: place for place, node in enumerate(graph) for key in node.inputs}
     values: dict[StageKey, torch.Tensor] = {}
@@ -69,14 +75,18 @@ def _attention(
     v = ops.value_heads(values[qkv_key], config)
     sinks = (tap.open_blocks(scores_key), tap.open_blocks(softmax_key))
     out = torch.empty_like(q)
-    for first, last in ops.attention_blocks(config, q.shape[0]):
+
+    def compute(block: tuple[int, int]) -> None:
+        first, last = block
         seen = ops.visible(config, layer, first, last, last, q.device)
         scores = ops.score_block(config, q[first:last], k[:last], seen)
         weights = ops.softmax_block(scores, seen)
         out[first:last] = ops.attend_block(config, weights, v[:last])
-        for sink, block in zip(sinks, (scores, weights), strict=True):
+        for sink, values in zip(sinks, (scores, weights), strict=True):
             if sink is not None:
-                sink.put(first, block)
+                sink.put(first, values)
+
+    for_each(compute, ops.attention_blocks(config, q.shape[0]), q.device)
     for sink in sinks:
         if sink is not None:
             sink.close()

@@ -21,11 +21,12 @@ class TraceJob:
     """One traced forward pass. Exactly one of ``prompt`` and ``tokens`` is given.
 
     ``stages`` and ``layers`` are the texts of the command line (``all``, ``ffn_gate,ffn_up``,
-    ``0..4``); they are resolved against the model when the trace is planned.
+    ``0..4``); they are resolved against the model when the trace is planned. ``engine`` is one of
+    ``engine.adapters.available()``, ``engine_args`` its ``--engine-arg`` settings.
     """
 
     model: str
-    directory: str = ""  # empty: default_directory(model)
+    directory: str = ""  # empty: default_directory(model, engine)
     prompt: str | None = None
     tokens: tuple[int, ...] | None = None
     stages: str = "all"
@@ -35,6 +36,8 @@ class TraceJob:
     logits: str = "last"
     overwrite: bool = False
     overrides: Mapping[str, str] = field(default_factory=dict)
+    engine: str = "aprtui"
+    engine_args: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -50,8 +53,8 @@ class TraceJob:
             raise UsageError(f"the job cannot be read: {error}") from error
 
 
-def default_directory(model: Path) -> Path:
-    """``<model's folder>/<model stem>-trace``."""
+def default_directory(model: Path, engine: str = "aprtui") -> Path:
+    """``<model's folder>/<model stem>-trace``; another engine's name stands before ``-trace``."""
     resolved = model.absolute()
     stem = resolved.name if resolved.is_dir() else resolved.stem
-    return resolved.parent / f"{stem}-trace"
+    return resolved.parent / (f"{stem}-trace" if engine == "aprtui" else f"{stem}-{engine}-trace")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from aprtui.engine import adapters
 from aprtui.engine.events import Planned
 from aprtui.engine.job import DTYPES, TraceJob, default_directory
 from aprtui.engine.stages import (
+    STAGES,
     Absent,
     absent_stages,
     build_graph,
@@ -132,6 +135,7 @@ def make_plan(job: TraceJob) -> Plan:
     chosen = parse_stages(job.stages)
     path = Path(job.model)
     model = open_model(path, job.overrides)
+    job, not_computed = adapters.prepare(job, model)
     config = model.config
     layers = parse_layers(job.layers, config.num_layers)
     notes = list(model.notes)
@@ -141,8 +145,10 @@ def make_plan(job: TraceJob) -> Plan:
             f"{len(tokens):,} tokens exceed the {config.max_positions:,} positions the model "
             "was trained for"
         )
-    files = _files(config, chosen, layers, len(tokens), job.logits)
-    absent = absent_stages(config)
+    absent = (*absent_stages(config), *not_computed)
+    computed = {kind.name for kind in STAGES} - {item.stage for item in not_computed}
+    chosen_here = computed if chosen is None else computed & set(chosen)
+    files = _files(config, chosen_here, layers, len(tokens), job.logits)
     if chosen is not None:
         for missing in absent:
             if missing.stage in chosen:
@@ -152,7 +158,7 @@ def make_plan(job: TraceJob) -> Plan:
             "nothing to write: none of the stages asked for exists in this model and these layers",
             hint="; ".join(notes[-3:]) or "embedding exists in layer 0 only",
         )
-    directory = Path(job.directory) if job.directory else default_directory(path)
+    directory = Path(job.directory) if job.directory else default_directory(path, job.engine)
     vocabulary = model.vocabulary
     return Plan(
         job=job,
@@ -195,7 +201,7 @@ def _tokens(job: TraceJob, model: Model) -> tuple[int, ...]:
 
 def _files(
     config: ModelConfig,
-    chosen: tuple[str, ...] | None,
+    chosen: Collection[str],
     layers: tuple[int, ...],
     tokens: int,
     logits: str,
@@ -210,8 +216,7 @@ def _files(
             stage_bytes(node.key.stage, config, tokens, logits),
         )
         for node in build_graph(config)
-        if (chosen is None or node.key.stage in chosen)
-        and (node.key.layer is None or node.key.layer in layers)
+        if node.key.stage in chosen and (node.key.layer is None or node.key.layer in layers)
     )
     for file in files:
         StageHeader(file.key.layer, math.prod(file.shape))  # refuses what no stage file can hold

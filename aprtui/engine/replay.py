@@ -31,13 +31,22 @@ from aprtui.model.config import ModelConfig
 from aprtui.model.open import Matrix, Model
 from aprtui.model.roles import Role
 
-__all__ = ["ACTIVATIONS", "EXACT", "Arithmetic", "Part", "Replay", "activate", "halfway", "representable"]
+__all__ = [
+    "ACTIVATIONS",
+    "EXACT",
+    "NESTED",
+    "Arithmetic",
+    "Part",
+    "Replay",
+    "activate",
+    "halfway",
+    "representable",
+]
 
 Float64 = npt.NDArray[np.float64]
 Tensor = torch.Tensor
 
 _MINIMA = {"Q4_1": 20, "Q5_1": 24}  # bytes of a block; its minimum is the float16 at byte 2
-_TOKEN_BLOCK = 256  # rows of a product computed from one decoded block at a time
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,8 @@ class Arithmetic:
     of rounding.PARTNERS), applied to activations before a product; ``weights``: "BF16" or "F16"
     when the weights are rounded too. ``attention``: "F16" rounds both operands of the two products
     with keys and values. ``gelu_table``: ggml's. ``stage``: "BF16" or "F16" rounds inside a stage
-    wherever an engine that computes in that type does; "F32" computes a norm in float32, which
-    may overflow.
+    wherever an engine that computes in that type does (``steps``: after each elementary step of a
+    norm or a rotation too); "F32" computes a norm in float32, which may overflow.
     """
 
     product: str = ""
@@ -58,6 +67,7 @@ class Arithmetic:
     attention: str = ""
     gelu_table: bool = False
     stage: str = ""
+    steps: bool = False
 
 
 EXACT = Arithmetic()
@@ -80,6 +90,9 @@ class _RoundedWeights(WeightStream):
         super().__init__(model, torch.device("cpu"), torch.float64)
         self.arithmetic = arithmetic
 
+    def vector(self, role: Role) -> Tensor:
+        return _ROUND[self.arithmetic.weights](super().vector(role))
+
     def linear(self, x: Tensor, role: Role) -> Tensor:
         how = self.arithmetic
         name = how.product
@@ -96,10 +109,13 @@ class _RoundedWeights(WeightStream):
         matrix = self.model.weights[role]
         rows = [_rounded(x, name) for name in names]
         out = [torch.empty((x.shape[0], matrix.rows), dtype=torch.float64) for _ in names]
-        for first, block in self.blocks(role):
-            wide = _ROUND[weights](block)
+
+        def multiply(first: int, block: Tensor) -> None:
+            wide = _ROUND[weights](block).T
             for made, values in zip(out, rows, strict=True):
-                made[:, first : first + block.shape[0]] = values @ wide.T
+                made[:, first : first + block.shape[0]] = values @ wide
+
+        self.for_blocks(role, multiply)
         for made, name in zip(out, names, strict=True):
             if name == "Q8_1" and matrix.entry.type in _MINIMA:
                 self._add_sums(made, x, matrix)
@@ -156,8 +172,9 @@ class Replay:
         operands = Operands(config or self.config, self._stream(how), self.tokens, self.logits)
         name = node.kind.operation
         given = _given(node, inputs, how)
-        if how.stage and name in _INSIDE:
-            return _array(_INSIDE[name](operands, node, given, _ROUND[how.stage]))
+        inside = _INSIDE | _STEPS if how.steps else _INSIDE
+        if how.stage and name in inside:
+            return _array(inside[name](operands, node, given, _ROUND[how.stage]))
         if how.gelu_table and name == "activation" and operands.config.activation == "gelu_tanh":
             return _array(gelu_f16_table(given[0]))
         return _array(OPERATIONS[name](operands, node, given))
@@ -178,8 +195,8 @@ class Replay:
         layer, config = node.key.layer, self.config
         name = node.kind.operation
         if name == "qkv":
-            ends = (0, config.q_size, config.q_size + config.kv_size)
-            ends = (*ends, config.q_size + 2 * config.kv_size)
+            q, kv = config.q_size, config.kv_size
+            ends = (0, q, q + kv, q + 2 * kv)
             return tuple(
                 Part(part, Role(part, layer), ends[i], ends[i + 1]) for i, part in enumerate("qkv")
             )
@@ -334,14 +351,66 @@ def _scores_inside(
     return scaled if cap is None else cut(torch.tanh(cut(cut(scaled) / cap))) * cap
 
 
-_INSIDE = {"scores": _scores_inside}
+def _experts_inside(
+    op: Operands, node: Node, given: tuple[Tensor, ...], cut: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Every product, activation and partial sum is rounded; experts in order of their ids."""
+    x, weights, ids = given
+    layer, out, ids = node.key.layer, torch.zeros_like(given[0]), ids.long()
+    for expert in sorted(set(ids.flatten().tolist())):
+        tokens, ranks = (ids == expert).nonzero(as_tuple=True)
+        gate, up = (
+            op.weights.linear(x[tokens], Role(name, layer, expert))
+            for name in ("expert_gate", "expert_up")
+        )
+        inner = cut(cut(ops.activate(gate, op.config.activation)) * up)
+        down = op.weights.linear(inner, Role("expert_down", layer, expert))
+        out[tokens] = cut(out[tokens] + cut(down * weights[tokens, ranks, None]))
+    return out
+
+
+def _norm_steps(
+    op: Operands, node: Node, given: tuple[Tensor, ...], cut: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The normalised row is rounded before the weight multiplies it."""
+    heads = {"q_norm": ops.query_heads, "k_norm": ops.key_heads}.get(node.kind.operation)
+    x = heads(given[0], op.config) if heads else given[0]
+    ones = torch.full_like(x[0], 1.0 - op.config.norm_offset)
+    weight = op.weights.vector(Role(node.kind.weights[0], node.key.layer)) + op.config.norm_offset
+    return cut(ops.normalise(x, ones, op.config)) * weight
+
+
+def _rope_steps(
+    op: Operands, node: Node, given: tuple[Tensor, ...], cut: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """cos, sin and each of the products with them are rounded."""
+    heads = ops.query_heads if node.kind.operation == "q_rope" else ops.key_heads
+    x = heads(given[0], op.config)
+    cos, sin = (cut(each) for each in ops.rotation(op.config, node.key.layer or 0, x.shape[0]))
+    none = torch.zeros_like(cos)
+    along = ops.rotate(x, cos, none, op.config.rope_layout)
+    across = ops.rotate(x, none, sin, op.config.rope_layout)
+    return cut(along) + cut(across)
+
+
+_Rounded = Callable[[Operands, Node, tuple[Tensor, ...], Callable[[Tensor], Tensor]], Tensor]
+_INSIDE: dict[str, _Rounded] = {"scores": _scores_inside, "experts": _experts_inside}
+_STEPS: dict[str, _Rounded] = {
+    "rms_norm": _norm_steps,
+    "q_norm": _norm_steps,
+    "k_norm": _norm_steps,
+    "q_rope": _rope_steps,
+    "k_rope": _rope_steps,
+}
+NESTED = frozenset({*_INSIDE, *_STEPS})
+"""Operations inside which an engine of low precision rounds more than once."""
 
 
 # -- the rounding of what was written --------------------------------------------------------------
 
 
 def representable(values: npt.NDArray[np.float32]) -> str:
-    """"BF16" or "F16" when every value is one of that type's, else ""."""
+    """ "BF16" or "F16" when every value is one of that type's, else ""."""
     finite = values[np.isfinite(values)]
     if not finite.size or not finite.any():
         return ""
@@ -355,4 +424,4 @@ def halfway(values: Float64, kind: str) -> Float64:
     """How far a number that rounds to each value may lie from it: half a unit in the last place."""
     bits, lowest = (8, -126) if kind == "BF16" else (11, -14)
     _, exponent = np.frexp(values)
-    return np.ldexp(0.5, np.maximum(exponent, lowest + 1) - bits)
+    return np.asarray(np.ldexp(0.5, np.maximum(exponent, lowest + 1) - bits))

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
+import dataclasses
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from aprtui import __version__
+from aprtui.engine import adapters
+from aprtui.engine.adapters import Ran
 from aprtui.engine.capture import Capture
-from aprtui.engine.device import own_memory_bytes, resolve_device, set_deterministic
+from aprtui.engine.device import (
+    own_memory_bytes,
+    resolve_device,
+    set_deterministic,
+    torch_settings,
+)
 from aprtui.engine.events import Emit, Event, Failed, Finished, Log, Started, Stopped
+from aprtui.engine.folder import trace_folder
 from aprtui.engine.forward import forward
+from aprtui.engine.manifest import Written, build_manifest, model_entry
 from aprtui.engine.ops import Operands
 from aprtui.engine.plan import Plan
 from aprtui.engine.weights import WeightStream
-from aprtui.errors import AprtuiError, EngineError, UsageError
-from aprtui.formats.tracedir import (
-    EVENTS,
-    SCHEMA,
-    clear_trace,
-    holds_trace,
-    relative_path,
-    write_manifest,
-)
+from aprtui.errors import AprtuiError, EngineError
+from aprtui.formats.tracedir import write_manifest
 from aprtui.text import clean
 
 __all__ = ["TraceStopped", "run_trace"]
@@ -53,7 +52,7 @@ def run_trace(plan: Plan, emit: Emit) -> Finished:
     device, device_name = resolve_device(plan.job.device)
     set_deterministic()
     plan.check_space()
-    with _directory(plan) as events:
+    with trace_folder(plan.directory, overwrite=plan.job.overwrite) as events:
 
         def tell(event: Event) -> None:
             events.write(event.line() + "\n")
@@ -72,10 +71,9 @@ def _run(plan: Plan, device: torch.device, device_name: str, tell: Emit) -> Fini
     start = time.monotonic()
     try:
         with torch.inference_mode(), _engine_errors():
-            stream = WeightStream(plan.model, device, getattr(torch, plan.job.dtype))
-            operands = Operands(plan.model.config, stream, plan.tokens, plan.job.logits)
-            logits = forward(operands, capture)
+            ran = _compute(plan, device, device_name, capture)
         capture.close()
+        _check_complete(plan, capture, ran)
     except BaseException as error:
         capture.abort()
         if isinstance(error, TraceStopped):
@@ -92,60 +90,40 @@ def _run(plan: Plan, device: torch.device, device_name: str, tell: Emit) -> Fini
         elapsed_s=round(elapsed, 4),
         peak_memory_bytes=max(capture.peak_memory_bytes, own_memory_bytes()),
         peak_device_bytes=max(capture.peak_device_bytes, _device_bytes(device)),
-        top_tokens=_top_tokens(plan, logits),
+        top_tokens=_top_tokens(plan, ran.logits),
         nonfinite=tuple(
             str(file.key)
             for file in plan.files
             if capture.stats[file.key]["nan"] or capture.stats[file.key]["inf"]
         ),
     )
-    write_manifest(plan.directory, _manifest(plan, capture, done, device, device_name))
+    write_manifest(plan.directory, _manifest(plan, capture, done, ran))
     tell(done)
     return done
 
 
-@contextmanager
-def _directory(plan: Plan) -> Iterator[IO[str]]:
-    """The trace's directory made ready, its events file open and locked while the trace runs."""
-    directory = plan.directory
-    try:
-        if holds_trace(directory):
-            if not plan.job.overwrite:
-                raise UsageError(
-                    f"{clean(str(directory))}: a trace is there already",
-                    hint="--overwrite replaces it, --save-tensor-dir DIR writes elsewhere",
-                )
-            _refuse_running(directory)
-            clear_trace(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        with (directory / EVENTS).open("a", encoding="utf-8") as events:
-            fcntl.flock(events, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield events
-    except BlockingIOError:
-        raise _running(directory) from None
-    except OSError as error:
+def _compute(plan: Plan, device: torch.device, device_name: str, capture: Capture) -> Ran:
+    """The pass itself, on the engine that the job names."""
+    place = {"device": str(device), "device_name": device_name, "dtype": plan.job.dtype}
+    if plan.job.engine != "aprtui":
+        ran = adapters.run(plan, device, capture.put)
+        return dataclasses.replace(ran, engine={**place, **ran.engine})
+    stream = WeightStream(plan.model, device, getattr(torch, plan.job.dtype))
+    operands = Operands(plan.model.config, stream, plan.tokens, plan.job.logits)
+    engine = {"name": "aprtui", "version": __version__, **place, **torch_settings()}
+    return Ran(forward(operands, capture), engine)
+
+
+def _check_complete(plan: Plan, capture: Capture, ran: Ran) -> None:
+    """Raises EngineError when the pass did not show every planned stage."""
+    missing = [file.key for file in plan.files if file.key not in capture.stats]
+    if missing:
+        name, version = ran.engine["name"], ran.engine["version"]
         raise EngineError(
-            f"{clean(str(directory))}: cannot be written: {error.strerror or error}",
-            hint="choose another folder with --save-tensor-dir",
-        ) from error
-
-
-def _refuse_running(directory: Path) -> None:
-    """Raises UsageError when another process is writing a trace into ``directory``."""
-    try:
-        with (directory / EVENTS).open("rb") as events:
-            fcntl.flock(events, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        pass
-    except BlockingIOError:
-        raise _running(directory) from None
-
-
-def _running(directory: Path) -> UsageError:
-    return UsageError(
-        f"{clean(str(directory))}: another process is writing a trace there",
-        hint="wait for it, stop it, or write elsewhere with --save-tensor-dir",
-    )
+            f"{len(missing)} of {len(plan.files)} stages were not shown by {name} ({version}), "
+            f"the first {missing[0]}: this version's pass is built differently",
+            hint="a version that is known to work: README, other engines",
+        )
 
 
 @contextmanager
@@ -188,57 +166,25 @@ def _top_tokens(plan: Plan, logits: torch.Tensor) -> tuple[dict[str, Any], ...]:
     )
 
 
-def _manifest(
-    plan: Plan, capture: Capture, done: Finished, device: torch.device, device_name: str
-) -> dict[str, Any]:
-    model, job = plan.model, plan.job
-    manifest: dict[str, Any] = {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {
-            "path": str(model.path),
-            "format": model.file.format,
-            "format_version": model.file.version,
-            "size_bytes": model.file.size_bytes,
-            "digest": f"sha256:{model.file.digest}",
-            "architecture": model.config.architecture,
-            "config": model.config.to_json(),
-            "types": model.types(),
-        },
-        "tokens": {"ids": plan.tokens, "text": plan.token_texts},
-        "prompt": plan.prompt,
-        "selection": {"stages": plan.stages, "layers": plan.layers, "logits": job.logits},
-        "engine": {
-            "name": "aprtui",
-            "version": __version__,
-            "device": str(device),
-            "device_name": device_name,
-            "dtype": job.dtype,
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
-            "tf32": torch.backends.cuda.matmul.allow_tf32,
-        },
-        "rope_layout": model.config.rope_layout,
-        "stages": [
-            {
-                "stage": file.key.stage,
-                "layer": file.key.layer,
-                "path": relative_path(file.key),
-                "shape": file.shape,
-                "axes": file.axes,
-                "positions": file.positions,
-                "bytes": file.bytes,
-                "stats": capture.stats[file.key],
-                "sha256": None,
-            }
+def _manifest(plan: Plan, capture: Capture, done: Finished, ran: Ran) -> dict[str, Any]:
+    return build_manifest(
+        model=model_entry(plan.model),
+        tokens=plan.tokens,
+        token_texts=plan.token_texts,
+        prompt=plan.prompt,
+        logits=plan.job.logits,
+        engine=ran.engine,
+        rope_layout=plan.model.config.rope_layout,
+        written=[
+            Written(
+                file.key, file.shape, file.axes, file.positions, file.bytes, capture.stats[file.key]
+            )
             for file in plan.files
         ],
-        "absent": [{"stage": item.stage, "reason": item.reason} for item in plan.absent],
-        "notes": plan.notes,
-        "elapsed_s": done.elapsed_s,
-        "peak_memory_bytes": done.peak_memory_bytes,
-        "peak_device_bytes": done.peak_device_bytes,
-    }
-    json.dumps(manifest, allow_nan=False)  # fails here, before the file is touched, if at all
-    return manifest
+        layers=plan.layers,
+        absent=plan.absent,
+        notes=(*plan.notes, *ran.notes),
+        elapsed_s=done.elapsed_s,
+        peak_memory_bytes=done.peak_memory_bytes,
+        peak_device_bytes=done.peak_device_bytes,
+    )

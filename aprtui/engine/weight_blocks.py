@@ -6,21 +6,22 @@ import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from aprtui.engine.dequantise import Workspace, decode_rows
+from aprtui.engine.workers import for_each, one_core
 from aprtui.formats.blocks import stored_bytes
 from aprtui.formats.modelfile import tensor_bytes
 from aprtui.model.open import Matrix
 
-__all__ = ["Operand", "RowSums", "WeightReader", "measure_rows", "same_bytes"]
+__all__ = ["Operand", "RowSums", "WeightReader", "measure_rows", "same_bytes", "side_by_side"]
 
-BLOCK_VALUES = 1 << 18  # float32 values of a block: one of each side stays in the cache
-RELEASE_BYTES = 64 << 20  # stored bytes read before the pages of the map are given back
+BLOCK_VALUES = 1 << 19  # float32 values of a block: one of each side stays in the cache
+RELEASE_BYTES = 16 << 20  # stored bytes read before the pages of the map are given back
 _COMPARED_BYTES = 1 << 20
 
 Float32 = npt.NDArray[np.float32]
@@ -71,6 +72,15 @@ class RowSums:
     def equal(self) -> bool:
         """Whether every value is the same; NaN and NaN count as the same."""
         return self.max_abs == 0.0 and not self.difference.any()
+
+
+_Item = TypeVar("_Item")
+
+
+def side_by_side(function: Callable[[_Item], None], items: Sequence[_Item]) -> None:
+    """Call ``function`` with every item on all cores, each item on one; raises what a call did."""
+    with one_core():
+        for_each(function, items, _CPU)
 
 
 class WeightReader:
@@ -200,9 +210,9 @@ def measure_rows(
             nonfinite = [nonfinite[side] + bad[side] for side in (0, 1)]
         for into, found in zip((difference, of_a, of_b), sums, strict=True):
             into[first : first + count] = found
-        low, high = (float(value) for value in torch.aminmax(d))
-        if max(-low, high) > worst:
-            worst = max(-low, high)
+        largest = max(float(d.amax()), -float(d.amin()))
+        if largest > worst:
+            worst = largest
             row, column = divmod(int(d.abs().argmax()), a.columns)
             place = (first + row, column)
         if progress is not None:

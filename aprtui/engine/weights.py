@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 
-from aprtui.engine.dequantise import Workspace, decode_rows
+from aprtui.engine.dequantise import StoredRows, Workspace
+from aprtui.engine.staging import Staging
+from aprtui.engine.workers import for_each
 from aprtui.model.open import Matrix, Model
 from aprtui.model.roles import Role
 
 __all__ = ["WeightStream"]
 
 # float32 values of one block of rows: 4 MiB stay in the cache between dequantising and multiplying
-# (specs/numerics.md 5).
+# (specs/numerics.md 5). Whole groups of rows: of others the products' kernels round the last rows
+# in another order than the rest.
 BLOCK_VALUES = 1 << 20
+_ROW_GROUP = 32
+
+
+class _Scratch(threading.local):
+    """Memory of one thread that is used for every block."""
+
+    def __init__(self) -> None:
+        self.workspace = Workspace()
+        self.values = torch.empty(0)
 
 
 class WeightStream:
@@ -24,8 +37,8 @@ class WeightStream:
         self.model = model
         self.device = device
         self.dtype = dtype
-        self._workspace = Workspace()
-        self._buffer = torch.empty(0, dtype=torch.float32, device=device)
+        self._scratch = _Scratch()
+        self._staging = Staging(device) if device.type == "cuda" else None
 
     def blocks(self, role: Role) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, block [rows, columns] in the stream's dtype) of a matrix, in order of rows.
@@ -33,40 +46,66 @@ class WeightStream:
         A block is valid until the next one is asked for.
         """
         matrix = self.model.weights[role]
-        step = max(1, BLOCK_VALUES // matrix.columns)
-        for first in range(0, matrix.rows, step):
-            yield first, self._decode(matrix, first, min(step, matrix.rows - first))
+        stored = StoredRows(matrix.entry)
+        for first, rows in _spans(matrix):
+            yield first, self._decode(stored, matrix.first_row + first, rows)
 
     def vector(self, role: Role) -> torch.Tensor:
         """A norm's weight or a bias [columns] in the stream's dtype."""
         matrix = self.model.weights[role]
+        stored = StoredRows(matrix.entry)
         if len(matrix.entry.shape) == 1 and matrix.first_row:
-            whole = decode_rows(matrix.entry, 0, 1, self.device).reshape(-1)
-            return whole[matrix.first_row : matrix.first_row + matrix.columns].to(self.dtype)
-        return decode_rows(matrix.entry, 0, 1, self.device).reshape(-1).to(self.dtype)
+            whole = self._decode(stored, 0, 1).reshape(-1)
+            return whole[matrix.first_row : matrix.first_row + matrix.columns].clone()
+        return self._decode(stored, 0, 1).reshape(-1).clone()
 
     def rows(self, role: Role, indices: tuple[int, ...]) -> torch.Tensor:
         """Chosen rows [len(indices), columns] of a matrix in the stream's dtype."""
         matrix = self.model.weights[role]
+        stored = StoredRows(matrix.entry)
         table = torch.empty((len(indices), matrix.columns), dtype=self.dtype, device=self.device)
         for place, index in enumerate(indices):
-            table[place] = self._decode(matrix, index, 1)[0]
+            table[place] = self._decode(stored, matrix.first_row + index, 1)[0]
         return table
 
     def linear(self, x: torch.Tensor, role: Role) -> torch.Tensor:
         """x [n, columns] times the matrix transposed: [n, rows], in the stream's dtype."""
-        out = torch.empty(
-            (x.shape[0], self.model.weights[role].rows), dtype=self.dtype, device=self.device
-        )
-        for first, block in self.blocks(role):
+        matrix = self.model.weights[role]
+        out = torch.empty((x.shape[0], matrix.rows), dtype=self.dtype, device=self.device)
+
+        def multiply(first: int, block: torch.Tensor) -> None:
             out[:, first : first + block.shape[0]] = x @ block.T
+
+        self.for_blocks(role, multiply)
         return out
 
-    def _decode(self, matrix: Matrix, first: int, rows: int) -> torch.Tensor:
-        values = rows * matrix.columns
-        if self._buffer.numel() < values:
-            self._buffer = torch.empty(values, dtype=torch.float32, device=self.device)
-        out = self._buffer[:values].view(rows, matrix.columns)
-        start = matrix.first_row + first
-        block = decode_rows(matrix.entry, start, rows, self.device, out, self._workspace)
-        return block if self.dtype == torch.float32 else block.to(self.dtype)
+    def for_blocks(self, role: Role, use: Callable[[int, torch.Tensor], None]) -> None:
+        """Call ``use`` with what ``blocks`` yields, on all threads, in no order."""
+        matrix = self.model.weights[role]
+        stored = StoredRows(matrix.entry)
+
+        def decode(span: tuple[int, int]) -> None:
+            first, rows = span
+            use(first, self._decode(stored, matrix.first_row + first, rows))
+
+        for_each(decode, _spans(matrix), self.device)
+
+    def _decode(self, stored: StoredRows, first: int, rows: int) -> torch.Tensor:
+        """Rows of a tensor in this thread's own memory, valid until its next block."""
+        scratch, size = self._scratch, rows * stored.columns
+        if scratch.values.numel() < size:
+            scratch.values = torch.empty(size, dtype=torch.float32, device=self.device)
+        out = scratch.values[:size].view(rows, stored.columns)
+        raw = stored.bytes_of(first, rows)
+        if self._staging is not None:
+            with self._staging.on_device(raw) as copied:
+                stored.decode(copied, first, out, scratch.workspace)
+        else:
+            stored.decode(raw.to(self.device), first, out, scratch.workspace)
+        return out.to(self.dtype)
+
+
+def _spans(matrix: Matrix) -> list[tuple[int, int]]:
+    """(first row, rows) of each block of a matrix; they depend on its shape alone."""
+    step = max(_ROW_GROUP, BLOCK_VALUES // matrix.columns // _ROW_GROUP * _ROW_GROUP)
+    return [(first, min(step, matrix.rows - first)) for first in range(0, matrix.rows, step)]

@@ -10,6 +10,7 @@ stop it: whole files stay, the last event is ``stopped``.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -92,7 +93,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _trace(plan: Plan, parent: int | None, emit: Emit) -> int:
+    gc.disable()  # importing torch makes half a million objects and no garbage: 0.25 s
     from aprtui.engine.run import TraceStopped, run_trace
+
+    gc.enable()
 
     done = threading.Event()
     if parent is not None:

@@ -13,6 +13,7 @@ from textual.command import Provider
 
 from aprtui.formats.tracedir import StageKey
 from aprtui.tui.commands import KeyCommands
+from aprtui.tui.config import Config
 from aprtui.tui.keys import bindings
 from aprtui.tui.screens.base import MODES, BaseScreen
 from aprtui.tui.source import Opened
@@ -25,6 +26,8 @@ THEMES = ("textual-dark", "textual-light", "ansi-dark", "ansi-light")
 def theme_for(environment: dict[str, str]) -> str:
     """The theme for a terminal: its own sixteen colours unless it says that it has 256."""
     wide = environment.get("COLORTERM", "") in ("truecolor", "24bit")
+    if "NO_COLOR" in environment:
+        return "ansi-dark"
     if wide or "256" in environment.get("TERM", "") or "kitty" in environment.get("TERM", ""):
         return "textual-dark"
     return "ansi-dark"
@@ -39,16 +42,26 @@ class AprtuiApp(App[int]):
     BINDINGS: ClassVar[list[BindingType]] = bindings("anywhere")  # type: ignore[assignment]
 
     def __init__(
-        self, opened: tuple[Opened, ...] = (), *, folder: Path | None = None, model: str = ""
+        self,
+        opened: tuple[Opened, ...] = (),
+        *,
+        folder: Path | None = None,
+        model: str = "",
+        config: Config | None = None,
     ) -> None:
-        super().__init__()
+        # Without colour only the terminal's own attributes are sent, not shades of grey.
+        super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
         self.opened = opened
         self.folder = folder or Path.cwd()
         self.model = model
+        self.config = config or Config()
         self._trail: list[str] = []
 
     def on_mount(self) -> None:
-        self.theme = os.environ.get("TEXTUAL_THEME") or theme_for(dict(os.environ))
+        environment = dict(os.environ) | ({"NO_COLOR": "1"} if self.no_color else {})
+        wanted = self.config.theme or os.environ.get("TEXTUAL_THEME", "")
+        self.theme = wanted if wanted in self.available_themes else theme_for(environment)
+        self.set_keymap(self.config.keys)
         self._open_first()
 
     def _open_first(self) -> None:
@@ -160,7 +173,7 @@ class AprtuiApp(App[int]):
 
         places = self.screen.active_places() if isinstance(self.screen, BaseScreen) else ()
         if not isinstance(self.screen, HelpScreen):
-            self.push_screen(HelpScreen(places))
+            self.push_screen(HelpScreen(places, self.config.keys))
 
     def action_next_theme(self) -> None:
         here = THEMES.index(self.theme) if self.theme in THEMES else -1

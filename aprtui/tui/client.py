@@ -15,9 +15,10 @@ from aprtui.engine.events import Event, Failed, Planned, parse_event
 from aprtui.engine.job import TraceJob
 from aprtui.text import clean
 
-__all__ = ["WORKER", "Ended", "TraceClient", "plan"]
+__all__ = ["COMMAND_LINE", "WORKER", "Child", "Ended", "TraceClient", "plan"]
 
 WORKER: tuple[str, ...] = (sys.executable, "-m", "aprtui.engine.worker")
+COMMAND_LINE = (sys.executable, "-c", "from aprtui.cli.main import entry; entry()")
 STOP_S = 1.0  # from asking the child to end to ending it
 BATCH_S = 0.1  # events are told on at most ten times a second
 MAX_LINE = 1 << 24
@@ -40,22 +41,24 @@ class Ended:
         return "\n".join(clean(line, 300) for line in text.splitlines())
 
 
-class TraceClient:
-    """One traced pass in a child process. ``run`` ends with it; ``stop`` ends it early."""
+class Child:
+    """A child process that prints JSON lines. ``run`` ends with it; ``stop`` ends it early."""
 
-    def __init__(self, command: Sequence[str] = WORKER) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         self.command = tuple(command)
         self._process: asyncio.subprocess.Process | None = None
 
-    async def run(self, job: TraceJob, tell: Callable[[tuple[Event, ...]], None]) -> Ended:
-        """Start the child, pass its events on in batches, and wait until it is gone.
+    async def run(
+        self, arguments: Sequence[str], tell: Callable[[tuple[bytes, ...]], None]
+    ) -> Ended:
+        """Start the child, pass its lines on in batches, and wait until it is gone.
 
         However this coroutine ends (cancelled included), the child does not outlive it.
         """
         fd, name = tempfile.mkstemp(prefix="aprtui-", suffix=".log")
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *self.command, job.to_json(), "--parent", str(os.getpid()),
+                *self.command, *arguments,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=fd,
                 limit=MAX_LINE,
             )  # fmt: skip
@@ -67,10 +70,10 @@ class TraceClient:
         finally:
             await self.stop()
 
-    async def _pump(self, tell: Callable[[tuple[Event, ...]], None]) -> None:
+    async def _pump(self, tell: Callable[[tuple[bytes, ...]], None]) -> None:
         assert self._process is not None and self._process.stdout is not None
         loop = asyncio.get_running_loop()
-        batch: list[Event] = []
+        batch: list[bytes] = []
         last = 0.0
         reading = asyncio.ensure_future(_line(self._process.stdout))
         try:
@@ -81,9 +84,7 @@ class TraceClient:
                     line = reading.result()
                     if not line:
                         break
-                    event = parse_event(line)
-                    if event is not None:
-                        batch.append(event)
+                    batch.append(line)
                     reading = asyncio.ensure_future(_line(self._process.stdout))
                 if batch and loop.time() - last >= BATCH_S:
                     tell(tuple(batch))
@@ -106,6 +107,31 @@ class TraceClient:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+    @property
+    def returncode(self) -> int | None:
+        return None if self._process is None else self._process.returncode
+
+
+class TraceClient:
+    """One traced pass in a child process."""
+
+    def __init__(self, command: Sequence[str] = WORKER) -> None:
+        self.command = tuple(command)
+        self.child = Child(command)
+
+    async def run(self, job: TraceJob, tell: Callable[[tuple[Event, ...]], None]) -> Ended:
+        """Run the job to its end; what is not an event is passed over."""
+
+        def parsed(lines: tuple[bytes, ...]) -> None:
+            events = (parse_event(line) for line in lines)
+            tell(tuple(event for event in events if event is not None))
+
+        return await self.child.run((job.to_json(), "--parent", str(os.getpid())), parsed)
+
+    async def stop(self) -> None:
+        """End it early: whole files stay."""
+        await self.child.stop()
 
 
 async def _line(stream: asyncio.StreamReader) -> bytes:

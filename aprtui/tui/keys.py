@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from textual.binding import Binding
 
-__all__ = ["KEYS", "PLACES", "Key", "bindings", "keys_at", "markdown", "shown"]
+__all__ = ["KEYS", "PLACES", "Key", "bindings", "keys_at", "markdown", "remapped", "shown"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ PLACES: dict[str, str] = {
     "trace": "Trace",
     "diff": "Diff",
     "pair": "Diff: one pair",
+    "bisect": "Diff: local error",
     "home": "Home",
 }
 
@@ -109,6 +110,14 @@ KEYS: tuple[Key, ...] = (
     Key("next-divergence", ("n",), "next(1)", "diff", "next", "next divergence"),
     Key("previous-divergence", ("N",), "next(-1)", "diff", "", "the divergence before"),
 
+    Key("bisect", ("b",), "bisect", "diff", "bisect", "find the culprits: replay each stage"),
+    Key("local-error", ("v",), "local_error", "diff", "", "drift or local error"),
+
+    Key("bisect-stop", ("x",), "stop", "bisect", "stop", "stop the replay"),
+    Key("next-culprit", ("n",), "next(1)", "bisect", "next", "next culprit"),
+    Key("previous-culprit", ("N",), "next(-1)", "bisect", "", "the culprit before"),
+    Key("drift", ("v",), "drift", "bisect", "drift", "back to drift"),
+
     Key("pair-focus", ("tab",), "focus_pane", "pair", "pane", "next pane"),
     Key("pair-sort", ("s",), "sort", "pair", "worst by", "worst elements, positions or channels"),
     Key("pair-next", ("n",), "step(1)", "pair", "next", "next pair in order of computation"),
@@ -129,6 +138,14 @@ def shown(key: str) -> str:
     if key.startswith("ctrl+"):
         return "^" + key[5:]
     return _NAMES.get(key, key)
+
+
+def remapped(keys: Iterable[Key], other: Mapping[str, str]) -> tuple[Key, ...]:
+    """The rows with the keys that a config gives them (ids to keys with commas between)."""
+    return tuple(
+        replace(key, keys=tuple(other[key.id].split(","))) if key.id in other else key
+        for key in keys
+    )
 
 
 def keys_at(*places: str) -> tuple[Key, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from aprtui.formats.tracedir import (
     list_stage_files,
     open_trace,
 )
-from aprtui.model.open import open_model
+from aprtui.model.config import ModelConfig
 from aprtui.text import clean
 
-__all__ = ["MODEL_SUFFIXES", "Opened", "kind_of", "load_trace", "mark_of", "title_of"]
+__all__ = ["MODEL_SUFFIXES", "Opened", "kind_of", "load_trace", "mark_of", "stage_file", "title_of"]
 
 MODEL_SUFFIXES = (".apr", ".gguf", ".safetensors")
 
@@ -90,16 +91,27 @@ def load_trace(path: Path, model: str = "") -> TraceDir:
     Shapes that no manifest states come from ``model``, where one is given, else by inference.
     Raises BadFileError, and UsageError for a model that cannot be opened.
     """
-    config = open_model(Path(model)).config if model else None
+    config = None
+    if model:
+        from aprtui.model.open import open_model  # the formats' tables: not for a mere look
+
+        config = open_model(Path(model)).config
     if is_per_op_side(path):
         return with_shapes(open_per_op_side(path), config)
     if path.is_dir():
         return with_shapes(open_trace(path), config)
     try:
-        record = record_of(path, config)
+        record = stage_file(path, config)
     except BadFileError:
         record = _damaged(path)
     return TraceDir(path.absolute().parent, "file", {record.key: record}, None, None)
+
+
+def stage_file(path: Path, config: ModelConfig | None = None) -> StageRecord:
+    """One stage file, its name fit to be shown. Raises BadFileError for a damaged one."""
+    record = record_of(path, config)
+    key = StageKey(record.key.layer, clean(record.key.stage, 60))
+    return dataclasses.replace(record, key=key)
 
 
 def _damaged(path: Path) -> StageRecord:

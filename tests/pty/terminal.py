@@ -97,7 +97,7 @@ def in_terminal(
     master, slave = pty.openpty()
     _set_size(slave, *size)
     known = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-    known |= {"TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONPATH": os.getcwd()}
+    known |= {"TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONPATH": str(Path.cwd())}
     process = subprocess.Popen(
         [*APRTUI, *arguments],
         stdin=slave,

@@ -1,4 +1,4 @@
-"""What the UI's tests share: running the app, waiting for its workers, reading its frame as text."""
+"""What the UI's tests share: running the app, waiting for its workers, reading its frame."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ["TEXTUAL_ANIMATIONS"] = "none"
 
 import numpy as np
+import numpy.typing as npt
 from textual.pilot import Pilot
 
 from aprtui.formats.aprt import write_stage
@@ -68,8 +69,8 @@ async def opened(
 
 
 def small_trace(root: Path, *, layers: int = 2, manifest: bool = True) -> Path:
-    """A trace of a few stages [3 token, 8 hidden] whose values are known: 0, 1, 2 ..., plus layer."""
-    entries = []
+    """A trace of some stages [3 token, 8 hidden] of known values: 0, 1, 2 ... plus the layer."""
+    entries: list[tuple[str, int | None, npt.NDArray[np.float32]]] = []
     for layer in range(layers):
         for stage in ("attn_norm", "attn_out", "ffn_out"):
             values = np.arange(24, dtype=np.float32) + layer

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from aprtui.errors import BadFileError
 from aprtui.tui.app import AprtuiApp, theme_for
+from aprtui.tui.config import Config, read_config
 from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.help import HelpScreen
 from aprtui.tui.screens.home import HomeScreen
@@ -71,6 +73,31 @@ async def test_modes_are_kept_apart_and_a_bracket_goes_round(tmp_path: Path) -> 
         assert app.current_mode == "diff"
         await press(pilot, "q")
         assert app.current_mode == "browse"
+
+
+async def test_a_key_can_be_remapped_in_the_config(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('theme = "textual-light"\n[keys]\nhelp = "f1"\n')
+    app = AprtuiApp(folder=tmp_path, config=read_config(file))
+    async with app.run_test(size=WIDE) as pilot:
+        await settle(pilot)
+        assert app.theme == "textual-light"
+        await press(pilot, "question_mark")
+        assert not isinstance(app.screen, HelpScreen)
+        await press(pilot, "f1")
+        assert isinstance(app.screen, HelpScreen)
+
+
+@pytest.mark.parametrize("text", ["[keys", '[keys]\nhlep = "f1"', "[keys]\nhelp = 3", "theme = 3"])
+def test_a_config_that_cannot_be_meant_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    with pytest.raises(BadFileError, match=r"config\.toml"):
+        read_config(file)
+
+
+def test_without_a_config_the_table_stands(tmp_path: Path) -> None:
+    assert read_config(tmp_path / "none.toml") == Config()
 
 
 async def test_too_small_a_terminal_gets_one_line_and_grows_back(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ async def test_the_metric_key_goes_round_and_the_details_name_the_worst_place(
     async with opened(*_two(tmp_path)) as pilot:
         assert "max_abs   480 at (2, 3)" in frame(pilot)
         for metric in ("max_abs", "rms", "cosine", "rel_l2"):
-            assert f" {metric} · " in await press(pilot, "m")
+            assert f" {metric} · 6 of 7" in await press(pilot, "m")
 
 
 async def test_enter_opens_the_pair_with_both_histograms_and_the_worst_element_first(
@@ -83,7 +83,7 @@ async def test_two_stage_files_stand_side_by_side(tmp_path: Path) -> None:
     a, b = _two(tmp_path)
     files = (side / "layer-1" / "attn_out.bin" for side in (a, b))
     async with opened(*files) as pilot:
-        assert "1 of 1 measured" in frame(pilot)
+        assert "1 of 1 pairs" in frame(pilot)
         await settle(pilot)
         assert "differs" in frame(pilot)
 
@@ -93,7 +93,7 @@ async def test_an_honest_engine_lies_within_the_bar_and_says_why_it_is_so_wide()
     folder = FIXTURES / "captures" / "qwen2-q4_k_m"
     async with opened(folder / "float64", folder / "llamacpp", size=NARROW) as pilot:
         text = frame(pilot)
-        assert "71 of 71 measured" in text and "nothing beyond the bar" in text
+        assert "71 of 71 pairs" in text and "nothing beyond the bar" in text
         assert "unknown arithmetic" in text
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.keys import KEYS, PLACES, bindings, markdown
+from aprtui.tui.screens.bisect import BisectScreen
 from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.diff import DiffScreen
 from aprtui.tui.screens.home import HomeScreen
@@ -29,6 +30,7 @@ OWNERS: dict[str, tuple[type, ...]] = {
     "trace": (TraceScreen,),
     "diff": (DiffScreen,),
     "pair": (PairScreen,),
+    "bisect": (BisectScreen,),
     "home": (HomeScreen,),
 }
 

@@ -105,8 +105,7 @@ async def test_x_stops_the_child_and_what_is_written_stays(tmp_path: Path) -> No
         await press(pilot, "x")
         assert isinstance(trace.ended, Stopped) and not trace.running
         assert "stopped after 1 files" in frame(pilot)
-        process = trace.client._process
-        assert process is not None and process.returncode == 0
+        assert trace.client.child.returncode == 0
 
 
 async def test_quitting_leaves_no_engine_behind(tmp_path: Path) -> None:
@@ -116,8 +115,7 @@ async def test_quitting_leaves_no_engine_behind(tmp_path: Path) -> None:
         await pilot.press("enter", "r")
         await _until(pilot, "1 of 6 files")
         await pilot.press("ctrl+q")
-    process = trace.client._process
-    assert process is not None and process.returncode is not None
+    assert trace.client.child.returncode is not None
 
 
 async def test_an_engine_that_dies_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def fitted_scales(y: Float64, base: Float64, rounded: str) -> Iterator[float]:
         return
     factor = float((y[use] * base[use]).sum()) / square
     if factor and np.isfinite(factor):
-        yield from neat(factor, 1e-2 if rounded else 1e-4)
+        found = neat(factor, 1e-2 if rounded else 1e-4)
+        yield from (each for each in found if each != 1.0)
 
 
 def scaled(at: Attempt) -> Iterator[Candidate]:

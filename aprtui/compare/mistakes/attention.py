@@ -24,7 +24,8 @@ Mask = npt.NDArray[np.bool_]
 
 def _raw_scores(q: Float64, k: Float64, config: ModelConfig, groups: list[int]) -> Float64:
     """Scores [A,T,T] of q [T,A,d] and k [T,K,d] without a mask; head h reads kv head groups[h]."""
-    scores = np.einsum("thd,shd->hts", q, k[:, groups], optimize=True) * config.scale
+    product: Float64 = np.einsum("thd,shd->hts", q, k[:, groups], optimize=True)
+    scores = product * config.scale
     cap = config.score_softcap
     return scores if cap is None else np.tanh(scores / cap) * cap
 
@@ -97,7 +98,8 @@ def _softmax(scores: Float64, seen: Mask) -> Float64:
 def _unmasked(at: Attempt) -> Iterator[tuple[Float64, str]]:
     """Scores of every key: of captured q and k, and the captured scores as they are."""
     if at.operation == "scores":
-        yield _raw_scores(*at.inputs, at.config, _grouped(at.config)), ""
+        q, k = at.inputs
+        yield _raw_scores(q, k, at.config, _grouped(at.config)), ""
         return
     captured = at.case.captured
     keys = [StageKey(at.layer, stage) for stage in ("q_post_rope", "k_post_rope")]
@@ -162,7 +164,8 @@ def _values(at: Attempt) -> Float64:
 
 
 def _attend(at: Attempt, weights: Float64, groups: list[int]) -> Float64:
-    return np.einsum("hts,shd->thd", weights, _values(at)[:, groups], optimize=True)
+    mixed: Float64 = np.einsum("hts,shd->thd", weights, _values(at)[:, groups], optimize=True)
+    return mixed
 
 
 def other_head(at: Attempt) -> Iterator[Candidate]:
@@ -191,16 +194,14 @@ def other_head(at: Attempt) -> Iterator[Candidate]:
         for name, pairs in uses.items()
         for head, other in pairs.items()
     )
-    parameters = {"heads": wrong, **uses}
+    parameters: dict[str, object] = {"heads": wrong, **uses}
     if len(wrong) == 1:
         name, pairs = next(iter(uses.items()))
         parameters = {"head": wrong[0], name: pairs[str(wrong[0])]}
     yield Candidate(np.moveaxis(made, 0, axis), said, parameters)
 
 
-def _instead(
-    at: Attempt, head: int, base: Float64
-) -> Iterator[tuple[str, int, Float64]]:
+def _instead(at: Attempt, head: int, base: Float64) -> Iterator[tuple[str, int, Float64]]:
     config = at.config
     for other in range(base.shape[0]):
         if other != head:

@@ -48,7 +48,7 @@ def wrong_token(at: Attempt) -> Iterator[Candidate]:
         f"position {p} holds token {used} where {want} was given"
         for p, used, want in list(zip(rows, tokens, right, strict=True))[:4]
     )
-    parameters = {"position": rows[0], "token": tokens[0], "right": right[0]}
+    parameters: dict[str, object] = {"position": rows[0], "token": tokens[0], "right": right[0]}
     if len(rows) > 1:
         parameters = {"positions": rows, "tokens": tokens, "right": right}
     yield Candidate(made, text, parameters)
@@ -119,9 +119,7 @@ def _names(at: Attempt) -> tuple[str, str]:
 
 def branch_missing(at: Attempt) -> Iterator[Candidate]:
     hidden, branch = at.inputs
-    yield Candidate(
-        hidden, f"{_names(at)[1]} was not added", {"missing": _names(at)[1]}
-    )
+    yield Candidate(hidden, f"{_names(at)[1]} was not added", {"missing": _names(at)[1]})
     yield Candidate(
         branch, "only the branch was kept: the residual stream was lost", {"missing": "hidden"}
     )
@@ -144,14 +142,13 @@ def branch_twice(at: Attempt) -> Iterator[Candidate]:
 
 def residual_shift(at: Attempt) -> Iterator[Candidate]:
     hidden, branch = at.inputs
-    for by in range(1, min(4, hidden.shape[0] - 1) + 1):
-        for step in (by, -by):
-            for wrap in (True, False):
-                text = f"the {{}} rows are shifted by {step:+d} positions"
-                yield Candidate(shifted(hidden, step, 0, wrap) + branch, text.format("hidden"),
-                                {"by": step, "of": "hidden"})  # fmt: skip
-                yield Candidate(hidden + shifted(branch, step, 0, wrap),
-                                text.format(_names(at)[1]), {"by": step, "of": _names(at)[1]})  # fmt: skip
+    for name, moved, other in (("hidden", hidden, branch), (_names(at)[1], branch, hidden)):
+        for by in range(1, min(4, hidden.shape[0] - 1) + 1):
+            for step in (by, -by):
+                text = f"the rows of {name} are shifted by {step:+d} positions"
+                for wrap in (True, False):
+                    made = shifted(moved, step, 0, wrap) + other
+                    yield Candidate(made, text, {"by": step, "of": name})
 
 
 def post_norm_missing(at: Attempt) -> Iterator[Candidate]:

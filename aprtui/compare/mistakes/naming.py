@@ -204,9 +204,7 @@ def _median_off(attempt: ProductAttempt) -> float:
     return float(np.median(np.abs(attempt.y - attempt.base)))
 
 
-def _general(
-    case: Case, part: Part, trials: list[tuple[ProductAttempt, str]]
-) -> _Found | None:
+def _general(case: Case, part: Part, trials: list[tuple[ProductAttempt, str]]) -> _Found | None:
     """Positions shifted, or one wrong position, in a product."""
     for attempt, rounded in trials:
         rows = attempt.base.shape[0]

@@ -14,7 +14,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
-from aprtui.tui.keys import keys_at
+from aprtui.tui.keys import Key, keys_at, remapped
 from aprtui.tui.widgets.frame import KeyLine, TitleLine
 
 __all__ = ["MODES", "BaseScreen"]
@@ -23,7 +23,7 @@ MODES = ("model", "trace", "browse", "diff")
 SMALLEST = (60, 15)
 
 
-class BaseScreen(Screen[None]):
+class BaseScreen(Screen[object]):
     """A screen with a title, a body in one of four states, and a line of keys.
 
     The states: ``loading``, ``empty``, ``error`` show one message; ``full`` shows the body.
@@ -58,6 +58,7 @@ class BaseScreen(Screen[None]):
         raise NotImplementedError
 
     def on_mount(self) -> None:
+        self.set_class(self.app.no_color, "no-color")
         self._prompt.display = False
         self._small.display = False
         self.set_state("loading", "Reading …")
@@ -73,7 +74,7 @@ class BaseScreen(Screen[None]):
         self.state = state
         self.query_one("#body").display = state == "full"
         self._message.display = state != "full"
-        style = "bold $error" if state == "error" else ""
+        style = "bold $text-error" if state == "error" else ""
         mark = "! " if state == "error" else ""
         lines = [Content.styled(mark + what, style)]
         if hint:
@@ -93,10 +94,14 @@ class BaseScreen(Screen[None]):
 
     def show_keys(self) -> None:
         if self.state != "full":
-            self.key_line.show_keys("", keys_at("anywhere"))
+            self.key_line.show_keys("", self._mine(keys_at("anywhere")))
             return
         keys = [*keys_at(*self.active_places()), *keys_at("anywhere")]
-        self.key_line.show_keys(self.lead, keys)
+        self.key_line.show_keys(self.lead, self._mine(keys))
+
+    def _mine(self, keys: Iterable[Key]) -> tuple[Key, ...]:
+        config = getattr(self.app, "config", None)
+        return remapped(keys, config.keys if config else {})
 
     def say(self, note: str) -> None:
         """A passing remark at the foot."""

@@ -38,6 +38,7 @@ __all__ = ["BrowseScreen"]
 
 PANES = ("header", "values", "histogram", "heatmap", "stats")
 FOLLOW_S = 1.0
+PATIENCE_S = 0.25
 
 
 class BrowseScreen(BaseScreen):
@@ -193,27 +194,39 @@ class BrowseScreen(BaseScreen):
         record = self.record
         if record is None or self.trace is None:
             return
-        frame = self.query_one("#panes")
-        where = "" if record.key.layer is None else f"layer {record.key.layer} · "
-        frame.border_title = (
-            f"{where}{clean(record.key.stage, 40)} · {describe_shape(record)} · "
-            f"{record.size_bytes:,} B"
-        ).replace("[", r"\[")
         self.header.show(record, self.trace)
         try:
             table = table_of(record, self.trace.token_texts or ())
         except BadFileError as error:
             self.stages.survey({}, {record.key: error.message})
             self.values.show(None)
+            self.stats.give(None, None)
+            self.line.show([(" ! " + error.message.partition(": ")[2], "bad")])
             table = None
         else:
             self.values.show(table)
+        if table is None or self.pane in ("header", "values"):
+            self._name_frame()
+        else:  # one redrawing for the name and the picture, unless the picture takes long
+            self.set_timer(PATIENCE_S, self._name_frame)
         self.histogram.show(table)
         self.heatmap.show(table)
-        self.stats.give(table, None)
-        self.line.show(stated(record))
+        if record.stats:
+            self.line.show(stated(record))
         if table is not None:
             self._measure()
+
+    def _name_frame(self) -> None:
+        """Put the stage's name over the panes."""
+        record = self.record
+        if record is None:
+            return
+        where = "" if record.key.layer is None else f"layer {record.key.layer} · "
+        shape, size = describe_shape(record), f"{record.size_bytes:,} B"
+        title = f"{where}{record.key.stage} · {shape} · {size}".replace("[", r"\[")
+        frame = self.query_one("#panes")
+        if frame.border_title != title:
+            frame.border_title = title
 
     @property
     def _wish(self) -> Wish:
@@ -243,6 +256,7 @@ class BrowseScreen(BaseScreen):
         table = self.values.table
         if table is None or event.wish.table is not table:
             return
+        self._name_frame()
         if event.measured is not None:
             self.line.show(headline(event.measured, self.line.size.width))
             self.stats.give(table, event.measured)

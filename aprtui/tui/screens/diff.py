@@ -18,7 +18,6 @@ from textual.widgets import Static
 from textual.worker import get_current_worker
 
 from aprtui.compare.bars import Bars, choose_bars
-from aprtui.compare.infer import record_of
 from aprtui.compare.metrics import Cancelled, Metrics
 from aprtui.compare.pairs import (
     FAILED,
@@ -36,7 +35,9 @@ from aprtui.text import clean, count, number
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import LoadFailed
 from aprtui.tui.screens.base import BaseScreen
-from aprtui.tui.source import load_trace
+from aprtui.tui.screens.bisect import Bisected, BisectScreen
+from aprtui.tui.screens.pair import PairScreen
+from aprtui.tui.source import load_trace, stage_file
 from aprtui.tui.widgets.lines import Part
 from aprtui.tui.widgets.stage_grid import StageGrid
 
@@ -80,6 +81,7 @@ class DiffScreen(BaseScreen):
         self.bars: Bars | None = None
         self.notes: tuple[str, ...] = ()
         self.done = False
+        self.found: Bisected | None = None
         self.head = Static("", id="diffhead", markup=False)
         self.grid = StageGrid(id="grid")
         self.detail = Static("", id="pairdetail", markup=False, classes="frame")
@@ -121,7 +123,7 @@ class DiffScreen(BaseScreen):
 
     def _read(self) -> tuple[tuple[Pair, ...], Bars, tuple[str, ...]]:
         if self.a.is_file() and self.b.is_file():
-            left, right = record_of(self.a), record_of(self.b)
+            left, right = stage_file(self.a), stage_file(self.b)
             one = [
                 TraceDir(side.path.parent, "file", {side.key: side}, None, None)
                 for side in (left, right)
@@ -189,17 +191,17 @@ class DiffScreen(BaseScreen):
         failed = sum(self._fails(key) for key in self.results)
         parts = [
             Content.assemble(
-                (f" {self.metric}", "bold $accent"), f" · {count(measured)} of "
-                f"{count(len(self.pairs))} measured",
+                (self.metric, "bold $text-accent"), f" · {count(measured)} of "
+                f"{count(len(self.pairs))} pairs",
                 (f" · {unmeasured} unmeasured" if unmeasured else "", "$text-warning"),
-                (f" · {failed} beyond the bar" if failed else "", "bold $error"),
-                ("" if first or not self.done else " · nothing beyond the bar", "$success"),
+                (f" · {failed} beyond bar" if failed else "", "bold $text-error"),
+                ("" if first or not self.done else " · nothing beyond the bar", "$text-success"),
                 (f" · first {first.key}" if first else "", "bold"),
             ),
-            Content.styled(f" bar rel_l2 {bars.rel_l2:g}: {clean(bars.reason, 200)}", "dim"),
+            Content.styled(f"bar rel_l2 {bars.rel_l2:g}: {clean(bars.reason, 200)}", "dim"),
         ]  # fmt: skip
-        parts += [Content.styled(f" ! {clean(note, 200)}", "$text-warning") for note in self.notes]
-        width = max(self.size.width - 1, 20)
+        parts += [Content.styled(f"! {clean(note, 200)}", "$text-warning") for note in self.notes]
+        width = max(self.size.width - 2, 20)
         self.head.update(Content("\n").join(part.truncate(width, ellipsis=True) for part in parts))
         self._show_pair()
 
@@ -247,10 +249,33 @@ class DiffScreen(BaseScreen):
                 self.grid.select(key)
                 return
 
+    def action_bisect(self) -> None:
+        """Ask for the model, then replay every stage of B."""
+        self.ask("the model that B computed (.gguf, .apr, .safetensors)", "model", self.model)
+
+    def answered(self, purpose: str, text: str) -> None:
+        if purpose == "model" and text:
+            self.model = text
+            self.app.push_screen(
+                BisectScreen(self.a, self.b, Path(text).expanduser(), self.pairs, self.results),
+                self._keep,
+            )
+
+    def _keep(self, found: object) -> None:
+        if isinstance(found, Bisected):
+            self.found = found
+
+    def action_local_error(self) -> None:
+        """The grid of local errors, where a bisection was run."""
+        if self.found is None:
+            self.say("b finds local errors: it replays each stage of B from its own inputs")
+        else:
+            self.app.push_screen(
+                BisectScreen(self.a, self.b, Path(self.model), self.pairs, self.results, self.found)
+            )
+
     @on(StageGrid.Opened)
     def _open(self, event: StageGrid.Opened) -> None:
-        from aprtui.tui.screens.pair import PairScreen
-
         keys = [key for key, result in self.results.items() if result.metrics is not None]
         if event.key not in keys:
             result = self.results.get(event.key)
@@ -294,10 +319,10 @@ def legend() -> Content:
     steps = (("▂", "1e-6"), ("▄", "1e-4"), ("▆", "1e-2"), ("█", "1"))
     parts: list[Content] = [Content(" ")]
     for sign, text in steps:
-        parts += [Content.styled(sign, "$success"), Content.styled(f" {text}  ", "dim")]
-    signs = (("=", "equal", "dim"), ("!", "beyond bar", "bold $error"),
-             ("▶", "first", "bold $error"), ("N", "NaN", "bold $error"),
-             ("x", "shape", "bold $error"), ("?", "unmeasured", "dim"))  # fmt: skip
+        parts += [Content.styled(sign, "$text-success"), Content.styled(f" {text}  ", "dim")]
+    signs = (("=", "equal", "dim"), ("!", "beyond bar", "bold $text-error"),
+             ("▶", "first", "bold $text-error"), ("N", "NaN", "bold $text-error"),
+             ("x", "shape", "bold $text-error"), ("?", "unmeasured", "dim"))  # fmt: skip
     for sign, text, style in signs:
         parts += [Content.styled(sign, style), Content.styled(f" {text}  ", "dim")]
     return Content.assemble(*parts)
@@ -306,7 +331,13 @@ def legend() -> Content:
 def pair_content(result: PairResult) -> Content:
     """The metrics of one pair, and its class in words."""
     failed = result.kind in FAILED
-    tone = "bold $error" if failed else "dim" if result.kind in UNMEASURED else "bold $success"
+    tone = (
+        "bold $text-error"
+        if failed
+        else "dim"
+        if result.kind in UNMEASURED
+        else "bold $text-success"
+    )
     lines = [Content.assemble((result.kind, tone), (f"  {clean(result.message, 300)}", ""))]
     m = result.metrics
     if m is None:

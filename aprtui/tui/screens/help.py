@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from textual import on
@@ -11,7 +12,7 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input
 
-from aprtui.tui.keys import KEYS, PLACES, Key, shown
+from aprtui.tui.keys import KEYS, PLACES, Key, remapped, shown
 from aprtui.tui.widgets.lines import Part, RowList, fit
 
 __all__ = ["HelpScreen"]
@@ -20,9 +21,10 @@ __all__ = ["HelpScreen"]
 class KeyList(RowList):
     """Keys by place."""
 
-    def __init__(self, places: tuple[str, ...]) -> None:
+    def __init__(self, places: tuple[str, ...], other: Mapping[str, str]) -> None:
         super().__init__(id="keys")
         self.places = places
+        self.table = remapped(KEYS, other)
         self.rows: list[Key | str] = []
         self.search("")
 
@@ -33,7 +35,7 @@ class KeyList(RowList):
         order = [*dict.fromkeys([*first, *PLACES])]
         self.rows = []
         for place in order:
-            keys = [key for key in KEYS if key.where == place and wanted in _text(key)]
+            keys = [key for key in self.table if key.where == place and wanted in _text(key)]
             if keys:
                 self.rows += [PLACES[place], *keys]
         self.cursor = 0
@@ -47,7 +49,8 @@ class KeyList(RowList):
         if isinstance(entry, str):
             return [(f" {entry}", "head")]
         names = "  ".join(shown(name) for name in entry.keys)
-        return [(f"   {fit(names, 14)} ", "accent"), (fit(entry.description, width - 18), "")]
+        return [(f"   {fit(names, 14)} ", "accent"), (fit(entry.description, width - 39), ""),
+                (fit(entry.id, 20), "dim")]  # fmt: skip
 
 
 def _text(key: Key) -> str:
@@ -66,9 +69,9 @@ class HelpScreen(ModalScreen[None]):
         Binding("pageup", "page(-1)", "page", priority=True),
     ]
 
-    def __init__(self, places: tuple[str, ...]) -> None:
+    def __init__(self, places: tuple[str, ...], other: Mapping[str, str]) -> None:
         super().__init__()
-        self.keys_list = KeyList(places)
+        self.keys_list = KeyList(places, other)
 
     def compose(self) -> ComposeResult:
         with Vertical(id="help", classes="frame") as frame:
@@ -78,6 +81,7 @@ class HelpScreen(ModalScreen[None]):
             yield self.keys_list
 
     def on_mount(self) -> None:
+        self.set_class(self.app.no_color, "no-color")
         self.query_one("#search").focus()
 
     @on(Input.Changed)

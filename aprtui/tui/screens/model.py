@@ -8,24 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from textual import on
+from textual import on, work
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
+from textual.worker import get_current_worker
 
 from aprtui.errors import AprtuiError
 from aprtui.formats.modelfile import ModelFile
 from aprtui.model.config import ModelConfig
 from aprtui.model.open import Model, open_model, read_model_file
-from aprtui.text import clean, count, size
+from aprtui.text import clean, count, number, size
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import LoadFailed
 from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.weight_sample import WeightLook, look_at_weight
 from aprtui.tui.widgets.lines import RowList
 from aprtui.tui.widgets.tensor_list import SORTS, TensorList, TensorRow
+from aprtui.tui.widgets.weight_picture import WeightPicture
 
 __all__ = ["ModelScreen", "summary"]
 
@@ -37,6 +40,13 @@ class ModelLoaded(Message):
     file: ModelFile
     model: Model | None
     why: str
+
+
+@dataclass
+class WeightReady(Message):
+    """A weight was looked at."""
+
+    look: WeightLook
 
 
 class ModelScreen(BaseScreen):
@@ -55,15 +65,18 @@ class ModelScreen(BaseScreen):
         self.summary_text = Static("", id="summary", markup=False)
         self.tensors = TensorList(id="tensors")
         self.detail = Static("", markup=False)
+        self.picture = WeightPicture(id="picture")
 
     def body(self) -> Iterable[Widget]:
         self.tensors.add_class("frame")
         with Vertical():
             yield self.summary_text
-            with Horizontal():
+            with Horizontal(id="lists"):
                 yield self.tensors
-                with VerticalScroll(id="detail", classes="frame"):
-                    yield self.detail
+                with Vertical(id="detail", classes="frame"):
+                    with VerticalScroll(id="facts"):
+                        yield self.detail
+                    yield self.picture
 
     def started(self) -> None:
         self.set_title(clean(self.path.name, 80))
@@ -82,6 +95,9 @@ class ModelScreen(BaseScreen):
 
     @on(LoadFailed)
     def _failed(self, event: LoadFailed) -> None:
+        if self.file is not None:  # a weight that cannot be read: the rest still stands
+            self.say(f"{event.what} {event.hint}")
+            return
         self.set_title(clean(self.path.name, 80), loud=True)
         self.set_state("error", event.what, event.hint)
 
@@ -113,9 +129,28 @@ class ModelScreen(BaseScreen):
         if row is None:
             frame.border_title = clean(self.file.path.name, 50).replace("[", r"\[")
             self.detail.update(file_content(self.file, self.model))
+            self.picture.show(None)
             return
         frame.border_title = (row.role or "no role").replace("[", r"\[")
-        self.detail.update(tensor_content(row))
+        self.detail.update(tensor_content(row, None))
+        self._look_at(row)
+
+    @work(thread=True, exclusive=True, group="weight")
+    def _look_at(self, row: TensorRow) -> None:
+        try:
+            look = look_at_weight(row.entry, self.picture.bins)
+        except AprtuiError as error:
+            self.post_message(LoadFailed(error.message, error.hint))
+            return
+        if look is not None and not get_current_worker().is_cancelled:
+            self.post_message(WeightReady(look))
+
+    @on(WeightReady)
+    def _weight(self, event: WeightReady) -> None:
+        row = self.tensors.current
+        if row is not None and row.entry is event.look.entry:
+            self.detail.update(tensor_content(row, event.look))
+            self.picture.show(event.look)
 
     # Keys.
 
@@ -195,12 +230,12 @@ def summary(file: ModelFile, model: Model | None, why: str) -> Content:
     common = sorted(types, key=lambda name: -types[name])
     lines = []
     if model is not None:
-        lines.append(Content.styled(" " + config_line(model.config), "bold"))
+        lines.append(Content.styled(config_line(model.config), "bold"))
     else:
-        lines.append(Content.styled(f" ! {clean(why, 400)}", "bold $error"))
+        lines.append(Content.styled(f"! {clean(why, 400)}", "bold $text-error"))
     lines.append(
         Content.styled(
-            f" {file.format} {clean(file.version, 20)} · {size(file.size_bytes)} in "
+            f"{file.format} {clean(file.version, 20)} · {size(file.size_bytes)} in "
             f"{len(file.files)} file{'s' * (len(file.files) != 1)} · {len(file.tensors)} tensors, "
             f"{size(weights)} · "
             + ", ".join(
@@ -210,14 +245,14 @@ def summary(file: ModelFile, model: Model | None, why: str) -> Content:
         )
     )
     notes = model.notes if model is not None else file.notes
-    lines += [Content.styled(f" ! {clean(note, 300)}", "$text-warning") for note in notes[:5]]
+    lines += [Content.styled(f"! {clean(note, 300)}", "$text-warning") for note in notes[:5]]
     if len(notes) > 5:
-        lines.append(Content.styled(f"   and {len(notes) - 5} more notes", "dim"))
+        lines.append(Content.styled(f"  and {len(notes) - 5} more notes", "dim"))
     return Content("\n").join(lines)
 
 
-def tensor_content(row: TensorRow) -> Content:
-    """Everything the index says of one tensor."""
+def tensor_content(row: TensorRow, look: WeightLook | None) -> Content:
+    """Everything the index says of one tensor, and its values in numbers."""
     entry = row.entry
     shape = " x ".join(count(extent) for extent in entry.shape)
     values = 1
@@ -228,11 +263,21 @@ def tensor_content(row: TensorRow) -> Content:
     rows = [
         ("name", clean(entry.name, 200)),
         ("type", f"{entry.type}{', blocks run over the flat tensor' if entry.flat else ''}"),
-        ("shape", f"{shape} = {count(values)} values, row-major"),
+        ("shape", f"{shape} = {count(values)} values"),
         ("bytes", f"{entry.offset:,} .. {entry.offset + entry.size_bytes:,}"),
-        ("", f"{size(entry.size_bytes)}, {bits:.4g} bits a value, {min(aligned, 4096)}-aligned"),
+        ("", f"{size(entry.size_bytes)}, {min(aligned, 4096)}-aligned"),
+        ("", f"{bits:.4g} bits a value"),
         ("file", clean(entry.path.name, 100)),
     ]
+    if look is not None:
+        found = look.statistics
+        infinite = found.pos_inf + found.neg_inf
+        part = "" if look.looked >= look.count else f", from {count(look.looked)} of them"
+        rows[3:3] = [
+            ("values", f"min {number(found.min)}  max {number(found.max)}{part}"),
+            ("", f"mean {number(found.mean, 3)}  rms {number(found.rms)}"),
+            ("", f"NaN {found.nan}  Inf {infinite}  zeros {found.zeros}"),
+        ]
     return _table(rows)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
@@ -137,8 +136,9 @@ class TraceScreen(BaseScreen):
             self.grid.focus()
 
     def _replan(self) -> None:
-        self.run_worker(self._plan, exclusive=True, group="plan")
+        self._plan()
 
+    @work(exclusive=True, group="plan")
     async def _plan(self) -> None:
         await asyncio.sleep(SETTLE_S)
         try:
@@ -154,7 +154,7 @@ class TraceScreen(BaseScreen):
             self.planned = None
             self.plan_text.update(
                 Content.assemble(
-                    (f"! {clean(event.message, 500)}", "bold $error"),
+                    (f"! {clean(event.message, 500)}", "bold $text-error"),
                     "\n\n",
                     (clean(event.hint, 300), "dim"),
                 )
@@ -178,10 +178,9 @@ class TraceScreen(BaseScreen):
         self.grid.set_stages(planned_stages(self.planned))
         self._arrange()
         self.grid.focus()
-        self.run_worker(
-            partial(self._engine, self.job()), exclusive=True, group="engine", exit_on_error=False
-        )
+        self._engine(self.job())
 
+    @work(exclusive=True, group="engine", exit_on_error=False)
     async def _engine(self, job: TraceJob) -> None:
         ended = await self.client.run(job, lambda batch: self._tell(batch))
         self.post_message(RunnerEnded(ended.exit_code, ended.log_tail()))
@@ -191,8 +190,14 @@ class TraceScreen(BaseScreen):
 
     def action_stop(self) -> None:
         if self.running:
-            self.progress.update(Content.styled(" stopping … what is written stays", "$warning"))
-            self.run_worker(self.client.stop, group="stop")
+            self.progress.update(
+                Content.styled(" stopping … what is written stays", "$text-warning")
+            )
+            self._stop()
+
+    @work(group="stop")
+    async def _stop(self) -> None:
+        await self.client.stop()
 
     def action_pause(self) -> None:
         self.paused = not self.paused

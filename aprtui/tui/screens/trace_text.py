@@ -34,12 +34,12 @@ def plan_content(event: Planned) -> Content:
         Content.assemble(
             (count(len(event.tokens)), "bold"), " tokens x ", (str(len(event.layers)), "bold"),
             " layers x ", (str(len(event.stages)), "bold"), " stages = ",
-            (count(event.files), "bold $accent"), " files",
+            (count(event.files), "bold $text-accent"), " files",
         ),
         Content.assemble(
-            "writes ", (size(event.write_bytes), "bold $accent"), " · ",
-            (f"{size(event.free_bytes)} free", "" if fits else "bold $error"),
-            ("" if fits else "  does not fit", "bold $error"),
+            "writes ", (size(event.write_bytes), "bold $text-accent"), " · ",
+            (f"{size(event.free_bytes)} free", "" if fits else "bold $text-error"),
+            ("" if fits else "  does not fit", "bold $text-error"),
         ),
         Content.assemble(
             "reads ", size(event.read_bytes), " once · about ", size(event.memory_bytes),
@@ -49,7 +49,7 @@ def plan_content(event: Planned) -> Content:
         Content.styled(texts, "$text-primary"),
         Content.styled(ids, "dim"),
     ]  # fmt: skip
-    lines += [Content.styled(f"! {clean(note, 300)}", "$warning") for note in event.notes[:6]]
+    lines += [Content.styled(f"! {clean(note, 300)}", "$text-warning") for note in event.notes[:6]]
     return Content("\n").join(lines)
 
 
@@ -61,23 +61,28 @@ def progress_content(
     files = last.files if last else planned.files
     share = done / max(files, 1)
     full = int(share * width)
-    tone = "$error" if isinstance(ended, Failed) else "$success" if ended else "$accent"
+    tone = (
+        "$text-error" if isinstance(ended, Failed) else "$text-success" if ended else "$text-accent"
+    )
     line = Content.assemble(" ", ("━" * full, tone), ("─" * (width - full), "dim"))
     if isinstance(ended, Finished):
-        top = " ".join(clean(str(t.get("text", "")), 20) for t in ended.top_tokens[:5])
+        top = "|".join(clean(str(t.get("text", "")), 20) for t in ended.top_tokens[:5])
         text = Content.assemble(
             (f" {count(ended.files)} files · {size(ended.written_bytes)} · "
              f"{duration(ended.elapsed_s)} · peak {size(ended.peak_memory_bytes)}", "bold"),
             (f" · next: {top}" if top else "", "$text-primary"),
             (f" · NaN or Inf in {len(ended.nonfinite)} stages, first {ended.nonfinite[0]}"
-             if ended.nonfinite else "", "bold $error"),
+             if ended.nonfinite else "", "bold $text-error"),
             ("   b browses it", "dim"),
         )  # fmt: skip
     elif isinstance(ended, Stopped):
-        text = Content.styled(f" stopped after {ended.files} files; b browses them", "$warning")
+        text = Content.styled(
+            f" stopped after {ended.files} files; b browses them", "$text-warning"
+        )
     elif isinstance(ended, Failed):
         text = Content.assemble(
-            (f" ! {clean(ended.message, 400)}", "bold $error"), (f"  {clean(ended.hint)}", "dim")
+            (f" ! {clean(ended.message, 400)}", "bold $text-error"),
+            (f"  {clean(ended.hint)}", "dim"),
         )
     elif last is None:
         text = Content(" starting the engine …")
@@ -114,7 +119,7 @@ def residual_content(rms: dict[int, tuple[float, str]]) -> Content:
             Content.assemble(
                 (f"{layer:>3} ", "dim"), (f"{bar(share, 8)} ", "$text-primary"),
                 f"{number(value, 3):>7}",
-                (f" {wrong}" if wrong else "", "bold $error"),
+                (f" {wrong}" if wrong else "", "bold $text-error"),
             )
         )  # fmt: skip
     return Content("\n").join(lines)

@@ -36,13 +36,13 @@ class TitleLine(Widget):
         for mode in self.modes:
             style = "dim" if mode not in self.open_modes else "$foreground"
             if mode == self.here:
-                style = "bold $accent"
+                style = "bold $text-accent"
             tabs += [Content("  "), Content.styled(mode.capitalize(), style)]
         tabs.append(Content.styled("   ? ", "dim"))
         right = Content.assemble(*tabs)
         if width < 100:
-            right = Content.styled(f"  {self.here.capitalize()}  ? ", "bold $accent")
-        left = Content.styled(" " + self.title, "bold $warning" if self.loud else "bold")
+            right = Content.styled(f"  {self.here.capitalize()}  ? ", "bold $text-accent")
+        left = Content.styled(" " + self.title, "bold $text-warning" if self.loud else "bold")
         left = left.truncate(max(width - right.cell_length, 8), ellipsis=True)
         gap = " " * max(width - left.cell_length - right.cell_length, 0)
         return Content.assemble(left, gap, right)
@@ -72,7 +72,7 @@ class KeyLine(Widget):
 
     def render(self) -> RenderResult:
         if self.note:
-            return Content.styled(" " + self.note, "$accent").truncate(
+            return Content.styled(" " + self.note, "$text-accent").truncate(
                 self.size.width, ellipsis=True
             )
         room = self.size.width - 1
@@ -88,7 +88,7 @@ class KeyLine(Widget):
                 reserve -= cells
             if len(parts) > 1:
                 parts.append(Content.styled(" · ", "dim"))
-            parts += [Content.styled(key, "bold $accent"), Content.styled(f" {label}", "dim")]
+            parts += [Content.styled(key, "bold $text-accent"), Content.styled(f" {label}", "dim")]
         return Content.assemble(*parts)
 
 

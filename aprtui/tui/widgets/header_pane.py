@@ -92,13 +92,13 @@ def decoded(head: bytes, record: StageRecord) -> list[Content]:
         header = read_header(record.path)
     except BadFileError as error:
         said = error.message.partition(": ")[2] or error.message
-        lines.append(Content.styled(f" ! {said}", "bold $error"))
+        lines.append(Content.styled(f" ! {said}", "bold $text-error"))
     else:
         lines.append(
             Content.assemble(
                 (" size  ", "$text-primary"),
                 f"{header.file_bytes:,} = {HEADER_BYTES} + 4 x {header.values:,}  ",
-                ("ok", "$success"),
+                ("ok", "$text-success"),
             )
         )
     return lines
@@ -106,9 +106,9 @@ def decoded(head: bytes, record: StageRecord) -> list[Content]:
 
 def _field(raw: bytes, text: str, name: str, good: bool) -> Content:
     return Content.assemble(
-        (f" {_hex(raw):<12}", "bold $accent"),
-        (f"  {text:<18}", "" if good else "bold $error"),
-        (name, "dim" if good else "$error"),
+        (f" {_hex(raw):<12}", "bold $text-accent"),
+        (f"  {text:<18}", "" if good else "bold $text-error"),
+        (name, "dim" if good else "$text-error"),
     )
 
 
@@ -167,8 +167,8 @@ def hex_lines(raw: bytes, per_line: int = 16) -> list[Content]:
         text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in chunk)
         lines.append(
             Content.assemble(
-                (f" {start:08x}  ", "dim"), (head, "bold $accent"), gap, rest, pad, "  ",
-                (text[:inside], "bold $accent"), (text[inside:], "dim"),
+                (f" {start:08x}  ", "dim"), (head, "bold $text-accent"), gap, rest, pad, "  ",
+                (text[:inside], "bold $text-accent"), (text[inside:], "dim"),
             )
         )  # fmt: skip
     return lines

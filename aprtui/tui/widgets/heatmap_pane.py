@@ -21,6 +21,7 @@ __all__ = ["HeatmapPane", "downsample"]
 
 SHADES = 16
 LABEL = 8
+PATIENCE_S = 0.25  # the old picture stands so long: redrawing twice costs bytes over SSH
 _SIGNS = " ·░▒▓█"
 
 
@@ -62,14 +63,23 @@ class HeatmapPane(Lines):
         super().__init__(id=id)
         self.table: StageTable | None = None
         self.cells: npt.NDArray[np.float64] | None = None
+        self.next_table: StageTable | None = None
         self.how = "max"
 
     def show(self, table: StageTable | None) -> None:
-        self.table, self.cells = table, None
-        self.refresh()
+        self.next_table = table
+        if table is None:
+            self._still_stale()
+        else:
+            self.set_timer(PATIENCE_S, self._still_stale)
+
+    def _still_stale(self) -> None:
+        if self.next_table is not self.table:
+            self.table, self.cells = self.next_table, None
+            self.refresh()
 
     def give(self, cells: npt.NDArray[np.float64] | None) -> None:
-        self.cells = cells
+        self.table, self.cells = self.next_table, cells
         self.refresh()
 
     @property
@@ -83,7 +93,7 @@ class HeatmapPane(Lines):
     def render_line(self, y: int) -> Strip:
         width, table, cells = self.size.width, self.table, self.cells
         if table is None or cells is None or not cells.size:
-            text = "  shading …" if y == 1 else ""
+            text = "  shading …" if y == 1 and table is not None else ""
             return self.strip([(text, "dim")], width)
         low, high = self._scale(cells)
         if y == 0:

@@ -16,6 +16,7 @@ __all__ = ["RANGES", "HistogramPane"]
 
 RANGES = ("clipped", "symlog", "full")
 LEAD = 8
+PATIENCE_S = 0.25  # the old picture stands so long: redrawing twice costs bytes over SSH
 
 
 class HistogramPane(Lines):
@@ -32,7 +33,8 @@ class HistogramPane(Lines):
         self.range = RANGES[0]
         self.logarithmic = False
         self.slice = Slice()
-        self.note = ""
+        self.stale = False
+        self.drawn_table: StageTable | None = None  # the one that ``drawn`` is of
 
     @property
     def bins(self) -> int:
@@ -46,11 +48,21 @@ class HistogramPane(Lines):
             or (self.slice.axis >= 0 and self.slice.index >= table.shape[self.slice.axis])
         ):
             self.slice = Slice()
-        self.table, self.measured, self.drawn = table, None, None
-        self.refresh()
+        self.table, self.stale = table, True
+        if table is None:
+            self._still_stale()
+        else:
+            self.set_timer(PATIENCE_S, self._still_stale)
+
+    def _still_stale(self) -> None:
+        """What is drawn is of the stage before: say so when the new one takes its time."""
+        if self.stale:
+            self.measured = self.drawn = None
+            self.refresh()
 
     def give(self, measured: Measured | None, drawn: Drawn | None) -> None:
-        self.measured, self.drawn = measured, drawn
+        self.measured, self.drawn, self.stale = measured, drawn, False
+        self.drawn_table = self.table
         self.refresh()
 
     def on_resize(self) -> None:
@@ -93,6 +105,8 @@ class HistogramPane(Lines):
 
     def _lines(self) -> list[list[Part]]:
         width, height = self.size.width, self.size.height
+        if self.table is None:
+            return [[("", "")], [("  This file cannot be read; 1 shows what is there.", "bad")]]
         if self.drawn is None:
             return [[("", "")], [("  counting …", "dim")]]
         counts = self.drawn.whole
@@ -140,7 +154,7 @@ class HistogramPane(Lines):
         return [(" " + text, "dim")]
 
     def _ridges(self, rows: tuple[Histogram, ...], total: int, width: int) -> list[list[Part]]:
-        table, measured = self.table, self.measured
+        table, measured = self.drawn_table, self.measured
         assert table is not None
         head = (
             f"by {table.axes[0]}"

@@ -65,9 +65,13 @@ class StageList(RowList):
         self._rebuild(here)
 
     def survey(self, rms: Mapping[StageKey, float], damage: Mapping[StageKey, str]) -> None:
+        told = all(
+            key in self.rms and number(self.rms[key], 3) == number(rms[key], 3) for key in rms
+        )
         self.rms.update(rms)
         self.damage.update(damage)
-        self.refresh()
+        if damage or not told:
+            self.refresh()
 
     @property
     def current(self) -> StageKey | None:

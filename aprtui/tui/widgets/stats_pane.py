@@ -56,7 +56,7 @@ class StatsPane(Lines):
 
     def _lines(self) -> list[list[Part]]:
         if self.measured is None or self.table is None:
-            return [[("", "")], [("  measuring …", "dim")]]
+            return []
         width, height = self.size.width, self.size.height
         numbers = self._numbers(self.measured)
         channels = self._channels(self.measured, min(height - 1, 24))

@@ -76,7 +76,7 @@ class ValueGrid(Lines):
         last = self.table.rows - 1
         sample = [*range(min(last, 40) + 1), last]
         longest = max(len(self.table.row_label(row)) for row in sample)
-        return max(4, min(longest, 16, self.size.width // 4)) + 1
+        return max(3, min(longest, 16, self.size.width // 4)) + 2
 
     @property
     def page_rows(self) -> int:
@@ -179,16 +179,21 @@ class ValueGrid(Lines):
         cursor = self.get_component_rich_style(
             "lines--cursor" if self.has_focus else "lines--cursor-blur", partial=True
         )
-        segments = [Segment(fit(table.row_label(row), label_width), self.line_style("head"))]
+        segments = [
+            Segment(" " + fit(table.row_label(row), label_width - 1), self.line_style("head"))
+        ]
         for column in columns:
             value = table.cell(row, column)
             style = self.line_style(self._tone(value))
             if here and column == self.column:
                 style = style + cursor
             text = "" if value is None else number(value)
-            segments.append(Segment(" ", self.rich_style))
-            segments.append(Segment(right(text, CELL - 1), style))
-        return Strip(segments).adjust_cell_length(width, self.rich_style)
+            if here and column == self.column:
+                segments.append(Segment(" ", self.rich_style))
+                segments.append(Segment(right(text, CELL - 1), style))
+            else:
+                segments.append(Segment(right(text, CELL), style))
+        return Strip(segments).simplify().adjust_cell_length(width, self.rich_style)
 
     def _tone(self, value: float | None) -> str:
         if value is None or value == 0.0:

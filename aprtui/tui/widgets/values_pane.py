@@ -69,7 +69,7 @@ class ValuesPane(Vertical):
         self._cell.update(
             Content.assemble(
                 (f" {place}", "bold"), (axes, "dim"), "  ",
-                (str(np.float32(value)) if value is not None else "—", "bold $accent"),
+                (str(np.float32(value)) if value is not None else "—", "bold $text-accent"),
                 (f"   value {count(self.index + 1)} of {count(table.values.size)}", "dim"),
             )
         )  # fmt: skip

@@ -1,0 +1,257 @@
+"""Name the stages that compute wrongly, and how.
+
+Every stage of capture B is computed again in float64 from B's own inputs and the model's weights.
+What honest rounding explains is innocent; what nothing explains is a culprit, with the mistake
+that reproduces it where one is known. A, a reference capture, adds where the two first differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aprtui.cli.output import print_json, print_notes
+from aprtui.cli.trace import parse_overrides
+from aprtui.compare.bars import parse_bar
+from aprtui.compare.bisection import Bisection, Culprit, Unmeasured, bisection_json
+from aprtui.compare.infer import open_any
+from aprtui.engine.stages import parse_layers, parse_stages
+from aprtui.errors import AprtuiError, UsageError
+from aprtui.formats.perop import PerOpDir
+from aprtui.formats.tracedir import StageKey, TraceDir
+from aprtui.model.open import Model, open_model
+from aprtui.text import clean, count, number
+
+__all__ = ["configure", "run"]
+
+_EPILOG = """\
+examples:
+  aprtui bisect trace --model model.gguf
+  aprtui bisect reference suspect --model model.apr --json
+  aprtui bisect apr-trace --model model.apr --prompt "What is 2+2?"
+
+exit codes: 0 no culprit and everything measured, 1 otherwise, 2 usage, 3 a bad file, 4 the engine
+failed"""
+
+_LINES = 12  # of one kind, before the rest is counted
+
+Tell = Callable[[int, int, StageKey], None]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    parser.add_argument("captures", nargs="+", metavar="[A] B", help="trace directories")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="the model that B computed (default: B's manifest says)"
+    )
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--tokens", metavar="1,2,3", help="the token ids, where B does not say")
+    prompt.add_argument("--prompt", metavar="TEXT", help="the prompt that the tokens came from")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+        help="say what the model's file does not say; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bar", dest="bars", action="append", default=[], metavar="[STAGES:]METRIC=LIMIT",
+        help="another bar for the local error, as rel_l2=1e-4 or 'ffn_*:rel_l2=1e-3'",
+    )  # fmt: skip
+    parser.add_argument("--stages", default="all", metavar="STAGES|all", help="stages to replay")
+    parser.add_argument(
+        "--layers", "--layer", default="all", metavar="START..END|N|all", help="layers to replay"
+    )
+    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+    parser.add_argument(
+        "--events", action="store_true", help="progress, then the result, as JSON lines on stdout"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.events:
+        return _run(args)
+    try:
+        return _run(args)
+    except AprtuiError as error:
+        _line("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
+        return error.exit_code
+
+
+def _run(args: argparse.Namespace) -> int:
+    from aprtui.compare.bisect import Options, bisect
+
+    a, b = _captures(args.captures)
+    model = open_model(_model_path(args.model, b), parse_overrides(args.overrides))
+    options = Options(
+        parse_stages(args.stages),
+        None if args.layers == "all" else parse_layers(args.layers, model.config.num_layers),
+        tuple(parse_bar(text) for text in args.bars),
+    )
+    with _progress(args) as tell:
+        found = bisect(model, b, a, tokens=_tokens(args, model), options=options, progress=tell)
+    sides = {
+        "model": str(model.path),
+        "a": None if a is None else str(a.root),
+        "b": str(b.root),
+    }
+    if args.events:
+        _line("result", **bisection_json(found, **sides))
+    elif args.json:
+        print_json(bisection_json(found, **sides))
+    else:
+        _show(found)
+    return found.exit_code
+
+
+def _captures(names: list[str]) -> tuple[TraceDir | None, TraceDir]:
+    opened = [open_any(Path(name)) for name in names]
+    if len(opened) == 1 and isinstance(opened[0], PerOpDir):
+        return opened[0].cpu, opened[0].gpu
+    if len(opened) > 2:
+        raise UsageError("at most two captures can be named", hint="aprtui bisect [A] B --model M")
+    for name, trace in zip(names, opened, strict=True):
+        if isinstance(trace, PerOpDir):
+            raise UsageError(
+                f"{clean(name)}: a per-op folder holds two captures",
+                hint="name it alone, or its cpu or gpu folder",
+            )
+    traces = [trace for trace in opened if isinstance(trace, TraceDir)]
+    return (traces[0] if len(traces) == 2 else None), traces[-1]
+
+
+def _model_path(given: str | None, b: TraceDir) -> Path:
+    if given is not None:
+        return Path(given)
+    said = (b.manifest or {}).get("model")
+    path = said.get("path") if isinstance(said, dict) else None
+    if isinstance(path, str) and Path(path).exists():
+        return Path(path)
+    raise UsageError("the model is needed to replay a stage", hint="--model MODEL")
+
+
+def _tokens(args: argparse.Namespace, model: Model) -> tuple[int, ...] | None:
+    if args.prompt is not None:
+        return tuple(model.tokenizer.encode(args.prompt))
+    if args.tokens is None:
+        return None
+    try:
+        return tuple(int(part) for part in args.tokens.replace(",", " ").split())
+    except ValueError:
+        raise UsageError(
+            f"--tokens {clean(args.tokens, 60)} cannot be read", hint="1,2,3"
+        ) from None
+
+
+# -- progress --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(args: argparse.Namespace) -> Iterator[Tell | None]:
+    """How progress is told: JSON lines, a bar on a terminal, or not at all."""
+    if args.events:
+        yield lambda done, total, key: _line(
+            "progress", done=done, total=total, layer=key.layer, stage=key.stage
+        )
+    elif args.json or not sys.stderr.isatty():
+        yield None
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(),
+                   MofNCompleteColumn())  # fmt: skip
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("replaying", total=None)
+            yield lambda done, total, key: bar.update(
+                task, completed=done, total=total, description=f"{key!s:<28}"
+            )
+
+
+def _line(event: str, **fields: Any) -> None:
+    line = json.dumps({"event": event, **fields}, ensure_ascii=True, allow_nan=False)
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+# -- for people ------------------------------------------------------------------------------------
+
+
+def _show(found: Bisection) -> None:
+    for line in _verdict(found):
+        print(line)
+    if found.culprits:
+        print("\nculprits, in order of computation")
+        for culprit in found.culprits:
+            _show_culprit(culprit)
+    if found.explained:
+        print("\ninnocent")
+        for by, stages in found.explanations.most_common():
+            left = max(e.residual_rel_l2 for e in found.explained if e.by == by)
+            plural = "s" * (stages != 1)
+            print(f"  {stages} stage{plural} explained: {clean(by, 300)} (to {number(left, 2)})")
+    if found.unmeasured:
+        print("\nunmeasured: nothing is known of these")
+        _show_unmeasured(found.unmeasured)
+    if found.first_divergence is not None:
+        pair = found.first_divergence
+        print(f"\nA and B first differ at {clean(str(pair.key))}: {clean(pair.message, 300)}")
+    print_notes(found.notes)
+
+
+def _verdict(found: Bisection) -> Iterator[str]:
+    replayed = len(found.explained) + len(found.culprits)
+    if not found.culprits:
+        if not found.unmeasured:
+            yield f"No culprit: all {replayed} stages compute what the model says."
+        elif replayed:
+            yield (
+                f"No culprit among {replayed} stages, but {len(found.unmeasured)} "
+                "could not be replayed."
+            )
+        else:
+            yield "Nothing could be replayed."
+        return
+    names = [str(culprit.key) for culprit in found.culprits]
+    if len(names) == 1:
+        yield f"{clean(names[0])} computes wrongly."
+    else:
+        yield f"{len(names)} stages compute wrongly, the first is {clean(names[0])}."
+    texts = Counter((c.key.stage, c.mistake.text) for c in found.culprits if c.mistake is not None)
+    for (stage, text), times in texts.most_common(3):
+        where = f" ({times} layers)" if times > 1 else ""
+        yield f"  {clean(stage)}{where}: {clean(text, 300)}"
+
+
+def _show_culprit(culprit: Culprit) -> None:
+    span = f" (with {', '.join(culprit.span)}, not captured)" if culprit.span else ""
+    parts = f" [{', '.join(culprit.parts)}]" if culprit.parts else ""
+    error = ""
+    if culprit.local_rel_l2 is not None:
+        place = ", ".join(f"{axis} {i}" for axis, i in culprit.worst.items())
+        error = f"  local error {number(culprit.local_rel_l2, 3)}, worst at {place}"
+    if culprit.inherited_rel_l2 is not None:
+        error += f"; inherited {number(culprit.inherited_rel_l2, 2)}"
+    print(f"  {clean(str(culprit.key))}{parts}{clean(span)}{error}")
+    mistake = culprit.mistake
+    if mistake is not None:
+        left = number(mistake.residual_rel_l2, 2)
+        print(f"      {mistake.id}: {clean(mistake.text, 300)} (leaves {left})")
+    if mistake is None or mistake.id != "size":
+        print(f"      looks like: {clean(culprit.looks_like, 300)}")
+
+
+def _show_unmeasured(items: tuple[Unmeasured, ...]) -> None:
+    """Those with the same reason on one line."""
+    by_reason: dict[str, list[str]] = {}
+    for item in items:
+        by_reason.setdefault(item.why, []).append(str(item.key))
+    for shown, (why, keys) in enumerate(by_reason.items()):
+        if shown == _LINES:
+            print(f"  and {count(sum(map(len, list(by_reason.values())[_LINES:])))} more (--json)")
+            return
+        listed = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+        print(f"  {clean(listed, 300)}: {clean(why, 300)}")

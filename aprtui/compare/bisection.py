@@ -1,0 +1,158 @@
+"""What a bisection found, as plain values and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aprtui.compare.diff import finite_json
+from aprtui.compare.mistakes import Mistake
+from aprtui.compare.pairs import PairResult
+from aprtui.formats.tracedir import StageKey
+
+__all__ = ["SCHEMA", "Bisection", "Culprit", "Explained", "Unmeasured", "bisection_json"]
+
+SCHEMA = "aprtui-bisect-v1"
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """A stage whose own arithmetic is wrong.
+
+    ``kind``: "differs", "nonfinite" (NaN or Inf born here) or "shape". ``span`` names the stages
+    before it that B did not capture. ``local_rel_l2`` is the error against float64, None for a
+    size. ``parts`` are the matrices concerned where a stage has several.
+    """
+
+    key: StageKey
+    kind: str
+    span: tuple[str, ...]
+    local_rel_l2: float | None
+    worst_row_rel_l2: float | None
+    worst: Mapping[str, int]
+    parts: tuple[str, ...]
+    looks_like: str
+    mistake: Mistake | None
+    inherited_rel_l2: float | None = None
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A stage that honest numerics reproduce from B's own inputs."""
+
+    key: StageKey
+    by: str
+    parts: Mapping[str, str]
+    residual_rel_l2: float
+    local_rel_l2: float
+    span: tuple[str, ...] = ()
+    inherited_rel_l2: float | None = None
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """A stage that could not be replayed, and why. ``damaged``: its file, or an input's."""
+
+    key: StageKey
+    why: str
+    damaged: bool = False
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """Everything that one bisection found, in order of computation."""
+
+    culprits: tuple[Culprit, ...]
+    explained: tuple[Explained, ...]
+    unmeasured: tuple[Unmeasured, ...]
+    first_divergence: PairResult | None
+    bar: tuple[float, float]
+    tokens: int
+    token_source: str
+    notes: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 no culprit and all measured, 1 otherwise, 3 when a file is damaged."""
+        if any(item.damaged for item in self.unmeasured):
+            return 3
+        return 1 if self.culprits or self.unmeasured else 0
+
+    @property
+    def verdict(self) -> str:
+        """ "culprits", "unmeasured" (none, but not everything could be replayed) or "clean"."""
+        if self.culprits:
+            return "culprits"
+        return "unmeasured" if self.unmeasured else "clean"
+
+    @property
+    def explanations(self) -> Counter[str]:
+        """How many stages each kind of honest numerics explains."""
+        return Counter(explained.by for explained in self.explained)
+
+
+def bisection_json(found: Bisection, **sides: str | None) -> dict[str, Any]:
+    """The document of contracts/bisect.schema.json; ``sides`` are the paths of model, a and b."""
+    divergence = found.first_divergence
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        **sides,
+        "verdict": found.verdict,
+        "exit_code": found.exit_code,
+        "tokens": {"count": found.tokens, "source": found.token_source},
+        "bar": {"rel_l2": found.bar[0], "worst_row_rel_l2": found.bar[1]},
+        "culprits": [_culprit_json(each) for each in found.culprits],
+        "explained": [_explained_json(each) for each in found.explained],
+        "unmeasured": [{**_place(each.key), "why": each.why} for each in found.unmeasured],
+        "first_divergence": None
+        if divergence is None
+        else {
+            **_place(divergence.key),
+            "class": divergence.kind,
+            "message": divergence.message,
+        },
+        "notes": list(found.notes),
+    }
+    checked: dict[str, Any] = finite_json(document)
+    return checked
+
+
+def _place(key: StageKey) -> dict[str, Any]:
+    return {"layer": key.layer, "stage": key.stage}
+
+
+def _culprit_json(culprit: Culprit) -> dict[str, Any]:
+    mistake = culprit.mistake
+    return {
+        **_place(culprit.key),
+        "span": list(culprit.span),
+        "kind": culprit.kind,
+        "local_rel_l2": culprit.local_rel_l2,
+        "worst_row_rel_l2": culprit.worst_row_rel_l2,
+        "inherited_rel_l2": culprit.inherited_rel_l2,
+        "worst": dict(culprit.worst),
+        "parts": list(culprit.parts),
+        "looks_like": culprit.looks_like,
+        "mistake": None
+        if mistake is None
+        else {
+            "id": mistake.id,
+            "text": mistake.text,
+            "parameters": dict(mistake.parameters),
+            "residual_rel_l2": mistake.residual_rel_l2,
+        },
+    }
+
+
+def _explained_json(explained: Explained) -> dict[str, Any]:
+    return {
+        **_place(explained.key),
+        "span": list(explained.span),
+        "by": explained.by,
+        "parts": dict(explained.parts),
+        "residual_rel_l2": explained.residual_rel_l2,
+        "local_rel_l2": explained.local_rel_l2,
+        "inherited_rel_l2": explained.inherited_rel_l2,
+    }

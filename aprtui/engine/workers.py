@@ -1,0 +1,66 @@
+"""Threads that compute side by side, each torch operation on one core.
+
+The engine splits its work itself, into blocks of rows and of queries: results are the same bits
+whatever the number of threads, and no thread waits for another at the end of each operation, which
+costs most where the cores are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+
+__all__ = ["for_each", "one_core"]
+
+_MOST_THREADS = 16  # beyond it they wait for the interpreter's lock and for memory
+
+_Item = TypeVar("_Item")
+
+
+def for_each(
+    function: Callable[[_Item], None], items: Iterable[_Item], device: torch.device
+) -> None:
+    """Call ``function`` with every item, in no order; return when all are done.
+
+    On the CPU by all threads; another device is fed by the calling thread alone, in order. Raises
+    what a call raised; calls that have not begun by then are dropped.
+    """
+
+    def call(item: _Item) -> None:
+        with torch.inference_mode():
+            function(item)
+
+    for _ in (_threads().map if device.type == "cpu" else map)(call, items):
+        pass
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Inside, the operations of the calling thread too run on one core.
+
+    The threads that torch would start for them spin for a while after each operation, on the cores
+    that ours compute on.
+    """
+    _threads()  # counts the cores
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+
+
+@lru_cache(maxsize=1)
+def _threads() -> ThreadPoolExecutor:
+    """As many threads as torch would use itself."""
+    count = min(torch.get_num_threads(), _MOST_THREADS)
+    return ThreadPoolExecutor(count, "engine", initializer=_use_one_core)
+
+
+def _use_one_core() -> None:
+    torch.set_num_threads(1)  # counts for the calling thread alone

@@ -1,0 +1,326 @@
+"""Write a trace from any program: the other side of a comparison in five lines.
+
+    from aprtui import CaptureWriter
+
+    with CaptureWriter("trace", tokens=ids, model="model.gguf", engine={"name": "mine"}) as capture:
+        for layer in range(layers):
+            ...
+            capture.put("ffn_gate", gate, layer=layer)
+
+Importing it needs neither torch nor textual. Stage names and shapes: ``aprtui.engine.stages``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.engine.events import Event, Failed, Finished, Planned, StageWritten, Started, Stopped
+from aprtui.engine.folder import trace_folder
+from aprtui.engine.manifest import Written, build_manifest, model_entry
+from aprtui.engine.stages import (
+    ALIASES,
+    STAGES,
+    WHOLE_MODEL_STAGES,
+    Absent,
+    absent_stages,
+    build_graph,
+    order_of,
+    stage_axes,
+    stage_shape,
+)
+from aprtui.errors import AprtuiError, UsageError
+from aprtui.formats.aprt import write_stage
+from aprtui.formats.summary import summarise
+from aprtui.formats.tracedir import StageKey, key_of, relative_path, write_manifest
+from aprtui.model.config import ModelConfig
+from aprtui.model.open import Model, open_model
+from aprtui.text import clean, nearest
+
+__all__ = ["CaptureWriter"]
+
+Float32 = npt.NDArray[np.float32]
+
+_NAMES = tuple(kind.name for kind in STAGES)
+# What the manifest knows of an engine; whatever else is given stands under its settings.
+_ENGINE_FIELDS = frozenset(
+    {"name", "version", "device", "device_name", "dtype", "threads", "activations", "settings"}
+)
+
+
+class CaptureWriter:
+    """A trace being written: every ``put`` is a whole file, the manifest comes at the end.
+
+    ``tokens`` are the ids that the pass was run on. ``model`` (a model file or folder, an opened
+    ``Model`` or a ``ModelConfig``) lets stages and shapes be checked and the trace be replayed;
+    without it nothing is checked but the names. ``engine`` says who computed: ``name``, and what
+    else is known (``version``, ``device``, ``dtype``, ``threads``; other keys are its settings).
+    ``activations="float32"`` says that it does not round activations before products.
+
+    When the body raises, the files stay, ``events.jsonl`` says why, and there is no manifest: the
+    trace counts as incomplete. Raises UsageError for what cannot be asked, EngineError for a disk.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        tokens: Sequence[int],
+        engine: Mapping[str, Any],
+        model: str | Path | Model | ModelConfig | None = None,
+        prompt: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.directory = Path(directory)
+        self._engine = _engine_entry(engine)
+        self._model = open_model(Path(model)) if isinstance(model, (str, Path)) else model
+        config = self._model.config if isinstance(self._model, Model) else self._model
+        self._config: ModelConfig | None = config
+        self._tokens = _checked_tokens(tokens, config)
+        self._prompt = prompt
+        self._overwrite = overwrite
+        self._graph = {node.key for node in build_graph(config)} if config else frozenset()
+        self._written: dict[StageKey, Written] = {}
+        self._absent: dict[str, str] = {}
+        self._notes: list[str] = []
+        self._open = ExitStack()
+        self._events: IO[str] | None = None
+        self._start = 0.0
+
+    # -- what a runtime calls ------------------------------------------------------------------
+
+    def put(
+        self,
+        stage: str,
+        value: Any,
+        *,
+        layer: int | None = None,
+        axes: Sequence[str] | None = None,
+    ) -> None:
+        """Write one stage of one layer (``layer=None``: of the whole model).
+
+        ``value``: a numpy array, a torch tensor of any device, or anything with ``__array__`` or
+        DLPack, of any real type; it is widened or rounded to float32. With a model its shape must
+        be the stage's; a leading batch of one and heads not yet split are fine. A name that is no
+        stage of ours is kept; ``axes`` name its dimensions. Raises UsageError.
+        """
+        if self._events is None:
+            raise UsageError("the capture is not open", hint="with CaptureWriter(...) as capture:")
+        key = self._key(stage, layer)
+        values = _float32(value, key)
+        shape, names = self._shape(key, values, axes)
+        path = self.directory / relative_path(key)
+        size = write_stage(path, key.layer, values)
+        positions = "last" if key.stage == "lm_head" and len(shape) == 1 else "all"
+        stats = summarise(values)
+        self._written[key] = Written(key, shape, names, positions, size, stats)
+        self._announce(self._written[key])
+
+    def absent(self, stage: str, reason: str) -> None:
+        """Say why this runtime does not show a stage; otherwise it is listed as not captured."""
+        self._absent[_stage_name(stage)] = clean(reason, 500)
+
+    def note(self, text: str) -> None:
+        """A line for people in the manifest."""
+        self._notes.append(clean(text, 500))
+
+    # -- opening and closing -------------------------------------------------------------------
+
+    def __enter__(self) -> CaptureWriter:
+        folder = trace_folder(self.directory, overwrite=self._overwrite)
+        self._events = self._open.enter_context(folder)
+        self._start = time.monotonic()
+        if self._config is not None:
+            self._tell(self._plan(self._config))
+        self._tell(Started(pid=_pid()))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._open:
+            try:
+                if error is None:
+                    self._finish()
+            except AprtuiError as failure:
+                error = failure
+                raise
+            finally:
+                if error is not None:
+                    self._tell(self._end(error))
+                self._events = None
+
+    def _finish(self) -> None:
+        if not self._written:
+            raise UsageError("nothing was captured: no stage was put")
+        files = [self._written[key] for key in sorted(self._written, key=order_of)]
+        done = Finished(
+            directory=str(self.directory),
+            files=len(files),
+            written_bytes=sum(file.bytes for file in files),
+            elapsed_s=round(time.monotonic() - self._start, 4),
+            peak_memory_bytes=0,
+            peak_device_bytes=0,
+            nonfinite=tuple(str(f.key) for f in files if f.stats["nan"] or f.stats["inf"]),
+        )
+        write_manifest(self.directory, self._manifest(files, done))
+        self._tell(done)
+
+    def _manifest(self, files: list[Written], done: Finished) -> dict[str, Any]:
+        model, config = self._model, self._config
+        vocabulary = model.vocabulary if isinstance(model, Model) else None
+        head = self._written.get(StageKey(None, "lm_head"))
+        entry: dict[str, Any] = {}
+        if isinstance(model, Model):
+            entry = model_entry(model)
+        elif config is not None:
+            entry = {"architecture": config.architecture, "config": config.to_json()}
+        return build_manifest(
+            model=entry,
+            tokens=self._tokens,
+            token_texts=[vocabulary.text_of(token) for token in self._tokens] if vocabulary else [],
+            prompt=self._prompt,
+            logits="all" if head is not None and head.positions == "all" else "last",
+            engine=self._engine,
+            rope_layout=config.rope_layout if config else None,
+            written=files,
+            layers=sorted({file.key.layer for file in files if file.key.layer is not None}),
+            absent=self._absent_stages(),
+            notes=self._notes,
+            elapsed_s=done.elapsed_s,
+            peak_memory_bytes=None,
+            peak_device_bytes=None,
+        )
+
+    def _absent_stages(self) -> list[Absent]:
+        """What the model does not have, and what this runtime did not show in any layer."""
+        there = {key.stage for key in self._written}
+        lacking = list(absent_stages(self._config)) if self._config else []
+        known = {item.stage for item in lacking}
+        expected = {key.stage for key in self._graph} | self._absent.keys()
+        for name in sorted(expected - there - known, key=lambda name: order_of(StageKey(0, name))):
+            lacking.append(Absent(name, self._absent.get(name, "not captured by this engine")))
+        return lacking
+
+    def _end(self, error: BaseException) -> Event:
+        if isinstance(error, KeyboardInterrupt):
+            return Stopped(files=len(self._written), directory=str(self.directory))
+        message = clean(str(error).split("\n", 1)[0], 500)
+        hint = clean(error.hint, 500) if isinstance(error, AprtuiError) else ""
+        code = error.exit_code if isinstance(error, AprtuiError) else 4
+        return Failed(f"{type(error).__name__}: {message}", hint, code)
+
+    # -- names and shapes ----------------------------------------------------------------------
+
+    def _key(self, stage: str, layer: int | None) -> StageKey:
+        """The stage's place. Raises UsageError for one that the model cannot have."""
+        name = _stage_name(stage)
+        layer = 0 if name == "embedding" and layer is None else layer
+        known = name in _NAMES
+        if known and name in WHOLE_MODEL_STAGES and layer is not None:
+            raise UsageError(f"{name} belongs to the whole model, not to layer {layer}")
+        if known and name not in WHOLE_MODEL_STAGES and layer is None:
+            raise UsageError(f"{name} needs its layer", hint=f"capture.put({name!r}, x, layer=0)")
+        if layer is not None and not 0 <= int(layer) < 1 << 24:
+            raise UsageError(f"layer {layer} is no layer's number")
+        key = StageKey(None if layer is None else int(layer), name)
+        if key in self._written:
+            raise UsageError(f"{key} was put already", hint="one forward pass makes one capture")
+        if self._config is not None and known and key not in self._graph:
+            raise UsageError(f"{key}: {_why_not(key, self._config)}")
+        if not known and (near := nearest(name, _NAMES)):
+            self._note_once(f"{name} is no stage of ours and was kept; {near} is one")
+        return key
+
+    def _note_once(self, text: str) -> None:
+        if text not in self._notes:
+            self._notes.append(text)
+
+    def _shape(
+        self, key: StageKey, values: Float32, axes: Sequence[str] | None
+    ) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """The shape and axes as the manifest states them. Raises UsageError."""
+        given = values.shape
+        if key.stage not in _NAMES or self._config is None:
+            return given, self._axes(key, len(given), axes)
+        tokens = len(self._tokens)
+        choices = [("last", stage_shape(key.stage, self._config, tokens))]
+        if key.stage == "lm_head":
+            whole = ("all", stage_shape(key.stage, self._config, tokens, "all"))
+            choices = [*choices, whole] if tokens > 1 or len(given) == 1 else [whole, *choices]
+        for logits, shape in choices:
+            if _same(given, shape, tokens):
+                return shape, stage_axes(key.stage, logits)
+        names = stage_axes(key.stage)
+        expected = choices[0][1]
+        raise UsageError(
+            f"{key} is {list(given)} where {list(expected)} ({', '.join(names)}) was expected",
+            hint=f"{tokens} tokens, row-major, the first dimension slowest",
+        )
+
+    def _axes(self, key: StageKey, count: int, axes: Sequence[str] | None) -> tuple[str, ...]:
+        if axes is not None:
+            if len(axes) != count:
+                raise UsageError(f"{key} has {count} dimensions and {len(axes)} axes")
+            return tuple(clean(str(axis), 40) for axis in axes)
+        if key.stage in _NAMES:
+            for logits in ("last", "all"):
+                if len(stage_axes(key.stage, logits)) == count:
+                    return stage_axes(key.stage, logits)
+        return tuple(f"dim{place}" for place in range(count))
+
+    # -- events --------------------------------------------------------------------------------
+
+    def _tell(self, event: Event) -> None:
+        assert self._events is not None
+        self._events.write(event.line() + "\n")
+        self._events.flush()
+
+    def _announce(self, file: Written) -> None:
+        self._tell(
+            StageWritten(
+                layer=file.key.layer,
+                stage=file.key.stage,
+                path=relative_path(file.key),
+                bytes=file.bytes,
+                done=len(self._written),
+                files=max(len(self._graph), len(self._written)),
+                written_bytes=sum(each.bytes for each in self._written.values()),
+                elapsed_s=round(time.monotonic() - self._start, 4),
+                rms=file.stats["rms"],
+                nan=file.stats["nan"],
+                inf=file.stats["inf"],
+            )
+        )
+
+    def _plan(self, config: ModelConfig) -> Planned:
+        """The first event: tokens and model, so that a capture that breaks off can be read."""
+        model = self._model
+        return Planned(
+            directory=str(self.directory),
+            model=str(model.path) if isinstance(model, Model) else "",
+            architecture=config.architecture,
+            num_layers=config.num_layers,
+            tokens=self._tokens,
+            token_texts=(),
+            stages=tuple(dict.fromkeys(key.stage for key in sorted(self._graph, key=order_of))),
+            layers=tuple(range(config.num_layers)),
+            files=len(self._graph),
+            write_bytes=0,
+            free_bytes=0,
+            read_bytes=0,
+            memory_bytes=0,
+            device=str(self._engine.get("device", "")),
+            device_name=str(self._engine.get("device_name", "")),
+            dtype=str(self._engine.get("dtype", "")),
+        )

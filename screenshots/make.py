@@ -1,0 +1,109 @@
+"""Make screenshots/*.png from the running app: `python screenshots/make.py [FIXTURES]`.
+
+Needs the development extra (resvg-py) and the fixtures folder: models and captures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
+os.environ["COLORTERM"] = "truecolor"
+
+import resvg_py
+from textual.pilot import Pilot
+
+from aprtui.tui.app import AprtuiApp
+from aprtui.tui.source import kind_of
+
+HERE = Path(__file__).resolve().parent
+FONT = "DejaVu Sans Mono"
+SIZES = ((120, 40), (80, 24))
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture: what is opened, which keys are pressed, and a text that must be there."""
+
+    name: str
+    paths: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    wait_for: str = ""
+
+
+FLOAT64 = "captures/qwen2-q4_k_m/float64"
+SHOTS = (
+    Shot("browse-histogram", ("captures/pycode-5m-q4_k_m/float64",), ("n", "j", "j", "j")),
+    Shot("browse-header", ("apr/traces/qwen2-import",), ("1", "j", "j")),
+    Shot("browse-values", (FLOAT64,), ("2", "j", "tab", "m")),
+    Shot("browse-heatmap", (FLOAT64,), ("4", "j", "j", "j")),
+    Shot("browse-stats", (FLOAT64,), ("5", "j", "j", "j")),
+    Shot("diff", (FLOAT64, "faults/rope-theta-qwen2")),
+    Shot("diff-honest", (FLOAT64, "captures/qwen2-q4_k_m/llamacpp"), ("j", "l", "l", "l")),
+    Shot("pair", (FLOAT64, "faults/rope-theta-qwen2"), ("enter",)),
+    Shot("model", ("models/qwen2-q4_k_m.gguf",), ("j", "j", "j", "j")),
+    Shot("trace-plan", ("models/pycode-5m-q4_k_m.gguf",), ("t",), "files"),
+    Shot("trace-done", ("models/pycode-5m-q4_k_m.gguf",), ("t", "enter", "r"), "b browses it"),
+    Shot("help", (FLOAT64,), ("question_mark",)),
+    Shot("home", ()),
+)
+
+
+async def at_rest(pilot: Pilot[int]) -> None:
+    for _ in range(5):
+        await pilot.pause()
+        await pilot.app.workers.wait_for_complete()
+
+
+async def until(pilot: Pilot[int], text: str) -> None:
+    for _ in range(600):
+        strips = pilot.app.screen._compositor.render_strips()
+        if any(text in strip.text for strip in strips):
+            return
+        await pilot.pause(0.05)
+    raise SystemExit(f"{text!r} never came")
+
+
+async def take(shot: Shot, fixtures: Path, size: tuple[int, int]) -> bytes:
+    """The picture as PNG bytes."""
+    opened = tuple(kind_of(fixtures / path) for path in shot.paths)
+    app = AprtuiApp(opened, folder=fixtures)
+    async with app.run_test(size=size) as pilot:
+        await at_rest(pilot)
+        for key in shot.keys:
+            await pilot.press(key)
+            await at_rest(pilot)
+        if shot.wait_for:
+            await until(pilot, shot.wait_for)
+        await at_rest(pilot)
+        svg = app.export_screenshot(title="aprtui", simplify=True)
+    picture = resvg_py.svg_to_bytes(svg_string=svg, font_family=FONT, monospace_family=FONT)
+    return bytes(picture)
+
+
+def main() -> None:
+    source = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parents[1] / "shared" / "fixtures"
+    with tempfile.TemporaryDirectory() as folder:
+        fixtures = Path(folder) / "work"
+        fixtures.mkdir()
+        for name in ("captures", "faults", "apr"):
+            (fixtures / name).symlink_to(source / name, target_is_directory=True)
+        (fixtures / "models").mkdir()  # traces are written beside a model: work on copies
+        for model in (source / "models").glob("*.gguf"):
+            shutil.copy(model, fixtures / "models")
+        for shot in SHOTS:
+            for size in SIZES:
+                shutil.rmtree(fixtures / "models" / "pycode-5m-q4_k_m-trace", ignore_errors=True)
+                path = HERE / f"{shot.name}-{size[0]}x{size[1]}.png"
+                path.write_bytes(asyncio.run(take(shot, fixtures, size)))
+                print(path.name)
+
+
+if __name__ == "__main__":
+    main()

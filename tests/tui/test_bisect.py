@@ -1,0 +1,102 @@
+"""Diff's other view: the child that replays stages, its progress, and the culprits it names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from aprtui.compare.bars import Bars
+from aprtui.compare.pairs import compare_pair, pair_up
+from aprtui.formats.tracedir import StageKey, open_trace
+from aprtui.tui.app import AprtuiApp
+from aprtui.tui.screens.bisect import Bisected, BisectScreen, read_result
+from tests.support import FIXTURES, needs_fixtures
+from tests.tui.support import NARROW, WIDE, frame, opened, press, settle, small_trace
+
+RESULT = {
+    "event": "result",
+    "verdict": "culprits",
+    "notes": ["a note with [/x] and \x1b[31m"],
+    "culprits": [
+        {
+            "layer": 1, "stage": "ffn_out", "local_rel_l2": 0.014, "worst_row_rel_l2": 0.03,
+            "inherited_rel_l2": "NaN", "worst": {"position": 2, "channel": 7},
+            "looks_like": "only channel 7",
+            "mistake": {"id": "bad_block", "text": "row 17 \x1b[2J", "residual_rel_l2": 5e-8},
+        }
+    ],
+    "explained": [
+        {"layer": 0, "stage": "attn_norm", "by": "float32", "local_rel_l2": 1e-8},
+        {"layer": 0, "stage": "ffn_out", "by": "activations rounded to Q8_K",
+         "local_rel_l2": 0.01, "residual_rel_l2": 5e-8},
+    ],
+    "unmeasured": [{"layer": None, "stage": "final_norm", "reason": "its input is missing"}],
+}  # fmt: skip
+
+
+def _command(folder: Path, *lines: object, code: int = 0) -> tuple[str, ...]:
+    script = folder / "bisect.py"
+    said = "\n".join(json.dumps(line) for line in lines)
+    script.write_text(f"import sys\nprint({said!r})\nsys.exit({code})\n", encoding="utf-8")
+    return (sys.executable, str(script))
+
+
+def _screen(tmp_path: Path, command: tuple[str, ...]) -> BisectScreen:
+    trace = small_trace(tmp_path / "t")
+    opened_ = open_trace(trace)
+    pairs = {pair.key: pair for pair in pair_up(opened_, opened_)}
+    bars = Bars(0.1, 0.4, "a test")
+    results = {key: compare_pair(pair, bars) for key, pair in pairs.items()}
+    model = Path("model.gguf")
+    return BisectScreen(trace, trace, model, pairs, results, command=command)
+
+
+async def test_culprits_are_marked_by_sign_and_named(tmp_path: Path) -> None:
+    command = _command(tmp_path, {"event": "progress", "done": 1, "total": 7, "layer": 0,
+                                  "stage": "attn_norm"}, RESULT)  # fmt: skip
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        bisect = _screen(tmp_path, command)
+        pilot.app.push_screen(bisect)
+        await settle(pilot)
+        text = frame(pilot)
+        assert "1 culprit · 1 stages explained by honest rounding · 1 exact · 1 unmeasured" in text
+        assert bisect.grid.current == StageKey(1, "ffn_out")
+        assert bisect.grid.cells[StageKey(1, "ffn_out")] == ("!", "bad")
+        assert bisect.grid.cells[StageKey(0, "ffn_out")] == ("~", "good")
+        assert bisect.grid.cells[StageKey(0, "attn_norm")] == ("=", "dim")
+        assert bisect.grid.cells[StageKey(None, "final_norm")] == ("?", "dim")
+        assert "bad_block" in text and "only channel 7" in text and "\x1b" not in text
+
+
+async def test_an_engine_error_is_shown_with_what_to_do(tmp_path: Path) -> None:
+    said = {"event": "error", "message": "no token ids", "hint": "--tokens", "exit_code": 2}
+    async with AprtuiApp(folder=tmp_path).run_test(size=NARROW) as pilot:
+        pilot.app.push_screen(_screen(tmp_path, _command(tmp_path, said, code=2)))
+        await settle(pilot)
+        assert "no token ids" in frame(pilot) and "--tokens" in frame(pilot)
+
+
+async def test_a_child_that_dies_without_a_word_is_an_error(tmp_path: Path) -> None:
+    async with AprtuiApp(folder=tmp_path).run_test(size=NARROW) as pilot:
+        pilot.app.push_screen(_screen(tmp_path, _command(tmp_path, "nonsense", code=7)))
+        await settle(pilot)
+        assert "the replay ended (7)" in frame(pilot)
+
+
+def test_a_result_of_another_shape_is_read_as_far_as_it_goes() -> None:
+    found = read_result({"culprits": [3, {"layer": "x"}], "explained": None, "notes": 5})
+    assert isinstance(found, Bisected) and found.notes == ()
+
+
+@needs_fixtures
+async def test_b_names_the_planted_block_through_the_real_engine() -> None:
+    a = FIXTURES / "captures" / "qwen2-q4_k_m" / "float64"
+    b = FIXTURES / "faults" / "bad-block-gate-L3-ggml"
+    model = FIXTURES / "models" / "qwen2-q4_k_m.gguf"
+    async with opened(a, b, model=str(model)) as pilot:
+        text = await press(pilot, "b", "enter")
+        assert "1 culprit" in text and "layer-3/ffn_gate" in text
+        assert "row 17, block 3 of 32 weights" in " ".join(text.split())
+        await press(pilot, "v")
+        assert "rel_l2" in await press(pilot, "v", "v")
