@@ -12,6 +12,8 @@ Importing it needs neither torch nor textual. Stage names and shapes: ``aprtui.e
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,9 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-import numpy as np
-import numpy.typing as npt
-
+from aprtui.engine.arrays import Float32, as_float32
 from aprtui.engine.events import Event, Failed, Finished, Planned, StageWritten, Started, Stopped
 from aprtui.engine.folder import trace_folder
 from aprtui.engine.manifest import Written, build_manifest, model_entry
@@ -45,8 +45,6 @@ from aprtui.model.open import Model, open_model
 from aprtui.text import clean, nearest
 
 __all__ = ["CaptureWriter"]
-
-Float32 = npt.NDArray[np.float32]
 
 _NAMES = tuple(kind.name for kind in STAGES)
 # What the manifest knows of an engine; whatever else is given stands under its settings.
@@ -88,6 +86,7 @@ class CaptureWriter:
         self._overwrite = overwrite
         self._graph = {node.key for node in build_graph(config)} if config else frozenset()
         self._written: dict[StageKey, Written] = {}
+        self._written_bytes = 0
         self._absent: dict[str, str] = {}
         self._notes: list[str] = []
         self._open = ExitStack()
@@ -114,13 +113,14 @@ class CaptureWriter:
         if self._events is None:
             raise UsageError("the capture is not open", hint="with CaptureWriter(...) as capture:")
         key = self._key(stage, layer)
-        values = _float32(value, key)
+        values = as_float32(value, str(key))
         shape, names = self._shape(key, values, axes)
         path = self.directory / relative_path(key)
         size = write_stage(path, key.layer, values)
         positions = "last" if key.stage == "lm_head" and len(shape) == 1 else "all"
         stats = summarise(values)
         self._written[key] = Written(key, shape, names, positions, size, stats)
+        self._written_bytes += size
         self._announce(self._written[key])
 
     def absent(self, stage: str, reason: str) -> None:
@@ -129,7 +129,7 @@ class CaptureWriter:
 
     def note(self, text: str) -> None:
         """A line for people in the manifest."""
-        self._notes.append(clean(text, 500))
+        self._note_once(clean(text, 500))
 
     # -- opening and closing -------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ class CaptureWriter:
         self._start = time.monotonic()
         if self._config is not None:
             self._tell(self._plan(self._config))
-        self._tell(Started(pid=_pid()))
+        self._tell(Started(pid=os.getpid()))
         return self
 
     def __exit__(
@@ -167,7 +167,7 @@ class CaptureWriter:
         done = Finished(
             directory=str(self.directory),
             files=len(files),
-            written_bytes=sum(file.bytes for file in files),
+            written_bytes=self._written_bytes,
             elapsed_s=round(time.monotonic() - self._start, 4),
             peak_memory_bytes=0,
             peak_device_bytes=0,
@@ -254,15 +254,11 @@ class CaptureWriter:
         if key.stage not in _NAMES or self._config is None:
             return given, self._axes(key, len(given), axes)
         tokens = len(self._tokens)
-        choices = [("last", stage_shape(key.stage, self._config, tokens))]
-        if key.stage == "lm_head":
-            whole = ("all", stage_shape(key.stage, self._config, tokens, "all"))
-            choices = [*choices, whole] if tokens > 1 or len(given) == 1 else [whole, *choices]
-        for logits, shape in choices:
-            if _same(given, shape, tokens):
+        for logits in ("last", "all") if key.stage == "lm_head" else ("last",):
+            shape = stage_shape(key.stage, self._config, tokens, logits)
+            if _fits(given, shape):
                 return shape, stage_axes(key.stage, logits)
-        names = stage_axes(key.stage)
-        expected = choices[0][1]
+        expected, names = stage_shape(key.stage, self._config, tokens), stage_axes(key.stage)
         raise UsageError(
             f"{key} is {list(given)} where {list(expected)} ({', '.join(names)}) was expected",
             hint=f"{tokens} tokens, row-major, the first dimension slowest",
@@ -295,7 +291,7 @@ class CaptureWriter:
                 bytes=file.bytes,
                 done=len(self._written),
                 files=max(len(self._graph), len(self._written)),
-                written_bytes=sum(each.bytes for each in self._written.values()),
+                written_bytes=self._written_bytes,
                 elapsed_s=round(time.monotonic() - self._start, 4),
                 rms=file.stats["rms"],
                 nan=file.stats["nan"],
@@ -324,3 +320,58 @@ class CaptureWriter:
             device_name=str(self._engine.get("device_name", "")),
             dtype=str(self._engine.get("dtype", "")),
         )
+
+
+def _engine_entry(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's engine: what it has fields for, the rest under ``settings``."""
+    name = engine.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise UsageError("the engine has no name", hint='engine={"name": "mine"}')
+    known = {key: value for key, value in engine.items() if key in _ENGINE_FIELDS}
+    rest = {str(key): value for key, value in engine.items() if key not in _ENGINE_FIELDS}
+    entry = {**known, **({"settings": {**known.get("settings", {}), **rest}} if rest else {})}
+    try:
+        json.dumps(entry, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the engine's settings cannot be written as JSON: {error}") from error
+    return entry
+
+
+def _checked_tokens(tokens: Sequence[int], config: ModelConfig | None) -> tuple[int, ...]:
+    ids = tuple(int(token) for token in tokens)
+    if not ids or min(ids) < 0:
+        raise UsageError("a capture needs the token ids of its prompt", hint="tokens=[1, 2, 3]")
+    if config is not None and max(ids) >= config.vocab_size:
+        raise UsageError(
+            f"token {max(ids):,} lies outside the vocabulary of {config.vocab_size:,} tokens"
+        )
+    return ids
+
+
+def _stage_name(stage: str) -> str:
+    """The stage's own name: an alias resolved, ours in lower case, an unknown one as it is."""
+    lower = ALIASES.get(stage.lower(), stage.lower())
+    if lower in _NAMES:
+        return lower
+    if key_of(relative_path(StageKey(None, stage))) != StageKey(None, stage):
+        raise UsageError(
+            f"{clean(stage)!r} cannot be a stage's name", hint="letters, digits, _ - and ."
+        )
+    return stage
+
+
+def _why_not(key: StageKey, config: ModelConfig) -> str:
+    """Why the model has no such stage there."""
+    for item in absent_stages(config):
+        if item.stage == key.stage:
+            return f"it does not exist in this model: {item.reason}"
+    if key.stage == "embedding":
+        return "the embedding belongs to layer 0"
+    return f"the model has layers 0..{config.num_layers - 1}"
+
+
+def _fits(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether values of a shape are the stage's, but for a batch of one or heads not yet split."""
+    if given == shape or (len(shape) == 3 and given == (shape[0], shape[1] * shape[2])):
+        return True
+    return len(given) > 1 and given[0] == 1 and _fits(given[1:], shape)

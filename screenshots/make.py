@@ -35,6 +35,7 @@ class Shot:
     paths: tuple[str, ...]
     keys: tuple[str, ...] = ()
     wait_for: str = ""
+    model: str = ""
 
 
 FLOAT64 = "captures/qwen2-q4_k_m/float64"
@@ -47,6 +48,13 @@ SHOTS = (
     Shot("diff", (FLOAT64, "faults/rope-theta-qwen2")),
     Shot("diff-honest", (FLOAT64, "captures/qwen2-q4_k_m/llamacpp"), ("j", "l", "l", "l")),
     Shot("pair", (FLOAT64, "faults/rope-theta-qwen2"), ("enter",)),
+    Shot(
+        "bisect",
+        (FLOAT64, "faults/bad-block-gate-L3-ggml"),
+        ("b", "enter"),
+        "culprit",
+        "models/qwen2-q4_k_m.gguf",
+    ),
     Shot("model", ("models/qwen2-q4_k_m.gguf",), ("j", "j", "j", "j")),
     Shot("trace-plan", ("models/pycode-5m-q4_k_m.gguf",), ("t",), "files"),
     Shot("trace-done", ("models/pycode-5m-q4_k_m.gguf",), ("t", "enter", "r"), "b browses it"),
@@ -73,7 +81,8 @@ async def until(pilot: Pilot[int], text: str) -> None:
 async def take(shot: Shot, fixtures: Path, size: tuple[int, int]) -> bytes:
     """The picture as PNG bytes."""
     opened = tuple(kind_of(fixtures / path) for path in shot.paths)
-    app = AprtuiApp(opened, folder=fixtures)
+    model = str(fixtures / shot.model) if shot.model else ""
+    app = AprtuiApp(opened, folder=fixtures, model=model)
     async with app.run_test(size=size) as pilot:
         await at_rest(pilot)
         for key in shot.keys:

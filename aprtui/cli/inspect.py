@@ -136,10 +136,9 @@ def _print_trace(
     manifest = trace.manifest or {}
     if manifest:
         model, engine = manifest.get("model", {}), manifest.get("engine", {})
-        print(
-            f"  model   {clean(str(model.get('path')))} ({clean(str(model.get('architecture')))})"
-        )
-        print(f"  engine  {clean(' '.join(str(engine.get(k)) for k in _ENGINE_KEYS))}")
+        path, family = (clean(str(model.get(k, "unknown"))) for k in ("path", "architecture"))
+        print(f"  model   {path} ({family})")
+        print(f"  engine  {clean(' '.join(str(engine[k]) for k in _ENGINE_KEYS if k in engine))}")
     if trace.token_texts:
         print(f"  tokens  {len(trace.token_texts)}: {clean('|'.join(trace.token_texts))}")
     if layers:

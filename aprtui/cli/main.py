@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("aprtui.cli.import_model", "write a GGUF or safetensors model as .apr"),
     "diff": ("aprtui.cli.diff", "compare two traces, two stage files or two models"),
     "bisect": ("aprtui.cli.bisect", "name the stages of a trace that compute wrongly, and how"),
+    "report": ("aprtui.cli.report", "write a comparison as one file to attach to an issue"),
     "stats": ("aprtui.cli.stats", "statistics of a trace's stages or of one stage file"),
     "export": ("aprtui.cli.export", "write stage files as npy, npz, safetensors or csv"),
     "contract": ("aprtui.cli.contract", "validate the project's contracts and run their tests"),

@@ -159,6 +159,8 @@ class _Worker:
         if source.blocked:
             self._skip(node.key, f"{expected}; {source.blocked}")
             return
+        used = self.captured.head_dim_of(node.key)
+        expected += f": as if head_dim {used} were used" if used else ""
         span = tuple(each.key.stage for each in source.between)
         self.covered |= {each.key for each in source.between}
         mistake = Mistake("size", expected, {"values": self._count(node.key)}, 0.0)

@@ -93,6 +93,14 @@ class Captured:
             f"{' x '.join(map(str, shape))} = {count(math.prod(shape))} were expected"
         )
 
+    def head_dim_of(self, key: StageKey) -> int | None:
+        """The head size that a count of the wrong size means, where heads are an axis."""
+        shape = stage_shape(key.stage, self.config, self.tokens)
+        if _AXES[key.stage][-1] != "channel":
+            return None
+        used, rest = divmod(self.trace.records[key].count, math.prod(shape[:-1]))
+        return None if rest or not used else used
+
     def sources(self) -> dict[StageKey, Source]:
         """For every node what it can be replayed from, by one walk in order of computation."""
         found: dict[StageKey, Source] = {}

@@ -104,9 +104,7 @@ def _arithmetics(case: Case, output: str) -> Iterator[Arithmetic]:
         yield Arithmetic(product=kind if products else "", weights=kind, stage=kind)
         if output and operations & NESTED:
             yield Arithmetic(product=kind if products else "", stage=kind, steps=True)
-            yield Arithmetic(
-                product=kind if products else "", weights=kind, stage=kind, steps=True
-            )
+            yield Arithmetic(product=kind if products else "", weights=kind, stage=kind, steps=True)
 
 
 def explain(case: Case) -> Explanation:

@@ -13,6 +13,7 @@ __all__ = ["LocalError", "local_error", "row_norms"]
 
 Float64 = npt.NDArray[np.float64]
 
+_BLOCK_VALUES = 1 << 21  # 16 MiB of float64 a temporary
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -48,35 +49,50 @@ def local_error(y: Float64, replayed: Float64, axis: int, rounded: str = "") -> 
     """B's output ``y`` against the replay, same shape; positions run along ``axis``.
 
     ``rounded`` ("BF16", "F16"): y was rounded to that type when it was written; only what lies
-    beyond half a unit of its last place is an error then.
+    beyond half a unit of its last place is an error then. Temporaries are bounded.
     """
-    known = np.abs(replayed) <= _LARGEST  # False for NaN
-    finite = np.isfinite(y)
-    born = known & ~finite
-    use = known & finite
-    reference = np.where(use, replayed, 0.0)
-    error = np.where(use, y, 0.0) - reference
-    if rounded:
-        slack = halfway(np.where(use, y, 0.0), rounded)
-        error = np.sign(error) * np.maximum(np.abs(error) - slack, 0.0)
-    rows, norms = row_norms(error, axis), row_norms(reference, axis)
-    ratio = _ratio(rows, norms)
-    worst_row = int(np.argmax(ratio)) if ratio.size else 0
-    if born.any():
-        flat = int(np.argmax(born))
-    else:
-        flat = int(np.argmax(np.abs(error))) if error.size else 0
-    place = np.unravel_index(flat, y.shape) if y.size else ()
-    total = _ratio(np.sqrt(np.square(rows).sum())[None], np.sqrt(np.square(norms).sum())[None])
+    if not y.size:
+        return LocalError(0.0, 0.0, 0, (), 0, 0, 0)
+    rows, norms = np.zeros(y.shape[axis]), np.zeros(y.shape[axis])
+    worst = (-1.0, 0)  # (largest error, its flat index); NaN and Inf born here come before any
+    born = inherited = 0
+    slab = y.size // y.shape[0]
+    step = max(1, _BLOCK_VALUES // slab)
+    for first in range(0, y.shape[0], step):
+        part, right = y[first : first + step], replayed[first : first + step]
+        known = np.abs(right) <= _LARGEST  # False for NaN
+        use = known & np.isfinite(part)
+        error = _error(np.where(use, part, 0.0), np.where(use, right, 0.0), rounded)
+        squares = (error, np.where(use, right, 0.0))
+        place = slice(first, first + step) if axis == 0 else slice(None)
+        rows[place] += np.square(row_norms(squares[0], axis))
+        norms[place] += np.square(row_norms(squares[1], axis))
+        lost = known & ~use
+        if lost.any() and not born:
+            worst = (np.inf, first * slab + int(np.argmax(lost)))
+        born += int(lost.sum())
+        inherited += int((~known).sum())
+        largest = int(np.argmax(np.abs(error)))
+        worst = max(worst, (float(np.abs(error).flat[largest]), first * slab + largest))
+    ratio = _ratio(np.sqrt(rows), np.sqrt(norms))
+    worst_row = int(np.argmax(ratio))
+    total = _ratio(np.sqrt(rows.sum())[None], np.sqrt(norms.sum())[None])
     return LocalError(
         float(total[0]),
-        float(ratio[worst_row]) if ratio.size else 0.0,
+        float(ratio[worst_row]),
         worst_row,
-        tuple(int(i) for i in place),
-        int(born.sum()),
-        int((~known).sum()),
-        int(use.sum()),
+        tuple(int(i) for i in np.unravel_index(worst[1], y.shape)),
+        born,
+        inherited,
+        y.size - born - inherited,
     )
+
+
+def _error(y: Float64, right: Float64, rounded: str) -> Float64:
+    error = y - right
+    if not rounded:
+        return error
+    return np.asarray(np.sign(error) * np.maximum(np.abs(error) - halfway(y, rounded), 0.0))
 
 
 def _ratio(error: Float64, norm: Float64) -> Float64:

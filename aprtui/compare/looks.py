@@ -67,7 +67,7 @@ def _whole(y: Float64, made: Float64) -> list[str]:
         return ["not zero where the replay is"]
     scale = float(y @ made) / norms[1] ** 2
     cosine = float(y @ made) / (norms[0] * norms[1])
-    if cosine > 0.9999 and abs(scale - 1) > 1e-4:
+    if np.linalg.norm(y - scale * made) < 0.2 * np.linalg.norm(y - made):
         return [f"scaled by {scale:.6g}"]
     order = float(np.linalg.norm(np.sort(y) - np.sort(made))) / norms[1]
     if order < 1e-4 and cosine < 0.9999:

@@ -68,9 +68,10 @@ class _BlockSink:
             create_stage(capture.path_of(file), file.key.layer, file.shape)
         )
 
-    def put(self, first_query: int, block: torch.Tensor) -> None:
-        last, keys = first_query + block.shape[1], block.shape[2]
-        self._values[:, first_query:last, :keys] = block.to(torch.float32).cpu().numpy()
+    def put(self, first_head: int, first_query: int, block: torch.Tensor) -> None:
+        heads, queries, keys = block.shape
+        place = self._values[first_head:, first_query:]
+        place[:heads, :queries, :keys] = block.to(torch.float32).cpu().numpy()
 
     def close(self) -> None:
         self._capture.enqueue(_Mapped(self._file, self._values, self._open_file))

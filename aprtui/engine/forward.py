@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
 from typing import Protocol
 
 import torch
@@ -18,8 +20,8 @@ __all__ = ["BlockSink", "Tap", "forward"]
 class BlockSink(Protocol):
     """Takes a tensor [A,T,T] piece by piece; what is never put stays zero."""
 
-    def put(self, first_query: int, block: torch.Tensor) -> None:
-        """Rows first_query.. of every head: block [A,t,S], S <= T. Called from several threads."""
+    def put(self, first_head: int, first_query: int, block: torch.Tensor) -> None:
+        """Rows first_query.. of heads first_head..: [a,t,S], S <= T. Called by several threads."""
 
     def close(self) -> None:
         """All pieces have come."""
@@ -66,7 +68,10 @@ def _forward(operands: Operands, tap: Tap) -> torch.Tensor:
 def _attention(
     operands: Operands, node: Node, values: dict[StageKey, torch.Tensor], tap: Tap
 ) -> torch.Tensor:
-    """Scores, softmax and attention [T,A,d] in blocks of queries: [A,T,T] is never whole."""
+    """Scores, softmax and attention [T,A,d] in pieces: [A,T,T] is never whole.
+
+    A piece is a block of queries in the heads that share one key/value head.
+    """
     config, layer = operands.config, node.key.layer or 0
     softmax_key, qkv_key = node.inputs
     scores_key = StageKey(layer, "attn_scores")
@@ -75,18 +80,23 @@ def _attention(
     v = ops.value_heads(values[qkv_key], config)
     sinks = (tap.open_blocks(scores_key), tap.open_blocks(softmax_key))
     out = torch.empty_like(q)
+    group = config.num_heads // config.num_kv_heads
+    one_group = replace(config, num_heads=group, num_kv_heads=1)
 
-    def compute(block: tuple[int, int]) -> None:
-        first, last = block
+    def compute(piece: tuple[tuple[int, int], int]) -> None:
+        (first, last), kv_head = piece
+        heads = slice(kv_head * group, (kv_head + 1) * group)
         seen = ops.visible(config, layer, first, last, last, q.device)
-        scores = ops.score_block(config, q[first:last], k[:last], seen)
+        keys, values = k[:last, kv_head, None], v[:last, kv_head, None]
+        scores = ops.score_block(one_group, q[first:last, heads], keys, seen)
         weights = ops.softmax_block(scores, seen)
-        out[first:last] = ops.attend_block(config, weights, v[:last])
-        for sink, values in zip(sinks, (scores, weights), strict=True):
+        out[first:last, heads] = ops.attend_block(one_group, weights, values)
+        for sink, block in zip(sinks, (scores, weights), strict=True):
             if sink is not None:
-                sink.put(first, values)
+                sink.put(heads.start, first, block)
 
-    for_each(compute, ops.attention_blocks(config, q.shape[0]), q.device)
+    blocks = ops.attention_blocks(config, q.shape[0])
+    for_each(compute, product(blocks, range(config.num_kv_heads)), q.device)
     for sink in sinks:
         if sink is not None:
             sink.close()

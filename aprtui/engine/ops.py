@@ -23,7 +23,7 @@ Tensor = torch.Tensor
 
 # Values of one block of attention scores. Blocks depend on the prompt's length alone, so that
 # watching the scores changes no number.
-SCORE_BLOCK_VALUES = 1 << 21
+SCORE_BLOCK_VALUES = 1 << 23
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,12 @@ class WeightStream:
         self._scratch = _Scratch()
         self._staging = Staging(device) if device.type == "cuda" else None
 
+    @staticmethod
+    def spans(matrix: Matrix) -> list[tuple[int, int]]:
+        """(first row, rows) of each block of a matrix; they depend on its shape alone."""
+        step = max(_ROW_GROUP, BLOCK_VALUES // matrix.columns // _ROW_GROUP * _ROW_GROUP)
+        return [(first, min(step, matrix.rows - first)) for first in range(0, matrix.rows, step)]
+
     def blocks(self, role: Role) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, block [rows, columns] in the stream's dtype) of a matrix, in order of rows.
 
@@ -47,17 +53,17 @@ class WeightStream:
         """
         matrix = self.model.weights[role]
         stored = StoredRows(matrix.entry)
-        for first, rows in _spans(matrix):
-            yield first, self._decode(stored, matrix.first_row + first, rows)
+        for first, rows in self.spans(matrix):
+            yield first, self.decode(stored, matrix.first_row + first, rows)
 
     def vector(self, role: Role) -> torch.Tensor:
         """A norm's weight or a bias [columns] in the stream's dtype."""
         matrix = self.model.weights[role]
         stored = StoredRows(matrix.entry)
         if len(matrix.entry.shape) == 1 and matrix.first_row:
-            whole = self._decode(stored, 0, 1).reshape(-1)
+            whole = self.decode(stored, 0, 1).reshape(-1)
             return whole[matrix.first_row : matrix.first_row + matrix.columns].clone()
-        return self._decode(stored, 0, 1).reshape(-1).clone()
+        return self.decode(stored, 0, 1).reshape(-1).clone()
 
     def rows(self, role: Role, indices: tuple[int, ...]) -> torch.Tensor:
         """Chosen rows [len(indices), columns] of a matrix in the stream's dtype."""
@@ -65,7 +71,7 @@ class WeightStream:
         stored = StoredRows(matrix.entry)
         table = torch.empty((len(indices), matrix.columns), dtype=self.dtype, device=self.device)
         for place, index in enumerate(indices):
-            table[place] = self._decode(stored, matrix.first_row + index, 1)[0]
+            table[place] = self.decode(stored, matrix.first_row + index, 1)[0]
         return table
 
     def linear(self, x: torch.Tensor, role: Role) -> torch.Tensor:
@@ -86,12 +92,12 @@ class WeightStream:
 
         def decode(span: tuple[int, int]) -> None:
             first, rows = span
-            use(first, self._decode(stored, matrix.first_row + first, rows))
+            use(first, self.decode(stored, matrix.first_row + first, rows))
 
-        for_each(decode, _spans(matrix), self.device)
+        for_each(decode, self.spans(matrix), self.device)
 
-    def _decode(self, stored: StoredRows, first: int, rows: int) -> torch.Tensor:
-        """Rows of a tensor in this thread's own memory, valid until its next block."""
+    def decode(self, stored: StoredRows, first: int, rows: int) -> torch.Tensor:
+        """Rows of a tensor in the stream's dtype, valid until this thread's next block."""
         scratch, size = self._scratch, rows * stored.columns
         if scratch.values.numel() < size:
             scratch.values = torch.empty(size, dtype=torch.float32, device=self.device)
@@ -103,9 +109,3 @@ class WeightStream:
         else:
             stored.decode(raw.to(self.device), first, out, scratch.workspace)
         return out.to(self.dtype)
-
-
-def _spans(matrix: Matrix) -> list[tuple[int, int]]:
-    """(first row, rows) of each block of a matrix; they depend on its shape alone."""
-    step = max(_ROW_GROUP, BLOCK_VALUES // matrix.columns // _ROW_GROUP * _ROW_GROUP)
-    return [(first, min(step, matrix.rows - first)) for first in range(0, matrix.rows, step)]

@@ -72,7 +72,7 @@ def test_activations_at_one() -> None:
 def test_a_low_precision_output_is_recognised() -> None:
     ones = np.array([1.0, 0.5, -3.0], np.float32)
     assert representable(ones) == "BF16"
-    assert representable(ones + np.float32(2**-10)) == "F16"
+    assert representable(ones + np.float32(2**-9)) == "F16"
     assert representable(ones + np.float32(2**-20)) == ""
     assert representable(np.zeros(3, np.float32)) == ""
 

@@ -137,7 +137,7 @@ def _leaks(at: Attempt, tokens: int) -> list[int]:
 def window(at: Attempt) -> Iterator[Candidate]:
     tokens = at.inputs[0].shape[0] if at.operation == "scores" else at.inputs[0].shape[-1]
     right = at.config.window(at.layer)
-    choices: list[int | None] = [None, at.config.sliding_window, *range(1, tokens)]
+    choices: list[int | None] = [None, at.config.sliding_window, _window_of(at)]
     if right is not None:
         choices += [right - 1, right + 1]
     for scores, _ in _unmasked(at):
@@ -152,6 +152,15 @@ def window(at: Attempt) -> Iterator[Candidate]:
             )
             made = _masked(at, scores, _mask(tokens, 0, used))
             yield Candidate(made, text, {"window": used, "right": right})
+
+
+def _window_of(at: Attempt) -> int | None:
+    """The window that B's own non-zero values tell."""
+    if at.y is None:
+        return None
+    away = np.arange(at.y.shape[1])[:, None] - np.arange(at.y.shape[2])[None, :]
+    held = (at.y != 0).any(axis=0)
+    return int(away[held].max()) + 1 if held.any() else None
 
 
 # -- attention -------------------------------------------------------------------------------------
@@ -231,7 +240,7 @@ def stale_row(at: Attempt) -> Iterator[Candidate]:
     tokens, groups = values.shape[0], config.num_heads // config.num_kv_heads
     away = (at.y - at.base).reshape(tokens, config.num_kv_heads, groups, config.head_dim)
     split = weights.reshape(config.num_kv_heads, groups, tokens, tokens)
-    for key in range(tokens):
+    for key in at.wrong_rows[:1]:  # its own query is the first that sees it
         column = split[..., key]  # [K, groups, T]
         moved = np.einsum("kgt,tkgd->kd", column, away, optimize=True)
         moved /= np.maximum(np.square(column).sum(axis=(1, 2)), 1e-300)[:, None]

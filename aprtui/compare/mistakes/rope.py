@@ -113,10 +113,25 @@ def freqs_ignored(at: Attempt) -> Iterator[Candidate]:
 
 def shift(at: Attempt) -> Iterator[Candidate]:
     positions = np.arange(_x(at).shape[0], dtype=np.float64)
-    for by in range(1, _MAX_SHIFT + 1):
-        for step in (by, -by):
-            text = f"every position is counted {step:+d}"
-            yield Candidate(_at_positions(at, positions + step), text, {"by": step})
+    steps = [by for by in range(-_MAX_SHIFT, _MAX_SHIFT + 1) if by]
+    if at.y is not None:
+        steps = [steps[_nearest(at, 0, np.asarray(steps, np.float64))]]
+    for by in steps:
+        text = f"every position is counted {by:+d}"
+        yield Candidate(_at_positions(at, positions + by), text, {"by": by})
+
+
+def _nearest(at: Attempt, row: int, positions: Float64) -> int:
+    """Which of ``positions`` turns one row of the input nearest to what B holds there."""
+    assert at.y is not None
+    heads = _x(at)[row]
+    apart = []
+    for first in range(0, positions.size, 256):
+        angles = np.outer(positions[first : first + 256], _frequencies(at))
+        x = np.broadcast_to(heads, (len(angles), *heads.shape))
+        turned = _rotate(x, angles, at.config.rope_layout)
+        apart.append(np.square(turned - at.y[row]).sum(axis=(1, 2)))
+    return int(np.argmin(np.concatenate(apart)))
 
 
 def position(at: Attempt) -> Iterator[Candidate]:
@@ -126,17 +141,13 @@ def position(at: Attempt) -> Iterator[Candidate]:
         text = f"positions are not divided by {divisor:g}"
         yield Candidate(_at_positions(at, right * divisor), text, {"divisor": 1.0})
     if len(at.wrong_rows) == 1:
-        wrong = at.wrong_rows[0]
-        for used in range(max(64, 4 * right.size)):
-            if used != wrong:
-                positions = right.copy()
-                positions[wrong] = used
-                text = f"position {wrong} is rotated as position {used}"
-                yield Candidate(
-                    _at_positions(at, positions), text, {"position": wrong, "used": used}
-                )
+        wrong, positions = at.wrong_rows[0], right.copy()
+        used = _nearest(at, wrong, np.arange(max(64.0, 4.0 * right.size)))
+        positions[wrong] = used
+        text = f"position {wrong} is rotated as position {used}"
+        yield Candidate(_at_positions(at, positions), text, {"position": wrong, "used": used})
         return
-    for used in range(right.size):
+    for used in dict.fromkeys((right.size - 1, 1, 0)):
         text = f"every position is rotated as position {used}"
         yield Candidate(_at_positions(at, np.full_like(right, used)), text, {"used": used})
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 from textual import on
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
@@ -21,14 +20,14 @@ from aprtui.tui.carry import copy, export
 from aprtui.tui.keys import bindings
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.messages import LoadFailed, Surveyed, TraceLoaded
-from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.measuring import PaneReady, Wish, fulfil, look_at, stated
+from aprtui.tui.screens.pane_keys import PaneKeysScreen
 from aprtui.tui.source import load_trace, mark_of, title_of
 from aprtui.tui.stage_table import describe_shape, table_of
 from aprtui.tui.widgets.frame import PaneTabs
 from aprtui.tui.widgets.header_pane import HeaderPane
 from aprtui.tui.widgets.heatmap_pane import HeatmapPane
-from aprtui.tui.widgets.histogram_pane import RANGES, HistogramPane
+from aprtui.tui.widgets.histogram_pane import HistogramPane
 from aprtui.tui.widgets.lines import PartLine, RowList
 from aprtui.tui.widgets.stage_list import StageList
 from aprtui.tui.widgets.stats_pane import StatsPane, headline
@@ -41,7 +40,7 @@ FOLLOW_S = 1.0
 PATIENCE_S = 0.25
 
 
-class BrowseScreen(BaseScreen):
+class BrowseScreen(PaneKeysScreen):
     """The tree at the left, one pane at the right."""
 
     mode = "browse"
@@ -260,9 +259,10 @@ class BrowseScreen(BaseScreen):
         if event.measured is not None:
             self.line.show(headline(event.measured, self.line.size.width))
             self.stats.give(table, event.measured)
-            rms = event.measured.statistics.rms
-            self.values.grid.loud = 6 * rms
-            self.stages.survey({event.wish.key: rms}, {})
+            found = event.measured.statistics
+            self.values.grid.loud = 6 * found.rms
+            broken = found.nan or found.pos_inf or found.neg_inf  # the tree says so, not a number
+            self.stages.survey({event.wish.key: float("nan") if broken else found.rms}, {})
         if event.drawn is not None:
             self.histogram.give(event.measured, event.drawn)
         if event.cells is not None:
@@ -367,42 +367,6 @@ class BrowseScreen(BaseScreen):
     def action_pause(self) -> None:
         self.paused = not self.paused
         self._retitle()
-
-    def action_range(self) -> None:
-        pane = self.histogram
-        pane.range = RANGES[(RANGES.index(pane.range) + 1) % len(RANGES)]
-        self._measure()
-
-    def action_counts(self) -> None:
-        self.histogram.logarithmic = not self.histogram.logarithmic
-        self.histogram.refresh()
-
-    def action_slice_axis(self) -> None:
-        self.histogram.next_axis()
-
-    def action_slice(self, step: int) -> None:
-        self.histogram.step(step)
-
-    def action_reduce(self) -> None:
-        self.heatmap.how = "mean" if self.heatmap.how == "max" else "max"
-        self._measure()
-
-    def jump(self, text: str) -> None:
-        """To ``pos,channel`` in the Values pane; what the palette does with numbers."""
-        self.set_pane("values")
-        self.values.grid.focus()
-        why = self.values.jump(text)
-        if why:
-            self.say(why)
-
-    def action_maximum(self) -> None:
-        table = self.values.table
-        if table is not None and table.values.size:
-            self.values.go(int(np.nanargmax(np.abs(table.values))))
-
-    def action_next_nonfinite(self) -> None:
-        if not self.values.next_nonfinite():
-            self.say("no NaN and no infinity here")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         only = {"maximum": "values", "next_nonfinite": "values", "range": "histogram",

@@ -320,9 +320,9 @@ def legend() -> Content:
     parts: list[Content] = [Content(" ")]
     for sign, text in steps:
         parts += [Content.styled(sign, "$text-success"), Content.styled(f" {text}  ", "dim")]
-    signs = (("=", "equal", "dim"), ("!", "beyond bar", "bold $text-error"),
+    signs = (("=", "equal", "dim"), ("!", "beyond", "bold $text-error"),
              ("▶", "first", "bold $text-error"), ("N", "NaN", "bold $text-error"),
-             ("x", "shape", "bold $text-error"), ("?", "unmeasured", "dim"))  # fmt: skip
+             ("x", "shape", "bold $text-error"), ("?", "missing", "dim"))  # fmt: skip
     for sign, text, style in signs:
         parts += [Content.styled(sign, style), Content.styled(f" {text}  ", "dim")]
     return Content.assemble(*parts)

@@ -68,5 +68,7 @@ def axis_parts(counts: Histogram, lead: int) -> list[Part]:
         text = number(0.0 if abs(value) < 1e-3 * scale else value, 3)
         start = round(step / steps * (width - 1)) - len(text) // 2
         start = max(0, min(start, width - len(text)))
+        if start and line[start - 1] != " ":
+            continue  # it would run into the one before
         line[start : start + len(text)] = text
     return [(" " * lead, ""), ("".join(line), "dim")]

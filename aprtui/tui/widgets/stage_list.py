@@ -135,7 +135,7 @@ class StageList(RowList):
         indent = " " if entry.nested and width >= 24 else ""
         value = self.rms.get(entry.key)
         wrong = value is not None and value != value
-        shown = "" if value is None else number(value, 3 if width >= 24 else 2)
+        shown = "" if value is None else _short(value, 3 if width >= 24 else 2)
         room = width - len(indent) - 3
         name = fit(entry.label, max(room - 6, 4)) + right(shown, 6)
         cut = len(name) - 6
@@ -188,6 +188,12 @@ class StageList(RowList):
         group = self._rows[self.cursor].group
         (self._unfolded.add if open_ else self._unfolded.discard)(group)
         self._rebuild(self.current)
+
+
+def _short(value: float, digits: int) -> str:
+    """The value in at most six characters."""
+    texts = [number(value, fewer) for fewer in range(digits, 0, -1)]
+    return next((text for text in texts if len(text) <= 6), texts[-1])
 
 
 def _group(key: StageKey, by_stage: bool) -> str:

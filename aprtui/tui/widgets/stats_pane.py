@@ -24,12 +24,14 @@ def headline(measured: Measured, width: int) -> list[Part]:
     counts = [("NaN", s.nan), ("Inf", s.pos_inf + s.neg_inf), ("zeros", s.zeros)]
     if width < 80:
         words, counts = [words[0], words[1], words[4]], counts[:2]
-    parts: list[Part] = [(" ", "")]
-    for name, value in words:
-        parts += [(f"{name} ", "head"), (f"{number(value)}  ", "")]
+    values = [part for name, value in words for part in
+              ((f"{name} ", "head"), (f"{number(value)}  ", ""))]  # fmt: skip
+    counted: list[Part] = []
     for name, found in counts:
         loud = "bad" if found and name != "zeros" else ""
-        parts += [(f"{name} ", loud or "head"), (f"{count(found)}  ", loud)]
+        counted += [(f"{name} ", loud or "head"), (f"{count(found)}  ", loud)]
+    bad = s.nan or s.pos_inf or s.neg_inf  # what is wrong is said first: the line may be cut
+    parts: list[Part] = [(" ", ""), *(counted + values if bad else values + counted)]
     if not measured.exact:
         parts.append(("from a sample", "warn"))
     return parts
