@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from aprtui.cli.output import print_json
+from aprtui.cli.status_line import StatusLine
 from aprtui.compare.model_settings import Setting
 from aprtui.compare.weights import (
     ModelComparison,
@@ -39,7 +38,11 @@ def run_models(
     allow_unmeasured: bool = False,
 ) -> int:
     """Compare, print, and tell by the exit code: 0 the same but for rounding, 1 not."""
-    with _Progress() as progress:
+    with StatusLine() as tell:
+
+        def progress(done: int, total: int, role: str) -> None:
+            tell(f"{100 * done // max(total, 1)} % of {count(total)} weights, {role}")
+
         comparison = diff_models(a, b, progress)
     if as_json:
         print_json(models_json(comparison, allow_unmeasured=allow_unmeasured))
@@ -148,22 +151,3 @@ def _markdown_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str
 def _cell(text: str) -> str:
     """Text that no Markdown reads as markup."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>|" else c for c in clean(text, 160))
-
-
-class _Progress:
-    """A line on the terminal's stderr, from the first second on; nothing elsewhere."""
-
-    def __enter__(self) -> _Progress:
-        self._started, self._shown = time.monotonic(), 0.0
-        return self
-
-    def __call__(self, done: int, total: int, role: str) -> None:
-        now = time.monotonic()
-        if now - self._started > 1 and now - self._shown > 0.2 and sys.stderr.isatty():
-            self._shown = now
-            text = f"{100 * done // max(total, 1)} % of {count(total)} weights, {clean(role, 40)}"
-            print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from aprtui.cli.status_line import StatusLine
 from aprtui.cli.trace import parse_overrides
 from aprtui.compare.diff import diff_traces
 from aprtui.compare.infer import open_any, with_shapes
@@ -20,9 +21,10 @@ from aprtui.report.build import build_report
 from aprtui.report.html import html_report
 from aprtui.report.json import json_report
 from aprtui.report.markdown import markdown_report
+from aprtui.report.model import Report
 from aprtui.text import clean, size
 
-__all__ = ["configure", "run"]
+__all__ = ["check_output", "configure", "run", "write_report"]
 
 _WRITERS = {".html": html_report, ".md": markdown_report, ".json": json_report}
 _EPILOG = """\
@@ -55,12 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, write, and tell by the exit code."""
-    write = _WRITERS.get(args.output.suffix.lower())
-    if write is None:
-        raise UsageError(
-            f"{clean(str(args.output))}: what kind of report?", hint="*.html, *.md or *.json"
-        )
-    _refuse_old(args)
+    check_output(args.output, overwrite=args.overwrite)
     if args.model is None and (args.prompt is not None or args.tokens is not None):
         raise UsageError("--tokens and --prompt are for replaying", hint="add --model MODEL")
     a, b = (_open(path) for path in (args.a, args.b))
@@ -73,26 +70,41 @@ def run(args: argparse.Namespace) -> int:
         tokens = _ids(args.tokens)
         if args.prompt is not None:
             tokens = tuple(model.tokenizer.encode(args.prompt))
-        bisection = bisect(model, b, a, tokens=tokens)
+        with StatusLine() as tell:
+            bisection = bisect(
+                model, b, a, tokens=tokens,
+                progress=lambda done, total, key: tell(f"replaying {done} of {total}: {key}"),
+            )  # fmt: skip
     config = None if model is None else model.config
     comparison = diff_traces(with_shapes(a, config), with_shapes(b, config))
     report = build_report(
         a, b, comparison, model=model, bisection=bisection, token_ids=tokens,
         commands=_commands(args),
     )  # fmt: skip
-    written = write(report).encode("utf-8")
-    _refuse_old(args)
-    with whole_file(args.output, needed_bytes=len(written)) as file:
-        file.write(written)
-    print(f"{clean(report.headline, 500)}\n{clean(str(args.output))}: {size(len(written))}")
+    written = write_report(report, args.output, overwrite=args.overwrite)
+    print(f"{clean(report.headline, 500)}\n{clean(str(args.output))}: {size(written)}")
     return comparison.exit_code() if bisection is None else bisection.exit_code
 
 
-def _refuse_old(args: argparse.Namespace) -> None:
-    if args.output.is_dir():
-        raise UsageError(f"{clean(str(args.output))}: a folder stands there")
-    if args.output.exists() and not args.overwrite:
-        raise UsageError(f"{clean(str(args.output))}: stands there already", hint="--overwrite")
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Raises UsageError for an ending that says no kind of report, and for what stands there."""
+    if output.suffix.lower() not in _WRITERS:
+        raise UsageError(
+            f"{clean(str(output))}: what kind of report?", hint="*.html, *.md or *.json"
+        )
+    if output.is_dir():
+        raise UsageError(f"{clean(str(output))}: a folder stands there")
+    if output.exists() and not overwrite:
+        raise UsageError(f"{clean(str(output))}: stands there already", hint="--overwrite")
+
+
+def write_report(report: Report, output: Path, *, overwrite: bool) -> int:
+    """Write it as its ending says, whole or not at all; how many bytes. Raises UsageError."""
+    written = _WRITERS[output.suffix.lower()](report).encode("utf-8")
+    check_output(output, overwrite=overwrite)
+    with whole_file(output, needed_bytes=len(written)) as file:
+        file.write(written)
+    return len(written)
 
 
 def _open(path: Path) -> TraceDir:
@@ -124,7 +136,7 @@ def _commands(args: argparse.Namespace) -> tuple[str, ...]:
     for option, value in (("--tokens", args.tokens), ("--prompt", args.prompt)):
         more += [option, value] if value is not None else []
     return (
-        _line("diff", *pair, *model),
+        _line("diff", *pair, *(() if args.overrides else model)),
         _line("bisect", *pair, *model, *more),
         _line("report", *pair, *model, *more, "-o", str(args.output)),
     )

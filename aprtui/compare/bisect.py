@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from aprtui.compare.bars import Bars, Override, choose_bars
-from aprtui.compare.bisection import Bisection, Culprit, Explained, Unmeasured
+from aprtui.compare.bisection import Bisection, Culprit, Explained, Mistake, Unmeasured
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
 from aprtui.compare.explain import Explanation, Numerics, explain
@@ -17,7 +17,7 @@ from aprtui.compare.infer import with_shapes
 from aprtui.compare.localerror import LocalError, local_error
 from aprtui.compare.looks import looks_like
 from aprtui.compare.metrics import Cancelled
-from aprtui.compare.mistakes import Mistake, name_mistake
+from aprtui.compare.mistakes import name_mistake
 from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
 from aprtui.engine.replay import Replay
 from aprtui.engine.stages import Node
@@ -127,7 +127,11 @@ class _Worker:
         self.covered: set[StageKey] = set()
         self.missing: list[StageKey] = []
         self.numerics: dict[str, Numerics] = {}
-        self.notes: list[str] = []
+        self.notes: list[str] = [captured.reordered] if captured.reordered else []
+        said = (captured.trace.manifest or {}).get("model")
+        digest = said.get("digest") if isinstance(said, dict) else None
+        if digest is not None and digest != f"sha256:{model.file.digest}":
+            self.notes.append("B says that it was captured from another file than this model")
 
     def chosen(self, key: StageKey) -> bool:
         stages, layers = self.options.stages, self.options.layers

@@ -8,13 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from aprtui.compare.diff import finite_json
-from aprtui.compare.mistakes import Mistake
 from aprtui.compare.pairs import PairResult
 from aprtui.formats.tracedir import StageKey
 
-__all__ = ["SCHEMA", "Bisection", "Culprit", "Explained", "Unmeasured", "bisection_json"]
+__all__ = ["SCHEMA", "Bisection", "Culprit", "Explained", "Mistake", "Unmeasured", "bisection_json"]
 
 SCHEMA = "aprtui-bisect-v1"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What was done instead, proven: ``residual_rel_l2`` is what the mistake leaves unexplained."""
+
+    id: str
+    text: str
+    parameters: Mapping[str, Any]
+    residual_rel_l2: float
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ ROW_WISE = frozenset({
 """Operations whose row of one position depends on the inputs' rows of that position alone."""
 
 _AXES = {kind.name: kind.axes for kind in STAGES}
+_ROTATED = frozenset({
+    "qkv_matmul", "qkv_bias", "q_norm", "k_norm", "q_post_rope", "k_post_rope"
+})  # fmt: skip
 _KEPT_BYTES = 256_000_000  # float64 copies of inputs that several stages share
 
 
@@ -78,11 +81,34 @@ class Captured:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        made = self.values(key).astype(np.float64)
+        made = self._reordered(key, self.values(key).astype(np.float64))
         self._kept[key] = made
         self._kept_bytes += made.nbytes
         while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
             self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return made
+
+    @property
+    def reordered(self) -> str:
+        """What is done about q and k rows that the manifest says are in another order."""
+        said = (self.trace.manifest or {}).get("rope_layout")
+        right = self.config.rope_layout
+        if said not in ("halves", "adjacent") or said == right:
+            return ""
+        return f"B rotates {said} pairs, this model {right}: q and k were reordered in each head"
+
+    def _reordered(self, key: StageKey, values: Float64) -> Float64:
+        """Channels of each head of q and k in the model's order, where B's is the other one."""
+        if not self.reordered or key.stage not in _ROTATED:
+            return values
+        pair = (2, -1) if self.config.rope_layout == "adjacent" else (-1, 2)
+        order = np.arange(self.config.head_dim).reshape(pair).T.reshape(-1)
+        width = values.shape[-1]
+        if values.ndim == 2:
+            width = self.config.q_size + self.config.kv_size
+        heads = values[..., :width].reshape(len(values), -1, self.config.head_dim)[..., order]
+        made = values.copy()
+        made[..., :width] = heads.reshape(*values.shape[:-1], width)
         return made
 
     def expectation(self, key: StageKey) -> str:

@@ -5,7 +5,6 @@ The only door through which comparing code reaches torch.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as functional
 
-from aprtui.engine import ops
+from aprtui.engine.low_precision import INSIDE, NESTED, STEPS
 from aprtui.engine.ops import OPERATIONS, Operands
 from aprtui.engine.rounding import (
     PARTNERS,
@@ -172,7 +171,7 @@ class Replay:
         operands = Operands(config or self.config, self._stream(how), self.tokens, self.logits)
         name = node.kind.operation
         given = _given(node, inputs, how)
-        inside = _INSIDE | _STEPS if how.steps else _INSIDE
+        inside = INSIDE | STEPS if how.steps else INSIDE
         if how.stage and name in inside:
             return _array(inside[name](operands, node, given, _ROUND[how.stage]))
         if how.gelu_table and name == "activation" and operands.config.activation == "gelu_tanh":
@@ -334,76 +333,6 @@ def activate(x: Float64, name: str) -> Float64:
 
 def _array(x: Tensor) -> Float64:
     return np.asarray(x.double().numpy())
-
-
-# -- stages whose inner results a low-precision engine rounds too ----------------------------------
-
-
-def _scores_inside(
-    op: Operands, node: Node, given: tuple[Tensor, ...], cut: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """q.k is rounded before it is scaled."""
-    raw = dataclasses.replace(op.config, score_scale=1.0, score_softcap=None)
-    q, k = given
-    seen = ops.visible(op.config, node.key.layer or 0, 0, q.shape[0], k.shape[0], q.device)
-    scaled = cut(ops.score_block(raw, q, k, seen)) * op.config.scale
-    cap = op.config.score_softcap
-    return scaled if cap is None else cut(torch.tanh(cut(cut(scaled) / cap))) * cap
-
-
-def _experts_inside(
-    op: Operands, node: Node, given: tuple[Tensor, ...], cut: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Every product, activation and partial sum is rounded; experts in order of their ids."""
-    x, weights, ids = given
-    layer, out, ids = node.key.layer, torch.zeros_like(given[0]), ids.long()
-    for expert in sorted(set(ids.flatten().tolist())):
-        tokens, ranks = (ids == expert).nonzero(as_tuple=True)
-        gate, up = (
-            op.weights.linear(x[tokens], Role(name, layer, expert))
-            for name in ("expert_gate", "expert_up")
-        )
-        inner = cut(cut(ops.activate(gate, op.config.activation)) * up)
-        down = op.weights.linear(inner, Role("expert_down", layer, expert))
-        out[tokens] = cut(out[tokens] + cut(down * weights[tokens, ranks, None]))
-    return out
-
-
-def _norm_steps(
-    op: Operands, node: Node, given: tuple[Tensor, ...], cut: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """The normalised row is rounded before the weight multiplies it."""
-    heads = {"q_norm": ops.query_heads, "k_norm": ops.key_heads}.get(node.kind.operation)
-    x = heads(given[0], op.config) if heads else given[0]
-    ones = torch.full_like(x[0], 1.0 - op.config.norm_offset)
-    weight = op.weights.vector(Role(node.kind.weights[0], node.key.layer)) + op.config.norm_offset
-    return cut(ops.normalise(x, ones, op.config)) * weight
-
-
-def _rope_steps(
-    op: Operands, node: Node, given: tuple[Tensor, ...], cut: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """cos, sin and each of the products with them are rounded."""
-    heads = ops.query_heads if node.kind.operation == "q_rope" else ops.key_heads
-    x = heads(given[0], op.config)
-    cos, sin = (cut(each) for each in ops.rotation(op.config, node.key.layer or 0, x.shape[0]))
-    none = torch.zeros_like(cos)
-    along = ops.rotate(x, cos, none, op.config.rope_layout)
-    across = ops.rotate(x, none, sin, op.config.rope_layout)
-    return cut(along) + cut(across)
-
-
-_Rounded = Callable[[Operands, Node, tuple[Tensor, ...], Callable[[Tensor], Tensor]], Tensor]
-_INSIDE: dict[str, _Rounded] = {"scores": _scores_inside, "experts": _experts_inside}
-_STEPS: dict[str, _Rounded] = {
-    "rms_norm": _norm_steps,
-    "q_norm": _norm_steps,
-    "k_norm": _norm_steps,
-    "q_rope": _rope_steps,
-    "k_rope": _rope_steps,
-}
-NESTED = frozenset({*_INSIDE, *_STEPS})
-"""Operations inside which an engine of low precision rounds more than once."""
 
 
 # -- the rounding of what was written --------------------------------------------------------------

@@ -15,11 +15,15 @@ from aprtui.cli.main import main
 from aprtui.compare.bars import parse_bar
 from aprtui.compare.bisect import Options, bisect
 from aprtui.compare.bisection import Bisection
+from aprtui.compare.infer import open_any
 from aprtui.compare.metrics import Cancelled
+from aprtui.engine.stages import stage_axes, stage_shape
 from aprtui.errors import UsageError
 from aprtui.formats.aprt import read_values, write_stage
-from aprtui.formats.tracedir import StageKey, open_trace
+from aprtui.formats.perop import PerOpDir
+from aprtui.formats.tracedir import StageKey, open_trace, relative_path
 from aprtui.model.open import open_model
+from tests.compare.captures import split_by_position, write_capture
 from tests.support import FIXTURES, SMALL, needs_fixtures
 
 SCHEMA = Path(__file__).resolve().parents[2] / "contracts" / "bisect.schema.json"
@@ -232,6 +236,43 @@ def test_a_capture_of_another_model_is_refused(capture: Path, qwen2: Path) -> No
     (capture / "layer-3").rename(capture / "layer-9")
     with pytest.raises(UsageError, match="not a capture of that model"):
         _bisect(qwen2, capture)
+
+
+@needs_fixtures
+def test_rows_of_q_and_k_in_the_other_order_are_reordered(tmp_path: Path) -> None:
+    """A capture of Hugging Face's rows, replayed from the GGUF whose rows are permuted."""
+    model = open_model(FIXTURES / "models" / "llama-q4_k_m.gguf")
+    source = open_trace(FIXTURES / "captures/llama-q4_k_m/float64")
+    tensors = {}
+    for key, record in source.records.items():
+        values = np.array(record.values()).reshape(stage_shape(key.stage, model.config, 12))
+        if key.stage in ("q_post_rope", "k_post_rope"):
+            values = np.concatenate([values[..., 0::2], values[..., 1::2]], axis=-1)
+        if key.stage == "qkv_matmul":
+            heads = values[:, :320].reshape(12, -1, 32)
+            heads = np.concatenate([heads[..., 0::2], heads[..., 1::2]], axis=-1)
+            values = np.concatenate([heads.reshape(12, -1), values[:, 320:]], axis=1)
+        tensors[relative_path(key)] = (values, stage_axes(key.stage))
+    tokens = tuple(json.loads((CAPTURES[0]).read_text())["token_ids"])
+    trace = write_capture(tmp_path / "hf", tensors, tokens=tokens, rope_layout="halves")
+    found = bisect(model, trace)
+    assert (found.culprits, found.unmeasured) == ((), ())
+    assert any("reordered" in note for note in found.notes)
+
+
+@needs_fixtures
+def test_a_folder_a_position_is_bisected_stacked(tmp_path: Path) -> None:
+    capture = FIXTURES / "captures/qwen2-q4_k_m/llamacpp"
+    split_by_position(capture, tmp_path / "cpu", 12, drop=frozenset({"lm_head"}))
+    split_by_position(
+        capture, tmp_path / "gpu", 12, drop=frozenset({"lm_head", "ffn_silu", "attn_scores"})
+    )
+    sides = open_any(tmp_path)
+    assert isinstance(sides, PerOpDir)
+    model = open_model(FIXTURES / "models/qwen2-q4_k_m.gguf")
+    found = bisect(model, sides.gpu, sides.cpu)
+    assert found.culprits == ()
+    assert [str(each.key) for each in found.unmeasured] == ["lm_head"]
 
 
 def test_a_bar_can_be_moved(qwen2: Path) -> None:

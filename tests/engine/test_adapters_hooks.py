@@ -21,7 +21,8 @@ class Block(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate: torch.Tensor = self.gate_proj(x)
-        return x + gate.sum(-1, keepdim=True) + self.pair(x)[1]
+        doubled: torch.Tensor = self.pair(x)[1]
+        return x + gate.sum(-1, keepdim=True) + doubled
 
 
 class Pair(torch.nn.Module):

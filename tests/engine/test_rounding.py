@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import gguf
 import gguf.quants
 import numpy as np
@@ -19,7 +22,8 @@ from aprtui.engine.rounding import (
     round_q8_k,
 )
 from aprtui.formats.aprt import read_values
-from aprtui.model.open import open_model
+from aprtui.formats.modelfile import TensorEntry
+from aprtui.model.open import Matrix, open_model
 from aprtui.model.roles import Role
 from tests.support import FIXTURES, needs_fixtures
 
@@ -81,6 +85,38 @@ def test_partners_are_those_of_ggmls_cpu() -> None:
     said = {"Q4_K": "Q8_K", "IQ2_XS": "Q8_K", "Q4_0": "Q8_0", "Q5_1": "Q8_1", "F16": "F16"}
     assert {name: PARTNERS[name][0] for name in said} == said
     assert PARTNERS["F32"] == ()
+
+
+def _dot_q4_1_q8_1(stored: bytes, x: np.ndarray) -> float:
+    """One row of Q4_1 blocks times one row of activations, as ggml's integer kernel sums it."""
+    total = 0.0
+    for block in range(len(stored) // 20):
+        raw = stored[20 * block : 20 * block + 20]
+        scale, minimum = np.frombuffer(raw[:4], "<f2").astype(np.float64)
+        packed = np.frombuffer(raw[4:], np.uint8).astype(np.int64)
+        weights = np.concatenate([packed & 15, packed >> 4])
+        part = x[32 * block : 32 * block + 32].astype(np.float32)
+        d = np.float32(np.abs(part).max() / np.float32(127.0))
+        q = np.rint(part * (np.float32(127.0) / np.abs(part).max())).astype(np.int64)
+        s = np.float64(np.float16(d * np.float32(q.sum())))
+        total += scale * np.float64(np.float16(d)) * float((weights * q).sum()) + minimum * s
+    return total
+
+
+def test_q8_1_multiplies_the_minimum_by_the_blocks_own_sum(tmp_path: Path, qwen2: Path) -> None:
+    random = np.random.default_rng(4)
+    weights = random.standard_normal((3, 256)).astype(np.float32) + np.float32(0.5)
+    stored = gguf.quants.quantize(weights, gguf.GGMLQuantizationType.Q4_1)
+    path = tmp_path / "matrix"
+    path.write_bytes(stored.tobytes())
+    entry = TensorEntry("m", "Q4_1", (3, 256), path, 0, stored.nbytes)
+    role = Role("gate", 0)
+    model = dataclasses.replace(open_model(qwen2), weights={role: Matrix(entry, 0, 3, 256)})
+    x = random.standard_normal((2, 256))
+    x = x.astype(np.float32).astype(np.float64)
+    made = Replay(model).products(role, x, ("Q8_1",))[0]
+    expected = [[_dot_q4_1_q8_1(stored[row].tobytes(), line) for row in range(3)] for line in x]
+    np.testing.assert_allclose(made, expected, rtol=1e-10)
 
 
 @needs_fixtures

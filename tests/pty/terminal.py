@@ -52,11 +52,11 @@ class Terminal:
     def text(self) -> str:
         return "\n".join(line.rstrip() for line in self.screen.display)
 
-    def until(self, done: Callable[[], bool]) -> None:
+    def until(self, done: Callable[[], bool], wait_s: float = 0.1) -> None:
         """Read until ``done``; fails after DEADLINE_S with the screen as it is."""
         end = time.monotonic() + DEADLINE_S
         while not done():
-            self.read()
+            self.read(wait_s)
             if time.monotonic() > end:
                 raise AssertionError(f"not within {DEADLINE_S} s:\n{self.text}")
 

@@ -108,7 +108,7 @@ def test_an_honest_capture_is_said_to_have_no_culprit(tmp_path: Path) -> None:
     code, text = written(tmp_path, HONEST, "md", "--model", str(MODEL))
     assert code == 0
     assert text.startswith("# ✅ No culprit: all 71 stages compute what the model says")
-    assert "| activations rounded to Q8\\_K | 20 |" in text
+    assert "| activations rounded to Q8\\_K | 21 |" in text
 
 
 @needs_fixtures
@@ -135,7 +135,7 @@ def test_the_picture_marks_every_planted_culprit(tmp_path: Path, case: dict[str,
         "--model", str(FIXTURES / "models" / str(case["model"])), "-o", str(path),
     ])  # fmt: skip
     page = Page(path.read_text())
-    marked = [line for line in page.text.splitlines() if line.endswith(", culprit")]
+    marked = [line for line in page.text.splitlines() if ", culprit" in line]
     culprits = case["culprits"]
     assert isinstance(culprits, list)
     assert {line.split(":")[0] for line in marked} == set(culprits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from aprtui.compare.mistakes.attempt import Mistake
 from aprtui.compare.mistakes.naming import CATALOGUE, name_mistake
 
-__all__ = ["CATALOGUE", "Mistake", "name_mistake"]
+__all__ = ["CATALOGUE", "name_mistake"]

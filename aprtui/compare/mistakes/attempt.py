@@ -16,19 +16,9 @@ from aprtui.engine.replay import Arithmetic, Part
 from aprtui.engine.stages import Node
 from aprtui.model.config import ModelConfig
 
-__all__ = ["Attempt", "Candidate", "Entry", "Mistake", "ProductAttempt", "neat"]
+__all__ = ["Attempt", "Candidate", "Entry", "ProductAttempt", "neat"]
 
 Float64 = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """What was done instead, proven: ``residual_rel_l2`` is what the mistake leaves unexplained."""
-
-    id: str
-    text: str
-    parameters: Mapping[str, Any]
-    residual_rel_l2: float
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from aprtui.compare.bisection import Mistake
 from aprtui.compare.case import Case
 from aprtui.compare.explain import Explanation, Numerics, part_columns
 from aprtui.compare.localerror import LocalError, local_error
@@ -16,7 +17,6 @@ from aprtui.compare.mistakes.attempt import (
     Attempt,
     Candidate,
     Entry,
-    Mistake,
     ProductAttempt,
 )
 from aprtui.compare.mistakes.attention import ATTENTION

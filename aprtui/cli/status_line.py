@@ -1,0 +1,28 @@
+"""One line of progress on the terminal's stderr, from the first second on; nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from aprtui.text import clean
+
+__all__ = ["StatusLine"]
+
+
+class StatusLine:
+    """``with StatusLine() as tell: tell("71 % ...")``; the line is gone at the end."""
+
+    def __enter__(self) -> StatusLine:
+        self._started, self._shown = time.monotonic(), 0.0
+        return self
+
+    def __call__(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._started > 1 and now - self._shown > 0.2 and sys.stderr.isatty():
+            self._shown = now
+            print(f"\r{clean(text, 76)}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

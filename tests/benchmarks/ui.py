@@ -1,0 +1,270 @@
+"""The terminal UI's numbers in a real pseudo-terminal, each beside its bar.
+
+    python -m tests.benchmarks.ui [--only NAME ...] [--model MODEL] [--keep FOLDER]
+
+Bars: specs/tui.md section 4 (120x40, 2 cores, nothing else running). Makes a trace directory of
+10,000 files and a stage file of 800 MB in a temporary folder, or in FOLDER, where they stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aprtui.engine.stages import STAGES, WHOLE_MODEL_STAGES
+from aprtui.formats.aprt import create_stage, write_stage
+from aprtui.formats.tracedir import SCHEMA, write_manifest
+from tests.pty.terminal import Terminal, in_terminal
+
+FILES = 10_000
+BIG_VALUES = 200_000_000
+REPEATS = 15
+PROMPT = "def softmax(values, axis): return values / sum(values, axis)\n" * 40
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; ``bar`` and ``found`` in ``unit``."""
+
+    what: str
+    found: float
+    bar: float
+    unit: str
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.found <= self.bar else "MISSED"
+        return f"{self.what:<58} {self.found:>10.4g} {self.bar:>8g} {self.unit:<6} {verdict}"
+
+
+# -- what is measured ------------------------------------------------------------------------------
+
+
+def first_frame(folder: Path) -> Iterator[Row]:
+    """From the start of the process to the first words, and to the list of stages."""
+    trace = many_files(folder / "many")
+    words, stages, cpu = [], [], []
+    for _ in range(5):
+        begin = time.monotonic()
+        with in_terminal(str(trace)) as terminal:
+            terminal.until(lambda: terminal.text.strip() != "", 0.002)
+            words.append(time.monotonic() - begin)
+            terminal.until(lambda: "10000" in terminal.text and "rms" in terminal.text, 0.002)
+            stages.append(time.monotonic() - begin)
+            cpu.append(cpu_s(terminal.process.pid))
+            quit_app(terminal)
+    yield Row("first frame, 10,000 files: words", statistics.median(words), 0.5, "s")
+    yield Row("first frame, 10,000 files: stages and panes", statistics.median(stages), 0.5, "s")
+    yield Row("  processor time until then", statistics.median(cpu), 0.5, "s")
+
+
+def keys_and_bytes(folder: Path) -> Iterator[Row]:
+    """Key to paint and bytes sent, where a cursor moves in a list, a grid and from stage to stage.
+
+    A move to another stage draws another pane: it is a page, not a cursor move.
+    """
+    with in_terminal(str(many_files(folder / "many"))) as terminal:
+        terminal.until_text("complete")
+        terminal.until_quiet()
+        yield from moves(terminal, "stage to stage, histogram", "j", "k", 15_000)
+        terminal.press("2\t")
+        terminal.until_quiet()
+        yield from moves(terminal, "cursor in values", "j", "k", 1024)
+        terminal.press("\t")
+        terminal.until_quiet()
+        yield from moves(terminal, "page of stages", "\x04", "\x15", 15_000)
+        before = len(terminal.raw)
+        idle(terminal, 5.0)
+        yield Row("bytes in an idle second", (len(terminal.raw) - before) / 5, 0, "B")
+        yield Row("torch in the UI's process", float(has_torch(terminal)), 0, "")
+        quit_app(terminal)
+
+
+def big_file(folder: Path) -> Iterator[Row]:
+    """Memory while every pane of an 800 MB file is looked at."""
+    file = folder / "layer-0" / "ffn_gate.bin"
+    if not file.exists():
+        with create_stage(file, 0, (BIG_VALUES,)) as values:
+            generator = np.random.default_rng(1)
+            for start in range(0, BIG_VALUES, 1 << 22):
+                part = values[start : start + (1 << 22)]
+                part[:] = generator.standard_normal(part.size, dtype=np.float32)
+    with in_terminal(str(file)) as terminal:
+        terminal.until_text("ffn_gate")
+        peaks = {"RssAnon": 0, "RssFile": 0}
+        for pane in "34512":
+            terminal.press(pane)
+            end = time.monotonic() + 12.0
+            while time.monotonic() < end:
+                terminal.read(0.05)
+                for name in peaks:
+                    peaks[name] = max(peaks[name], memory_bytes(terminal.process.pid, name))
+        quit_app(terminal)
+    yield Row("UI memory, 800 MB file (RssAnon)", peaks["RssAnon"] / 1e6, 120, "MB")
+    yield Row("  mapped pages resident at the same time (RssFile)",
+              peaks["RssFile"] / 1e6, 400, "MB")  # fmt: skip
+
+
+def during_a_trace(folder: Path, model: Path) -> Iterator[Row]:
+    """Keys, bytes, stopping and quitting while the engine computes."""
+    copy = folder / model.name
+    copy.write_bytes(model.read_bytes())
+    with running(copy) as terminal:
+        begin, before = time.monotonic(), len(terminal.raw)
+        idle(terminal, 1.0)
+        sent = (len(terminal.raw) - before) / (time.monotonic() - begin)
+        times = []
+        for key in "jkjkjkjk":
+            times.append(key_to_paint(terminal, key))
+            idle(terminal, 0.05)
+        begin = time.monotonic()
+        terminal.press("x")
+        terminal.until(lambda: "stop" in terminal.text.splitlines()[1], 0.002)
+        stopping = time.monotonic() - begin
+    yield Row("bytes in a second of a running trace", sent, 25_000, "B")
+    yield Row("key to paint while a trace runs, median",
+              1000 * statistics.median(times), 40, "ms")  # fmt: skip
+    yield Row("stop visible after x", stopping, 0.2, "s")
+    with running(copy) as terminal:
+        group = terminal.process.pid
+        begin = time.monotonic()
+        terminal.press("\x11")
+        terminal.until_text("leave it running")
+        terminal.press("s")
+        terminal.wait()
+        quitting = time.monotonic() - begin
+        left = 1.0
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, 0)
+            left = 0.0 if not alive(group) else 1.0
+            yield Row("processes left behind", left, 0, "")
+    yield Row("quit during a trace", quitting, 0.5, "s")
+
+
+# -- how -------------------------------------------------------------------------------------------
+
+
+def many_files(root: Path) -> Path:
+    """A complete trace of FILES small stages."""
+    if (root / "trace.json").exists():
+        return root
+    stages = [kind.name for kind in STAGES if kind.name not in WHOLE_MODEL_STAGES][:16]
+    values = np.arange(24, dtype=np.float32)
+    entries = []
+    for number in range(FILES):
+        layer, place = divmod(number, len(stages))
+        path = f"layer-{layer}/{stages[place]}.bin"
+        write_stage(root / path, layer, values)
+        entries.append({
+            "path": path, "shape": [3, 8], "axes": ["token", "hidden"], "positions": "all",
+            "bytes": 108, "stats": {"min": 0.0, "max": 23.0, "rms": 13.5, "nan": 0, "inf": 0},
+        })  # fmt: skip
+    write_manifest(root, {"schema": SCHEMA, "stages": entries})
+    return root
+
+
+@contextlib.contextmanager
+def running(model: Path) -> Iterator[Terminal]:
+    """The Trace screen with a trace that takes a while, once its first files are there."""
+    with in_terminal(str(model)) as terminal:
+        terminal.until_text("Tensors")
+        terminal.press("t")
+        terminal.until_text("files")
+        terminal.press("\x1b[200~" + PROMPT.replace("\n", " ") + "\x1b[201~")
+        terminal.press("\r")
+        terminal.until_quiet()
+        terminal.press("r")
+        terminal.until_text("files/s")
+        yield terminal
+
+
+def moves(terminal: Terminal, what: str, there: str, back: str, bar: float) -> Iterator[Row]:
+    """Press two keys in turn; the median time to paint and the largest number of bytes."""
+    times, sent = [], []
+    for number in range(REPEATS):
+        before = len(terminal.raw)
+        times.append(key_to_paint(terminal, there if number % 2 == 0 else back))
+        idle(terminal, 0.4)
+        sent.append(len(terminal.raw) - before)
+    yield Row(f"{what}: key to paint, median", 1000 * statistics.median(times), 20, "ms")
+    yield Row(f"{what}: bytes, most", max(sent), bar, "B")
+
+
+def key_to_paint(terminal: Terminal, key: str) -> float:
+    begin, before = time.monotonic(), len(terminal.raw)
+    terminal.press(key)
+    terminal.until(lambda: len(terminal.raw) > before, 0.001)
+    return time.monotonic() - begin
+
+
+def idle(terminal: Terminal, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        terminal.read(left)
+
+
+def quit_app(terminal: Terminal) -> None:
+    terminal.press("\x11")
+    terminal.wait()
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_bytes(pid: int, name: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
+def has_torch(terminal: Terminal) -> bool:
+    return "libtorch" in Path(f"/proc/{terminal.process.pid}/maps").read_text()
+
+
+def alive(group: int) -> bool:
+    """Whether a process of the group runs; one that was ended and not yet waited for does not."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                return True
+    return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    shared = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "models"
+    parser.add_argument("--model", type=Path, default=shared / "pycode-5m-q4_k_m.gguf")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER")
+    parser.add_argument("--only", nargs="*", default=[])
+    options = parser.parse_args()
+    parts: dict[str, Callable[[Path], Iterator[Row]]] = {
+        "first": first_frame,
+        "keys": keys_and_bytes,
+        "big": big_file,
+        "trace": lambda folder: during_a_trace(folder, options.model),
+    }
+    print(f"{'what':<58} {'measured':>10} {'bar':>8}   (load {os.getloadavg()[0]:.1f})")
+    with contextlib.ExitStack() as stack:
+        folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, part in parts.items():
+            if not options.only or name in options.only:
+                for row in part(folder):
+                    print(row, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""llama.cpp as an engine: its nodes told apart, and where it is installed its recorded numbers.
+
+tests/fixtures/llamacpp/nodes.json lists the nodes of layer 0 as llama-cpp-python 0.3.36 shows them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from aprtui.cli.main import main
+from aprtui.engine import adapters
+from aprtui.engine.adapters import LlamaSettings
+from aprtui.engine.adapters.ggml import Ggml, Node
+from aprtui.engine.adapters.nodes import Collector, slot_of
+from aprtui.engine.job import TraceJob
+from aprtui.engine.plan import make_plan
+from aprtui.engine.run import run_trace
+from aprtui.engine.stages import build_graph
+from aprtui.errors import BadFileError, EngineError, UsageError
+from aprtui.formats.tracedir import StageKey, TraceDir, open_trace
+from aprtui.model.open import open_model
+from tests.support import FIXTURES, SMALL, needs_fixtures
+
+MODELS = ("gemma3-q4_0", "llama-q4_k_m", "llamaspm-q4_0", "pycode-5m-q4_k_m", "qwen2-q4_k_m",
+          "qwen3-q6_k", "qwen3moe-q4_k_m")  # fmt: skip
+RECORDED = json.loads((SMALL / "llamacpp" / "nodes.json").read_text())
+
+needs_llamacpp = pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None,
+    reason="llama-cpp-python is not installed: pip install 'aprtui[llamacpp]'",
+)
+
+
+def nodes_of(name: str) -> list[Node]:
+    return [
+        Node(name, op, tuple(sources), tuple(shape), scale)
+        for name, op, sources, shape, scale in RECORDED[name]
+    ]
+
+
+def model_path(name: str) -> Path:
+    small = SMALL / "models" / f"{name}.gguf"
+    return small if small.is_file() else FIXTURES / "models" / f"{name}.gguf"
+
+
+def trace(model: Path, directory: Path, **job: Any) -> TraceDir:
+    wanted = TraceJob(model=str(model), directory=str(directory), engine="llamacpp", **job)
+    run_trace(make_plan(wanted), lambda event: None)
+    return open_trace(directory)
+
+
+def recorded_tokens(name: str) -> tuple[int, ...]:
+    found = json.loads((FIXTURES / "captures" / name / "capture.json").read_text())
+    return tuple(found["token_ids"])
+
+
+# -- what needs no llama.cpp -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if "q4" in name])
+def test_every_stage_of_a_layer_has_one_node_and_no_node_two_stages(name: str) -> None:
+    if not model_path(name).is_file():
+        pytest.skip(f"the large fixtures are not at {FIXTURES}")
+    config = open_model(model_path(name)).config
+    graph = [node.key for node in build_graph(config) if node.key.layer in (0, None)]
+    wanted = [key for key in graph if key.stage != "lm_head"]
+    shown: list[StageKey] = []
+    collector = Collector(config, 12, wanted, lambda key, value: shown.append(key))
+    slots = [slot for node in nodes_of(name) if (slot := slot_of(node, config)) is not None]
+    assert len(set(slots)) == len(slots)
+    for node in nodes_of(name):
+        if collector.wants(node):
+            values: npt.NDArray[Any] = np.zeros(node.shape, np.float32)
+            collector.take(node, values.astype(np.int32) if node.op == "ARGSORT" else values)
+    assert sorted(map(str, shown)) == sorted(map(str, wanted))
+
+
+def test_stages_are_made_of_nodes_as_the_recorded_capture_holds_them(qwen2: Path) -> None:
+    """Parts joined, padded keys cut, scores scaled and masked, the activation derived."""
+    config, recorded = open_model(qwen2).config, open_trace(
+        SMALL / "captures" / "qwen2-q4_k_m" / "float64"
+    )  # fmt: skip
+    expected = {
+        key: np.asarray(record.values())
+        for key, record in recorded.records.items()
+        if key.layer == 0 or key.stage == "final_norm"
+    }
+    given: dict[str, npt.NDArray[Any]] = {
+        key.stage: values for key, values in expected.items() if key.stage != "ffn_silu"
+    }
+    for stage in ("qkv_matmul", "qkv_bias"):
+        joined = given.pop(stage).reshape(12, -1)
+        cuts = (config.q_size, config.q_size + config.kv_size)
+        for part, values in zip("qkv", np.split(joined, cuts, axis=1), strict=True):
+            given[f"{stage}.{part}"] = values
+    given["scores"] = padded(given.pop("attn_scores") / np.float32(config.scale), 7.0)
+    given["softmax"] = padded(given.pop("attn_softmax"), 0.0)
+    shown: dict[StageKey, torch.Tensor] = {}
+    collector = Collector(config, 12, expected, lambda key, value: shown.update({key: value}))
+    for node in nodes_of("qwen2-q4_k_m"):
+        slot = slot_of(node, config)
+        if collector.wants(node) and slot is not None:
+            collector.take(node, given[slot.name].reshape(node.shape))
+    assert shown.keys() == expected.keys()
+    for key, values in expected.items():
+        assert np.allclose(shown[key].numpy().ravel(), values, rtol=1e-6, atol=1e-7), key
+
+
+def padded(values: npt.NDArray[Any], hidden: float) -> npt.NDArray[Any]:
+    """[A,T,T] with its masked entries and 244 more keys set to something that must not be seen."""
+    out = np.full((8, 12, 256), hidden, dtype=np.float32)
+    seen = np.tri(12, dtype=bool)
+    out[:, :, :12][:, seen] = values.reshape(8, 12, 12)[:, seen]
+    return out
+
+
+def test_a_node_of_another_size_is_an_error_that_names_it(qwen2: Path) -> None:
+    config = open_model(qwen2).config
+    collector = Collector(config, 12, [StageKey(0, "ffn_up")], lambda key, value: None)
+    node = Node("ffn_up-0", "MUL_MAT", ("blk.0.ffn_up.weight", "x"), (12, 100))
+    with pytest.raises(EngineError, match=r"ffn_up-0 is \[12, 100\] where \[12, 512\]"):
+        collector.take(node, np.zeros((12, 100), dtype=np.float32))
+
+
+def test_a_build_whose_tensors_lie_otherwise_is_refused_by_version() -> None:
+    memory = ctypes.create_string_buffer(512)
+    address = ctypes.addressof(memory)
+    names = ("ggml_is_contiguous", "ggml_op_name", "ggml_backend_tensor_get", "ggml_nelements")
+    kind = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+    library: Any = types.SimpleNamespace(**{name: kind(lambda at: 0) for name in names})
+    library.ggml_get_name = kind(lambda at: at + 264)  # eight bytes further than is known
+    with pytest.raises(EngineError, match=r"llama-cpp-python 9\.9 differs"):
+        Ggml(library, "9.9").node(address)
+    with pytest.raises(EngineError, match=r"llama-cpp-python 9\.9 differs"):
+        Ggml(types.SimpleNamespace(), "9.9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [({"kv": "q8"}, "f32, f16"), ({"flash": "yes"}, "on, off"), ({"threads": "-1"}, "a number"),
+     ({"gpu_layers": "x"}, "a number"), ({"colour": "red"}, "gpu_layers=N")],
+)  # fmt: skip
+def test_settings_that_make_no_sense_name_those_that_do(
+    arguments: dict[str, str], says: str
+) -> None:
+    with pytest.raises(UsageError) as raised:
+        LlamaSettings.parse(arguments)
+    assert says in raised.value.hint
+
+
+def test_an_engine_that_is_not_installed_tells_how_to_install_it(
+    qwen2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["trace", str(qwen2), "--engine", "llamacpp", "--dry-run"]) == 2
+    told = capsys.readouterr().err
+    assert "llama.cpp is not installed" in told and "pip install 'aprtui[llamacpp]'" in told
+    choices = {choice.name: choice for choice in adapters.available()}
+    assert choices["aprtui"].installed and not choices["hf"].installed
+    assert choices["hf"].how_to_install == "pip install 'aprtui[hf]'"
+
+
+# -- against what was recorded ---------------------------------------------------------------------
+
+
+@needs_llamacpp
+@needs_fixtures
+@pytest.mark.parametrize("name", MODELS)
+def test_the_capture_is_the_recorded_one(name: str, tmp_path: Path) -> None:
+    found = trace(model_path(name), tmp_path, tokens=recorded_tokens(name))
+    same_as(found, FIXTURES / "captures" / name / "llamacpp")
+
+
+@needs_llamacpp
+@needs_fixtures
+def test_the_capture_with_a_float16_cache_is_the_recorded_one(tmp_path: Path, qwen2: Path) -> None:
+    name = "qwen2-q4_k_m"
+    found = trace(qwen2, tmp_path, tokens=recorded_tokens(name), engine_args={"kv": "f16"})
+    same_as(found, FIXTURES / "captures" / name / "llamacpp-f16kv")
+    assert found.manifest is not None and found.manifest["engine"]["settings"]["kv"] == "f16"
+
+
+def same_as(found: TraceDir, recorded: Path) -> None:
+    """Equal to 1e-6: other kernels (another processor, other threads) may add otherwise."""
+    reference = open_trace(recorded)
+    assert found.records.keys() == reference.records.keys()
+    for key, record in reference.records.items():
+        x = np.asarray(record.values(), dtype=np.float64)
+        y = np.asarray(found.records[key].values(), dtype=np.float64)
+        assert np.linalg.norm(y - x) <= 1e-6 * np.linalg.norm(x), key
+
+
+@needs_llamacpp
+def test_watching_fewer_stages_changes_no_value(tmp_path: Path, qwen2: Path) -> None:
+    every = trace(qwen2, tmp_path / "all", tokens=(5, 6, 7, 8))
+    few = trace(qwen2, tmp_path / "few", tokens=(5, 6, 7, 8), stages="attn_scores,lm_head")
+    assert {key.stage for key in few.records} == {"attn_scores", "lm_head"}
+    for key, record in few.records.items():
+        assert record.path.read_bytes() == every.records[key].path.read_bytes(), key
+
+
+@needs_llamacpp
+def test_flash_attention_lists_what_it_fuses(tmp_path: Path, qwen2: Path) -> None:
+    found = trace(qwen2, tmp_path, tokens=(5, 6), engine_args={"flash": "on", "threads": "1"})
+    assert found.manifest is not None and found.status == "complete"
+    engine = found.manifest["engine"]
+    assert (engine["name"], engine["threads"]) == ("llama.cpp", 1)
+    assert "llama-cpp-python" in engine["version"] and engine["settings"]["flash"] is True
+    absent = {item["stage"]: item["reason"] for item in found.manifest["absent"]}
+    assert "flash attention" in absent["attn_scores"] and "attn_softmax" in absent
+    assert not {"attn_scores", "attn_softmax"} & {key.stage for key in found.records}
+
+
+@needs_llamacpp
+def test_logits_of_all_positions(tmp_path: Path, qwen2: Path) -> None:
+    found = trace(qwen2, tmp_path / "all", tokens=(5, 6, 7), logits="all", stages="lm_head")
+    last = trace(qwen2, tmp_path / "last", tokens=(5, 6, 7), stages="lm_head")
+    key = StageKey(None, "lm_head")
+    assert found.records[key].shape == (3, 2048)
+    assert found.records[key].values()[-2048:].tolist() == last.records[key].values().tolist()
+
+
+@needs_llamacpp
+def test_a_file_it_refuses_is_told_in_its_own_words(tmp_path: Path, qwen2: Path) -> None:
+    copy = tmp_path / "m.gguf"
+    copy.write_bytes(qwen2.read_bytes())
+    plan = make_plan(TraceJob(model=str(copy), engine="llamacpp", tokens=(1, 2)))
+    copy.write_bytes(b"GGUF" + bytes(64))
+    with pytest.raises(BadFileError, match=r"llama.cpp refuses it: .*gguf"):
+        run_trace(plan, lambda event: None)
+    assert not (plan.directory / "trace.json").exists()
+
+
+@needs_llamacpp
+def test_what_a_writer_raises_ends_the_pass(tmp_path: Path, qwen2: Path) -> None:
+    plan = make_plan(TraceJob(model=str(qwen2), engine="llamacpp", tokens=(1, 2)))
+    seen: list[StageKey] = []
+
+    def full(key: StageKey, value: torch.Tensor) -> None:
+        seen.append(key)
+        raise EngineError("the disk is full")
+
+    with pytest.raises(EngineError, match="the disk is full"):
+        adapters.run(plan, torch.device("cpu"), full)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("job", "says"),
+    [({"dtype": "bfloat16"}, "dtype"), ({"device": "cuda"}, "gpu_layers"),
+     ({"overrides": {"rope_theta": "1"}}, "--set"), ({"tokens": (5000,)}, "vocabulary")],
+)  # fmt: skip
+@needs_llamacpp
+def test_what_it_cannot_be_asked_is_refused_at_planning(
+    qwen2: Path, job: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError) as raised:
+        make_plan(TraceJob(**{"model": str(qwen2), "engine": "llamacpp", "tokens": (1,), **job}))
+    assert says in str(raised.value)
+
+
+@needs_llamacpp
+def test_models_of_other_formats_are_refused(qwen2_apr: Path) -> None:
+    with pytest.raises(UsageError, match=r"reads GGUF files, and this model is apr"):
+        make_plan(TraceJob(model=str(qwen2_apr), engine="llamacpp", tokens=(1,)))
