@@ -82,6 +82,7 @@ async def take(shot: Shot, fixtures: Path, size: tuple[int, int]) -> bytes:
     """The picture as PNG bytes."""
     opened = tuple(kind_of(fixtures / path) for path in shot.paths)
     model = str(fixtures / shot.model) if shot.model else ""
+    os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(dir=fixtures)  # nobody was here before
     app = AprtuiApp(opened, folder=fixtures, model=model)
     async with app.run_test(size=size) as pilot:
         await at_rest(pilot)

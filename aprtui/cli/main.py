@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("aprtui.cli.diff", "compare two traces, two stage files or two models"),
     "bisect": ("aprtui.cli.bisect", "name the stages of a trace that compute wrongly, and how"),
     "report": ("aprtui.cli.report", "write a comparison as one file to attach to an issue"),
+    "verify": ("aprtui.cli.verify", "run a model on several engines and say whether they agree"),
     "stats": ("aprtui.cli.stats", "statistics of a trace's stages or of one stage file"),
     "export": ("aprtui.cli.export", "write stage files as npy, npz, safetensors or csv"),
     "contract": ("aprtui.cli.contract", "validate the project's contracts and run their tests"),

@@ -11,6 +11,7 @@ import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aprtui.cli.output import print_json
 from aprtui.engine.events import Emit, Event, Failed, Finished, Planned, StageWritten
@@ -18,6 +19,9 @@ from aprtui.engine.job import DTYPES, TraceJob
 from aprtui.engine.plan import DEFAULT_PROMPT, Plan, make_plan
 from aprtui.errors import AprtuiError, BadFileError, UsageError
 from aprtui.text import clean, count, duration, size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress  # imported only where a bar is drawn
 
 __all__ = ["configure", "parse_overrides", "run"]
 
@@ -176,7 +180,7 @@ class _Display:
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
-        self._progress: object | None = None
+        self._progress: Progress | None = None
 
     def __call__(self, event: Event) -> None:
         if self._quiet:
@@ -215,18 +219,14 @@ class _Display:
         self._progress = progress
 
     def _advance(self, event: StageWritten) -> None:
-        from rich.progress import Progress
-
-        if isinstance(self._progress, Progress):
+        if self._progress is not None:
             where = event.stage if event.layer is None else f"layer {event.layer} {event.stage}"
             self._progress.update(
                 self._progress.task_ids[0], completed=event.done, description=f"{where:<26}"
             )
 
     def close(self) -> None:
-        from rich.progress import Progress
-
-        if isinstance(self._progress, Progress):
+        if self._progress is not None:
             self._progress.stop()
             self._progress = None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from aprtui.compare.bars import Bars, Override, choose_bars
 from aprtui.compare.bisection import Bisection, Culprit, Explained, Mistake, Unmeasured
@@ -19,7 +20,7 @@ from aprtui.compare.looks import looks_like
 from aprtui.compare.metrics import Cancelled
 from aprtui.compare.mistakes import name_mistake
 from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
-from aprtui.engine.replay import Replay
+from aprtui.engine.replay import Replay, representable
 from aprtui.engine.stages import Node
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
@@ -36,6 +37,7 @@ of prompts beyond LONG_PROMPT tokens a little less. The worst row may have ten t
 _LOOSE = 0.1  # what rounding of activations may make of a span with products inside
 _PRODUCTS = frozenset({"qkv", "linear", "ffn_out", "experts", "head"})
 
+Float64 = npt.NDArray[np.float64]
 Progress = Callable[[int, int, StageKey], None]
 
 
@@ -178,8 +180,7 @@ class _Worker:
     def _embedding(self, node: Node, source: Source) -> None:
         if self.token_source == "unknown":
             rows = self.captured.wide(node.key)
-            scale = self.captured.config.embedding_scale
-            found = self.replay.find_rows(Role("embedding"), rows, scale)
+            found = self._tokens_in(node.key, rows)
             ids = tuple(each for each in found if each is not None)
             if len(ids) < len(found):
                 lost = found.index(None)
@@ -196,6 +197,17 @@ class _Worker:
                 + ",".join(map(str, ids[:64]))
             )
         self._replay(node, source)
+
+    def _tokens_in(self, key: StageKey, rows: Float64) -> list[int | None]:
+        """The table's row that each captured row is, scaled as the family does, or wrongly so."""
+        kind = representable(self.captured.values(key).reshape(-1))
+        config = self.captured.config
+        found: list[int | None] = []
+        for scale in dict.fromkeys((config.embedding_scale, 1.0, config.hidden_size**0.5)):
+            found = self.replay.find_rows(Role("embedding"), rows, scale, kind)
+            if any(each is not None for each in found):
+                break
+        return found
 
     def _replay(self, node: Node, source: Source) -> None:
         try:

@@ -85,11 +85,18 @@ class Plan:
         config, tokens = self.model.config, len(self.tokens)
         width = 6 * config.hidden_size + 4 * config.q_size + 4 * config.kv_size
         width += 4 * config.intermediate_size
-        return (
-            _RUNTIME_BYTES
-            + 4 * tokens * width
-            + 4 * config.vocab_size * (tokens if self.job.logits == "all" else 1)
-        )
+        rows = tokens if self.job.logits == "all" or self.job.engine == "llamacpp" else 1
+        activations = 4 * tokens * width + 4 * config.vocab_size * rows
+        return _RUNTIME_BYTES + activations + self._loaded_bytes
+
+    @property
+    def _loaded_bytes(self) -> int:
+        """The weights that lie in memory as a whole: Hugging Face's, in its dtype."""
+        if self.job.engine != "hf":
+            return 0
+        shapes = {m.entry.name: m.entry.shape for m in self.model.weights.values()}
+        each = 4 if self.job.dtype == "float32" else 2
+        return each * sum(math.prod(shape) for shape in shapes.values())
 
     def event(self, device: str, device_name: str) -> Planned:
         config = self.model.config

@@ -5,6 +5,7 @@ The only door through which comparing code reaches torch.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,7 @@ __all__ = [
 Float64 = npt.NDArray[np.float64]
 Tensor = torch.Tensor
 
+_ROWS_AT_ONCE = 64  # of a decoded block, widened: they stay in the cache
 _MINIMA = {"Q4_1": 20, "Q5_1": 24}  # bytes of a block; its minimum is the float16 at byte 2
 
 
@@ -82,12 +84,26 @@ class Part:
     last: int
 
 
+class _Buffer(threading.local):
+    """One thread's memory for a block of float64 weights: fresh memory costs more than sums."""
+
+    def __init__(self) -> None:
+        self._values = torch.empty(0, dtype=torch.float64)
+
+    def take(self, shape: torch.Size) -> Tensor:
+        if self._values.numel() < shape.numel():
+            self._values = torch.empty(shape.numel(), dtype=torch.float64)
+        return self._values[: shape.numel()].view(shape)
+
+
 class _RoundedWeights(WeightStream):
     """A weight stream whose products round as ``arithmetic`` says, inside experts too."""
 
     def __init__(self, model: Model, arithmetic: Arithmetic) -> None:
         super().__init__(model, torch.device("cpu"), torch.float64)
         self.arithmetic = arithmetic
+        self._stored = WeightStream(model, self.device, torch.float32)
+        self._wide = _Buffer()
 
     def vector(self, role: Role) -> Tensor:
         return _ROUND[self.arithmetic.weights](super().vector(role))
@@ -106,15 +122,18 @@ class _RoundedWeights(WeightStream):
     ) -> list[Tensor]:
         """x [n, columns] rounded each way, times the matrix transposed; one decode for all."""
         matrix = self.model.weights[role]
-        rows = [_rounded(x, name) for name in names]
-        out = [torch.empty((x.shape[0], matrix.rows), dtype=torch.float64) for _ in names]
+        rows = torch.cat([_rounded(x, name) for name in names])
+        together = torch.empty((len(rows), matrix.rows), dtype=torch.float64)
 
         def multiply(first: int, block: Tensor) -> None:
-            wide = _ROUND[weights](block).T
-            for made, values in zip(out, rows, strict=True):
-                made[:, first : first + block.shape[0]] = values @ wide
+            for start in range(0, len(block), _ROWS_AT_ONCE):
+                part = block[start : start + _ROWS_AT_ONCE]
+                wide = self._wide.take(part.shape).copy_(_ROUND[weights](part))
+                place = slice(first + start, first + start + len(part))
+                together[:, place] = rows @ wide.T
 
-        self.for_blocks(role, multiply)
+        self._stored.for_blocks(role, multiply)
+        out = [together[n * len(x) : (n + 1) * len(x)] for n in range(len(names))]
         for made, name in zip(out, names, strict=True):
             if name == "Q8_1" and matrix.entry.type in _MINIMA:
                 self._add_sums(made, x, matrix)
@@ -285,18 +304,24 @@ class Replay:
         """Chosen rows [n, columns] of a matrix."""
         return _array(self._stream(EXACT).rows(role, tuple(indices)))
 
-    def find_rows(self, role: Role, wanted: Float64, scale: float = 1.0) -> list[int | None]:
+    def find_rows(
+        self, role: Role, wanted: Float64, scale: float = 1.0, rounded: str = ""
+    ) -> list[int | None]:
         """For each wanted row [n, columns] the first row of the matrix that equals it, times
-        ``scale``, to 1e-6 of its norm; one pass over the matrix."""
+        ``scale``, to float32's rounding, or to that of ``rounded``; one pass over the matrix."""
+        tolerance = {"": 1e-6, "BF16": 2.0**-8, "F16": 2.0**-11}[rounded]
         target = torch.from_numpy(np.ascontiguousarray(wanted))
         norms = target.norm(dim=1)
         found: list[int | None] = [None] * len(wanted)
         for first, block in self._stream(EXACT).blocks(role):
             scaled = block * scale
             squared = scaled.square().sum(1)[None, :] + norms.square()[:, None]
-            near = squared - 2 * (target @ scaled.T) <= 1e-9 * norms.square()[:, None]
+            near = (
+                squared - 2 * (target @ scaled.T)
+                <= max(2 * tolerance**2, 1e-9) * norms.square()[:, None]
+            )
             for row, place in near.nonzero().tolist():
-                exact = (scaled[place] - target[row]).norm() <= 1e-6 * norms[row]
+                exact = (scaled[place] - target[row]).norm() <= tolerance * norms[row]
                 if found[row] is None and bool(exact):
                     found[row] = first + place
         return found

@@ -20,6 +20,9 @@ __all__ = ["WeightStream"]
 # in another order than the rest.
 BLOCK_VALUES = 1 << 20
 _ROW_GROUP = 32
+# Beyond some tokens the activations no longer fit the cache: wider blocks read them less often.
+_FEW_TOKENS = 64
+_WIDE_ROWS = 128
 
 
 class _Scratch(threading.local):
@@ -41,9 +44,10 @@ class WeightStream:
         self._staging = Staging(device) if device.type == "cuda" else None
 
     @staticmethod
-    def spans(matrix: Matrix) -> list[tuple[int, int]]:
-        """(first row, rows) of each block of a matrix; they depend on its shape alone."""
-        step = max(_ROW_GROUP, BLOCK_VALUES // matrix.columns // _ROW_GROUP * _ROW_GROUP)
+    def spans(matrix: Matrix, tokens: int = 1) -> list[tuple[int, int]]:
+        """(first row, rows) of each block of a matrix for a product with so many tokens."""
+        least = _ROW_GROUP if tokens <= _FEW_TOKENS else _WIDE_ROWS
+        step = max(least, BLOCK_VALUES // matrix.columns // _ROW_GROUP * _ROW_GROUP)
         return [(first, min(step, matrix.rows - first)) for first in range(0, matrix.rows, step)]
 
     def blocks(self, role: Role) -> Iterator[tuple[int, torch.Tensor]]:
@@ -82,10 +86,12 @@ class WeightStream:
         def multiply(first: int, block: torch.Tensor) -> None:
             out[:, first : first + block.shape[0]] = x @ block.T
 
-        self.for_blocks(role, multiply)
+        self.for_blocks(role, multiply, x.shape[0])
         return out
 
-    def for_blocks(self, role: Role, use: Callable[[int, torch.Tensor], None]) -> None:
+    def for_blocks(
+        self, role: Role, use: Callable[[int, torch.Tensor], None], tokens: int = 1
+    ) -> None:
         """Call ``use`` with what ``blocks`` yields, on all threads, in no order."""
         matrix = self.model.weights[role]
         stored = StoredRows(matrix.entry)
@@ -94,7 +100,7 @@ class WeightStream:
             first, rows = span
             use(first, self.decode(stored, matrix.first_row + first, rows))
 
-        for_each(decode, self.spans(matrix), self.device)
+        for_each(decode, self.spans(matrix, tokens), self.device)
 
     def decode(self, stored: StoredRows, first: int, rows: int) -> torch.Tensor:
         """Rows of a tensor in the stream's dtype, valid until this thread's next block."""

@@ -3,8 +3,8 @@
     python -m aprtui.engine.worker JOB_JSON [--parent PID]
     python -m aprtui.engine.worker --plan JOB_JSON
 
-With ``--parent`` it stops when that process is gone; without, it is detached. SIGTERM and SIGINT
-stop it: whole files stay, the last event is ``stopped``.
+With ``--parent`` it stops when that process is gone; without, it is detached, and SIGUSR1 detaches
+it once it has started. SIGTERM and SIGINT stop it: whole files stay, the last event is ``stopped``.
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ def _trace(plan: Plan, parent: int | None, emit: Emit) -> int:
     done = threading.Event()
     if parent is not None:
         end = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        signal.signal(signal.SIGUSR1, lambda number, frame: done.set())
         threading.Thread(target=_watch_parent, args=(parent, done, end), daemon=True).start()
     try:
         with stopping_on_signals():

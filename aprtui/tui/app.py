@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
 from textual.binding import BindingType
 from textual.command import Provider
 
-from aprtui.formats.tracedir import StageKey
 from aprtui.tui.commands import KeyCommands
 from aprtui.tui.config import Config
 from aprtui.tui.keys import bindings
+from aprtui.tui.opened import Opened
 from aprtui.tui.screens.base import MODES, BaseScreen
-from aprtui.tui.source import Opened
+
+if TYPE_CHECKING:
+    from aprtui.formats.tracedir import StageKey
 
 __all__ = ["AprtuiApp", "theme_for"]
 
@@ -65,10 +67,15 @@ class AprtuiApp(App[int]):
         self._open_first()
 
     def _open_first(self) -> None:
-        from aprtui.tui.screens.home import HomeScreen
-
         if not self.opened:
+            from aprtui.tui.screens.home import HomeScreen
+
             self.go("home", lambda: HomeScreen(self.folder))
+        elif self.opened[0].kind == "folder":
+            from aprtui.tui.screens.opening import OpeningScreen
+
+            path = self.opened[0].path
+            self.go("opening", lambda: OpeningScreen(path))
         elif len(self.opened) == 2:
             self.open_diff(self.opened[0].path, self.opened[1].path)
         else:
@@ -82,6 +89,13 @@ class AprtuiApp(App[int]):
             self.open_model(opened.path)
         else:
             self.open_browse(opened.path)
+
+    async def opened_as(self, opened: Opened) -> None:
+        """The screen that fits, in place of the one that looked."""
+        self.open_any(opened)
+        self._trail.remove("opening")
+        await self.remove_mode("opening")
+        self._tell_modes()
 
     # Modes.
 
@@ -121,7 +135,8 @@ class AprtuiApp(App[int]):
         if isinstance(screen, BaseScreen):
             if screen.close_question() or screen.step_back():
                 return
-            if not screen.may_close():
+            if screen.running_into():
+                self._ask_about(screen, self.action_back)
                 return
         if len(self.screen_stack) > 1:
             self.pop_screen()
@@ -137,8 +152,28 @@ class AprtuiApp(App[int]):
         self._tell_modes()
 
     async def action_leave(self) -> None:
-        """Quit at once, whatever is open."""
+        """Quit, whatever is open; a running trace is asked about first."""
+        for stack in self._screen_stacks.values():
+            for screen in stack:
+                if isinstance(screen, BaseScreen) and screen.running_into():
+                    self._ask_about(screen, self.action_leave)
+                    return
         self.exit(0)
+
+    def _ask_about(self, screen: BaseScreen, then: Callable[[], Awaitable[None]]) -> None:
+        """What shall become of the screen's trace; ``then`` goes on once it is settled."""
+        from aprtui.tui.screens.leave import LeaveScreen
+
+        if isinstance(self.screen, LeaveScreen):
+            self.screen.action_answer("stop")
+            return
+
+        async def settle(answer: str | None) -> None:
+            if answer:
+                await screen.release(answer)
+                await then()
+
+        self.push_screen(LeaveScreen(screen.running_into()), settle)
 
     # What screens ask for.
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aprtui.engine.events import Event, Failed, Planned, parse_event
+from aprtui.engine.events import Event, Failed, Planned, Started, parse_event
 from aprtui.engine.job import TraceJob
 from aprtui.text import clean
 
@@ -20,6 +21,7 @@ __all__ = ["COMMAND_LINE", "WORKER", "Child", "Ended", "TraceClient", "plan"]
 WORKER: tuple[str, ...] = (sys.executable, "-m", "aprtui.engine.worker")
 COMMAND_LINE = (sys.executable, "-c", "from aprtui.cli.main import entry; entry()")
 STOP_S = 1.0  # from asking the child to end to ending it
+POLL_S = 0.02
 BATCH_S = 0.1  # events are told on at most ten times a second
 MAX_LINE = 1 << 24
 LOG_TAIL = 4000
@@ -42,40 +44,55 @@ class Ended:
 
 
 class Child:
-    """A child process that prints JSON lines. ``run`` ends with it; ``stop`` ends it early."""
+    """A child process that prints JSON lines. ``run`` ends with it; ``stop`` ends it early.
 
-    def __init__(self, command: Sequence[str]) -> None:
+    Not asyncio's own subprocess: that one kills its child when it is closed, and a trace may be
+    left running (``let_go``).
+    """
+
+    def __init__(self, command: Sequence[str], *, own_session: bool = False) -> None:
         self.command = tuple(command)
-        self._process: asyncio.subprocess.Process | None = None
+        self.own_session = own_session
+        self._process: subprocess.Popen[bytes] | None = None
+        self._let_go = False
 
     async def run(
         self, arguments: Sequence[str], tell: Callable[[tuple[bytes, ...]], None]
     ) -> Ended:
         """Start the child, pass its lines on in batches, and wait until it is gone.
 
-        However this coroutine ends (cancelled included), the child does not outlive it.
+        However this coroutine ends (cancelled included), the child does not outlive it, unless it
+        was let go.
         """
         fd, name = tempfile.mkstemp(prefix="aprtui-", suffix=".log")
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *self.command, *arguments,
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=fd,
-                limit=MAX_LINE,
+            self._process = subprocess.Popen(
+                [*self.command, *arguments],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=fd,
+                start_new_session=self.own_session,
             )  # fmt: skip
         finally:
             os.close(fd)
+        assert self._process.stdout is not None
+        lines = asyncio.StreamReader(limit=MAX_LINE)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(lines), self._process.stdout
+        )
         try:
-            await self._pump(tell)
-            return Ended(await self._process.wait(), Path(name))
+            await self._pump(lines, tell)
+            await self._gone()
+            return Ended(self._process.returncode or 0, Path(name))
         finally:
             await self.stop()
+            transport.close()
 
-    async def _pump(self, tell: Callable[[tuple[bytes, ...]], None]) -> None:
-        assert self._process is not None and self._process.stdout is not None
+    async def _pump(
+        self, lines: asyncio.StreamReader, tell: Callable[[tuple[bytes, ...]], None]
+    ) -> None:
         loop = asyncio.get_running_loop()
         batch: list[bytes] = []
         last = 0.0
-        reading = asyncio.ensure_future(_line(self._process.stdout))
+        reading = asyncio.ensure_future(_line(lines))
         try:
             while True:
                 wait = None if not batch else max(0.0, last + BATCH_S - loop.time())
@@ -85,7 +102,7 @@ class Child:
                     if not line:
                         break
                     batch.append(line)
-                    reading = asyncio.ensure_future(_line(self._process.stdout))
+                    reading = asyncio.ensure_future(_line(lines))
                 if batch and loop.time() - last >= BATCH_S:
                     tell(tuple(batch))
                     batch, last = [], loop.time()
@@ -94,19 +111,33 @@ class Child:
             if batch:
                 tell(tuple(batch))
 
+    async def _gone(self) -> None:
+        """Until the child has ended or was let go."""
+        while self._process is not None and self._process.poll() is None and not self._let_go:
+            await asyncio.sleep(POLL_S)
+
     async def stop(self) -> None:
         """Ask the child to end, and end it when it does not within STOP_S."""
         process = self._process
-        if process is None or process.returncode is not None:
+        if process is None or process.poll() is not None or self._let_go:
             return
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
+        process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), STOP_S)
+            await asyncio.wait_for(self._gone(), STOP_S)
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            process.kill()
+            await self._gone()
+
+    def let_go(self) -> None:
+        """Tell the child to go on alone (SIGUSR1); from here on it is not ours to end."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            self._let_go = True
+            process.send_signal(signal.SIGUSR1)
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     @property
     def returncode(self) -> int | None:
@@ -118,20 +149,31 @@ class TraceClient:
 
     def __init__(self, command: Sequence[str] = WORKER) -> None:
         self.command = tuple(command)
-        self.child = Child(command)
+        self.child = Child(command, own_session=True)
+        self._started = asyncio.Event()
 
     async def run(self, job: TraceJob, tell: Callable[[tuple[Event, ...]], None]) -> Ended:
         """Run the job to its end; what is not an event is passed over."""
 
         def parsed(lines: tuple[bytes, ...]) -> None:
             events = (parse_event(line) for line in lines)
-            tell(tuple(event for event in events if event is not None))
+            known = tuple(event for event in events if event is not None)
+            if any(isinstance(event, Started) for event in known):
+                self._started.set()
+            tell(known)
 
+        self._started.clear()
         return await self.child.run((job.to_json(), "--parent", str(os.getpid())), parsed)
 
     async def stop(self) -> None:
         """End it early: whole files stay."""
         await self.child.stop()
+
+    async def leave(self) -> None:
+        """Leave it running without us, once it has begun to compute; it may end before that."""
+        while not self._started.is_set() and self.child.running:
+            await asyncio.sleep(POLL_S)
+        self.child.let_go()
 
 
 async def _line(stream: asyncio.StreamReader) -> bytes:

@@ -36,6 +36,7 @@ PLACES: dict[str, str] = {
     "heatmap": "Browse: heatmap",
     "model": "Model",
     "trace": "Trace",
+    "leave": "Leaving a running trace",
     "diff": "Diff",
     "pair": "Diff: one pair",
     "bisect": "Diff: local error",
@@ -80,6 +81,7 @@ KEYS: tuple[Key, ...] = (
     Key("copy", ("y",), "copy_value", "browse", "copy", "copy the value, or the statistics"),
     Key("copy-path", ("Y",), "copy_path", "browse", "", "copy the file's path"),
     Key("export", ("e",), "export", "browse", "", "write the values to a .npy or .csv file"),
+    Key("browse-stop", ("x",), "stop_running", "browse", "", "stop the trace that runs here"),
     Key("pause", ("space",), "pause", "browse", "", "stop and go on following a growing trace"),
 
     Key("maximum", ("m",), "maximum", "values", "max", "to the largest |x|"),
@@ -103,6 +105,12 @@ KEYS: tuple[Key, ...] = (
     Key("trace-pause", ("space",), "pause", "trace", "pause", "pause the display, not the trace"),
     Key("trace-log", ("o",), "log", "trace", "log", "the engine's log"),
     Key("trace-browse", ("b",), "browse", "trace", "browse", "browse what is written"),
+
+    Key("leave-stop", ("s", "ctrl+q"), "answer('stop')", "leave", "stop",
+        "stop it, then close; what is written stays"),
+    Key("leave-running", ("l",), "answer('leave')", "leave", "leave it running",
+        "leave it running: it is found again on the next start"),
+    Key("leave-stay", ("q", "escape"), "answer('')", "leave", "stay", "do not close"),
 
     Key("metric", ("m",), "metric(1)", "diff", "metric", "next: max_abs, rms, cosine, rel_l2"),
     Key("metric-back", ("M",), "metric(-1)", "diff", "", "the metric before"),
@@ -162,7 +170,7 @@ def bindings(*places: str) -> list[Binding]:
             key.description,
             show=bool(key.label),
             id=key.id,
-            priority=key.id in ("quit",),
+            priority=key.id == "quit",
         )
         for key in keys_at(*places)
     ]

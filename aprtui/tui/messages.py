@@ -17,6 +17,7 @@ class TraceLoaded(Message):
     """A trace directory was read, for the first time or again."""
 
     trace: TraceDir
+    pid: int | None = None  # of the process that is writing it
 
 
 @dataclass

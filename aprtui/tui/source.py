@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 
 from aprtui.compare.infer import record_of, with_shapes
@@ -22,18 +21,11 @@ from aprtui.formats.tracedir import (
 )
 from aprtui.model.config import ModelConfig
 from aprtui.text import clean
+from aprtui.tui.opened import Opened
 
 __all__ = ["MODEL_SUFFIXES", "Opened", "kind_of", "load_trace", "mark_of", "stage_file", "title_of"]
 
 MODEL_SUFFIXES = (".apr", ".gguf", ".safetensors")
-
-
-@dataclass(frozen=True)
-class Opened:
-    """What a path turned out to be: "model", "trace", "stage" or "per-op"."""
-
-    kind: str
-    path: Path
 
 
 def kind_of(path: Path) -> Opened:

@@ -57,9 +57,8 @@ SHAPES = {
 }
 MIXES = ("q4_k_m", "q8_0", "q4_0")
 
-# Blocks whose field ``fixed`` is not random: (type, scale of the values' spread, fields).
-# ``spread`` is the standard deviation of a block's values when its float16 scale is 1 and every
-# other byte is random: so a scale of wanted / spread gives matrices that keep activations finite.
+# The standard deviation of a block's values when its float16 scale is 1 and every other byte is
+# random: a scale of wanted / spread gives matrices that keep activations finite.
 _SPREAD = {"Q4_K": 258.0, "Q6_K": 1366.0, "Q8_0": 74.0, "Q4_0": 4.6, "APR_Q4": 4.6}
 _SCALE_AT = {"Q4_K": 0, "Q6_K": 208, "Q8_0": 0, "Q4_0": 0, "APR_Q4": 0}
 _Q4_K_MINIMUM = 7.5  # of the scale: centres values whose nibbles are 7.5 on average

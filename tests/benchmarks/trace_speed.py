@@ -78,7 +78,7 @@ class Bench:
         self.scratch = scratch
         self.stream = WeightStream(self.model, device, torch.float32)
         widest = max(matrix.columns for matrix in self.matrices())
-        self._ones = torch.ones(max(2 * BLOCK_VALUES, 32 * widest, tokens * widest))
+        self._ones = torch.ones(max(2 * BLOCK_VALUES, 128 * widest, tokens * widest))
         self.peak_memory_bytes: list[int] = []
 
     def matrices(self) -> list[Matrix]:
@@ -88,6 +88,9 @@ class Bench:
             for role, matrix in self.model.weights.items()
             if len(matrix.entry.shape) > 1 and role.name != "embedding"
         ]
+
+    def spans(self, matrix: Matrix) -> list[tuple[int, int]]:
+        return self.stream.spans(matrix, len(self.tokens))
 
     def read_bytes(self) -> None:
         """Every matrix's bytes copied by numpy into memory that is reused."""
@@ -110,7 +113,7 @@ class Bench:
         with one_core():
             for matrix in self.matrices():
                 decode = partial(self._decode, StoredRows(matrix.entry))
-                for_each(decode, WeightStream.spans(matrix), self.device)
+                for_each(decode, self.spans(matrix), self.device)
 
     def _decode(self, stored: StoredRows, span: tuple[int, int]) -> None:
         self.stream.decode(stored, *span)
@@ -120,7 +123,7 @@ class Bench:
         with one_core():
             for matrix in self.matrices():
                 multiply = partial(self._multiply, matrix.columns)
-                for_each(multiply, WeightStream.spans(matrix), self.device)
+                for_each(multiply, self.spans(matrix), self.device)
 
     def _multiply(self, columns: int, span: tuple[int, int]) -> None:
         torch.mm(

@@ -225,6 +225,14 @@ def test_an_embedding_that_is_no_row_is_unmeasured_without_tokens(
     assert "layer-0/embedding" in _culprits(_bisect(qwen2, capture, ids))
 
 
+def test_a_scaled_table_is_recognised_without_tokens(capture: Path, qwen2: Path) -> None:
+    _change(capture / "layer-0/embedding.bin", 0, lambda values: values * np.float32(16.0))
+    culprit = _bisect(qwen2, capture).culprits[0]
+    assert str(culprit.key) == "layer-0/embedding"
+    assert culprit.mistake is not None
+    assert culprit.mistake.id == "embedding_scale"
+
+
 def test_tokens_that_do_not_fit_are_refused(qwen2: Path) -> None:
     with pytest.raises(UsageError, match="12 positions, and 3 tokens"):
         _bisect(qwen2, HONEST, (1, 2, 3))

@@ -273,6 +273,8 @@ PLANTED = (
             {"weight": "layer 1 k", "part": "v"}),
     Planted("bad_block", QWEN2, "layer-1/ffn_up", lambda s: bad_block(s, "", -1.0),
             {"row": 40, "block": 2, "size": 32, "factor": -1.0}),
+    Planted("bad_block", LLAMA, "layer-1/ffn_out", lambda s: columns(s.right, 9, 10, 1.3),
+            {"row": 9, "size": 768, "factor": 1.3}),
     Planted("zero_part", QWEN2, "layer-1/qkv_matmul", lambda s: columns(s.right, 96, 128, 0.0),
             {"part": "q", "head": 3}),
     Planted("zero_part", QWEN2, "layer-1/attn_out", head_left_out, {"head": 5, "side": "input"}),
@@ -340,6 +342,8 @@ PLANTED = (
             lambda s: ranked(s)[1][:, 1:4].astype(float), {"by": 1}),
     Planted("router_softmax_after", MOE, "layer-2/moe_router", softmax_again),
     Planted("head_tied", QWEN2, "lm_head", lambda s: s.inputs[0][-1] @ s.matrix("embedding").T),
+    Planted("position", QWEN2, "lm_head", lambda s: s.inputs[0][3] @ s.matrix("head").T,
+            {"position": 3}),
     # The same inside captures whose products round activations as llama.cpp's CPU path does.
     Planted("bad_block", QWEN2, "layer-1/ffn_up", lambda s: bad_block(s, "Q8_K", 2.0),
             {"row": 40, "block": 2, "factor": 2.0}, how=PARTNER),

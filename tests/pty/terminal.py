@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -97,6 +98,8 @@ def in_terminal(
     master, slave = pty.openpty()
     _set_size(slave, *size)
     known = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    state = tempfile.TemporaryDirectory()  # a session of its own
+    known |= {"XDG_STATE_HOME": state.name}
     known |= {"TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONPATH": str(Path.cwd())}
     process = subprocess.Popen(
         [*APRTUI, *arguments],
@@ -115,3 +118,4 @@ def in_terminal(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         os.close(master)
+        state.cleanup()

@@ -12,6 +12,7 @@ from aprtui.tui.screens.bisect import BisectScreen
 from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.diff import DiffScreen
 from aprtui.tui.screens.home import HomeScreen
+from aprtui.tui.screens.leave import LeaveScreen
 from aprtui.tui.screens.model import ModelScreen
 from aprtui.tui.screens.pair import PairScreen
 from aprtui.tui.screens.trace import TraceScreen
@@ -28,6 +29,7 @@ OWNERS: dict[str, tuple[type, ...]] = {
     "heatmap": (BrowseScreen,),
     "model": (ModelScreen,),
     "trace": (TraceScreen,),
+    "leave": (LeaveScreen,),
     "diff": (DiffScreen,),
     "pair": (PairScreen,),
     "bisect": (BisectScreen,),

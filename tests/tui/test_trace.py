@@ -32,6 +32,13 @@ signal.signal(signal.SIGTERM, stop)
 stage(0, "embedding", 1)
 time.sleep(60)
 """
+GOES_ON = """
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+stage(0, "embedding", 1)
+signal.sigwait([signal.SIGUSR1])
+while not os.path.exists("MARK"):
+    time.sleep(0.01)
+"""
 CRASH = 'stage(0, "embedding", 1); sys.stderr.write("no memory left\\n"); sys.exit(9)'
 
 
@@ -101,7 +108,9 @@ async def test_x_stops_the_child_and_what_is_written_stays(tmp_path: Path) -> No
         await pilot.press("enter", "r")
         await _until(pilot, "1 of 6 files")
         await pilot.press("q")
-        await _until(pilot, "x stops it and keeps what is written")
+        await _until(pilot, "A trace is running")
+        await pilot.press("q")  # not yet
+        await _until(pilot, "1 of 6 files")
         await press(pilot, "x")
         assert isinstance(trace.ended, Stopped) and not trace.running
         assert "stopped after 1 files" in frame(pilot)
@@ -115,7 +124,31 @@ async def test_quitting_leaves_no_engine_behind(tmp_path: Path) -> None:
         await pilot.press("enter", "r")
         await _until(pilot, "1 of 6 files")
         await pilot.press("ctrl+q")
+        await _until(pilot, "A trace is running")
+        await pilot.press("ctrl+q")
+        await settle(pilot)
     assert trace.client.child.returncode is not None
+    assert not app.is_running
+
+
+@pytest.mark.parametrize("key", ["q", "ctrl+q"])
+async def test_a_trace_can_be_left_running_when_the_screen_closes(tmp_path: Path, key: str) -> None:
+    mark = tmp_path / "may-end"
+    app = AprtuiApp(folder=tmp_path)
+    async with app.run_test(size=WIDE) as pilot:
+        trace = await _form(pilot, tmp_path, GOES_ON.replace("MARK", str(mark)))
+        await pilot.press("enter", "r")
+        await _until(pilot, "1 of 6 files")
+        await pilot.press(key)
+        await _until(pilot, "A trace is running")
+        await pilot.press("l")
+        await settle(pilot)
+        assert app.is_running == (key == "q")
+        process = trace.client.child._process
+        assert process is not None and process.poll() is None
+    assert process.poll() is None
+    mark.touch()
+    assert process.wait(timeout=30) == 0
 
 
 async def test_an_engine_that_dies_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:

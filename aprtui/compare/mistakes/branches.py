@@ -37,12 +37,13 @@ def wrong_token(at: Attempt) -> Iterator[Candidate]:
     if at.y is None or not at.wrong_rows or not at.case.replay.tokens:
         return
     replay, rows = at.case.replay, list(at.wrong_rows)
-    found = replay.find_rows(Role("embedding"), at.y[rows], at.config.embedding_scale)
-    if any(each is None for each in found):
+    scale = at.config.embedding_scale
+    found = replay.find_rows(Role("embedding"), at.y[rows], scale, at.rounded)
+    tokens = [each for each in found if each is not None]
+    if len(tokens) < len(rows):
         return
     made = at.base.copy()
-    made[rows] = at.y[rows]
-    tokens = [each for each in found if each is not None]
+    made[rows] = replay.rows(Role("embedding"), tokens) * scale
     right = [replay.tokens[row] for row in rows]
     text = "; ".join(
         f"position {p} holds token {used} where {want} was given"

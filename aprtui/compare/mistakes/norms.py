@@ -77,12 +77,12 @@ def eps(at: Attempt) -> Iterator[Candidate]:
         return
     target = _x(at) * _weight(at)
     scale = (at.y * target).sum(-1) / np.square(target).sum(-1)
-    fitted = 1.0 / np.square(scale) - np.square(_x(at)).mean(-1)
-    # Where the mean square is smallest the rows tell eps best.
-    value = float(fitted.ravel()[np.argmin(np.square(_x(at)).mean(-1))])
+    mean = np.square(_x(at)).mean(-1)
+    trust = 1.0 / np.square(mean)  # where the mean square is small a row tells eps best
+    value = float(((1.0 / np.square(scale) - mean) * trust).sum() / trust.sum())
     if not np.isfinite(value):
         return
-    for found in (*neat(abs(value), 0.1), 0.0):
+    for found in (*neat(abs(value), 0.3), 0.0):
         text = f"eps {found:g} where the model says {at.config.rms_norm_eps:g}"
         made = _normalised(at, found) * _weight(at)
         yield Candidate(made, text, {"eps": found, "right": at.config.rms_norm_eps})

@@ -19,6 +19,7 @@ Float64 = npt.NDArray[np.float64]
 _SWAPS = {"gate": ("up",), "up": ("gate",), "q": ("k", "v", "o"), "k": ("v", "q"),
           "v": ("k", "q"), "o": ("q",), "down": (), "head": ("embedding",)}  # fmt: skip
 _BLOCKS = (32, 256, 16, 64, 128)
+_SAMPLE = 32  # rows of a matrix that are looked at first
 _MAX_WHOLE = 1 << 24  # elements of a matrix that may be held whole
 
 
@@ -49,11 +50,22 @@ def other_weight(at: ProductAttempt) -> Iterator[Candidate]:
     for role in roles:
         if not replay.has(role) or replay.shape(role) != replay.shape(own):
             continue
-        if replay.model.weights[role] == replay.model.weights[own]:
+        if replay.model.weights[role] == replay.model.weights[own] or not _plausible(at, role):
             continue
         made = at.finish(replay.products(role, at.x, (_name_for(at, role),))[0])
         text = f"multiplied by {role} in place of {own}"
         yield Candidate(made, text, {"weight": str(role)})
+
+
+def _plausible(at: ProductAttempt, role: Role) -> bool:
+    """Whether a few rows of another matrix come near B's output: a whole product costs more."""
+    config = at.config
+    if config.output_bias or (at.part.name == "head" and config.logit_softcap is not None):
+        return True
+    count = at.case.replay.shape(role)[0]
+    rows = np.unique(np.linspace(0, count - 1, _SAMPLE).astype(int)).tolist()
+    made, y = at.x @ at.case.replay.rows(role, rows).T, at.y[:, rows]
+    return bool(np.linalg.norm(y - made) <= 0.3 * np.linalg.norm(made))
 
 
 def _name_for(at: ProductAttempt, role: Role) -> str:
@@ -71,6 +83,21 @@ def head_tied(at: ProductAttempt) -> Iterator[Candidate]:
                 found.made, "the embedding was used where the model has a head of its own",
                 {"weight": "embedding"},
             )  # fmt: skip
+
+
+def head_position(at: ProductAttempt) -> Iterator[Candidate]:
+    """Logits of another position than the last; a few rows of the head tell which."""
+    rows, replay, role = at.case.inputs()[0], at.case.replay, at.part.role
+    if at.part.name != "head" or len(at.x) != 1 or len(rows) < 2:
+        return
+    sample = np.unique(np.linspace(0, at.y.shape[1] - 1, _SAMPLE).astype(int)).tolist()
+    made, cap = rows @ replay.rows(role, sample).T, at.config.logit_softcap
+    made = made if cap is None else np.tanh(made / cap) * cap
+    position = int(np.argmin(np.linalg.norm(made - at.y[:, sample], axis=1)))
+    if position != len(rows) - 1:
+        logits = at.finish(replay.products(role, rows[[position]], (at.name,))[0])
+        text = f"the logits of position {position} where the last is asked for"
+        yield Candidate(logits, text, {"position": position})
 
 
 def softcap_missing(at: ProductAttempt) -> Iterator[Candidate]:
@@ -192,7 +219,7 @@ def _short(order: list[int]) -> str:
 
 
 def bad_block(at: ProductAttempt) -> Iterator[Candidate]:
-    """One block of one row of the matrix multiplied by a wrong factor."""
+    """One block of one row of the matrix, or the whole row, multiplied by a wrong factor."""
     away = at.y - at.base
     row = int(np.argmax(_norms(away)))
     weight = at.case.replay.rows(at.part.role, (row,))[0]
@@ -200,7 +227,7 @@ def bad_block(at: ProductAttempt) -> Iterator[Candidate]:
     target = away[:, row]
     kind = BLOCK_TYPES[at.case.replay.type_of(at.part.role)].values
     ranked = []
-    for size in dict.fromkeys((kind, *_BLOCKS)):
+    for size in dict.fromkeys((kind, *_BLOCKS, terms.shape[1])):
         if size < 2 or terms.shape[1] % size:
             continue
         blocks = terms.reshape(terms.shape[0], -1, size).sum(axis=2)
@@ -212,13 +239,13 @@ def bad_block(at: ProductAttempt) -> Iterator[Candidate]:
     if target.size < 2:  # one equation proves nothing
         return
     for _, size, block, fit, made_by in sorted(ranked, key=lambda each: each[0])[:2]:
-        for factor in neat(1.0 + fit, 1e-3):
+        for factor in neat(1.0 + fit, 2e-2 if at.case.rounded else 1e-3):
             made = at.base.copy()
             made[:, row] += (factor - 1.0) * made_by
-            text = (
-                f"row {row}, block {block} of {size} weights "
-                f"(columns {block * size} to {(block + 1) * size - 1}) is multiplied by {factor:g}"
-            )
+            which = f", block {block} of {size} weights "
+            which += f"(columns {block * size} to {(block + 1) * size - 1})"
+            whole = size == terms.shape[1]
+            text = f"row {row}{'' if whole else which} is multiplied by {factor:g}"
             parameters = {"row": row, "block": block, "size": size, "factor": factor}
             yield Candidate(made, text, parameters)
 
@@ -261,6 +288,7 @@ def _input_head_zero(at: ProductAttempt, size: int) -> Iterator[Candidate]:
 PRODUCTS = (
     Entry("head_tied", (), head_tied),
     Entry("softcap_missing", (), softcap_missing),
+    Entry("position", (), head_position),
     Entry("scaled", (), scaled),
     Entry("rows_shifted", (), rows_shifted),
     Entry("zero_part", (), zero_part),

@@ -79,7 +79,7 @@ class _Watch:
 
     def __call__(self, address: int, ask: bool, user: object) -> bool:
         if self.failure is not None:
-            return False
+            return ask  # look at the very next node, then refuse it: that ends the pass
         try:
             node = self._ggml.node(address)
             if ask:
@@ -87,7 +87,7 @@ class _Watch:
             self._collector.take(node, self._ggml.values(address))
         except BaseException as error:  # raised again when llama_decode has returned
             self.failure = error
-            return False
+            return ask
         return True
 
 

@@ -160,9 +160,12 @@ class BaseScreen(Screen[object]):
         """Undo one thing (a zoom, a filter) before the screen closes; whether there was one."""
         return False
 
-    def may_close(self) -> bool:
-        """Whether the screen can close now; asks when it cannot."""
-        return True
+    def running_into(self) -> str:
+        """The folder of the trace that closing this screen would end; empty when there is none."""
+        return ""
+
+    async def release(self, answer: str) -> None:
+        """End the running trace ("stop"), or let go of it ("leave")."""
 
     # Size.
 

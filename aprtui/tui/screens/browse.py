@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -20,8 +21,10 @@ from aprtui.tui.carry import copy, export
 from aprtui.tui.keys import bindings
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.messages import LoadFailed, Surveyed, TraceLoaded
+from aprtui.tui.running import running_pid, stop_running
 from aprtui.tui.screens.measuring import PaneReady, Wish, fulfil, look_at, stated
 from aprtui.tui.screens.pane_keys import PaneKeysScreen
+from aprtui.tui.session import Spot, recall, remember
 from aprtui.tui.source import load_trace, mark_of, title_of
 from aprtui.tui.stage_table import describe_shape, table_of
 from aprtui.tui.widgets.frame import PaneTabs
@@ -38,6 +41,7 @@ __all__ = ["BrowseScreen"]
 PANES = ("header", "values", "histogram", "heatmap", "stats")
 FOLLOW_S = 1.0
 PATIENCE_S = 0.25
+SURVEY_SLICE, SURVEY_REST_S = 25, 0.002  # files looked at without a rest: keys come first
 
 
 class BrowseScreen(PaneKeysScreen):
@@ -57,9 +61,11 @@ class BrowseScreen(PaneKeysScreen):
         self.trace: TraceDir | None = None
         self.pane = "histogram"
         self.paused = False
+        self.pid: int | None = None  # the process that is writing this trace
         self.store = Store()
         self._select = select
         self._mark: tuple[int, ...] = ()
+        self._framed = ""
         self.stages = StageList(id="stages")
         self.tabs = PaneTabs(PANES)
         self.header = HeaderPane(id="header")
@@ -97,7 +103,9 @@ class BrowseScreen(PaneKeysScreen):
     def _read(self) -> None:
         mark = mark_of(self.path)
         try:
-            message: TraceLoaded | LoadFailed = TraceLoaded(load_trace(self.path, self.model))
+            message: TraceLoaded | LoadFailed = TraceLoaded(
+                load_trace(self.path, self.model), running_pid(self.path)
+            )
         except AprtuiError as error:
             message = LoadFailed(error.message, error.hint)
         self._mark = mark
@@ -106,6 +114,8 @@ class BrowseScreen(PaneKeysScreen):
 
     def _follow(self) -> None:
         """A trace that grows is read again when its folder or its events changed."""
+        if self.pid is not None and running_pid(self.path) is None:
+            self.pid, self._mark = None, ()
         growing = self.trace is None or self.trace.status in ("incomplete", "foreign")
         if growing and not self.paused and self.is_current and mark_of(self.path) != self._mark:
             self._load()
@@ -119,7 +129,7 @@ class BrowseScreen(PaneKeysScreen):
     @on(TraceLoaded)
     def _loaded(self, event: TraceLoaded) -> None:
         first = self.trace is None
-        self.trace = event.trace
+        self.trace, self.pid = event.trace, event.pid
         if not event.trace.records:
             self.set_state("empty", "No stage has been written yet.",
                            "This fills as the trace runs.")  # fmt: skip
@@ -128,10 +138,12 @@ class BrowseScreen(PaneKeysScreen):
         self.stages.set_records(event.trace.records)
         self.set_state("full")
         if first:
-            self.set_pane(self.pane)
+            last = recall(self.path)
+            self.set_pane(last.pane if last.pane in PANES else self.pane)
             self.stages.focus()
-            if self._select is not None:
-                self.stages.select(self._select)
+            select = self._select or last.key
+            if select is not None and select in event.trace.records:
+                self.stages.select(select)
         self._retitle()
         self._show_stage()
         self._survey()
@@ -145,11 +157,12 @@ class BrowseScreen(PaneKeysScreen):
         worker = get_current_worker()
         found = Surveyed()
         known = set(self.stages.rms) | set(self.stages.damage)
-        for key in sorted(self.trace.records, key=str):
+        wanted = sorted(self.trace.records.keys() - known, key=str)
+        for number, key in enumerate(wanted):
             if worker.is_cancelled:
                 return
-            if key in known:
-                continue
+            if number % SURVEY_SLICE == 0:
+                time.sleep(SURVEY_REST_S)
             look_at(self.trace.records[key], found)
             if len(found.rms) + len(found.damage) >= 200:
                 self.post_message(found)
@@ -173,9 +186,15 @@ class BrowseScreen(PaneKeysScreen):
             title += (
                 f" · showing {shown} of {len(self.trace.records)} · filter {self.stages.filter}"
             )
+        if self.pid is not None:
+            title += " · running, x stops it"
         if self.paused:
             title += " · paused"
         self.set_title(title, loud=bool(damaged) or self.trace.status == "incomplete")
+
+    def on_unmount(self) -> None:
+        if self.state == "full":
+            remember(Spot(self.stages.current, self.pane), self.path)
 
     # What is shown.
 
@@ -193,7 +212,8 @@ class BrowseScreen(PaneKeysScreen):
         record = self.record
         if record is None or self.trace is None:
             return
-        self.header.show(record, self.trace)
+        if self.pane == "header":
+            self.header.show(record, self.trace)
         try:
             table = table_of(record, self.trace.token_texts or ())
         except BadFileError as error:
@@ -222,10 +242,10 @@ class BrowseScreen(PaneKeysScreen):
             return
         where = "" if record.key.layer is None else f"layer {record.key.layer} · "
         shape, size = describe_shape(record), f"{record.size_bytes:,} B"
-        title = f"{where}{record.key.stage} · {shape} · {size}".replace("[", r"\[")
-        frame = self.query_one("#panes")
-        if frame.border_title != title:
-            frame.border_title = title
+        title = f"{where}{record.key.stage} · {shape} · {size}"
+        if title != self._framed:  # a new title draws the whole frame again
+            self._framed = title
+            self.query_one("#panes").border_title = title.replace("[", r"\[")
 
     @property
     def _wish(self) -> Wish:
@@ -272,6 +292,8 @@ class BrowseScreen(PaneKeysScreen):
         self.pane = pane
         self.tabs.shown = pane
         self.query_one("#switcher", ContentSwitcher).current = pane
+        if pane == "header" and self.record is not None and self.trace is not None:
+            self.header.show(self.record, self.trace)
         self.show_keys()
         self._measure()
 
@@ -363,6 +385,16 @@ class BrowseScreen(PaneKeysScreen):
 
     def action_diff_with(self) -> None:
         self.ask("compare with the trace in…", "diff", str(self.path.parent) + "/")
+
+    def action_stop_running(self) -> None:
+        """Stop the trace that is being written here, whoever started it."""
+        pid = running_pid(self.path)
+        if pid is None:
+            self.say("no trace is running here")
+        elif stop_running(pid):
+            self.say(f"asked process {pid} to stop; what is written stays")
+        else:
+            self.say(f"process {pid} cannot be stopped from here")
 
     def action_pause(self) -> None:
         self.paused = not self.paused

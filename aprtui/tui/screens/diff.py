@@ -37,6 +37,7 @@ from aprtui.tui.messages import LoadFailed
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.bisect import Bisected, BisectScreen
 from aprtui.tui.screens.pair import PairScreen
+from aprtui.tui.session import Spot, recall, remember
 from aprtui.tui.source import load_trace, stage_file
 from aprtui.tui.widgets.lines import Part
 from aprtui.tui.widgets.stage_grid import StageGrid
@@ -81,6 +82,7 @@ class DiffScreen(BaseScreen):
         self.bars: Bars | None = None
         self.notes: tuple[str, ...] = ()
         self.done = False
+        self._last = Spot()
         self.found: Bisected | None = None
         self.head = Static("", id="diffhead", markup=False)
         self.grid = StageGrid(id="grid")
@@ -96,6 +98,9 @@ class DiffScreen(BaseScreen):
             yield self.legend
 
     def started(self) -> None:
+        self._last = recall(self.a, self.b)
+        if self._last.metric in METRICS:
+            self.metric = self._last.metric
         self._retitle()
         self.legend.update(legend())
         self.run_worker(self._compare, thread=True, exclusive=True, group="diff")
@@ -159,9 +164,15 @@ class DiffScreen(BaseScreen):
             self.results[result.key] = result
         self.done = self.done or event.done
         self._paint()
-        if event.done and self.first is not None:
+        if event.done and self._last.key in self.pairs:
+            self.grid.select(self._last.key)
+        elif event.done and self.first is not None:
             self.grid.select(self.first.key)
         self._show()
+
+    def on_unmount(self) -> None:
+        if self.done:
+            remember(Spot(self.grid.current, metric=self.metric), self.a, self.b)
 
     # What is shown.
 

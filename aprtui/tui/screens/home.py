@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,9 @@ from aprtui.formats.tracedir import EVENTS, MANIFEST
 from aprtui.text import clean, duration, size
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import Found, Place
+from aprtui.tui.running import running_pid
 from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.session import left_running
 from aprtui.tui.source import MODEL_SUFFIXES, kind_of
 from aprtui.tui.widgets.lines import Part, RowList, fit, right
 
@@ -66,13 +69,22 @@ def places_below(root: Path) -> Iterator[Place]:
             ]
 
 
+def left_places() -> Iterator[Place]:
+    """Traces that were left running and still run, wherever they are."""
+    for folder in left_running():
+        if running_pid(folder) is not None:
+            yield Place(str(folder), "trace", "running", folder.stat().st_mtime)
+
+
 def _is_layer(entry: os.DirEntry[str]) -> bool:
     return entry.name.startswith("layer-") and entry.name[6:].isdigit() and entry.is_dir()
 
 
 def _trace_place(folder: Path, names: set[str], entries: list[os.DirEntry[str]]) -> Place:
     layers = sum(_is_layer(entry) for entry in entries)
-    status = "complete" if MANIFEST in names else "unfinished" if EVENTS in names else "foreign"
+    status = "complete" if MANIFEST in names else "foreign"
+    if EVENTS in names and MANIFEST not in names:
+        status = "unfinished" if running_pid(folder) is None else "running"
     return Place(str(folder), "trace", f"{layers} layers, {status}", folder.stat().st_mtime)
 
 
@@ -94,7 +106,7 @@ class PlaceList(RowList):
     def set_places(self, places: Iterable[Place], root: Path) -> None:
         self._all = [
             _Shown(place, clean(os.path.relpath(place.path, root), 200))
-            for place in sorted(places, key=lambda place: -place.mtime)
+            for place in sorted(places, key=lambda p: (not p.remark.endswith("running"), -p.mtime))
         ]
         self.set_filter(self.filter)
 
@@ -112,11 +124,13 @@ class PlaceList(RowList):
     def row_parts(self, row: int, width: int) -> list[Part]:
         entry = self.rows[row]
         model = entry.place.kind == "model"
+        running = entry.place.remark.endswith("running")
         age = duration(max(time.time() - entry.place.mtime, 0)) if entry.place.mtime else ""
         return [
             (f" {entry.place.kind:<7}", "accent" if model else "good"),
             (fit(entry.name, max(width - 49, 10)) + " ", ""),
-            (fit(entry.place.remark, 25), "dim"), (right(_coarse(age), 14) + " ", "dim"),
+            (fit(entry.place.remark, 25), "accent" if running else "dim"),
+            (right(_coarse(age), 14) + " ", "dim"),
         ]  # fmt: skip
 
 
@@ -155,9 +169,14 @@ class HomeScreen(BaseScreen):
     def _look(self) -> None:
         worker = get_current_worker()
         batch: list[Place] = []
-        for place in places_below(self.folder):
+        seen: set[Path] = set()
+        for place in itertools.chain(left_places(), places_below(self.folder)):
             if worker.is_cancelled:
                 return
+            path = Path(place.path).absolute()
+            if path in seen:
+                continue
+            seen.add(path)
             batch.append(place)
             if len(batch) >= 50:
                 self.post_message(Found(tuple(batch), False))

@@ -51,7 +51,10 @@ class PaneReady(Message):
 
 
 def fulfil(wish: Wish, store: Store, post: Callable[[Message], bool]) -> None:
-    """Measure what the shown pane needs, the quick parts first; stops when cancelled."""
+    """Measure what the shown pane needs; stops when cancelled.
+
+    A small tensor is told of once, so that it is drawn once; of a large one the quick parts first.
+    """
     worker = get_current_worker()
 
     def cancelled() -> bool:
@@ -59,29 +62,31 @@ def fulfil(wish: Wish, store: Store, post: Callable[[Message], bool]) -> None:
 
     try:
         measured = store.get(wish.identity)
-        if not isinstance(measured, Measured):
-            rough = first_look(wish.table)
-            if rough is not None:
-                post(PaneReady(wish, rough))
-        if wish.pane == "heatmap":
-            cells = _cells(wish, store)
-            if not cancelled():
-                post(PaneReady(wish, cells=cells))
+        rough = None if isinstance(measured, Measured) else first_look(wish.table)
+        if rough is not None:
+            post(PaneReady(wish, rough))
+        cells = _cells(wish, store) if wish.pane == "heatmap" else None
+        if cells is not None and rough is not None and not cancelled():
+            post(PaneReady(wish, cells=cells))
         if not isinstance(measured, Measured):
             measured = measure(wish.table, cancelled)
             store.put(wish.identity, measured)
-        if cancelled():
-            return
-        post(PaneReady(wish, measured))
-        if wish.pane == "histogram":
-            key = (wish.identity, wish.slice, wish.span, wish.bins)
-            drawn = store.get(key)
-            if not isinstance(drawn, Drawn):
-                drawn = draw(wish.table, wish.slice, wish.span, wish.bins, cancelled)
-                store.put(key, drawn)
-            post(PaneReady(wish, measured, drawn))
+        if rough is not None and not cancelled():
+            post(PaneReady(wish, measured))
+        drawn = _drawn(wish, store, cancelled) if wish.pane == "histogram" else None
+        if not cancelled():
+            post(PaneReady(wish, measured, drawn, cells))
     except Cancelled:
         return
+
+
+def _drawn(wish: Wish, store: Store, cancelled: Callable[[], bool]) -> Drawn:
+    key = (wish.identity, wish.slice, wish.span, wish.bins)
+    drawn = store.get(key)
+    if not isinstance(drawn, Drawn):
+        drawn = draw(wish.table, wish.slice, wish.span, wish.bins, cancelled)
+        store.put(key, drawn)
+    return drawn
 
 
 def _cells(wish: Wish, store: Store) -> npt.NDArray[np.float64]:

@@ -38,6 +38,7 @@ from aprtui.tui.screens.trace_text import (
     progress_content,
     residual_content,
 )
+from aprtui.tui.session import remember_running
 from aprtui.tui.widgets.stage_grid import StageGrid
 
 __all__ = ["TraceScreen"]
@@ -61,7 +62,7 @@ class TraceScreen(BaseScreen):
         self.client = client or TraceClient()
         self.planned: Planned | None = None
         self.ended: Event | None = None
-        self.running = self.paused = self._warned = False
+        self.running = self.paused = False
         self._last: StageWritten | None = None
         self._rms: dict[int, tuple[float, str]] = {}
         self._log: list[str] = []
@@ -173,7 +174,7 @@ class TraceScreen(BaseScreen):
         if self.planned is None:
             self.say("nothing to run yet: the plan says why")
             return
-        self.running, self.ended, self._warned = True, None, False
+        self.running, self.ended = True, None
         self._last, self._rms, self._log = None, {}, []
         self.grid.set_stages(planned_stages(self.planned))
         self._arrange()
@@ -284,12 +285,19 @@ class TraceScreen(BaseScreen):
         self._replan()
         return True
 
-    def may_close(self) -> bool:
-        if not self.running or self._warned:
-            return True
-        self._warned = True
-        self.say("the trace is running: x stops it and keeps what is written; q again leaves too")
-        return False
+    def running_into(self) -> str:
+        if not self.running or self.planned is None:
+            return ""
+        return clean(self.planned.directory, 80)
+
+    async def release(self, answer: str) -> None:
+        if answer == "leave":
+            await self.client.leave()
+            if self.planned is not None:
+                remember_running(Path(self.planned.directory))
+        else:
+            await self.client.stop()
+        self.running = False
 
     # Progress.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from textual.message import Message
 from textual.strip import Strip
 
@@ -19,6 +21,15 @@ LEAD = 8
 PATIENCE_S = 0.25  # the old picture stands so long: redrawing twice costs bytes over SSH
 
 
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """The lines of a picture, and all that they depend on."""
+
+    of: tuple[StageTable | None, Drawn | None]
+    how: tuple[object, ...]
+    lines: list[list[Part]]
+
+
 class HistogramPane(Lines):
     """Draws what it was given; asks for new counts when its width or its range changes."""
 
@@ -34,6 +45,7 @@ class HistogramPane(Lines):
         self.logarithmic = False
         self.slice = Slice()
         self.stale = False
+        self._made: _Made | None = None
         self.drawn_table: StageTable | None = None  # the one that ``drawn`` is of
 
     @property
@@ -104,6 +116,19 @@ class HistogramPane(Lines):
         )
 
     def _lines(self) -> list[list[Part]]:
+        """Every line; made once for all that a frame asks for."""
+        how = (self.size, self.logarithmic, self.range, self.slice)
+        made = self._made
+        if (
+            made is None
+            or made.how != how
+            or made.of[0] is not self.table
+            or made.of[1] is not self.drawn
+        ):
+            made = self._made = _Made((self.table, self.drawn), how, self._make())
+        return made.lines
+
+    def _make(self) -> list[list[Part]]:
         width, height = self.size.width, self.size.height
         if self.table is None:
             return [[("", "")], [("  This file cannot be read; 1 shows what is there.", "bad")]]

@@ -37,6 +37,30 @@ def right(text: str, width: int) -> str:
     return " " * (width - short) + text if short <= width else fit(text, width)
 
 
+def joined(segments: Iterable[Segment]) -> list[Segment]:
+    """The segments with neighbours joined that look the same, blanks to what stands before them.
+
+    Every change of style is twenty bytes or more on the way to the terminal.
+    """
+    found: list[Segment] = []
+    for segment in segments:
+        last = found[-1] if found else None
+        if last is not None and (last.style == segment.style or _blank_after(last, segment)):
+            found[-1] = Segment(last.text + segment.text, last.style)
+        else:
+            found.append(segment)
+    return found
+
+
+def _blank_after(before: Segment, blank: Segment) -> bool:
+    """Whether ``blank`` looks the same in the style of ``before``."""
+    one, other = before.style, blank.style
+    if one is None or other is None or blank.text.strip(" "):
+        return False
+    ground = one.bgcolor == other.bgcolor and not (one.reverse or other.reverse)
+    return ground and not (one.underline or other.underline)
+
+
 class Lines(Widget, can_focus=True):
     """A view that draws any line on demand from ``(text, style name)`` parts."""
 
@@ -57,7 +81,7 @@ class Lines(Widget, can_focus=True):
             if text
         ]
         fill = self.rich_style + above if above else self.rich_style
-        return Strip(segments).adjust_cell_length(width, fill)
+        return Strip(joined(Strip(segments).adjust_cell_length(width, fill)))
 
 
 class PartLine(Lines, can_focus=False):

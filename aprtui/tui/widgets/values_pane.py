@@ -61,7 +61,7 @@ class ValuesPane(Vertical):
     def _tell(self) -> None:
         table = self.table
         if table is None or not table.values.size:
-            self._cell.update(Content.styled(" no values", "dim"))
+            self._cell.update(Content.styled(" no values", "dim"), layout=False)
             return
         value = self.value
         place = table.name_of(min(self.index, table.values.size - 1))
@@ -71,7 +71,8 @@ class ValuesPane(Vertical):
                 (f" {place}", "bold"), (axes, "dim"), "  ",
                 (str(np.float32(value)) if value is not None else "—", "bold $text-accent"),
                 (f"   value {count(self.index + 1)} of {count(table.values.size)}", "dim"),
-            )
+            ),
+            layout=False,
         )  # fmt: skip
 
     def jump(self, text: str) -> str:

@@ -1,0 +1,333 @@
+"""Run a model on several engines, compare what they computed, and say one verdict.
+
+Our own pass is the reference. Every other engine's capture is compared with it, and every capture
+is replayed: each stage computed again in float64 from its own inputs. The verdict is one of
+
+  same        every stage agrees within the bars of float32
+  explained   they differ, and honest rounding accounts for every stage
+  culprits    some stage of some engine computes wrongly: which, and how
+  unmeasured  no culprit, and not everything could be compared or replayed
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aprtui.cli import diff_text
+from aprtui.cli.output import print_json, print_notes
+from aprtui.cli.report import check_output, write_report
+from aprtui.cli.trace import parse_overrides
+from aprtui.compare.bisection import Bisection, bisection_json
+from aprtui.compare.diff import Comparison, diff_traces, finite_json
+from aprtui.compare.pairs import PASSED
+from aprtui.engine.adapters import available, suits
+from aprtui.engine.job import DTYPES, TraceJob
+from aprtui.engine.plan import DEFAULT_PROMPT, make_plan
+from aprtui.errors import UsageError
+from aprtui.formats.tracedir import TraceDir, open_trace
+from aprtui.model.open import Model, open_model
+from aprtui.text import clean, count, duration
+
+if TYPE_CHECKING:
+    from aprtui.engine.plan import Plan
+
+__all__ = ["SCHEMA", "Verified", "configure", "run", "verdict_of"]
+
+SCHEMA = "aprtui-verify-v1"
+_OURS = "aprtui"
+_WORST_FIRST = ("culprits", "unmeasured", "explained", "same")
+_EPILOG = """\
+examples:
+  aprtui verify model.gguf
+  aprtui verify model.gguf --engine-arg kv=f16 --report verify.html
+  aprtui verify checkpoint/ --engines ours,hf --json
+
+exit codes: 0 same or explained, 1 a culprit or something unmeasured, 2 usage, 3 a bad file,
+4 an engine failed"""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One engine's capture: against our own pass (None for ours), and replayed."""
+
+    engine: str
+    trace: TraceDir
+    comparison: Comparison | None
+    replay: Bisection
+
+    @property
+    def verdict(self) -> str:
+        """same, explained, culprits or unmeasured: see the module."""
+        if self.replay.culprits:
+            return "culprits"
+        pairs = self.comparison.results if self.comparison is not None else ()
+        if self.replay.unmeasured or any(pair.metrics is None for pair in pairs):
+            return "unmeasured"
+        exact = all(by == "float32" for by in self.replay.explanations)
+        return "same" if exact and all(pair.kind in PASSED for pair in pairs) else "explained"
+
+    @property
+    def explained_by(self) -> dict[str, int]:
+        """How many stages each kind of rounding accounts for; plain float32 is not listed."""
+        return {by: n for by, n in self.replay.explanations.most_common() if by != "float32"}
+
+
+def verdict_of(engines: tuple[Verified, ...]) -> str:
+    """The worst verdict of any engine."""
+    return min((each.verdict for each in engines), key=_WORST_FIRST.index)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.epilog = _EPILOG
+    parser.add_argument("model", help="a GGUF file (for llamacpp) or a checkpoint folder (for hf)")
+    parser.add_argument(
+        "--engines", metavar="ours,llamacpp,hf",
+        help="what to run (default: every engine that is installed and reads this model)",
+    )  # fmt: skip
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", help=f"text to run (default: {DEFAULT_PROMPT!r})")
+    prompt.add_argument("--tokens", metavar="1,2,3", help="token ids instead of text")
+    parser.add_argument("--device", default="auto", help="for ours and hf (default: auto)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="for ours and hf")
+    parser.add_argument(
+        "--engine-arg", dest="engine_args", action="append", default=[], metavar="KEY=VALUE",
+        help="a setting of llamacpp: kv=f16, flash=on, threads=N, gpu_layers=N; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="keep the traces there, one folder each"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace traces and report")
+    parser.add_argument(
+        "--allow-unmeasured", action="store_true", help="exit 0 though stages are missing"
+    )
+    parser.add_argument("--json", action="store_true", help="the verdict as JSON on stdout")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="also a report: *.html, *.md or *.json"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trace, compare, replay, and tell by the exit code."""
+    if args.report is not None:
+        check_output(args.report, overwrite=args.overwrite)
+    model = open_model(Path(args.model))
+    names = _engines(args.engines, model)
+    with _folder(args.output) as folder:
+        plans = {name: make_plan(_job(args, name, folder)) for name in names}
+        traces = {name: _trace(name, plan, args) for name, plan in plans.items()}
+        engines = tuple(_verify(name, traces, model) for name in names)
+        if args.json:
+            print_json(_json(engines, args))
+        else:
+            _show(engines, args)
+        if args.report is not None:
+            _report(engines, traces, model, args)
+    return _exit_code(engines, args)
+
+
+# -- what is run -----------------------------------------------------------------------------------
+
+
+def _engines(text: str | None, model: Model) -> tuple[str, ...]:
+    """The engines to run, ours first: the reference. Raises UsageError when one alone is left."""
+    choices = {choice.name: choice for choice in available()}
+    if text is not None:
+        names = [name.strip().lower() for name in text.split(",")]
+        names = [_OURS if name == "ours" else name for name in names]
+        for name in names:
+            if name not in choices:
+                raise UsageError(f"unknown engine {clean(name)!r}", hint="ours, llamacpp, hf")
+        chosen = sorted(set(names), key=list(choices).index)
+    else:
+        chosen = [n for n, choice in choices.items() if choice.installed and not suits(n, model)]
+    if len(chosen) < 2:
+        missing = [
+            choice.how_to_install
+            for name, choice in choices.items()
+            if not choice.installed and not suits(name, model)
+        ]
+        raise UsageError(
+            "two engines are needed, and there is one for this model",
+            hint="; ".join(missing) or "llamacpp reads GGUF files, hf Hugging Face folders",
+        )
+    return tuple(chosen)
+
+
+def _job(args: argparse.Namespace, engine: str, folder: Path) -> TraceJob:
+    foreign = engine == "llamacpp"
+    try:
+        tokens = None if args.tokens is None else tuple(map(int, args.tokens.split(",")))
+    except ValueError:
+        raise UsageError(
+            f"--tokens {clean(args.tokens, 60)} cannot be read", hint="1,2,3"
+        ) from None
+    return TraceJob(
+        model=args.model,
+        directory=str(folder / engine),
+        prompt=args.prompt,
+        tokens=tokens,
+        device="auto" if foreign else args.device,
+        dtype="float32" if foreign else args.dtype,
+        overwrite=args.overwrite,
+        engine=engine,
+        engine_args=parse_overrides(args.engine_args, "--engine-arg") if foreign else {},
+    )
+
+
+@contextmanager
+def _folder(output: Path | None) -> Iterator[Path]:
+    """Where the traces go: the user's folder, or one that is removed at the end."""
+    if output is not None:
+        yield output
+        return
+    with tempfile.TemporaryDirectory(prefix="aprtui-verify-") as temporary:
+        yield Path(temporary)
+
+
+def _trace(name: str, plan: Plan, args: argparse.Namespace) -> TraceDir:
+    from aprtui.engine.run import run_trace
+
+    plan.check_space()
+    done = run_trace(plan, lambda event: None)
+    if not args.json:
+        print(f"{name}: {count(done.files)} stages in {duration(done.elapsed_s)}", file=sys.stderr)
+    return open_trace(plan.directory)
+
+
+def _verify(name: str, traces: Mapping[str, TraceDir], model: Model) -> Verified:
+    """One capture against the first one, and replayed."""
+    from aprtui.compare.bisect import bisect
+
+    reference = next(iter(traces.values()))
+    trace = traces[name]
+    if trace is reference:
+        return Verified(name, trace, None, bisect(model, trace))
+    comparison = diff_traces(reference, trace)
+    return Verified(name, trace, comparison, bisect(model, trace, reference))
+
+
+def _exit_code(engines: tuple[Verified, ...], args: argparse.Namespace) -> int:
+    verdict = verdict_of(engines)
+    if verdict == "unmeasured":
+        return 0 if args.allow_unmeasured else 1
+    return 1 if verdict == "culprits" else 0
+
+
+# -- what is told ----------------------------------------------------------------------------------
+
+
+def _engine_words(verified: Verified) -> str:
+    engine = (verified.trace.manifest or {}).get("engine", {})
+    words = (engine.get(key) for key in ("name", "version", "device", "dtype"))
+    return clean(" ".join(str(word) for word in words if word), 200)
+
+
+def _sentence(engines: tuple[Verified, ...]) -> str:
+    """The verdict in one line."""
+    verdict = verdict_of(engines)
+    if verdict == "same":
+        return "same: every stage of every engine agrees"
+    if verdict == "explained":
+        how = dict.fromkeys(by for each in engines for by in each.explained_by)
+        return f"explained by {clean('; '.join(how) or 'rounding that has grown', 500)}"
+    concerned = [each for each in engines if each.verdict == verdict]
+    names = ", ".join(_engine_words(each) for each in concerned)
+    if verdict == "culprits":
+        number_of = sum(len(each.replay.culprits) for each in concerned)
+        first = concerned[0].replay.culprits[0]
+        how_so = first.mistake.text if first.mistake else first.looks_like
+        stages = f"{number_of} stage{'s' * (number_of != 1)}"
+        return f"culprits: {stages} of {names}, the first {first.key}: {clean(how_so, 300)}"
+    return f"unmeasured: no culprit, but not every stage of {names} could be compared and replayed"
+
+
+def _show(engines: tuple[Verified, ...], args: argparse.Namespace) -> None:
+    print(_sentence(engines))
+    for each in engines:
+        print(f"\n{each.engine}: {_engine_words(each)}: {each.verdict}")
+        if each.comparison is not None:
+            print(f"  against {engines[0].engine}: {diff_text.verdict_line(each.comparison)}")
+            print(f"  bar: {clean(str(each.comparison.bars), 300)}")
+        replay = each.replay
+        print(f"  replayed: {len(replay.explained)} stages as the model says")
+        for by, stages in each.explained_by.items():
+            print(f"    {stages} of them with {clean(by, 300)}")
+        for culprit in replay.culprits:
+            what = culprit.mistake.text if culprit.mistake else culprit.looks_like
+            print(f"  culprit {culprit.key}: {clean(what, 300)}")
+        for item in replay.unmeasured:
+            print(f"  unmeasured {item.key}: {clean(item.why, 300)}")
+        print_notes((each.trace.manifest or {}).get("notes", ()))
+    if args.output is not None:
+        folders = " ".join(clean(shlex.quote(str(each.trace.root))) for each in engines[:2])
+        print(f"\nlook at them: aprtui {folders}")
+
+
+def _json(engines: tuple[Verified, ...], args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "model": str(args.model),
+        "verdict": verdict_of(engines),
+        "sentence": _sentence(engines),
+        "exit_code": _exit_code(engines, args),
+        "reference": engines[0].engine,
+        "engines": [_engine_json(each, engines[0], args) for each in engines],
+    }
+
+
+def _engine_json(each: Verified, first: Verified, args: argparse.Namespace) -> dict[str, Any]:
+    manifest, comparison = each.trace.manifest or {}, each.comparison
+    root = None if args.output is None else str(each.trace.root)
+    reference = None if args.output is None or each is first else str(first.trace.root)
+    return {
+        "name": each.engine,
+        "engine": manifest.get("engine", {}),
+        "directory": root,
+        "verdict": each.verdict,
+        "explained_by": each.explained_by,
+        "comparison": None
+        if comparison is None
+        else {
+            "verdict": comparison.verdict,
+            "bar": str(comparison.bars),
+            "counts": comparison.counts,
+            "largest_rel_l2": finite_json(
+                max((p.metrics.rel_l2 for p in comparison.results if p.metrics), default=None)
+            ),
+        },
+        "replay": bisection_json(each.replay, model=str(args.model), a=reference, b=root),
+    }
+
+
+def _report(
+    engines: tuple[Verified, ...],
+    traces: Mapping[str, TraceDir],
+    model: Model,
+    args: argparse.Namespace,
+) -> None:
+    """A report of the engine with the worst verdict, against our own pass."""
+    from aprtui.report.build import build_report
+
+    worst = min(engines[1:], key=lambda each: _WORST_FIRST.index(each.verdict))
+    if worst.comparison is None:
+        return
+    report = build_report(
+        traces[engines[0].engine],
+        worst.trace,
+        worst.comparison,
+        model=model,
+        bisection=worst.replay,
+        commands=(shlex.join(["aprtui", "verify", args.model]),),
+    )
+    write_report(report, args.report, overwrite=args.overwrite)
+    if not args.json:
+        print(f"\nreport: {clean(str(args.report))}")

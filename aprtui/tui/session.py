@@ -1,0 +1,108 @@
+"""Where a person was in each trace, and which traces were left running: kept between starts.
+
+``$XDG_STATE_HOME/aprtui/session.json``; one that is damaged counts as empty and is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aprtui.errors import AprtuiError
+from aprtui.formats.atomic import whole_file
+from aprtui.formats.tracedir import StageKey
+
+__all__ = ["Spot", "left_running", "recall", "remember", "remember_running", "session_file"]
+
+MAX_SPOTS = 200
+MAX_LEFT = 50
+MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A stage, and how it was looked at: Browse's pane or Diff's metric."""
+
+    key: StageKey | None = None
+    pane: str = ""
+    metric: str = ""
+
+
+def session_file() -> Path:
+    """Where the session lies."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "aprtui" / "session.json"
+
+
+def recall(*paths: Path) -> Spot:
+    """The last place in what these paths open; an empty one when none is known."""
+    found = _read()["spots"].get(_name(paths))
+    if not isinstance(found, dict):
+        return Spot()
+    layer, stage = found.get("layer"), found.get("stage")
+    key = None
+    if isinstance(stage, str) and (layer is None or isinstance(layer, int)):
+        key = StageKey(layer, stage)
+    texts = [
+        text if isinstance(text := found.get(name), str) else "" for name in ("pane", "metric")
+    ]
+    return Spot(key, *texts)
+
+
+def remember(spot: Spot, *paths: Path) -> None:
+    """Keep the place; the oldest of more than MAX_SPOTS is forgotten."""
+    kept = _read()
+    spots = kept["spots"]
+    spots.pop(_name(paths), None)
+    layer, stage = spot.key or (None, None)
+    spots[_name(paths)] = {
+        "layer": layer, "stage": stage, "pane": spot.pane, "metric": spot.metric,
+    }  # fmt: skip
+    _write({"spots": dict([*spots.items()][-MAX_SPOTS:]), "left": kept["left"]})
+
+
+def left_running() -> tuple[Path, ...]:
+    """Folders of traces that were left running, the newest last; they may have ended since."""
+    return tuple(Path(entry) for entry in _read()["left"])
+
+
+def remember_running(directory: Path) -> None:
+    """Keep the folder of a trace that goes on by itself."""
+    kept = _read()
+    name = str(directory.absolute())
+    left = [entry for entry in kept["left"] if entry != name]
+    _write({"spots": kept["spots"], "left": [*left, name][-MAX_LEFT:]})
+
+
+def _name(paths: tuple[Path, ...]) -> str:
+    return "\n".join(str(path.absolute()) for path in paths)
+
+
+def _read() -> dict[str, Any]:
+    found: object = None
+    try:
+        if session_file().stat().st_size <= MAX_BYTES:
+            found = json.loads(session_file().read_bytes())
+    except (OSError, ValueError, RecursionError):
+        pass
+    spots = found.get("spots") if isinstance(found, dict) else None
+    left = found.get("left") if isinstance(found, dict) else None
+    return {
+        "spots": spots if isinstance(spots, dict) else {},
+        "left": [entry for entry in left if isinstance(entry, str)]
+        if isinstance(left, list)
+        else [],
+    }
+
+
+def _write(session: Mapping[str, Any]) -> None:
+    """Replace the file whole; a state folder that cannot be written is no reason to complain."""
+    try:
+        with whole_file(session_file(), parents=True) as file:
+            file.write(json.dumps(session).encode())
+    except (AprtuiError, OSError):
+        pass

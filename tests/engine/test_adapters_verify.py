@@ -1,0 +1,147 @@
+"""aprtui verify: several engines, one verdict, the exit code that goes with it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aprtui.cli.main import main
+from aprtui.engine import adapters
+from aprtui.engine.adapters import Put, Ran
+from aprtui.engine.plan import Plan
+from aprtui.formats.tracedir import StageKey
+
+pytest.importorskip("transformers", reason="transformers is a dev dependency")
+
+from tests.engine.test_against_transformers import save_model
+
+TOKENS = "3,14,15,92,65,35"
+
+
+def verify(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    code = main(["verify", *words, "--tokens", TOKENS, "--json"])
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert found["exit_code"] == code
+    return code, found
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    save_model("qwen3", tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_engines_that_agree_are_the_same(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = verify(capsys, model)
+    assert (code, found["verdict"]) == (0, "same")
+    assert [each["name"] for each in found["engines"]] == ["aprtui", "hf"]
+    assert found["engines"][1]["comparison"]["verdict"] == "pass"
+    assert found["engines"][1]["engine"]["name"] == "transformers"
+
+
+def test_a_lower_precision_is_explained(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = verify(capsys, model, "--dtype", "bfloat16", "--engines", "ours,hf")
+    assert (code, found["verdict"]) == (0, "explained")
+    assert any("bfloat16" in by for each in found["engines"] for by in each["explained_by"])
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, stage: str, layer: int, how: Any) -> None:
+    """Let the other engine's capture of one stage be wrong; ``how`` may return None to lose it."""
+    honest = adapters.run
+
+    def run(plan: Plan, device: torch.device, put: Put) -> Ran:
+        def wrong(key: StageKey, value: torch.Tensor) -> None:
+            put(key, how(value) if key == (layer, stage) else value)
+
+        return honest(plan, device, wrong)
+
+    monkeypatch.setattr(adapters, "run", run)
+
+
+def test_a_stage_that_computes_wrongly_is_named_and_reported(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(monkeypatch, "ffn_gate", 1, lambda value: value * 1.25)
+    report = tmp_path / "report.html"
+    code, found = verify(capsys, model, "--report", str(report), "-o", str(tmp_path / "traces"))
+    assert (code, found["verdict"]) == (1, "culprits")
+    other = found["engines"][1]["replay"]
+    first = other["culprits"][0]
+    assert (first["layer"], first["stage"]) == (1, "ffn_gate")
+    assert found["engines"][0]["verdict"] == "same"
+    assert "layer-1/ffn_gate" in found["sentence"]
+    assert "ffn_gate" in report.read_text()
+    assert (tmp_path / "traces" / "hf" / "trace.json").is_file()
+
+
+def test_a_pass_that_does_not_show_every_stage_is_an_engine_error(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = adapters.run
+
+    def run(plan: Plan, device: torch.device, put: Put) -> Ran:
+        def forgetful(key: StageKey, value: torch.Tensor) -> None:
+            if key != (1, "q_norm"):
+                put(key, value)
+
+        return honest(plan, device, forgetful)
+
+    monkeypatch.setattr(adapters, "run", run)
+    folder = tmp_path / "t"
+    assert main(["trace", model, "--engine", "hf", "--tokens", "1,2", "-o", str(folder)]) == 4
+    told = capsys.readouterr().err
+    assert "layer-1/q_norm" in told and "transformers" in told
+    assert not (folder / "trace.json").exists()
+
+
+def test_traces_are_kept_only_where_asked(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(tmp_path.rglob("*"))
+    assert verify(capsys, model)[1]["engines"][0]["directory"] is None
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_the_text_says_the_verdict_first(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", model, "--tokens", TOKENS]) == 0
+    assert capsys.readouterr().out.startswith("same: every stage of every engine agrees\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--engines", "ours,vllm"), "unknown engine 'vllm'"),
+        (("--engines", "ours"), "two engines are needed"),
+        (("--tokens", "1,x"), "cannot be read"),
+        (("--tokens", "96"), "outside the vocabulary"),
+        (("--report", "x.pdf"), "what kind of report"),
+    ],
+)
+def test_requests_that_make_no_sense_are_usage_errors(
+    model: str, words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", model, *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_model_that_no_other_engine_reads_says_which_do(
+    qwen2_apr: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(qwen2_apr)]) == 2
+    assert "llamacpp reads GGUF files, hf Hugging Face folders" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed"
+)
+def test_llama_cpp_s_rounding_of_activations_explains_it(
+    qwen2: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = verify(capsys, str(qwen2))
+    assert (code, found["verdict"]) == (0, "explained")
+    assert found["engines"][1]["explained_by"] == {"activations rounded to Q8_K": 21}
