@@ -27,7 +27,7 @@ __all__ = ["configure", "run"]
 
 PROMPT = "import os\n\ndef read(path):\n    with open("
 _DAMAGED = "blk.3.ffn_gate.weight"
-_ROW, _FACTOR = 17, -24.0
+_ROW, _FACTOR = 17, -16.0  # a power of two: exact in float16
 _Q4_K_BYTES = 144
 
 
