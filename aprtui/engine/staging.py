@@ -24,7 +24,8 @@ class _Slot:
 
     def grow(self, size: int) -> None:
         if self.pinned.numel() < size:
-            self.read.synchronize()
+            # New memory may be what kernels still queued elsewhere were given before.
+            torch.cuda.synchronize(self.on_device.device)
             self.pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
             self.on_device = torch.empty(size, dtype=torch.uint8, device=self.on_device.device)
 

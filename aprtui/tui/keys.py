@@ -70,6 +70,7 @@ KEYS: tuple[Key, ...] = (
     Key("pane-3", ("3",), "pane('histogram')", "browse", "", "Histogram"),
     Key("pane-4", ("4",), "pane('heatmap')", "browse", "", "Heatmap: positions by channels"),
     Key("pane-5", ("5",), "pane('stats')", "browse", "", "Stats: numbers, outlier channels"),
+    Key("pane-6", ("6",), "pane('tokens')", "browse", "", "Tokens: what each position would say"),
     Key("browse-focus", ("tab",), "focus_pane", "browse", "pane", "tree to pane and back"),
     Key("browse-filter", ("/",), "filter", "browse", "filter", "show only stages whose name has…"),
     Key("next-match", ("n",), "next_match(1)", "browse", "",

@@ -17,11 +17,11 @@ from textual.worker import get_current_worker
 from aprtui.errors import AprtuiError, BadFileError
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
 from aprtui.text import clean
-from aprtui.tui.carry import copy, export
+from aprtui.tui.carry import export
 from aprtui.tui.keys import bindings
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.messages import LoadFailed, Surveyed, TraceLoaded
-from aprtui.tui.running import running_pid, stop_running
+from aprtui.tui.running import running_pid
 from aprtui.tui.screens.measuring import PaneReady, Wish, fulfil, look_at, stated
 from aprtui.tui.screens.pane_keys import PaneKeysScreen
 from aprtui.tui.session import Spot, recall, remember
@@ -34,11 +34,12 @@ from aprtui.tui.widgets.histogram_pane import HistogramPane
 from aprtui.tui.widgets.lines import PartLine, RowList
 from aprtui.tui.widgets.stage_list import StageList
 from aprtui.tui.widgets.stats_pane import StatsPane, headline
+from aprtui.tui.widgets.tokens_pane import TokensPane
 from aprtui.tui.widgets.values_pane import ValuesPane
 
 __all__ = ["BrowseScreen"]
 
-PANES = ("header", "values", "histogram", "heatmap", "stats")
+PANES = ("header", "values", "histogram", "heatmap", "stats", "tokens")
 FOLLOW_S = 1.0
 PATIENCE_S = 0.25
 SURVEY_SLICE, SURVEY_REST_S = 25, 0.002  # files looked at without a rest: keys come first
@@ -73,6 +74,7 @@ class BrowseScreen(PaneKeysScreen):
         self.histogram = HistogramPane(id="histogram")
         self.heatmap = HeatmapPane(id="heatmap")
         self.stats = StatsPane(id="stats")
+        self.tokens = TokensPane(self.store, id="tokens")
         self.line = PartLine(id="headline")
 
     def body(self) -> Iterable[Widget]:
@@ -89,6 +91,7 @@ class BrowseScreen(PaneKeysScreen):
                     yield self.histogram
                     yield self.heatmap
                     yield self.stats
+                    yield self.tokens
 
     # Loading and following.
 
@@ -212,8 +215,7 @@ class BrowseScreen(PaneKeysScreen):
         record = self.record
         if record is None or self.trace is None:
             return
-        if self.pane == "header":
-            self.header.show(record, self.trace)
+        self._show_unmeasured()
         try:
             table = table_of(record, self.trace.token_texts or ())
         except BadFileError as error:
@@ -234,6 +236,14 @@ class BrowseScreen(PaneKeysScreen):
             self.line.show(stated(record))
         if table is not None:
             self._measure()
+
+    def _show_unmeasured(self) -> None:
+        """The panes that are filled by themselves, when one of them is shown."""
+        if self.record is not None and self.trace is not None:
+            if self.pane == "header":
+                self.header.show(self.record, self.trace)
+            elif self.pane == "tokens":
+                self.tokens.show(self.record, self.trace, self.model)
 
     def _name_frame(self) -> None:
         """Put the stage's name over the panes."""
@@ -292,8 +302,7 @@ class BrowseScreen(PaneKeysScreen):
         self.pane = pane
         self.tabs.shown = pane
         self.query_one("#switcher", ContentSwitcher).current = pane
-        if pane == "header" and self.record is not None and self.trace is not None:
-            self.header.show(self.record, self.trace)
+        self._show_unmeasured()
         self.show_keys()
         self._measure()
 
@@ -313,7 +322,7 @@ class BrowseScreen(PaneKeysScreen):
         """What Tab focuses in the pane that is shown."""
         return {
             "values": self.values.grid, "header": self.header, "histogram": self.histogram,
-            "heatmap": self.heatmap, "stats": self.stats,
+            "heatmap": self.heatmap, "stats": self.stats, "tokens": self.tokens,
         }[self.pane]  # fmt: skip
 
     def action_focus_pane(self) -> None:
@@ -365,43 +374,6 @@ class BrowseScreen(PaneKeysScreen):
         order = sorted({*wanted, here}, key=keys.index)
         self.stages.select(order[(order.index(here) + step) % len(order)])
 
-    def action_copy_value(self) -> None:
-        value = self.values.value
-        if self.pane == "values" and value is not None:
-            self.say(copy(self.app, repr(value)))
-        elif self.record is not None:
-            rms = self.stages.rms.get(self.record.key)
-            self.say(copy(self.app, f"{self.record.key} {describe_shape(self.record)} rms {rms}"))
-
-    def action_copy_path(self) -> None:
-        if self.record is not None:
-            self.say(copy(self.app, str(self.record.path)))
-
-    def action_export(self) -> None:
-        record = self.record
-        if record is not None:
-            layer = "" if record.key.layer is None else f"layer-{record.key.layer}-"
-            self.ask("write to (.npy or .csv)", "export", f"{layer}{record.key.stage}.npy")
-
-    def action_diff_with(self) -> None:
-        self.ask("compare with the trace in…", "diff", str(self.path.parent) + "/")
-
-    def action_stop_running(self) -> None:
-        """Stop the trace that is being written here, whoever started it."""
-        pid = running_pid(self.path)
-        if pid is None:
-            self.say("no trace is running here")
-        elif stop_running(pid):
-            self.say(f"asked process {pid} to stop; what is written stays")
-        else:
-            self.say(f"process {pid} cannot be stopped from here")
-
     def action_pause(self) -> None:
         self.paused = not self.paused
         self._retitle()
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        only = {"maximum": "values", "next_nonfinite": "values", "range": "histogram",
-                "counts": "histogram", "slice_axis": "histogram", "slice": "histogram",
-                "reduce": "heatmap"}  # fmt: skip
-        return only.get(action, self.pane) == self.pane

@@ -1,12 +1,19 @@
-"""What the keys of Browse's panes do: ranges, slices, shades, and going to a value."""
+"""What the keys of Browse's panes do: ranges, slices, values, copying, exporting, stopping."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from aprtui.formats.tracedir import StageRecord
+from aprtui.tui.carry import copy
+from aprtui.tui.running import running_pid, stop_running
 from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.stage_table import describe_shape
 from aprtui.tui.widgets.heatmap_pane import HeatmapPane
 from aprtui.tui.widgets.histogram_pane import RANGES, HistogramPane
+from aprtui.tui.widgets.stage_list import StageList
 from aprtui.tui.widgets.values_pane import ValuesPane
 
 __all__ = ["PaneKeysScreen"]
@@ -18,6 +25,14 @@ class PaneKeysScreen(BaseScreen):
     values: ValuesPane
     histogram: HistogramPane
     heatmap: HeatmapPane
+    stages: StageList
+    path: Path
+    pane: str
+
+    @property
+    def record(self) -> StageRecord | None:
+        """The stage that is shown."""
+        raise NotImplementedError
 
     def set_pane(self, pane: str) -> None:
         """Show the pane of that name."""
@@ -62,3 +77,40 @@ class PaneKeysScreen(BaseScreen):
     def action_next_nonfinite(self) -> None:
         if not self.values.next_nonfinite():
             self.say("no NaN and no infinity here")
+
+    def action_copy_value(self) -> None:
+        value = self.values.value
+        if self.pane == "values" and value is not None:
+            self.say(copy(self.app, repr(value)))
+        elif self.record is not None:
+            rms = self.stages.rms.get(self.record.key)
+            self.say(copy(self.app, f"{self.record.key} {describe_shape(self.record)} rms {rms}"))
+
+    def action_copy_path(self) -> None:
+        if self.record is not None:
+            self.say(copy(self.app, str(self.record.path)))
+
+    def action_export(self) -> None:
+        record = self.record
+        if record is not None:
+            layer = "" if record.key.layer is None else f"layer-{record.key.layer}-"
+            self.ask("write to (.npy or .csv)", "export", f"{layer}{record.key.stage}.npy")
+
+    def action_diff_with(self) -> None:
+        self.ask("compare with the trace in…", "diff", str(self.path.parent) + "/")
+
+    def action_stop_running(self) -> None:
+        """Stop the trace that is being written here, whoever started it."""
+        pid = running_pid(self.path)
+        if pid is None:
+            self.say("no trace is running here")
+        elif stop_running(pid):
+            self.say(f"asked process {pid} to stop; what is written stays")
+        else:
+            self.say(f"process {pid} cannot be stopped from here")
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        only = {"maximum": "values", "next_nonfinite": "values", "range": "histogram",
+                "counts": "histogram", "slice_axis": "histogram", "slice": "histogram",
+                "reduce": "heatmap"}  # fmt: skip
+        return only.get(action, self.pane) == self.pane

@@ -14,6 +14,8 @@ from aprtui.tui.keys import Key, shown
 
 __all__ = ["KeyLine", "PaneTabs", "TitleLine"]
 
+WIDE_TABS = 64  # cells from which on every pane's name is shown
+
 
 class TitleLine(Widget):
     """Where you are at the left; which modes there are at the right."""
@@ -113,7 +115,7 @@ class PaneTabs(Widget):
         for number, pane in enumerate(self.panes, 1):
             here = pane == self.shown
             name = pane.capitalize()
-            label = f" {number} {name} " if self.size.width > 60 or here else f" {number} "
+            label = f" {number} {name} " if self.size.width > WIDE_TABS or here else f" {number} "
             parts.append(Content.styled(label, "reverse bold" if here else "dim"))
         return Content.assemble(*parts)
 
@@ -121,7 +123,7 @@ class PaneTabs(Widget):
         x, left = int(getattr(event, "x", 0)), 0
         for number, pane in enumerate(self.panes, 1):
             here = pane == self.shown
-            wide = self.size.width > 60 or here
+            wide = self.size.width > WIDE_TABS or here
             left += len(f" {number} {pane} ") if wide else len(f" {number} ")
             if x < left:
                 self.post_message(self.Chosen(pane))

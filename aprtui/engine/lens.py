@@ -1,0 +1,161 @@
+"""The logit lens in a child process: which tokens a residual stream would say, at each position.
+
+    python -m aprtui.engine.lens --model MODEL FILE...
+
+Each stage file [T, hidden] goes through the final norm (not final_norm.bin, which did) and the
+head. One JSON line a file: its path, the first position told of, and of each position the likeliest
+tokens; or what is wrong with it. The first file is worked on by itself so that it comes soon.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aprtui.engine.ops import normalise
+from aprtui.engine.weights import WeightStream
+from aprtui.errors import AprtuiError, BadFileError
+from aprtui.formats.aprt import read_values
+from aprtui.model.open import Model, open_model
+from aprtui.model.roles import Role
+
+__all__ = ["TOP", "likeliest", "main", "read_rows"]
+
+TOP = 8
+MOST_POSITIONS = 64  # the last ones of a longer prompt
+BATCH_ROWS = 256
+_PARENT_CHECK_S = 0.5
+
+
+def read_rows(path: Path, hidden: int) -> tuple[int, torch.Tensor]:
+    """The last positions of a stage file: the first one's number, and rows [n, hidden] float32.
+
+    Raises BadFileError for a file that does not hold whole rows of ``hidden`` values.
+    """
+    values = read_values(path)
+    if values.size == 0 or values.size % hidden:
+        raise BadFileError(path, f"{values.size:,} values are not rows of {hidden:,}")
+    rows = values.reshape(-1, hidden)
+    first = max(0, len(rows) - MOST_POSITIONS)
+    return first, torch.from_numpy(np.array(rows[first:]))
+
+
+@torch.inference_mode()
+def likeliest(
+    stream: WeightStream, rows: torch.Tensor, top: int = TOP
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [n, top] and probabilities [n, top] of normalised rows [n, hidden].
+
+    The head is read once, block by block; of the logits only the largest and their sum are kept.
+    """
+    cap = stream.model.config.logit_softcap
+    total = torch.full((len(rows),), -math.inf, dtype=torch.float64)
+    ids = torch.empty((len(rows), 0), dtype=torch.int64)
+    best = torch.empty((len(rows), 0), dtype=torch.float64)
+    for first, block in stream.blocks(Role("head")):
+        logits = (rows @ block.T).double()
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        total = torch.logaddexp(total, logits.logsumexp(dim=1))
+        values, places = logits.topk(min(top, logits.shape[1]), dim=1)
+        best, ids = torch.cat([best, values], dim=1), torch.cat([ids, places + first], dim=1)
+        best, order = best.topk(min(top, best.shape[1]), dim=1)
+        ids = ids.gather(1, order)
+    return ids, torch.exp(best - total[:, None])
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Rows [n, hidden] of a file, ready for the head."""
+
+    path: Path
+    first: int
+    rows: torch.Tensor
+
+
+def _lines(model: Model, files: list[Path]) -> Iterator[dict[str, Any]]:
+    """What is printed, file by file."""
+    stream = WeightStream(model, torch.device("cpu"), torch.float32)
+    weight = stream.vector(Role("final_norm"))
+    batch: list[_Held] = []
+    for number, path in enumerate(files):
+        try:
+            first, rows = read_rows(path, model.config.hidden_size)
+        except AprtuiError as error:
+            yield _error(error, str(path))
+        else:
+            normal = rows if path.stem == "final_norm" else normalise(rows, weight, model.config)
+            batch.append(_Held(path, first, normal))
+        if batch and (number == 0 or sum(len(held.rows) for held in batch) >= BATCH_ROWS):
+            yield from _read(stream, batch)
+            batch = []
+    if batch:
+        yield from _read(stream, batch)
+
+
+def _read(stream: WeightStream, batch: list[_Held]) -> Iterator[dict[str, Any]]:
+    """A line for each file of a batch; the head is read once for all."""
+    ids, probabilities = likeliest(stream, torch.cat([held.rows for held in batch]))
+    start = 0
+    for held in batch:
+        part = slice(start, start + len(held.rows))
+        start = part.stop
+        told = zip(ids[part].tolist(), probabilities[part].tolist(), strict=True)
+        top = [_told(stream.model, *each) for each in told]
+        yield {"event": "lens", "file": str(held.path), "first": held.first, "top": top}
+
+
+def _error(error: AprtuiError, file: str | None = None) -> dict[str, Any]:
+    return {"event": "error", "file": file, "message": error.message, "hint": error.hint}
+
+
+def _told(model: Model, ids: list[int], probabilities: list[float]) -> list[list[Any]]:
+    """(id, text, probability) of each token; nothing where the row was not finite."""
+    if not all(math.isfinite(value) for value in probabilities):
+        return []
+    names = model.vocabulary
+    return [
+        [token, names.text_of(token) if names else "", value]
+        for token, value in zip(ids, probabilities, strict=True)
+    ]
+
+
+def _end_with(parent: int) -> None:
+    """End this process when ``parent`` is gone."""
+    pause = threading.Event()
+    while not pause.wait(_PARENT_CHECK_S):
+        if os.getppid() != parent:
+            os._exit(0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m aprtui.engine.lens", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--parent", type=int, help="end when this process is gone")
+    options = parser.parse_args(arguments)
+    if options.parent is not None:
+        threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
+    try:
+        for line in _lines(open_model(options.model), options.files):
+            print(json.dumps(line), flush=True)
+    except AprtuiError as error:
+        print(json.dumps(_error(error)), flush=True)
+        return error.exit_code
+    except BrokenPipeError:  # nobody listens any more
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

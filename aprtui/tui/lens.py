@@ -1,0 +1,99 @@
+"""What the Tokens pane shows: the likeliest tokens of each position, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aprtui.errors import UsageError
+from aprtui.formats.tracedir import StageRecord, TraceDir
+from aprtui.text import clean
+
+__all__ = ["RESIDUAL", "Guess", "Lens", "model_of", "of_logits", "read_lens"]
+
+RESIDUAL = ("embedding", "post_attn_residual", "post_ffn_residual", "final_norm")
+TOP = 8
+MOST_POSITIONS = 64
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One token with its probability; ``text`` is clean."""
+
+    id: int
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Lens:
+    """The likeliest tokens of each position from ``first`` on; none where it was not finite."""
+
+    first: int
+    rows: tuple[tuple[Guess, ...], ...]
+
+
+def model_of(trace: TraceDir, given: str) -> Path:
+    """The model to read tokens with: ``given``, else the manifest's, when it is still the same.
+
+    Raises UsageError that says what to do, BadFileError for a file that is no model.
+    """
+    from aprtui.model.open import read_model_file
+
+    hint = "start with --model: aprtui TRACE --model MODEL"
+    if given:
+        return Path(given).expanduser()
+    named = (trace.manifest or {}).get("model", {})
+    path = named.get("path")
+    if not isinstance(path, str) or not path:
+        raise UsageError("no manifest says which model this was", hint=hint)
+    found = Path(path)
+    if not (found.is_file() or found.is_dir()):
+        raise UsageError(f"the manifest's model is not there: {clean(path, 200)}", hint=hint)
+    if named.get("digest") != f"sha256:{read_model_file(found).digest}":
+        raise UsageError(f"{clean(path, 200)} has changed since the trace", hint=hint)
+    return found
+
+
+def of_logits(record: StageRecord, model: Path | None) -> Lens:
+    """The lens of lm_head itself, [V] or [T, V]: a softmax; texts where there is a model.
+
+    Raises BadFileError for a damaged file or model.
+    """
+    from aprtui.model.open import open_model
+
+    values = record.values()
+    shape = record.shape or (values.size,)
+    table = values.reshape(-1, shape[-1])
+    first = max(0, len(table) - MOST_POSITIONS)
+    names = open_model(model).vocabulary if model is not None else None
+    rows: list[tuple[Guess, ...]] = []
+    for logits in table[first:]:
+        wide = np.asarray(logits, dtype=np.float64)
+        if not np.isfinite(wide).all():
+            rows.append(())
+            continue
+        weights = np.exp(wide - wide.max())
+        ids = np.argsort(-wide, kind="stable")[:TOP]
+        rows.append(tuple(
+            Guess(int(i), clean(names.text_of(int(i)), 40) if names else "",
+                  float(weights[i] / weights.sum()))
+            for i in ids
+        ))  # fmt: skip
+    return Lens(first, tuple(rows))
+
+
+def read_lens(said: Mapping[str, Any]) -> Lens | None:
+    """A line of the engine's child; None when it is not one."""
+    try:
+        rows = tuple(
+            tuple(Guess(int(i), clean(str(text), 40), float(p)) for i, text, p in row)
+            for row in said["top"]
+        )
+        return Lens(int(said["first"]), rows)
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,193 @@
+"""The Tokens pane: what each position would say next, if the model ended at this stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual import on, work
+from textual.message import Message
+from textual.worker import get_current_worker
+
+from aprtui.engine.stages import order_of
+from aprtui.errors import AprtuiError
+from aprtui.formats.tracedir import StageRecord, TraceDir
+from aprtui.text import clean
+from aprtui.tui.client import Child
+from aprtui.tui.lens import RESIDUAL, Lens, model_of, of_logits, read_lens
+from aprtui.tui.measure import Store, identity
+from aprtui.tui.widgets.lines import Part, RowList, fit
+
+__all__ = ["LENS", "TokensPane"]
+
+LENS = (sys.executable, "-m", "aprtui.engine.lens")
+LABEL, CELL = 15, 21
+MOST_FILES = 400
+
+
+@dataclass
+class Ready(Message):
+    """The lens of a file, or why there is none."""
+
+    identity: tuple[str, int, int]
+    lens: Lens | None
+    why: str = ""
+    hint: str = ""
+
+
+@dataclass
+class ModelFound(Message):
+    """The model is there and is the trace's: the engine may be asked."""
+
+    model: Path
+    record: StageRecord
+    trace: TraceDir
+
+
+class TokensPane(RowList):
+    """One line a position; the token that really came next stands out."""
+
+    def __init__(self, store: Store, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.store = store
+        self.command = LENS
+        self.lens: Lens | None = None
+        self.note: tuple[str, str] = ("", "")
+        self._texts: tuple[str, ...] = ()
+        self._ids: tuple[int, ...] = ()
+        self._record: StageRecord | None = None
+        self._asked: set[object] = set()
+
+    def show(self, record: StageRecord, trace: TraceDir, model: str) -> None:
+        """The tokens of a stage; computed when they are not known yet."""
+        self._record = record
+        self._texts, self._ids = trace.token_texts or (), trace.token_ids or ()
+        known = self.store.get(("lens", identity(record.path)))
+        self.lens = known if isinstance(known, Lens) else None
+        self.note = ("", "")
+        stage = record.key.stage
+        if self.lens is None and stage != "lm_head" and stage not in RESIDUAL:
+            self.note = (f"{stage} is no residual stream: nothing to read tokens from",
+                         f"they are read from {', '.join(RESIDUAL)} and lm_head")  # fmt: skip
+        elif self.lens is None:
+            self.note = ("reading tokens …", "")
+            self._find(record, trace, model)
+        self.rows_changed()
+
+    @work(thread=True, exclusive=True, group="lens-model")
+    def _find(self, record: StageRecord, trace: TraceDir, given: str) -> None:
+        """The model; and of lm_head the tokens at once, with ids alone where there is no model."""
+        place = identity(record.path)
+        why = AprtuiError("", hint="")
+        try:
+            model = model_of(trace, given)
+        except AprtuiError as error:
+            model, why = None, error
+        try:
+            if record.key.stage == "lm_head":
+                lens = of_logits(record, model)
+                answer: Message = Ready(place, lens)
+            elif model is None:
+                answer = Ready(place, None, why.message, why.hint)
+            else:
+                answer = ModelFound(model, record, trace)
+        except AprtuiError as error:
+            answer = Ready(place, None, error.message, error.hint)
+        if not get_current_worker().is_cancelled:
+            self.post_message(answer)
+
+    @on(ModelFound)
+    def _ask(self, event: ModelFound) -> None:
+        """Ask the engine for this file first, and for all the others on the way."""
+        place = identity(event.record.path)
+        if place in self._asked:
+            return
+        others = [
+            record
+            for key, record in sorted(event.trace.records.items(), key=lambda kv: order_of(kv[0]))
+            if key.stage in RESIDUAL and key != event.record.key and not record.parts
+        ]
+        wanted = [
+            record.path
+            for record in (event.record, *others[:MOST_FILES])
+            if self.store.get(("lens", identity(record.path))) is None
+        ]
+        self._asked = {identity(path) for path in wanted}
+        self._compute(event.model, wanted)
+
+    @work(exclusive=True, group="lens", exit_on_error=False)
+    async def _compute(self, model: Path, files: list[Path]) -> None:
+        places = {str(path): identity(path) for path in files}
+        said_why = False
+
+        def tell(lines: tuple[bytes, ...]) -> None:
+            nonlocal said_why
+            for line in lines:
+                try:
+                    said = json.loads(line)
+                except ValueError:
+                    continue
+                if not isinstance(said, dict):
+                    continue
+                lens, place = read_lens(said), places.get(str(said.get("file")))
+                if lens is not None and place is not None:
+                    self.post_message(Ready(place, lens))
+                elif said.get("event") == "error":
+                    said_why = True
+                    why, hint = clean(str(said.get("message"))), clean(str(said.get("hint")))
+                    about = place or places[str(files[0])]
+                    self.post_message(Ready(about, None, why, hint))
+
+        arguments = ("--parent", str(os.getpid()), "--model", str(model), *map(str, files))
+        ended = await Child(self.command).run(arguments, tell)
+        self._asked = set()
+        if ended.exit_code and not said_why:
+            last = (ended.log_tail().splitlines() or [""])[-1]
+            why = f"the engine ended by itself ({ended.exit_code}) {last}".rstrip()
+            self.post_message(Ready(places[str(files[0])], None, why))
+
+    @on(Ready)
+    def _ready(self, event: Ready) -> None:
+        event.stop()
+        if event.lens is not None:
+            self.store.put(("lens", event.identity), event.lens)
+        if self._record is not None and event.identity == identity(self._record.path):
+            self.lens = event.lens
+            self.note = (event.why, event.hint)
+            self.rows_changed()
+
+    # Drawing.
+
+    def row_count(self) -> int:
+        return len(self.lens.rows) if self.lens else 2
+
+    def head_parts(self, width: int) -> list[Part] | None:
+        if self.lens is None:
+            return None
+        first = f" · positions from {self.lens.first}" if self.lens.first else ""
+        return [(" position" + " " * (LABEL - 9), "head"),
+                (f"likeliest next tokens{first}", "head")]  # fmt: skip
+
+    def row_parts(self, row: int, width: int) -> list[Part]:
+        if self.lens is None:
+            what, hint = self.note
+            return [(" " + hint, "dim")] if row else [(" " + what, "warn" if hint else "dim")]
+        position = self.lens.first + row
+        last = self._record is not None and self._record.positions == "last"
+        if last and self._ids:
+            position = len(self._ids) - 1
+        text = clean(self._texts[position], 40) if position < len(self._texts) else ""
+        parts: list[Part] = [(fit(f" {position} {text}", LABEL - 1) + " ", "dim")]
+        came = self._ids[position + 1] if position + 1 < len(self._ids) else None
+        guesses = self.lens.rows[row]
+        if not guesses:
+            return [*parts, ("NaN or infinity: no tokens", "bad")]
+        for guess in guesses[: max((width - LABEL) // CELL, 1)]:
+            name = f"'{guess.text}'" if guess.text else f"id {guess.id}"
+            style = "good" if guess.id == came else ""
+            parts += [(fit(name, CELL - 9) + " ", style),
+                      (f"{100 * guess.probability:5.1f} %" + " ", "dim")]  # fmt: skip
+        return parts

@@ -1,0 +1,49 @@
+"""The logit lens against other programs' logits: the last residual must say what lm_head says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aprtui.engine.lens import main
+from aprtui.formats.aprt import read_values
+from tests.support import FIXTURES, needs_fixtures
+
+CASES = [
+    ("qwen2-q4_k_m", "layer-3/post_ffn_residual"),
+    ("qwen2-q4_k_m", "final_norm"),
+    ("gemma3-q4_0", "layer-6/post_ffn_residual"),
+]
+
+
+@needs_fixtures
+@pytest.mark.parametrize(("name", "stage"), CASES)
+def test_the_last_residual_says_what_the_logits_say(
+    name: str, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capture = FIXTURES / "captures" / name / "float64"
+    logits = read_values(capture / "lm_head.bin").astype(np.float64)
+    wanted = np.exp(logits - logits.max())
+    wanted /= wanted.sum()
+    model = FIXTURES / "models" / f"{name}.gguf"
+    assert main(["--model", str(model), str(capture / f"{stage}.bin")]) == 0
+    said = json.loads(capsys.readouterr().out)
+    last = said["top"][-1]
+    assert [token for token, _, _ in last] == np.argsort(-logits)[: len(last)].tolist()
+    assert [p for _, _, p in last] == pytest.approx([wanted[i] for i, _, _ in last], rel=1e-3)
+
+
+@needs_fixtures
+def test_a_file_that_is_not_rows_is_told_and_the_others_go_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    capture = FIXTURES / "captures" / "qwen2-q4_k_m" / "float64"
+    files = [capture / "layer-0" / "attn_scores.bin", Path("/nowhere.bin"),
+             capture / "final_norm.bin"]  # fmt: skip
+    assert main(["--model", str(FIXTURES / "models" / "qwen2-q4_k_m.gguf"), *map(str, files)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines] == ["error", "error", "lens"]
+    assert "rows of 256" in lines[0]["message"]
