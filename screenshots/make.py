@@ -1,4 +1,4 @@
-"""Make screenshots/*.png from the running app: `python screenshots/make.py [FIXTURES]`.
+"""Make screenshots/*.png from the running app: `python screenshots/make.py [FIXTURES [NAME ...]]`.
 
 Needs the development extra (resvg-py) and the fixtures folder: models and captures.
 """
@@ -45,6 +45,13 @@ SHOTS = (
     Shot("browse-values", (FLOAT64,), ("2", "j", "tab", "m")),
     Shot("browse-heatmap", (FLOAT64,), ("4", "j", "j", "j")),
     Shot("browse-stats", (FLOAT64,), ("5", "j", "j", "j")),
+    Shot(
+        "browse-tokens",
+        ("captures/pycode-5m-q4_k_m/float64",),
+        ("G", "k", "k", "l", "G", "k", "k", "6"),
+        "%",
+        "models/pycode-5m-q4_k_m.gguf",
+    ),
     Shot("diff", (FLOAT64, "faults/rope-theta-qwen2")),
     Shot("diff-honest", (FLOAT64, "captures/qwen2-q4_k_m/llamacpp"), ("j", "l", "l", "l")),
     Shot("pair", (FLOAT64, "faults/rope-theta-qwen2"), ("enter",)),
@@ -56,6 +63,12 @@ SHOTS = (
         "models/qwen2-q4_k_m.gguf",
     ),
     Shot("model", ("models/qwen2-q4_k_m.gguf",), ("j", "j", "j", "j")),
+    Shot(
+        "models",
+        ("models/pycode-5m-q4_k_m.gguf", "apr/models/pycode-int4.apr"),
+        ("j",),
+        "looks like",
+    ),
     Shot("trace-plan", ("models/pycode-5m-q4_k_m.gguf",), ("t",), "files"),
     Shot("trace-done", ("models/pycode-5m-q4_k_m.gguf",), ("t", "enter", "r"), "b browses it"),
     Shot("help", (FLOAT64,), ("question_mark",)),
@@ -107,7 +120,7 @@ def main() -> None:
         (fixtures / "models").mkdir()  # traces are written beside a model: work on copies
         for model in (source / "models").glob("*.gguf"):
             shutil.copy(model, fixtures / "models")
-        for shot in SHOTS:
+        for shot in (shot for shot in SHOTS if not sys.argv[2:] or shot.name in sys.argv[2:]):
             for size in SIZES:
                 shutil.rmtree(fixtures / "models" / "pycode-5m-q4_k_m-trace", ignore_errors=True)
                 path = HERE / f"{shot.name}-{size[0]}x{size[1]}.png"

@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 _USAGE = """\
 usage: aprtui [--version] [--help] COMMAND ...
-       aprtui MODEL | TRACE_DIR | FILE.bin | DIR_A DIR_B
+       aprtui MODEL | TRACE_DIR | FILE.bin | DIR_A DIR_B | MODEL_A MODEL_B
 
 A terminal inspector for the forward pass of language models.
 
@@ -41,6 +41,7 @@ Opens the terminal UI on:
   aprtui TRACE_DIR            a trace directory, also one that is still growing
   aprtui FILE.bin             one stage file
   aprtui DIR_A DIR_B          two traces side by side
+  aprtui MODEL_A MODEL_B      two models side by side: their weights, the worst first
 
 Commands that need no terminal UI:
 {commands}

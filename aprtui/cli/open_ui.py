@@ -62,10 +62,8 @@ def _opened(paths: list[Path]) -> tuple[Opened, ...]:
         if len(kinds) > 1:
             raise UsageError(
                 f"a {opened[0].kind} and a {opened[1].kind} cannot stand side by side",
-                hint="give two traces, or two stage files",
+                hint="give two models, two traces, or two stage files",
             )
-        if kinds == {"model"}:
-            raise UsageError("two models side by side", hint="aprtui inspect MODEL shows one")
     return opened
 
 

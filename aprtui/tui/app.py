@@ -76,6 +76,8 @@ class AprtuiApp(App[int]):
 
             path = self.opened[0].path
             self.go("opening", lambda: OpeningScreen(path))
+        elif len(self.opened) == 2 and self.opened[0].kind == "model":
+            self.open_models(self.opened[0].path, self.opened[1].path)
         elif len(self.opened) == 2:
             self.open_diff(self.opened[0].path, self.opened[1].path)
         else:
@@ -194,6 +196,12 @@ class AprtuiApp(App[int]):
         from aprtui.tui.screens.model import ModelScreen
 
         self.go("model", lambda: ModelScreen(path))
+
+    def open_models(self, a: Path, b: Path) -> None:
+        """Compare two models' weights."""
+        from aprtui.tui.screens.models import ModelsScreen
+
+        self.go("model", lambda: ModelsScreen(a, b))
 
     def open_trace(self, model: Path) -> None:
         """The form of a trace of ``model``."""

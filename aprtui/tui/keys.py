@@ -35,6 +35,7 @@ PLACES: dict[str, str] = {
     "histogram": "Browse: histogram",
     "heatmap": "Browse: heatmap",
     "model": "Model",
+    "models": "Two models",
     "trace": "Trace",
     "leave": "Leaving a running trace",
     "diff": "Diff",
@@ -101,6 +102,12 @@ KEYS: tuple[Key, ...] = (
     Key("model-sort", ("s",), "sort", "model", "sort", "tensors by role, size or type"),
     Key("model-focus", ("tab",), "focus_pane", "model", "pane", "next pane"),
 
+    Key("model-diff", ("d",), "diff_with", "model", "diff with…", "compare with another model"),
+
+    Key("models-filter", ("/",), "filter", "models", "filter",
+        "show only tensors whose name or class has…"),
+    Key("models-sort", ("s",), "sort", "models", "sort", "worst first, or by layer"),
+
     Key("run", ("r", "ctrl+r"), "run", "trace", "run", "start the trace"),
     Key("stop", ("x",), "stop", "trace", "stop", "stop; what is written stays"),
     Key("trace-pause", ("space",), "pause", "trace", "pause", "pause the display, not the trace"),
@@ -119,6 +126,7 @@ KEYS: tuple[Key, ...] = (
     Key("next-divergence", ("n",), "next(1)", "diff", "next", "next divergence"),
     Key("previous-divergence", ("N",), "next(-1)", "diff", "", "the divergence before"),
 
+    Key("diff-diff", ("d",), "diff_with", "diff", "diff with…", "compare A with another trace"),
     Key("bisect", ("b",), "bisect", "diff", "bisect", "find the culprits: replay each stage"),
     Key("local-error", ("v",), "local_error", "diff", "", "drift or local error"),
 

@@ -91,7 +91,7 @@ def test_stages_are_made_of_nodes_as_the_recorded_capture_holds_them(qwen2: Path
         SMALL / "captures" / "qwen2-q4_k_m" / "float64"
     )  # fmt: skip
     expected = {
-        key: np.asarray(record.values())
+        key: np.array(record.values())
         for key, record in recorded.records.items()
         if key.layer == 0 or key.stage == "final_norm"
     }

@@ -14,6 +14,7 @@ from aprtui.tui.screens.diff import DiffScreen
 from aprtui.tui.screens.home import HomeScreen
 from aprtui.tui.screens.leave import LeaveScreen
 from aprtui.tui.screens.model import ModelScreen
+from aprtui.tui.screens.models import ModelsScreen
 from aprtui.tui.screens.pair import PairScreen
 from aprtui.tui.screens.trace import TraceScreen
 from aprtui.tui.widgets.lines import RowList
@@ -28,6 +29,7 @@ OWNERS: dict[str, tuple[type, ...]] = {
     "histogram": (BrowseScreen,),
     "heatmap": (BrowseScreen,),
     "model": (ModelScreen,),
+    "models": (ModelsScreen,),
     "trace": (TraceScreen,),
     "leave": (LeaveScreen,),
     "diff": (DiffScreen,),

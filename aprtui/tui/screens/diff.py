@@ -264,7 +264,12 @@ class DiffScreen(BaseScreen):
         """Ask for the model, then replay every stage of B."""
         self.ask("the model that B computed (.gguf, .apr, .safetensors)", "model", self.model)
 
+    def action_diff_with(self) -> None:
+        self.ask("compare A with…", "diff", str(self.b.absolute().parent) + "/")
+
     def answered(self, purpose: str, text: str) -> None:
+        if purpose == "diff" and text:
+            self.app.open_diff(self.a, Path(text).expanduser())  # type: ignore[attr-defined]
         if purpose == "model" and text:
             self.model = text
             self.app.push_screen(

@@ -157,6 +157,14 @@ class ModelScreen(BaseScreen):
     def action_trace(self) -> None:
         self.app.open_trace(self.path)  # type: ignore[attr-defined]
 
+    def action_diff_with(self) -> None:
+        self.ask("compare with the model…", "diff", str(self.path.absolute().parent) + "/")
+
+    def answered(self, purpose: str, text: str) -> None:
+        if purpose == "diff" and text:
+            other = Path(text).expanduser()
+            self.app.open_models(self.path, other)  # type: ignore[attr-defined]
+
     def action_sort(self) -> None:
         self.tensors.sort = SORTS[(SORTS.index(self.tensors.sort) + 1) % len(SORTS)]
         self.tensors.rebuild()
@@ -167,6 +175,8 @@ class ModelScreen(BaseScreen):
         self.ask("show tensors whose name has…", "filter", self.tensors.filter)
 
     def answering(self, purpose: str, text: str) -> None:
+        if purpose != "filter":
+            return
         self.tensors.filter = text.lower()
         self.tensors.rebuild()
         self._retitle()

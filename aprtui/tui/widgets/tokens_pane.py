@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,7 +163,14 @@ class TokensPane(RowList):
     # Drawing.
 
     def row_count(self) -> int:
-        return len(self.lens.rows) if self.lens else 2
+        return len(self.lens.rows) if self.lens else len(self._note_lines())
+
+    def _note_lines(self) -> list[Part]:
+        """Why there are no tokens, and what to do, wrapped."""
+        what, hint = self.note
+        width = max(self.size.width - 2, 20)
+        lines = [(f" {line}", "warn" if hint else "dim") for line in textwrap.wrap(what, width)]
+        return lines + [(f" {line}", "dim") for line in textwrap.wrap(hint, width)]
 
     def head_parts(self, width: int) -> list[Part] | None:
         if self.lens is None:
@@ -173,8 +181,7 @@ class TokensPane(RowList):
 
     def row_parts(self, row: int, width: int) -> list[Part]:
         if self.lens is None:
-            what, hint = self.note
-            return [(" " + hint, "dim")] if row else [(" " + what, "warn" if hint else "dim")]
+            return [self._note_lines()[row]]
         position = self.lens.first + row
         last = self._record is not None and self._record.positions == "last"
         if last and self._ids:

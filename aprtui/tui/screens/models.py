@@ -1,0 +1,267 @@
+"""Two models side by side: their tensors by class, the worst first, by `aprtui diff` in a child."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from textual import on, work
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.widget import Widget
+from textual.widgets import Static
+
+from aprtui.text import clean, count, number, size
+from aprtui.tui.client import COMMAND_LINE, Child
+from aprtui.tui.keys import bindings
+from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.widgets.lines import Part, RowList, fit, right
+
+__all__ = ["ModelsScreen"]
+
+TONES = {"missing-a": "warn", "missing-b": "warn", "shape": "bad", "differs": "bad",
+         "rounding": "good", "equal": "dim", "same-bytes": "dim"}  # fmt: skip
+SORTS = ("class", "layer")
+SETTINGS = 4  # of those that differ, shown in the head
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One tensor of both models as the list draws it; all text is clean."""
+
+    role: str
+    layer: int | None
+    kind: str
+    rel_l2: float | None
+    types: str
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass
+class ModelsEnded(Message):
+    """The child ended: what it printed, or why it could not."""
+
+    said: Mapping[str, Any] | None
+    why: str = ""
+
+
+class ComparedList(RowList):
+    """Role, class, distance and types of each tensor."""
+
+    def __init__(self) -> None:
+        super().__init__(id="tensors", classes="frame")
+        self.tensors: tuple[Compared, ...] = ()
+        self.rows: list[Compared] = []
+        self.filter, self.sort = "", SORTS[0]
+
+    def rebuild(self) -> None:
+        self.rows = [row for row in self.tensors if self.filter in f"{row.role} {row.kind}".lower()]
+        if self.sort == "layer":
+            self.rows.sort(key=lambda row: (row.layer is not None, row.layer or 0))
+        self.rows_changed()
+
+    @property
+    def current(self) -> Compared | None:
+        return self.rows[self.cursor] if self.rows else None
+
+    def row_count(self) -> int:
+        return len(self.rows)
+
+    def head_parts(self, width: int) -> list[Part]:
+        return [(fit(" tensor", max(width - 43, 8)) + fit("class", 12) + right("rel_l2", 9)
+                 + "  types", "head")]  # fmt: skip
+
+    def row_parts(self, row: int, width: int) -> list[Part]:
+        entry = self.rows[row]
+        apart = "" if entry.rel_l2 is None else number(entry.rel_l2, 3)
+        return [
+            (" " + fit(entry.role, max(width - 44, 7)), ""),
+            (fit(entry.kind, 12), TONES.get(entry.kind, "")),
+            (right(apart, 9), ""), ("  " + fit(entry.types, 20), "dim"),
+        ]  # fmt: skip
+
+
+class ModelsScreen(BaseScreen):
+    """What both files are above, their tensors at the left, one of them at the right."""
+
+    mode = "model"
+    places = ("models",)
+    BINDINGS: ClassVar[list[BindingType]] = bindings("models")  # type: ignore[assignment]
+
+    def __init__(self, a: Path, b: Path, command: Sequence[str] = COMMAND_LINE) -> None:
+        super().__init__()
+        self.a, self.b = a, b
+        self.child = Child(command)
+        self.head = Static("", id="summary", markup=False)
+        self.list = ComparedList()
+        self.detail = Static("", markup=False)
+
+    def body(self) -> Iterable[Widget]:
+        with Vertical():
+            yield self.head
+            with Horizontal(id="lists"):
+                yield self.list
+                with Vertical(id="detail", classes="frame"), VerticalScroll(id="facts"):
+                    yield self.detail
+
+    def started(self) -> None:
+        self.set_title(f"A {clean(self.a.name, 50)}   B {clean(self.b.name, 50)}")
+        self.set_state("loading", "Comparing every weight of both models …", "q goes back")
+        self._compare()
+
+    @work(exclusive=True, group="models", exit_on_error=False)
+    async def _compare(self) -> None:
+        printed: list[bytes] = []
+        ended = await self.child.run(
+            ("diff", str(self.a), str(self.b), "--json"), lambda lines: printed.extend(lines)
+        )
+        try:
+            said = json.loads(b"".join(printed))
+        except ValueError:
+            last = (ended.log_tail().strip().splitlines() or [""])[-1]
+            why = last.removeprefix("aprtui: ") or f"the comparison ended ({ended.exit_code})"
+            self.post_message(ModelsEnded(None, why))
+        else:
+            self.post_message(ModelsEnded(said if isinstance(said, dict) else None))
+
+    @on(ModelsEnded)
+    def _ended(self, event: ModelsEnded) -> None:
+        if event.said is None:
+            self.set_state("error", event.why or "the comparison said nothing", "q goes back")
+            return
+        self.list.tensors = tuple(_tensor(entry) for entry in _dicts(event.said.get("tensors")))
+        if not self.list.tensors:
+            self.set_state("empty", "Neither model has a tensor that plays a part in the pass.",
+                           "q goes back")  # fmt: skip
+            return
+        self.head.update(_head(event.said))
+        self.list.rebuild()
+        self.set_state("full")
+        self.list.focus()
+        self._retitle()
+        self._show_tensor()
+
+    def _retitle(self) -> None:
+        listed, total = len(self.list.rows), len(self.list.tensors)
+        shown = f"{listed} of {total} · {clean(self.list.filter, 30)}"
+        title = shown if self.list.filter else f"{total} · by {self.list.sort}"
+        self.list.border_title = f"Tensors {title}".replace("[", r"\[")
+
+    @on(RowList.Moved, "#tensors")
+    def _show_tensor(self) -> None:
+        row = self.list.current
+        frame = self.query_one("#detail")
+        frame.border_title = (row.role if row else "").replace("[", r"\[")
+        lines = [
+            Content.assemble((f" {name:<10} ", "$text-primary"), text)
+            for name, text in (row.facts if row else ())
+        ]
+        self.detail.update(Content("\n").join(lines))
+
+    # Keys.
+
+    def action_sort(self) -> None:
+        self.list.sort = SORTS[(SORTS.index(self.list.sort) + 1) % len(SORTS)]
+        self.list.rebuild()
+        self._retitle()
+        self._show_tensor()
+
+    def action_filter(self) -> None:
+        self.ask("show tensors whose name or class has…", "filter", self.list.filter)
+
+    def answering(self, purpose: str, text: str) -> None:
+        self.list.filter = text.lower()
+        self.list.rebuild()
+        self._retitle()
+        self._show_tensor()
+
+    def step_back(self) -> bool:
+        if not self.list.filter:
+            return False
+        self.answering("filter", "")
+        return True
+
+
+def _head(said: Mapping[str, Any]) -> Content:
+    """Both files, the verdict, how many tensors of each class, and the settings that differ."""
+    lines = []
+    for name in "ab":
+        side = said.get(name)
+        if isinstance(side, dict):
+            types = side.get("types")
+            words = [_text(side, "path", 80), _text(side, "format"), _text(side, "architecture"),
+                     size(int(side.get("size_bytes") or 0)),
+                     " ".join(map(str, types if isinstance(types, list) else ()))]  # fmt: skip
+            lines.append(Content.assemble((f"{name.upper()}  ", "bold"), clean(" · ".join(words))))
+    verdict = _text(said, "verdict")
+    tone = "bold $text-success" if verdict == "pass" else "bold $text-error"
+    counts = said.get("counts")
+    found = counts.items() if isinstance(counts, dict) else ()
+    kinds = " · ".join(f"{count(int(n))} {clean(str(kind), 20)}" for kind, n in found)
+    lines.append(Content.assemble((verdict, tone), f" · {kinds}"))
+    apart = [
+        entry
+        for entry in (*_dicts(said.get("config")), *_dicts(said.get("tokenizer")))
+        if entry.get("kind") not in ("equal", "unstated")
+    ]
+    lines += [
+        Content.styled(f"! {_text(e, 'key')}: {_text(e, 'a', 60)} in A, {_text(e, 'b', 60)} in B",
+                       "$text-warning")
+        for e in apart[:SETTINGS]
+    ]  # fmt: skip
+    if len(apart) > SETTINGS:
+        lines.append(Content.styled(f"  and {len(apart) - SETTINGS} more settings", "dim"))
+    return Content("\n").join(lines)
+
+
+def _tensor(entry: Mapping[str, Any]) -> Compared:
+    role = _text(entry, "role").replace("_", " ")
+    layer, expert = entry.get("layer"), entry.get("expert")
+    if isinstance(layer, int):
+        role = f"layer {layer} {role}"
+    if isinstance(expert, int):
+        role += f" of expert {expert}"
+    metrics = entry.get("metrics")
+    known: Mapping[str, Any] = metrics if isinstance(metrics, dict) else {}
+    sides = [side if isinstance(side := entry.get(name), dict) else {} for name in "ab"]
+    types = [_text(side, "type") or "none" for side in sides]
+    looks = entry.get("looks_like")
+    facts = [("class", _text(entry, "class"))]
+    facts += [
+        (f"in {name}", _text(side, "name", 100)) for name, side in zip("AB", sides, strict=True)
+    ]
+    facts.append(("types", " / ".join(types)))
+    shapes = {" x ".join(map(str, side.get("shape") or ())) for side in sides if side}
+    facts.append(("shape", clean(" / ".join(sorted(shapes)))))
+    for name in ("rel_l2", "cosine", "scale", "max_abs", "worst_row_rel_l2", "median_row_rel_l2"):
+        if name in known:
+            facts.append((name.replace("_row_rel_l2", " row"), _number(known[name])))
+    facts.append(("rounding", f"up to {_number(entry['limit'])}" if entry.get("limit") else ""))
+    if isinstance(looks, dict):
+        facts.append(("looks like", _text(looks, "text", 300)))
+    facts.append(("", _text(entry, "message", 300)))
+    rel_l2 = known.get("rel_l2")
+    return Compared(
+        role, layer if isinstance(layer, int) else None, _text(entry, "class"),
+        float(rel_l2) if isinstance(rel_l2, int | float) else None,
+        types[0] if types[0] == types[1] else " / ".join(types),
+        tuple((name, text) for name, text in facts if text),
+    )  # fmt: skip
+
+
+def _dicts(value: object) -> list[Mapping[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _text(entry: Mapping[str, Any], name: str, limit: int = 40) -> str:
+    value = entry.get(name)
+    return "" if value is None else clean(str(value), limit)
+
+
+def _number(value: object) -> str:
+    return number(float(value), 4) if isinstance(value, int | float) else clean(str(value), 20)

@@ -1,0 +1,63 @@
+"""Two models side by side: classes worst first, filter, sort, and the states."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from aprtui.tui.app import AprtuiApp
+from aprtui.tui.screens.models import ModelsScreen
+from tests.support import FIXTURES, needs_fixtures
+from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle
+
+GGUF = FIXTURES / "models" / "pycode-5m-q4_k_m.gguf"
+INT4 = FIXTURES / "apr" / "models" / "pycode-int4.apr"
+
+
+@needs_fixtures
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+async def test_two_models_show_their_tensors_worst_first(size: tuple[int, int]) -> None:
+    async with opened(GGUF, INT4, size=size) as pilot:
+        models = screen(pilot)
+        assert isinstance(models, ModelsScreen)
+        text = frame(pilot)
+        assert "fail · 20 differs · 55 rounding" in text
+        assert "layer 3 v" in text and "0.123" in text and "Q4_K / APR_Q4" in text
+        text = await press(pilot, "s")
+        assert "Tensors 75 · by layer" in text
+        text = await press(pilot, "slash", *"rounding", "enter")
+        assert "Tensors 55 of 75 · rounding" in text and "differs" not in text.split("Tensors")[1]
+        assert "Tensors 75" in await press(pilot, "q")
+
+
+@needs_fixtures
+async def test_d_on_a_model_compares_it_with_another(qwen2: Path, qwen2_apr: Path) -> None:
+    async with opened(qwen2) as pilot:
+        await press(pilot, "d", "end", "ctrl+u", *str(qwen2_apr), "enter")
+        assert isinstance(pilot.app.screen, ModelsScreen)
+        assert "pass · 51 same-bytes" in frame(pilot)
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+@pytest.mark.parametrize(
+    ("program", "state", "text"),
+    [
+        ("print('{\\n\"tensors\": []}')", "empty", "Neither model has a tensor"),
+        ("import sys; sys.exit('aprtui: a.gguf: is cut short')", "error", "a.gguf: is cut short"),
+        ("print('nonsense')", "error", "the comparison ended (0)"),
+    ],
+)
+async def test_empty_and_error_say_so(
+    tmp_path: Path, program: str, state: str, text: str, size: tuple[int, int]
+) -> None:
+    app = AprtuiApp(folder=tmp_path)
+    async with app.run_test(size=size) as pilot:
+        command = (sys.executable, "-c", program)
+        app.go("model", lambda: ModelsScreen(tmp_path / "a", tmp_path / "b", command))
+        await pilot.pause()
+        assert screen(pilot).state == "loading" and "Comparing every weight" in frame(pilot)
+        await settle(pilot)
+        assert screen(pilot).state == state
+        assert text in frame(pilot)
