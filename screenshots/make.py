@@ -67,7 +67,7 @@ SHOTS = (
         "models",
         ("models/pycode-5m-q4_k_m.gguf", "apr/models/pycode-int4.apr"),
         ("j",),
-        "looks like",
+        "20 differs",
     ),
     Shot("trace-plan", ("models/pycode-5m-q4_k_m.gguf",), ("t",), "files"),
     Shot("trace-done", ("models/pycode-5m-q4_k_m.gguf",), ("t", "enter", "r"), "b browses it"),

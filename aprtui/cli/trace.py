@@ -233,10 +233,10 @@ class _Display:
 
 def _trace(plan: Plan, args: argparse.Namespace, emit: Emit | None) -> int:
     gc.disable()  # importing torch makes half a million objects and no garbage: 0.25 s
-    from aprtui.engine.run import TraceStopped, run_trace
+    from aprtui.engine.run import run_trace
 
     gc.enable()
-    from aprtui.engine.worker import stopping_on_signals
+    from aprtui.engine.stopping import TraceStopped, stopping_on_signals
 
     display = _Display(quiet=args.json or args.events)
     try:

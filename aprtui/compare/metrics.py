@@ -22,6 +22,7 @@ __all__ = [
     "Metrics",
     "RowLayout",
     "compare_values",
+    "mapping",
 ]
 
 Float32 = npt.NDArray[np.float32]
@@ -181,7 +182,7 @@ class _Job:
 
     def run(self, spans: Iterator[tuple[int, int, int, int]]) -> _Sums:
         sums = _Sums(self.layout.period, self.top)
-        maps = [mapped for array in (self.x, self.y) if (mapped := _mapping(array)) is not None]
+        maps = [mapped for array in (self.x, self.y) if (mapped := mapping(array)) is not None]
         since = 0
         for start, stop, row, rows in spans:
             if self.cancelled is not None and self.cancelled():
@@ -200,7 +201,7 @@ class _Job:
         return sums
 
 
-def _mapping(array: Any) -> mmap.mmap | None:
+def mapping(array: Any) -> mmap.mmap | None:
     """The memory map that ``array`` is a view of, where the platform can give pages back."""
     if not hasattr(mmap, "MADV_DONTNEED"):
         return None

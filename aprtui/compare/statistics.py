@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.compare.metrics import Cancelled
+from aprtui.compare.metrics import Cancelled, mapping
 
 __all__ = [
     "PERCENTILES",
@@ -29,6 +30,7 @@ Hook = Callable[[], bool]
 
 PERCENTILES = (1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0)
 _BLOCK = 1 << 18
+_RELEASE = 1 << 24  # values read before the pages of a map are given back
 _SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 
 
@@ -158,10 +160,13 @@ def statistics(
 
 def _blocks(values: Float32, cancelled: Hook | None) -> Iterator[Float32]:
     flat = values.reshape(-1)
+    mapped = mapping(flat) if flat.size > _RELEASE else None
     for start in range(0, flat.size, _BLOCK):
         if cancelled is not None and cancelled():
             raise Cancelled
         yield np.asarray(flat[start : start + _BLOCK])
+        if mapped is not None and start % _RELEASE == 0:  # or a large file's pages count as ours
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 # -- percentiles: radix selection in two passes ----------------------------------------------------
@@ -285,7 +290,15 @@ def sample(values: Float32, size: int) -> Float32:
         return np.asarray(flat)
     edges = np.linspace(0, flat.size, size + 1).astype(np.int64)
     draws = np.random.default_rng(0).random(size)
-    return np.asarray(flat[edges[:-1] + (draws * np.diff(edges)).astype(np.int64)])
+    places = edges[:-1] + (draws * np.diff(edges)).astype(np.int64)
+    mapped = mapping(flat) if flat.size > _RELEASE else None
+    if mapped is None:
+        return np.asarray(flat[places])
+    found = np.empty(size, dtype=np.float32)
+    for part in np.array_split(np.arange(size), -(-flat.size // _RELEASE)):
+        found[part] = flat[places[part]]
+        mapped.madvise(mmap.MADV_DONTNEED)  # a value from every page is the whole file
+    return found
 
 
 def outlier_channels(
@@ -307,7 +320,10 @@ def outlier_channels(
     squares = np.zeros(channels)
     rows = flat.size // channels
     step = max(1, _BLOCK // channels)
+    mapped = mapping(flat) if flat.size > _RELEASE else None
     for row in range(0, rows, step):
+        if mapped is not None and row // step % (_RELEASE // _BLOCK) == 0:
+            mapped.madvise(mmap.MADV_DONTNEED)
         if cancelled is not None and cancelled():
             raise Cancelled
         block = flat[row * channels : (row + step) * channels].reshape(-1, channels)

@@ -18,6 +18,7 @@ import torch
 from aprtui.engine.device import own_memory_bytes
 from aprtui.engine.events import Emit, StageWritten
 from aprtui.engine.plan import PlannedFile
+from aprtui.engine.stopping import raise_if_stopped
 from aprtui.formats.aprt import create_stage, write_stage
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, relative_path
@@ -169,6 +170,7 @@ class Capture:
         return self._written_bytes
 
     def _raise_failure(self) -> None:
+        raise_if_stopped()
         if self._failure is not None:
             raise self._failure
 

@@ -27,20 +27,15 @@ from aprtui.engine.forward import forward
 from aprtui.engine.manifest import Written, build_manifest, model_entry
 from aprtui.engine.ops import Operands
 from aprtui.engine.plan import Plan
+from aprtui.engine.stopping import TraceStopped, raise_if_stopped
 from aprtui.engine.weights import WeightStream
 from aprtui.errors import AprtuiError, EngineError
 from aprtui.formats.tracedir import write_manifest
 from aprtui.text import clean
 
-__all__ = ["TraceStopped", "run_trace"]
+__all__ = ["run_trace"]
 
 _TOP_TOKENS = 5
-
-
-class TraceStopped(Exception):
-    """Raised into the pass by a signal handler: end now, keep what is whole."""
-
-    told = False  # whether a Stopped event has been sent
 
 
 def run_trace(plan: Plan, emit: Emit) -> Finished:
@@ -73,6 +68,7 @@ def _run(plan: Plan, device: torch.device, device_name: str, tell: Emit) -> Fini
         with torch.inference_mode(), _engine_errors():
             ran = _compute(plan, device, device_name, capture)
         capture.close()
+        raise_if_stopped()
         _check_complete(plan, capture, ran)
     except BaseException as error:
         capture.abort()

@@ -15,16 +15,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 
 from aprtui.engine.events import Emit, Event, Failed, Stopped
 from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import Plan, make_plan
+from aprtui.engine.stopping import TraceStopped, stopping_on_signals
 from aprtui.errors import AprtuiError
 
-__all__ = ["event_printer", "main", "stopping_on_signals"]
+__all__ = ["event_printer", "main"]
 
 _PARENT_CHECK_S = 0.5
 
@@ -47,24 +46,6 @@ def event_printer() -> Emit:
                 sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - kept until exit
 
     return emit
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """While inside, the first SIGTERM or SIGINT raises TraceStopped in the main thread."""
-    from aprtui.engine.run import TraceStopped
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        raise TraceStopped
-
-    before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _watch_parent(pid: int, done: threading.Event, ended: Callable[[], None]) -> None:
@@ -94,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _trace(plan: Plan, parent: int | None, emit: Emit) -> int:
     gc.disable()  # importing torch makes half a million objects and no garbage: 0.25 s
-    from aprtui.engine.run import TraceStopped, run_trace
+    from aprtui.engine.run import run_trace
 
     gc.enable()
 

@@ -41,6 +41,19 @@ async def test_d_on_a_model_compares_it_with_another(qwen2: Path, qwen2_apr: Pat
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW])
+async def test_comparing_is_said_as_long_as_it_takes(tmp_path: Path, size: tuple[int, int]) -> None:
+    app = AprtuiApp(folder=tmp_path)
+    async with app.run_test(size=size) as pilot:
+        command = (sys.executable, "-c", "import time; time.sleep(60)")
+        models = ModelsScreen(tmp_path / "a", tmp_path / "b", command)
+        app.go("model", lambda: models)
+        await pilot.pause()
+        assert models.state == "loading" and "Comparing every weight" in frame(pilot)
+        await pilot.press("ctrl+q")
+    assert models.child.returncode is not None
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
 @pytest.mark.parametrize(
     ("program", "state", "text"),
     [
@@ -56,8 +69,6 @@ async def test_empty_and_error_say_so(
     async with app.run_test(size=size) as pilot:
         command = (sys.executable, "-c", program)
         app.go("model", lambda: ModelsScreen(tmp_path / "a", tmp_path / "b", command))
-        await pilot.pause()
-        assert screen(pilot).state == "loading" and "Comparing every weight" in frame(pilot)
         await settle(pilot)
         assert screen(pilot).state == state
         assert text in frame(pilot)

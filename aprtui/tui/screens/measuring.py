@@ -65,7 +65,7 @@ def fulfil(wish: Wish, store: Store, post: Callable[[Message], bool]) -> None:
         rough = None if isinstance(measured, Measured) else first_look(wish.table)
         if rough is not None:
             post(PaneReady(wish, rough))
-        cells = _cells(wish, store) if wish.pane == "heatmap" else None
+        cells = _cells(wish, store, cancelled) if wish.pane == "heatmap" else None
         if cells is not None and rough is not None and not cancelled():
             post(PaneReady(wish, cells=cells))
         if not isinstance(measured, Measured):
@@ -89,11 +89,11 @@ def _drawn(wish: Wish, store: Store, cancelled: Callable[[], bool]) -> Drawn:
     return drawn
 
 
-def _cells(wish: Wish, store: Store) -> npt.NDArray[np.float64]:
+def _cells(wish: Wish, store: Store, cancelled: Callable[[], bool]) -> npt.NDArray[np.float64]:
     key = (wish.identity, wish.extent, wish.how)
     cells = store.get(key)
     if not isinstance(cells, np.ndarray):
-        cells = downsample(wish.table, *wish.extent, wish.how)
+        cells = downsample(wish.table, *wish.extent, wish.how, cancelled)
         store.put(key, cells)
     return cells
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ from textual.color import Color
 from textual.message import Message
 from textual.strip import Strip
 
+from aprtui.compare.metrics import Cancelled, mapping
 from aprtui.text import number
 from aprtui.tui.stage_table import StageTable
 from aprtui.tui.widgets.lines import Lines, fit, right
@@ -22,13 +25,19 @@ __all__ = ["HeatmapPane", "downsample"]
 SHADES = 16
 LABEL = 8
 PATIENCE_S = 0.25  # the old picture stands so long: redrawing twice costs bytes over SSH
+BLOCK_VALUES, RELEASE_VALUES = 1 << 18, 1 << 24  # at once; before a map's pages are given back
 _SIGNS = " ·░▒▓█"
 
 
-def downsample(table: StageTable, rows: int, columns: int, how: str) -> npt.NDArray[np.float64]:
+Hook = Callable[[], bool]
+
+
+def downsample(
+    table: StageTable, rows: int, columns: int, how: str, cancelled: Hook = lambda: False
+) -> npt.NDArray[np.float64]:
     """[rows, columns] of max or mean |x| over equal stretches; NaN where any value is not finite.
 
-    At most ``rows`` x ``columns``; fewer when the table has fewer.
+    At most ``rows`` x ``columns``; fewer when the table has fewer. Raises metrics.Cancelled.
     """
     rows, columns = min(rows, table.rows), min(columns, table.columns)
     if rows < 1 or columns < 1:
@@ -38,17 +47,25 @@ def downsample(table: StageTable, rows: int, columns: int, how: str) -> npt.NDAr
     widths = np.diff(np.append(starts, table.columns))
     found = np.zeros((rows, columns))
     grid = table.values[: table.rows * table.columns]
+    step = max(1, BLOCK_VALUES // table.columns)
+    mapped = mapping(grid) if grid.size > RELEASE_VALUES else None
     for row in range(rows):
         total = np.zeros(columns)
-        for source in range(int(row_edges[row]), int(row_edges[row + 1])):
-            line = np.abs(grid[source * table.columns : (source + 1) * table.columns])
-            if line.size < table.columns:
-                line = np.pad(line, (0, table.columns - line.size))
-            line = np.where(np.isfinite(line), line, np.float32(np.nan)).astype(np.float64)
+        last = int(row_edges[row + 1])
+        for source in range(int(row_edges[row]), last, step):
+            if cancelled():
+                raise Cancelled
+            block = np.abs(grid[source * table.columns : min(source + step, last) * table.columns])
+            if block.size % table.columns:
+                block = np.pad(block, (0, -block.size % table.columns))
+            wide = np.where(np.isfinite(block), block, np.float32(np.nan)).astype(np.float64)
+            wide = wide.reshape(-1, table.columns)
             if how == "max":
-                total = np.maximum(total, np.maximum.reduceat(line, starts))
+                total = np.maximum(total, np.maximum.reduceat(wide, starts, axis=1).max(axis=0))
             else:
-                total += np.add.reduceat(line, starts) / widths
+                total += (np.add.reduceat(wide, starts, axis=1) / widths).sum(axis=0)
+        if mapped is not None:
+            mapped.madvise(mmap.MADV_DONTNEED)
         found[row] = total if how == "max" else total / max(row_edges[row + 1] - row_edges[row], 1)
     return found
 

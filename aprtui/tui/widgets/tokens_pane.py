@@ -24,7 +24,7 @@ from aprtui.tui.widgets.lines import Part, RowList, fit
 
 __all__ = ["LENS", "TokensPane"]
 
-LENS = (sys.executable, "-m", "aprtui.engine.lens")
+LENS: tuple[str, ...] = (sys.executable, "-m", "aprtui.engine.lens")
 LABEL, CELL = 15, 21
 MOST_FILES = 400
 
