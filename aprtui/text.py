@@ -45,9 +45,9 @@ def size(byte_count: float) -> str:
     return f"{byte_count / 1000:.1f} TB"
 
 
-def count(value: int) -> str:
-    """A whole number with separators: ``152,064``."""
-    return f"{value:,}"
+def count(value: int, noun: str = "") -> str:
+    """A whole number with separators, and what it counts: ``152,064``, ``1 file``, ``71 files``."""
+    return f"{value:,} {noun}{'' if value == 1 else 's'}" if noun else f"{value:,}"
 
 
 def duration(seconds: float) -> str:

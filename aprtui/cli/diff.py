@@ -30,7 +30,7 @@ from aprtui.compare.diff import (
     judge_again,
 )
 from aprtui.compare.infer import open_any, open_pair, record_in_trace, with_shapes
-from aprtui.compare.pairs import DiffOptions
+from aprtui.compare.pairs import DiffOptions, check_tokens
 from aprtui.engine.stages import parse_layers, parse_stages
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import MAGIC
@@ -154,6 +154,8 @@ def _files(args: argparse.Namespace, overrides: tuple[Override, ...]) -> Compari
         b, trace_b = record_in_trace(args.b, config)
         bars = dataclasses.replace(_FILE_BARS, overrides=overrides)
         if trace_a is not None and trace_b is not None:
+            if not args.ignore_tokens:
+                check_tokens(trace_a, trace_b)
             bars = choose_bars(trace_a, trace_b, overrides)
         return diff_files(a, b, bars, options, progress=progress)
 

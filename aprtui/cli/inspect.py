@@ -130,9 +130,11 @@ def _trace(trace: TraceDir, as_json: bool) -> int:
 def _print_trace(
     trace: TraceDir, keys: list[StageKey], layers: list[int], damaged: dict[StageKey, str]
 ) -> None:
-    of = f" of {trace.expected}" if trace.expected is not None else ""
+    of = f" of {trace.expected} expected" if trace.expected not in (None, len(keys)) else ""
     total = sum(record.size_bytes for record in trace.records.values())
-    print(f"{clean(str(trace.root))}: trace, {trace.status}, {len(keys)}{of} files, {size(total)}")
+    print(
+        f"{clean(str(trace.root))}: trace, {trace.status}, {count(len(keys), 'file')}{of}, {size(total)}"
+    )
     manifest = trace.manifest or {}
     if manifest:
         model, engine = manifest.get("model", {}), manifest.get("engine", {})
@@ -232,8 +234,8 @@ def _scalar(value: Any) -> Any:
 def _print_model(file: ModelFile, model: Model | None, why_not: str, *, verified: bool) -> None:
     parts = f", {len(file.files)} files" if len(file.files) > 1 else ""
     print(
-        f"{clean(str(file.path))}: {file.format} {file.version}, {size(file.size_bytes)}{parts}, "
-        f"{len(file.tensors)} tensors"
+        f"{clean(str(file.path))}: {f'{file.format} {file.version}'.strip()}, "
+        f"{size(file.size_bytes)}{parts}, {count(len(file.tensors), 'tensor')}"
     )
     if model is not None:
         config = model.config

@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
     except AprtuiError as error:
         print(f"aprtui: {clean(str(error), 2000)}", file=sys.stderr)
         return error.exit_code
@@ -62,12 +64,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("aprtui: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our stdout went away: `aprtui ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 0
+    except (
+        OSError
+    ) as error:  # what reads and writes files says which; this is stdout, or unforeseen
+        _drop_stdout()
+        where = clean(str(error.filename)) if error.filename else "the output"
+        print(f"aprtui: {where} cannot be read or written: {error.strerror}", file=sys.stderr)
+        return 4
+
+
+def _drop_stdout() -> None:
+    """Let what is still buffered go nowhere, so that Python does not fail on it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def entry() -> None:
     """The console script."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed by the caller: `aprtui ... 2>&-`
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: PTH123, SIM115
     sys.exit(main())
 
 

@@ -76,8 +76,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     show = parser.add_argument_group("output")
     show.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    show.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
-    show.add_argument(
+    form = show.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
+    form.add_argument(
         "--events", action="store_true", help="one JSON object per line on stdout as things happen"
     )
 
@@ -163,11 +164,11 @@ def _show_plan(plan: Planned, stream: object = None) -> None:
 
     device = f"{plan.device} ({plan.device_name})" if plan.device_name else plan.device
     texts = "|".join(plan.token_texts)
-    say(f"model   {clean(plan.model)}: {plan.architecture}, {plan.num_layers} layers")
+    say(f"model   {clean(plan.model)}: {plan.architecture}, {count(plan.num_layers, 'layer')}")
     say(f"tokens  {len(plan.tokens):,}: {clean(texts) if texts else plan.tokens[:12]}")
     say(f"reads   {size(plan.read_bytes)} of weights once, about {size(plan.memory_bytes)} memory")
     say(
-        f"writes  {count(plan.files)} files, {size(plan.write_bytes)}, to {clean(plan.directory)} "
+        f"writes  {count(plan.files, 'file')}, {size(plan.write_bytes)}, to {clean(plan.directory)} "
         f"({size(plan.free_bytes)} free)"
     )
     say(f"device  {device}, {plan.dtype}")
@@ -261,14 +262,14 @@ def _trace(plan: Plan, args: argparse.Namespace, emit: Emit | None) -> int:
 def _show_summary(done: Finished, plan: Plan) -> None:
     where = clean(done.directory)
     print(
-        f"wrote {count(done.files)} files, {size(done.written_bytes)}, to {where} "
+        f"wrote {count(done.files, 'file')}, {size(done.written_bytes)}, to {where} "
         f"in {duration(done.elapsed_s)}"
     )
     device = f", {size(done.peak_device_bytes)} on the device" if done.peak_device_bytes else ""
     print(f"peak memory {size(done.peak_memory_bytes)} of its own{device}")
     if done.top_tokens:
         likely = "   ".join(
-            f"{clean(repr(token['text']))} {token['probability']:.1%}" for token in done.top_tokens
+            f"'{clean(token['text'])}' {token['probability']:.1%}" for token in done.top_tokens
         )
         print(f"next token: {likely}")
     if done.nonfinite:

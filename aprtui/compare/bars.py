@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from aprtui.compare.metrics import Metrics
+from aprtui.engine.stages import STAGES
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.text import clean, nearest, number
@@ -19,6 +20,7 @@ __all__ = [
     "Bars",
     "Exceeded",
     "Override",
+    "check_overrides",
     "choose_bars",
     "describe",
     "floor_of",
@@ -124,6 +126,18 @@ def parse_bar(text: str) -> Override:
     if limit < 0:
         raise UsageError(f"--bar {clean(text)!r}: a bar is not negative")
     return Override(metric, limit, pattern.strip() or "*")
+
+
+def check_overrides(overrides: Iterable[Override], captured: Iterable[StageKey]) -> None:
+    """Raise UsageError for an override whose pattern matches no known and no captured stage."""
+    keys = [*(StageKey(None, kind.name) for kind in STAGES), *captured]
+    for override in overrides:
+        if not any(override.matches(key) for key in keys):
+            near = nearest(override.pattern, dict.fromkeys(key.stage for key in keys))
+            raise UsageError(
+                f"--bar {override}: no stage is called {clean(override.pattern, 60)}",
+                hint=f"did you mean {clean(near)}?" if near else "as in 'ffn_*:rel_l2=1e-3'",
+            )
 
 
 def judge(metrics: Metrics, bars: Bars, key: StageKey) -> tuple[Exceeded, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.compare.bars import Bars, Override, choose_bars
+from aprtui.compare.bars import Bars, Override, check_overrides, choose_bars
 from aprtui.compare.bisection import Bisection, Culprit, Explained, Mistake, Unmeasured
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
@@ -20,6 +20,7 @@ from aprtui.compare.looks import looks_like
 from aprtui.compare.metrics import Cancelled
 from aprtui.compare.mistakes import name_mistake
 from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
+from aprtui.compare.spans import ExactTypes, may_be_rounding
 from aprtui.engine.replay import Replay, representable
 from aprtui.engine.stages import Node
 from aprtui.errors import BadFileError, UsageError
@@ -33,9 +34,6 @@ __all__ = ["BAR", "LONG_BAR", "LONG_PROMPT", "Options", "bisect"]
 BAR, LONG_BAR, LONG_PROMPT = 1e-5, 3e-5, 500
 """The bar of a local error: float32 agrees with float64 so (specs/numerics.md 1), the longer sums
 of prompts beyond LONG_PROMPT tokens a little less. The worst row may have ten times that."""
-
-_LOOSE = 0.1  # what rounding of activations may make of a span with products inside
-_PRODUCTS = frozenset({"qkv", "linear", "ffn_out", "experts", "head"})
 
 Float64 = npt.NDArray[np.float64]
 Progress = Callable[[int, int, StageKey], None]
@@ -72,6 +70,7 @@ def bisect(
     ids = tokens if tokens is not None else b.token_ids
     _check_ids(ids, model)
     captured = open_captured(b, model.config, ids)
+    check_overrides(options.overrides, (*captured.by_key, *b.records))
     worker = _Worker(model, captured, ids, a, options)
     chosen = [node for node in captured.graph if worker.chosen(node.key)]
     for done, node in enumerate(chosen):
@@ -80,6 +79,7 @@ def bisect(
         if progress is not None:
             progress(done, len(chosen), node.key)
         worker.measure(node)
+    worker.settle()
     if progress is not None and chosen:
         progress(len(chosen), len(chosen), chosen[-1].key)
     return worker.result(_first_divergence(a, captured.trace, model, cancelled))
@@ -126,6 +126,8 @@ class _Worker:
         self.culprits: list[Culprit] = []
         self.explained: list[Explained] = []
         self.unmeasured: list[Unmeasured] = []
+        self.pending: list[tuple[Node, Source, Unmeasured]] = []
+        self.exact = ExactTypes(bar)
         self.covered: set[StageKey] = set()
         self.missing: list[StageKey] = []
         self.numerics: dict[str, Numerics] = {}
@@ -156,6 +158,14 @@ class _Worker:
             self._skip(key, source.blocked, damaged="cannot be read" in source.blocked)
         else:
             self._replay(node, source)
+
+    def settle(self) -> None:
+        """Judge the spans that rounding may explain again, with what the whole capture shows."""
+        for node, source, skipped in self.pending:
+            if self.exact.cover(self.replay, (*source.between, node)):
+                self._replay(node, source, shown_exact=True)
+            else:
+                self.unmeasured.append(skipped)
 
     def _skip(self, key: StageKey, why: str, *, damaged: bool = False) -> None:
         self.unmeasured.append(Unmeasured(key, why, damaged))
@@ -209,7 +219,7 @@ class _Worker:
                 break
         return found
 
-    def _replay(self, node: Node, source: Source) -> None:
+    def _replay(self, node: Node, source: Source, *, shown_exact: bool = False) -> None:
         try:
             limits = self.bars.limits(node.key)
             bars = (limits.get("rel_l2", 0.0), limits.get("worst_row_rel_l2", 0.0))
@@ -229,17 +239,22 @@ class _Worker:
             self._skip(node.key, "every value inherits NaN or Inf from its inputs")
         elif found.explained:
             self._explained(case, found, inherited)
-        elif _too_long(case, found):
-            self._skip(
-                node.key,
+        elif may_be_rounding(case, found, shown_exact=shown_exact):
+            why = (
                 f"local error {found.plain.rel_l2:.1e} over a span whose products were not "
-                "captured: rounding of activations may explain it",
+                "captured: rounding of activations may explain it"
             )
+            skipped = Unmeasured(node.key, why)
+            if shown_exact:
+                self.unmeasured.append(skipped)
+            else:
+                self.pending.append((node, source, skipped))
         else:
             self._culprit(case, found, inherited)
 
     def _explained(self, case: Case, found: Explanation, inherited: float | None) -> None:
         self.numerics[case.operation] = found.numerics
+        self.exact.learn(case, found)
         self.explained.append(
             Explained(
                 case.key,
@@ -296,7 +311,7 @@ class _Worker:
             if key not in order:
                 self.notes.append(f"{clean(str(key))} is no stage of this model: not replayed")
         return Bisection(
-            tuple(self.culprits),
+            tuple(sorted(self.culprits, key=lambda item: order[item.key])),
             tuple(self.explained),
             tuple(sorted(self.unmeasured, key=lambda item: order[item.key])),
             divergence,
@@ -320,12 +335,6 @@ def _wrong_experts(case: Case) -> str:
         ):
             return f"its input {key} names experts that the model (with {count}) does not have"
     return ""
-
-
-def _too_long(case: Case, found: Explanation) -> bool:
-    """Whether rounding inside the span, which nothing captured, could make such an error."""
-    inside = any(node.kind.operation in _PRODUCTS for node in case.between)
-    return inside and found.residual.born == 0 and found.residual.rel_l2 < _LOOSE
 
 
 def _place(case: Case, index: tuple[int, ...]) -> dict[str, int]:

@@ -189,6 +189,9 @@ def open_captured(trace: TraceDir, config: ModelConfig, tokens: tuple[int, ...] 
     for key, record in trace.records.items():
         if _AXES.get(key.stage, ("vocab",))[0] != "vocab" and (held := _tokens_in(record, config)):
             votes[held] += 1
+    head = trace.records.get(StageKey(None, "lm_head"))
+    if not votes and head is not None and head.count and head.count % config.vocab_size == 0:
+        votes[head.count // config.vocab_size] = 1
     outside = max((key.layer or 0 for key in trace.records), default=0)
     where = clean(str(trace.root))
     if outside >= config.num_layers or not votes:
@@ -211,7 +214,6 @@ def open_captured(trace: TraceDir, config: ModelConfig, tokens: tuple[int, ...] 
                 f"{where}: holds {likeliest} positions, and {length} tokens were given",
                 hint="give the tokens that were traced, or none",
             )
-    head = trace.records.get(StageKey(None, "lm_head"))
     whole = head is not None and length > 1 and head.count == length * config.vocab_size
     return Captured(trace, config, length, "all" if whole else "last")
 

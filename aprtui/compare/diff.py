@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aprtui.compare.bars import Bars, Override, choose_bars
+from aprtui.compare.bars import Bars, Override, check_overrides, choose_bars
 from aprtui.compare.metrics import Element
 from aprtui.compare.pairs import (
     CLASSES,
@@ -141,7 +141,10 @@ def diff_traces(
     cancelled: Callable[[], bool] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Comparison:
-    """Compare two captures. Raises UsageError for different prompts, metrics.Cancelled."""
+    """Compare two captures.
+
+    Raises UsageError for different prompts and for a bar of an unknown stage, metrics.Cancelled.
+    """
     notes = [*_notes("A", a), *_notes("B", b)]
     if ignore_tokens and a.token_ids != b.token_ids:
         notes.append("token ids were not compared (--ignore-tokens)")
@@ -152,6 +155,7 @@ def diff_traces(
     if options is not None and options.last_position:
         notes.append("only the last position of each stage is compared")
     bars = choose_bars(a, b, overrides)
+    check_overrides(bars.overrides, (*a.records, *b.records))
     results = tuple(compare_traces(a, b, bars, options, cancelled=cancelled, progress=progress))
     return Comparison(side_of(a), side_of(b), bars, results, tuple(notes))
 
@@ -166,8 +170,10 @@ def diff_files(
 ) -> Comparison:
     """Compare two stage files; the pair is named as A is.
 
-    Raises BadFileError for a damaged one, UsageError for files of different layers.
+    Raises BadFileError for a damaged one, UsageError for files of different layers and for a bar
+    of a stage that is unknown.
     """
+    check_overrides(bars.overrides, (a.key, b.key))
     layers = [record.header().layer for record in (a, b)]
     if layers[0] != layers[1]:
         said = ["the whole model" if layer is None else f"layer {layer}" for layer in layers]
@@ -184,8 +190,9 @@ def diff_files(
 
 
 def judge_again(comparison: Comparison, overrides: Iterable[Override]) -> Comparison:
-    """The same metrics judged with other overrides; no tensor is read."""
+    """The same metrics judged with other overrides; no tensor is read. Raises UsageError."""
     bars = dataclasses.replace(comparison.bars, overrides=tuple(overrides))
+    check_overrides(bars.overrides, (result.key for result in comparison.results))
     results = tuple(reclassify(result, bars) for result in comparison.results)
     return dataclasses.replace(comparison, bars=bars, results=results)
 

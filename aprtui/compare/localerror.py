@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class LocalError:
-    """rel_l2 of B's output against the replay, and of the position (row) that is worst.
+    """rel_l2 of B's output against the replay, of the position (row) that is worst, of the median.
 
     ``worst`` is the index along each axis of the largest difference. ``born`` counts NaN and Inf
     where the replay has none, ``inherited`` the elements whose replay is not finite itself: they
@@ -33,6 +33,7 @@ class LocalError:
     born: int
     inherited: int
     measured: int
+    median_row_rel_l2: float = 0.0
 
     def within(self, limits: tuple[float, float]) -> bool:
         """Whether both bars (whole, worst row) hold and no NaN or Inf was born here."""
@@ -48,11 +49,15 @@ def row_norms(values: Float64, axis: int) -> Float64:
 def local_error(y: Float64, replayed: Float64, axis: int, rounded: str = "") -> LocalError:
     """B's output ``y`` against the replay, same shape; positions run along ``axis``.
 
+    One axis alone is the channels of one position: logits.
     ``rounded`` ("BF16", "F16"): y was rounded to that type when it was written; only what lies
     beyond half a unit of its last place is an error then. Temporaries are bounded.
     """
     if not y.size:
         return LocalError(0.0, 0.0, 0, (), 0, 0, 0)
+    if y.ndim == 1:
+        found = local_error(y[None], replayed[None], 0, rounded)
+        return replace(found, worst=found.worst[1:])
     rows, norms = np.zeros(y.shape[axis]), np.zeros(y.shape[axis])
     worst = (-1.0, 0)  # (largest error, its flat index); NaN and Inf born here come before any
     born = inherited = 0
@@ -85,6 +90,7 @@ def local_error(y: Float64, replayed: Float64, axis: int, rounded: str = "") -> 
         born,
         inherited,
         y.size - born - inherited,
+        float(np.median(ratio)),
     )
 
 

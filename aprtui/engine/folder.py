@@ -22,6 +22,13 @@ def trace_folder(directory: Path, *, overwrite: bool) -> Iterator[IO[str]]:
     Raises UsageError when a trace is there already (unless ``overwrite``) or is being written,
     EngineError when the folder cannot be written.
     """
+    if directory.is_symlink() and not directory.exists():
+        raise UsageError(f"{clean(str(directory))}: is a link to a place that is not there")
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(
+            f"{clean(str(directory))}: is a file, not a folder",
+            hint="choose another folder with --save-tensor-dir",
+        )
     try:
         if holds_trace(directory):
             if not overwrite:

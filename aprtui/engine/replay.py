@@ -25,6 +25,7 @@ from aprtui.engine.rounding import (
     round_q8_1,
 )
 from aprtui.engine.stages import Node
+from aprtui.engine.ties import expert_flips
 from aprtui.engine.weights import WeightStream
 from aprtui.formats.modelfile import tensor_bytes
 from aprtui.model.config import ModelConfig
@@ -196,6 +197,21 @@ class Replay:
         if how.gelu_table and name == "activation" and operands.config.activation == "gelu_tanh":
             return _array(gelu_f16_table(given[0]))
         return _array(OPERATIONS[name](operands, node, given))
+
+    def expert_flips(self, node: Node, inputs: Sequence[Float64], how: Arithmetic) -> Float64:
+        """What ties inside one position's experts add to its output when they round the other
+        way: [n, hidden]. ``inputs`` are that position's."""
+        stream = self._stream(how)
+        operands = Operands(self.config, stream, self.tokens, self.logits)
+        return _array(
+            expert_flips(
+                operands,
+                node,
+                _given(node, inputs, how),
+                lambda role: self.product_rounding(role, how),
+                lambda x, role: stream.products(x, role, ("",))[0],
+            )
+        )
 
     def given(
         self, node: Node, inputs: Sequence[Float64], how: Arithmetic = EXACT

@@ -286,6 +286,10 @@ def _layer_range(part: str, num_layers: int) -> Iterable[int]:
         raise UsageError(
             f"layers {clean(part)!r} cannot be read", hint="write all, 3, 3..6 or 0,3,7"
         ) from None
+    if start == end or (dots and end < start):
+        raise UsageError(
+            f"layers {clean(part)} are none", hint="the end of a range is not included"
+        )
     if not 0 <= start < end <= num_layers:
         raise UsageError(
             f"layers {clean(part)} lie outside the model, which has layers 0..{num_layers}",

@@ -41,7 +41,7 @@ def event_printer() -> Emit:
             try:
                 sys.stdout.write(event.line() + "\n")
                 sys.stdout.flush()
-            except (BrokenPipeError, ValueError):
+            except (OSError, ValueError):
                 gone = True
                 sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - kept until exit
 

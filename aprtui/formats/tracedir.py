@@ -6,25 +6,29 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from aprtui.errors import BadFileError, UsageError
-from aprtui.formats.aprt import HEADER_BYTES, StageHeader, read_header, read_values
-from aprtui.formats.atomic import whole_file
+from aprtui.formats.aprt import HEADER_BYTES, MAGIC, StageHeader, read_header, read_values
+from aprtui.formats.layout import EVENTS, LAYER_FOLDER, MANIFEST, StageKey, key_of, relative_path
+from aprtui.formats.manifest import SCHEMA, read_manifest, stage_entries, write_manifest
 from aprtui.text import clean
 
 __all__ = [
     "EVENTS",
     "MANIFEST",
+    "SCHEMA",
     "StageKey",
     "StageRecord",
     "TraceDir",
+    "clear_trace",
+    "holds_trace",
     "key_of",
     "list_stage_files",
     "open_trace",
@@ -32,38 +36,8 @@ __all__ = [
     "write_manifest",
 ]
 
-MANIFEST = "trace.json"
-EVENTS = "events.jsonl"
-SCHEMA = "aprtui-trace-v1"
-MAX_MANIFEST_BYTES = 256 * 1024 * 1024
-_LAYER_FOLDER = re.compile(r"layer-(0|[1-9][0-9]{0,8})")
-_STAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-
-
-class StageKey(NamedTuple):
-    """One stage of one layer; ``layer`` is None for a whole-model stage."""
-
-    layer: int | None
-    stage: str
-
-    def __str__(self) -> str:
-        return self.stage if self.layer is None else f"layer-{self.layer}/{self.stage}"
-
-
-def relative_path(key: StageKey) -> str:
-    """Where the stage lies in a trace directory, with forward slashes."""
-    return f"{key}.bin"
-
-
-def key_of(relative: str) -> StageKey | None:
-    """The stage that a relative path names, or None when it is not a stage file's path."""
-    folder, slash, name = relative.rpartition("/")
-    if not name.endswith(".bin") or not _STAGE_NAME.fullmatch(name[:-4]):
-        return None
-    if not slash:
-        return StageKey(None, name[:-4])
-    match = _LAYER_FOLDER.fullmatch(folder)
-    return StageKey(int(match[1]), name[:-4]) if match else None
+# What writing whole files (``atomic``) leaves behind when the process is killed.
+_PARTIAL = re.compile(r"\.[A-Za-z0-9_.-]{1,100}\.(?:bin|json)\.[A-Za-z0-9_]{4,16}\.part")
 
 
 @dataclass(frozen=True)
@@ -151,20 +125,22 @@ class TraceDir:
 def list_stage_files(root: Path) -> dict[StageKey, os.stat_result]:
     """Every stage file below ``root`` by the layout, in no order. Raises BadFileError."""
     found: dict[StageKey, os.stat_result] = {}
+    strangers: dict[StageKey, os.stat_result] = {}
     try:
         with os.scandir(root) as entries:
             for entry in entries:
                 if entry.is_file() and (key := key_of(entry.name)):
-                    found[key] = entry.stat()
-                elif entry.is_dir() and _LAYER_FOLDER.fullmatch(entry.name):
+                    (found if _begins(Path(entry.path)) else strangers)[key] = entry.stat()
+                elif entry.is_dir() and LAYER_FOLDER.fullmatch(entry.name):
                     with os.scandir(entry.path) as files:
                         for file in files:
                             key = key_of(f"{entry.name}/{file.name}")
                             if key and file.is_file():
                                 found[key] = file.stat()
+        # Beside stage files, a file in their place is a damaged one; alone it is no trace's.
+        return found | strangers if found or (root / MANIFEST).is_file() else {}
     except OSError as error:
         raise BadFileError(root, f"cannot be read: {error.strerror}") from error
-    return found
 
 
 def open_trace(root: Path) -> TraceDir:
@@ -174,12 +150,12 @@ def open_trace(root: Path) -> TraceDir:
     damaged.
     """
     files = list_stage_files(root)
-    manifest = _read_manifest(root / MANIFEST)
+    manifest = read_manifest(root / MANIFEST)
     if manifest is None and not files and not (root / EVENTS).is_file():
         raise BadFileError(
             root,
             "holds no trace: no trace.json and no layer-N/*.bin",
-            hint="aprtui trace MODEL makes one; aprtui inspect tells what a file is",
+            hint="aprtui trace MODEL makes one",
         )
     if manifest is not None:
         return _with_manifest(root, manifest, files)
@@ -223,125 +199,94 @@ def _read_plan(events: Path) -> dict[str, Any]:
     return {}
 
 
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BadFileError(path, f"a manifest of over {MAX_MANIFEST_BYTES:,} bytes is refused")
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise BadFileError(
-            path,
-            f"the manifest is damaged: {clean(str(error), 120)}",
-            hint="move it away to browse the files without it",
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        raise BadFileError(
-            path, f"not a manifest that this version reads: its schema is not {SCHEMA}"
-        )
-    return manifest
-
-
 def _with_manifest(
     root: Path, manifest: dict[str, Any], files: Mapping[StageKey, os.stat_result]
 ) -> TraceDir:
     records: dict[StageKey, StageRecord] = {}
     notes: list[str] = []
-    try:
-        for entry in manifest["stages"]:
-            key = key_of(entry["path"])
-            if key is None:
-                raise BadFileError(
-                    root / MANIFEST, f"names a file outside the layout: {clean(entry['path'])}"
-                )
-            if key not in files:
-                notes.append(f"{key} is named by the manifest and missing")
-                continue
-            if files[key].st_size != entry["bytes"]:
-                notes.append(
-                    f"{key} has {files[key].st_size:,} bytes where the manifest says "
-                    f"{entry['bytes']:,}"
-                )
-            positions = entry["positions"]
-            records[key] = StageRecord(
-                key,
-                _path(root, key),
-                files[key].st_size,
-                tuple(int(extent) for extent in entry["shape"]),
-                tuple(str(axis) for axis in entry["axes"]),
-                positions if isinstance(positions, str) else tuple(positions),
-                entry.get("stats") or {},
-                "manifest",
-            )
-        expected = len(manifest["stages"])
-        _check_parts(manifest)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadFileError(
-            root / MANIFEST, f"the manifest is damaged: {clean(repr(error), 120)}"
-        ) from error
+    entries = stage_entries(root / MANIFEST, manifest)
+    for entry in entries:
+        if entry.key not in files:
+            notes.append(f"{entry.key} is named by the manifest and missing")
+            continue
+        size = files[entry.key].st_size
+        if size != entry.bytes:
+            notes.append(f"{entry.key} has {size:,} bytes where the manifest says {entry.bytes:,}")
+        records[entry.key] = StageRecord(
+            entry.key,
+            _path(root, entry.key),
+            size,
+            entry.shape,
+            entry.axes,
+            entry.positions,
+            entry.stats,
+            "manifest",
+        )
     for key in sorted(files.keys() - records.keys(), key=str):
         notes.append(f"{key} is not named by the manifest")
         records[key] = StageRecord(key, _path(root, key), files[key].st_size)
     status = "complete" if not notes else "incomplete"
-    return TraceDir(root, status, records, manifest, expected, tuple(notes))
-
-
-def _check_parts(manifest: Mapping[str, Any]) -> None:
-    """Raise ValueError where a part that readers rely on is of another kind than it should be."""
-    for name in ("model", "engine", "tokens"):
-        if not isinstance(manifest.get(name, {}), dict):
-            raise ValueError(f"{name} is not an object")
-    tokens = manifest.get("tokens", {})
-    for name, kind in (("ids", int), ("text", str)):
-        items = tokens.get(name) or []
-        if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
-            raise ValueError(f"tokens.{name} is not a list of {kind.__name__}")
-    absent = manifest.get("absent", [])
-    if not isinstance(absent, list) or not all(isinstance(item, dict) for item in absent):
-        raise ValueError("absent is not a list of objects")
-
-
-def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
-    """Write ``trace.json`` by atomic rename: from then on the trace counts as complete."""
-    document = json.dumps(manifest, ensure_ascii=True, allow_nan=False, indent=1) + "\n"
-    with whole_file(root / MANIFEST, durable=True) as file:
-        file.write(document.encode())
+    return TraceDir(root, status, records, manifest, len(entries), tuple(notes))
 
 
 def holds_trace(root: Path) -> bool:
     """Whether ``root`` already holds a trace or part of one."""
     if not root.is_dir():
         return False
-    return any((root / name).exists() for name in (MANIFEST, EVENTS)) or bool(
-        list_stage_files(root)
-    )
+    return any((root / name).exists() for name in (MANIFEST, EVENTS)) or bool(_our_files(root))
 
 
 def clear_trace(root: Path) -> None:
-    """Remove what a trace wrote into ``root`` and nothing else: the layout's files, then the rest.
+    """Remove what a trace wrote into ``root`` and nothing else: stage files, manifest, events.
 
-    The manifest goes first, so that a trace half removed does not pass for a whole one.
+    A file that the layout could name and that does not begin as a stage file is somebody else's.
+    Everything is looked at before the first file goes; the manifest goes first, so that a trace
+    half removed does not pass for a whole one. Raises UsageError when a layer's folder is a link
+    into another place, or when something cannot be removed.
     """
+    links = [f.name for f in root.glob("layer-*") if f.is_symlink()]
+    if links:
+        raise UsageError(
+            f"{clean(str(root))}: {clean(links[0])} is a link: it may hold another trace's files",
+            hint="remove the link, or choose another folder with --save-tensor-dir",
+        )
     try:
-        for name in (MANIFEST, EVENTS):
-            (root / name).unlink(missing_ok=True)
-        keys: Iterable[StageKey] = list_stage_files(root)
-        for key in keys:
-            _path(root, key).unlink(missing_ok=True)
-        for partial in [*root.glob(".*.part"), *root.glob("layer-*/.*.part")]:
-            partial.unlink(missing_ok=True)
+        doomed = [root / name for name in (MANIFEST, EVENTS) if (root / name).exists()]
+        doomed += _our_files(root)
+        for file in doomed:
+            file.unlink(missing_ok=True)
         for folder in root.glob("layer-*"):
-            if (
-                _LAYER_FOLDER.fullmatch(folder.name)
-                and folder.is_dir()
-                and not any(folder.iterdir())
-            ):
+            if LAYER_FOLDER.fullmatch(folder.name) and not any(folder.iterdir()):
                 folder.rmdir()
     except OSError as error:
         raise UsageError(
             f"{clean(str(root))}: the old trace cannot be removed: {error.strerror}",
             hint="choose another folder with --save-tensor-dir",
         ) from error
+
+
+def _our_files(root: Path) -> list[Path]:
+    """The stage files below ``root`` and what a killed trace left of them."""
+    folders = [root, *(f for f in root.glob("layer-*") if LAYER_FOLDER.fullmatch(f.name))]
+    found = []
+    for folder in folders:
+        for file in folder.iterdir() if folder.is_dir() else ():
+            partial = _PARTIAL.fullmatch(file.name)
+            named = key_of(file.relative_to(root).as_posix())
+            if (
+                file.is_file()
+                and (partial or named)
+                and (_begins(file) or file.stat().st_size == 0)
+            ):
+                found.append(file)
+    return found
+
+
+def _begins(file: Path) -> bool:
+    """Whether the file begins as a stage file does (or, being partial, as a manifest does)."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(len(MAGIC))
+    except OSError:
+        return False
+    return head == MAGIC or (file.name.startswith(f".{MANIFEST}.") and head[:1] == b"{")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aprtui.errors import BadFileError, UsageError
+from aprtui.errors import AprtuiError, BadFileError, UsageError
 from aprtui.formats.modelfile import ModelFile
 from aprtui.model.config import FAMILIES, ModelConfig
 from aprtui.model.config_keys import config_keys
@@ -54,8 +54,12 @@ class _Reading:
     file: ModelFile
     raw: dict[str, Any]
     notes: list[str]
+    overridden: frozenset[str]
 
-    def fail(self, message: str, hint: str = "") -> BadFileError:
+    def fail(self, message: str, hint: str = "") -> AprtuiError:
+        """The error to raise: the file's fault, or that of a ``--set`` that the message names."""
+        for key in self.overridden & set(message.split()):
+            return UsageError(f"--set {key}: {message}")
         return BadFileError(self.file.path, message, hint=hint)
 
     def integer(self, key: str, default: int | None = None) -> int | None:
@@ -109,7 +113,7 @@ def architecture_of(file: ModelFile) -> str:
     if family not in FAMILIES:
         raise BadFileError(
             file.path,
-            f"architecture {clean(named)!r} cannot be traced",
+            f"architecture '{clean(named)}' cannot be traced",
             hint=f"these can: {', '.join(FAMILIES)}",
         )
     return family
@@ -146,7 +150,7 @@ def read_config(
     notes: list[str] = []
     overrides = dict(overrides)
     raw.update({key: _parse(key, text) for key, text in overrides.items()})
-    reading = _Reading(file, raw, notes)
+    reading = _Reading(file, raw, notes, frozenset(overrides))
     for key in _REQUIRED:
         reading.need(key)
     values: dict[str, Any] = {"architecture": architecture}

@@ -112,8 +112,10 @@ def spec_from_apr(
     vocabulary = _vocabulary(keys["vocabulary"])
     merges = _sequence(keys["merges"]) or ()
     declared = next((k for k in (keys["model"], keys["model_type"]) if isinstance(k, str)), "")
-    byte_level = declared.lower() not in _SENTENCEPIECE and {"\u0120", "\u010a"} <= set(
-        token for token in vocabulary if isinstance(token, str)
+    # "BPE" is said of both kinds; "gpt2" is llama.cpp's word for the byte-level one.
+    byte_level = declared == "gpt2" or (
+        declared.lower() not in _SENTENCEPIECE
+        and {"\u0120", "\u010a"} <= set(token for token in vocabulary if isinstance(token, str))
     )
     if byte_level:
         model = "bpe"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aprtui.compare.bars import Bars, Override, choose_bars, judge, parse_bar
+from aprtui.compare.bars import Bars, Override, check_overrides, choose_bars, judge, parse_bar
 from aprtui.compare.metrics import compare_values
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
@@ -71,6 +71,15 @@ def test_overrides_are_read() -> None:
 def test_a_bar_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_bar(text)
+
+
+def test_an_override_must_name_a_known_or_a_captured_stage() -> None:
+    held = (StageKey(3, "ffn_up"), StageKey(0, "their_own"))
+    for text in ("rel_l2=1", "ffn_*:rel_l2=1", "layer-3/*:rel_l2=1", "their_*:rel_l2=1"):
+        check_overrides((parse_bar(text),), held)
+    for text in ("zzz_*:rel_l2=1", "layer-4/*:rel_l2=1"):
+        with pytest.raises(UsageError, match="no stage is called"):
+            check_overrides((parse_bar(text),), held)
 
 
 def test_an_override_reaches_the_stages_it_names_and_moves_the_worst_row_along() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from referencing import Registry, Resource
 
 from aprtui.cli.main import main
 from aprtui.compare.bars import parse_bar
@@ -283,6 +284,25 @@ def test_a_folder_a_position_is_bisected_stacked(tmp_path: Path) -> None:
     assert [str(each.key) for each in found.unmeasured] == ["lm_head"]
 
 
+def test_logits_alone_are_unmeasured_with_the_reason(tmp_path: Path, qwen2: Path) -> None:
+    logits = read_values(SMALL / "captures/qwen2-q4_k_m/float64/lm_head.bin")
+    trace = write_capture(
+        tmp_path, {"lm_head.bin": (np.array(logits), ("vocab",))}, tokens=(476, 668, 997)
+    )
+    found = bisect(open_model(qwen2), trace)
+    assert (found.culprits, found.explained, found.exit_code) == ((), (), 1)
+    (why,) = [each.why for each in found.unmeasured if str(each.key) == "lm_head"]
+    assert "final_norm was not captured, nor what that could be recomputed from" in why
+    assert found.tokens == 3
+
+
+def test_a_bar_of_no_stage_is_refused(qwen2: Path) -> None:
+    options = Options(overrides=(parse_bar("fn_gate:rel_l2=1"),))
+    with pytest.raises(UsageError, match="no stage is called fn_gate") as error:
+        bisect(open_model(qwen2), open_trace(BAD), options=options)
+    assert error.value.hint == "did you mean ffn_gate?"
+
+
 def test_a_bar_can_be_moved(qwen2: Path) -> None:
     options = Options(overrides=(parse_bar("ffn_*:rel_l2=0.1"),))
     assert bisect(open_model(qwen2), open_trace(BAD), options=options).culprits == ()
@@ -324,6 +344,13 @@ def test_json_is_what_the_schema_says(capsys: pytest.CaptureFixture[str], qwen2:
     assert document["first_divergence"] is None or document["first_divergence"]["layer"] == 3
 
 
+def _events_schema() -> jsonschema.Draft202012Validator:
+    result = Resource.from_contents(json.loads(SCHEMA.read_text()))
+    events = json.loads(SCHEMA.with_name("bisect-events.schema.json").read_text())
+    registry = Registry().with_resource("bisect.schema.json", result)
+    return jsonschema.Draft202012Validator(events, registry=registry)
+
+
 def test_events_are_progress_and_then_the_result(
     capsys: pytest.CaptureFixture[str], qwen2: Path
 ) -> None:
@@ -331,9 +358,14 @@ def test_events_are_progress_and_then_the_result(
     lines = [json.loads(line) for line in out.splitlines()]
     assert {line["event"] for line in lines[:-1]} == {"progress"}
     assert (lines[-1]["event"], lines[-1]["verdict"], code) == ("result", "clean", 0)
-    jsonschema.validate(lines[-1], json.loads(SCHEMA.read_text()))
     code, out = _run(capsys, HONEST, "--model", qwen2, "--tokens", "1,2", "--events")
-    assert (code, json.loads(out)["event"]) == (2, "error")
+    error = json.loads(out)
+    assert (code, error["event"]) == (2, "error")
+    schema = _events_schema()
+    for line in (*lines, error):
+        schema.validate(line)
+    for line in (lines[0], lines[-1], error):
+        assert not schema.is_valid(line | {"unknown": 1})
 
 
 def test_the_verdict_comes_first(capsys: pytest.CaptureFixture[str], qwen2: Path) -> None:

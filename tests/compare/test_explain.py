@@ -132,6 +132,13 @@ def test_the_worst_row_is_not_hidden_by_large_ones() -> None:
     assert not found.within((1e-5, 1e-4))
 
 
+def test_logits_are_one_row() -> None:
+    right = np.array([1.0, 2.0, 1e-6])
+    found = local_error(right + np.array([0.0, 0.0, 1e-6]), right, 0)
+    assert found.worst_row_rel_l2 == found.rel_l2 < 1e-6
+    assert found.worst == (2,)
+
+
 def test_a_scale_is_an_error_though_the_cosine_is_one() -> None:
     right = np.random.default_rng(1).standard_normal((3, 50))
     assert local_error(right * 1.001, right, 0).rel_l2 == pytest.approx(1e-3)

@@ -11,6 +11,7 @@ import pytest
 
 from aprtui.cli.main import main
 from aprtui.formats.aprt import read_values, write_stage
+from tests.compare.captures import write_capture
 from tests.support import SMALL
 
 FLOAT64 = SMALL / "captures" / "qwen2-q4_k_m" / "float64"
@@ -62,3 +63,25 @@ def test_what_one_side_lacks_is_unmeasured_and_not_a_pass(tmp_path: Path) -> Non
 
 def test_an_honest_capture_is_within_the_bar_of_its_arithmetic() -> None:
     assert diff(FLOAT64, HONEST) == 0
+
+
+def test_a_bar_of_no_stage_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    stage = FLOAT64 / "layer-2" / "ffn_up.bin"
+    for pair in ((FLOAT64, HONEST), (stage, stage)):
+        assert diff(*pair, "--bar", "fnn_gate:rel_l2=1") == 2
+        assert "did you mean ffn_gate?" in capsys.readouterr().err
+
+
+def test_files_of_different_prompts_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As traces are not: the manifests around the two files tell."""
+    values = np.ones((3, 4), dtype=np.float32)
+    files = []
+    for name, tokens in (("a", (1, 2, 3)), ("b", (1, 5, 3))):
+        path = "layer-0/ffn_up.bin"
+        write_capture(tmp_path / name, {path: (values, ("token", "ffn"))}, tokens=tokens)
+        files.append(tmp_path / name / path)
+    assert diff(*files) == 2
+    assert "different from token 1 on" in capsys.readouterr().err
+    assert diff(*files, "--ignore-tokens") == 0

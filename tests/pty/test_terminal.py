@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from aprtui.tui.running import running_pid
 from tests.pty.terminal import APRTUI, Terminal, in_terminal
 from tests.support import FIXTURES, needs_fixtures
 from tests.tui.support import small_trace
@@ -158,6 +159,9 @@ def test_quitting_while_a_trace_runs_leaves_no_process(tmp_path: Path) -> None:
         terminal.press("r")
         terminal.until_text("running on")
         terminal.press("\x11")
+        terminal.until_text("A trace is running")
+        terminal.press("s")
         assert terminal.wait() == 0
         with pytest.raises(ProcessLookupError):
             os.killpg(terminal.process.pid, 0)
+        assert running_pid(tmp_path / f"{mine.stem}-trace") is None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aprtui.errors import BadFileError
+from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import (
     EVENTS,
@@ -98,11 +98,60 @@ def test_a_folder_without_a_trace_says_so(tmp_path: Path) -> None:
 def test_clearing_removes_only_what_the_layout_names(tmp_path: Path) -> None:
     make_trace(tmp_path)
     (tmp_path / "readme.txt").write_text("mine")
-    (tmp_path / "layer-0" / ".x.bin.abc.part").write_text("half")
+    (tmp_path / "layer-0" / ".x.bin.abcd1234.part").write_bytes(b"APRT\x00")
     (tmp_path / "layer-x").mkdir()
     assert holds_trace(tmp_path)
     clear_trace(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["layer-x", "readme.txt"]
+
+
+def test_files_that_only_look_like_a_trace_are_somebody_elses(tmp_path: Path) -> None:
+    mine = ("pytorch_model.bin", ".download.part", "layer-0/weights.bin")
+    (tmp_path / "layer-0").mkdir()
+    for name in mine:
+        (tmp_path / name).write_bytes(b"PK\x03\x04 a model of mine")
+    assert not holds_trace(tmp_path)
+    make_trace(tmp_path)
+    clear_trace(tmp_path)
+    assert all((tmp_path / name).is_file() for name in mine)
+    assert not (tmp_path / "layer-0" / "embedding.bin").exists()
+
+
+def test_a_link_to_another_traces_layer_is_not_followed(tmp_path: Path) -> None:
+    make_trace(tmp_path / "other")
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "layer-0").symlink_to(tmp_path / "other" / "layer-0")
+    (tmp_path / "t" / MANIFEST).write_text("{}")
+    with pytest.raises(UsageError, match="is a link"):
+        clear_trace(tmp_path / "t")
+    assert (tmp_path / "t" / MANIFEST).exists(), "nothing is removed before all was looked at"
+    assert open_trace(tmp_path / "other").status == "complete"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("shape", []), ("shape", [-2, -3]), ("shape", [3, 3]), ("shape", [True, 6]),
+     ("axes", ["token"]), ("axes", [1, 2]), ("positions", "\x1b]52;c;aGk=\x07"),
+     ("positions", [-1]), ("stats", "x"), ("stats", {"rms": "loud"}), ("layer", 1),
+     ("stage", "ffn_up"), ("bytes", "36")],
+)  # fmt: skip
+def test_an_entry_that_contradicts_itself_is_an_error(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    manifest = make_trace(tmp_path)
+    manifest["stages"][0][field] = value
+    write_manifest(tmp_path, manifest)
+    with pytest.raises(BadFileError, match="the manifest is damaged"):
+        open_trace(tmp_path)
+
+
+def test_axes_are_clean_text(tmp_path: Path) -> None:
+    manifest = make_trace(tmp_path)
+    manifest["stages"][0]["axes"] = ["\x1b]52;c;aGk=\x07", "\u202e"]
+    write_manifest(tmp_path, manifest)
+    axes = next(iter(open_trace(tmp_path).records.values())).axes
+    assert axes is not None
+    assert not {"\x1b", "\x07", "\u202e"} & set("".join(axes))
 
 
 def test_a_manifest_is_never_half_written(tmp_path: Path) -> None:

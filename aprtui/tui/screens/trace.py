@@ -65,6 +65,7 @@ class TraceScreen(BaseScreen):
         self.running = self.paused = False
         self._last: StageWritten | None = None
         self._rms: dict[int, tuple[float, str]] = {}
+        self._shown_rms = -1
         self._log: list[str] = []
         self._held: list[Event] = []
         self.grid = StageGrid(id="grid")
@@ -175,7 +176,7 @@ class TraceScreen(BaseScreen):
             self.say("nothing to run yet: the plan says why")
             return
         self.running, self.ended = True, None
-        self._last, self._rms, self._log = None, {}, []
+        self._last, self._rms, self._log, self._shown_rms = None, {}, [], -1
         self.grid.set_stages(planned_stages(self.planned))
         self._arrange()
         self.grid.focus()
@@ -209,6 +210,7 @@ class TraceScreen(BaseScreen):
 
     def action_log(self) -> None:
         self.log_text.display = not self.log_text.display
+        self._show_progress()
 
     def action_browse(self) -> None:
         if self.planned is not None:
@@ -302,13 +304,17 @@ class TraceScreen(BaseScreen):
     # Progress.
 
     def _show_progress(self) -> None:
-        self.log_text.update("\n".join(self._log[-12:]) or "nothing yet")
+        if self.log_text.display:
+            self.log_text.update("\n".join(self._log[-12:]) or "nothing yet")
         if self.planned is None or not self.progress.display:
             return
         self.progress.update(
-            progress_content(self.planned, self._last, self.ended, max(self.size.width - 2, 10))
+            progress_content(self.planned, self._last, self.ended, max(self.size.width - 2, 10)),
+            layout=False,
         )
-        self.side.update(residual_content(self._rms))
+        if len(self._rms) != self._shown_rms:  # it grows by a line a layer
+            self._shown_rms = len(self._rms)
+            self.side.update(residual_content(self._rms))
         where = clean(Path(self.planned.directory).name, 60)
         words = {Finished: "complete", Stopped: "stopped: what is written stays", Failed: "failed"}
         state = words[type(self.ended)] if self.ended else f"running on {self.planned.device}"

@@ -8,13 +8,14 @@ from typing import ClassVar
 from rich.segment import Segment
 from textual import events
 from textual.binding import BindingType
+from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
 
 from aprtui.engine.stages import order_of, short_name
 from aprtui.formats.tracedir import StageKey
 from aprtui.tui.keys import bindings
-from aprtui.tui.widgets.lines import Lines, Part, right
+from aprtui.tui.widgets.lines import Lines, Part, joined, right
 
 __all__ = ["StageGrid"]
 
@@ -76,9 +77,12 @@ class StageGrid(Lines):
         self.refresh()
 
     def put(self, cells: Mapping[StageKey, Part]) -> None:
-        """Change some cells."""
+        """Change some cells; only lines that look different are drawn again."""
+        layers = {key.layer for key, part in cells.items() if self.cells.get(key) != part}
         self.cells.update(cells)
-        self.refresh()
+        for y, layer in enumerate(self._layers[self.first : self.first + self.page], 1):
+            if layer in layers:
+                self.refresh(Region(0, y, self.size.width, 1))
 
     @property
     def current(self) -> StageKey | None:
@@ -214,4 +218,4 @@ class StageGrid(Lines):
             here = row == self.row and number == self.column
             segments.append(Segment(" " * (cell - 3), self.rich_style))
             segments.append(Segment(f"{sign:>2} ", style + over if here else style))
-        return Strip(segments).adjust_cell_length(width, self.rich_style)
+        return Strip(joined(Strip(segments).adjust_cell_length(width, self.rich_style)))

@@ -1,0 +1,150 @@
+"""The manifest of a trace, ``trace.json``: read with every field checked, written whole.
+
+A manifest comes from a file, so nothing in it is taken on trust: kinds, counts that contradict one
+another, and text that a terminal could act on. Schema: contracts/manifest.schema.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aprtui.errors import BadFileError
+from aprtui.formats.aprt import HEADER_BYTES
+from aprtui.formats.atomic import whole_file
+from aprtui.formats.layout import MANIFEST, StageKey, key_of
+from aprtui.text import clean
+
+__all__ = ["SCHEMA", "StageEntry", "read_manifest", "stage_entries", "write_manifest"]
+
+SCHEMA = "aprtui-trace-v1"
+MAX_MANIFEST_BYTES = 256 * 1024 * 1024
+_NONFINITE = ("NaN", "Infinity", "-Infinity")
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """What the manifest says of one stage file."""
+
+    key: StageKey
+    bytes: int
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    positions: str | tuple[int, ...]
+    stats: Mapping[str, Any]
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest's document, its parts of the right kinds; None when there is no such file.
+
+    Raises BadFileError for a damaged one.
+    """
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BadFileError(path, f"a manifest of over {MAX_MANIFEST_BYTES:,} bytes is refused")
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadFileError(
+            path,
+            f"the manifest is damaged: {clean(str(error), 120)}",
+            hint="move it away to browse the files without it",
+        ) from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise BadFileError(
+            path, f"not a manifest that this version reads: its schema is not {SCHEMA}"
+        )
+    try:
+        _check_parts(manifest)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    return manifest
+
+
+def stage_entries(path: Path, manifest: Mapping[str, Any]) -> tuple[StageEntry, ...]:
+    """The checked entries of a manifest read from ``path``. Raises BadFileError."""
+    try:
+        entries = tuple(_entry(raw) for raw in manifest["stages"])
+        if len({entry.key for entry in entries}) != len(entries):
+            raise ValueError("a stage is named twice")
+        return entries
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> BadFileError:
+    return BadFileError(path, f"the manifest is damaged: {clean(repr(error), 160)}")
+
+
+def _entry(raw: Mapping[str, Any]) -> StageEntry:
+    where = clean(str(raw["path"]))
+    key = key_of(raw["path"])
+    if key is None:
+        raise ValueError(f"{where} is a file outside the layout")
+    said = StageKey(raw.get("layer", key.layer), raw.get("stage", key.stage))
+    if said != key:
+        raise ValueError(f"{where} is not where {said} lies")
+    shape, axes, positions = raw["shape"], raw["axes"], raw["positions"]
+    if (
+        not shape
+        or not _whole_numbers(shape)
+        or HEADER_BYTES + 4 * math.prod(shape) != raw["bytes"]
+    ):
+        raise ValueError(f"{where}: a shape of {shape} is not {raw['bytes']} bytes")
+    if len(axes) != len(shape) or not all(isinstance(axis, str) for axis in axes):
+        raise ValueError(f"{where}: {len(axes)} axes of {len(shape)} dimensions")
+    if positions not in ("all", "last") and not _whole_numbers(positions):
+        raise ValueError(f"{where}: positions are all, last or a list")
+    stats = raw.get("stats") or {}
+    if not isinstance(stats, dict) or not all(map(_is_number, stats.values())):
+        raise ValueError(f"{where}: its stats are not numbers")
+    return StageEntry(
+        key,
+        raw["bytes"],
+        tuple(shape),
+        tuple(clean(axis, 40) for axis in axes),
+        positions if isinstance(positions, str) else tuple(positions),
+        {clean(str(name), 40): value for name, value in stats.items()},
+    )
+
+
+def _whole_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or value in _NONFINITE or isinstance(value, int | float)
+
+
+def _check_parts(manifest: Mapping[str, Any]) -> None:
+    """Raise ValueError where a part that readers rely on is of another kind than it should be."""
+    for name in ("model", "engine", "tokens"):
+        if not isinstance(manifest.get(name, {}), dict):
+            raise ValueError(f"{name} is not an object")
+    tokens = manifest.get("tokens", {})
+    for name, kind in (("ids", int), ("text", str)):
+        items = tokens.get(name) or []
+        if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
+            raise ValueError(f"tokens.{name} is not a list of {kind.__name__}")
+    notes = manifest.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise ValueError("notes is not a list of str")
+    absent = manifest.get("absent", [])
+    if not isinstance(absent, list) or not all(isinstance(item, dict) for item in absent):
+        raise ValueError("absent is not a list of objects")
+
+
+def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
+    """Write ``trace.json`` by atomic rename: from then on the trace counts as complete."""
+    document = json.dumps(manifest, ensure_ascii=True, allow_nan=False, indent=1) + "\n"
+    with whole_file(root / MANIFEST, durable=True) as file:
+        file.write(document.encode())
