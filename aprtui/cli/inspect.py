@@ -133,7 +133,8 @@ def _print_trace(
     of = f" of {trace.expected} expected" if trace.expected not in (None, len(keys)) else ""
     total = sum(record.size_bytes for record in trace.records.values())
     print(
-        f"{clean(str(trace.root))}: trace, {trace.status}, {count(len(keys), 'file')}{of}, {size(total)}"
+        f"{clean(str(trace.root))}: trace, {trace.status}, {count(len(keys), 'file')}{of}, "
+        f"{size(total)}"
     )
     manifest = trace.manifest or {}
     if manifest:

@@ -168,8 +168,8 @@ def _show_plan(plan: Planned, stream: object = None) -> None:
     say(f"tokens  {len(plan.tokens):,}: {clean(texts) if texts else plan.tokens[:12]}")
     say(f"reads   {size(plan.read_bytes)} of weights once, about {size(plan.memory_bytes)} memory")
     say(
-        f"writes  {count(plan.files, 'file')}, {size(plan.write_bytes)}, to {clean(plan.directory)} "
-        f"({size(plan.free_bytes)} free)"
+        f"writes  {count(plan.files, 'file')}, {size(plan.write_bytes)}, "
+        f"to {clean(plan.directory)} ({size(plan.free_bytes)} free)"
     )
     say(f"device  {device}, {plan.dtype}")
     for note in plan.notes:

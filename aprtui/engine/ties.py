@@ -60,6 +60,8 @@ def _changes(inner: Tensor, name: str) -> Tensor:
     for step in (_NEAR, -_NEAR):
         change = (rounded(inner + step * largest) - rounded(inner))[0]
         places = (change.abs() > _HALF_UNIT * largest[0]).nonzero()[:, 0]
-        places = places[largest[0, places] > 0]
-        rows.append(torch.diag(change)[places])
+        places = places[largest[0, places] > 0][:_MAX_FLIPS]
+        alone = change.new_zeros(len(places), len(change))
+        alone[torch.arange(len(places)), places] = change[places]
+        rows.append(alone)
     return torch.cat(rows)

@@ -85,7 +85,12 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The encoder. Raises an error that offers ``--tokens`` when it cannot be built."""
-        return build_tokenizer(self.tokenizer_spec)
+        try:
+            return build_tokenizer(self.tokenizer_spec)
+        except UsageError as error:
+            raise UsageError(
+                f"{clean(str(self.path))}: {error.message}", hint=error.hint
+            ) from error
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:

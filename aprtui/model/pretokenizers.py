@@ -139,13 +139,15 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
 def pre_tokenizer_named(name: str | None) -> PreTokenizer:
     """The pre-tokenizer called ``name``.
 
-    Raises UsageError, with the names that are known, for any other and where the file names none.
+    Raises UsageError for any other, with the names that are known, and where the file names none.
     """
     found = PRE_TOKENIZERS.get(name or "")
     if found is None:
-        known = ", ".join(PRE_TOKENIZERS)
-        what = f"unknown pre-tokenizer '{clean(name)}'" if name else "no pre-tokenizer is named"
-        raise UsageError(f"tokenizer: {what}; known are {known}", hint=TOKENS_HINT)
+        what = "tokenizer: no pre-tokenizer is named, and it decides how text is cut"
+        if name:
+            known = ", ".join(PRE_TOKENIZERS)
+            what = f"tokenizer: unknown pre-tokenizer '{clean(name)}'; known are {known}"
+        raise UsageError(what, hint=TOKENS_HINT)
     return found
 
 

@@ -190,5 +190,10 @@ def markdown(rows: Iterable[Key] = KEYS) -> str:
     lines = ["| where | key | does |", "|---|---|---|"]
     for key in rows:
         names = " ".join(f"`{shown(name)}`" for name in key.keys)
-        lines.append(f"| {PLACES[key.where]} | {names} | {key.description} |")
+        description = key.description.replace("|", "\\|")
+        lines.append(f"| {PLACES[key.where]} | {names} | {description} |")
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
