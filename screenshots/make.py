@@ -70,7 +70,7 @@ SHOTS = (
         "20 differs",
     ),
     Shot("trace-plan", ("models/pycode-5m-q4_k_m.gguf",), ("t",), "files"),
-    Shot("trace-done", ("models/pycode-5m-q4_k_m.gguf",), ("t", "enter", "r"), "b browses it"),
+    Shot("trace-done", ("models/pycode-5m-q4_k_m.gguf",), ("t", "r"), "b browses it"),
     Shot("help", (FLOAT64,), ("question_mark",)),
     Shot("home", ()),
 )

@@ -16,8 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aprtui.cli.options import (
+    add_overrides,
+    add_replay_prompt,
+    parse_overrides,
+    parse_tokens,
+)
 from aprtui.cli.output import print_json, print_notes
-from aprtui.cli.trace import parse_overrides
 from aprtui.compare.bars import parse_bar
 from aprtui.compare.bisection import Bisection, Culprit, Unmeasured, bisection_json
 from aprtui.compare.infer import open_any
@@ -50,13 +55,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="MODEL", help="the model that B computed (default: B's manifest says)"
     )
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--tokens", metavar="1,2,3", help="the token ids, where B does not say")
-    prompt.add_argument("--prompt", metavar="TEXT", help="the prompt that the tokens came from")
-    parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
-        help="say what the model's file does not say; may be repeated",
-    )  # fmt: skip
+    add_replay_prompt(parser)
+    add_overrides(parser)
     parser.add_argument(
         "--bar", dest="bars", action="append", default=[], metavar="[STAGES:]METRIC=LIMIT",
         help="another bar for the local error, as rel_l2=1e-4 or 'ffn_*:rel_l2=1e-3'",
@@ -136,14 +136,7 @@ def _model_path(given: str | None, b: TraceDir) -> Path:
 def _tokens(args: argparse.Namespace, model: Model) -> tuple[int, ...] | None:
     if args.prompt is not None:
         return tuple(model.tokenizer.encode(args.prompt))
-    if args.tokens is None:
-        return None
-    try:
-        return tuple(int(part) for part in args.tokens.replace(",", " ").split())
-    except ValueError:
-        raise UsageError(
-            f"--tokens {clean(args.tokens, 60)} cannot be read", hint="1,2,3"
-        ) from None
+    return parse_tokens(args.tokens)
 
 
 # -- progress --------------------------------------------------------------------------------------

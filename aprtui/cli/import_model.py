@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from aprtui.cli.options import add_overrides, parse_overrides
 from aprtui.cli.output import print_json, print_notes
 from aprtui.errors import UsageError
 from aprtui.text import clean, size
@@ -30,15 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what tensors become whose type .apr does not hold (default: f16, the nearest)",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is there")
-    parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
-        help="say what the source does not say, or says wrongly; may be repeated",
-    )  # fmt: skip
+    add_overrides(parser)
     parser.add_argument("--json", action="store_true", help="the summary as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    from aprtui.cli.trace import parse_overrides
     from aprtui.model.open import open_model
 
     source = Path(args.source)

@@ -9,8 +9,13 @@ import argparse
 import shlex
 from pathlib import Path
 
+from aprtui.cli.options import (
+    add_overrides,
+    add_replay_prompt,
+    parse_overrides,
+    parse_tokens,
+)
 from aprtui.cli.status_line import StatusLine
-from aprtui.cli.trace import parse_overrides
 from aprtui.compare.diff import diff_traces
 from aprtui.compare.infer import open_any, with_shapes
 from aprtui.errors import UsageError
@@ -46,13 +51,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, required=True, metavar="FILE", help="*.html, *.md or *.json"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an older report")
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--tokens", metavar="1,2,3", help="the token ids, where B does not say")
-    prompt.add_argument("--prompt", metavar="TEXT", help="the prompt that the tokens came from")
-    parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
-        help="say what the model's file does not say; may be repeated",
-    )  # fmt: skip
+    add_replay_prompt(parser)
+    add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         from aprtui.model.open import open_model
 
         model = open_model(args.model, parse_overrides(args.overrides))
-        tokens = _ids(args.tokens)
+        tokens = parse_tokens(args.tokens)
         if args.prompt is not None:
             tokens = tuple(model.tokenizer.encode(args.prompt))
         with StatusLine() as tell:
@@ -117,13 +117,6 @@ def _open(path: Path) -> TraceDir:
             hint="name its cpu and its gpu folder",
         )
     return found
-
-
-def _ids(text: str | None) -> tuple[int, ...] | None:
-    try:
-        return None if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--tokens {clean(text or '', 60)} cannot be read", hint="1,2,3") from None
 
 
 def _commands(args: argparse.Namespace) -> tuple[str, ...]:

@@ -9,21 +9,21 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aprtui.cli.options import add_overrides, parse_overrides, parse_tokens
 from aprtui.cli.output import print_json
 from aprtui.engine.events import Emit, Event, Failed, Finished, Planned, StageWritten
 from aprtui.engine.job import DTYPES, TraceJob
 from aprtui.engine.plan import DEFAULT_PROMPT, Plan, make_plan
-from aprtui.errors import AprtuiError, BadFileError, UsageError
+from aprtui.errors import AprtuiError, BadFileError
 from aprtui.text import clean, count, duration, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress  # imported only where a bar is drawn
 
-__all__ = ["configure", "parse_overrides", "run"]
+__all__ = ["configure", "run"]
 
 _EPILOG = """\
 examples:
@@ -70,10 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     how.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto (default)")
     how.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
-    how.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
-        help="say what the file does not say, or says wrongly; may be repeated",
-    )  # fmt: skip
+    add_overrides(how)
     show = parser.add_argument_group("output")
     show.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     form = show.add_mutually_exclusive_group()
@@ -102,23 +99,12 @@ def run(args: argparse.Namespace) -> int:
         raise
 
 
-def parse_overrides(texts: Sequence[str], option: str = "--set") -> dict[str, str]:
-    """The ``--set KEY=VALUE`` options of a command line, or those of another such ``option``."""
-    overrides: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"{option} {clean(text)}: no = in it", hint=f"{option} KEY=VALUE")
-        overrides[key.strip()] = value.strip()
-    return overrides
-
-
 def _job(args: argparse.Namespace) -> TraceJob:
     return TraceJob(
         model=args.model,
         directory=args.directory,
         prompt=_prompt_file(args.prompt_file) if args.prompt_file else args.prompt,
-        tokens=_token_ids(args.tokens) if args.tokens is not None else None,
+        tokens=parse_tokens(args.tokens),
         stages=args.stages,
         layers=args.layers,
         device=args.device,
@@ -139,13 +125,6 @@ def _prompt_file(name: str) -> str:
         raise BadFileError(name, f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise BadFileError(name, f"is not UTF-8 text (byte {error.start:,})") from error
-
-
-def _token_ids(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.replace(",", " ").split())
-    except ValueError:
-        raise UsageError(f"--tokens {clean(text, 60)} cannot be read", hint="1,2,3") from None
 
 
 def _show_dry_run(plan: Plan, args: argparse.Namespace) -> None:

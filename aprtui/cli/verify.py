@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aprtui.cli import diff_text
+from aprtui.cli.options import parse_overrides, parse_tokens
 from aprtui.cli.output import print_json, print_notes
 from aprtui.cli.report import check_output, write_report
-from aprtui.cli.trace import parse_overrides
 from aprtui.compare.bisection import Bisection, bisection_json
 from aprtui.compare.diff import Comparison, diff_traces, finite_json
 from aprtui.compare.pairs import PASSED
@@ -164,17 +164,11 @@ def _engines(text: str | None, model: Model) -> tuple[str, ...]:
 
 def _job(args: argparse.Namespace, engine: str, folder: Path) -> TraceJob:
     foreign = engine == "llamacpp"
-    try:
-        tokens = None if args.tokens is None else tuple(map(int, args.tokens.split(",")))
-    except ValueError:
-        raise UsageError(
-            f"--tokens {clean(args.tokens, 60)} cannot be read", hint="1,2,3"
-        ) from None
     return TraceJob(
         model=args.model,
         directory=str(folder / engine),
         prompt=args.prompt,
-        tokens=tokens,
+        tokens=parse_tokens(args.tokens),
         device="auto" if foreign else args.device,
         dtype="float32" if foreign else args.dtype,
         overwrite=args.overwrite,

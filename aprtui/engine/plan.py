@@ -135,10 +135,7 @@ def make_plan(job: TraceJob) -> Plan:
 
     Raises UsageError for a request that makes no sense, BadFileError for a damaged model.
     """
-    if job.dtype not in DTYPES:
-        raise UsageError(f"unknown dtype {clean(job.dtype)!r}", hint=f"one of {', '.join(DTYPES)}")
-    if job.logits not in ("last", "all"):
-        raise UsageError(f"--logits {clean(job.logits)!r}", hint="last or all")
+    _check_choices(job)
     chosen = parse_stages(job.stages)
     path = Path(job.model)
     model = open_model(path, job.overrides)
@@ -181,6 +178,13 @@ def make_plan(job: TraceJob) -> Plan:
         notes=tuple(notes),
         free_bytes=_free_bytes(directory),
     )
+
+
+def _check_choices(job: TraceJob) -> None:
+    if job.dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {clean(job.dtype)!r}", hint=f"one of {', '.join(DTYPES)}")
+    if job.logits not in ("last", "all"):
+        raise UsageError(f"--logits {clean(job.logits)!r}", hint="last or all")
 
 
 def _prompt(job: TraceJob) -> str:

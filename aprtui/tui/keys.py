@@ -109,6 +109,7 @@ KEYS: tuple[Key, ...] = (
     Key("models-sort", ("s",), "sort", "models", "sort", "worst first, or by layer"),
 
     Key("run", ("r", "ctrl+r"), "run", "trace", "run", "start the trace"),
+    Key("edit", ("tab",), "edit", "trace", "edit", "the next field of the form"),
     Key("stop", ("x",), "stop", "trace", "stop", "stop; what is written stays"),
     Key("trace-pause", ("space",), "pause", "trace", "pause", "pause the display, not the trace"),
     Key("trace-log", ("o",), "log", "trace", "log", "the engine's log"),
@@ -128,6 +129,8 @@ KEYS: tuple[Key, ...] = (
 
     Key("diff-diff", ("d",), "diff_with", "diff", "diff with…", "compare A with another trace"),
     Key("bisect", ("b",), "bisect", "diff", "bisect", "find the culprits: replay each stage"),
+    Key("other-prompts", ("i",), "ignore_tokens", "diff", "",
+        "compare although the prompts differ"),
     Key("local-error", ("v",), "local_error", "diff", "", "drift or local error"),
 
     Key("bisect-stop", ("x",), "stop", "bisect", "stop", "stop the replay"),

@@ -86,14 +86,14 @@ async def test_a_field_that_cannot_be_is_told_in_place_of_the_plan(tmp_path: Pat
         trace.query_one("#field-stages", Input).value = "nonsense"
         await settle(pilot)
         assert "unknown stage 'nonsense'" in frame(pilot)
-        await press(pilot, "enter", "r")
+        await press(pilot, "r")
         assert not trace.running
 
 
 async def test_the_grid_fills_and_a_stage_with_nan_is_told_apart(tmp_path: Path) -> None:
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         trace = await _form(pilot, tmp_path, RUN)
-        await press(pilot, "enter", "r")
+        await press(pilot, "r")
         text = frame(pilot)
         assert trace.grid.cells[StageKey(0, "embedding")] == ("█", "good")
         assert trace.grid.cells[StageKey(1, "attn_norm")] == ("!", "bad")
@@ -105,7 +105,7 @@ async def test_the_grid_fills_and_a_stage_with_nan_is_told_apart(tmp_path: Path)
 async def test_x_stops_the_child_and_what_is_written_stays(tmp_path: Path) -> None:
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         trace = await _form(pilot, tmp_path, WAIT)
-        await pilot.press("enter", "r")
+        await pilot.press("r")
         await _until(pilot, "1 of 6 files")
         await pilot.press("q")
         await _until(pilot, "A trace is running")
@@ -121,7 +121,7 @@ async def test_quitting_leaves_no_engine_behind(tmp_path: Path) -> None:
     app = AprtuiApp(folder=tmp_path)
     async with app.run_test(size=WIDE) as pilot:
         trace = await _form(pilot, tmp_path, WAIT)
-        await pilot.press("enter", "r")
+        await pilot.press("r")
         await _until(pilot, "1 of 6 files")
         await pilot.press("ctrl+q")
         await _until(pilot, "A trace is running")
@@ -137,7 +137,7 @@ async def test_a_trace_can_be_left_running_when_the_screen_closes(tmp_path: Path
     app = AprtuiApp(folder=tmp_path)
     async with app.run_test(size=WIDE) as pilot:
         trace = await _form(pilot, tmp_path, GOES_ON.replace("MARK", str(mark)))
-        await pilot.press("enter", "r")
+        await pilot.press("r")
         await _until(pilot, "1 of 6 files")
         await pilot.press(key)
         await _until(pilot, "A trace is running")
@@ -154,7 +154,7 @@ async def test_a_trace_can_be_left_running_when_the_screen_closes(tmp_path: Path
 async def test_an_engine_that_dies_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         await _form(pilot, tmp_path, CRASH)
-        await press(pilot, "enter", "r")
+        await press(pilot, "r")
         assert "the engine ended by itself (9) no memory left" in frame(pilot)
         assert "no memory left" in await press(pilot, "o")
 
@@ -162,7 +162,7 @@ async def test_an_engine_that_dies_is_told_with_the_end_of_its_log(tmp_path: Pat
 async def test_a_paused_display_catches_up(tmp_path: Path) -> None:
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         trace = await _form(pilot, tmp_path, WAIT)
-        await pilot.press("enter", "space", "r")
+        await pilot.press("space", "r")
         for _ in range(400):
             if trace._held:
                 break

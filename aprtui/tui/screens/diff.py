@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from aprtui.errors import AprtuiError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.text import clean, count, number
 from aprtui.tui.keys import bindings
+from aprtui.tui.lens import model_of
 from aprtui.tui.messages import LoadFailed
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.bisect import Bisected, BisectScreen
@@ -65,6 +67,13 @@ class Compared(Message):
     done: bool
 
 
+@dataclass
+class ModelFound(Message):
+    """The model that B's manifest names, unchanged since; None when there is none."""
+
+    model: Path | None
+
+
 class DiffScreen(BaseScreen):
     """The grid at the left; what the pair under the cursor says at the right (or below)."""
 
@@ -82,6 +91,9 @@ class DiffScreen(BaseScreen):
         self.bars: Bars | None = None
         self.notes: tuple[str, ...] = ()
         self.done = False
+        self.any_prompt = False  # compare even captures of different prompts
+        self.other_prompts = False  # that is what is compared
+        self._trace_b: TraceDir | None = None
         self._last = Spot()
         self.found: Bisected | None = None
         self.head = Static("", id="diffhead", markup=False)
@@ -103,6 +115,9 @@ class DiffScreen(BaseScreen):
             self.metric = self._last.metric
         self._retitle()
         self.legend.update(legend())
+        self._start()
+
+    def _start(self) -> None:
         self.run_worker(self._compare, thread=True, exclusive=True, group="diff")
 
     # Comparing.
@@ -142,12 +157,28 @@ class DiffScreen(BaseScreen):
         try:
             check_tokens(a, b)
         except UsageError as error:
-            notes.append(error.message)
+            self.other_prompts = True
+            if not self.any_prompt:
+                raise UsageError(
+                    error.message,
+                    hint="i compares them all the same, as aprtui diff --ignore-tokens does; "
+                    "or trace both with the same --tokens",
+                ) from error
+            notes.insert(0, error.message)
+        self._trace_b = b
         return pair_up(a, b), choose_bars(a, b), tuple(notes)
 
     @on(LoadFailed)
     def _failed(self, event: LoadFailed) -> None:
         self.set_state("error", event.what, event.hint)
+        self._retitle()
+
+    def action_ignore_tokens(self) -> None:
+        """Compare after all, where different prompts stood in the way."""
+        if self.other_prompts and not self.any_prompt:
+            self.any_prompt = True
+            self.set_state("loading", "Reading …")
+            self._start()
 
     @on(Paired)
     def _paired(self, event: Paired) -> None:
@@ -233,10 +264,10 @@ class DiffScreen(BaseScreen):
         if self.a.name == self.b.name:
             names = (clean("/".join(path.absolute().parts[-2:]), 60) for path in (self.a, self.b))
         a, b = names
-        running = (
-            "" if self.done or not self.pairs else f" · {len(self.results)} of {len(self.pairs)}"
-        )
-        self.set_title(f"A {a}   B {b}{running}")
+        remark = " · the prompts differ" if self.other_prompts else ""
+        if self.pairs and not self.done:
+            remark += " · comparing …"
+        self.set_title(f"A {a}   B {b}{remark}", loud=self.other_prompts)
 
     # Keys.
 
@@ -261,8 +292,27 @@ class DiffScreen(BaseScreen):
                 return
 
     def action_bisect(self) -> None:
-        """Ask for the model, then replay every stage of B."""
-        self.ask("the model that B computed (.gguf, .apr, .safetensors)", "model", self.model)
+        """Replay every stage of B with its model; ask for that when no manifest names it."""
+        self.say("looking for the model that computed B …")
+        self.run_worker(self._find_model, thread=True, exclusive=True, group="model")
+
+    def _find_model(self) -> None:
+        model: Path | None = None
+        # None named, another one since, or no model at all: then a person is asked.
+        with contextlib.suppress(AprtuiError):
+            if self._trace_b is not None:
+                model = model_of(self._trace_b, self.model)
+        self.post_message(ModelFound(model))
+
+    @on(ModelFound)
+    def _model_found(self, event: ModelFound) -> None:
+        self.say("")
+        if not self.is_current:
+            return
+        if event.model is not None:
+            self.answered("model", str(event.model))
+        else:
+            self.ask("the model that computed B (.gguf, .apr, .safetensors)", "model", self.model)
 
     def action_diff_with(self) -> None:
         self.ask("compare A with…", "diff", str(self.b.absolute().parent) + "/")

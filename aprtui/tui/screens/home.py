@@ -16,8 +16,9 @@ from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from aprtui.errors import AprtuiError
+from aprtui.formats.perop import is_per_op_side
 from aprtui.formats.tracedir import EVENTS, MANIFEST
-from aprtui.text import clean, duration, size
+from aprtui.text import clean, count, duration, size
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import Found, Place
 from aprtui.tui.running import running_pid
@@ -47,6 +48,11 @@ def places_below(root: Path) -> Iterator[Place]:
         except OSError:
             continue
         names = {entry.name for entry in entries}
+        sides = [side for side in ("cpu", "gpu") if side in names and is_per_op_side(folder / side)]
+        if len(sides) == 2 or is_per_op_side(folder):
+            what = "per-op, cpu and gpu" if len(sides) == 2 else "per-op"
+            yield Place(str(folder), "trace", what, folder.stat().st_mtime)
+            continue
         if names & {MANIFEST, EVENTS} or any(_is_layer(entry) for entry in entries):
             yield _trace_place(folder, names, entries)
             continue
@@ -82,10 +88,12 @@ def _is_layer(entry: os.DirEntry[str]) -> bool:
 
 def _trace_place(folder: Path, names: set[str], entries: list[os.DirEntry[str]]) -> Place:
     layers = sum(_is_layer(entry) for entry in entries)
-    status = "complete" if MANIFEST in names else "foreign"
-    if EVENTS in names and MANIFEST not in names:
-        status = "unfinished" if running_pid(folder) is None else "running"
-    return Place(str(folder), "trace", f"{layers} layers, {status}", folder.stat().st_mtime)
+    remark = count(layers, "layer")  # whether every file is there, only opening it tells
+    if MANIFEST not in names:
+        writing = EVENTS in names and running_pid(folder) is not None
+        ended = ", unfinished" if EVENTS in names else ", foreign"
+        remark += ", running" if writing else ended
+    return Place(str(folder), "trace", remark, folder.stat().st_mtime)
 
 
 @dataclass
@@ -200,8 +208,8 @@ class HomeScreen(BaseScreen):
         if self.state != "full":
             self.set_state("full")
             self.list.focus()
-        count = f"{len(self._found)} found" + ("" if event.done else ", looking …")
-        self.set_title(f"{clean(str(self.folder), 80)} · {count}")
+        found = f"{len(self._found)} found" + ("" if event.done else ", looking …")
+        self.set_title(f"{clean(str(self.folder), 80)} · {found}")
 
     @on(RowList.Opened, "#places")
     def _open(self, event: RowList.Opened) -> None:

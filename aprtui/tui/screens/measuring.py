@@ -13,7 +13,7 @@ from textual.worker import get_current_worker
 from aprtui.compare.metrics import Cancelled
 from aprtui.errors import BadFileError
 from aprtui.formats.tracedir import StageKey, StageRecord
-from aprtui.text import number
+from aprtui.text import clean, number
 from aprtui.tui.measure import Drawn, Measured, Slice, Store, draw, first_look, measure
 from aprtui.tui.messages import Surveyed
 from aprtui.tui.stage_table import StageTable
@@ -106,7 +106,7 @@ def stated(record: StageRecord) -> list[Part]:
         if isinstance(value, int | float):
             parts += [(f"{name} ", "head"), (f"{number(float(value))}  ", "")]
         elif isinstance(value, str):
-            parts += [(f"{name} ", "head"), (f"{value[:12]}  ", "bad")]
+            parts += [(f"{name} ", "head"), (f"{clean(value, 12)}  ", "bad")]
     return [*parts, ("by the manifest", "dim")] if len(parts) > 1 else []
 
 
@@ -114,7 +114,7 @@ def look_at(record: StageRecord, found: Surveyed) -> None:
     """Put the record's rms or its damage into ``found``; the manifest's rms where it has one."""
     try:
         record.header()
-        rms = record.stats.get("rms")
+        rms = _number_of(record.stats.get("rms"))
         if rms is None and record.count <= SMALL:
             values = record.values().astype(np.float64)
             rms = float(np.sqrt(np.mean(values * values))) if values.size else 0.0
@@ -122,4 +122,14 @@ def look_at(record: StageRecord, found: Surveyed) -> None:
         found.damage[record.key] = error.message
         return
     if rms is not None:
-        found.rms[record.key] = float(rms)
+        found.rms[record.key] = rms
+
+
+def _number_of(stat: object) -> float | None:
+    """A manifest's number: JSON has no NaN and no Inf, so those are written as strings."""
+    if not isinstance(stat, int | float | str):
+        return None
+    try:
+        return float(stat)
+    except (ValueError, OverflowError):
+        return None

@@ -149,19 +149,28 @@ class WorstList(RowList):
 
     def head_parts(self, width: int) -> list[Part]:
         what = {"elements": "place", "rows": "row", "columns": "column"}[self.sort]
-        if self.sort == "elements":
-            names = right("A", 11) + right("B", 11) + right("d", 11)
-        else:
-            names = right("rms A", 11) + right("rms B", 11) + right("rms d", 11)
-        return [(" " + fit(what, max(width - 35, 4)) + names, "head")]
+        lead = "" if self.sort == "elements" else "rms "
+        place, cell, _, shown = self._columns(width)
+        names = "".join(right(f"{lead}{name}", cell) for name in shown.upper())
+        return [(" " + fit(what, place) + names.replace("D", "d"), "head")]
 
     def row_parts(self, row: int, width: int) -> list[Part]:
         entry = self.rows[row]
+        place, cell, digits, shown = self._columns(width)
+        values = {"a": entry.a, "b": entry.b, "d": entry.distance}
         return [
-            (" " + fit(entry.label, max(width - 35, 4)), ""),
-            (right(number(entry.a), 11), "a"), (right(number(entry.b), 11), "b"),
-            (right(number(entry.distance), 11), "d"),
-        ]  # fmt: skip
+            (" " + fit(entry.label, place), ""),
+            *((right(number(values[name], digits), cell), name) for name in shown),
+        ]
+
+    def _columns(self, width: int) -> tuple[int, int, int, str]:
+        """Cells of the place, cells of a number, its digits, and which numbers fit beside it."""
+        longest = max((len(entry.label) for entry in self.rows), default=4)
+        for cell, digits, shown in ((11, 4, "abd"), (10, 3, "abd"), (10, 3, "bd"), (10, 3, "d")):
+            place = width - 1 - cell * len(shown)
+            if place >= longest:
+                return place, cell, digits, shown
+        return max(width - 11, 4), 10, 3, "d"
 
 
 class PairScreen(BaseScreen):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from textual import on, work
+from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
@@ -29,7 +29,7 @@ from aprtui.engine.job import TraceJob, default_directory
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean
 from aprtui.tui.client import TraceClient, plan
-from aprtui.tui.keys import bindings
+from aprtui.tui.keys import Key, bindings
 from aprtui.tui.messages import RunnerEnded, RunnerEvents
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.trace_text import (
@@ -45,6 +45,11 @@ __all__ = ["TraceScreen"]
 
 FIELDS = ("prompt", "tokens", "stages", "layers", "device", "dtype", "into")
 PROMPT = "What is 2+2?"
+TYPING = (  # the letters are text there
+    Key("", ("enter",), "", "trace", "done", ""),
+    Key("", ("ctrl+r",), "", "trace", "run", ""),
+    Key("", ("escape",), "", "trace", "leave", ""),
+)
 SETTLE_S = 0.3  # a plan is made when typing rests this long
 
 
@@ -97,7 +102,7 @@ class TraceScreen(BaseScreen):
             with Horizontal(classes="field"):
                 yield Label(name.capitalize(), markup=False)
                 yield Input(values.get(name, ""), id=f"field-{name}", compact=True,
-                            placeholder=holders.get(name, ""))  # fmt: skip
+                            select_on_focus=False, placeholder=holders.get(name, ""))  # fmt: skip
 
     def started(self) -> None:
         self.query_one("#fields").border_title = "Trace"
@@ -105,8 +110,22 @@ class TraceScreen(BaseScreen):
         self.set_state("full")
         self.progress.display = False
         self.side.display = False
-        self.query_one("#field-prompt").focus()
+        self.grid.focus()
         self._replan()
+
+    def show_keys(self) -> None:
+        if isinstance(self.focused, Input):
+            self.key_line.show_keys("", self._mine(TYPING))
+        else:
+            super().show_keys()
+
+    @on(events.DescendantFocus)
+    @on(events.DescendantBlur)
+    def _focus_moved(self) -> None:
+        self.show_keys()
+
+    def action_edit(self) -> None:
+        self.focus_next()
 
     # The plan.
 
@@ -218,7 +237,9 @@ class TraceScreen(BaseScreen):
 
     @on(StageGrid.Opened)
     def _open_stage(self, event: StageGrid.Opened) -> None:
-        if self.planned is not None and self.grid.cells[event.key][0] in "█!":
+        if self.query_one("#form").display:
+            self.query_one("#field-prompt").focus()
+        elif self.planned is not None and self.grid.cells[event.key][0] in "█!":
             self.app.open_browse(  # type: ignore[attr-defined]
                 Path(self.planned.directory), event.key
             )

@@ -12,7 +12,7 @@ from aprtui.text import count, number
 from aprtui.tui.measure import Drawn, Measured, Slice
 from aprtui.tui.stage_table import StageTable
 from aprtui.tui.widgets.bars import axis_parts, histogram_rows, sparkline
-from aprtui.tui.widgets.lines import Lines, Part, fit, right
+from aprtui.tui.widgets.lines import Lines, Part, fit, right, whole_fields
 
 __all__ = ["RANGES", "HistogramPane"]
 
@@ -158,21 +158,22 @@ class HistogramPane(Lines):
     def _outside(self, counts: Histogram) -> list[Part]:
         parts: list[Part] = [(" ", "")]
         if counts.below or counts.above:
-            text = f"{count(counts.below)} below, {count(counts.above)} above the range   "
+            text = f"{count(counts.below)} below, {count(counts.above)} above the range  "
             parts.append((text, "warn"))
         if counts.nan or counts.inf:
             text = f"{count(counts.nan)} NaN, {count(counts.inf)} Inf not drawn"
             parts.append((text, "bad"))
-        return parts
+        return whole_fields(parts, self.size.width)
 
     def _percentiles(self, width: int) -> list[Part]:
         measured = self.measured
         if measured is None or not measured.statistics.percentiles:
             return []
-        chosen = measured.statistics.percentiles
-        if width < 70:
-            chosen = tuple(pair for pair in chosen if pair[0] in (1, 5, 50, 95, 99))
-        text = " · ".join(f"p{p:g} {number(v, 3)}" for p, v in chosen)
+        known = measured.statistics.percentiles
+        for wanted in (tuple(p for p, _ in known), (1, 5, 50, 95, 99), (1, 50, 99), (50,)):
+            text = " · ".join(f"p{p:g} {number(v, 3)}" for p, v in known if p in wanted)
+            if len(text) < width:
+                break
         outliers = [str(o.channel) for o in measured.channels if o.ratio > 6.0][:4]
         if outliers and len(text) < width - 30:
             text += " · outlier channels " + ", ".join(outliers)

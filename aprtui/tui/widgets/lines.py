@@ -17,7 +17,7 @@ from textual.widget import Widget
 
 from aprtui.tui.keys import bindings
 
-__all__ = ["Lines", "Part", "PartLine", "RowList", "fit", "right"]
+__all__ = ["Lines", "Part", "PartLine", "RowList", "fit", "right", "whole_fields"]
 
 Part = tuple[str, str]  # text, and the name of a style: "", "dim", "accent", "good", ...
 
@@ -35,6 +35,38 @@ def right(text: str, width: int) -> str:
     """``text`` at the right of exactly ``width`` cells."""
     short = cell_len(text)
     return " " * (width - short) + text if short <= width else fit(text, width)
+
+
+def whole_fields(parts: Iterable[Part], width: int) -> list[Part]:
+    """The leading fields that fit: half a number reads as another number.
+
+    A field ends with the part that ends in two blanks. The first one is cut when even it does
+    not fit.
+    """
+    fields: list[list[Part]] = [[]]
+    for part in parts:
+        fields[-1].append(part)
+        if part[0].endswith("  "):
+            fields.append([])
+    kept: list[Part] = []
+    used = 0
+    for field in fields:
+        text = "".join(text for text, _ in field)
+        if used and used + cell_len(text.rstrip()) > width:
+            break
+        kept += field
+        used += cell_len(text)
+    return kept if used <= width or len(kept) > len(fields[0]) else _cut(kept, width)
+
+
+def _cut(parts: Iterable[Part], width: int) -> list[Part]:
+    kept: list[Part] = []
+    for text, style in parts:
+        if cell_len(text.rstrip()) > width:
+            return [*kept, (fit(text, width), style)]
+        kept.append((text, style))
+        width -= cell_len(text)
+    return kept
 
 
 def joined(segments: Iterable[Segment]) -> list[Segment]:
@@ -96,7 +128,8 @@ class PartLine(Lines, can_focus=False):
         self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        return self.strip(self._parts if y == 0 else [], self.size.width)
+        width = self.size.width
+        return self.strip(whole_fields(self._parts, width) if y == 0 else [], width)
 
 
 class RowList(Lines):
