@@ -58,7 +58,7 @@ SHOTS = (
     Shot(
         "bisect",
         (FLOAT64, "faults/bad-block-gate-L3-ggml"),
-        ("b", "enter"),
+        ("b",),
         "culprit",
         "models/qwen2-q4_k_m.gguf",
     ),
@@ -111,7 +111,11 @@ async def take(shot: Shot, fixtures: Path, size: tuple[int, int]) -> bytes:
 
 
 def main() -> None:
-    source = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parents[1] / "shared" / "fixtures"
+    source = (
+        Path(sys.argv[1]).resolve()
+        if len(sys.argv) > 1
+        else HERE.parents[1] / "shared" / "fixtures"
+    )
     with tempfile.TemporaryDirectory() as folder:
         fixtures = Path(folder) / "work"
         fixtures.mkdir()

@@ -6,14 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aprtui.errors import BadFileError
+from aprtui.formats.aprt import write_stage
 from aprtui.tui.app import AprtuiApp, theme_for
 from aprtui.tui.config import Config, read_config
 from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.help import HelpScreen
-from aprtui.tui.screens.home import HomeScreen
+from aprtui.tui.screens.home import HomeScreen, places_below
 from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle, small_trace
 
 
@@ -36,6 +38,19 @@ async def test_home_lists_traces_and_enter_opens_one(tmp_path: Path) -> None:
         assert isinstance(pilot.app.screen, BrowseScreen)
         await press(pilot, "q")
         assert isinstance(pilot.app.screen, HomeScreen)
+
+
+async def test_home_lists_a_per_op_folder_once_and_claims_nothing_it_did_not_check(
+    tmp_path: Path,
+) -> None:
+    for side in ("cpu", "gpu"):
+        for position in ("pos-0000", "pos-0001"):
+            write_stage(tmp_path / "D" / side / position / "layer-0" / "attn_out.bin", 0,
+                        np.ones(4, dtype=np.float32))  # fmt: skip
+    trace = small_trace(tmp_path / "t")
+    (trace / "layer-0" / "ffn_out.bin").unlink()
+    places = {Path(place.path).name: place.remark for place in places_below(tmp_path)}
+    assert places == {"D": "per-op, cpu and gpu", "t": "2 layers"}
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW])

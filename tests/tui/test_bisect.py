@@ -95,7 +95,7 @@ async def test_b_names_the_planted_block_through_the_real_engine() -> None:
     b = FIXTURES / "faults" / "bad-block-gate-L3-ggml"
     model = FIXTURES / "models" / "qwen2-q4_k_m.gguf"
     async with opened(a, b, model=str(model)) as pilot:
-        text = await press(pilot, "b", "enter")
+        text = await press(pilot, "b")
         assert "1 culprit" in text and "layer-3/ffn_gate" in text
         assert "row 17, block 3 of 32 weights" in " ".join(text.split())
         await press(pilot, "v")

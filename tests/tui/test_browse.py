@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,11 @@ import numpy as np
 import pytest
 
 from aprtui.formats.aprt import write_stage
+from aprtui.formats.tracedir import open_trace
+from aprtui.tui.messages import Surveyed
 from aprtui.tui.screens.browse import BrowseScreen
+from aprtui.tui.screens.measuring import look_at, stated
+from aprtui.tui.widgets.lines import whole_fields
 from tests.support import FIXTURES, needs_fixtures
 from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle, small_trace
 
@@ -188,3 +193,22 @@ async def test_values_are_exported_once_and_never_over_another_file(tmp_path: Pa
         browse.answered("export", str(target))
         await settle(pilot)
         assert "is there already" in frame(pilot)
+
+
+@pytest.mark.parametrize("width", range(8, 60))
+def test_a_line_of_fields_never_shows_half_a_number(width: int) -> None:
+    parts = [(" ", ""), ("min ", "head"), ("-1.25  ", ""), ("max ", "head"), ("2.119e+05  ", ""),
+             ("rms ", "head"), ("0.75  ", "")]  # fmt: skip
+    text = "".join(text for text, _ in whole_fields(parts, width)).split()
+    assert set(text) <= {"min", "-1.25", "max", "2.119e+05", "rms", "0.75"} or "…" in text[-1]
+
+
+def test_a_stat_that_is_a_string_is_shown_and_does_not_break_the_tree(tmp_path: Path) -> None:
+    trace = open_trace(small_trace(tmp_path))
+    record = next(iter(trace.records.values()))
+    for said in ("NaN", "nonsense", "Inf"):
+        found = Surveyed()
+        odd = dataclasses.replace(record, stats={"rms": said, "min": 1.5})
+        look_at(odd, found)
+        assert not found.damage and record.key in found.rms
+        assert any(said in text for text, _ in stated(odd))

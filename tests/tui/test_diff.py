@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from aprtui.formats.aprt import write_stage
-from aprtui.formats.tracedir import StageKey
-from aprtui.tui.screens.diff import DiffScreen, level_of
+from aprtui.formats.tracedir import MANIFEST, StageKey, write_manifest
+from aprtui.model.open import read_model_file
+from aprtui.tui.screens.bisect import BisectScreen
+from aprtui.tui.screens.diff import DiffScreen
+from aprtui.tui.screens.diff_text import level_of
 from aprtui.tui.screens.pair import PairScreen
 from tests.support import FIXTURES, needs_fixtures
 from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle, small_trace
@@ -56,7 +60,7 @@ async def test_enter_opens_the_pair_with_both_histograms_and_the_worst_element_f
         text = await press(pilot, "enter")
         pair = screen(pilot)
         assert isinstance(pair, PairScreen)
-        assert "A and B over one axis" in text and "d = B - A" in text
+        assert "A and B, log counts" in text and "d = B - A" in text
         assert "(2, 3)" in text and "480" in text
         assert (pair.grids["d"].row, pair.grids["d"].column) == (2, 3)
         text = await press(pilot, "s")
@@ -67,6 +71,55 @@ async def test_enter_opens_the_pair_with_both_histograms_and_the_worst_element_f
         assert pair.key == StageKey(1, "ffn_out")
         await press(pilot, "q")
         assert isinstance(pilot.app.screen, DiffScreen)
+
+
+async def test_a_narrow_list_of_the_worst_names_each_place_in_full(tmp_path: Path) -> None:
+    async with opened(*_two(tmp_path), size=NARROW) as pilot:
+        text = await press(pilot, "enter")
+        assert "(2, 3)" in text and "…" not in text, text
+        pair = screen(pilot)
+        assert isinstance(pair, PairScreen)
+        for width in (42, 30, 20, 14):
+            assert "(2, 3)" in pair.worst.row_parts(0, width)[0][0]
+
+
+def _of_tokens(folder: Path, tokens: list[int], **more: object) -> Path:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).unlink()
+    write_manifest(folder, manifest | {"tokens": {"ids": tokens}} | more)
+    return folder
+
+
+async def test_different_prompts_are_compared_only_when_that_is_asked_for(tmp_path: Path) -> None:
+    a, b = _two(tmp_path)
+    async with opened(_of_tokens(a, [1, 2, 3]), _of_tokens(b, [1, 2, 4])) as pilot:
+        diff = screen(pilot)
+        assert isinstance(diff, DiffScreen)
+        text = frame(pilot)
+        assert diff.state == "error" and not diff.results
+        assert "the prompts differ" in text.splitlines()[0]
+        assert "different from token 2 on" in text and "--ignore-tokens" in text
+        text = await press(pilot, "i")
+        assert "6 of 7 pairs" in text and "the prompts differ" in text.splitlines()[0]
+
+
+@needs_fixtures
+async def test_b_takes_the_model_that_the_manifest_names_and_asks_when_it_changed(
+    tmp_path: Path,
+) -> None:
+    a, b = _two(tmp_path)
+    model = tmp_path / "m.gguf"
+    model.write_bytes((FIXTURES / "models" / "qwen2-q4_k_m.gguf").read_bytes())
+    named = {"path": str(model), "digest": f"sha256:{read_model_file(model).digest}"}
+    _of_tokens(b, [1, 2, 3], model=named)
+    async with opened(a, b) as pilot:
+        await press(pilot, "b")
+        assert isinstance(pilot.app.screen, BisectScreen)
+    _of_tokens(b, [1, 2, 3], model=named | {"digest": f"sha256:{'0' * 64}"})
+    async with opened(a, b) as pilot:
+        await press(pilot, "b")
+        diff = screen(pilot)
+        assert isinstance(diff, DiffScreen) and diff._prompt.display
 
 
 async def test_a_pair_that_was_not_measured_says_why(tmp_path: Path) -> None:

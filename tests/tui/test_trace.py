@@ -73,6 +73,27 @@ async def test_the_plan_stands_there_before_the_start(
         assert len(trace.grid.cells) == 6
 
 
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+async def test_letters_are_commands_until_a_field_is_entered_and_the_foot_says_which(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    async with AprtuiApp(folder=tmp_path).run_test(size=size) as pilot:
+        trace = await _form(pilot, tmp_path, RUN)
+        prompt = trace.query_one("#field-prompt", Input)
+        before = prompt.value
+        assert trace.focused is trace.grid and "r run" in frame(pilot)
+        for key in ("enter", "tab"):
+            foot = (await press(pilot, key)).splitlines()[-1]
+            assert trace.focused is prompt
+            assert "enter done · ^r run · esc leave" in foot
+            assert "r run" in (await press(pilot, "escape")).splitlines()[-1]
+            assert trace.focused is trace.grid
+        await press(pilot, "enter", "r", "escape")
+        assert sorted(prompt.value) == sorted(before + "r") and not trace.running
+        await press(pilot, "enter", "ctrl+r")
+        assert "complete" in frame(pilot)
+
+
 async def test_a_token_that_holds_markup_and_escapes_is_only_shown(tmp_path: Path) -> None:
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         await _form(pilot, tmp_path, RUN)

@@ -170,7 +170,7 @@ class WorstList(RowList):
             place = width - 1 - cell * len(shown)
             if place >= longest:
                 return place, cell, digits, shown
-        return max(width - 11, 4), 10, 3, "d"
+        return max(width - 1, 0), 0, 0, ""
 
 
 class PairScreen(BaseScreen):
@@ -196,7 +196,7 @@ class PairScreen(BaseScreen):
     def body(self) -> Iterable[Widget]:
         self.histograms.add_class("frame")
         self.worst.add_class("frame")
-        self.histograms.border_title = "A and B over one axis, log counts"
+        self.histograms.border_title = "A and B, log counts"
         with Vertical():
             yield self.head
             with Horizontal(id="above"):
