@@ -26,6 +26,7 @@ from aprtui.cli.output import print_json, print_notes
 from aprtui.compare.bars import parse_bar
 from aprtui.compare.bisection import Bisection, Culprit, Unmeasured, bisection_json
 from aprtui.compare.infer import open_any
+from aprtui.compare.reference import model_trace, named_model
 from aprtui.engine.stages import parse_layers, parse_stages
 from aprtui.errors import AprtuiError, UsageError
 from aprtui.formats.perop import PerOpDir
@@ -53,7 +54,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("captures", nargs="+", metavar="[A] B", help="trace directories")
     parser.add_argument(
-        "--model", metavar="MODEL", help="the model that B computed (default: B's manifest says)"
+        "--model",
+        metavar="MODEL",
+        help="the model that B should have computed (default: a manifest says)",
     )
     add_replay_prompt(parser)
     add_overrides(parser)
@@ -85,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
     from aprtui.compare.bisect import Options, bisect
 
     a, b = _captures(args.captures)
-    model = open_model(_model_path(args.model, b), parse_overrides(args.overrides))
+    model = open_model(_model_path(args.model, a, b), parse_overrides(args.overrides))
     options = Options(
         parse_stages(args.stages),
         None if args.layers == "all" else parse_layers(args.layers, model.config.num_layers),
@@ -123,13 +126,12 @@ def _captures(names: list[str]) -> tuple[TraceDir | None, TraceDir]:
     return (traces[0] if len(traces) == 2 else None), traces[-1]
 
 
-def _model_path(given: str | None, b: TraceDir) -> Path:
+def _model_path(given: str | None, a: TraceDir | None, b: TraceDir) -> Path:
     if given is not None:
         return Path(given)
-    said = (b.manifest or {}).get("model")
-    path = said.get("path") if isinstance(said, dict) else None
-    if isinstance(path, str) and Path(path).exists():
-        return Path(path)
+    path = named_model(model_trace(a, b))
+    if path is not None:
+        return path
     raise UsageError("the model is needed to replay a stage", hint="--model MODEL")
 
 

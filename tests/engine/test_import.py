@@ -107,3 +107,17 @@ def test_the_demo_makes_two_traces_that_part_where_the_bug_is(
     assert main(["diff", *made["traces"], "--json"]) == 1
     first = json.loads(capsys.readouterr().out)["first_divergence"]
     assert (first["layer"], first["stage"]) == (3, "ffn_gate")
+
+
+def test_the_demos_bug_is_named_without_saying_which_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both models have one header: the reference's weights are the right ones, and are used."""
+    assert main(["demo", "-o", str(tmp_path), "--json"]) == 0
+    capsys.readouterr()
+    assert main(["bisect", str(tmp_path / "good"), str(tmp_path / "bad"), "--json"]) == 1
+    (culprit,) = json.loads(capsys.readouterr().out)["culprits"]
+    assert (culprit["layer"], culprit["stage"]) == (3, "ffn_gate")
+    assert culprit["mistake"]["id"] == "bad_block"
+    assert culprit["mistake"]["parameters"]["row"] == 17
+    assert culprit["mistake"]["parameters"]["factor"] == pytest.approx(-16, rel=1e-4)

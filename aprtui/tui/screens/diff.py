@@ -29,6 +29,7 @@ from aprtui.compare.pairs import (
     pair_up,
     rope_note,
 )
+from aprtui.compare.reference import model_trace
 from aprtui.errors import AprtuiError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.text import clean, count
@@ -92,6 +93,7 @@ class DiffScreen(BaseScreen):
         self.done = False
         self.any_prompt = False  # compare even captures of different prompts
         self.other_prompts = False  # that is what is compared
+        self._trace_a: TraceDir | None = None
         self._trace_b: TraceDir | None = None
         self._last = Spot()
         self.found: Bisected | None = None
@@ -164,7 +166,7 @@ class DiffScreen(BaseScreen):
                     "or trace both with the same --tokens",
                 ) from error
             notes.insert(0, error.message)
-        self._trace_b = b
+        self._trace_a, self._trace_b = a, b
         return pair_up(a, b), choose_bars(a, b), tuple(notes)
 
     @on(LoadFailed)
@@ -300,7 +302,7 @@ class DiffScreen(BaseScreen):
         # None named, another one since, or no model at all: then a person is asked.
         with contextlib.suppress(AprtuiError):
             if self._trace_b is not None:
-                model = model_of(self._trace_b, self.model)
+                model = model_of(model_trace(self._trace_a, self._trace_b), self.model)
         self.post_message(ModelFound(model))
 
     @on(ModelFound)

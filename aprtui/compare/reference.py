@@ -1,0 +1,28 @@
+"""Which of two traces names the model that says what is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aprtui.formats.tracedir import TraceDir
+
+__all__ = ["model_trace", "named_model"]
+
+
+def named_model(trace: TraceDir) -> Path | None:
+    """The model file that the trace's manifest names, where it is still there."""
+    path = (trace.manifest or {}).get("model", {}).get("path")
+    return Path(path) if isinstance(path, str) and path and Path(path).exists() else None
+
+
+def model_trace(a: TraceDir | None, b: TraceDir) -> TraceDir:
+    """The trace whose model B's stages are to be replayed with, where none is named.
+
+    B's own: it says what B was asked to compute. But when both models have the same header and
+    index, their files can differ in the weights alone, and A, the reference, has the right ones:
+    damaged weights would otherwise be found to be computed as they are.
+    """
+    if a is None or named_model(a) is None:
+        return b
+    digests = [(trace.manifest or {}).get("model", {}).get("digest") for trace in (a, b)]
+    return a if digests[0] is not None and digests[0] == digests[1] else b
