@@ -212,13 +212,13 @@ def _of_known(a: _Side, b: _Side, overrides: tuple[Override, ...]) -> Bars:
         causes.append((0.1, f"{clean(rounding[0])} quantises activations before each product"))
     if causes:
         causes.sort(reverse=True)
-        weights = "the same file" if same_weights else "the same block types"
+        weights = "the same header" if same_weights else "the same block types"
         known = "" if causes[0][1].startswith("different") else f"{weights}; "
         return Bars(
             causes[0][0], 4 * causes[0][0], known + "; ".join(t for _, t in causes), overrides
         )
     bar = 3e-5 if max(a.tokens, b.tokens) > LONG_PROMPT else 1e-5
-    what = "same file" if same_weights else "same block types"
+    what = "same model header" if same_weights else "same block types"
     long = f", more than {LONG_PROMPT} tokens" if bar > 1e-5 else ""
     return Bars(bar, 10 * bar, f"{what}, both float32{long}", overrides)
 

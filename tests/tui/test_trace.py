@@ -81,13 +81,13 @@ async def test_letters_are_commands_until_a_field_is_entered_and_the_foot_says_w
         trace = await _form(pilot, tmp_path, RUN)
         prompt = trace.query_one("#field-prompt", Input)
         before = prompt.value
-        assert trace.focused is trace.grid and "r run" in frame(pilot)
+        assert trace.grid.has_focus and "r run" in frame(pilot)
         for key in ("enter", "tab"):
             foot = (await press(pilot, key)).splitlines()[-1]
-            assert trace.focused is prompt
+            assert prompt.has_focus
             assert "enter done · ^r run · esc leave" in foot
             assert "r run" in (await press(pilot, "escape")).splitlines()[-1]
-            assert trace.focused is trace.grid
+            assert trace.grid.has_focus
         await press(pilot, "enter", "r", "escape")
         assert sorted(prompt.value) == sorted(before + "r") and not trace.running
         await press(pilot, "enter", "ctrl+r")
