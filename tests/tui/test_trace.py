@@ -8,6 +8,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from aprtui.engine.adapters import EngineChoice
 from aprtui.engine.events import Stopped
 from aprtui.formats.tracedir import StageKey
 from aprtui.tui.app import AprtuiApp
@@ -226,3 +227,21 @@ async def test_a_file_that_is_no_model_is_an_error_with_its_name(tmp_path: Path)
     async with opened(path) as pilot:
         assert screen(pilot).state == "error"
         assert "broken.gguf" in frame(pilot)
+
+
+async def test_the_form_offers_other_engines_and_says_how_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = (
+        EngineChoice("aprtui", True, ""),
+        EngineChoice("llamacpp", True, ""),
+        EngineChoice("hf", False, "pip install 'aprtui[hf]'"),
+    )
+    monkeypatch.setattr("aprtui.engine.adapters.available", lambda: choices)
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        trace = await _form(pilot, tmp_path, RUN)
+        assert "or llamacpp · hf: pip install 'aprtui[hf]'" in frame(pilot)
+        assert trace.job().engine == "aprtui"
+        trace.query_one("#field-engine", Input).value = "llamacpp"
+        assert trace.job().engine == "llamacpp"
+        assert trace.job().directory == "", "each engine has a folder of its own"

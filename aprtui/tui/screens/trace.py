@@ -33,6 +33,7 @@ from aprtui.tui.keys import Key, bindings
 from aprtui.tui.messages import RunnerEnded, RunnerEvents
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.trace_text import (
+    other_engines,
     plan_content,
     planned_stages,
     progress_content,
@@ -43,7 +44,7 @@ from aprtui.tui.widgets.stage_grid import StageGrid
 
 __all__ = ["TraceScreen"]
 
-FIELDS = ("prompt", "tokens", "stages", "layers", "device", "dtype", "into")
+FIELDS = ("prompt", "tokens", "stages", "layers", "device", "dtype", "engine", "into")
 PROMPT = "What is 2+2?"
 TYPING = (  # the letters are text there
     Key("", ("enter",), "", "trace", "done", ""),
@@ -96,13 +97,16 @@ class TraceScreen(BaseScreen):
 
     def _fields(self) -> ComposeResult:
         values = {"prompt": PROMPT, "stages": "all", "layers": "all", "device": "auto",
-                  "dtype": "float32", "into": str(default_directory(self.path))}  # fmt: skip
+                  "dtype": "float32", "engine": "aprtui",
+                  "into": str(default_directory(self.path))}  # fmt: skip
         holders = {"tokens": "or token ids: 1,2,3"}
         for name in FIELDS:
             with Horizontal(classes="field"):
                 yield Label(name.capitalize(), markup=False)
                 yield Input(values.get(name, ""), id=f"field-{name}", compact=True,
                             select_on_focus=False, placeholder=holders.get(name, ""))  # fmt: skip
+                if name == "engine":
+                    yield Label(other_engines(), markup=False, classes="aside")
 
     def started(self) -> None:
         self.query_one("#fields").border_title = "Trace"
@@ -132,18 +136,21 @@ class TraceScreen(BaseScreen):
     def job(self) -> TraceJob:
         """What the form says."""
         said = {name: self.query_one(f"#field-{name}", Input).value for name in FIELDS}
+        untouched = said["into"] in ("", str(default_directory(self.path)))
         tokens = None
         if said["tokens"].strip():
             tokens = tuple(int(part) for part in said["tokens"].replace(" ", "").split(","))
         return TraceJob(
             model=str(self.path.absolute()),
-            directory=str(Path(said["into"]).expanduser()) if said["into"] else "",
+            # Untouched, the folder is the engine's own: two engines' traces lie side by side.
+            directory="" if untouched else str(Path(said["into"]).expanduser()),
             prompt=None if tokens is not None else said["prompt"],
             tokens=tokens,
             stages=said["stages"] or "all",
             layers=said["layers"] or "all",
             device=said["device"] or "auto",
             dtype=said["dtype"] or "float32",
+            engine=said["engine"].strip() or "aprtui",
         )
 
     @on(Input.Changed)

@@ -10,7 +10,24 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count, duration, number, size
 from aprtui.tui.widgets.bars import bar
 
-__all__ = ["plan_content", "planned_stages", "progress_content", "residual_content"]
+__all__ = [
+    "other_engines",
+    "plan_content",
+    "planned_stages",
+    "progress_content",
+    "residual_content",
+]
+
+
+def other_engines() -> str:
+    """The engines beside ours that the form offers; how to install those that are not there."""
+    from aprtui.engine.adapters import available
+
+    return " · ".join(
+        f"or {engine.name}" if engine.installed else f"{engine.name}: {engine.how_to_install}"
+        for engine in available()
+        if engine.name != "aprtui"
+    )
 
 
 def planned_stages(event: Planned) -> list[StageKey]:
