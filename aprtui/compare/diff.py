@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from aprtui.compare.pairs import (
     rope_note,
 )
 from aprtui.errors import UsageError
+from aprtui.formats.summary import json_number
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.text import clean, count
 
@@ -214,8 +214,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def finite_json(value: Any) -> Any:
     """``value`` for JSON: NaN and infinities become "NaN", "Infinity", "-Infinity"."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, float):
+        return json_number(value)
     if isinstance(value, Mapping):
         return {key: finite_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import on, work
 from textual.binding import BindingType
-from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.message import Message
-from textual.widget import Widget
-from textual.widgets import Static
 
 from aprtui.compare.pairs import Pair, PairResult
 from aprtui.formats.tracedir import StageKey
@@ -22,7 +19,7 @@ from aprtui.text import clean, count, number
 from aprtui.tui.client import COMMAND_LINE, Child
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import RunnerEnded
-from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair import PairScreen
 from aprtui.tui.widgets.bars import bar
 from aprtui.tui.widgets.lines import Part
@@ -70,7 +67,7 @@ class Told(Message):
     objects: tuple[Mapping[str, Any], ...]
 
 
-class BisectScreen(BaseScreen):
+class BisectScreen(GridScreen):
     """Pushed over Diff: ``!`` computes wrongly, ``~`` is honest rounding, ``=`` is exact."""
 
     mode = "diff"
@@ -93,18 +90,6 @@ class BisectScreen(BaseScreen):
         self.found = found
         self.running = False
         self.child = Child(command)
-        self.head = Static("", id="diffhead", markup=False)
-        self.grid = StageGrid(id="grid")
-        self.detail = Static("", id="pairdetail", markup=False, classes="frame")
-        self.legend = Static("", id="legend", markup=False)
-
-    def body(self) -> Iterable[Widget]:
-        with Vertical():
-            yield self.head
-            with Horizontal(id="compared"):
-                yield self.grid
-                yield self.detail
-            yield self.legend
 
     def started(self) -> None:
         self.set_title(f"local error of {clean(self.b.name, 50)} · model {clean(self.model.name)}")

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from textual import on
 from textual.binding import BindingType
-from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.message import Message
-from textual.widget import Widget
-from textual.widgets import Static
 from textual.worker import get_current_worker
 
 from aprtui.compare.bars import Bars, choose_bars
@@ -36,9 +32,9 @@ from aprtui.text import clean, count
 from aprtui.tui.keys import bindings
 from aprtui.tui.lens import model_of
 from aprtui.tui.messages import LoadFailed
-from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.bisect import Bisected, BisectScreen
 from aprtui.tui.screens.diff_text import legend, pair_content, sign_of
+from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair import PairScreen
 from aprtui.tui.session import Spot, recall, remember
 from aprtui.tui.source import load_trace, stage_file
@@ -74,7 +70,7 @@ class ModelFound(Message):
     model: Path | None
 
 
-class DiffScreen(BaseScreen):
+class DiffScreen(GridScreen):
     """The grid at the left; what the pair under the cursor says at the right (or below)."""
 
     mode = "diff"
@@ -97,18 +93,6 @@ class DiffScreen(BaseScreen):
         self._trace_b: TraceDir | None = None
         self._last = Spot()
         self.found: Bisected | None = None
-        self.head = Static("", id="diffhead", markup=False)
-        self.grid = StageGrid(id="grid")
-        self.detail = Static("", id="pairdetail", markup=False, classes="frame")
-        self.legend = Static("", id="legend", markup=False)
-
-    def body(self) -> Iterable[Widget]:
-        with Vertical():
-            yield self.head
-            with Horizontal(id="compared"):
-                yield self.grid
-                yield self.detail
-            yield self.legend
 
     def started(self) -> None:
         self._last = recall(self.a, self.b)

@@ -12,7 +12,6 @@ from textual import on
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.message import Message
-from textual.strip import Strip
 from textual.widget import Widget
 from textual.worker import get_current_worker
 
@@ -27,7 +26,7 @@ from aprtui.tui.messages import LoadFailed
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.stage_table import StageTable, table_of
 from aprtui.tui.widgets.bars import axis_parts, histogram_rows
-from aprtui.tui.widgets.lines import Lines, Part, PartLine, RowList, fit, right
+from aprtui.tui.widgets.lines import Part, PartLine, Picture, RowList, fit, right
 from aprtui.tui.widgets.value_grid import ValueGrid
 
 __all__ = ["PairScreen"]
@@ -93,7 +92,7 @@ class Difference:
         return None if left is None or right_ is None else right_ - left
 
 
-class SharedHistograms(Lines, can_focus=False):
+class SharedHistograms(Picture):
     """A above, B below, over one axis."""
 
     view: PairView | None = None
@@ -103,18 +102,7 @@ class SharedHistograms(Lines, can_focus=False):
         self.view = view
         self.refresh()
 
-    @property
-    def bins(self) -> int:
-        return max(self.size.width - 12, 8)
-
-    def render_line(self, y: int) -> Strip:
-        lines = self._lines()
-        width = self.size.width
-        return (
-            self.strip(lines[y], width) if y < len(lines) else Strip.blank(width, self.rich_style)
-        )
-
-    def _lines(self) -> list[list[Part]]:
+    def picture(self) -> list[list[Part]]:
         if self.view is None:
             return [[("  counting …", "dim")]]
         tall = max((self.size.height - 1) // 2, 1)

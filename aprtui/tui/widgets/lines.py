@@ -17,7 +17,7 @@ from textual.widget import Widget
 
 from aprtui.tui.keys import bindings
 
-__all__ = ["Lines", "Part", "PartLine", "RowList", "fit", "right", "whole_fields"]
+__all__ = ["Lines", "Part", "PartLine", "Picture", "RowList", "fit", "right", "whole_fields"]
 
 Part = tuple[str, str]  # text, and the name of a style: "", "dim", "accent", "good", ...
 
@@ -130,6 +130,25 @@ class PartLine(Lines, can_focus=False):
     def render_line(self, y: int) -> Strip:
         width = self.size.width
         return self.strip(whole_fields(self._parts, width) if y == 0 else [], width)
+
+
+class Picture(Lines, can_focus=False):
+    """A histogram of ``bins`` columns beside its labels; a subclass draws all of its lines."""
+
+    @property
+    def bins(self) -> int:
+        return max(self.size.width - 12, 8)
+
+    def picture(self) -> list[list[Part]]:
+        """The lines, from the top; what they do not fill stays blank."""
+        raise NotImplementedError
+
+    def render_line(self, y: int) -> Strip:
+        lines = self.picture()
+        width = self.size.width
+        return (
+            self.strip(lines[y], width) if y < len(lines) else Strip.blank(width, self.rich_style)
+        )
 
 
 class RowList(Lines):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from textual.strip import Strip
-
 from aprtui.text import count
 from aprtui.tui.weight_sample import WeightLook
 from aprtui.tui.widgets.bars import axis_parts, histogram_rows
-from aprtui.tui.widgets.lines import Lines, Part
+from aprtui.tui.widgets.lines import Part, Picture
 
 __all__ = ["WeightPicture"]
 
 
-class WeightPicture(Lines, can_focus=False):
+class WeightPicture(Picture):
     """Bars between the 0.1st and 99.9th percentiles; what lies outside is counted."""
 
     look: WeightLook | None = None
@@ -21,18 +19,7 @@ class WeightPicture(Lines, can_focus=False):
         self.look = look
         self.refresh()
 
-    @property
-    def bins(self) -> int:
-        return max(self.size.width - 12, 8)
-
-    def render_line(self, y: int) -> Strip:
-        lines = self._lines()
-        width = self.size.width
-        return (
-            self.strip(lines[y], width) if y < len(lines) else Strip.blank(width, self.rich_style)
-        )
-
-    def _lines(self) -> list[list[Part]]:
+    def picture(self) -> list[list[Part]]:
         if self.look is None or not self.look.looked:
             return []
         counts = self.look.histogram
