@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,15 +21,33 @@ from aprtui.tui.app import AprtuiApp
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.source import kind_of
 
-__all__ = ["fake_engine", "frame", "opened", "screen", "settle", "small_trace"]
+__all__ = ["assert_frame", "fake_engine", "frame", "opened", "screen", "settle", "small_trace"]
 
 WIDE, NARROW = (120, 40), (80, 24)
+_FRAMES = Path(__file__).parent / "frames"
 
 
 def frame(pilot: Pilot[int]) -> str:
     """The frame as plain text, one line a row."""
     strips = pilot.app.screen._compositor.render_strips()
     return "\n".join(strip.text.rstrip() for strip in strips)
+
+
+def assert_frame(pilot: Pilot[int], name: str, *, hide: Mapping[str, str] | None = None) -> None:
+    """The frame is the one that a person looked at and kept, frames/<name>-<W>x<H>.txt.
+
+    ``hide`` maps patterns of what differs from run to run (a folder, a time) to what stands for it.
+    APRTUI_UPDATE_FRAMES=1 writes the file instead: look at it before it is committed.
+    """
+    found = frame(pilot) + "\n"
+    for pattern, stand_in in (hide or {}).items():
+        found = re.sub(pattern, stand_in, found)
+    kept = _FRAMES / f"{name}-{pilot.app.size.width}x{pilot.app.size.height}.txt"
+    if os.environ.get("APRTUI_UPDATE_FRAMES"):
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(found, encoding="utf-8")
+    assert kept.exists(), f"{kept} is not there: APRTUI_UPDATE_FRAMES=1 writes it"
+    assert found == kept.read_text(encoding="utf-8"), f"not as in {kept.name}:\n{found}"
 
 
 def screen(pilot: Pilot[int]) -> BaseScreen:
