@@ -8,13 +8,8 @@ from pathlib import Path
 from aprtui.cli.output import print_json
 from aprtui.cli.status_line import StatusLine
 from aprtui.compare.model_settings import Setting
-from aprtui.compare.weights import (
-    ModelComparison,
-    ModelSide,
-    TensorResult,
-    diff_models,
-    models_json,
-)
+from aprtui.compare.weight_results import ModelComparison, ModelSide, TensorResult, models_json
+from aprtui.compare.weights import diff_models
 from aprtui.text import clean, count, number, size
 
 __all__ = ["run_models"]

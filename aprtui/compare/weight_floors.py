@@ -8,8 +8,10 @@ import struct
 import numpy as np
 
 from aprtui.compare.bars import FLOORS, floor_of
-from aprtui.engine.weight_blocks import Operand, RowSums, WeightReader
+from aprtui.engine.row_sums import RowSums
+from aprtui.engine.weight_blocks import WeightReader
 from aprtui.formats.modelfile import tensor_bytes
+from aprtui.model.operand import Operand
 
 __all__ = ["ROUNDING_FACTOR", "passed_through", "rounding_limit"]
 

@@ -1,41 +1,38 @@
 """What a differing weight tensor looks like: transposed, permuted, scaled, another one's values.
 
 Each look is tried on the values and named only with the residual that proves it: the rel_l2 that is
-left when B is compared with A after the same mistake was made on A.
+left when B is compared with A after the same mistake was made on A. A sample comes first, the few
+values that measuring kept or a few rows more: most looks end there, and whole matrices are read
+only to prove one whose sample fits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.weight_floors import rounding_limit
-from aprtui.compare.weight_sides import WeightSide, operands
-from aprtui.engine.weight_blocks import Operand, RowSums, WeightReader, measure_rows
+from aprtui.compare.weight_results import Look
+from aprtui.compare.weight_sides import WeightSide
+from aprtui.compare.weight_sketches import SLACK, Sketches, sketch_rows
+from aprtui.engine.row_sums import RowSums, measure_rows, sampled_places
+from aprtui.engine.weight_blocks import WeightReader
+from aprtui.model.operand import Operand
 from aprtui.model.roles import Role
 
-__all__ = ["Look", "Suspect", "name_look"]
+__all__ = ["Suspect", "name_look"]
 
 _SAMPLE = 16  # rows that stand for a whole matrix
 _FEW = 0.25  # of the rows: fewer are named one by one
+_PROVED = 2  # tensors whose sample fits that are measured whole
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Look:
-    """What B holds instead. ``residual_rel_l2`` is None where nothing finite can be compared."""
-
-    id: str
-    text: str
-    residual_rel_l2: float | None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class Suspect:
     """One tensor that differs; ``sums`` is None where the shapes do.
 
     ``limit`` is the largest rel_l2 that rounding explains: what a look must come down to.
+    ``sketches`` are A's.
     """
 
     role: Role
@@ -52,6 +50,7 @@ class Suspect:
     sums: RowSums | None
     readers: tuple[WeightReader, WeightReader]
     limit: float
+    sketches: Sketches
 
 
 def name_look(suspect: Suspect) -> Look | None:
@@ -93,22 +92,19 @@ def _nonfinite(suspect: Suspect) -> Look | None:
 
 
 def _scaled(suspect: Suspect) -> Look | None:
-    """b = s a, with s from the sums: a.b = (a.a + b.b - d.d) / 2."""
-    if suspect.sums is None:
+    """b = s a, with s = a.b / a.a from the sums."""
+    sums = suspect.sums
+    if sums is None:
         return None
-    dd, aa, bb = (float(part.sum()) for part in _parts(suspect.sums))
+    dd, aa, bb = (float(part.sum()) for part in (sums.difference, sums.a, sums.b))
     if not (aa > 0 and bb > 0 and math.isfinite(dd)):
         return None
-    dot = (aa + bb - dd) / 2
+    dot = aa + float(sums.along.sum())
     residual = math.sqrt(max(bb - dot * dot / aa, 0.0) / bb)
     factor = dot / aa
     if residual > max(suspect.limit, 1e-3) or abs(factor) < 1e-30:
         return None
     return Look("scaled", f"A times {factor:.6g}", residual, {"factor": factor})
-
-
-def _parts(sums: RowSums) -> tuple[Float64, Float64, Float64]:
-    return sums.difference, sums.a, sums.b
 
 
 def _offset(suspect: Suspect) -> Look | None:
@@ -140,6 +136,12 @@ def _pair_order(suspect: Suspect) -> Look | None:
         if pair[place].head_rows:
             continue
         pair[place] = replace(pair[place], head_rows=head)
+        x, y = (
+            reader.rows_at(operand, sketch_rows(suspect.b.rows))
+            for reader, operand in zip(suspect.readers, pair, strict=True)
+        )
+        if not _rel_l2(x, y) <= SLACK * suspect.limit:
+            continue
         residual = _total(measure_rows(pair[0], pair[1], suspect.readers))
         if residual <= suspect.limit:
             parameters = {"found": text.split(" where")[0], "head_dim": head}
@@ -149,37 +151,20 @@ def _pair_order(suspect: Suspect) -> Look | None:
 
 def _other_tensor(suspect: Suspect) -> Look | None:
     """The values of another tensor of A: an expert, a layer, gate for up, the embedding."""
-    a, b = suspect.sides
-    rows = _spread(suspect.b.rows, 4)
-    wanted = suspect.readers[1].rows_at(suspect.b, rows)
-    best: tuple[float, Role] | None = None
-    for role in _candidates(a, suspect):
-        operand = operands(a, b, role)[0] if role in b.weights else Operand(a.weights[role])
-        residual = _rel_l2(suspect.readers[0].rows_at(operand, rows), wanted)
-        if residual <= 2 * rounding_limit(operand, suspect.b) and (not best or residual < best[0]):
-            best = (residual, role)
-    if best is None:
+    sums, b = suspect.sums, suspect.b
+    if sums is None:
         return None
-    role = best[1]
-    operand = operands(a, b, role)[0] if role in b.weights else Operand(a.weights[role])
-    residual = _total(measure_rows(operand, suspect.b, suspect.readers))
-    if residual > rounding_limit(operand, suspect.b):
-        return None
-    expert = role.layer == suspect.role.layer and role.expert is not None
-    parameters = {"role": role.name, "layer": role.layer, "expert": role.expert}
-    return Look("expert_swapped" if expert and role.name == suspect.role.name else "other_tensor",
-                f"the values of {role}", residual, parameters)  # fmt: skip
-
-
-def _candidates(side: WeightSide, suspect: Suspect) -> Iterator[Role]:
-    own = suspect.role
-    for role, matrix in side.weights.items():
-        near = role.layer in (None, own.layer) or own.layer is None
-        same_part = role.name == own.name and role.expert == own.expert
-        if role != own and (near or same_part) and (
-            (matrix.rows, matrix.columns) == (suspect.b.rows, suspect.b.columns)
-        ):  # fmt: skip
-            yield role
+    wanted = sums.sample_b[sketch_rows(b.rows)]
+    like = suspect.sketches.like(wanted, suspect.role, b, suspect.readers[0])
+    for role, operand in like[:_PROVED]:
+        residual = _total(measure_rows(operand, b, suspect.readers))
+        if residual > rounding_limit(operand, b):
+            continue
+        expert = role.layer == suspect.role.layer and role.expert is not None
+        name = "expert_swapped" if expert and role.name == suspect.role.name else "other_tensor"
+        parameters = {"role": role.name, "layer": role.layer, "expert": role.expert}
+        return Look(name, f"the values of {role}", residual, parameters)
+    return None
 
 
 def _dims_swapped(suspect: Suspect) -> Look | None:
@@ -187,7 +172,7 @@ def _dims_swapped(suspect: Suspect) -> Look | None:
     a, b = suspect.a, suspect.b
     if (a.rows, a.columns) != (b.columns, b.rows):
         return None
-    chosen = _spread(a.rows, _SAMPLE)
+    chosen = sampled_places(a.rows, _SAMPLE)
     x = suspect.readers[0].rows_at(a, chosen)
     residual = _rel_l2(x, _flat_rows(suspect.readers[1], b, chosen, a.columns))
     if not residual <= suspect.limit:
@@ -196,18 +181,30 @@ def _dims_swapped(suspect: Suspect) -> Look | None:
 
 
 def _transposed(suspect: Suspect) -> Look | None:
+    """A's columns as B's rows; the residual is that of up to 16 whole columns."""
     a, b = suspect.a, suspect.b
     if a.rows * a.columns != b.rows * b.columns or min(a.rows, a.columns) < 2:
         return None
     if (a.rows, a.columns) not in ((b.rows, b.columns), (b.columns, b.rows)):
         return None
-    chosen = _spread(a.columns, _SAMPLE)
-    y = _flat_rows(suspect.readers[1], b, chosen, a.rows)
-    x = np.concatenate(
-        [block[:, chosen] for _, block in suspect.readers[0].blocks(a)], axis=0
-    ).T.astype(np.float32)
-    residual = _rel_l2(x, y)
+    chosen, grid = sampled_places(a.columns), sampled_places(a.rows, _SAMPLE)
+    few = slice(None, None, 8)  # of the columns: they decide first
+    x = suspect.readers[0].rows_at(a, grid)[:, chosen[few]].T
+    y = _flat_rows(suspect.readers[1], b, chosen[few], a.rows)[:, grid]
+    if not _rel_l2(x, y) <= SLACK * suspect.limit:
+        return None
+    residual = _rel_l2(
+        _columns(suspect, chosen).T, _flat_rows(suspect.readers[1], b, chosen, a.rows)
+    )
     return Look("transposed", "A transposed", residual) if residual <= suspect.limit else None
+
+
+def _columns(suspect: Suspect, chosen: list[int]) -> Float32:
+    """The columns ``chosen`` of A [rows, len(chosen)], which are those that measuring keeps."""
+    if suspect.sums is not None:
+        return suspect.sums.sample_a
+    blocks = suspect.readers[0].blocks(suspect.a)
+    return np.concatenate([block[:, chosen] for _, block in blocks], axis=0)
 
 
 def _flat_rows(reader: WeightReader, b: Operand, chosen: list[int], width: int) -> Float32:
@@ -229,39 +226,73 @@ def _rows_moved(suspect: Suspect) -> Look | None:
     wrong = np.flatnonzero(sums.difference > suspect.limit**2 * np.maximum(sums.a, 1e-300))
     if len(wrong) < 2:
         return None
-    chosen = [int(wrong[index]) for index in _spread(len(wrong), _SAMPLE)]
-    wanted = suspect.readers[1].rows_at(suspect.b, chosen)
-    nearest = _nearest_rows(suspect, wanted)
-    if nearest == chosen:
+    chosen = [int(wrong[index]) for index in sampled_places(len(wrong), _SAMPLE)]
+    nearest = _nearest_rows(sums, chosen, suspect.b.columns)
+    if nearest == chosen or not (
+        _rel_l2(sums.sample_a[nearest], sums.sample_b[chosen]) <= SLACK * suspect.limit
+    ):
         return None
-    residual = _rel_l2(suspect.readers[0].rows_at(suspect.a, nearest), wanted)
+    x, y = (
+        suspect.readers[0].rows_at(suspect.a, nearest),
+        suspect.readers[1].rows_at(suspect.b, chosen),
+    )
+    residual = _rel_l2(x, y)
     if not residual <= suspect.limit:
         return None
-    rows, head = suspect.a.rows, suspect.sides[0].config.head_dim
+    return (
+        _rows_shifted(suspect, sums, chosen, nearest, residual)
+        or _heads_permuted(suspect, sums, residual)
+        or _rows_permuted(chosen, nearest, residual)
+    )
+
+
+def _rows_shifted(
+    suspect: Suspect, sums: RowSums, chosen: list[int], nearest: list[int], residual: float
+) -> Look | None:
+    rows = suspect.a.rows
     shifts = {(row - source) % rows for row, source in zip(chosen, nearest, strict=True)}
-    if len(shifts) == 1:
-        by = shifts.pop()
-        by = by - rows if by > rows // 2 else by
-        return Look("rows_shifted", f"A's rows moved by {by:+,}", residual, {"by": by})
-    if suspect.role.name in "qkv" and all(shift % head == 0 for shift in shifts):
-        return Look("heads_permuted", "A's heads in another order", residual)
+    if len(shifts) > 1:
+        return None
+    by = shifts.pop()
+    by = by - rows if by > rows // 2 else by
+    inside = slice(max(by, 0), rows + min(by, 0))
+    moved = np.roll(sums.sample_a, by, axis=0)
+    residual = max(residual, _rel_l2(moved[inside], sums.sample_b[inside]))
+    if not residual <= SLACK * suspect.limit:
+        return None
+    return Look("rows_shifted", f"A's rows moved by {by:+,}", residual, {"by": by})
+
+
+def _heads_permuted(suspect: Suspect, sums: RowSums, residual: float) -> Look | None:
+    """Each head of B is another one of A: ``heads`` says which, in B's order."""
+    head = suspect.sides[0].config.head_dim
+    if suspect.role.name not in ("q", "k", "v") or suspect.a.rows % head:
+        return None
+    a, b = (sample.reshape(-1, head * sample.shape[1]) for sample in (sums.sample_a, sums.sample_b))
+    heads = [int(np.square(a - each).sum(axis=1).argmin()) for each in b]
+    residual = max(residual, _rel_l2(a[heads], b))
+    if not residual <= SLACK * suspect.limit:
+        return None
+    order = ", ".join(map(str, heads[:8])) + (", ..." if len(heads) > 8 else "")
+    return Look("heads_permuted", f"A's heads in the order {order}", residual, {"heads": heads})
+
+
+def _rows_permuted(chosen: list[int], nearest: list[int], residual: float) -> Look:
     moved = [[row, source] for row, source in zip(chosen, nearest, strict=True)]
     pair = f"row {moved[0][0]:,} is A's row {moved[0][1]:,}"
     return Look("rows_permuted", f"A's rows in another order: {pair}", residual, {"rows": moved})
 
 
-def _nearest_rows(suspect: Suspect, wanted: Float32) -> list[int]:
-    """For each row of ``wanted`` the row of A nearest to it, by squared distance."""
-    squares = np.einsum("ij,ij->i", wanted, wanted)
-    best = np.full(len(wanted), np.inf)
-    nearest = np.zeros(len(wanted), dtype=np.int64)
-    for first, block in suspect.readers[0].blocks(suspect.a):
-        distance = np.einsum("ij,ij->i", block, block)[:, None] + squares - 2 * block @ wanted.T
-        rows = distance.argmin(axis=0)
-        least = distance[rows, np.arange(len(wanted))]
-        closer = least < best
-        best[closer], nearest[closer] = least[closer], first + rows[closer]
-    return [int(row) for row in nearest]
+def _nearest_rows(sums: RowSums, chosen: list[int], columns: int) -> list[int]:
+    """For each of B's rows ``chosen`` the row of A nearest to it, by sampled values and norm."""
+
+    def points(sample: Float32, squares: Float64) -> Float32:
+        norms = np.sqrt(squares * sample.shape[1] / columns)[:, None].astype(np.float32)
+        return np.nan_to_num(np.hstack([sample, norms]), posinf=0, neginf=0)
+
+    of_a, of_b = points(sums.sample_a, sums.a), points(sums.sample_b[chosen], sums.b[chosen])
+    squares = np.einsum("ij,ij->i", of_a, of_a)[:, None]
+    return [int(row) for row in (squares - 2 * of_a @ of_b.T).argmin(axis=0)]
 
 
 def _some_rows(suspect: Suspect) -> Look | None:
@@ -309,8 +340,3 @@ def _rel_l2(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
     wide = x.astype(np.float64)
     d, norm = np.linalg.norm(y - wide), np.linalg.norm(wide)
     return float(d / norm) if norm else (0.0 if d == 0 else math.inf)
-
-
-def _spread(total: int, wanted: int) -> list[int]:
-    """Up to ``wanted`` whole numbers below ``total``, evenly spread, both ends among them."""
-    return sorted({int(place) for place in np.linspace(0, total - 1, min(wanted, total))})

@@ -2,6 +2,10 @@
 
     python -m tests.benchmarks.make_model 7b q4_k_m /tmp/7b.gguf
     python -m tests.benchmarks.make_model 0.5b q8_0 /tmp/small.apr --layers 4
+    python -m tests.benchmarks.make_model 7b q8_0 /tmp/7b-q8.gguf --values-of q4_k_m
+
+With ``--values-of`` every block holds what the other mix's file holds, rounded once more: the same
+model in another type. Without it each mix has values of its own.
 
 The tensors are streamed: memory stays under 200 MB. The same arguments give the same file.
 """
@@ -19,7 +23,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from aprtui.engine.dequantise import dequantise
 from aprtui.formats.apr_write import OutgoingTensor, write_apr
 from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.model.vocabulary import CONTROL, GLYPHS, NORMAL
@@ -73,10 +79,11 @@ class _Weight:
     shape: tuple[int, ...]
 
 
-def write_model(path: Path, shape: Shape, mix: str) -> int:
+def write_model(path: Path, shape: Shape, mix: str, values_of: str = "") -> int:
     """Write a ``.gguf`` or ``.apr`` file, by the path's ending; its size in bytes.
 
     In an ``.apr`` file Q8_0 becomes APR_Q8 and Q4_0 becomes APR_Q4, which that format holds.
+    ``values_of`` is the mix whose values are written, as Q8_0 in a ``.gguf`` file.
     """
     if path.suffix == ".apr":
         named = {"Q8_0": "APR_Q8", "Q4_0": "APR_Q4"}
@@ -92,7 +99,9 @@ def write_model(path: Path, shape: Shape, mix: str) -> int:
                 for seed, each in enumerate(weights)
             ],
         )
-    return _write_gguf(path, shape, list(_weights(shape, mix)))
+    weights = list(_weights(shape, mix))
+    sources = list(_weights(shape, values_of)) if values_of else weights
+    return _write_gguf(path, shape, weights, sources)
 
 
 def _more_bits(layer: int, layers: int) -> bool:
@@ -154,6 +163,20 @@ def _stored(weight: _Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
         if weight.type == "Q4_K":
             blocks[:, 2:4] = (scale * np.float16(_Q4_K_MINIMUM)).view(np.uint8)
         yield blocks.reshape(-1)
+
+
+def _requantised(source: _Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """``source``'s values as Q8_0: blocks of 32, a float16 scale and 32 signed bytes."""
+    block = BLOCK_TYPES[source.type].bytes
+    for stored in _stored(source, seed):
+        values = dequantise(source.type, torch.from_numpy(stored.reshape(-1, block)))
+        blocks = values.numpy().reshape(-1, 32)
+        scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
+        blocks *= np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+        out = np.empty((len(blocks), BLOCK_TYPES["Q8_0"].bytes), np.uint8)
+        out[:, :2] = scale.astype("<f2").view(np.uint8)
+        out[:, 2:] = np.rint(blocks, out=blocks).astype(np.int8).view(np.uint8)
+        yield out.reshape(-1)
 
 
 def _pieces(total: int, at_once: int) -> Iterator[int]:
@@ -236,7 +259,7 @@ def _apr_metadata(shape: Shape, weights: Iterable[_Weight]) -> dict[str, Any]:
     }
 
 
-def _write_gguf(path: Path, shape: Shape, weights: list[_Weight]) -> int:
+def _write_gguf(path: Path, shape: Shape, weights: list[_Weight], sources: list[_Weight]) -> int:
     index, offset = [], 0
     for each in weights:
         code = BLOCK_TYPES[each.type].ggml_code
@@ -245,8 +268,9 @@ def _write_gguf(path: Path, shape: Shape, weights: list[_Weight]) -> int:
         offset += -(-stored_bytes(each.type, each.shape) // _ALIGNMENT) * _ALIGNMENT
     with path.open("wb") as file:
         file.write(gguf_bytes(_gguf_keys(shape), index))
-        for seed, each in enumerate(weights):
-            for chunk in _stored(each, seed):
+        for seed, (each, source) in enumerate(zip(weights, sources, strict=True)):
+            same = each.type == source.type
+            for chunk in (_stored if same else _requantised)(source, seed):
                 file.write(chunk.data)
             file.write(bytes(-file.tell() % _ALIGNMENT))
         return file.tell()
@@ -260,13 +284,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("mix", choices=MIXES)
     parser.add_argument("path", type=Path, help="ends in .gguf or .apr")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--values-of", choices=MIXES, default="", help="q8_0 of this mix's values")
     options = parser.parse_args(arguments)
     shape: Shape = SHAPES[options.shape]
-    if options.mix == "q4_k_m" and shape.hidden % 256:
+    if options.values_of and (options.mix != "q8_0" or options.path.suffix == ".apr"):
+        parser.error("--values-of makes .gguf files of q8_0")
+    if "q4_k_m" in (options.mix, options.values_of) and shape.hidden % 256:
         parser.error(f"rows of {shape.hidden} values are not whole Q4_K blocks")
     if options.layers:
         shape = Shape(**(vars(shape) | {"layers": options.layers}))
-    print(f"{write_model(options.path, shape, options.mix):,} bytes in {options.path}")
+    written = write_model(options.path, shape, options.mix, options.values_of)
+    print(f"{written:,} bytes in {options.path}")
     return 0
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from aprtui.cli.main import main
-from aprtui.compare.weights import ModelComparison, TensorResult, diff_models, models_json
+from aprtui.compare.weight_results import ModelComparison, TensorResult, models_json
+from aprtui.compare.weights import diff_models
 from aprtui.errors import BadFileError
 from aprtui.formats.apr_write import OutgoingTensor, write_apr
 from tests.compare.model_files import HEAD_DIM, VOCAB, Float32, SmallModel, small_model
@@ -162,7 +163,7 @@ def poisoned(values: Float32) -> Float32:
             "model.layers.0.self_attn.q_proj.weight",
             lambda w: w.reshape(4, HEAD_DIM, -1)[[2, 0, 3, 1]].reshape(w.shape),
             "heads_permuted",
-            {},
+            {"heads": [2, 0, 3, 1]},
         ),
     ],
 )

@@ -1,0 +1,178 @@
+"""What a comparison of two models found: a class and numbers for each tensor, and the JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aprtui.compare.diff import finite_json
+from aprtui.compare.model_settings import Setting
+from aprtui.model.roles import Role
+
+__all__ = [
+    "CLASSES",
+    "SCHEMA",
+    "Look",
+    "ModelComparison",
+    "ModelSide",
+    "TensorResult",
+    "TensorSide",
+    "WeightMetrics",
+    "models_json",
+]
+
+SCHEMA = "aprtui-weights-v1"
+CLASSES = (  # by damage, the worst first
+    "missing-a", "missing-b", "shape", "differs", "rounding", "equal", "same-bytes",
+)  # fmt: skip
+FAILED = ("shape", "differs")
+UNMEASURED = ("missing-a", "missing-b")
+
+
+@dataclass(frozen=True)
+class ModelSide:
+    """One model as the comparison's head names it; all text is clean."""
+
+    path: str
+    format: str
+    architecture: str
+    size_bytes: int
+    digest: str  # sha256 of header, metadata and tensor index
+    types: tuple[str, ...]
+    tied_head: bool
+
+
+@dataclass(frozen=True)
+class TensorSide:
+    """Where one side of a role is stored; the name is clean text."""
+
+    name: str
+    type: str
+    shape: tuple[int, int]  # [rows, columns] of the role's window; of a vector one row
+
+
+@dataclass(frozen=True)
+class WeightMetrics:
+    """How far B's values are from A's; rows are the matrix's, sums are float64 over rows."""
+
+    rel_l2: float
+    cosine: float
+    scale: float
+    max_abs: float
+    max_abs_at: tuple[int, int]
+    worst_row_rel_l2: float
+    worst_row: int
+    median_row_rel_l2: float
+    nonfinite_a: int
+    nonfinite_b: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """What B holds instead. ``residual_rel_l2`` is None where nothing finite can be compared."""
+
+    id: str
+    text: str
+    residual_rel_l2: float | None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TensorResult:
+    """One role of both models. ``limit`` is the largest rel_l2 that rounding explains."""
+
+    role: Role
+    kind: str
+    a: TensorSide | None
+    b: TensorSide | None
+    limit: float | None = None
+    metrics: WeightMetrics | None = None
+    looks_like: Look | None = None
+    message: str = ""
+
+    @property
+    def damage(self) -> tuple[int, float]:
+        """Sort key: the class first, then how far the values are apart."""
+        apart = 0.0 if self.metrics is None else self.metrics.rel_l2
+        return (CLASSES.index(self.kind), -apart)
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """Everything that one comparison of two models found; ``tensors`` are sorted by damage."""
+
+    a: ModelSide
+    b: ModelSide
+    tensors: tuple[TensorResult, ...]
+    config: tuple[Setting, ...]
+    tokenizer: tuple[Setting, ...]
+    unused_a: tuple[TensorSide, ...]
+    unused_b: tuple[TensorSide, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tensors are of each class; classes without one are left out."""
+        found = Counter(result.kind for result in self.tensors)
+        return {kind: found[kind] for kind in CLASSES if found[kind]}
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Every configuration value and part of the tokenizer that is not the same."""
+        return tuple(s for s in (*self.config, *self.tokenizer) if s.kind != "equal")
+
+    @property
+    def verdict(self) -> str:
+        """ "fail", "unmeasured" (nothing differs, something is in one file only) or "pass"."""
+        kinds = {result.kind for result in self.tensors} | {s.kind for s in self.settings}
+        if kinds & set(FAILED):
+            return "fail"
+        return "unmeasured" if kinds & set(UNMEASURED) else "pass"
+
+    def exit_code(self, *, allow_unmeasured: bool = False) -> int:
+        """0 the same model but for rounding, 1 a difference or something in one file only."""
+        if self.verdict == "unmeasured":
+            return 0 if allow_unmeasured else 1
+        return 1 if self.verdict == "fail" else 0
+
+
+# -- JSON ------------------------------------------------------------------------------------------
+
+
+def models_json(comparison: ModelComparison, *, allow_unmeasured: bool = False) -> dict[str, Any]:
+    """The whole comparison, as contracts/weights.schema.json describes it."""
+    found: dict[str, Any] = finite_json(
+        {
+            "schema": SCHEMA,
+            "a": dataclasses.asdict(comparison.a),
+            "b": dataclasses.asdict(comparison.b),
+            "verdict": comparison.verdict,
+            "exit_code": comparison.exit_code(allow_unmeasured=allow_unmeasured),
+            "counts": comparison.counts,
+            "tensors": [_tensor_json(result) for result in comparison.tensors],
+            "config": [dataclasses.asdict(setting) for setting in comparison.config],
+            "tokenizer": [dataclasses.asdict(setting) for setting in comparison.tokenizer],
+            "unused_a": [dataclasses.asdict(tensor) for tensor in comparison.unused_a],
+            "unused_b": [dataclasses.asdict(tensor) for tensor in comparison.unused_b],
+            "notes": list(comparison.notes),
+        }
+    )
+    return found
+
+
+def _tensor_json(result: TensorResult) -> dict[str, Any]:
+    return {
+        "role": result.role.name,
+        "layer": result.role.layer,
+        "expert": result.role.expert,
+        "class": result.kind,
+        "message": result.message,
+        "a": result.a and dataclasses.asdict(result.a),
+        "b": result.b and dataclasses.asdict(result.b),
+        "limit": result.limit,
+        "metrics": result.metrics and dataclasses.asdict(result.metrics),
+        "looks_like": result.looks_like and dataclasses.asdict(result.looks_like),
+    }

@@ -1,0 +1,152 @@
+"""Two matrices compared row by row, decoded side by side in blocks that stay in the cache."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from aprtui.engine.weight_blocks import WeightReader, block_rows
+from aprtui.model.operand import Operand
+
+try:
+    from aprtui.engine._row_sums import measure as _measure_in_c
+except ImportError:  # there was no compiler when aprtui was installed
+    _HAS_C = False
+else:
+    _HAS_C = os.environ.get("APRTUI_NATIVE") != "off"
+
+__all__ = ["RowSums", "measure_rows", "sampled_places"]
+
+SAMPLED_COLUMNS = 16
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Progress = Callable[[int], None]
+_DD, _AA, _BB, _ALONG, _MAX = range(5)  # what is summed of each row
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """What the comparison of two matrices [rows, columns] leaves of each row.
+
+    ``difference``, ``a`` and ``b`` are sums of squares, float64 [rows], of b - a, of a and of b
+    over the finite values; ``along`` is the sum of a (b - a). Where just one side is NaN or
+    infinite, or both are in other ways, the row's ``difference`` is infinite. ``sample_a`` and
+    ``sample_b`` are the values themselves, float32 [rows, n], at ``sampled_places(columns)``.
+    """
+
+    difference: Float64
+    a: Float64
+    b: Float64
+    along: Float64
+    sample_a: Float32
+    sample_b: Float32
+    max_abs: float
+    max_abs_at: tuple[int, int]
+    nonfinite_a: int
+    nonfinite_b: int
+
+    @property
+    def equal(self) -> bool:
+        """Whether every value is the same; NaN and NaN count as the same."""
+        return self.max_abs == 0.0 and not self.difference.any()
+
+
+def sampled_places(total: int, wanted: int = SAMPLED_COLUMNS) -> list[int]:
+    """Up to ``wanted`` whole numbers below ``total``, evenly spread, both ends among them."""
+    return sorted({int(place) for place in np.linspace(0, total - 1, min(wanted, total))})
+
+
+def measure_rows(
+    a: Operand,
+    b: Operand,
+    readers: tuple[WeightReader, WeightReader],
+    progress: Progress | None = None,
+) -> RowSums:
+    """Compare two matrices of one shape [rows, columns]. Raises as WeightReader.block does."""
+    rows = a.rows
+    sums = np.zeros((rows, 5), dtype=np.float64)
+    places = sampled_places(a.columns)
+    samples = [np.empty((rows, len(places)), dtype=np.float32) for _ in range(2)]
+    worst, worst_at, nonfinite = 0.0, (0, 0), [0, 0]
+    measure = _measure_c if _HAS_C else _Measure()
+    step = block_rows(a.columns, math.lcm(a.head_rows or 1, b.head_rows or 1))
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        x, y = (reader.block(operand, first, count)
+                for reader, operand in zip(readers, (a, b), strict=True))  # fmt: skip
+        part = sums[first : first + count]
+        measure(x, y, part)
+        if not np.isfinite(part).all():
+            bad = _with_nonfinite(x, y, part)
+            nonfinite = [nonfinite[side] + bad[side] for side in (0, 1)]
+        for sample, values in zip(samples, (x, y), strict=True):
+            sample[first : first + count] = values.numpy()[:, places]
+        row = int(part[:, _MAX].argmax())
+        if part[row, _MAX] > worst:
+            worst = float(part[row, _MAX])
+            worst_at = (first + row, _farthest(x[row], y[row]))
+        if progress is not None:
+            progress(count * a.columns)
+    for reader in readers:
+        reader.release()
+    return RowSums(
+        sums[:, _DD], sums[:, _AA], sums[:, _BB], sums[:, _ALONG], samples[0], samples[1],
+        worst, worst_at, nonfinite[0], nonfinite[1],
+    )  # fmt: skip
+
+
+def _measure_c(x: torch.Tensor, y: torch.Tensor, sums: Float64) -> None:
+    """Fill ``sums`` [rows, 5] float64 from blocks [rows, columns] float32, in one pass."""
+    x, y = x.contiguous(), y.contiguous()
+    _measure_in_c(
+        x.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], sums.__array_interface__["data"][0]
+    )
+
+
+class _Measure:
+    """The same with torch, in six passes; keeps the memory of the difference."""
+
+    def __init__(self) -> None:
+        self._scratch = torch.empty(0, dtype=torch.float32)
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, sums: Float64) -> None:
+        if self._scratch.numel() < x.numel():
+            self._scratch = torch.empty(x.numel(), dtype=torch.float32)
+        d = torch.sub(y, x, out=self._scratch[: x.numel()].view(x.shape))
+        for place, values in ((_DD, d), (_AA, x), (_BB, y)):
+            norms = torch.linalg.vector_norm(values, dim=1).numpy().astype(np.float64)
+            sums[:, place] = norms * norms
+        sums[:, _MAX] = torch.maximum(d.amax(dim=1), d.amin(dim=1).neg_()).numpy()
+        sums[:, _ALONG] = d.mul_(x).sum(dim=1).numpy()
+
+
+def _farthest(x: torch.Tensor, y: torch.Tensor) -> int:
+    """The column of the largest difference; a NaN or infinite one is larger than any number."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        d = np.abs(y.numpy().astype(np.float64) - x.numpy())
+    same = (x == y) | (x.isnan() & y.isnan())
+    d[~np.isfinite(d)] = math.inf
+    d[same.numpy()] = 0.0
+    return int(d.argmax())
+
+
+def _with_nonfinite(x: torch.Tensor, y: torch.Tensor, sums: Float64) -> tuple[int, int]:
+    """A block with NaN, infinite or huge values again, in float64; how many are not finite."""
+    wide = [values.double() for values in (x, y)]
+    bad = [~torch.isfinite(values) for values in wide]
+    same = (wide[0] == wide[1]) | (wide[0].isnan() & wide[1].isnan())
+    d = torch.where(same, 0.0, wide[1] - wide[0]).nan_to_num(math.inf, math.inf, -math.inf)
+    for values, where in zip(wide, bad, strict=True):
+        values[where] = 0.0
+    for place, values in ((_DD, d), (_AA, wide[0]), (_BB, wide[1])):
+        sums[:, place] = (values * values).sum(dim=1).numpy()
+    sums[:, _ALONG] = (wide[0] * torch.where(torch.isfinite(d), d, 0.0)).sum(dim=1).numpy()
+    sums[:, _MAX] = d.abs().amax(dim=1).numpy()
+    return int(bad[0].sum()), int(bad[1].sum())

@@ -1,0 +1,97 @@
+"""One side of two matrices that are compared, and its bytes; nothing here decodes a value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.formats.blocks import stored_bytes
+from aprtui.formats.modelfile import forget_pages, tensor_bytes
+from aprtui.model.open import Matrix
+
+__all__ = ["RELEASE_BYTES", "Operand", "same_bytes"]
+
+RELEASE_BYTES = 16 << 20  # stored bytes read before the pages of the map are given back
+_COMPARED_BYTES = 1 << 20
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One side's matrix, and what brings it into the form in which the sides are compared.
+
+    ``head_rows``: rows of one head where they lie as adjacent RoPE pairs and are read as halves
+    (specs/stages.md 3), 0 where they are read as they lie. ``offset`` is added to every value
+    (gemma's norms, of which Hugging Face stores w and GGUF 1 + w).
+    """
+
+    matrix: Matrix
+    head_rows: int = 0
+    offset: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        return self.matrix.rows
+
+    @property
+    def columns(self) -> int:
+        return self.matrix.columns
+
+    def stored_row(self, row: int) -> int:
+        """Where row ``row`` of the form compared lies: its number among the matrix's own rows."""
+        if not self.head_rows or self.rows == 1:
+            return row
+        place = row % self.head_rows
+        second, pair = divmod(place, self.head_rows // 2)
+        return row - place + 2 * pair + second
+
+
+def same_bytes(a: Operand, b: Operand) -> bool:
+    """Whether both are stored in the same type by the same bytes, and are read the same way."""
+    if _form(a) != _form(b):
+        return False
+    left, right = _stored(a.matrix), _stored(b.matrix)
+    if left is None or right is None or len(left) != len(right):
+        return False
+    for start in range(0, len(left), RELEASE_BYTES):
+        x, y = left[start : start + RELEASE_BYTES], right[start : start + RELEASE_BYTES]
+        same = all(
+            _equal(x[first : first + _COMPARED_BYTES], y[first : first + _COMPARED_BYTES])
+            for first in range(0, len(x), _COMPARED_BYTES)
+        )
+        forget_pages(x)
+        forget_pages(y)
+        if not same:
+            return False
+    return True
+
+
+def _form(operand: Operand) -> tuple[int, int, str, int, float]:
+    """What else must be the same where the bytes are."""
+    kind = operand.matrix.entry.type
+    return (operand.rows, operand.columns, kind, operand.head_rows, operand.offset)
+
+
+def _equal(x: Bytes, y: Bytes) -> bool:
+    """Whether the bytes are the same, eight at a time."""
+    words = len(x) & ~7
+    return np.array_equal(x[:words].view(np.uint64), y[:words].view(np.uint64)) and np.array_equal(
+        x[words:], y[words:]
+    )
+
+
+def _stored(matrix: Matrix) -> Bytes | None:
+    """The matrix's own bytes; None for a window of a type whose blocks run across rows."""
+    entry = matrix.entry
+    stored = tensor_bytes(entry)
+    if matrix.rows * matrix.columns == math.prod(entry.shape):
+        return stored
+    if entry.flat or entry.type in ("APR_Q4", "APR_Q8") or matrix.rows == 1:
+        return None
+    row_bytes = stored_bytes(entry.type, (1, matrix.columns))
+    first = matrix.first_row * row_bytes
+    return stored[first : first + matrix.rows * row_bytes]
