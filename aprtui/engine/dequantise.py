@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aprtui.engine.block_decoders import BLOCK_DECODERS, Fields, Workspace
+from aprtui.engine.native import decode_blocks
 from aprtui.errors import BadFileError, EngineError
 from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.formats.modelfile import TensorEntry, tensor_bytes
@@ -66,7 +67,7 @@ def _dequantise(type_name: str, blocks: Tensor, out: Tensor | None, workspace: W
     n = blocks.shape[0]
     if out is None:
         out = torch.empty((n, kind.values), dtype=torch.float32, device=blocks.device)
-    if n == 0:
+    if n == 0 or decode_blocks(type_name, blocks, out):
         return out
     fields = Fields(blocks, workspace)
     if type_name in _PLAIN:
