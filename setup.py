@@ -1,15 +1,22 @@
-"""The one part of the build that pyproject.toml cannot say without a warning: the C decoders."""
+"""The one part of the build that pyproject.toml cannot say without a warning: what is in C."""
 
 from setuptools import Extension, setup
 
+
+def in_c(name: str, header: str, *options: str) -> Extension:
+    """``aprtui.engine.NAME``; without a C compiler torch computes the same."""
+    return Extension(
+        f"aprtui.engine.{name}",
+        [f"aprtui/engine/{name}.c"],
+        depends=[f"aprtui/engine/{header}"],
+        extra_compile_args=["-O3", *options],
+        optional=True,
+    )
+
+
 setup(
     ext_modules=[
-        Extension(
-            "aprtui.engine._native",
-            ["aprtui/engine/_native.c"],
-            depends=["aprtui/engine/_native_decoders.h"],
-            extra_compile_args=["-O3", "-ffp-contract=off"],
-            optional=True,  # without a C compiler torch decodes, to the same bits
-        )
+        in_c("_native", "_native_decoders.h", "-ffp-contract=off"),
+        in_c("_row_sums", "_row_sums_kernel.h"),
     ]
 )

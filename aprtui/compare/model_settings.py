@@ -12,6 +12,7 @@ from typing import Any
 
 from aprtui.compare.weight_sides import WeightSide
 from aprtui.errors import UsageError
+from aprtui.formats.gguf import StringArray
 from aprtui.model.config import ModelConfig
 from aprtui.model.tokenizer import TokenizerSpec
 from aprtui.text import clean, count
@@ -89,13 +90,13 @@ def compare_tokenizers(a: WeightSide, b: WeightSide) -> tuple[Setting, ...]:
         kind = "unstated" if x is y else "missing-a" if x is None else "missing-b"
         return (Setting("tokenizer", kind, *shown),)
     parts = [
-        _sequence("tokens", _unpadded(x), _unpadded(y), clean),
-        _sequence("merges", tuple(map(_merge, x.merges)), tuple(map(_merge, y.merges)), clean),
+        _tokens(x, y),
+        _merges(x, y),
     ]
     for key in ("token_types", "scores"):
         left, right = getattr(x, key), getattr(y, key)
         if left is not None and right is not None:
-            length = min(len(parts_of) for parts_of in (_unpadded(x), _unpadded(y)))
+            length = min(map(_unpadded, (x, y)))
             parts.append(_sequence(key, left[:length], right[:length], str))
     for key in ("model", "pre", "bos_id", "eos_id", "add_bos", "add_eos", "add_space_prefix"):
         left, right = getattr(x, key), getattr(y, key)
@@ -121,17 +122,41 @@ def _spec(side: WeightSide) -> TokenizerSpec | None:
     return dataclasses.replace(found, merges=merges)
 
 
+def _tokens(x: TokenizerSpec, y: TokenizerSpec) -> Setting:
+    sizes = [_unpadded(spec) for spec in (x, y)]
+    if _same_strings(x.vocabulary, y.vocabulary):
+        return Setting("tokens", "equal", *(f"{size:,}" for size in sizes))
+    a, b = (spec.vocabulary[:size] for spec, size in zip((x, y), sizes, strict=True))
+    return _sequence("tokens", a, b, clean)
+
+
+def _merges(x: TokenizerSpec, y: TokenizerSpec) -> Setting:
+    if _same_strings(x.merges, y.merges):
+        return Setting("merges", "equal", *(f"{len(spec.merges):,}" for spec in (x, y)))
+    a, b = ([_merge(merge) for merge in spec.merges] for spec in (x, y))
+    return _sequence("merges", a, b, clean)
+
+
 def _merge(merge: Any) -> str:
     """A merge as "left right", which JSON may give as a pair."""
     return merge if isinstance(merge, str) else " ".join(map(str, merge))
 
 
-def _unpadded(spec: TokenizerSpec) -> tuple[Any, ...]:
-    """The tokens without the ids at the end that only pad the embedding: None or ``[PAD123]``."""
-    tokens = list(spec.vocabulary)
-    while tokens and (tokens[-1] is None or _PAD.fullmatch(str(tokens[-1]))):
-        tokens.pop()
-    return tuple(tokens)
+def _same_strings(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two files' string arrays are known to be the same without decoding them."""
+    return isinstance(a, StringArray) and isinstance(b, StringArray) and a.same_bytes(b)
+
+
+def _unpadded(spec: TokenizerSpec) -> int:
+    """How many tokens there are before those that only pad the embedding: None or ``[PAD123]``."""
+    count = len(spec.vocabulary)
+    while count and _is_padding(spec.vocabulary[count - 1]):
+        count -= 1
+    return count
+
+
+def _is_padding(token: str | None) -> bool:
+    return token is None or _PAD.fullmatch(token) is not None
 
 
 def _sequence(key: str, a: Sequence[Any], b: Sequence[Any], shown: Callable[[str], str]) -> Setting:
@@ -139,6 +164,9 @@ def _sequence(key: str, a: Sequence[Any], b: Sequence[Any], shown: Callable[[str
     if not len(a) or not len(b):
         kind = "equal" if len(a) == len(b) else "missing-b" if len(a) else "missing-a"
         return Setting(key, kind, *sizes)
+    a, b = list(a), list(b)
+    if a == b:
+        return Setting(key, "equal", *sizes)
     wrong = [place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y]
     if wrong:
         first = wrong[0]

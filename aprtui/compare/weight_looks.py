@@ -92,17 +92,24 @@ def _nonfinite(suspect: Suspect) -> Look | None:
 
 
 def _scaled(suspect: Suspect) -> Look | None:
-    """b = s a, with s = a.b / a.a from the sums."""
+    """b = s a, with s = a.b / a.a from the sums.
+
+    What is left by the sums is known to the root of their rounding only, which decides; the
+    residual is that of the sampled values, which are exact.
+    """
     sums = suspect.sums
     if sums is None:
         return None
-    dd, aa, bb = (float(part.sum()) for part in (sums.difference, sums.a, sums.b))
-    if not (aa > 0 and bb > 0 and math.isfinite(dd)):
+    dd, aa, along = (float(part.sum()) for part in (sums.difference, sums.a, sums.along))
+    if not (aa > 0 and sums.b.any() and math.isfinite(dd)):
         return None
-    dot = aa + float(sums.along.sum())
-    residual = math.sqrt(max(bb - dot * dot / aa, 0.0) / bb)
-    factor = dot / aa
-    if residual > max(suspect.limit, 1e-3) or abs(factor) < 1e-30:
+    factor = 1.0 + along / aa
+    left = math.sqrt(max(dd - along * along / aa, 0.0) / float(sums.b.sum()))
+    limit = max(suspect.limit, 1e-3)
+    if not left <= limit or abs(factor) < 1e-30:
+        return None
+    residual = _rel_l2(factor * sums.sample_a.astype(np.float64), sums.sample_b)
+    if not residual <= limit:
         return None
     return Look("scaled", f"A times {factor:.6g}", residual, {"factor": factor})
 
@@ -124,7 +131,8 @@ def _offset(suspect: Suspect) -> Look | None:
 
 def _pair_order(suspect: Suspect) -> Look | None:
     """The rows of q and k (or their biases) in the order of the other RoPE layout."""
-    if suspect.role.name not in ("q", "k", "q_bias", "k_bias"):
+    sums = suspect.sums
+    if sums is None or suspect.role.name not in ("q", "k", "q_bias", "k_bias"):
         return None
     head = suspect.sides[0].config.head_dim
     unit = suspect.b.rows if suspect.b.rows > 1 else suspect.b.columns
@@ -132,16 +140,15 @@ def _pair_order(suspect: Suspect) -> Look | None:
         return None
     for place, text in ((1, "adjacent pairs where halves are due"),
                         (0, "halves where adjacent pairs are due")):  # fmt: skip
-        pair = [suspect.a, suspect.b]
+        pair, samples = [suspect.a, suspect.b], [sums.sample_a, sums.sample_b]
         if pair[place].head_rows:
             continue
         pair[place] = replace(pair[place], head_rows=head)
-        x, y = (
-            reader.rows_at(operand, sketch_rows(suspect.b.rows))
-            for reader, operand in zip(suspect.readers, pair, strict=True)
-        )
-        if not _rel_l2(x, y) <= SLACK * suspect.limit:
-            continue
+        if pair[place].rows > 1:
+            order = [pair[place].stored_row(row) for row in range(unit)]
+            samples[place] = samples[place][order]
+            if not _rel_l2(*samples) <= SLACK * suspect.limit:
+                continue
         residual = _total(measure_rows(pair[0], pair[1], suspect.readers))
         if residual <= suspect.limit:
             parameters = {"found": text.split(" where")[0], "head_dim": head}
@@ -188,9 +195,12 @@ def _transposed(suspect: Suspect) -> Look | None:
     if (a.rows, a.columns) not in ((b.rows, b.columns), (b.columns, b.rows)):
         return None
     chosen, grid = sampled_places(a.columns), sampled_places(a.rows, _SAMPLE)
-    few = slice(None, None, 8)  # of the columns: they decide first
-    x = suspect.readers[0].rows_at(a, grid)[:, chosen[few]].T
-    y = _flat_rows(suspect.readers[1], b, chosen[few], a.rows)[:, grid]
+    if suspect.sums is not None and a.rows == a.columns:
+        x, y = suspect.sums.sample_a[grid].T, suspect.sums.sample_b[grid]
+    else:
+        few = chosen[:: max(1, len(chosen) // 2)]
+        x = suspect.readers[0].rows_at(a, grid)[:, few].T
+        y = _flat_rows(suspect.readers[1], b, few, a.rows)[:, grid]
     if not _rel_l2(x, y) <= SLACK * suspect.limit:
         return None
     residual = _rel_l2(
@@ -227,10 +237,12 @@ def _rows_moved(suspect: Suspect) -> Look | None:
     if len(wrong) < 2:
         return None
     chosen = [int(wrong[index]) for index in sampled_places(len(wrong), _SAMPLE)]
-    nearest = _nearest_rows(sums, chosen, suspect.b.columns)
-    if nearest == chosen or not (
-        _rel_l2(sums.sample_a[nearest], sums.sample_b[chosen]) <= SLACK * suspect.limit
-    ):
+    for some in (chosen[:: len(chosen) - 1], chosen):  # two rows decide for most
+        nearest = _nearest_rows(sums, some, suspect.b.columns)
+        apart = _rel_l2(sums.sample_a[nearest], sums.sample_b[some])
+        if not apart <= SLACK * suspect.limit:
+            return None
+    if nearest == chosen:
         return None
     x, y = (
         suspect.readers[0].rows_at(suspect.a, nearest),
@@ -288,11 +300,13 @@ def _nearest_rows(sums: RowSums, chosen: list[int], columns: int) -> list[int]:
 
     def points(sample: Float32, squares: Float64) -> Float32:
         norms = np.sqrt(squares * sample.shape[1] / columns)[:, None].astype(np.float32)
-        return np.nan_to_num(np.hstack([sample, norms]), posinf=0, neginf=0)
+        found: Float32 = np.nan_to_num(np.hstack([sample, norms]), posinf=0, neginf=0)
+        return found
 
     of_a, of_b = points(sums.sample_a, sums.a), points(sums.sample_b[chosen], sums.b[chosen])
     squares = np.einsum("ij,ij->i", of_a, of_a)[:, None]
-    return [int(row) for row in (squares - 2 * of_a @ of_b.T).argmin(axis=0)]
+    products = np.einsum("ij,kj->ik", of_a, of_b)  # `@` would start threads of its own
+    return [int(row) for row in (squares - 2 * products).argmin(axis=0)]
 
 
 def _some_rows(suspect: Suspect) -> Look | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import threading
@@ -67,8 +68,10 @@ def _results(sides: _Sides, roles: list[Role], progress: Progress | None) -> lis
     tell = _Teller(progress, sum(map(_values, pairs.values())))
     others = _not_same_bytes(pairs, tell)
     if others:
+        gc.disable()  # importing torch makes half a million objects and no garbage: 0.25 s
         from aprtui.compare.weight_judge import Judge
 
+        gc.enable()
         Judge(sides, tell).judge_all(found, others)
     return [found[role] for role in roles]
 

@@ -1,1 +1,12 @@
-def measure(x: int, y: int, rows: int, columns: int, sums: int, /) -> None: ...
+def measure(
+    x: int,
+    y: int,
+    rows: int,
+    columns: int,
+    sums: int,
+    places: int,
+    n_places: int,
+    sample_x: int,
+    sample_y: int,
+    /,
+) -> bool: ...

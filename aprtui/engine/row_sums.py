@@ -6,6 +6,8 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,7 @@ from aprtui.engine.weight_blocks import WeightReader, block_rows
 from aprtui.model.operand import Operand
 
 try:
-    from aprtui.engine._row_sums import measure as _measure_in_c
+    from aprtui.engine._row_sums import measure as measure_in_c
 except ImportError:  # there was no compiler when aprtui was installed
     _HAS_C = False
 else:
@@ -24,9 +26,11 @@ else:
 __all__ = ["RowSums", "measure_rows", "sampled_places"]
 
 SAMPLED_COLUMNS = 16
+_TOLD_VALUES = 1 << 22  # compared between two words of progress
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 Progress = Callable[[int], None]
 _DD, _AA, _BB, _ALONG, _MAX = range(5)  # what is summed of each row
 
@@ -58,6 +62,7 @@ class RowSums:
         return self.max_abs == 0.0 and not self.difference.any()
 
 
+@lru_cache(maxsize=256)
 def sampled_places(total: int, wanted: int = SAMPLED_COLUMNS) -> list[int]:
     """Up to ``wanted`` whole numbers below ``total``, evenly spread, both ends among them."""
     return sorted({int(place) for place in np.linspace(0, total - 1, min(wanted, total))})
@@ -71,29 +76,28 @@ def measure_rows(
 ) -> RowSums:
     """Compare two matrices of one shape [rows, columns]. Raises as WeightReader.block does."""
     rows = a.rows
+    places = np.array(sampled_places(a.columns), dtype=np.int64)
     sums = np.zeros((rows, 5), dtype=np.float64)
-    places = sampled_places(a.columns)
-    samples = [np.empty((rows, len(places)), dtype=np.float32) for _ in range(2)]
-    worst, worst_at, nonfinite = 0.0, (0, 0), [0, 0]
-    measure = _measure_c if _HAS_C else _Measure()
+    samples = np.empty((2, rows, len(places)), dtype=np.float32)
+    worst, worst_at, nonfinite, untold = 0.0, (0, 0), [0, 0], 0
+    measure = _measure_by_c if _HAS_C else _Measure()
     step = block_rows(a.columns, math.lcm(a.head_rows or 1, b.head_rows or 1))
     for first in range(0, rows, step):
-        count = min(step, rows - first)
-        x, y = (reader.block(operand, first, count)
+        last = min(first + step, rows)
+        x, y = (reader.block(operand, first, last - first)
                 for reader, operand in zip(readers, (a, b), strict=True))  # fmt: skip
-        part = sums[first : first + count]
-        measure(x, y, part)
-        if not np.isfinite(part).all():
+        part = sums[first:last]
+        if not measure(x, y, part, places, samples[:, first:last]):
             bad = _with_nonfinite(x, y, part)
             nonfinite = [nonfinite[side] + bad[side] for side in (0, 1)]
-        for sample, values in zip(samples, (x, y), strict=True):
-            sample[first : first + count] = values.numpy()[:, places]
         row = int(part[:, _MAX].argmax())
         if part[row, _MAX] > worst:
             worst = float(part[row, _MAX])
             worst_at = (first + row, _farthest(x[row], y[row]))
-        if progress is not None:
-            progress(count * a.columns)
+        untold += x.numel()
+        if progress is not None and (untold >= _TOLD_VALUES or last == rows):
+            progress(untold)
+            untold = 0
     for reader in readers:
         reader.release()
     return RowSums(
@@ -102,21 +106,34 @@ def measure_rows(
     )  # fmt: skip
 
 
-def _measure_c(x: torch.Tensor, y: torch.Tensor, sums: Float64) -> None:
-    """Fill ``sums`` [rows, 5] float64 from blocks [rows, columns] float32, in one pass."""
+def _measure_by_c(
+    x: torch.Tensor, y: torch.Tensor, sums: Float64, places: Int64, samples: Float32
+) -> bool:
+    """Compare blocks x and y [rows, columns] float32 in one pass; whether all sums are finite.
+
+    Fills ``sums`` [rows, 5] and ``samples`` [2, rows, len(places)]; both are contiguous in rows.
+    """
     x, y = x.contiguous(), y.contiguous()
-    _measure_in_c(
-        x.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], sums.__array_interface__["data"][0]
-    )
+    return measure_in_c(
+        x.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], _address(sums), _address(places),
+        len(places), _address(samples[0]), _address(samples[1]),
+    )  # fmt: skip
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 class _Measure:
-    """The same with torch, in six passes; keeps the memory of the difference."""
+    """The same with torch, in seven passes; keeps the memory of the difference."""
 
     def __init__(self) -> None:
         self._scratch = torch.empty(0, dtype=torch.float32)
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor, sums: Float64) -> None:
+    def __call__(
+        self, x: torch.Tensor, y: torch.Tensor, sums: Float64, places: Int64, samples: Float32
+    ) -> bool:
         if self._scratch.numel() < x.numel():
             self._scratch = torch.empty(x.numel(), dtype=torch.float32)
         d = torch.sub(y, x, out=self._scratch[: x.numel()].view(x.shape))
@@ -125,6 +142,9 @@ class _Measure:
             sums[:, place] = norms * norms
         sums[:, _MAX] = torch.maximum(d.amax(dim=1), d.amin(dim=1).neg_()).numpy()
         sums[:, _ALONG] = d.mul_(x).sum(dim=1).numpy()
+        for sample, values in zip(samples, (x, y), strict=True):
+            sample[:] = values.numpy()[:, places]
+        return bool(np.isfinite(sums).all())
 
 
 def _farthest(x: torch.Tensor, y: torch.Tensor) -> int:

@@ -19,7 +19,7 @@ from aprtui.model.operand import RELEASE_BYTES, Operand
 
 __all__ = ["WeightReader", "block_rows", "side_by_side"]
 
-BLOCK_VALUES = 1 << 17  # float32 values of a block: one of each side fits a core's cache
+BLOCK_VALUES = 1 << 19  # float32 values of a block: one of each side stays in the cache
 
 Float32 = npt.NDArray[np.float32]
 _CPU = torch.device("cpu")

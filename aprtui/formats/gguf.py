@@ -87,6 +87,10 @@ class StringArray(Sequence[str]):
     def __repr__(self) -> str:
         return f"<{len(self):,} strings>"
 
+    def same_bytes(self, other: StringArray) -> bool:
+        """Whether both hold the same strings; none is decoded."""
+        return self._ends == other._ends and self._stored == other._stored
+
     def _decoded(self, index: int) -> str:
         start = (self._ends[index - 1] if index else 0) + 8
         return self._stored[start : self._ends[index]].decode("utf-8", "surrogateescape")

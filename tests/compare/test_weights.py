@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +13,15 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+import torch
 
 from aprtui.cli.main import main
 from aprtui.compare.weight_results import ModelComparison, TensorResult, models_json
 from aprtui.compare.weights import diff_models
+from aprtui.engine.weight_blocks import WeightReader
 from aprtui.errors import BadFileError
 from aprtui.formats.apr_write import OutgoingTensor, write_apr
+from aprtui.model.operand import Operand
 from tests.compare.model_files import HEAD_DIM, VOCAB, Float32, SmallModel, small_model
 from tests.support import FIXTURES, needs_fixtures
 
@@ -116,6 +122,57 @@ def test_a_configuration_that_an_importer_lost_is_told() -> None:
         ("sliding_window", "differs", "4", "512")
     ]
     assert gemma.exit_code() == 1
+
+
+def test_float32_noise_of_another_decoder_is_rounding(tmp_path: Path) -> None:
+    """The last bit of half the values: no scale of 1.0000 is read out of sums of squares."""
+    random = np.random.default_rng(3)
+    model = small_model()
+    big = random.standard_normal((96, 64)).astype(np.float32).repeat(400, axis=0)[: VOCAB * 400]
+    model.tensors["model.embed_tokens.weight"] = big
+    model.tensors["lm_head.weight"] = big
+    model.config["vocab_size"] = len(big)
+    a = model.apr(tmp_path / "a.apr")
+    noise = random.integers(-1, 2, big.shape).astype(np.int32)
+    other = (big.view(np.int32) + noise).view(np.float32)
+    found = diff_models(
+        a, changed(model, "lm_head.weight", lambda _: other).apr(tmp_path / "b.apr")
+    )
+    head = of(found, "head")
+    assert (head.kind, head.message) == ("rounding", "")
+    assert head.metrics is not None and 0 < head.metrics.rel_l2 < 1e-7
+
+
+def test_where_all_bytes_agree_nothing_is_decoded_and_torch_not_imported(tmp_path: Path) -> None:
+    model = small_model().apr(tmp_path / "a.apr")
+    other = tmp_path / "b.apr"
+    other.write_bytes(model.read_bytes())
+    code = (
+        "import sys; from pathlib import Path; from aprtui.compare.weights import diff_models\n"
+        "found = diff_models(*map(Path, sys.argv[1:]))\n"
+        "assert found.verdict == 'pass' and 'torch' not in sys.modules, found.counts"
+    )
+    subprocess.run([sys.executable, "-c", code, str(model), str(other)], check=True)
+
+
+def test_a_tensor_that_looks_like_nothing_is_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples settle that no look fits: the matrices are not read again."""
+    whole: Counter[str] = Counter()
+    block = WeightReader.block
+
+    def counted(reader: WeightReader, operand: Operand, first: int, rows: int) -> torch.Tensor:
+        whole[operand.matrix.entry.name] += rows
+        return block(reader, operand, first, rows)
+
+    monkeypatch.setattr(WeightReader, "block", counted)
+    a, b = small_model(seed=1), small_model(seed=2)
+    found = diff_models(a.apr(tmp_path / "a.apr"), b.apr(tmp_path / "b.apr"))
+    matrices = [result for result in found.tensors if result.a and result.a.shape[0] > 1]
+    assert len(matrices) == 16 and all(result.looks_like is None for result in matrices)
+    for result in matrices:
+        assert result.a is not None and whole[result.a.name] == 2 * result.a.shape[0]
 
 
 # -- planted damage ------------------------------------------------------------------------------

@@ -133,6 +133,21 @@ def test_strings_are_decoded_when_looked_at_and_lose_no_byte(tmp_path: Path) -> 
         tokens[4]
 
 
+def test_string_arrays_are_compared_by_their_bytes(tmp_path: Path) -> None:
+    """The same bytes cut into other strings are not the same strings."""
+
+    def read(name: str, *values: bytes) -> StringArray:
+        keys = [text("general.architecture", "qwen2"), key("a", 9, array_of(8, values))]
+        found = read_gguf(written(tmp_path, gguf_bytes(keys), f"{name}.gguf")).metadata["a"]
+        assert isinstance(found, StringArray)
+        return found
+
+    a = read("a", b"ab", b"c")
+    assert a.same_bytes(read("b", b"ab", b"c"))
+    for other in ((b"a", b"bc"), (b"ab",), (b"ab", b"d"), ()):
+        assert not a.same_bytes(read("c", *other))
+
+
 def test_the_digest_follows_the_header_and_not_the_weights(tmp_path: Path) -> None:
     content = bytearray(small_file())
     digest = read_gguf(written(tmp_path, bytes(content))).digest
