@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from aprtui.compare.case import Case
 from aprtui.compare.localerror import LocalError, local_error, row_norms
-from aprtui.engine.replay import EXACT, NESTED, Arithmetic, Part
+from aprtui.engine.replay import CACHED, EXACT, FUSED, NESTED, SUMMED, Arithmetic, Part
 
 __all__ = ["Explanation", "Numerics", "explain", "numerics_of", "part_columns"]
 
@@ -48,7 +48,8 @@ class Numerics:
         elif (how.product or how.stage) and not self.output:
             words.append(f"{_TYPES[how.product or how.stage]} rounding of inputs")
         if how.attention:
-            words.append(f"{how.attention.lower()} KV cache")
+            kind, _, fused = how.attention.partition(" ")
+            words.append(f"{kind.lower()} KV cache" + (f", {fused}" if fused else ""))
         if how.gelu_table:
             words.append("f16 GELU table")
         if self.output:
@@ -96,7 +97,10 @@ def _arithmetics(case: Case, output: str) -> Iterator[Arithmetic]:
     gelu = case.config.activation == "gelu_tanh" and operations & {"activation", "multiply"}
     rounded = ("partner", "Q8_0", "Q8_K", "F16", "BF16") if products else ()
     yield EXACT
-    for kind in ("", "F16", "BF16") if attention else ("",):
+    kinds: tuple[str, ...] = ("", *CACHED) if attention else ("",)
+    if {"scores", "attend"} <= operations:  # in one step, or in several that B did not capture
+        kinds += FUSED
+    for kind in kinds:
         for table in (False, True) if gelu else (False,):
             for product in ("", *rounded):
                 for choice in (0, 1) if product == "partner" else (0,):
@@ -158,6 +162,9 @@ def _limits(case: Case, numerics: Numerics) -> tuple[float, float]:
     """The bars for one arithmetic. Where it rounds more than once inside a stage, a float32 sum
     that lies next to a tie flips a whole unit: an eighth of the type's unit is allowed then."""
     operations = {node.kind.operation for node in case.chain}
+    if numerics.how.attention == SUMMED:
+        loose = _UNITS["F16"] / 8
+        return max(case.limits[0], loose), max(case.limits[1], 4 * loose)
     nested = operations & (NESTED if numerics.how.steps else {"scores", "experts"})
     if not nested or not numerics.output or numerics.output != numerics.how.stage:
         return case.limits

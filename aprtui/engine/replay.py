@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as functional
 
+from aprtui.engine.kv_cache import CACHED, FUSED, SUMMED, attend_in_f16, cached_operands
 from aprtui.engine.low_precision import INSIDE, NESTED, STEPS
-from aprtui.engine.ops import OPERATIONS, Operands
+from aprtui.engine.ops import OPERATIONS, Operands, value_heads
 from aprtui.engine.rounding import (
     PARTNERS,
     ROUNDINGS,
@@ -33,16 +34,9 @@ from aprtui.model.open import Matrix, Model
 from aprtui.model.roles import Role
 
 __all__ = [
-    "ACTIVATIONS",
-    "EXACT",
-    "NESTED",
-    "Arithmetic",
-    "Part",
-    "Replay",
-    "activate",
-    "halfway",
-    "representable",
-]
+    "ACTIVATIONS", "CACHED", "EXACT", "FUSED", "NESTED", "SUMMED", "Arithmetic", "Part", "Replay",
+    "activate", "halfway", "representable",
+]  # fmt: skip
 
 Float64 = npt.NDArray[np.float64]
 Tensor = torch.Tensor
@@ -57,10 +51,11 @@ class Arithmetic:
 
     ``product``: a name of rounding.ROUNDINGS, or "partner" (by the weight's type, ``choice``-th
     of rounding.PARTNERS), applied to activations before a product; ``weights``: "BF16" or "F16"
-    when the weights are rounded too. ``attention``: "F16" rounds both operands of the two products
-    with keys and values. ``gelu_table``: ggml's. ``stage``: "BF16" or "F16" rounds inside a stage
-    wherever an engine that computes in that type does (``steps``: after each elementary step of a
-    norm or a rotation too); "F32" computes a norm in float32, which may overflow.
+    when the weights are rounded too. ``attention``: one of kv_cache.CACHED or, where one step makes
+    scores, softmax and attention, of FUSED. ``gelu_table``: ggml's. ``stage``: "BF16" or "F16"
+    rounds inside a stage wherever an engine that computes in that type does (``steps``: after each
+    elementary step of a norm or a rotation too); "F32" computes a norm in float32, which may
+    overflow.
     """
 
     product: str = ""
@@ -196,6 +191,9 @@ class Replay:
             return _array(inside[name](operands, node, given, _ROUND[how.stage]))
         if how.gelu_table and name == "activation" and operands.config.activation == "gelu_tanh":
             return _array(gelu_f16_table(given[0]))
+        if how.attention == SUMMED and name == "attend":
+            values = value_heads(given[1], operands.config)
+            return _array(attend_in_f16(operands.config, given[0], values))
         return _array(OPERATIONS[name](operands, node, given))
 
     def expert_flips(self, node: Node, inputs: Sequence[Float64], how: Arithmetic) -> Float64:
@@ -347,7 +345,7 @@ def _given(node: Node, inputs: Sequence[Float64], how: Arithmetic) -> tuple[Tens
     name = node.kind.operation
     given = tuple(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs)
     if how.attention and name in ("scores", "attend"):
-        given = tuple(_ROUND[how.attention](value) for value in given)
+        given = cached_operands(name, given, how.attention)
     if how.stage:
         given = tuple(
             value if key.stage == "moe_router_indices" else _ROUND[how.stage](value)

@@ -40,6 +40,11 @@ def _nearest(x: Tensor, half_even: bool) -> Tensor:
     return torch.round(x) if half_even else torch.sign(x) * torch.floor(x.abs() + 0.5)
 
 
+def _quotient(number: float, x: Tensor) -> Tensor:
+    """number / x, rounded once: torch's own ``number / x`` is number times its rounded 1 / x."""
+    return torch.full_like(x, number) / x
+
+
 def round_q8_0(x: Tensor, half_even: bool = True) -> Tensor:
     """x [n, columns] in blocks of 32: q = round(x / d), d = max abs / 127 kept as float16.
 
@@ -65,7 +70,7 @@ def _q8_0(x: Tensor, half_even: bool) -> tuple[Tensor, Tensor]:
     blocks = x.float().reshape(x.shape[0], -1, 32)
     largest = blocks.abs().amax(-1, keepdim=True)
     scale = largest / 127.0
-    inverse = 127.0 / largest if half_even else 1.0 / scale
+    inverse = _quotient(127.0, largest) if half_even else 1.0 / scale
     inverse = torch.where(largest > 0, inverse, torch.zeros_like(inverse))
     return _nearest(blocks * inverse, half_even), scale
 
@@ -78,7 +83,8 @@ def round_q8_k(x: Tensor) -> Tensor:
     """
     blocks = x.float().reshape(x.shape[0], -1, 256)
     largest = torch.gather(blocks, -1, blocks.abs().argmax(-1, keepdim=True))
-    inverse = torch.where(largest == 0, torch.zeros_like(largest), -127.0 / largest)
+    inverse = _quotient(-127.0, largest)
+    inverse = torch.where(largest == 0, torch.zeros_like(largest), inverse)
     quantised = torch.round(blocks * inverse).clamp(max=127.0)
     scale = torch.where(largest == 0, torch.zeros_like(largest), 1.0 / inverse)
     return (quantised.double() * scale.double()).reshape(x.shape)

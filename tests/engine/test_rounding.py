@@ -61,6 +61,26 @@ def test_q8_1_keeps_a_sum_of_its_own() -> None:
     torch.testing.assert_close(sums, own, rtol=2e-3, atol=2e-2)
 
 
+def test_the_inverse_scale_is_rounded_once() -> None:
+    """torch's ``127.0 / x`` rounds twice; one bit of it moves an activation that lies at a tie.
+
+    Blocks whose largest value is not 127, their other values next to k + 1/2 steps: ggml's
+    quantize_row_q8_0 (AVX) and quantize_row_q8_K in numpy's float32.
+    """
+    random = np.random.default_rng(7)
+    largest = random.uniform(0.5, 2, (2000, 1)).astype(np.float32)
+    ties = (random.integers(-120, 120, (2000, 255)) + 0.5).astype(np.float32)
+    x = np.hstack([largest, ties * (largest / np.float32(127))])
+    inverse = np.float32(-127) / largest
+    steps = np.minimum(127, np.rint(x * inverse))
+    expected = steps.astype(np.float64) * (np.float32(1) / inverse).astype(np.float64)
+    np.testing.assert_array_equal(round_q8_k(torch.from_numpy(x)).numpy(), expected)
+    x = x[:, :32]
+    steps = np.rint(x * (np.float32(127) / largest)).astype(np.float64)
+    scale = (largest / np.float32(127)).astype(np.float16).astype(np.float64)
+    np.testing.assert_array_equal(round_q8_0(torch.from_numpy(x.copy())).numpy(), steps * scale)
+
+
 @pytest.mark.parametrize("rounding", [round_q8_0, round_q8_k, lambda x: round_q8_1(x)[0]])
 def test_zero_blocks_stay_zero(rounding: object) -> None:
     assert callable(rounding)
