@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import itertools
 import math
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from aprtui.cli.diff import open_model_config
 from aprtui.compare.infer import open_any, record_of, with_shapes
 from aprtui.engine.stages import order_of
-from aprtui.errors import EngineError, UsageError
+from aprtui.errors import UsageError
+from aprtui.formats.atomic import whole_file
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import StageRecord
 from aprtui.model.config import ModelConfig
@@ -32,6 +34,8 @@ from aprtui.text import clean
 __all__ = ["configure", "run"]
 
 Float32 = npt.NDArray[np.float32]
+
+_NO_ROOM = "free space or choose another place with -o"
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
         if target.exists() and not args.overwrite:
             raise UsageError(f"{clean(str(target))} exists", hint="--overwrite replaces it")
     for target, chosen in targets:
-        _write_whole(target, _WRITERS[args.to], chosen)
+        with whole_file(target, parents=True, hint=_NO_ROOM) as file:
+            _WRITERS[args.to](file, chosen)
         shapes = f"{list(chosen[0].values.shape)}" if len(chosen) == 1 else f"{len(chosen)} tensors"
         print(f"{clean(str(target))}  {shapes}")
     return 0
@@ -114,59 +119,33 @@ def _targets(args: argparse.Namespace, tensors: list[_Tensor]) -> list[tuple[Pat
     return [(folder / (tensor.name + suffix), [tensor]) for tensor in tensors]
 
 
-def _write_whole(
-    target: Path, write: Callable[[Path, list[_Tensor]], None], tensors: list[_Tensor]
-) -> None:
-    """Write beside the target and rename: never half a file."""
-    temporary: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=target.parent, prefix=".", suffix=target.suffix or ".part", delete=False
-        ) as file:
-            temporary = Path(file.name)
-        write(temporary, tensors)
-        temporary.chmod(0o644)
-        temporary.replace(target)
-        temporary = None
-    except OSError as error:
-        raise EngineError(
-            f"{clean(str(target))}: cannot be written: {error.strerror or error}",
-            hint="free space or choose another place with -o",
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+def _write_npy(file: BinaryIO, tensors: list[_Tensor]) -> None:
+    np.save(file, tensors[0].values, allow_pickle=False)
 
 
-def _write_npy(path: Path, tensors: list[_Tensor]) -> None:
-    with path.open("wb") as file:
-        np.save(file, tensors[0].values, allow_pickle=False)
+def _write_npz(file: BinaryIO, tensors: list[_Tensor]) -> None:
+    np.savez(file, allow_pickle=False, **{t.name: t.values for t in tensors})
 
 
-def _write_npz(path: Path, tensors: list[_Tensor]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{t.name: t.values for t in tensors})
-
-
-def _write_safetensors(path: Path, tensors: list[_Tensor]) -> None:
+def _write_safetensors(file: BinaryIO, tensors: list[_Tensor]) -> None:
     axes = {tensor.name: ",".join(tensor.axes) for tensor in tensors}
-    save_file({t.name: np.ascontiguousarray(t.values) for t in tensors}, path, metadata=axes)
+    file.write(save({t.name: np.ascontiguousarray(t.values) for t in tensors}, metadata=axes))
 
 
-def _write_csv(path: Path, tensors: list[_Tensor]) -> None:
+def _write_csv(file: BinaryIO, tensors: list[_Tensor]) -> None:
     """One line a value: its index along each axis, then the shortest text that reads back equal."""
     tensor = tensors[0]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*tensor.axes, "value"])
-        places = itertools.product(*(range(extent) for extent in tensor.values.shape))
-        flat = tensor.values.reshape(-1)
-        for place, value in zip(places, flat, strict=True):
-            writer.writerow([*place, np.format_float_scientific(value, unique=True)])
+    text = io.TextIOWrapper(file, newline="", encoding="utf-8")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*tensor.axes, "value"])
+    places = itertools.product(*(range(extent) for extent in tensor.values.shape))
+    flat = tensor.values.reshape(-1)
+    for place, value in zip(places, flat, strict=True):
+        writer.writerow([*place, np.format_float_scientific(value, unique=True)])
+    text.detach()  # which flushes, and leaves the file open
 
 
-_WRITERS: dict[str, Callable[[Path, list[_Tensor]], None]] = {
+_WRITERS: dict[str, Callable[[BinaryIO, list[_Tensor]], None]] = {
     "npy": _write_npy,
     "npz": _write_npz,
     "safetensors": _write_safetensors,

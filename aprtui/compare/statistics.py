@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.compare.metrics import Cancelled, mapping
+from aprtui.compare.metrics import Cancelled
+from aprtui.formats.maps import mapping
 
 __all__ = [
     "PERCENTILES",

@@ -13,7 +13,8 @@ import torch
 from aprtui.engine.dequantise import StoredRows, Workspace, decode_rows
 from aprtui.engine.workers import for_each, one_core
 from aprtui.formats.blocks import BLOCK_TYPES
-from aprtui.formats.modelfile import TensorEntry, forget_pages, tensor_bytes
+from aprtui.formats.maps import forget_pages
+from aprtui.formats.modelfile import TensorEntry, tensor_bytes
 from aprtui.model.open import Matrix
 from aprtui.model.operand import RELEASE_BYTES, Operand
 

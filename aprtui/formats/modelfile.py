@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from aprtui.errors import BadFileError
 
-__all__ = ["HeaderField", "ModelFile", "TensorEntry", "forget_pages", "tensor_bytes"]
+__all__ = ["HeaderField", "ModelFile", "TensorEntry", "tensor_bytes"]
 
 
 @dataclass(frozen=True)
@@ -87,19 +86,3 @@ def tensor_bytes(entry: TensorEntry) -> npt.NDArray[np.uint8]:
     except OSError as error:
         raise BadFileError(entry.path, f"cannot be read: {error.strerror}") from error
     return mapped[entry.offset : entry.offset + entry.size_bytes]
-
-
-def forget_pages(view: npt.NDArray[Any]) -> None:
-    """Tell the system that the pages behind ``view`` of a memory map are not needed just now.
-
-    Without it they count as the process's own. What is read again later is mapped again; nothing
-    happens where the system cannot, or where ``view`` is no part of a map.
-    """
-    base: Any = view
-    while isinstance(base, np.ndarray):
-        outermost, base = base, base.base
-    if not isinstance(base, mmap.mmap) or not view.size or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    start = view.__array_interface__["data"][0] - outermost.__array_interface__["data"][0]
-    first = start - start % mmap.PAGESIZE
-    base.madvise(mmap.MADV_DONTNEED, first, start + view.nbytes - first)

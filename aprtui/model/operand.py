@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.formats.blocks import stored_bytes
-from aprtui.formats.modelfile import forget_pages, tensor_bytes
+from aprtui.formats.maps import forget_pages
+from aprtui.formats.modelfile import tensor_bytes
 from aprtui.model.open import Matrix
 
 __all__ = ["RELEASE_BYTES", "Operand", "same_bytes"]

@@ -28,7 +28,7 @@ import numpy as np
 
 from aprtui.compare.weight_sides import WeightSide, read_sides
 from aprtui.engine.weight_blocks import WeightReader, block_rows, side_by_side
-from aprtui.formats.modelfile import forget_pages
+from aprtui.formats.maps import forget_pages
 from aprtui.model.operand import Operand
 
 _PIECE = 8 << 20  # bytes read at a time

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from aprtui.compare import metric_sums
 from aprtui.compare import metrics as module
 from aprtui.compare.logits import logits_metrics
 from aprtui.compare.metrics import Cancelled, compare_values
@@ -38,7 +39,7 @@ def _random(shape: tuple[int, ...], seed: int) -> tuple[Float32, Float32]:
 def test_every_metric_is_its_formula_whatever_the_block(
     shape: tuple[int, ...], axes: tuple[str, ...], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK_VALUES", block)
+    monkeypatch.setattr(metric_sums, "BLOCK_VALUES", block)
     monkeypatch.setattr(module, "PARALLEL_VALUES", 30)
     x, y = _random(shape, 1)
     found = compare_values(x.reshape(-1), y.reshape(-1), shape=shape, axes=axes, top=5)
@@ -140,7 +141,7 @@ def test_largest_values_do_not_overflow() -> None:
 def test_memory_maps_are_compared_like_arrays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK_VALUES", 1 << 10)
+    monkeypatch.setattr(metric_sums, "BLOCK_VALUES", 1 << 10)
     monkeypatch.setattr(module, "RELEASE_VALUES", 1 << 11)
     monkeypatch.setattr(module, "PARALLEL_VALUES", 1 << 12)
     x, y = _random((64, 512), 2)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from aprtui.engine.weight_blocks import WeightReader, block_rows
-from aprtui.formats.modelfile import TensorEntry, forget_pages, tensor_bytes
+from aprtui.formats.maps import forget_pages
+from aprtui.formats.modelfile import TensorEntry, tensor_bytes
 from aprtui.formats.quantise import encode
 from aprtui.model.open import Matrix
 from aprtui.model.operand import Operand, same_bytes

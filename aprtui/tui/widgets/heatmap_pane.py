@@ -15,7 +15,8 @@ from textual.color import Color
 from textual.message import Message
 from textual.strip import Strip
 
-from aprtui.compare.metrics import Cancelled, mapping
+from aprtui.compare.metrics import Cancelled
+from aprtui.formats.maps import mapping
 from aprtui.text import number
 from aprtui.tui.stage_table import StageTable
 from aprtui.tui.widgets.lines import Lines, fit, right
