@@ -24,7 +24,13 @@ from aprtui.cli.options import (
 )
 from aprtui.cli.output import print_json, print_notes
 from aprtui.compare.bars import parse_bar
-from aprtui.compare.bisection import Bisection, Culprit, Unmeasured, bisection_json
+from aprtui.compare.bisection import (
+    OTHER_MODEL,
+    Bisection,
+    Culprit,
+    Unmeasured,
+    bisection_json,
+)
 from aprtui.compare.infer import open_any
 from aprtui.compare.reference import model_trace, named_model
 from aprtui.engine.stages import parse_layers, parse_stages
@@ -210,6 +216,7 @@ def _verdict(found: Bisection) -> Iterator[str]:
         else:
             yield "Nothing could be replayed."
         return
+    yield from (f"{note}." for note in found.notes if note.startswith(OTHER_MODEL))
     names = [str(culprit.key) for culprit in found.culprits]
     if len(names) == 1:
         yield f"{clean(names[0])} computes wrongly."

@@ -47,6 +47,7 @@ __all__ = ["configure", "open_model_config", "run"]
 _FILE_BARS = Bars(
     0.1, 0.4, "unknown arithmetic (two files, no manifest): one side may quantise activations"
 )
+_OTHER_PROMPTS = "trace both with the same --tokens, or compare all the same with --ignore-tokens"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +156,7 @@ def _files(args: argparse.Namespace, overrides: tuple[Override, ...]) -> Compari
         bars = dataclasses.replace(_FILE_BARS, overrides=overrides)
         if trace_a is not None and trace_b is not None:
             if not args.ignore_tokens:
-                check_tokens(trace_a, trace_b)
+                check_tokens(trace_a, trace_b, _OTHER_PROMPTS)
             bars = choose_bars(trace_a, trace_b, overrides)
         return diff_files(a, b, bars, options, progress=progress)
 
@@ -181,6 +182,8 @@ def _traces(args: argparse.Namespace, overrides: tuple[Override, ...]) -> Compar
         a, b = open_pair(args.a)
     else:
         a, b = (_open(path) for path in (args.a, args.b))
+    if not args.ignore_tokens:
+        check_tokens(a, b, _OTHER_PROMPTS)
     config = open_model_config(args.model)
     a, b = with_shapes(a, config), with_shapes(b, config)
     layers = [key.layer for trace in (a, b) for key in trace.records if key.layer is not None]

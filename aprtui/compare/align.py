@@ -38,7 +38,7 @@ def align(a: StageRecord, b: StageRecord, x: Float32, y: Float32, *, last: bool)
     if x.size == y.size and not _contradict(a, b):
         fits = known.shape is not None and math.prod(known.shape) == x.size
         return Aligned(x, y, *((known.shape, known.axes) if fits else (None, None)))
-    if _is_token_first(a) and (_rows_of(x, y) or _rows_of(y, x)):
+    if _is_token_first(a) and (_is_row_of(x, a, y) or _is_row_of(y, b, x)):
         return f"{shapes}: one side may hold only the last position (--positions last)"
     return shapes
 
@@ -55,8 +55,13 @@ def _is_token_first(record: StageRecord) -> bool:
     return _AXES.get(record.key.stage, ("",))[0] == "token" or record.key.stage == "lm_head"
 
 
-def _rows_of(whole: Float32, row: Float32) -> bool:
-    return 0 < row.size < whole.size and whole.size % row.size == 0
+def _is_row_of(whole: Float32, record: StageRecord, row: Float32) -> bool:
+    """Whether ``row`` may be one position of ``whole``, by its shape where that is known."""
+    if not 0 < row.size < whole.size:
+        return False
+    if record.shape is not None and len(record.shape) > 1:
+        return record.shape[0] * row.size == whole.size
+    return whole.size % row.size == 0
 
 
 def _shape_text(record: StageRecord, values: Float32) -> str:

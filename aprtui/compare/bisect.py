@@ -10,7 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.bars import Bars, Override, check_overrides, choose_bars
-from aprtui.compare.bisection import Bisection, Culprit, Explained, Mistake, Unmeasured
+from aprtui.compare.bisection import (
+    OTHER_MODEL,
+    Bisection,
+    Culprit,
+    Explained,
+    Mistake,
+    Unmeasured,
+)
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
 from aprtui.compare.explain import Explanation, Numerics, explain
@@ -135,7 +142,8 @@ class _Worker:
         said = (captured.trace.manifest or {}).get("model")
         digest = said.get("digest") if isinstance(said, dict) else None
         if digest is not None and digest != f"sha256:{model.file.digest}":
-            self.notes.append("B says that it was captured from another file than this model")
+            named = str(said.get("path", "")) if isinstance(said, dict) else ""
+            self.notes.append(f"{OTHER_MODEL}: {clean(named)}")
 
     def chosen(self, key: StageKey) -> bool:
         stages, layers = self.options.stages, self.options.layers

@@ -11,9 +11,13 @@ from aprtui.compare.diff import finite_json
 from aprtui.compare.pairs import PairResult
 from aprtui.formats.tracedir import StageKey
 
-__all__ = ["SCHEMA", "Bisection", "Culprit", "Explained", "Mistake", "Unmeasured", "bisection_json"]
+__all__ = [
+    "OTHER_MODEL", "SCHEMA", "Bisection", "Culprit", "Explained", "Mistake", "Unmeasured",
+    "bisection_json",
+]  # fmt: skip
 
 SCHEMA = "aprtui-bisect-v1"
+OTHER_MODEL = "B says that it was captured from another model file"  # how that note begins
 
 
 @dataclass(frozen=True)

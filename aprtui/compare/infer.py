@@ -38,8 +38,13 @@ _SCORES = ("head", "query", "key")
 def open_any(path: Path) -> TraceDir | PerOpDir:
     """A trace directory, one side of a per-op folder (stacked), or both sides of one.
 
-    Raises BadFileError.
+    Raises BadFileError, UsageError for a file.
     """
+    if path.is_file():
+        raise UsageError(
+            f"{clean(str(path))}: a file, where the folder of a trace is due",
+            hint="aprtui diff A B compares two stage files",
+        )
     if is_per_op_side(path):
         return open_per_op_side(path)
     return open_per_op(path) or open_trace(path)

@@ -85,7 +85,7 @@ class PairResult:
     exceeded: tuple[Exceeded, ...] = ()
 
 
-def check_tokens(a: TraceDir, b: TraceDir) -> None:
+def check_tokens(a: TraceDir, b: TraceDir, hint: str = "trace both with the same --tokens") -> None:
     """Raise UsageError when both captures state their tokens and these differ."""
     left, right = a.token_ids, b.token_ids
     if left is None or right is None or left == right:
@@ -97,7 +97,7 @@ def check_tokens(a: TraceDir, b: TraceDir) -> None:
     raise UsageError(
         f"the captures are of different prompts: {len(left)} and {len(right)} tokens, "
         f"different from token {first} on",
-        hint="trace both with the same --tokens, or compare all the same with --ignore-tokens",
+        hint=hint,
     )
 
 

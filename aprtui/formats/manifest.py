@@ -80,7 +80,9 @@ def stage_entries(path: Path, manifest: Mapping[str, Any]) -> tuple[StageEntry, 
 
 
 def _damaged(path: Path, error: Exception) -> BadFileError:
-    return BadFileError(path, f"the manifest is damaged: {clean(repr(error), 160)}")
+    said = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    said = f"{error} is missing" if isinstance(error, KeyError) else said
+    return BadFileError(path, f"the manifest is damaged: {clean(said, 160)}")
 
 
 def _entry(raw: Mapping[str, Any]) -> StageEntry:

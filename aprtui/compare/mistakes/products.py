@@ -191,7 +191,11 @@ def _fitted_order(at: ProductAttempt, heads: int, size: int) -> list[int] | None
     if columns is None:
         return None
     equations = columns.reshape(heads * heads, -1).T
-    solved = np.linalg.lstsq(equations, at.y.reshape(-1), rcond=None)[0]
+    wanted = at.y.reshape(-1)
+    use = np.isfinite(equations).all(axis=1) & np.isfinite(wanted)
+    if use.sum() < heads * heads:
+        return None
+    solved = np.linalg.lstsq(equations[use], wanted[use], rcond=None)[0]
     order = solved.reshape(heads, heads).argmax(axis=1).tolist()
     return order if sorted(order) == list(range(heads)) else None
 
