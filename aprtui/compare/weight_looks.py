@@ -280,7 +280,10 @@ def _heads_permuted(suspect: Suspect, sums: RowSums, residual: float) -> Look | 
     head = suspect.sides[0].config.head_dim
     if suspect.role.name not in ("q", "k", "v") or suspect.a.rows % head:
         return None
-    a, b = (sample.reshape(-1, head * sample.shape[1]) for sample in (sums.sample_a, sums.sample_b))
+    a, b = (
+        sample.astype(np.float64).reshape(-1, head * sample.shape[1])
+        for sample in (sums.sample_a, sums.sample_b)
+    )
     heads = [int(np.square(a - each).sum(axis=1).argmin()) for each in b]
     residual = max(residual, _rel_l2(a[heads], b))
     if not residual <= SLACK * suspect.limit:

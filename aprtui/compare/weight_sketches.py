@@ -21,6 +21,7 @@ SLACK = 2.0  # times the limit: how far a sample may be off where the whole is n
 _ROWS = 8
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 Shape = tuple[int, int]
 
 
@@ -38,7 +39,7 @@ class Sketches:
     def __init__(self, a: WeightSide, b: WeightSide) -> None:
         self._sides = (a, b)
         self._lock = threading.Lock()
-        self._of: dict[Shape, tuple[list[Role], Float32]] = {}
+        self._of: dict[Shape, tuple[list[Role], Float64]] = {}
 
     def operand(self, role: Role) -> Operand:
         """A's weight in the form in which it is compared with B's."""
@@ -53,7 +54,7 @@ class Sketches:
         ``wanted`` [rows, columns] are B's values at ``sketch_rows`` and ``sampled_places``.
         """
         roles, sketches = self._of_shape((b.rows, b.columns), reader)
-        apart = np.linalg.norm((sketches - wanted).reshape(len(roles), -1), axis=1)
+        apart = np.linalg.norm((sketches - _finite(wanted)).reshape(len(roles), -1), axis=1)
         sizes = np.linalg.norm(sketches.reshape(len(roles), -1), axis=1)
         found = []
         for place in np.argsort(apart, kind="stable"):
@@ -64,7 +65,7 @@ class Sketches:
                 found.append((roles[place], operand))
         return found
 
-    def _of_shape(self, shape: Shape, reader: WeightReader) -> tuple[list[Role], Float32]:
+    def _of_shape(self, shape: Shape, reader: WeightReader) -> tuple[list[Role], Float64]:
         with self._lock:
             if shape not in self._of:
                 places = sampled_places(shape[1])
@@ -77,5 +78,10 @@ class Sketches:
                     reader.rows_at(self.operand(role), sketch_rows(shape[0]))[:, places]
                     for role in roles
                 ]
-                self._of[shape] = (roles, np.nan_to_num(np.stack(values)))
+                self._of[shape] = (roles, _finite(np.stack(values)))
             return self._of[shape]
+
+
+def _finite(values: Float32) -> Float64:
+    """Wide enough for squares, and 0 where there is no number."""
+    return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
