@@ -56,23 +56,32 @@ class Suspect:
 def name_look(suspect: Suspect) -> Look | None:
     """The first look that B's values prove; None when none does.
 
-    A look proves itself by a residual within the limit that is at most half the error it explains.
+    A look proves itself by a residual within the limit that is at most half the error it explains:
+    that of the whole tensor, or of the rows that are wrong where the look is about rows.
     """
-    of_shape: tuple[_Try, ...] = (_dims_swapped, _transposed)
-    of_values: tuple[_Try, ...] = (
-        _zeros, _nonfinite, _scaled, _offset, _pair_order, _other_tensor, _transposed,
-        _rows_moved, _some_rows,
-    )  # fmt: skip
-    tries = of_shape if suspect.sums is None else of_values
-    apart = math.inf if suspect.sums is None else _total(suspect.sums)
-    for attempt in tries:
+    for attempt in _OF_SHAPE if suspect.sums is None else _OF_VALUES:
         look = attempt(suspect)
-        if look is not None and (look.residual_rel_l2 or 0.0) <= apart / 2:
+        if look is not None and (look.residual_rel_l2 or 0.0) <= _apart(suspect, attempt) / 2:
             return look
     return None
 
 
 _Try = Callable[[Suspect], Look | None]
+
+
+def _apart(suspect: Suspect, attempt: _Try) -> float:
+    """The rel_l2 that a look has to explain."""
+    sums = suspect.sums
+    if sums is None:
+        return math.inf
+    rows = _wrong_rows(sums, suspect.limit) if attempt in _OF_ROWS else slice(None)
+    dd, aa = float(sums.difference[rows].sum()), float(sums.a[rows].sum())
+    return math.sqrt(dd / aa) if aa else math.inf
+
+
+def _wrong_rows(sums: RowSums, limit: float) -> npt.NDArray[np.int64]:
+    """The rows whose error rounding does not explain."""
+    return np.flatnonzero(sums.difference > limit**2 * np.maximum(sums.a, 1e-300))
 
 
 def _zeros(suspect: Suspect) -> Look | None:
@@ -233,7 +242,7 @@ def _rows_moved(suspect: Suspect) -> Look | None:
     sums = suspect.sums
     if sums is None or suspect.b.rows < 4:
         return None
-    wrong = np.flatnonzero(sums.difference > suspect.limit**2 * np.maximum(sums.a, 1e-300))
+    wrong = _wrong_rows(sums, suspect.limit)
     if len(wrong) < 2:
         return None
     chosen = [int(wrong[index]) for index in sampled_places(len(wrong), _SAMPLE)]
@@ -293,7 +302,7 @@ def _heads_permuted(suspect: Suspect, sums: RowSums, residual: float) -> Look | 
 
 
 def _rows_permuted(chosen: list[int], nearest: list[int], residual: float) -> Look:
-    moved = [[row, source] for row, source in zip(chosen, nearest, strict=True)]
+    moved = [[row, source] for row, source in zip(chosen, nearest, strict=True) if row != source]
     pair = f"row {moved[0][0]:,} is A's row {moved[0][1]:,}"
     return Look("rows_permuted", f"A's rows in another order: {pair}", residual, {"rows": moved})
 
@@ -357,3 +366,10 @@ def _rel_l2(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
     wide = x.astype(np.float64)
     d, norm = np.linalg.norm(y - wide), np.linalg.norm(wide)
     return float(d / norm) if norm else (0.0 if d == 0 else math.inf)
+
+
+_OF_SHAPE: tuple[_Try, ...] = (_dims_swapped, _transposed)
+_OF_ROWS: tuple[_Try, ...] = (_rows_moved, _some_rows)
+_OF_VALUES: tuple[_Try, ...] = (
+    _zeros, _nonfinite, _scaled, _offset, _pair_order, _other_tensor, _transposed, *_OF_ROWS,
+)  # fmt: skip

@@ -21,6 +21,7 @@ from aprtui.compare.weights import diff_models
 from aprtui.engine.weight_blocks import WeightReader
 from aprtui.errors import BadFileError
 from aprtui.formats.apr_write import OutgoingTensor, write_apr
+from aprtui.formats.quantise import encode
 from aprtui.model.operand import Operand
 from tests.compare.model_files import HEAD_DIM, VOCAB, Float32, SmallModel, small_model
 from tests.support import FIXTURES, needs_fixtures
@@ -240,6 +241,52 @@ def test_each_damage_is_named_with_its_parameters(
     if parameters is not None:
         assert named.parameters == parameters
     assert named.residual_rel_l2 is None if look == "nonfinite" else named.residual_rel_l2 < 1e-6  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "look"),
+    [
+        ("model.layers.0.self_attn.o_proj.weight", np.transpose, "transposed"),
+        (GATE, lambda w: w.T.reshape(w.shape), "transposed"),
+        (GATE, lambda w: w * 2, "scaled"),
+        (GATE, lambda w: np.roll(w, 3, axis=0), "rows_shifted"),
+        (GATE, lambda w: w[::-1], "rows_permuted"),
+        (GATE, swap_rows(5, 70), "rows_permuted"),
+        (GATE, bad_block, "some_rows"),
+        (
+            "model.layers.0.self_attn.q_proj.weight",
+            lambda w: w.reshape(4, HEAD_DIM, -1)[[2, 0, 3, 1]].reshape(w.shape),
+            "heads_permuted",
+        ),
+        (
+            "model.layers.0.self_attn.q_proj.weight",
+            lambda w: w.reshape(4, 2, HEAD_DIM // 2, -1).swapaxes(1, 2).reshape(w.shape),
+            "pair_order",
+        ),
+        (GATE, None, "other_tensor"),
+    ],
+)
+def test_damage_is_named_through_the_rounding_of_four_bits(
+    tmp_path: Path, name: str, change: Callable[[Float32], Float32] | None, look: str
+) -> None:
+    """Samples are off by up to a tenth then, and the residual is the rounding's."""
+    model = small_model()
+    damaged = model.tensors["model.layers.0.mlp.up_proj.weight"]
+    if change is not None:
+        damaged = change(model.tensors[name].copy())
+    outgoing = []
+    for each, values in model.tensors.items():
+        kind, stored = "F32", values.astype("<f4").tobytes()
+        if each == name:
+            kind = "APR_Q4"
+            stored = encode("APR_Q4", np.ascontiguousarray(damaged, dtype=np.float32)).tobytes()
+        outgoing.append(OutgoingTensor(each, kind, values.shape, lambda s=stored: [s]))  # type: ignore[misc]
+    b = tmp_path / "b.apr"
+    write_apr(b, {"architecture": "llama", **model.config}, outgoing)
+    found = diff_models(model.apr(tmp_path / "a.apr"), b).tensors[0]
+    assert (found.kind, found.looks_like and found.looks_like.id) == ("differs", look)
+    assert found.looks_like is not None and found.limit is not None
+    assert 0 < (found.looks_like.residual_rel_l2 or 0) <= found.limit
 
 
 def test_dims_listed_the_other_way_and_a_real_transposition_are_told_apart(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,15 @@ HAS_C = row_sums._HAS_C
 def by_c(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     monkeypatch.setattr(row_sums, "_HAS_C", request.param)
     return bool(request.param)
+
+
+def test_where_a_compiler_is_at_hand_the_sums_in_c_were_built() -> None:
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    if shutil.which("cc") is None or not headers.exists():
+        pytest.skip("there is no C compiler here")
+    from aprtui.engine import _row_sums
+
+    assert callable(_row_sums.measure)
 
 
 def stored(path: Path, values: Float32) -> Operand:
