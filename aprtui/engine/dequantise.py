@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aprtui.engine.block_decoders import BLOCK_DECODERS, Fields, Workspace
+from aprtui.engine.kernels import kernel_for
 from aprtui.errors import BadFileError, EngineError
 from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.formats.modelfile import TensorEntry, tensor_bytes
@@ -68,6 +69,11 @@ def _dequantise(type_name: str, blocks: Tensor, out: Tensor | None, workspace: W
         out = torch.empty((n, kind.values), dtype=torch.float32, device=blocks.device)
     if n == 0:
         return out
+    if blocks.is_cuda and type_name in BLOCK_DECODERS:
+        kernel = kernel_for(type_name, blocks.device, _by_torch)
+        if kernel is not None:
+            kernel(blocks, out)
+            return out
     fields = Fields(blocks, workspace)
     if type_name in _PLAIN:
         out.copy_(_viewed(fields, _PLAIN[type_name]))
@@ -75,6 +81,14 @@ def _dequantise(type_name: str, blocks: Tensor, out: Tensor | None, workspace: W
         BLOCK_DECODERS[type_name](fields, out)
     else:
         _by_codec(type_name, blocks, out)
+    return out
+
+
+def _by_torch(type_name: str, blocks: Tensor) -> Tensor:
+    """The values [n, block_values] by torch's own operations, on whatever device."""
+    shape = (blocks.shape[0], BLOCK_TYPES[type_name].values)
+    out = torch.empty(shape, dtype=torch.float32, device=blocks.device)
+    BLOCK_DECODERS[type_name](Fields(blocks, Workspace()), out)
     return out
 
 
