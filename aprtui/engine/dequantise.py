@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from aprtui.engine.block_decoders import BLOCK_DECODERS, Fields, Workspace
-from aprtui.engine.kernels import kernel_for
+from aprtui.engine.kernels import decode_by_kernel
+from aprtui.engine.native import decode_blocks
 from aprtui.errors import BadFileError, EngineError
 from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.formats.modelfile import TensorEntry, tensor_bytes
@@ -67,13 +68,10 @@ def _dequantise(type_name: str, blocks: Tensor, out: Tensor | None, workspace: W
     n = blocks.shape[0]
     if out is None:
         out = torch.empty((n, kind.values), dtype=torch.float32, device=blocks.device)
-    if n == 0:
+    if n == 0 or decode_blocks(type_name, blocks, out):
         return out
-    if blocks.is_cuda and type_name in BLOCK_DECODERS:
-        kernel = kernel_for(type_name, blocks.device, _by_torch)
-        if kernel is not None:
-            kernel(blocks, out)
-            return out
+    if decode_by_kernel(type_name, blocks, out, _by_torch):
+        return out
     fields = Fields(blocks, workspace)
     if type_name in _PLAIN:
         out.copy_(_viewed(fields, _PLAIN[type_name]))

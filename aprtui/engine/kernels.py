@@ -15,7 +15,7 @@ import torch
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.text import clean
 
-__all__ = ["Kernel", "decoder_name", "kernel_for", "same_bits"]
+__all__ = ["decode_by_kernel", "decoder_name", "kernel_for", "same_bits"]
 
 Kernel = Callable[[torch.Tensor, torch.Tensor], None]
 """Blocks [n, block_bytes] uint8 into [n, block_values] float32, both contiguous, n at least 1."""
@@ -24,6 +24,20 @@ Decoder = Callable[[str, torch.Tensor], torch.Tensor]
 
 _PROBE_BLOCKS = 96
 _unused: dict[torch.device, str] = {}  # why a device's blocks are decoded by torch
+
+
+def decode_by_kernel(
+    type_name: str, blocks: torch.Tensor, out: torch.Tensor, by_torch: Decoder
+) -> bool:
+    """Queue the decoding of ``blocks`` into ``out``; False, and nothing done, where torch has to.
+
+    Shapes as ``Kernel`` says; ``by_torch`` is what the kernel must agree with.
+    """
+    kernel = kernel_for(type_name, blocks.device, by_torch) if blocks.is_cuda else None
+    if kernel is None:
+        return False
+    kernel(blocks, out)
+    return True
 
 
 @lru_cache(maxsize=64)

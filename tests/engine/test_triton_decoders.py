@@ -108,7 +108,7 @@ def test_the_cpu_never_asks_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(*arguments: object) -> None:
         raise AssertionError("a kernel was asked for")
 
-    monkeypatch.setattr("aprtui.engine.dequantise.kernel_for", asked)
+    monkeypatch.setattr("aprtui.engine.kernels.kernel_for", asked)
     blocks = torch.zeros((2, BLOCK_TYPES["Q4_K"].bytes), dtype=torch.uint8)
     assert dequantise("Q4_K", blocks).shape == (2, 256)
     assert kernels.decoder_name((torch.device("cpu"),)) == "torch"
