@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import gguf
@@ -148,9 +150,10 @@ class StoredRows:
             (self._scale,) = struct.unpack("<f", stored[:4].tobytes())
             stored = stored[4:]
         self._stored = torch.from_numpy(np.asarray(_Readable(stored)))
+        self._gone = 0  # bytes of the tensor before the first that is stored
 
     def bytes_of(self, first_row: int, rows: int) -> Tensor:
-        """The stored bytes [n] uint8 of these rows, whole blocks: a view of the file's map.
+        """The stored bytes [n] uint8 of these rows, whole blocks: a view of where they are.
 
         Raises EngineError for rows outside the tensor.
         """
@@ -159,8 +162,15 @@ class StoredRows:
                 f"rows {first_row}..{first_row + rows} of {clean(self.entry.name)}, "
                 f"which has {self.rows}"
             )
-        first, last = self._blocks(first_row, rows)
-        return self._stored[first * self._kind.bytes : last * self._kind.bytes]
+        first, last = (block * self._kind.bytes for block in self._blocks(first_row, rows))
+        return self._stored[first - self._gone : last - self._gone]
+
+    def moved(self, first_row: int, rows: int, move: Callable[[Tensor], Tensor]) -> StoredRows:
+        """The same tensor with what ``move`` makes of these rows' bytes; it has no other rows."""
+        there = copy(self)
+        there._stored = move(self.bytes_of(first_row, rows))
+        there._gone = self._blocks(first_row, rows)[0] * self._kind.bytes
+        return there
 
     def decode(self, raw: Tensor, first_row: int, out: Tensor, workspace: Workspace) -> Tensor:
         """The values of rows first_row.. into ``out`` [rows, columns] float32, contiguous.

@@ -56,6 +56,7 @@ def _forward(operands: Operands, tap: Tap) -> torch.Tensor:
         if node.kind.operation == "attend":
             value = _attention(operands, node, values, tap)
         else:
+            _bring(node, values, operands.weights.device_of(node.key.layer))
             inputs = tuple(values[key] for key in node.inputs)
             value = OPERATIONS[node.kind.operation](operands, node, inputs)
         values[node.key] = value
@@ -63,6 +64,13 @@ def _forward(operands: Operands, tap: Tap) -> torch.Tensor:
         for key in [key for key in values if last_use.get(key, len(graph)) <= place]:
             del values[key]
     return value
+
+
+def _bring(node: Node, values: dict[StageKey, torch.Tensor], device: torch.device) -> None:
+    """A node's inputs on the device that computes it: the residual, where a layer begins."""
+    for key in node.inputs:
+        if values[key].device != device:
+            values[key] = values[key].to(device)
 
 
 def _attention(

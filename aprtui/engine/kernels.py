@@ -6,7 +6,8 @@ triton is imported, and a kernel compiled, only when blocks of its type lie on a
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -81,12 +82,10 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool((same | (a.isnan() & b.isnan())).all())
 
 
-def decoder_name(devices: tuple[torch.device, ...]) -> str:
-    """What has decoded on these devices so far, for a manifest's engine."""
+def decoder_name(devices: Iterable[torch.device]) -> str:
+    """What has decoded blocks on these devices so far, for a manifest's engine."""
     for device in devices:
         if device in _unused:
             return f"torch ({_unused[device]})"
-    if any(device.type == "cuda" for device in devices):
-        triton: Any = importlib.import_module("triton")
-        return f"triton {triton.__version__}"
-    return "torch"
+    triton: Any = sys.modules.get("triton")
+    return "torch" if triton is None else f"triton {triton.__version__}"
