@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,7 @@ def run_traces(plans: Sequence[Plan], emit: Emit) -> tuple[Finished, ...]:
 
 
 def _run_one(plan: Plan, session: Session, emit: Emit) -> Finished:
+    plan = dataclasses.replace(plan, notes=(*plan.notes, *session.notes))
     with trace_folder(plan.directory, overwrite=plan.job.overwrite) as events:
 
         def tell(event: Event) -> None:
@@ -62,7 +64,7 @@ def _run_one(plan: Plan, session: Session, emit: Emit) -> Finished:
 
         tell(plan.event(session.device, session.device_name))
         tell(Started(pid=os.getpid()))
-        for note in (*plan.notes, *session.notes):
+        for note in plan.notes:
             tell(Log("note", note))
         return _run(plan, session, tell)
 

@@ -41,6 +41,11 @@ class Session:
                 f"{clean(str(devices.first))}",
                 hint="leave it out: the system's file cache keeps the file in memory already",
             )
+        if devices.named and job.engine != "aprtui":
+            raise UsageError(
+                f"{clean(job.engine)} computes on one device, and {len(devices.titles)} are named",
+                hint="--device cuda:0",
+            )
         self.placement = self._place(plans)
         self.notes: tuple[str, ...] = ()
         if job.resident:
@@ -95,7 +100,7 @@ class Session:
         operands = Operands(self._model.config, self._stream, plan.tokens, plan.job.logits)
         logits = forward(operands, capture)
         engine = {"name": "aprtui", "version": __version__, **chosen, **torch_settings()}
-        return Ran(logits, {**engine, **self._settings()}, self.notes)
+        return Ran(logits, {**engine, **self._settings()})
 
     def _settings(self) -> dict[str, object]:
         """The manifest's ``settings``: who decoded, and which layers lay where."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,14 @@ def test_resident_is_refused_where_there_is_no_gpu() -> None:
     with pytest.raises(UsageError, match="this trace runs on cpu") as refused:
         Session(make_plans(job, ["one"]), resolve_devices("cpu"))
     assert "file cache" in refused.value.hint
+
+
+def test_another_engine_is_refused_several_named_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Devices({device: "GPU" for device in GPUS}, named=True)
+    plans = make_plans(TraceJob(str(SMALL / "models" / "qwen2-q4_k_m.gguf")), ["one"])
+    foreign = replace(plans[0], job=replace(plans[0].job, engine="hf"))
+    with pytest.raises(UsageError, match="hf computes on one device, and 3 are named"):
+        Session([foreign], found)
 
 
 def test_devices_are_named_one_by_one_or_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
