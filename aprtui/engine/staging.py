@@ -10,7 +10,7 @@ import torch
 
 from aprtui.engine.workers import for_each
 
-__all__ = ["SLOTS", "Staging", "off_device", "send"]
+__all__ = ["SLOTS", "Slot", "Staging", "off_device", "send"]
 
 SLOTS = 3  # one is filled by the host, one copied, one read by the device
 _FILL_BYTES = 2 << 20  # that one thread copies into a pinned buffer at a time
@@ -18,7 +18,7 @@ _FILL_BYTES = 2 << 20  # that one thread copies into a pinned buffer at a time
 _CPU = torch.device("cpu")
 
 
-class _Slot:
+class Slot:
     """A pinned buffer, its twin on the device, and when each may be overwritten.
 
     The twin is the copying stream's own memory: nothing that computes was ever given it.
@@ -44,19 +44,31 @@ class Staging:
         self.device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._slot_bytes = slot_bytes
-        self._slots = cycle([_Slot(slot_bytes, device, self._stream) for _ in range(SLOTS)])
+        self.slots = [Slot(slot_bytes, device, self._stream) for _ in range(SLOTS)]
+        self._turn = cycle(self.slots)
 
     @contextmanager
     def on_device(self, stored: torch.Tensor) -> Iterator[torch.Tensor]:
         """``stored`` [n] uint8 of the file's map on the device, for kernels queued in the body."""
-        slot = next(self._slots)
-        twin = slot.twin[: stored.numel()]
+        slot = next(self._turn)
+        there = self.upload(slot, stored)
+        with self.reading(slot):
+            yield there
+
+    def upload(self, slot: Slot, stored: torch.Tensor) -> torch.Tensor:
+        """Queue a copy of ``stored`` into the slot's twin, behind what still reads that."""
+        there = slot.twin[: stored.numel()]
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(slot.read)
-        self._copy(slot, stored, twin)
+        self._copy(slot, stored, there)
+        return there
+
+    @contextmanager
+    def reading(self, slot: Slot) -> Iterator[None]:
+        """Kernels queued in the body read the slot's twin: after its copy, before the next one."""
         computing = torch.cuda.current_stream(self.device)
         computing.wait_event(slot.copied)
-        yield twin
+        yield
         slot.read.record(computing)
 
     def kept(self, stored: torch.Tensor) -> torch.Tensor:
@@ -65,14 +77,14 @@ class Staging:
             there = torch.empty(stored.numel(), dtype=torch.uint8, device=self.device)
         computing = torch.cuda.current_stream(self.device)
         for first in range(0, stored.numel(), self._slot_bytes):
-            slot = next(self._slots)
+            slot = next(self._turn)
             last = first + self._slot_bytes
             self._copy(slot, stored[first:last], there[first:last])
             computing.wait_event(slot.copied)
         there.record_stream(computing)  # given back only when what was queued has read it
         return there
 
-    def _copy(self, slot: _Slot, stored: torch.Tensor, there: torch.Tensor) -> None:
+    def _copy(self, slot: Slot, stored: torch.Tensor, there: torch.Tensor) -> None:
         """Queue the copy of ``stored`` to the device; the slot's event comes when it is done."""
         slot.copied.synchronize()
         pinned = slot.pinned[: stored.numel()]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
 
+from aprtui.engine.ahead import Ahead, Expected
 from aprtui.engine.dequantise import StoredRows, Workspace
 from aprtui.engine.placement import Placement
 from aprtui.engine.staging import SLOTS, Staging, send
@@ -54,7 +56,7 @@ def working_bytes(model: Model, device: torch.device) -> int:
     """What a stream needs on a device beside the weights that it keeps there: blocks on their way,
     and one block's values in float32 and in a dtype of half the size."""
     columns = max(matrix.columns for matrix in model.weights.values())
-    return SLOTS * largest_block_bytes(model, device) + 6 * max(
+    return 2 * SLOTS * largest_block_bytes(model, device) + 6 * max(
         DEVICE_BLOCK_VALUES, _WIDE_ROWS * columns
     )
 
@@ -91,11 +93,10 @@ class WeightStream:
         self._scratch = _Scratch()
         self._vectors: dict[Role, torch.Tensor] = {}
         self._kept: dict[Role, StoredRows] = {}
-        self._staging = {
-            place: Staging(place, largest_block_bytes(model, place))
-            for place in self.placement.devices
-            if place.type == "cuda"
-        }
+        cuda = [device for device in self.placement.devices if device.type == "cuda"]
+        slot_bytes = largest_block_bytes(model, self.device) if cuda else 0
+        self._staging = {device: Staging(device, slot_bytes) for device in cuda}
+        self._ahead = {device: Ahead(Staging(device, slot_bytes)) for device in cuda}
 
     def device_of(self, layer: int | None) -> torch.device:
         """Where a layer is computed; None: final norm and head."""
@@ -106,6 +107,39 @@ class WeightStream:
         step = _block_rows(matrix, tokens, self.device)
         return [(first, min(step, matrix.rows - first)) for first in range(0, matrix.rows, step)]
 
+    @contextmanager
+    def expecting(self, roles: Sequence[Role], tokens: int) -> Iterator[None]:
+        """In the body products with the matrices of these roles come, in this order; roles that
+        are no matrix of the model's are passed over, and other products may come between.
+
+        The blocks are uploaded before they are asked for.
+        """
+        for device, ahead in self._ahead.items():
+            here = [role for role in roles if self._streams(role, device)]
+            ahead.begin([block for role in here for block in self._expected(role, tokens)])
+        try:
+            yield
+        finally:
+            for ahead in self._ahead.values():
+                ahead.end()
+
+    def _streams(self, role: Role, device: torch.device) -> bool:
+        """Whether the device is given a matrix of this role block by block."""
+        matrix = self.model.weights.get(role)
+        if matrix is None or matrix.rows == 1 or role.name == "embedding":
+            return False
+        return self.device_of(role.layer) == device and role.layer not in self.placement.kept
+
+    def _expected(self, role: Role, tokens: int) -> Iterator[Expected]:
+        matrix = self.model.weights[role]
+
+        def read(first: int, rows: int) -> torch.Tensor:
+            return self._source(role).bytes_of(first, rows)
+
+        for first, rows in self.spans(matrix, tokens):
+            start = matrix.first_row + first
+            yield Expected((role, start, rows), partial(read, start, rows))
+
     def blocks(self, role: Role) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, block [rows, columns] in the stream's dtype) of a matrix, in order of rows.
 
@@ -114,7 +148,7 @@ class WeightStream:
         matrix = self.model.weights[role]
         stored, device = self._source(role), self.device_of(role.layer)
         for first, rows in self.spans(matrix):
-            yield first, self.decode(stored, matrix.first_row + first, rows, device)
+            yield first, self.decode(stored, matrix.first_row + first, rows, device, role)
 
     def vector(self, role: Role) -> torch.Tensor:
         """A norm's weight or a bias [columns] in the stream's dtype."""
@@ -166,7 +200,7 @@ class WeightStream:
 
         def decode(span: tuple[int, int]) -> None:
             first, rows = span
-            use(first, self.decode(stored, matrix.first_row + first, rows, device))
+            use(first, self.decode(stored, matrix.first_row + first, rows, device, role))
 
         for_each(decode, self.spans(matrix, tokens), device)
 
@@ -189,15 +223,30 @@ class WeightStream:
         return raw.clone().to(device)
 
     def decode(
-        self, stored: StoredRows, first: int, rows: int, device: torch.device | None = None
+        self,
+        stored: StoredRows,
+        first: int,
+        rows: int,
+        device: torch.device | None = None,
+        role: Role | None = None,
     ) -> torch.Tensor:
-        """Rows of a tensor in the stream's dtype, valid until this thread's next block."""
+        """Rows of a tensor in the stream's dtype, valid until this thread's next block.
+
+        ``role`` says whose they are, for those that are expected.
+        """
         device = device or self.device
         out = self._scratch.room(rows, stored.columns, device)
+        with self._on_device(stored, first, rows, device, role) as raw:
+            stored.decode(raw, first, out, self._scratch.workspace)
+        return out.to(self.dtype)
+
+    def _on_device(
+        self, stored: StoredRows, first: int, rows: int, device: torch.device, role: Role | None
+    ) -> AbstractContextManager[torch.Tensor]:
+        """The rows' bytes where they are decoded."""
+        if device in self._ahead and self._ahead[device].expects((role, first, rows)):
+            return self._ahead[device].on_device()
         raw = stored.bytes_of(first, rows)
         if raw.is_cpu and device in self._staging:
-            with self._staging[device].on_device(raw) as copied:
-                stored.decode(copied, first, out, self._scratch.workspace)
-        else:
-            stored.decode(raw.to(device), first, out, self._scratch.workspace)
-        return out.to(self.dtype)
+            return self._staging[device].on_device(raw)
+        return nullcontext(raw.to(device))

@@ -9,9 +9,11 @@ used again too early shows as wrong bytes.
 from __future__ import annotations
 
 import random
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,10 +21,13 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from aprtui.engine import weights
+from aprtui.engine.ahead import Ahead, Expected
 from aprtui.engine.placement import Placement
 from aprtui.engine.staging import SLOTS, Staging
 from aprtui.engine.weights import WeightStream, largest_block_bytes
+from aprtui.errors import BadFileError
 from aprtui.model.open import open_model
+from aprtui.model.roles import Role
 from tests.engine.test_sessions import assert_same, stages
 from tests.support import FIXTURES, needs_fixtures
 
@@ -37,18 +42,20 @@ class Event:
         self.come = 0  # and how many of them were reached
 
     def record(self, stream: Stream) -> None:
-        self.recorded += 1
-        number = self.recorded
+        with self._gpu.lock:
+            self.recorded += 1
+            number = self.recorded
 
-        def reached() -> None:
-            self.come = number
+            def reached() -> None:
+                self.come = number
 
-        stream.queue.append(reached)
-        self._gpu.go_on()
+            stream.queue.append(reached)
+            self._gpu.go_on()
 
     def synchronize(self) -> None:
-        while self.come < self.recorded:
-            self._gpu.step()
+        with self._gpu.lock:
+            while self.come < self.recorded:
+                self._gpu.step()
 
 
 class Stream:
@@ -74,7 +81,13 @@ class Gpu(TorchFunctionMode):
         self._eager = self._random.random()
         self.computing = Stream()
         self.streams = [self.computing]
-        self.current = self.computing
+        self.lock = threading.RLock()
+        self._chosen = threading.local()
+
+    @property
+    def current(self) -> Stream:
+        """The calling thread's stream."""
+        return getattr(self._chosen, "stream", self.computing)
 
     def new_stream(self, device: torch.device) -> Stream:
         self.streams.append(Stream())
@@ -82,9 +95,9 @@ class Gpu(TorchFunctionMode):
 
     @contextmanager
     def on(self, stream: Stream) -> Iterator[None]:
-        before, self.current = self.current, stream
+        before, self._chosen.stream = self.current, stream
         yield
-        self.current = before
+        self._chosen.stream = before
 
     def step(self) -> None:
         """One operation of one stream that may go on; an error where none may: a deadlock."""
@@ -99,8 +112,19 @@ class Gpu(TorchFunctionMode):
             self.step()
 
     def finish(self) -> None:
-        while any(stream.queue for stream in self.streams):
-            self.step()
+        with self.lock:
+            while any(stream.queue for stream in self.streams):
+                self.step()
+
+    def read(self, tensor: torch.Tensor, seen: list[torch.Tensor]) -> None:
+        """A kernel that reads a tensor when its turn comes."""
+
+        def read() -> None:
+            seen.append(tensor.clone())
+
+        with self.lock:
+            self.computing.queue.append(read)
+            self.go_on()
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -136,21 +160,15 @@ def blocks(count: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("gpu", range(40), indirect=True)
 def test_every_block_is_read_as_it_is_stored(gpu: Gpu) -> None:
-    seen: dict[int, torch.Tensor] = {}
+    seen: list[torch.Tensor] = []
     stored = blocks(5 * SLOTS + 1)
     with gpu:
         staging = Staging(CPU, BLOCK)
-        for n, block in enumerate(stored):
+        for block in stored:
             with staging.on_device(block) as there:
-
-                def read(n: int = n, there: torch.Tensor = there) -> None:
-                    seen[n] = there.clone()
-
-                gpu.computing.queue.append(read)
-                gpu.go_on()
+                gpu.read(there, seen)
         gpu.finish()
-    assert len(seen) == len(stored)
-    assert all(torch.equal(seen[n], block) for n, block in enumerate(stored))
+    assert all(torch.equal(*pair) for pair in zip(seen, stored, strict=True))
 
 
 @pytest.mark.parametrize("gpu", range(20), indirect=True)
@@ -160,21 +178,94 @@ def test_what_is_kept_is_whole_when_it_is_read(gpu: Gpu) -> None:
     large = torch.randint(
         0, 200, (BLOCK * (SLOTS + 2) + 9,), dtype=torch.uint8, generator=generator
     )
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    seen: list[torch.Tensor] = []
+    expected: list[torch.Tensor] = []
     with gpu:
         staging = Staging(CPU, BLOCK)
         for block in blocks(8):
             with staging.on_device(block) as there:
-                gpu.computing.queue.append(
-                    lambda there=there, block=block: seen.append((there.clone(), block))  # type: ignore[misc]
-                )
-            kept = staging.kept(large)
-            gpu.computing.queue.append(
-                lambda kept=kept: seen.append((kept.clone(), large))  # type: ignore[misc]
-            )
+                gpu.read(there, seen)
+            gpu.read(staging.kept(large), seen)
+            expected += [block, large]
         gpu.finish()
-    assert len(seen) == 16
-    assert all(torch.equal(ours, expected) for ours, expected in seen)
+    assert all(torch.equal(*pair) for pair in zip(seen, expected, strict=True))
+
+
+@pytest.fixture
+def filling(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """Threads that are begun play along."""
+
+    class Playing(threading.Thread):
+        def run(self) -> None:
+            with gpu:
+                super().run()
+
+    monkeypatch.setattr(threading, "Thread", Playing)
+    return gpu
+
+
+@pytest.mark.parametrize("gpu", range(40), indirect=True)
+def test_blocks_that_come_ahead_are_read_as_they_are_stored(filling: Gpu) -> None:
+    """With others between them that nobody expected, and a second pass behind the first."""
+    stored, others = blocks(4 * SLOTS + 1), blocks(60)[40:]
+    expected = [Expected(n, partial(torch.clone, block)) for n, block in enumerate(stored)]
+    seen: list[torch.Tensor] = []
+    read: list[torch.Tensor] = []
+    with filling:
+        staging, ahead = Staging(CPU, BLOCK), Ahead(Staging(CPU, BLOCK))
+        for _ in range(2):
+            ahead.begin(expected)
+            for n, block in enumerate(stored):
+                if n % 3 == 1:
+                    assert not ahead.expects("another")
+                    with staging.on_device(others[n]) as there:
+                        filling.read(there, seen)
+                    read.append(others[n])
+                assert ahead.expects(n)
+                with ahead.on_device() as there:
+                    filling.read(there, seen)
+                read.append(block)
+            assert not ahead.expects(len(stored))
+        ahead.end()
+        filling.finish()
+    assert all(torch.equal(*pair) for pair in zip(seen, read, strict=True))
+
+
+@pytest.mark.parametrize("gpu", [3], indirect=True)
+def test_a_pass_that_ends_early_leaves_no_thread_and_no_block(filling: Gpu) -> None:
+    stored = blocks(4 * SLOTS)
+    expected = [Expected(n, partial(torch.clone, block)) for n, block in enumerate(stored)]
+    seen: list[torch.Tensor] = []
+    with filling:
+        ahead = Ahead(Staging(CPU, BLOCK))
+        for last in (0, 1, SLOTS, len(stored) - 1):
+            ahead.begin(expected)
+            for n in range(last + 1):
+                with ahead.on_device() as there:
+                    filling.read(there, seen)
+                assert not ahead.expects(n)
+            ahead.end()
+            assert not ahead.expects(last + 1)
+            filling.finish()
+            assert all(torch.equal(*pair) for pair in zip(seen, stored, strict=False))
+            seen.clear()
+    assert not [each for each in threading.enumerate() if each.name == "weights-ahead"]
+
+
+@pytest.mark.parametrize("gpu", [3], indirect=True)
+def test_a_file_that_cannot_be_read_fails_where_the_block_is_asked_for(filling: Gpu) -> None:
+    def unreadable() -> torch.Tensor:
+        raise BadFileError("model.gguf", "is cut short")
+
+    good = Expected("good", partial(torch.zeros, 4, dtype=torch.uint8))
+    with filling:
+        ahead = Ahead(Staging(CPU, BLOCK))
+        ahead.begin([good, Expected("bad", unreadable), good])
+        with ahead.on_device():
+            pass
+        with pytest.raises(BadFileError, match="cut short"), ahead.on_device():
+            pass
+        ahead.end()
 
 
 @needs_fixtures
@@ -191,9 +282,21 @@ def test_what_is_kept_is_whole_when_it_is_read(gpu: Gpu) -> None:
     ],
 )
 def test_a_pass_through_staging_gives_the_bits_of_one_without(
-    path: str, kept: bool, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+    path: str, kept: bool, gpu: Gpu, filling: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every block fits its slot, also where blocks run across rows, and is decoded as it is."""
+    """Every block fits its slot, also where blocks run across rows, and those that are expected
+    come ahead in the very order in which they are asked for."""
+    unexpected: list[Role] = []
+    decode = WeightStream._on_device
+
+    def counted(stream: WeightStream, *which: Any) -> Any:
+        role = which[-1]
+        streams = role and role.layer not in stream.placement.kept and CPU in stream._ahead
+        if streams and not stream._ahead[CPU].expects((role, *which[1:3])):
+            unexpected.append(role)
+        return decode(stream, *which)
+
+    monkeypatch.setattr(WeightStream, "_on_device", counted)
     monkeypatch.setattr(weights, "BLOCK_VALUES", 1 << 13)  # several blocks a matrix
     model = open_model(FIXTURES / path)
     expected = stages(WeightStream(model, CPU, torch.float32))
@@ -204,8 +307,10 @@ def test_a_pass_through_staging_gives_the_bits_of_one_without(
     stream = WeightStream(model, Placement((CPU,) * count, CPU, keep), torch.float32)
     with gpu:
         stream._staging = {CPU: Staging(CPU, largest_block_bytes(model, CPU))}
+        stream._ahead = {CPU: Ahead(Staging(CPU, largest_block_bytes(model, CPU)))}
         assert_same(stages(stream), expected)
         assert_same(stages(stream), expected)
+    assert {role.name for role in unexpected} <= {"expert_gate", "expert_up", "expert_down"}
 
 
 def one_after_the_other(
