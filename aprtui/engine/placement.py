@@ -65,14 +65,15 @@ class Placement:
         """What of the weights stays on the devices and what does not, for people."""
         kept = sum(sizes[layer] for layer in self.kept)
         whole = sum(sizes.values())
-        note = f"{size(kept)} of {size(whole)} of stored weights stay on the device"
+        where = "the device" if len(self.devices) == 1 else "the devices"
+        note = f"{size(kept)} of {size(whole)} of stored weights stay on {where}"
         if len(self.kept) == len(sizes):
             return note
         count = len(self.kept - {None})
         head = "and the head " if None in self.kept else ""
         return (
-            f"{note}: {count} of {len(self.layers)} layers {head}fit into its free memory, "
-            "the rest streams for each prompt"
+            f"{note}: {count} of {len(self.layers)} layers {head}fit into free memory, the rest "
+            "streams for each prompt"
         )
 
 
@@ -92,9 +93,9 @@ def place(
     """Lay consecutive layers on the devices by the room they have.
 
     ``sizes`` are ``layer_bytes``'s, in order of computation. Streamed weights need one device: the
-    roomiest, unless ``spread`` asks for all of them. Weights to ``keep`` take all only where one is
-    not enough. Of those that do not fit, each device keeps as many whole layers as it has room for,
-    the first ones.
+    roomiest of ``rooms``, unless ``spread`` asks for all of them. Weights to ``keep`` take all only
+    where one is not enough. Of those that do not fit, each device keeps as many whole layers as it
+    has room for, the first ones.
     """
     order = list(sizes)
     roomiest = max(rooms, key=lambda room: room.bytes)

@@ -126,7 +126,8 @@ def _engine_errors() -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise EngineError(
-            "the device is out of memory", hint="fewer tokens, --dtype bfloat16 or --device cpu"
+            "the device is out of memory",
+            hint="fewer tokens, no --resident, --dtype bfloat16 or --device cpu",
         ) from error
     except MemoryError as error:
         raise EngineError("out of memory", hint="fewer tokens") from error

@@ -57,17 +57,20 @@ class Session:
         alone = len(devices.titles) == 1 and not job.resident
         if alone or devices.first.type != "cuda" or job.engine != "aprtui":
             return Placement.whole(self._model, devices.first)
-        rooms = [
-            Room(device, torch.cuda.mem_get_info(device)[0] - self._working_bytes(plans, device))
-            for device in devices.titles
-        ]
         sizes = layer_bytes(self._model)
+        needed = sum(sizes.values()) if job.resident else 1
+        rooms: list[Room] = []
+        for device in devices.titles:
+            free, _ = torch.cuda.mem_get_info(device)
+            rooms.append(Room(device, free - self._working_bytes(plans, device)))
+            if rooms[-1].bytes >= needed and not devices.named:
+                break  # asking a device takes memory there, and this one has enough
         return place(sizes, rooms, keep=job.resident, spread=devices.named)
 
     def _working_bytes(self, plans: Sequence[Plan], device: torch.device) -> int:
         """What the pass itself needs on a device: one layer's activations, blocks on their way."""
         scores = max(max(SCORE_BLOCK_VALUES, self._heads * len(plan.tokens)) for plan in plans)
-        activations = max(plan.activation_bytes for plan in plans) + 4 * 4 * scores
+        activations = 2 * max(plan.activation_bytes for plan in plans) + 4 * 4 * scores
         return activations + working_bytes(self._model, device) + _SPARE_BYTES
 
     @property

@@ -105,8 +105,8 @@ def test_what_does_not_fit_streams_and_changes_no_byte(
     prompts.write_text("one\nand another\n")
     options = ["--device", "cuda:0", "--prompts", str(prompts)]
     assert trace(qwen2, tmp_path / "streamed", *options) == 0
-    free = torch.cuda.mem_get_info(0)[0]
-    monkeypatch.setattr(Session, "_working_bytes", lambda self, plans, device: free - 900_000)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_000_000, 1_000_000))
+    monkeypatch.setattr(Session, "_working_bytes", lambda self, plans, device: 100_000)
     assert trace(qwen2, tmp_path / "partly", *options, "--resident") == 0
     assert files(tmp_path / "partly") == files(tmp_path / "streamed")
     manifest = json.loads((tmp_path / "partly" / "prompt-2" / "trace.json").read_text())

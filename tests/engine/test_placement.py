@@ -46,8 +46,8 @@ def test_whole_layers_are_kept_as_far_as_they_fit_and_the_rest_streams() -> None
     placed = place(sizes, [Room(A, 34)], keep=True, spread=False)
     assert placed == Placement((A,) * 4, A, frozenset({0, 1, 2}))
     assert placed.kept_note(sizes) == (
-        "30 B of 65 B of stored weights stay on the device: 3 of 4 layers fit into its free "
-        "memory, the rest streams for each prompt"
+        "30 B of 65 B of stored weights stay on the device: 3 of 4 layers fit into free memory, "
+        "the rest streams for each prompt"
     )
     everything = place(sizes, [Room(A, 65)], keep=True, spread=False)
     assert everything.kept_note(sizes) == "65 B of 65 B of stored weights stay on the device"

@@ -16,7 +16,7 @@ from aprtui.engine.device import Devices, resolve_devices
 from aprtui.engine.forward import _bring, forward
 from aprtui.engine.job import TraceJob
 from aprtui.engine.ops import Operands
-from aprtui.engine.placement import Placement
+from aprtui.engine.placement import Placement, layer_bytes
 from aprtui.engine.plan import make_plans
 from aprtui.engine.session import Session
 from aprtui.engine.stages import build_graph
@@ -128,14 +128,24 @@ def test_kept_weights_serve_prompts_of_any_length(model: Model) -> None:
 GPUS = {torch.device("cuda", index): f"GPU {index % 2}" for index in range(3)}
 
 
+JOB = TraceJob(str(SMALL / "models" / "qwen2-q4_k_m.gguf"))
+
+
 def session(
-    monkeypatch: pytest.MonkeyPatch, free: Mapping[int, int], *, named: bool = False, **job: Any
+    monkeypatch: pytest.MonkeyPatch,
+    free: Mapping[int, int],
+    asked: list[int] | None = None,
+    *,
+    named: bool = False,
+    resident: bool = False,
 ) -> Session:
-    monkeypatch.setattr(
-        torch.cuda, "mem_get_info", lambda device: (free[device.index], 80_000_000_000)
-    )
-    wanted = TraceJob(str(SMALL / "models" / "qwen2-q4_k_m.gguf"), **job)
-    plans = make_plans(wanted, ["one", "two and more"])
+    def memory(device: torch.device) -> tuple[int, int]:
+        if asked is not None:
+            asked.append(device.index)
+        return free[device.index], 80_000_000_000
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
+    plans = make_plans(replace(JOB, resident=resident), ["one", "two and more"])
     found = {device: title for device, title in GPUS.items() if device.index in free}
     return Session(plans, Devices(found, named=named))
 
@@ -145,9 +155,21 @@ def test_one_gpu_streams_without_asking_for_its_memory(monkeypatch: pytest.Monke
     assert (chosen.device, chosen.device_name, chosen.notes) == ("cuda:0", "GPU 0", ())
 
 
-def test_of_several_gpus_the_emptiest_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = session(monkeypatch, {0: 1_000_000_000, 1: 3_000_000_000, 2: 2_000_000_000})
+def test_of_several_gpus_the_first_with_room_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third is not asked, which would take some of its memory."""
+    asked: list[int] = []
+    chosen = session(monkeypatch, {0: 10_000_000, 1: 3_000_000_000, 2: 9_000_000_000}, asked)
     assert (chosen.device, chosen.device_name) == ("cuda:1", "GPU 1")
+    assert asked == [0, 1]
+
+
+def test_resident_takes_all_gpus_where_none_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = session(monkeypatch, {0: 8_000_000_000})
+    working = alone._working_bytes(make_plans(JOB, ["one", "two and more"]), torch.device("cuda"))
+    most = sum(layer_bytes(alone._model).values()) * 3 // 5
+    chosen = session(monkeypatch, {0: working + most, 1: working + most}, resident=True)
+    assert chosen.device == "cuda:0,cuda:1"
+    assert chosen.placement.kept == {0, 1, 2, 3, None}
 
 
 def test_named_gpus_are_all_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,19 +183,18 @@ def test_resident_says_what_stays_and_what_does_not(monkeypatch: pytest.MonkeyPa
     assert "stay on the device" in roomy.notes[0]
     full = session(monkeypatch, {0: 100_000_000}, resident=True)
     assert full.placement.kept == frozenset()
-    assert "0 of 4 layers fit into its free memory, the rest streams" in full.notes[0]
+    assert "0 of 4 layers fit into free memory, the rest streams" in full.notes[0]
 
 
 def test_resident_is_refused_where_there_is_no_gpu() -> None:
-    job = TraceJob(str(SMALL / "models" / "qwen2-q4_k_m.gguf"), resident=True)
     with pytest.raises(UsageError, match="this trace runs on cpu") as refused:
-        Session(make_plans(job, ["one"]), resolve_devices("cpu"))
+        Session(make_plans(replace(JOB, resident=True), ["one"]), resolve_devices("cpu"))
     assert "file cache" in refused.value.hint
 
 
 def test_another_engine_is_refused_several_named_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Devices({device: "GPU" for device in GPUS}, named=True)
-    plans = make_plans(TraceJob(str(SMALL / "models" / "qwen2-q4_k_m.gguf")), ["one"])
+    plans = make_plans(JOB, ["one"])
     foreign = replace(plans[0], job=replace(plans[0].job, engine="hf"))
     with pytest.raises(UsageError, match="hf computes on one device, and 3 are named"):
         Session([foreign], found)
@@ -209,8 +230,7 @@ def test_a_folder_of_traces_is_planned_from_one_opening(
         return open_model(path, overrides)
 
     monkeypatch.setattr("aprtui.engine.plan.open_model", opening)
-    job = TraceJob(str(SMALL / "models" / "qwen2-q4_k_m.gguf"), str(tmp_path))
-    plans = make_plans(job, ["one", "two"])
+    plans = make_plans(replace(JOB, directory=str(tmp_path)), ["one", "two"])
     assert [plan.directory.name for plan in plans] == ["prompt-1", "prompt-2"]
     assert [plan.prompt for plan in plans] == ["one", "two"]
     assert len(opened) == 1
