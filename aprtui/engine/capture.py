@@ -27,6 +27,7 @@ from aprtui.formats.tracedir import StageKey, relative_path
 __all__ = ["Capture"]
 
 Float32 = npt.NDArray[np.float32]
+_MEMORY_EVERY_S = 0.02  # asking the kernel costs as much as writing a small file
 _QUEUE_VALUES = 64 << 20  # float32 values that may wait for the disk: 256 MB
 
 
@@ -127,6 +128,8 @@ class Capture:
         self._open_sinks: list[_BlockSink] = []
         self._written_bytes = 0
         self.stats: dict[StageKey, Mapping[str, Any]] = {}
+        self._memory = 0
+        self._memory_due_s = 0.0
         self.peak_memory_bytes = 0
         self.peak_device_bytes = 0
         self._thread = threading.Thread(target=self._write_all, name="capture-writer", daemon=True)
@@ -223,8 +226,12 @@ class Capture:
     def _announce(self, file: PlannedFile, stats: Mapping[str, Any]) -> None:
         self.stats[file.key] = stats
         self._written_bytes += file.bytes
-        memory, device = own_memory_bytes(), self._device_bytes()
-        self.peak_memory_bytes = max(self.peak_memory_bytes, memory)
+        elapsed = time.monotonic() - self._start
+        if elapsed >= self._memory_due_s:
+            self._memory_due_s = elapsed + _MEMORY_EVERY_S
+            self._memory = own_memory_bytes()
+        device = self._device_bytes()
+        self.peak_memory_bytes = max(self.peak_memory_bytes, self._memory)
         self.peak_device_bytes = max(self.peak_device_bytes, device)
         self._emit(
             StageWritten(
@@ -235,11 +242,11 @@ class Capture:
                 done=len(self.stats),
                 files=len(self._files),
                 written_bytes=self._written_bytes,
-                elapsed_s=round(time.monotonic() - self._start, 4),
+                elapsed_s=round(elapsed, 4),
                 rms=stats["rms"],
                 nan=stats["nan"],
                 inf=stats["inf"],
                 device_bytes=device,
-                memory_bytes=memory,
+                memory_bytes=self._memory,
             )
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
+import sysconfig
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -256,6 +258,15 @@ def test_a_type_without_a_decoder_is_named(type_name: str) -> None:
     with pytest.raises(EngineError, match="no decoder for blocks of type") as refused:
         dequantise(type_name, torch.zeros(2, block_bytes, dtype=torch.uint8))
     assert "\x1b" not in str(refused.value)
+
+
+def test_where_a_compiler_is_at_hand_the_decoders_in_c_were_built() -> None:
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    if shutil.which("cc") is None or not headers.exists():
+        pytest.skip("there is no C compiler here")
+    from aprtui.engine import _native
+
+    assert set(_native.TYPES) == set(BLOCK_DECODERS)
 
 
 def test_c_refuses_sizes_that_do_not_belong_together(decoders: str) -> None:
