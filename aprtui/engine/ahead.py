@@ -80,6 +80,7 @@ class Ahead:
 
     @torch.inference_mode()
     def _fill(self, blocks: Sequence[Expected]) -> None:
+        torch.set_num_threads(1)  # of this thread: for_each has its own
         free, ready = self._free, self._ready
         try:
             for block in blocks:

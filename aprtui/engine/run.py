@@ -49,7 +49,8 @@ def run_traces(plans: Sequence[Plan], emit: Emit) -> tuple[Finished, ...]:
     check_space(plans)
     for plan in plans:
         check_folder(plan.directory, overwrite=plan.job.overwrite)
-    session = Session(plans, devices)
+    with _engine_errors():
+        session = Session(plans, devices)
     return tuple(_run_one(plan, session, emit) for plan in plans)
 
 

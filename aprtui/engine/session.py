@@ -24,7 +24,8 @@ from aprtui.text import clean
 
 __all__ = ["Session"]
 
-_SPARE_BYTES = 512_000_000  # cuBLAS's workspaces, compiled kernels, the allocator's gaps
+_SPARE_BYTES = 512_000_000  # cuBLAS's workspaces, compiled kernels
+_GAP_BYTES = 2 << 20  # to which torch's allocator rounds a large tensor
 
 
 class Session:
@@ -71,7 +72,12 @@ class Session:
         """What the pass itself needs on a device: one layer's activations, blocks on their way."""
         scores = max(max(SCORE_BLOCK_VALUES, self._heads * len(plan.tokens)) for plan in plans)
         activations = 2 * max(plan.activation_bytes for plan in plans) + 4 * 4 * scores
-        return activations + working_bytes(self._model, device) + _SPARE_BYTES
+        gaps = 0
+        if plans[0].job.resident:
+            gaps = _GAP_BYTES * sum(
+                matrix.rows * matrix.columns > _GAP_BYTES for matrix in self._model.weights.values()
+            )
+        return activations + working_bytes(self._model, device) + gaps + _SPARE_BYTES
 
     @property
     def _heads(self) -> int:

@@ -127,6 +127,6 @@ def off_device(value: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | No
         return value.to("cpu", torch.float32, copy=True).contiguous(), None
     pinned = torch.empty(value.shape, dtype=torch.float32, pin_memory=True)
     pinned.copy_(value, non_blocking=True)
-    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     copied.record(torch.cuda.current_stream(value.device))
     return pinned, copied

@@ -114,10 +114,10 @@ class WeightStream:
 
         The blocks are uploaded before they are asked for.
         """
-        for device, ahead in self._ahead.items():
-            here = [role for role in roles if self._streams(role, device)]
-            ahead.begin([block for role in here for block in self._expected(role, tokens)])
         try:
+            for device, ahead in self._ahead.items():
+                here = [role for role in roles if self._streams(role, device)]
+                ahead.begin([block for role in here for block in self._expected(role, tokens)])
             yield
         finally:
             for ahead in self._ahead.values():
