@@ -230,9 +230,9 @@ class Capture:
         if elapsed >= self._memory_due_s:
             self._memory_due_s = elapsed + _MEMORY_EVERY_S
             self._memory = own_memory_bytes()
-        device = self._device_bytes()
+            # The most that was in use since the trace began: it never falls.
+            self.peak_device_bytes = self._device_bytes()
         self.peak_memory_bytes = max(self.peak_memory_bytes, self._memory)
-        self.peak_device_bytes = max(self.peak_device_bytes, device)
         self._emit(
             StageWritten(
                 layer=file.key.layer,
@@ -246,7 +246,7 @@ class Capture:
                 rms=stats["rms"],
                 nan=stats["nan"],
                 inf=stats["inf"],
-                device_bytes=device,
+                device_bytes=self.peak_device_bytes,
                 memory_bytes=self._memory,
             )
         )

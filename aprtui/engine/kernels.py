@@ -6,10 +6,8 @@ triton is imported, and a kernel compiled, only when blocks of its type lie on a
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
-from typing import Any
 
 import torch
 
@@ -24,7 +22,8 @@ Kernel = Callable[[torch.Tensor, torch.Tensor], None]
 Decoder = Callable[[str, torch.Tensor], torch.Tensor]
 
 _PROBE_BLOCKS = 96
-_unused: dict[torch.device, str] = {}  # why a device's blocks are decoded by torch
+_used: dict[torch.device, str] = {}  # the triton whose kernels decode a device's blocks
+_unused: dict[torch.device, str] = {}  # why blocks of some type are decoded by torch there
 
 
 def decode_by_kernel(
@@ -56,6 +55,7 @@ def kernel_for(type_name: str, device: torch.device, by_torch: Decoder) -> Kerne
         blocks, values = _probe(type_name, device)
         kernel(blocks, values)
         if same_bits(values, by_torch(type_name, blocks)):
+            _used[device] = f"triton {decoders.triton.__version__}"
             return kernel
         why = f"its {type_name} kernel gives other bits on this device"
     except ImportError as error:
@@ -87,5 +87,6 @@ def decoder_name(devices: Iterable[torch.device]) -> str:
     for device in devices:
         if device in _unused:
             return f"torch ({_unused[device]})"
-    triton: Any = sys.modules.get("triton")
-    return "torch" if triton is None else f"triton {triton.__version__}"
+        if device in _used:
+            return _used[device]
+    return "torch"

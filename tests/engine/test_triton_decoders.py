@@ -126,9 +126,13 @@ def test_torch_decodes_where_a_kernel_cannot_or_differs(monkeypatch: pytest.Monk
 
         right = False
 
+        class triton:
+            __version__ = "3.7"
+
     device = torch.device("cpu")
     monkeypatch.setitem(sys.modules, "aprtui.engine.triton_decoders", Wrong)
     monkeypatch.setattr(kernels, "_unused", {})
+    monkeypatch.setattr(kernels, "_used", {})
     ask = kernels.kernel_for.__wrapped__
     assert ask("Q4_K", device, dequantise) is None
     assert kernels.decoder_name((device,)) == "torch"
@@ -138,8 +142,10 @@ def test_torch_decodes_where_a_kernel_cannot_or_differs(monkeypatch: pytest.Monk
     assert ask("Q8_0", device, dequantise) is None
     assert "Failed to find C compiler" in kernels.decoder_name((device,))
     Wrong.right = True
+    kernels._unused.clear()
     kernel = ask("Q4_0", device, dequantise)
     assert kernel is not None
+    assert kernels.decoder_name((device,)) == "triton 3.7"
     blocks = torch.arange(36, dtype=torch.uint8).view(2, 18)
     out = torch.empty(2, 32)
     kernel(blocks, out)
