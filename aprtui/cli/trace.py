@@ -65,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument(
         "--prompts", metavar="FILE",
         help="a file with a prompt on each line, blank lines passed over; - is stdin. The model is "
-        "opened once, the traces go to DIR/prompt-1, DIR/prompt-2, ...",
+        "opened once (by llamacpp and hf for each); the traces go to DIR/prompt-1, prompt-2, ...",
     )  # fmt: skip
     how = parser.add_argument_group("how to compute")
     how.add_argument(
