@@ -30,7 +30,15 @@ from aprtui.model.config import ModelConfig
 from aprtui.model.open import Model, open_model
 from aprtui.text import clean, size
 
-__all__ = ["DEFAULT_PROMPT", "Plan", "PlannedFile", "check_space", "make_plan", "make_plans"]
+__all__ = [
+    "DEFAULT_PROMPT",
+    "Plan",
+    "PlannedFile",
+    "check_resident",
+    "check_space",
+    "make_plan",
+    "make_plans",
+]
 
 DEFAULT_PROMPT = "What is 2+2?"
 """The prompt that the public `apr trace` always uses."""
@@ -224,10 +232,22 @@ def _check_choices(job: TraceJob) -> None:
         raise UsageError(f"unknown dtype {clean(job.dtype)!r}", hint=f"one of {', '.join(DTYPES)}")
     if job.logits not in ("last", "all"):
         raise UsageError(f"--logits {clean(job.logits)!r}", hint="last or all")
+    if job.resident and job.device.strip().lower() != "auto":
+        check_resident(job.device.strip().lower())
     if job.resident and job.engine != "aprtui":
         raise UsageError(
             f"--resident is of aprtui's own engine, not of {clean(job.engine)}",
             hint="--engine-arg gpu_layers=N puts llama.cpp's layers on the GPU",
+        )
+
+
+def check_resident(device: str) -> None:
+    """Raises UsageError for a device that ``resident`` weights cannot be kept on."""
+    if not device.startswith("cuda"):
+        raise UsageError(
+            "--resident keeps weights in the memory of a CUDA device, and this trace runs on "
+            f"{clean(device)}",
+            hint="leave it out: the system's file cache keeps the file in memory already",
         )
 
 

@@ -17,7 +17,7 @@ from aprtui.engine.forward import forward
 from aprtui.engine.kernels import decoder_name
 from aprtui.engine.ops import SCORE_BLOCK_VALUES, Operands
 from aprtui.engine.placement import Placement, Room, layer_bytes, place
-from aprtui.engine.plan import Plan
+from aprtui.engine.plan import Plan, check_resident
 from aprtui.engine.weights import WeightStream, working_bytes
 from aprtui.errors import UsageError
 from aprtui.text import clean
@@ -36,12 +36,8 @@ class Session:
         self._model = plans[0].model
         self._dtype: torch.dtype = getattr(torch, job.dtype)
         self._devices = devices
-        if job.resident and devices.first.type != "cuda":
-            raise UsageError(
-                "--resident keeps weights in the memory of a CUDA device, and this trace runs on "
-                f"{clean(str(devices.first))}",
-                hint="leave it out: the system's file cache keeps the file in memory already",
-            )
+        if job.resident:
+            check_resident(str(devices.first))
         if devices.named and job.engine != "aprtui":
             raise UsageError(
                 f"{clean(job.engine)} computes on one device, and {len(devices.titles)} are named",

@@ -202,6 +202,8 @@ def test_a_stop_ends_them_all_and_keeps_what_is_whole(qwen2: Path, tmp_path: Pat
         (b" \n\n", [], 2, "holds no prompt"),
         (b"a\n\xff\n", [], 3, "not UTF-8"),
         (b"a\n", ["--resident", "--device", "cpu"], 2, "file cache"),
+        (b"a\n", ["--resident", "--device", "CPU", "--dry-run"], 2, "file cache"),
+        (b"a\n", ["--resident", "--engine", "llamacpp"], 2, "aprtui's own engine"),
         (b"a\n", ["--device", "cuda:0,cpu"], 2, "CUDA"),
     ],
 )
