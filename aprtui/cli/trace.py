@@ -58,6 +58,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="lm_head of the last position, or of all (default: last)",
     )  # fmt: skip
     what.add_argument("--overwrite", action="store_true", help="replace a trace that is there")
+    _configure_prompt(parser)
+    _configure_computing(parser)
+    show = parser.add_argument_group("output")
+    show.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    form = show.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
+    form.add_argument(
+        "--events", action="store_true", help="one JSON object per line on stdout as things happen"
+    )
+
+
+def _configure_prompt(parser: argparse.ArgumentParser) -> None:
     prompt = parser.add_argument_group("the prompt").add_mutually_exclusive_group()
     prompt.add_argument("--prompt", help=f"text to run (default: {DEFAULT_PROMPT!r})")
     prompt.add_argument("--prompt-file", metavar="FILE", help="a file with the text; - is stdin")
@@ -67,6 +79,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a file with a prompt on each line, blank lines passed over; - is stdin. The model is "
         "opened once (by llamacpp and hf for each); the traces go to DIR/prompt-1, prompt-2, ...",
     )  # fmt: skip
+
+
+def _configure_computing(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how to compute")
     how.add_argument(
         "--engine", default="aprtui", metavar="ENGINE",
@@ -88,13 +103,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     how.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
     add_overrides(how)
-    show = parser.add_argument_group("output")
-    show.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    form = show.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
-    form.add_argument(
-        "--events", action="store_true", help="one JSON object per line on stdout as things happen"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
