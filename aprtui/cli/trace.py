@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         return _trace(plans, args, emit)
     except AprtuiError as error:
-        if emit is not None:
+        if emit is not None and not error.told:
             emit(Failed(error.message, error.hint, error.exit_code))
         raise
 

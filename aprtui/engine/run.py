@@ -87,6 +87,7 @@ def _run(plan: Plan, session: Session, tell: Emit) -> Finished:
             error.told = True
         elif isinstance(error, AprtuiError):
             tell(Failed(error.message, error.hint, error.exit_code))
+            error.told = True
         raise
     elapsed = time.monotonic() - start
     done = Finished(
