@@ -43,6 +43,7 @@ __all__ = ["SCHEMA", "Verified", "configure", "run", "verdict_of"]
 
 SCHEMA = "aprtui-verify-v1"
 _OURS = "aprtui"
+_STAGES_TOLD = 4
 _WORST_FIRST = ("culprits", "unmeasured", "explained", "same")
 _EPILOG = """\
 examples:
@@ -69,10 +70,17 @@ class Verified:
         if self.replay.culprits:
             return "culprits"
         pairs = self.comparison.results if self.comparison is not None else ()
-        if self.replay.unmeasured or any(pair.metrics is None for pair in pairs):
+        if self.unmeasured_stages:
             return "unmeasured"
         exact = all(by == "float32" for by in self.replay.explanations)
         return "same" if exact and all(pair.kind in PASSED for pair in pairs) else "explained"
+
+    @property
+    def unmeasured_stages(self) -> tuple[str, ...]:
+        """The names of stages that could not be compared or replayed in some layer."""
+        pairs = self.comparison.results if self.comparison is not None else ()
+        alone = [pair.key.stage for pair in pairs if pair.metrics is None]
+        return tuple(dict.fromkeys([*alone, *(item.key.stage for item in self.replay.unmeasured)]))
 
     @property
     def explained_by(self) -> dict[str, int]:
@@ -241,7 +249,9 @@ def _sentence(engines: tuple[Verified, ...]) -> str:
         how_so = first.mistake.text if first.mistake else first.looks_like
         stages = f"{number_of} stage{'s' * (number_of != 1)}"
         return f"culprits: {stages} of {names}, the first {first.key}: {clean(how_so, 300)}"
-    return f"unmeasured: no culprit, but not every stage of {names} could be compared and replayed"
+    missing = dict.fromkeys(stage for each in concerned for stage in each.unmeasured_stages)
+    told = ", ".join(list(missing)[:_STAGES_TOLD]) + ", ..." * (len(missing) > _STAGES_TOLD)
+    return f"unmeasured: no culprit, but {told} of {names} could not be compared and replayed"
 
 
 def _show(engines: tuple[Verified, ...], args: argparse.Namespace) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from aprtui.cli.main import main
+from aprtui.cli.verify import Verified, _sentence
 from aprtui.engine import adapters
 from aprtui.engine.adapters import Put, Ran
 from aprtui.engine.plan import Plan
@@ -145,3 +148,19 @@ def test_llama_cpp_s_rounding_of_activations_explains_it(
     code, found = verify(capsys, str(qwen2))
     assert (code, found["verdict"]) == (0, "explained")
     assert found["engines"][1]["explained_by"] == {"activations rounded to Q8_K": 21}
+
+
+def test_what_could_not_be_measured_is_named_in_the_verdict() -> None:
+    def stage(name: str, layer: int) -> Any:
+        return SimpleNamespace(key=StageKey(layer, name), metrics=None, why="", kind="missing-b")
+
+    fused = [stage(name, layer) for layer in (0, 1) for name in ("attn_scores", "attn_softmax")]
+    trace: Any = SimpleNamespace(manifest={"engine": {"name": "llama.cpp", "device": "cpu"}})
+    replay: Any = SimpleNamespace(culprits=(), unmeasured=fused[:1], explanations=Counter())
+    comparison: Any = SimpleNamespace(results=fused)
+    verified = Verified("llamacpp", trace, comparison, replay)
+    assert verified.verdict == "unmeasured"
+    assert _sentence((verified,)) == (
+        "unmeasured: no culprit, but attn_scores, attn_softmax of llama.cpp cpu "
+        "could not be compared and replayed"
+    )
