@@ -14,8 +14,6 @@ from aprtui.tui.keys import Key, shown
 
 __all__ = ["KeyLine", "PaneTabs", "TitleLine"]
 
-WIDE_TABS = 64  # cells from which on every pane's name is shown
-
 
 class TitleLine(Widget):
     """Where you are at the left; which modes there are at the right."""
@@ -110,21 +108,35 @@ class PaneTabs(Widget):
         super().__init__()
         self.panes = tuple(panes)
 
+    def labels(self) -> list[str]:
+        """What stands for each pane: its name, shortened where not every name fits."""
+        for most in (20, 5, 4):
+            found = [f" {number} {_short(pane, most)} " for number, pane in self._numbered()]
+            if sum(map(len, found)) <= self.size.width:
+                return found
+        return [
+            f" {number} {pane.capitalize()} " if pane == self.shown else f" {number} "
+            for number, pane in self._numbered()
+        ]
+
+    def _numbered(self) -> list[tuple[int, str]]:
+        return list(enumerate(self.panes, 1))
+
     def render(self) -> RenderResult:
-        parts: list[Content] = []
-        for number, pane in enumerate(self.panes, 1):
-            here = pane == self.shown
-            name = pane.capitalize()
-            label = f" {number} {name} " if self.size.width > WIDE_TABS or here else f" {number} "
-            parts.append(Content.styled(label, "reverse bold" if here else "dim"))
-        return Content.assemble(*parts)
+        return Content.assemble(*(
+            Content.styled(label, "reverse bold" if pane == self.shown else "dim")
+            for pane, label in zip(self.panes, self.labels(), strict=True)
+        ))  # fmt: skip
 
     def on_click(self, event: object) -> None:
         x, left = int(getattr(event, "x", 0)), 0
-        for number, pane in enumerate(self.panes, 1):
-            here = pane == self.shown
-            wide = self.size.width > WIDE_TABS or here
-            left += len(f" {number} {pane} ") if wide else len(f" {number} ")
+        for pane, label in zip(self.panes, self.labels(), strict=True):
+            left += len(label)
             if x < left:
                 self.post_message(self.Chosen(pane))
                 return
+
+
+def _short(name: str, most: int) -> str:
+    """``name`` capitalised in at most ``most`` letters, or one more where that is all of it."""
+    return name.capitalize() if len(name) <= most + 1 else name.capitalize()[:most]
