@@ -34,6 +34,7 @@ PLACES: dict[str, str] = {
     "values": "Browse: values",
     "histogram": "Browse: histogram",
     "heatmap": "Browse: heatmap",
+    "tokens": "Browse: tokens",
     "model": "Model",
     "models": "Two models",
     "trace": "Trace",
@@ -96,6 +97,8 @@ KEYS: tuple[Key, ...] = (
     Key("slice-previous", ("P",), "slice(-1)", "histogram", "", "the one before"),
 
     Key("reduce", ("c",), "reduce", "heatmap", "max/mean", "a cell shows max or mean of |x|"),
+
+    Key("tokens-model", ("o",), "ask_model", "tokens", "model…", "read tokens with another model"),
 
     Key("model-pane-1", ("1",), "pane('tensor')", "model", "", "Tensor: facts, values, histogram"),
     Key("model-pane-2", ("2",), "pane('header')", "model", "",

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aprtui.engine.stages import STAGES
+from aprtui.errors import AprtuiError
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.modelfile import ModelFile, TensorEntry
-from aprtui.model.open import Model
+from aprtui.model.families import architecture_of
+from aprtui.model.open import Model, sort_tensors
+from aprtui.model.roles import Role
 from aprtui.text import clean, count, number, size
 from aprtui.tui.weight_sample import WeightLook
 
 __all__ = [
     "Fact", "TensorRow", "config_facts", "header_facts", "layer_facts", "metadata_facts",
-    "role_rank", "tensor_facts", "value_facts",
+    "role_rank", "tensor_facts", "tensor_rows", "value_facts",
 ]  # fmt: skip
 
 FIRST_ITEMS = 16  # of a list in the metadata
@@ -66,6 +70,38 @@ def _stages_of(role: str) -> str:
     return ", ".join(kind.name for kind in STAGES if wanted & set(kind.weights))
 
 
+def tensor_rows(file: ModelFile, model: Model | None) -> list[TensorRow]:
+    """Every tensor of the file, in the order of the file, with its role where it has one."""
+    roles: dict[str, TensorRow] = {}
+    for role, entry in _entries_by_role(file, model):
+        packed = len(entry.shape) == 3  # all experts in one tensor
+        expert = None if packed else role.expert
+        roles.setdefault(entry.name, TensorRow(role.name, role.layer, entry, expert))
+    return [
+        roles.get(entry.name) or TensorRow("", _layer_in(entry.name), entry)
+        for entry in file.tensors.values()
+    ]
+
+
+def _entries_by_role(file: ModelFile, model: Model | None) -> Iterable[tuple[Role, TensorEntry]]:
+    """What each tensor is for: as the model uses it, else by its name alone."""
+    if model is not None:
+        return [(role, matrix.entry) for role, matrix in model.weights.items()]
+    try:
+        return sort_tensors(file, architecture_of(file)).entries.items()
+    except AprtuiError:
+        return ()
+
+
+def _layer_in(name: str) -> int | None:
+    """The layer that a tensor's name carries: ``blk.3.`` or ``layers.3.``."""
+    parts = name.split(".")
+    for before, part in itertools.pairwise(parts):
+        if before in ("blk", "layers", "h") and part.isdigit() and len(part) < 6:
+            return int(part)
+    return None
+
+
 # -- one tensor, one layer -------------------------------------------------------------------------
 
 
@@ -104,7 +140,12 @@ def value_facts(look: WeightLook) -> list[Fact]:
     rows = [
         Fact("range", f"{number(s.min)} .. {number(s.max)}", f"mean {number(s.mean, 3)}"),
         Fact("rms", number(s.rms), f"std {number(s.std)}"),
-        Fact("NaN", f"{count(s.nan)}  Inf {count(infinite)}  zeros {count(s.zeros)}", zeros, odd),
+        Fact(
+            "values",
+            f"NaN {count(s.nan)}  Inf {count(infinite)}  zeros {count(s.zeros)}",
+            zeros,
+            odd,
+        ),
     ]
     if s.percentiles:
         shown = [f"p{p:g} {number(v, 3)}" for p, v in s.percentiles if p in (1, 5, 50, 95, 99)]

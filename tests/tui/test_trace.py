@@ -98,7 +98,7 @@ async def test_letters_are_commands_until_a_field_is_entered_and_the_foot_says_w
 async def test_a_token_that_holds_markup_and_escapes_is_only_shown(tmp_path: Path) -> None:
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         await _form(pilot, tmp_path, RUN)
-        assert r"Hi| [/x]\x1b[31m" in frame(pilot)
+        assert r"Hi│ [/x]\x1b[31m│" in frame(pilot)
         assert "\x1b" not in frame(pilot)
 
 
@@ -240,6 +240,8 @@ async def test_the_form_offers_other_engines_and_says_how_to_get_them(
     monkeypatch.setattr("aprtui.engine.adapters.available", lambda: choices)
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         trace = await _form(pilot, tmp_path, RUN)
+        trace.query_one("#field-engine", Input).focus()
+        await settle(pilot)
         assert "or llamacpp · hf: pip install 'aprtui[hf]'" in frame(pilot)
         assert trace.job().engine == "aprtui"
         trace.query_one("#field-engine", Input).value = "llamacpp"

@@ -96,7 +96,8 @@ class BaseScreen(Screen[object]):
         if self.state != "full":
             self.key_line.show_keys("", self._mine(keys_at("anywhere")))
             return
-        keys = [*keys_at(*self.active_places()), *keys_at("anywhere")]
+        places = (*self.active_places(), "anywhere")  # the closest first: the line may be full
+        keys = [key for place in places for key in keys_at(place)]
         self.key_line.show_keys(self.lead, self._mine(keys))
 
     def _mine(self, keys: Iterable[Key]) -> tuple[Key, ...]:

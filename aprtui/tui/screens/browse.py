@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from textual import on
 from textual.binding import BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal
 from textual.widget import Widget
 from textual.widgets import ContentSwitcher
 from textual.worker import get_current_worker
@@ -27,7 +27,7 @@ from aprtui.tui.screens.pane_keys import PaneKeysScreen
 from aprtui.tui.session import Spot, recall, remember
 from aprtui.tui.source import load_trace, mark_of, title_of
 from aprtui.tui.stage_table import describe_shape, table_of
-from aprtui.tui.widgets.frame import PaneTabs
+from aprtui.tui.widgets.frame import NamedFrame, PaneTabs
 from aprtui.tui.widgets.header_pane import HeaderPane
 from aprtui.tui.widgets.heatmap_pane import HeatmapPane
 from aprtui.tui.widgets.histogram_pane import HistogramPane
@@ -52,7 +52,7 @@ class BrowseScreen(PaneKeysScreen):
     places = ("browse",)
     lead = "stage"
     BINDINGS: ClassVar[list[BindingType]] = bindings(  # type: ignore[assignment]
-        "browse", "values", "histogram", "heatmap"
+        "browse", "values", "histogram", "heatmap", "tokens"
     )
 
     def __init__(self, path: Path, select: StageKey | None = None, model: str = "") -> None:
@@ -66,7 +66,6 @@ class BrowseScreen(PaneKeysScreen):
         self.store = Store()
         self._select = select
         self._mark: tuple[int, ...] = ()
-        self._framed = ""
         self.stages = StageList(id="stages")
         self.tabs = PaneTabs(PANES)
         self.header = HeaderPane(id="header")
@@ -82,7 +81,7 @@ class BrowseScreen(PaneKeysScreen):
         self.stages.border_title = "Stages"
         with Horizontal():
             yield self.stages
-            with Vertical(id="panes", classes="frame"):
+            with NamedFrame(id="panes", classes="frame"):
                 yield self.tabs
                 yield self.line
                 with ContentSwitcher(initial="header", id="switcher"):
@@ -253,9 +252,7 @@ class BrowseScreen(PaneKeysScreen):
         where = "" if record.key.layer is None else f"layer {record.key.layer} · "
         shape, size = describe_shape(record), f"{record.size_bytes:,} B"
         title = f"{where}{record.key.stage} · {shape} · {size}"
-        if title != self._framed:  # a new title draws the whole frame again
-            self._framed = title
-            self.query_one("#panes").border_title = title.replace("[", r"\[")
+        self.query_one("#panes", NamedFrame).name_it(title)
 
     @property
     def _wish(self) -> Wish:
@@ -311,7 +308,7 @@ class BrowseScreen(PaneKeysScreen):
         self.set_pane(event.pane)
 
     def active_places(self) -> tuple[str, ...]:
-        return ("browse", self.pane)
+        return (self.pane, "browse")
 
     def action_pane(self, pane: str) -> None:
         self.set_pane(pane)
@@ -360,6 +357,9 @@ class BrowseScreen(PaneKeysScreen):
     def answered(self, purpose: str, text: str) -> None:
         if purpose == "export" and text and self.values.table is not None:
             self.say(export(self.values.table, Path(text).expanduser()))
+        elif purpose == "model" and text:
+            self.model = text
+            self._show_unmeasured()
         elif purpose == "diff" and text:
             self.app.open_diff(self.path, Path(text).expanduser())  # type: ignore[attr-defined]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,11 +20,9 @@ from textual.worker import get_current_worker
 
 from aprtui.compare.metrics import Cancelled
 from aprtui.errors import AprtuiError
-from aprtui.formats.modelfile import ModelFile, TensorEntry
+from aprtui.formats.modelfile import ModelFile
 from aprtui.model.config import ModelConfig
-from aprtui.model.families import architecture_of
-from aprtui.model.open import Model, open_model, read_model_file, sort_tensors
-from aprtui.model.roles import Role
+from aprtui.model.open import Model, open_model, read_model_file
 from aprtui.text import clean, count, size
 from aprtui.tui.carry import copy
 from aprtui.tui.keys import bindings
@@ -38,11 +36,12 @@ from aprtui.tui.model_facts import (
     layer_facts,
     metadata_facts,
     tensor_facts,
+    tensor_rows,
 )
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.weight_sample import WeightLook, look_at_all, look_at_weight
 from aprtui.tui.widgets.facts import FactList
-from aprtui.tui.widgets.frame import PaneTabs
+from aprtui.tui.widgets.frame import NamedFrame, PaneTabs
 from aprtui.tui.widgets.lines import RowList
 from aprtui.tui.widgets.tensor_list import SORTS, TensorList
 from aprtui.tui.widgets.tensor_pane import TensorPane
@@ -115,7 +114,7 @@ class ModelScreen(BaseScreen):
             yield self.summary_text
             with Horizontal(id="lists"):
                 yield self.tensors
-                with Vertical(id="detail", classes="frame"):
+                with NamedFrame(id="detail", classes="frame"):
                     yield self.tabs
                     with ContentSwitcher(initial="tensor", id="about"):
                         yield self.tensor
@@ -205,11 +204,11 @@ class ModelScreen(BaseScreen):
             title = where + (row.label or clean(row.entry.name, 40))
             if look is not None:
                 title += " · every value" if look.exact else f" · {count(look.looked)} sampled"
-        self.query_one("#detail").border_title = title.replace("[", r"\[")
+        self.query_one("#detail", NamedFrame).name_it(title)
 
     @work(thread=True, exclusive=True, group="weight")
     def _look_at(self, row: TensorRow, bins: int) -> None:
-        """A sample of the weight first, then all of it; both are kept while the file is the same."""
+        """A sample of the weight first, then all of it; kept while the file is the same."""
         worker = get_current_worker()
         key = (identity(row.entry.path), row.entry.name, bins)
         last = 0.0
@@ -247,14 +246,8 @@ class ModelScreen(BaseScreen):
     @on(WeightCounted)
     def _counted(self, event: WeightCounted) -> None:
         if self.tensors.current is event.row:
-            values = max(self._values(event.row), 1)
+            values = max(math.prod(event.row.entry.shape), 1)
             self.tensor.say(f"a sample; counting every value, {100 * event.done // values} %")
-
-    def _values(self, row: TensorRow) -> int:
-        total = 1
-        for extent in row.entry.shape:
-            total *= extent
-        return total
 
     @work(thread=True, exclusive=True, group="verify")
     def _verify(self) -> None:
@@ -358,38 +351,6 @@ class ModelScreen(BaseScreen):
             return False
         self.answering("filter", "")
         return True
-
-
-def tensor_rows(file: ModelFile, model: Model | None) -> list[TensorRow]:
-    """Every tensor of the file, in the order of the file, with its role where it has one."""
-    roles: dict[str, TensorRow] = {}
-    for role, entry in _entries_by_role(file, model):
-        packed = len(entry.shape) == 3  # all experts in one tensor
-        expert = None if packed else role.expert
-        roles.setdefault(entry.name, TensorRow(role.name, role.layer, entry, expert))
-    return [
-        roles.get(entry.name) or TensorRow("", _layer_in(entry.name), entry)
-        for entry in file.tensors.values()
-    ]
-
-
-def _entries_by_role(file: ModelFile, model: Model | None) -> Iterable[tuple[Role, TensorEntry]]:
-    """What each tensor is for: as the model uses it, else by its name alone."""
-    if model is not None:
-        return [(role, matrix.entry) for role, matrix in model.weights.items()]
-    try:
-        return sort_tensors(file, architecture_of(file)).entries.items()
-    except AprtuiError:
-        return ()
-
-
-def _layer_in(name: str) -> int | None:
-    """The layer that a tensor's name carries: ``blk.3.`` or ``layers.3.``."""
-    parts = name.split(".")
-    for before, part in itertools.pairwise(parts):
-        if before in ("blk", "layers", "h") and part.isdigit() and len(part) < 6:
-            return int(part)
-    return None
 
 
 def config_line(config: ModelConfig) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from textual.app import RenderResult
+from textual.containers import Vertical
 from textual.content import Content
+from textual.geometry import Region
 from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 
 from aprtui.tui.keys import Key, shown
 
-__all__ = ["KeyLine", "PaneTabs", "TitleLine"]
+__all__ = ["KeyLine", "NamedFrame", "PaneTabs", "TitleLine"]
 
 
 class TitleLine(Widget):
@@ -92,6 +95,26 @@ class KeyLine(Widget):
         return Content.assemble(*parts)
 
 
+class NamedFrame(Vertical):
+    """A frame whose title can change without all that is inside being drawn again."""
+
+    _named, _naming = "", False
+
+    def name_it(self, title: str) -> None:
+        """Put ``title``, as it is, into the frame's upper line."""
+        escaped = title.replace("[", r"\[")
+        if escaped == self._named:
+            return
+        self._named, self._naming = escaped, True
+        self.border_title = escaped
+        self._naming = False
+
+    def refresh(self, *regions: Region, **how: Any) -> NamedFrame:
+        if self._naming:
+            regions = (Region(-1, -1, self.outer_size.width, 1),)
+        return super().refresh(*regions, **how)
+
+
 class PaneTabs(Widget):
     """The names of the panes in one line, the shown one standing out."""
 
@@ -110,8 +133,8 @@ class PaneTabs(Widget):
 
     def labels(self) -> list[str]:
         """What stands for each pane: its name, shortened where not every name fits."""
-        for most in (20, 5, 4):
-            found = [f" {number} {_short(pane, most)} " for number, pane in self._numbered()]
+        for most, end in ((20, " "), (20, ""), (5, ""), (4, "")):
+            found = [f" {number} {_short(pane, most)}{end}" for number, pane in self._numbered()]
             if sum(map(len, found)) <= self.size.width:
                 return found
         return [

@@ -46,8 +46,9 @@ class StatsPane(Lines):
         self.measured: Measured | None = None
 
     def give(self, table: StageTable | None, measured: Measured | None) -> None:
+        before = self._lines()
         self.table, self.measured = table, measured
-        self.refresh()
+        self.refresh_changed(before, self._lines())
 
     def render_line(self, y: int) -> Strip:
         lines = self._lines()
@@ -63,7 +64,9 @@ class StatsPane(Lines):
         numbers = self._numbers(self.measured)
         channels = self._channels(self.measured, min(height - 1, 24))
         if width < 70:
-            return [*numbers[: max(height - len(channels[:9]) - 1, 8)], [("", "")], *channels[:9]]
+            told = len(numbers) - len(self.measured.statistics.percentiles)
+            both = beside(numbers[:told], numbers[told:], width // 2)
+            return [*both, [("", "")], *channels[: max(height - len(both) - 1, 3)]]
         lines = beside(numbers, channels, 34)
         rows = self._rows(self.measured, max(height - len(lines) - 2, 0), width)
         return [*lines, [("", "")], *rows] if rows else lines
@@ -80,9 +83,11 @@ class StatsPane(Lines):
             ("+Inf", count(s.pos_inf), "bad" if s.pos_inf else ""),
             ("-Inf", count(s.neg_inf), "bad" if s.neg_inf else ""),
         ]  # fmt: skip
+        wide, room = (11, 18) if self.size.width >= 70 else (9, 16)
         rows += [(f"p{p:g}", number(v, 6), "") for p, v in s.percentiles]
         return [
-            [(f" {fit(name, 11)}", "head"), (right(text, 18), tone)] for name, text, tone in rows
+            [(f" {fit(name, wide)}", "head"), (right(text, room), tone)]
+            for name, text, tone in rows
         ]
 
     def _channels(self, measured: Measured, most: int) -> list[list[Part]]:

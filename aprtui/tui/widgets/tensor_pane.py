@@ -47,8 +47,8 @@ class TensorPane(Lines):
         self._changed()
 
     def _changed(self) -> None:
-        self._made = None
-        self.refresh()
+        before, self._made = self._made, self._make()
+        self.refresh_changed(before or [], self._made)
 
     def on_resize(self) -> None:
         self._made = None
