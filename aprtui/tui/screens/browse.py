@@ -10,8 +10,9 @@ from typing import ClassVar
 from textual import on
 from textual.binding import BindingType
 from textual.containers import Horizontal
+from textual.content import Content
 from textual.widget import Widget
-from textual.widgets import ContentSwitcher
+from textual.widgets import ContentSwitcher, Static
 from textual.worker import get_current_worker
 
 from aprtui.errors import AprtuiError, BadFileError
@@ -26,7 +27,7 @@ from aprtui.tui.screens.measuring import PaneReady, Wish, fulfil, look_at, state
 from aprtui.tui.screens.pane_keys import PaneKeysScreen
 from aprtui.tui.session import Spot, recall, remember
 from aprtui.tui.source import load_trace, mark_of, title_of
-from aprtui.tui.stage_table import describe_shape, table_of
+from aprtui.tui.stage_table import StageTable, describe_shape, table_of
 from aprtui.tui.widgets.frame import NamedFrame, PaneTabs
 from aprtui.tui.widgets.header_pane import HeaderPane
 from aprtui.tui.widgets.heatmap_pane import HeatmapPane
@@ -66,6 +67,7 @@ class BrowseScreen(PaneKeysScreen):
         self.store = Store()
         self._select = select
         self._mark: tuple[int, ...] = ()
+        self._nothing = False  # the stage's file is damaged or holds no values
         self.stages = StageList(id="stages")
         self.tabs = PaneTabs(PANES)
         self.header = HeaderPane(id="header")
@@ -74,6 +76,7 @@ class BrowseScreen(PaneKeysScreen):
         self.heatmap = HeatmapPane(id="heatmap")
         self.stats = StatsPane(id="stats")
         self.tokens = TokensPane(self.store, id="tokens")
+        self.note = Static("", id="note", markup=False)  # in place of a pane that has nothing
         self.line = PartLine(id="headline")
 
     def body(self) -> Iterable[Widget]:
@@ -91,6 +94,7 @@ class BrowseScreen(PaneKeysScreen):
                     yield self.heatmap
                     yield self.stats
                     yield self.tokens
+                    yield self.note
 
     # Loading and following.
 
@@ -215,17 +219,19 @@ class BrowseScreen(PaneKeysScreen):
         if record is None or self.trace is None:
             return
         self._show_unmeasured()
+        table: StageTable | None = None
+        why = ""
         try:
             table = table_of(record, self.trace.token_texts or ())
         except BadFileError as error:
-            self.stages.survey({}, {record.key: error.message})
-            self.values.show(None)
+            why = error.message
+            self.stages.survey({}, {record.key: why})
             self.stats.give(None, None)
-            self.line.show([(" ! " + error.message.partition(": ")[2], "bad")])
-            table = None
-        else:
-            self.values.show(table)
-        if table is None or self.pane in ("header", "values"):
+            self.line.show([(" ! " + why.partition(": ")[2], "bad")])
+        self.values.show(table)
+        self._explain(table, why)
+        frame = self.query_one("#panes", NamedFrame)
+        if table is None or self.pane in ("header", "values") or not frame.border_title:
             self._name_frame()
         else:  # one redrawing for the name and the picture, unless the picture takes long
             self.set_timer(PATIENCE_S, self._name_frame)
@@ -235,6 +241,21 @@ class BrowseScreen(PaneKeysScreen):
             self.line.show(stated(record))
         if table is not None:
             self._measure()
+
+    def _explain(self, table: StageTable | None, why: str) -> None:
+        """Where there is nothing to draw, say so in place of the panes that draw values."""
+        if table is None:
+            what = Content.styled(f"! {why}", "bold $text-error")
+            hint = "1 shows its bytes · n goes to the next damaged file"
+        else:
+            what, hint = Content("This stage holds no values."), "1 shows its header"
+        self.note.update(Content.assemble(what, "\n\n", (hint, "dim")))
+        self._nothing = table is None or not table.values.size
+        self._switch()
+
+    def _switch(self) -> None:
+        nothing = self._nothing and self.pane != "header"
+        self.query_one("#switcher", ContentSwitcher).current = "note" if nothing else self.pane
 
     def _show_unmeasured(self) -> None:
         """The panes that are filled by themselves, when one of them is shown."""
@@ -287,6 +308,8 @@ class BrowseScreen(PaneKeysScreen):
             self.line.show(headline(event.measured, self.line.size.width))
             self.stats.give(table, event.measured)
             found = event.measured.statistics
+            if not found.count:
+                return
             self.values.grid.loud = 6 * found.rms
             broken = found.nan or found.pos_inf or found.neg_inf  # the tree says so, not a number
             self.stages.survey({event.wish.key: float("nan") if broken else found.rms}, {})
@@ -298,7 +321,7 @@ class BrowseScreen(PaneKeysScreen):
     def set_pane(self, pane: str) -> None:
         self.pane = pane
         self.tabs.shown = pane
-        self.query_one("#switcher", ContentSwitcher).current = pane
+        self._switch()
         self._show_unmeasured()
         self.show_keys()
         self._measure()

@@ -140,17 +140,17 @@ class ModelScreen(BaseScreen):
     @on(LoadFailed)
     def _failed(self, event: LoadFailed) -> None:
         if self.file is not None:  # a weight that cannot be read: the rest still stands
-            self.tensor.say(f"! {event.what}", "bad")
-            self.say(f"{event.what} {event.hint}")
+            self.tensor.say(f"! {event.what}. {event.hint}", "bad")
             return
         self.set_title(clean(self.path.name, 80), loud=True)
-        self.set_state("error", event.what, event.hint)
+        hint = event.hint or "a copy that was cut short is copied again; q goes back"
+        self.set_state("error", event.what, hint)
 
     @on(ModelLoaded)
     def _loaded(self, event: ModelLoaded) -> None:
         self.file, self.model = event.file, event.model
         if not event.file.tensors:
-            self.set_state("empty", "This file holds no tensors.", "d compares, q goes back")
+            self.set_state("empty", "This file holds no tensors.", "q goes back")
             return
         self.summary_text.update(summary(event.file, event.model, event.why))
         notes = event.model.notes if event.model else event.file.notes
@@ -183,18 +183,18 @@ class ModelScreen(BaseScreen):
         if self.file is None or self.state != "full":
             return
         row, layer = self.tensors.current, self.tensors.current_layer
-        self._name_frame()
-        if row is None:
+        if row is not None:
+            self.tensor.show(tensor_facts(row), "reading values …")
+            self._look_at(row, self.tensor.bins)
+        else:
             rows = layer_facts(layer, self.tensors.matching, self.tensors.total_bytes)
             self.workers.cancel_group(self, "weight")
             self.tensor.show(rows if self.tensors.row_count() else [])
-            return
-        self.tensor.show(tensor_facts(row), "reading values …")
-        self._look_at(row, self.tensor.bins)
+        self._name_frame()
 
-    def _name_frame(self, look: WeightLook | None = None) -> None:
+    def _name_frame(self) -> None:
         """The tensor's name over the pane, and how many of its values the numbers are of."""
-        row, layer = self.tensors.current, self.tensors.current_layer
+        row, layer, look = self.tensors.current, self.tensors.current_layer, self.tensor.look
         if self.pane != "tensor":
             title = clean(self.path.name, 60)
         elif row is None:
@@ -241,7 +241,7 @@ class ModelScreen(BaseScreen):
             self.tensor.say(f"no decoder for {event.row.entry.type} without the engine")
             return
         self.tensor.give(event.look)
-        self._name_frame(event.look)
+        self._name_frame()
 
     @on(WeightCounted)
     def _counted(self, event: WeightCounted) -> None:
@@ -356,7 +356,7 @@ class ModelScreen(BaseScreen):
 def config_line(config: ModelConfig) -> str:
     """``qwen2 · 4 layers · hidden 256 · heads 8/2 x 32 · ...``."""
     parts = [
-        config.architecture, f"{config.num_layers} layers", f"hidden {config.hidden_size}",
+        config.architecture, count(config.num_layers, "layer"), f"hidden {config.hidden_size}",
         f"heads {config.num_heads}/{config.num_kv_heads} x {config.head_dim}",
         f"ffn {config.intermediate_size}", f"vocab {count(config.vocab_size)}",
         f"rope {config.rope_theta:g} {config.rope_layout}".replace("e+0", "e"),

@@ -54,9 +54,9 @@ def plan_content(event: Planned, width: int, taken: bool) -> Content:
     together = Content.assemble(writes, " · ", reads)
     lines = [
         Content.assemble(
-            (count(len(event.tokens)), "bold"), " tokens x ", (str(len(event.layers)), "bold"),
-            " layers x ", (str(len(event.stages)), "bold"), " stages = ",
-            (count(event.files), "bold $text-accent"), " files",
+            count(len(event.tokens), "token"), " x ", count(len(event.layers), "layer"), " x ",
+            count(len(event.stages), "stage"), " = ",
+            (count(event.files, "file"), "bold $text-accent"),
         ),
         *((together,) if together.cell_length <= width else (writes, reads)),
     ]  # fmt: skip
@@ -104,13 +104,14 @@ def progress_content(
             (f" {count(ended.files)} files · {size(ended.written_bytes)} · "
              f"{duration(ended.elapsed_s)} · peak {size(ended.peak_memory_bytes)}", "bold"),
             (f" · next: {top}" if top else "", "$text-primary"),
-            (f" · NaN or Inf in {len(ended.nonfinite)} stages, first {ended.nonfinite[0]}"
+            (f" · NaN or Inf in {count(len(ended.nonfinite), 'stage')}, "
+             f"first {clean(ended.nonfinite[0], 60)}"
              if ended.nonfinite else "", "bold $text-error"),
             ("   b browses it", "dim"),
         )  # fmt: skip
     elif isinstance(ended, Stopped):
         text = Content.styled(
-            f" stopped after {ended.files} files; b browses them", "$text-warning"
+            f" stopped after {count(ended.files, 'file')}; b browses them", "$text-warning"
         )
     elif isinstance(ended, Failed):
         text = Content.styled(f" ! {clean(ended.message, 400)}", "bold $text-error")
@@ -164,6 +165,8 @@ def outcome_content(planned: Planned, ended: Event, log: Sequence[str]) -> Conte
     elif isinstance(ended, Failed):
         lines.append(Content.styled(f"! {clean(ended.message, 600)}", "bold $text-error"))
         lines += [Content.styled(text, "dim") for text in (_hint(ended.hint), *log[-3:]) if text]
+    else:
+        lines.append(Content("r starts anew and asks before it replaces; q goes back to the form"))
     lines.append(Content.styled(clean(planned.directory, 300), "dim"))
     return Content("\n").join(lines)
 

@@ -137,7 +137,7 @@ class HeatmapPane(Lines):
         each = f"{-(-table.rows // cells.shape[0])} x {-(-table.columns // cells.shape[1])}"
         parts: list[Part] = [
             (f" {self.how} of |x| over {each}  {number(10**low, 2)} ", "head"),
-            (SHADES[1:-1], "accent"), (SHADES[-1], "warn"), (f" {number(10**high, 3)}", "head"),
+            (SHADES[1:-1], "a"), (SHADES[-1], "warn"), (f" {number(10**high, 3)}", "head"),
             (f"  {nan} cells hold NaN or Inf" if nan else "", "bad"),
         ]  # fmt: skip
         left = width - sum(len(text) for text, _ in parts)
@@ -155,7 +155,7 @@ def _shaded(values: npt.NDArray[np.float64], low: float, high: float, stretch: i
     parts: list[Part] = []
     for level in levels.astype(int):
         sign = "!" if level < 0 else SHADES[level]
-        tone = "bad" if level < 0 else "warn" if level == TOP else "accent"
+        tone = "bad" if level < 0 else "warn" if level == TOP else "a"
         if parts and (parts[-1][1] == tone or sign == " "):
             parts[-1] = (parts[-1][0] + sign * stretch, parts[-1][1])
         else:

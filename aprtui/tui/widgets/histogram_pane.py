@@ -131,9 +131,7 @@ class HistogramPane(Lines):
 
     def _make(self) -> list[list[Part]]:
         width, height = self.size.width, self.size.height
-        if self.table is None:
-            return [[("", "")], [("  This file cannot be read; 1 shows what is there.", "bad")]]
-        if self.drawn is None:
+        if self.table is None or self.drawn is None:
             return [[("", "")], [("  counting …", "dim")]]
         counts = self.drawn.whole
         rows = self.drawn.rows

@@ -20,6 +20,8 @@ OUTLIER = 6.0  # times the median channel's rms
 def headline(measured: Measured, width: int) -> list[Part]:
     """The one line that stands above every pane."""
     s = measured.statistics
+    if not s.count:
+        return [(" no values", "dim")]
     words = [("min", s.min), ("max", s.max), ("mean", s.mean), ("std", s.std), ("rms", s.rms)]
     counts = [("NaN", s.nan), ("Inf", s.pos_inf + s.neg_inf), ("zeros", s.zeros)]
     if width < 80:
@@ -59,7 +61,7 @@ class StatsPane(Lines):
 
     def _lines(self) -> list[list[Part]]:
         if self.measured is None or self.table is None:
-            return []
+            return [[("", "")], [("  counting …", "dim")]]
         width, height = self.size.width, self.size.height
         numbers = self._numbers(self.measured)
         channels = self._channels(self.measured, min(height - 1, 24))

@@ -10,7 +10,7 @@ from aprtui.tui.model_facts import Fact, value_facts
 from aprtui.tui.weight_sample import WeightLook
 from aprtui.tui.widgets.bars import axis_parts, histogram_rows
 from aprtui.tui.widgets.facts import fact_lines
-from aprtui.tui.widgets.lines import Lines, Part, fit
+from aprtui.tui.widgets.lines import Lines, Part
 from aprtui.tui.widgets.stats_pane import beside
 
 __all__ = ["TensorPane"]
@@ -28,17 +28,17 @@ class TensorPane(Lines):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._facts: list[Fact] = []
-        self._look: WeightLook | None = None
+        self.look: WeightLook | None = None
         self._note: Part = ("", "dim")
         self._made: list[list[Part]] | None = None
 
     def show(self, facts: list[Fact], note: str = "") -> None:
         """Another tensor, or a layer; its values come later, ``note`` says so."""
-        self._facts, self._look, self._note = facts, None, (note, "dim")
+        self._facts, self.look, self._note = facts, None, (note, "dim")
         self._changed()
 
     def give(self, look: WeightLook) -> None:
-        self._look, self._note = look, ("", "dim")
+        self.look, self._note = look, ("", "dim")
         self._changed()
 
     def say(self, note: str, tone: str = "dim") -> None:
@@ -81,17 +81,18 @@ class TensorPane(Lines):
         )
 
     def _make(self) -> list[list[Part]]:
-        values = value_facts(self._look) if self._look else []
+        values = value_facts(self.look) if self.look else []
         lines = fact_lines([*self._facts[:HEAD], *values, *self._facts[HEAD:]], self._facts_width)
-        if self._note[0]:
-            lines.append([(" " + fit(self._note[0], self._facts_width - 2), self._note[1])])
+        text, tone = self._note
+        if text:
+            lines += fact_lines([Fact("", text, tone=tone)], self._facts_width)
         if self._wide:
             return beside(lines, self._picture(self.size.height), self._facts_width)
         return [*lines, [("", "")], *self._picture(self.size.height - len(lines) - 1)]
 
     def _picture(self, room: int) -> list[list[Part]]:
         """Bars, their axis and what lies outside, in at most ``room`` lines."""
-        look = self._look
+        look = self.look
         if look is None or not look.looked or room < 4:
             return []
         counts = look.histogram
