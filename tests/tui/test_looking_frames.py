@@ -15,6 +15,7 @@ import pytest
 from textual.pilot import Pilot
 
 from aprtui.formats.aprt import write_stage
+from aprtui.formats.tracedir import SCHEMA, write_manifest
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.client import TraceClient
 from aprtui.tui.opened import Opened
@@ -273,16 +274,36 @@ def numbered(pane: str) -> str:
     return str(1 + PANES.index(pane))
 
 
+def told_trace(root: Path) -> Path:
+    """A trace whose manifest tells everything: a prompt, tokens, shapes, statistics."""
+    rng = np.random.default_rng(0)
+    stages = []
+    for path, layer, shape, axes in (
+        ("layer-0/attn_norm.bin", 0, [4, 48], ["token", "hidden"]),
+        ("layer-0/attn_scores.bin", 0, [2, 4, 4], ["head", "query", "key"]),
+        ("layer-0/post_ffn_residual.bin", 0, [4, 48], ["token", "hidden"]),
+        ("lm_head.bin", None, [16], ["vocab"]),
+    ):
+        values = rng.standard_normal(shape).astype(np.float32) * (layer is None or 3)
+        write_stage(root / path, layer, values)
+        stages.append({
+            "path": path, "shape": shape, "axes": axes, "bytes": 12 + 4 * values.size,
+            "positions": "last" if layer is None else "all",
+            "stats": {"min": float(values.min()), "max": float(values.max()), "nan": 0},
+        })  # fmt: skip
+    write_manifest(root, {
+        "schema": SCHEMA, "stages": stages, "prompt": "2+[/x]", "tokens": {
+            "ids": [17, 10, 17, 3], "text": ["2", "+", " [/x]", "\x1b[31m"]},
+        "model": {"path": "small.gguf", "architecture": "qwen2", "size": 51_700},
+        "engine": {"name": "other", "version": "1.0", "device": "cpu", "dtype": "float32"},
+    })  # fmt: skip
+    return root
+
+
 @sizes
 @pytest.mark.parametrize("pane", PANES)
 async def test_a_pane(here: Path, size: Size, pane: str) -> None:
-    trace = small_trace(here / "t")
-    rng = np.random.default_rng(0)
-    write_stage(trace / "layer-0/attn_norm.bin", 0, rng.standard_normal(24).astype(np.float32))
-    logits = np.linspace(-2, 2, 16, dtype=np.float32)
-    write_stage(trace / "lm_head.bin", None, logits)
-    (trace / "trace.json").unlink()
-    async with opened(trace, size=size) as pilot:
+    async with opened(told_trace(here / "t"), size=size) as pilot:
         await press(pilot, *("G" if pane == "tokens" else ""), numbered(pane))
         assert_frame(pilot, f"browse-{pane}")
 

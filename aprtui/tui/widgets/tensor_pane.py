@@ -82,10 +82,11 @@ class TensorPane(Lines):
 
     def _make(self) -> list[list[Part]]:
         values = value_facts(self.look) if self.look else []
-        lines = fact_lines([*self._facts[:HEAD], *values, *self._facts[HEAD:]], self._facts_width)
         text, tone = self._note
-        if text:
-            lines += fact_lines([Fact("", text, tone=tone)], self._facts_width)
+        note = [Fact("", text, tone=tone)] if text else []
+        middle = [*note, *values] if tone == "bad" else [*values, *note]
+        facts = [*self._facts[:HEAD], *middle, *self._facts[HEAD:]]
+        lines = fact_lines(facts, self._facts_width)
         if self._wide:
             return beside(lines, self._picture(self.size.height), self._facts_width)
         return [*lines, [("", "")], *self._picture(self.size.height - len(lines) - 1)]

@@ -25,7 +25,7 @@ from aprtui.tui.widgets.lines import Part, RowList, fit
 __all__ = ["LENS", "TokensPane"]
 
 LENS: tuple[str, ...] = (sys.executable, "-m", "aprtui.engine.lens")
-LABEL, CELL = 15, 21
+LABEL, CELL = 14, 20
 MOST_FILES = 400
 
 
