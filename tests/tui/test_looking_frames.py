@@ -86,7 +86,8 @@ def small_model(path: Path, tensors: bool = True) -> Path:
         key("qwen2.attention.head_count", 4, 4), key("qwen2.attention.head_count_kv", 4, 2),
         key("qwen2.attention.layer_norm_rms_epsilon", 6, 1e-6),
         key("qwen2.rope.freq_base", 6, 1e6),
-        text("tokenizer.ggml.model", "gpt2"),
+        text("tokenizer.ggml.model", "gpt2"), text("tokenizer.ggml.pre", "qwen2"),
+        key("tokenizer.ggml.merges", 9, array_of(8, [b"t 0"])),
         key("tokenizer.ggml.tokens", 9, array_of(8, [f"t{n}".encode() for n in range(48)])),
     ]  # fmt: skip
     shapes = {

@@ -33,6 +33,7 @@ from aprtui.tui.keys import Key, bindings, keys_at
 from aprtui.tui.messages import RunnerEnded, RunnerEvents
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.trace_text import (
+    hint_here,
     outcome_content,
     plan_content,
     planned_stages,
@@ -191,7 +192,7 @@ class TraceScreen(BaseScreen):
                 Content.assemble(
                     (f"! {clean(event.message, 500)}", "bold $text-error"),
                     "\n\n",
-                    (clean(event.hint, 300), "dim"),
+                    (hint_here(event.hint), "dim"),
                 )
             )
             return
@@ -357,8 +358,8 @@ class TraceScreen(BaseScreen):
         return True
 
     def running_into(self) -> str:
-        if not self.running or self.planned is None:
-            return ""
+        if not self.running or self.planned is None or self.ended is not None:
+            return ""  # with its last event told, the engine is on its way out
         return clean(self.planned.directory, 80)
 
     async def release(self, answer: str) -> None:

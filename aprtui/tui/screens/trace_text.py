@@ -15,6 +15,7 @@ from aprtui.tui.widgets.bars import bar
 
 __all__ = [
     "fitting",
+    "hint_here",
     "outcome_content",
     "plan_content",
     "planned_stages",
@@ -164,19 +165,21 @@ def outcome_content(planned: Planned, ended: Event, log: Sequence[str]) -> Conte
             lines.append(Content(f"peak on the device {size(ended.peak_device_bytes)}"))
     elif isinstance(ended, Failed):
         lines.append(Content.styled(f"! {clean(ended.message, 600)}", "bold $text-error"))
-        lines += [Content.styled(text, "dim") for text in (_hint(ended.hint), *log[-3:]) if text]
+        lines += [
+            Content.styled(text, "dim") for text in (hint_here(ended.hint), *log[-3:]) if text
+        ]
     else:
         lines.append(Content("r starts anew and asks before it replaces; q goes back to the form"))
     lines.append(Content.styled(clean(planned.directory, 300), "dim"))
     return Content("\n").join(lines)
 
 
-def _hint(hint: str) -> str:
+def hint_here(hint: str) -> str:
     """A hint in the form's words: the engine speaks of the command line's options."""
     if "--save-tensor-dir" in hint:
-        return "q goes back to the form: Into names another folder"
+        return "Into names another folder"
     if "--tokens" in hint:
-        return "q goes back to the form: Tokens takes ids in place of the prompt"
+        return "Tokens takes ids in place of the prompt"
     return clean(hint, 300)
 
 
