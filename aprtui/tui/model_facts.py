@@ -17,25 +17,16 @@ from aprtui.model.open import Model, sort_tensors
 from aprtui.model.roles import Role
 from aprtui.text import clean, count, number, size
 from aprtui.tui.weight_sample import WeightLook
+from aprtui.tui.widgets.facts import Fact
 
 __all__ = [
-    "Fact", "TensorRow", "config_facts", "header_facts", "layer_facts", "metadata_facts",
+    "TensorRow", "config_facts", "header_facts", "layer_facts", "metadata_facts",
     "role_rank", "tensor_facts", "tensor_rows", "value_facts",
 ]  # fmt: skip
 
 FIRST_ITEMS = 16  # of a list in the metadata
 MOST_KEYS = 64  # of a table in the metadata
 MOST_TEXT = 4000
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One thing that is known. ``aside`` stands dimmed behind the value; all of it is clean."""
-
-    name: str
-    value: str
-    aside: str = ""
-    tone: str = ""
 
 
 @dataclass(frozen=True)

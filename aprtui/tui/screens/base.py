@@ -31,7 +31,7 @@ class BaseScreen(Screen[object]):
 
     mode: ClassVar[str] = ""
     places: ClassVar[tuple[str, ...]] = ()
-    lead: ClassVar[str] = "move"
+    lead: str = "move"  # what j and k do here
     BINDINGS: ClassVar[list[BindingType]] = []
 
     def __init__(self) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from textual import on
+from textual import events, on
 from textual.binding import BindingType
 from textual.containers import Horizontal
 from textual.content import Content
@@ -23,7 +22,7 @@ from aprtui.tui.keys import bindings
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.messages import LoadFailed, Surveyed, TraceLoaded
 from aprtui.tui.running import running_pid
-from aprtui.tui.screens.measuring import PaneReady, Wish, fulfil, look_at, stated
+from aprtui.tui.screens.measuring import PaneReady, Wish, fulfil, stated, survey
 from aprtui.tui.screens.pane_keys import PaneKeysScreen
 from aprtui.tui.session import Spot, recall, remember
 from aprtui.tui.source import load_trace, mark_of, title_of
@@ -43,7 +42,6 @@ __all__ = ["BrowseScreen"]
 PANES = ("header", "values", "histogram", "heatmap", "stats", "tokens")
 FOLLOW_S = 1.0
 PATIENCE_S = 0.25
-SURVEY_SLICE, SURVEY_REST_S = 25, 0.002  # files looked at without a rest: keys come first
 
 
 class BrowseScreen(PaneKeysScreen):
@@ -155,26 +153,12 @@ class BrowseScreen(PaneKeysScreen):
         self._survey()
 
     def _survey(self) -> None:
-        self.run_worker(self._look, thread=True, exclusive=True, group="survey")
-
-    def _look(self) -> None:
-        """Check every header once and measure the files that are small enough to do at once."""
         assert self.trace is not None
-        worker = get_current_worker()
-        found = Surveyed()
         known = set(self.stages.rms) | set(self.stages.damage)
-        wanted = sorted(self.trace.records.keys() - known, key=str)
-        for number, key in enumerate(wanted):
-            if worker.is_cancelled:
-                return
-            if number % SURVEY_SLICE == 0:
-                time.sleep(SURVEY_REST_S)
-            look_at(self.trace.records[key], found)
-            if len(found.rms) + len(found.damage) >= 200:
-                self.post_message(found)
-                found = Surveyed()
-        if found.rms or found.damage:
-            self.post_message(found)
+        wanted = [record for key, record in self.trace.records.items() if key not in known]
+        self.run_worker(
+            lambda: survey(wanted, self.post_message), thread=True, exclusive=True, group="survey"
+        )
 
     @on(Surveyed)
     def _surveyed(self, event: Surveyed) -> None:
@@ -329,6 +313,11 @@ class BrowseScreen(PaneKeysScreen):
     @on(PaneTabs.Chosen)
     def _chosen(self, event: PaneTabs.Chosen) -> None:
         self.set_pane(event.pane)
+
+    @on(events.DescendantFocus)
+    def _focus_moved(self) -> None:
+        self.lead = "stage" if self.focused is self.stages else "move"
+        self.show_keys()
 
     def active_places(self) -> tuple[str, ...]:
         return (self.pane, "browse")

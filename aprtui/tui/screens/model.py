@@ -29,7 +29,6 @@ from aprtui.tui.keys import bindings
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.messages import LoadFailed
 from aprtui.tui.model_facts import (
-    Fact,
     TensorRow,
     config_facts,
     header_facts,
@@ -40,7 +39,7 @@ from aprtui.tui.model_facts import (
 )
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.weight_sample import WeightLook, look_at_all, look_at_weight
-from aprtui.tui.widgets.facts import FactList
+from aprtui.tui.widgets.facts import Fact, FactList
 from aprtui.tui.widgets.frame import NamedFrame, PaneTabs
 from aprtui.tui.widgets.lines import RowList
 from aprtui.tui.widgets.tensor_list import SORTS, TensorList

@@ -8,10 +8,19 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from aprtui.tui.model_facts import Fact
 from aprtui.tui.widgets.lines import Part, RowList, fit
 
-__all__ = ["FactList", "fact_lines"]
+__all__ = ["Fact", "FactList", "fact_lines"]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that is known. ``aside`` stands dimmed behind the value; all of it is clean."""
+
+    name: str
+    value: str
+    aside: str = ""
+    tone: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ def _broken(text: str, room: int) -> list[str]:
 
 class FactList(RowList):
     """Facts, a line at a time."""
+
+    blurred = ""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)

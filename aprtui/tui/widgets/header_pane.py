@@ -13,9 +13,8 @@ from aprtui.errors import BadFileError
 from aprtui.formats.aprt import HEADER_BYTES, MAGIC, WHOLE_MODEL, read_header
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.text import clean, number, size
-from aprtui.tui.model_facts import Fact
 from aprtui.tui.stage_table import describe_shape
-from aprtui.tui.widgets.facts import fact_lines
+from aprtui.tui.widgets.facts import Fact, fact_lines
 from aprtui.tui.widgets.lines import Part, RowList, right
 
 __all__ = ["HeaderPane", "decoded", "dump"]
@@ -25,6 +24,8 @@ DUMPED = 1024  # bytes of the file that are shown, scrolling included
 
 class HeaderPane(RowList):
     """Header bytes decoded, size check, what the manifest says of the stage, the first values."""
+
+    blurred = ""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)

@@ -161,6 +161,7 @@ class RowList(Lines):
     """A list of any number of rows with one cursor; a subclass draws a row."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("move")  # type: ignore[assignment]
+    blurred: ClassVar[str] = "cursor-blur"  # the cursor's style without the focus; empty: none
 
     class Moved(Message):
         """The cursor stands on another row."""
@@ -219,7 +220,7 @@ class RowList(Lines):
         row = self.first + y
         if row >= self.row_count():
             return Strip.blank(width, self.rich_style)
-        over = "" if row != self.cursor else "cursor" if self.has_focus else "cursor-blur"
+        over = "" if row != self.cursor else "cursor" if self.has_focus else self.blurred
         return self.strip(self.row_parts(row, width), width, over)
 
     def on_focus(self) -> None:

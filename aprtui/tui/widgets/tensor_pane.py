@@ -6,10 +6,10 @@ from textual.message import Message
 from textual.strip import Strip
 
 from aprtui.text import count
-from aprtui.tui.model_facts import Fact, value_facts
+from aprtui.tui.model_facts import value_facts
 from aprtui.tui.weight_sample import WeightLook
 from aprtui.tui.widgets.bars import axis_parts, histogram_rows
-from aprtui.tui.widgets.facts import fact_lines
+from aprtui.tui.widgets.facts import Fact, fact_lines
 from aprtui.tui.widgets.lines import Lines, Part
 from aprtui.tui.widgets.stats_pane import beside
 

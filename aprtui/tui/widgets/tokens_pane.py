@@ -51,6 +51,8 @@ class ModelFound(Message):
 class TokensPane(RowList):
     """One line a position; the token that really came next stands out."""
 
+    blurred = ""
+
     def __init__(self, store: Store, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.store = store
