@@ -97,7 +97,9 @@ class BrowseScreen(PaneKeysScreen):
     # Loading and following.
 
     def started(self) -> None:
-        self.set_title(clean(self.path.name, 60))
+        name = clean(self.path.name or str(self.path), 60)
+        self.set_title(name)
+        self.set_state("loading", f"Reading {name} …", "q goes back")
         self._load()
         self.set_interval(FOLLOW_S, self._follow)
 

@@ -120,7 +120,9 @@ class ModelScreen(BaseScreen):
                         yield from self.facts.values()
 
     def started(self) -> None:
-        self.set_title(clean(self.path.name, 80))
+        name = clean(self.path.name, 80)
+        self.set_title(name)
+        self.set_state("loading", f"Reading {name} …", "q goes back")
         self.tabs.shown = self.pane
         self.run_worker(self._read, thread=True, exclusive=True, group="load")
 

@@ -33,10 +33,8 @@ def headline(measured: Measured, width: int) -> list[Part]:
         loud = "bad" if found and name != "zeros" else ""
         counted += [(f"{name} ", loud or "head"), (f"{count(found)}  ", loud)]
     bad = s.nan or s.pos_inf or s.neg_inf  # what is wrong is said first: the line may be cut
-    parts: list[Part] = [(" ", ""), *(counted + values if bad else values + counted)]
-    if not measured.exact:
-        parts.append(("from a sample", "warn"))
-    return parts
+    parts = counted + values if bad else values + counted
+    return [(" ", ""), *([] if measured.exact else [("sample  ", "warn")]), *parts]
 
 
 class StatsPane(Lines):
@@ -76,7 +74,9 @@ class StatsPane(Lines):
     def _numbers(self, measured: Measured) -> list[list[Part]]:
         s = measured.statistics
         rows = [
-            ("values", count(s.count), ""), ("min", number(s.min, 6), ""),
+            ("values" if measured.exact else "sampled", count(s.count),
+             "" if measured.exact else "warn"),
+            ("min", number(s.min, 6), ""),
             ("max", number(s.max, 6), ""), ("mean", number(s.mean, 6), ""),
             ("std", number(s.std, 6), ""), ("rms", number(s.rms, 6), ""),
             ("zeros", _share(s.zeros, s.count), ""),
