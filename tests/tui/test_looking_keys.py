@@ -227,3 +227,29 @@ def test_every_value_of_a_weight_is_counted_between_the_samples_edges(tmp_path: 
     assert found.histogram.counts == tuple(counts)
     outside = finite.size - counts.sum()
     assert found.histogram.below + found.histogram.above == outside
+
+
+async def test_a_question_stays_in_sight_while_it_is_answered(tmp_path: Path) -> None:
+    async with opened(small_trace(tmp_path)) as pilot:
+        text = await press(pilot, "e")
+        assert "layer-0-attn_norm.npy" in text
+        assert "write to (.npy or .csv)  ·  enter answers, esc leaves" in text
+        assert "enter answers" not in await press(pilot, "escape")
+
+
+async def test_a_click_goes_to_the_row_that_was_clicked(tmp_path: Path) -> None:
+    async with opened(small_trace(tmp_path)) as pilot:
+        row = next(n for n, line in enumerate(frame(pilot).splitlines()) if "ffn_out" in line)
+        await pilot.click(offset=(6, row))
+        await settle(pilot)
+        assert _browse(pilot).stages.current == StageKey(0, "ffn_out")
+
+
+@pytest.mark.parametrize("key", ["enter", "tab"])
+async def test_enter_and_tab_go_from_the_list_into_the_pane(tmp_path: Path, key: str) -> None:
+    async with opened(small_trace(tmp_path / "t")) as pilot:
+        text = await press(pilot, "2", key)
+        assert _browse(pilot).values.grid.has_focus and "j k move" in text
+    async with opened(small_model(tmp_path / "small.gguf")) as pilot:
+        await press(pilot, "4", key)
+        assert _model(pilot).facts["metadata"].has_focus

@@ -119,7 +119,7 @@ class BaseScreen(Screen[object]):
         self._purpose = purpose
         self._prompt.value = value
         self._prompt.placeholder = question
-        self._prompt.border_title = question
+        self.say(f"{question}  ·  enter answers, esc leaves")  # the answer hides the placeholder
         self._asked_from = self.focused
         self._prompt.display = True
         self._prompt.focus()
@@ -144,6 +144,7 @@ class BaseScreen(Screen[object]):
 
     def _close_prompt(self) -> None:
         self._prompt.display = False
+        self.say("")
         if self._asked_from is not None:
             self._asked_from.focus()
 

@@ -336,6 +336,11 @@ class BrowseScreen(PaneKeysScreen):
             "heatmap": self.heatmap, "stats": self.stats, "tokens": self.tokens,
         }[self.pane]  # fmt: skip
 
+    @on(RowList.Opened, "#stages")
+    def _opened(self, event: RowList.Opened) -> None:
+        event.stop()
+        self.pane_widget().focus()
+
     def action_focus_pane(self) -> None:
         target = self.pane_widget() if self.focused is self.stages else self.stages
         if target is self.stages and self.has_class("zoomed"):

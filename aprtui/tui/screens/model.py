@@ -12,7 +12,6 @@ from typing import ClassVar
 from textual import on, work
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
-from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Static
@@ -21,7 +20,6 @@ from textual.worker import get_current_worker
 from aprtui.compare.metrics import Cancelled
 from aprtui.errors import AprtuiError
 from aprtui.formats.modelfile import ModelFile
-from aprtui.model.config import ModelConfig
 from aprtui.model.open import Model, open_model, read_model_file
 from aprtui.text import clean, count, size
 from aprtui.tui.carry import copy
@@ -38,6 +36,7 @@ from aprtui.tui.model_facts import (
     tensor_rows,
 )
 from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.screens.model_text import summary
 from aprtui.tui.weight_sample import WeightLook, look_at_all, look_at_weight
 from aprtui.tui.widgets.facts import Fact, FactList
 from aprtui.tui.widgets.frame import NamedFrame, PaneTabs
@@ -45,7 +44,7 @@ from aprtui.tui.widgets.lines import RowList
 from aprtui.tui.widgets.tensor_list import SORTS, TensorList
 from aprtui.tui.widgets.tensor_pane import TensorPane
 
-__all__ = ["ModelScreen", "summary"]
+__all__ = ["ModelScreen"]
 
 PANES = ("tensor", "header", "config", "metadata")
 TELL_S = 0.1  # how far a weight is counted is told ten times a second at most
@@ -288,6 +287,10 @@ class ModelScreen(BaseScreen):
     def _pane_widget(self) -> Widget:
         return self.tensor if self.pane == "tensor" else self.facts[self.pane]
 
+    @on(RowList.Opened, "#tensors")
+    def _opened(self) -> None:
+        self._pane_widget().focus()
+
     def action_focus_pane(self) -> None:
         if self.focused is self.tensors:
             self._pane_widget().focus()
@@ -352,50 +355,3 @@ class ModelScreen(BaseScreen):
             return False
         self.answering("filter", "")
         return True
-
-
-def config_line(config: ModelConfig) -> str:
-    """``qwen2 · 4 layers · hidden 256 · heads 8/2 x 32 · ...``."""
-    parts = [
-        config.architecture, count(config.num_layers, "layer"), f"hidden {config.hidden_size}",
-        f"heads {config.num_heads}/{config.num_kv_heads} x {config.head_dim}",
-        f"ffn {config.intermediate_size}", f"vocab {count(config.vocab_size)}",
-        f"rope {config.rope_theta:g} {config.rope_layout}".replace("e+0", "e"),
-    ]  # fmt: skip
-    if config.num_experts:
-        parts.append(f"experts {config.num_experts_per_tok} of {config.num_experts}")
-    if config.sliding_window:
-        parts.append(f"window {config.sliding_window}")
-    return " · ".join(clean(part, 60) for part in parts)
-
-
-def summary(file: ModelFile, model: Model | None, why: str) -> Content:
-    """Two lines of what the model is, then what is odd about it."""
-    weights = sum(entry.size_bytes for entry in file.tensors.values())
-    types: dict[str, int] = {}
-    for entry in file.tensors.values():
-        types[entry.type] = types.get(entry.type, 0) + entry.size_bytes
-    common = sorted(types, key=lambda name: -types[name])
-    lines = []
-    if model is not None:
-        lines.append(Content.styled(config_line(model.config), "bold"))
-    else:
-        lines.append(Content.styled(f"! {clean(why, 400)}", "bold $text-error"))
-    lines.append(
-        Content.styled(
-            f"{file.format} {clean(file.version, 20)} · {size(file.size_bytes)} in "
-            f"{len(file.files)} file{'s' * (len(file.files) != 1)} · {len(file.tensors)} tensors, "
-            f"{size(weights)} · "
-            + ", ".join(
-                f"{name} {100 * types[name] / max(weights, 1):.0f} %"
-                for name in common[:5]
-                if 200 * types[name] >= weights or name == common[0]
-            ),
-            "dim",
-        )
-    )
-    notes = model.notes if model is not None else file.notes
-    lines += [Content.styled(f"! {clean(note, 300)}", "$text-warning") for note in notes[:5]]
-    if len(notes) > 5:
-        lines.append(Content.styled(f"  and {len(notes) - 5} more notes", "dim"))
-    return Content("\n").join(lines)

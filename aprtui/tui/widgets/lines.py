@@ -297,6 +297,13 @@ class RowList(Lines):
 
     def action_line_end(self) -> None: ...
 
+    def on_click(self, event: events.Click) -> None:
+        place = event.get_content_offset(self)
+        if place is not None and place.y >= self.head_height:
+            row = self.first + place.y - self.head_height
+            if row < self.row_count():
+                self.move_to(row)
+
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
         event.stop()
         self.move_to(self.cursor + 3)
@@ -304,8 +311,3 @@ class RowList(Lines):
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
         event.stop()
         self.move_to(self.cursor - 3)
-
-    def on_click(self, event: events.Click) -> None:
-        row = self.first + event.y - self.head_height
-        if 0 <= row < self.row_count():
-            self.move_to(row)

@@ -150,7 +150,7 @@ class StageList(RowList):
         open_ = bool(self.filter) or entry.group in self._unfolded
         damaged = sum(key in self.damage for key in keys)
         tail = f"{damaged} damaged" if damaged else self._residual(keys, width) or str(len(keys))
-        text = fit(entry.label, max(width - 3 - len(tail), 4))
+        text = fit(entry.label, max(width - 4 - len(tail), 4)) + " "
         return [
             ("▾ " if open_ else "▸ ", "accent"), (text, "head"),
             (tail, "bad" if damaged else "dim"),
