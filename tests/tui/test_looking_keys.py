@@ -253,3 +253,13 @@ async def test_enter_and_tab_go_from_the_list_into_the_pane(tmp_path: Path, key:
     async with opened(small_model(tmp_path / "small.gguf")) as pilot:
         await press(pilot, "4", key)
         assert _model(pilot).facts["metadata"].has_focus
+
+
+async def test_on_a_layers_own_row_the_last_stage_stays_and_its_keys_work(tmp_path: Path) -> None:
+    async with opened(small_trace(tmp_path)) as pilot:
+        text = await press(pilot, "h")
+        assert _browse(pilot).stages.current is None and "layer 0 · attn_norm" in text
+        assert "token 0 of 3" in await press(pilot, "p")
+        assert "max of |x|" in await press(pilot, "4")
+        await press(pilot, "n")
+        assert _browse(pilot).stages.current == StageKey(1, "attn_norm")

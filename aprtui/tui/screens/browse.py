@@ -65,6 +65,7 @@ class BrowseScreen(PaneKeysScreen):
         self.store = Store()
         self._select = select
         self._mark: tuple[int, ...] = ()
+        self._key: StageKey | None = None
         self._nothing = False  # the stage's file is damaged or holds no values
         self.stages = StageList(id="stages")
         self.tabs = PaneTabs(PANES)
@@ -173,11 +174,10 @@ class BrowseScreen(PaneKeysScreen):
         damaged = len(self.stages.damage)
         if damaged:
             title += f" · {damaged} damaged"
-        if self.stages.filter:
-            shown = len(self.stages.matching)
-            title += (
-                f" · showing {shown} of {len(self.trace.records)} · filter {self.stages.filter}"
-            )
+        if self.stages.filter:  # told early: the line may be cut
+            shown = f"showing {len(self.stages.matching)} of {len(self.trace.records)}"
+            name, dot, rest = title.partition(" · ")
+            title = f"{name} · {shown} · filter {self.stages.filter}{dot}{rest}"
         if self.pid is not None:
             title += " · running, x stops it"
         if self.paused:
@@ -192,13 +192,15 @@ class BrowseScreen(PaneKeysScreen):
 
     @property
     def record(self) -> StageRecord | None:
-        key = self.stages.current
-        return self.trace.records.get(key) if self.trace and key else None
+        """The stage under the cursor; on a layer's own row still the last one."""
+        self._key = self.stages.current or self._key
+        return self.trace.records.get(self._key) if self.trace and self._key else None
 
     @on(RowList.Moved, "#stages")
     def _moved(self, event: RowList.Moved) -> None:
         event.stop()
-        self._show_stage()
+        if self.stages.current is not None:  # on a layer's own row the last stage stays
+            self._show_stage()
 
     def _show_stage(self) -> None:
         record = self.record
@@ -384,7 +386,7 @@ class BrowseScreen(PaneKeysScreen):
 
     def action_next_match(self, step: int) -> None:
         """The same stage in the next layer; with damage about, the next damaged file."""
-        here, keys = self.stages.current, self.stages.matching
+        here, keys = self._key, self.stages.matching
         if here is None or here not in keys:
             return
         wanted = [key for key in keys if key in self.stages.damage] or [

@@ -202,6 +202,8 @@ class HistogramPane(Lines):
             if measured is not None and number_ < len(measured.rows):
                 shape = measured.rows[number_]
                 numbers = right(number(shape.rms, 3), 9) + right(number(shape.max_abs, 3), 10)
-                parts.append((f"{numbers} at {table.column_label(shape.column)}", ""))
+                place = f" at {table.column_label(shape.column)}"
+                used = sum(len(text) for text, _ in parts) + len(numbers)
+                parts.append((numbers + (place if used + len(place) <= width else ""), ""))
             lines.append(parts)
         return lines
