@@ -27,6 +27,7 @@ class AprtuiError(Exception):
     """What went wrong, where, and (``hint``) what to do about it; one line, already clean text."""
 
     exit_code = 4
+    told = False  # whether an event has said it already
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

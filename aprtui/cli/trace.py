@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aprtui.cli.options import add_overrides, parse_overrides, parse_tokens
 from aprtui.cli.output import print_json
 from aprtui.engine.events import Emit, Event, Failed, Finished, Planned, StageWritten
 from aprtui.engine.job import DTYPES, TraceJob
-from aprtui.engine.plan import DEFAULT_PROMPT, Plan, make_plan
-from aprtui.errors import AprtuiError, BadFileError
+from aprtui.engine.plan import DEFAULT_PROMPT, Plan, check_space, make_plan, make_plans
+from aprtui.errors import AprtuiError, BadFileError, UsageError
+from aprtui.formats.tracedir import MANIFEST
 from aprtui.text import clean, count, duration, size
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ examples:
   aprtui trace model.apr --save-tensor ffn_gate,ffn_up --save-tensor-layers 3..6
   aprtui trace model.gguf --engine llamacpp --engine-arg kv=f16
   aprtui trace model.apr --tokens 3838,374,220,17 --device cuda:0 -o /tmp/trace
+  aprtui trace model.gguf --prompts prompts.txt --device cuda --resident -o /tmp/traces
 """
 
 
@@ -55,22 +58,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="lm_head of the last position, or of all (default: last)",
     )  # fmt: skip
     what.add_argument("--overwrite", action="store_true", help="replace a trace that is there")
-    prompt = parser.add_argument_group("the prompt").add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", help=f"text to run (default: {DEFAULT_PROMPT!r})")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="a file with the text; - is stdin")
-    prompt.add_argument("--tokens", metavar="1,2,3", help="token ids instead of text")
-    how = parser.add_argument_group("how to compute")
-    how.add_argument(
-        "--engine", default="aprtui", metavar="ENGINE",
-        help="aprtui (default), llamacpp or hf (Hugging Face transformers)",
-    )  # fmt: skip
-    how.add_argument(
-        "--engine-arg", dest="engine_args", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting of llamacpp: kv=f16, flash=on, threads=N, gpu_layers=N; may be repeated",
-    )  # fmt: skip
-    how.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps or auto (default)")
-    how.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
-    add_overrides(how)
+    _configure_prompt(parser)
+    _configure_computing(parser)
     show = parser.add_argument_group("output")
     show.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     form = show.add_mutually_exclusive_group()
@@ -80,6 +69,42 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _configure_prompt(parser: argparse.ArgumentParser) -> None:
+    prompt = parser.add_argument_group("the prompt").add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", help=f"text to run (default: {DEFAULT_PROMPT!r})")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="a file with the text; - is stdin")
+    prompt.add_argument("--tokens", metavar="1,2,3", help="token ids instead of text")
+    prompt.add_argument(
+        "--prompts", metavar="FILE",
+        help="a file with a prompt on each line, blank lines passed over; - is stdin. The model is "
+        "opened once (by llamacpp and hf for each); the traces go to DIR/prompt-1, prompt-2, ...",
+    )  # fmt: skip
+
+
+def _configure_computing(parser: argparse.ArgumentParser) -> None:
+    how = parser.add_argument_group("how to compute")
+    how.add_argument(
+        "--engine", default="aprtui", metavar="ENGINE",
+        help="aprtui (default), llamacpp or hf (Hugging Face transformers)",
+    )  # fmt: skip
+    how.add_argument(
+        "--engine-arg", dest="engine_args", action="append", default=[], metavar="KEY=VALUE",
+        help="a setting of llamacpp: kv=f16, flash=on, threads=N, gpu_layers=N; may be repeated",
+    )  # fmt: skip
+    how.add_argument(
+        "--device", default="auto",
+        help="cpu, mps, cuda:N, cuda:0,cuda:1 (layers spread over these), cuda (one, or all where "
+        "one has no room for the weights that --resident keeps) or auto (default)",
+    )  # fmt: skip
+    how.add_argument(
+        "--resident", action="store_true",
+        help="keep the stored weights in the memory of the CUDA devices from one of the --prompts "
+        "to the next; what does not fit streams",
+    )  # fmt: skip
+    how.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    add_overrides(how)
+
+
 def run(args: argparse.Namespace) -> int:
     emit: Emit | None = None
     if args.events:
@@ -87,23 +112,39 @@ def run(args: argparse.Namespace) -> int:
 
         emit = event_printer()
     try:
-        plan = make_plan(_job(args))
-        plan.check_space()
+        plans = _plans(args)
+        check_space(plans)
         if args.dry_run:
-            _show_dry_run(plan, args)
+            _show_dry_run(plans, args)
             return 0
-        return _trace(plan, args, emit)
+        return _trace(plans, args, emit)
     except AprtuiError as error:
-        if emit is not None:
+        if emit is not None and not error.told:
             emit(Failed(error.message, error.hint, error.exit_code))
         raise
+
+
+def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
+    """One plan; of --prompts one a line."""
+    if args.prompts is None:
+        if args.resident:
+            raise UsageError(
+                "--resident keeps weights for the next prompt, and there is one prompt",
+                hint="--prompts FILE traces several",
+            )
+        return (make_plan(_job(args)),)
+    lines = _text_of(args.prompts).replace("\r\n", "\n").split("\n")
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError(f"{clean(args.prompts)}: holds no prompt", hint="one prompt on each line")
+    return make_plans(_job(args), prompts)
 
 
 def _job(args: argparse.Namespace) -> TraceJob:
     return TraceJob(
         model=args.model,
         directory=args.directory,
-        prompt=_prompt_file(args.prompt_file) if args.prompt_file else args.prompt,
+        prompt=_text_of(args.prompt_file) if args.prompt_file else args.prompt,
         tokens=parse_tokens(args.tokens),
         stages=args.stages,
         layers=args.layers,
@@ -114,10 +155,12 @@ def _job(args: argparse.Namespace) -> TraceJob:
         overrides=parse_overrides(args.overrides),
         engine=args.engine,
         engine_args=parse_overrides(args.engine_args, "--engine-arg"),
+        resident=args.resident,
     )
 
 
-def _prompt_file(name: str) -> str:
+def _text_of(name: str) -> str:
+    """What a file of UTF-8 text holds; ``-`` is stdin."""
     try:
         raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         return raw.decode("utf-8")
@@ -127,20 +170,32 @@ def _prompt_file(name: str) -> str:
         raise BadFileError(name, f"is not UTF-8 text (byte {error.start:,})") from error
 
 
-def _show_dry_run(plan: Plan, args: argparse.Namespace) -> None:
-    event = plan.event(args.device, "")
+def _show_dry_run(plans: Sequence[Plan], args: argparse.Namespace) -> None:
+    events = [plan.event(args.device, "") for plan in plans]
     if args.json or args.events:
-        print_json(event.to_json())
-    else:
-        _show_plan(event, sys.stdout)
+        _print_each([event.to_json() for event in events], args)
+        return
+    for number, event in enumerate(events, 1):
+        _show_plan(event, sys.stdout, _place(number, len(events)))
 
 
-def _show_plan(plan: Planned, stream: object = None) -> None:
+def _print_each(summaries: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """The one summary as JSON; of --prompts an object with the list of them."""
+    print_json(summaries[0] if args.prompts is None else {"traces": summaries})
+
+
+def _place(number: int, count: int) -> str:
+    return f"prompt {number} of {count}" if count > 1 else ""
+
+
+def _show_plan(plan: Planned, stream: object = None, place: str = "") -> None:
     """The plan for people, before anything is computed; on stderr unless ``stream`` is given."""
 
     def say(text: str) -> None:
         print(text, file=stream or sys.stderr)  # type: ignore[arg-type]
 
+    if place:
+        say(place)
     device = f"{plan.device} ({plan.device_name})" if plan.device_name else plan.device
     texts = "|".join(plan.token_texts)
     say(f"model   {clean(plan.model)}: {plan.architecture}, {count(plan.num_layers, 'layer')}")
@@ -158,15 +213,18 @@ def _show_plan(plan: Planned, stream: object = None) -> None:
 class _Display:
     """What a person sees while the trace runs: the plan, then a progress bar on a terminal."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, traces: int) -> None:
         self._quiet = quiet
+        self._traces = traces
+        self._begun = 0
         self._progress: Progress | None = None
 
     def __call__(self, event: Event) -> None:
         if self._quiet:
             return
         if isinstance(event, Planned):
-            _show_plan(event)
+            self._begun += 1
+            _show_plan(event, place=_place(self._begun, self._traces))
             if sys.stderr.isatty():
                 self._start(event)
         elif isinstance(event, StageWritten):
@@ -211,34 +269,51 @@ class _Display:
             self._progress = None
 
 
-def _trace(plan: Plan, args: argparse.Namespace, emit: Emit | None) -> int:
+def _trace(plans: Sequence[Plan], args: argparse.Namespace, emit: Emit | None) -> int:
     gc.disable()  # importing torch makes half a million objects and no garbage: 0.25 s
-    from aprtui.engine.run import run_trace
+    from aprtui.engine.run import run_traces
 
     gc.enable()
     from aprtui.engine.stopping import TraceStopped, stopping_on_signals
 
-    display = _Display(quiet=args.json or args.events)
+    display = _Display(quiet=args.json or args.events, traces=len(plans))
+    done: list[Finished] = []
+
+    def tell(event: Event) -> None:
+        (emit or display)(event)
+        if isinstance(event, Finished):
+            done.append(event)
+            if not args.json and emit is None:
+                _show_summary(event)
+
     try:
         with stopping_on_signals():
-            done = run_trace(plan, emit or display)
+            run_traces(plans, tell)
     except TraceStopped:
-        print(
-            f"aprtui: stopped; what was written stays in {clean(str(plan.directory))}, "
-            "without a manifest",
-            file=sys.stderr,
-        )
+        _show_stopped(plans, done)
         return 130
     finally:
         display.close()
     if args.json:
-        print_json({**done.to_json(), "manifest": str(plan.directory / "trace.json")})
-    elif emit is None:
-        _show_summary(done, plan)
+        manifests = [str(Path(each.directory) / MANIFEST) for each in done]
+        _print_each(
+            [{**each.to_json(), "manifest": m} for each, m in zip(done, manifests, strict=True)],
+            args,
+        )
     return 0
 
 
-def _show_summary(done: Finished, plan: Plan) -> None:
+def _show_stopped(plans: Sequence[Plan], done: Sequence[Finished]) -> None:
+    stopped = plans[min(len(done), len(plans) - 1)]
+    whole = f"; {len(done)} of {len(plans)} traces are whole" if len(plans) > 1 else ""
+    print(
+        f"aprtui: stopped; what was written stays in {clean(str(stopped.directory))}, "
+        f"without a manifest{whole}",
+        file=sys.stderr,
+    )
+
+
+def _show_summary(done: Finished) -> None:
     where = clean(done.directory)
     print(
         f"wrote {count(done.files, 'file')}, {size(done.written_bytes)}, to {where} "

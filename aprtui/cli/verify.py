@@ -30,7 +30,7 @@ from aprtui.compare.diff import Comparison, diff_traces, finite_json
 from aprtui.compare.pairs import PASSED
 from aprtui.engine.adapters import available, suits
 from aprtui.engine.job import DTYPES, TraceJob
-from aprtui.engine.plan import DEFAULT_PROMPT, make_plan
+from aprtui.engine.plan import DEFAULT_PROMPT, check_space, make_plan
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import TraceDir, open_trace
 from aprtui.model.open import Model, open_model
@@ -190,7 +190,7 @@ def _folder(output: Path | None) -> Iterator[Path]:
 def _trace(name: str, plan: Plan, args: argparse.Namespace) -> TraceDir:
     from aprtui.engine.run import run_trace
 
-    plan.check_space()
+    check_space([plan])
     done = run_trace(plan, lambda event: None)
     if not args.json:
         print(f"{name}: {count(done.files)} stages in {duration(done.elapsed_s)}", file=sys.stderr)

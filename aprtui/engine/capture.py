@@ -18,6 +18,7 @@ import torch
 from aprtui.engine.device import own_memory_bytes
 from aprtui.engine.events import Emit, StageWritten
 from aprtui.engine.plan import PlannedFile
+from aprtui.engine.staging import off_device
 from aprtui.engine.stopping import raise_if_stopped, uninterrupted
 from aprtui.formats.aprt import create_stage, write_stage
 from aprtui.formats.summary import summarise
@@ -26,6 +27,7 @@ from aprtui.formats.tracedir import StageKey, relative_path
 __all__ = ["Capture"]
 
 Float32 = npt.NDArray[np.float32]
+_MEMORY_EVERY_S = 0.02  # asking the kernel costs as much as writing a small file
 _QUEUE_VALUES = 64 << 20  # float32 values that may wait for the disk: 256 MB
 
 
@@ -47,15 +49,22 @@ class _Mapped:
     open_file: ExitStack
 
 
-def _off_device(file: PlannedFile, value: torch.Tensor) -> _Whole:
-    """A copy of ``value``; from a CUDA device through pinned memory, while the pass goes on."""
-    if value.device.type != "cuda":
-        return _Whole(file, value.to("cpu", torch.float32, copy=True).contiguous().numpy(), None)
-    pinned = torch.empty(value.shape, dtype=torch.float32, pin_memory=True)
-    pinned.copy_(value, non_blocking=True)
-    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    copied.record(torch.cuda.current_stream(value.device))
-    return _Whole(file, pinned.numpy(), copied)
+@dataclass
+class _Piece:
+    """A piece of a tensor [A,T,T] on its way from a CUDA device into its file's map."""
+
+    place: Float32
+    values: Float32
+    copied: torch.cuda.Event | None
+
+
+_Item = _Whole | _Mapped | _Piece
+
+
+def _await(copied: torch.cuda.Event | None) -> None:
+    """Wait until a copy off the device is there; the other threads go on."""
+    if copied is not None:
+        copied.synchronize()
 
 
 class _BlockSink:
@@ -71,8 +80,12 @@ class _BlockSink:
 
     def put(self, first_head: int, first_query: int, block: torch.Tensor) -> None:
         heads, queries, keys = block.shape
-        place = self._values[first_head:, first_query:]
-        place[:heads, :queries, :keys] = block.to(torch.float32).cpu().numpy()
+        place = self._values[first_head:, first_query:][:heads, :queries, :keys]
+        if not block.is_cuda:
+            place[:] = block.to("cpu", torch.float32).numpy()
+            return
+        values, copied = off_device(block)
+        self._capture.enqueue(_Piece(place, values.numpy(), copied))
 
     def close(self) -> None:
         self._capture.enqueue(_Mapped(self._file, self._values, self._open_file))
@@ -107,7 +120,7 @@ class Capture:
         self._emit = emit
         self._device_bytes = device_bytes
         self._start = time.monotonic()
-        self._queue: queue.Queue[_Whole | _Mapped | None] = queue.Queue()
+        self._queue: queue.Queue[_Item | None] = queue.Queue()
         self._room = threading.Condition()
         self._waiting_values = 0
         self._failure: BaseException | None = None
@@ -115,6 +128,8 @@ class Capture:
         self._open_sinks: list[_BlockSink] = []
         self._written_bytes = 0
         self.stats: dict[StageKey, Mapping[str, Any]] = {}
+        self._memory = 0
+        self._memory_due_s = 0.0
         self.peak_memory_bytes = 0
         self.peak_device_bytes = 0
         self._thread = threading.Thread(target=self._write_all, name="capture-writer", daemon=True)
@@ -128,7 +143,8 @@ class Capture:
         self._raise_failure()
         file = self._files.get(key)
         if file is not None:
-            self.enqueue(_off_device(file, value.detach()))
+            values, copied = off_device(value.detach())
+            self.enqueue(_Whole(file, values.numpy(), copied))
 
     def open_blocks(self, key: StageKey) -> _BlockSink | None:
         self._raise_failure()
@@ -139,7 +155,7 @@ class Capture:
         self._open_sinks.append(sink)
         return sink
 
-    def enqueue(self, item: _Whole | _Mapped) -> None:
+    def enqueue(self, item: _Item) -> None:
         if isinstance(item, _Mapped):
             self._open_sinks.pop(0)
         with uninterrupted():
@@ -187,8 +203,13 @@ class Capture:
                 self._waiting_values -= item.values.size
                 self._room.notify_all()
 
-    def _write(self, item: _Whole | _Mapped) -> None:
+    def _write(self, item: _Item) -> None:
         discard = self._abandoned or self._failure is not None
+        if isinstance(item, _Piece):
+            if not discard:
+                _await(item.copied)
+                item.place[:] = item.values
+            return
         if isinstance(item, _Mapped):
             try:
                 with item.open_file:
@@ -200,8 +221,7 @@ class Capture:
         elif discard:
             return
         else:
-            if item.copied is not None:
-                item.copied.synchronize()
+            _await(item.copied)
             stats = summarise(item.values)
             write_stage(self.path_of(item.file), item.file.key.layer, item.values)
         self._announce(item.file, stats)
@@ -209,9 +229,13 @@ class Capture:
     def _announce(self, file: PlannedFile, stats: Mapping[str, Any]) -> None:
         self.stats[file.key] = stats
         self._written_bytes += file.bytes
-        memory, device = own_memory_bytes(), self._device_bytes()
-        self.peak_memory_bytes = max(self.peak_memory_bytes, memory)
-        self.peak_device_bytes = max(self.peak_device_bytes, device)
+        elapsed = time.monotonic() - self._start
+        if elapsed >= self._memory_due_s:
+            self._memory_due_s = elapsed + _MEMORY_EVERY_S
+            self._memory = own_memory_bytes()
+            # The most that was in use since the trace began: it never falls.
+            self.peak_device_bytes = self._device_bytes()
+        self.peak_memory_bytes = max(self.peak_memory_bytes, self._memory)
         self._emit(
             StageWritten(
                 layer=file.key.layer,
@@ -221,11 +245,11 @@ class Capture:
                 done=len(self.stats),
                 files=len(self._files),
                 written_bytes=self._written_bytes,
-                elapsed_s=round(time.monotonic() - self._start, 4),
+                elapsed_s=round(elapsed, 4),
                 rms=stats["rms"],
                 nan=stats["nan"],
                 inf=stats["inf"],
-                device_bytes=device,
-                memory_bytes=memory,
+                device_bytes=self.peak_device_bytes,
+                memory_bytes=self._memory,
             )
         )

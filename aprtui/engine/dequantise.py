@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import gguf
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor
 
 from aprtui.engine.block_decoders import BLOCK_DECODERS, Fields, Workspace
+from aprtui.engine.kernels import decode_by_kernel
+from aprtui.engine.native import decode_blocks
 from aprtui.errors import BadFileError, EngineError
 from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.formats.modelfile import TensorEntry, tensor_bytes
@@ -66,7 +70,9 @@ def _dequantise(type_name: str, blocks: Tensor, out: Tensor | None, workspace: W
     n = blocks.shape[0]
     if out is None:
         out = torch.empty((n, kind.values), dtype=torch.float32, device=blocks.device)
-    if n == 0:
+    if n == 0 or decode_blocks(type_name, blocks, out):
+        return out
+    if decode_by_kernel(type_name, blocks, out, _by_torch):
         return out
     fields = Fields(blocks, workspace)
     if type_name in _PLAIN:
@@ -75,6 +81,14 @@ def _dequantise(type_name: str, blocks: Tensor, out: Tensor | None, workspace: W
         BLOCK_DECODERS[type_name](fields, out)
     else:
         _by_codec(type_name, blocks, out)
+    return out
+
+
+def _by_torch(type_name: str, blocks: Tensor) -> Tensor:
+    """The values [n, block_values] by torch's own operations, on whatever device."""
+    shape = (blocks.shape[0], BLOCK_TYPES[type_name].values)
+    out = torch.empty(shape, dtype=torch.float32, device=blocks.device)
+    BLOCK_DECODERS[type_name](Fields(blocks, Workspace()), out)
     return out
 
 
@@ -136,9 +150,10 @@ class StoredRows:
             (self._scale,) = struct.unpack("<f", stored[:4].tobytes())
             stored = stored[4:]
         self._stored = torch.from_numpy(np.asarray(_Readable(stored)))
+        self._gone = 0  # bytes of the tensor before the first that is stored
 
     def bytes_of(self, first_row: int, rows: int) -> Tensor:
-        """The stored bytes [n] uint8 of these rows, whole blocks: a view of the file's map.
+        """The stored bytes [n] uint8 of these rows, whole blocks: a view of where they are.
 
         Raises EngineError for rows outside the tensor.
         """
@@ -147,8 +162,15 @@ class StoredRows:
                 f"rows {first_row}..{first_row + rows} of {clean(self.entry.name)}, "
                 f"which has {self.rows}"
             )
-        first, last = self._blocks(first_row, rows)
-        return self._stored[first * self._kind.bytes : last * self._kind.bytes]
+        first, last = (block * self._kind.bytes for block in self._blocks(first_row, rows))
+        return self._stored[first - self._gone : last - self._gone]
+
+    def moved(self, first_row: int, rows: int, move: Callable[[Tensor], Tensor]) -> StoredRows:
+        """The same tensor with what ``move`` makes of these rows' bytes; it has no other rows."""
+        there = copy(self)
+        there._stored = move(self.bytes_of(first_row, rows))
+        there._gone = self._blocks(first_row, rows)[0] * self._kind.bytes
+        return there
 
     def decode(self, raw: Tensor, first_row: int, out: Tensor, workspace: Workspace) -> Tensor:
         """The values of rows first_row.. into ``out`` [rows, columns] float32, contiguous.

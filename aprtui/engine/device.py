@@ -6,6 +6,8 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,64 @@ import torch
 from aprtui.errors import UsageError
 from aprtui.text import clean
 
-__all__ = ["own_memory_bytes", "resolve_device", "set_deterministic", "torch_settings"]
+__all__ = [
+    "Devices",
+    "own_memory_bytes",
+    "resolve_device",
+    "resolve_devices",
+    "set_deterministic",
+    "torch_settings",
+]
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices that a trace may use and their names for people; ``named``: it shall use all."""
+
+    titles: Mapping[torch.device, str]
+    named: bool = False
+
+    @property
+    def first(self) -> torch.device:
+        return next(iter(self.titles))
+
+    def title_of(self, devices: Iterable[torch.device]) -> str:
+        """The names of some of them; devices of one kind are named once."""
+        return ", ".join(dict.fromkeys(self.titles[device] for device in devices))
+
+
+def resolve_devices(name: str) -> Devices:
+    """The devices that ``name`` stands for: cpu, cuda, cuda:N, cuda:N,cuda:M, mps or auto.
+
+    ``cuda`` is every CUDA device; ``auto`` the same where there is one, then Apple's, then the CPU.
+    Raises UsageError for a device that this machine or this build of torch does not have.
+    """
+    parts = [part.strip().lower() for part in name.split(",")]
+    if len(parts) == 1 and parts[0] in ("cuda", "auto"):
+        if parts[0] == "cuda" or torch.cuda.is_available():
+            return Devices(dict(_cuda(index) for index in range(max(1, _cuda_count()))))
+        parts = ["mps" if _has_mps() else "cpu"]
+    found = dict(_resolve(part, name) for part in parts)
+    if len(parts) > 1 and (len(found) < len(parts) or any(d.type != "cuda" for d in found)):
+        raise UsageError(
+            f"--device {clean(name)!r} cannot be used together",
+            hint="several devices are CUDA devices, each once: cuda:0,cuda:1",
+        )
+    return Devices(found, named=len(found) > 1)
 
 
 def resolve_device(name: str) -> tuple[torch.device, str]:
-    """The device that ``name`` (cpu, cuda, cuda:N, mps, auto) stands for, and its name for people.
+    """The one device that ``name`` stands for, the first where it is several, and its name."""
+    devices = resolve_devices(name)
+    return devices.first, devices.titles[devices.first]
 
-    ``auto`` takes a CUDA device when there is one, then Apple's, then the CPU. Raises UsageError
-    for a device that this machine or this build of torch does not have.
-    """
-    wanted = name.strip().lower()
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+
+def _resolve(wanted: str, name: str) -> tuple[torch.device, str]:
     kind, _, index = wanted.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
-        raise UsageError(f"unknown device {clean(name)!r}", hint="cpu, cuda, cuda:N, mps or auto")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdecimal()):
+        raise UsageError(
+            f"unknown device {clean(name)!r}", hint="cpu, cuda, cuda:N, cuda:0,cuda:1, mps or auto"
+        )
     if kind == "cuda":
         return _cuda(int(index or 0))
     if kind == "mps":
@@ -42,8 +87,12 @@ def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
+def _cuda_count() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def _cuda(index: int) -> tuple[torch.device, str]:
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = _cuda_count()
     if found == 0:
         why = "" if torch.version.cuda else f"; torch {torch.__version__} was built without CUDA"
         raise UsageError(f"CUDA was asked for and is not here{why}", hint="--device cpu or auto")
@@ -70,6 +119,8 @@ def set_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # not use_deterministic_algorithms, which imports the compiler: a second
     torch.set_deterministic_debug_mode("error")
+    # It would also fill all fresh memory, pinned and device memory too: nothing here reads any.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False

@@ -34,7 +34,7 @@ class Event:
     event: ClassVar[str] = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {"event": self.event, **dataclasses.asdict(self)}
+        return {"event": self.event, **vars(self)}
 
     def line(self) -> str:
         return json.dumps(self.to_json(), ensure_ascii=True, allow_nan=False, separators=(",", ":"))

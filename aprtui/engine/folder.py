@@ -12,7 +12,7 @@ from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import EVENTS, clear_trace, holds_trace
 from aprtui.text import clean
 
-__all__ = ["trace_folder"]
+__all__ = ["check_folder", "trace_folder"]
 
 
 @contextmanager
@@ -22,6 +22,22 @@ def trace_folder(directory: Path, *, overwrite: bool) -> Iterator[IO[str]]:
     Raises UsageError when a trace is there already (unless ``overwrite``) or is being written,
     EngineError when the folder cannot be written.
     """
+    check_folder(directory, overwrite=overwrite)
+    try:
+        if holds_trace(directory):
+            clear_trace(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / EVENTS).open("a", encoding="utf-8") as events:
+            fcntl.flock(events, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield events
+    except BlockingIOError:
+        raise _running(directory) from None
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+
+
+def check_folder(directory: Path, *, overwrite: bool) -> None:
+    """Raises as ``trace_folder`` does for what can be seen beforehand; changes nothing."""
     if directory.is_symlink() and not directory.exists():
         raise UsageError(f"{clean(str(directory))}: is a link to a place that is not there")
     if directory.exists() and not directory.is_dir():
@@ -37,18 +53,15 @@ def trace_folder(directory: Path, *, overwrite: bool) -> Iterator[IO[str]]:
                     hint="--overwrite replaces it, --save-tensor-dir DIR writes elsewhere",
                 )
             _refuse_running(directory)
-            clear_trace(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        with (directory / EVENTS).open("a", encoding="utf-8") as events:
-            fcntl.flock(events, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield events
-    except BlockingIOError:
-        raise _running(directory) from None
     except OSError as error:
-        raise EngineError(
-            f"{clean(str(directory))}: cannot be written: {error.strerror or error}",
-            hint="choose another folder with --save-tensor-dir",
-        ) from error
+        raise _unwritable(directory, error) from error
+
+
+def _unwritable(directory: Path, error: OSError) -> EngineError:
+    return EngineError(
+        f"{clean(str(directory))}: cannot be written: {error.strerror or error}",
+        hint="choose another folder with --save-tensor-dir",
+    )
 
 
 def _refuse_running(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Protocol
@@ -13,6 +14,7 @@ from aprtui.engine.ops import OPERATIONS, Operands
 from aprtui.engine.stages import Node, build_graph
 from aprtui.engine.workers import for_each, one_core
 from aprtui.formats.tracedir import StageKey
+from aprtui.model.roles import Role
 
 __all__ = ["BlockSink", "Tap", "forward"]
 
@@ -42,12 +44,13 @@ def forward(operands: Operands, tap: Tap) -> torch.Tensor:
 
     Memory is that of one layer: a value is dropped after its last use.
     """
-    with one_core():
-        return _forward(operands, tap)
-
-
-def _forward(operands: Operands, tap: Tap) -> torch.Tensor:
     graph = build_graph(operands.config)
+    roles = [Role(name, node.key.layer) for node in graph for name in node.kind.weights]
+    with one_core(), operands.weights.expecting(roles, len(operands.tokens)):
+        return _forward(operands, graph, tap)
+
+
+def _forward(operands: Operands, graph: Sequence[Node], tap: Tap) -> torch.Tensor:
     last_use = {key: place for place, node in enumerate(graph) for key in node.inputs}
     values: dict[StageKey, torch.Tensor] = {}
     for place, node in enumerate(graph):
@@ -56,6 +59,7 @@ def _forward(operands: Operands, tap: Tap) -> torch.Tensor:
         if node.kind.operation == "attend":
             value = _attention(operands, node, values, tap)
         else:
+            _bring(node, values, operands.weights.device_of(node.key.layer))
             inputs = tuple(values[key] for key in node.inputs)
             value = OPERATIONS[node.kind.operation](operands, node, inputs)
         values[node.key] = value
@@ -63,6 +67,13 @@ def _forward(operands: Operands, tap: Tap) -> torch.Tensor:
         for key in [key for key in values if last_use.get(key, len(graph)) <= place]:
             del values[key]
     return value
+
+
+def _bring(node: Node, values: dict[StageKey, torch.Tensor], device: torch.device) -> None:
+    """A node's inputs on the device that computes it: the residual, where a layer begins."""
+    for key in node.inputs:
+        if values[key].device != device:
+            values[key] = values[key].to(device)
 
 
 def _attention(

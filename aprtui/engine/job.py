@@ -38,6 +38,7 @@ class TraceJob:
     overrides: Mapping[str, str] = field(default_factory=dict)
     engine: str = "aprtui"
     engine_args: Mapping[str, str] = field(default_factory=dict)
+    resident: bool = False  # the stored weights stay on the device for the next prompt
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

@@ -7,12 +7,13 @@ d head size, F ffn, V vocabulary, k experts per token. Families: specs/numerics.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as functional
 
 from aprtui.engine.stages import Node
+from aprtui.engine.staging import send
 from aprtui.engine.weights import WeightStream
 from aprtui.model.config import ModelConfig
 from aprtui.model.roles import Role
@@ -34,14 +35,22 @@ class Operands:
     weights: WeightStream
     tokens: tuple[int, ...]
     logits: str = "last"
+    _angles: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weights.dtype
+    def angles(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``rotation`` of a layer for x [T,heads,d], in x's wide dtype and on its device.
 
-    @property
-    def device(self) -> torch.device:
-        return self.weights.device
+        Kept: most layers turn by the same angles.
+        """
+        theta, divisor = self.config.theta(layer), self.config.position_divisor(layer)
+        key = (theta, divisor, x.shape[0], x.dtype, x.device)
+        if key not in self._angles:
+            dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+            cos, sin = rotation(self.config, layer, x.shape[0])
+            self._angles[key] = send(cos.to(dtype), x.device), send(sin.to(dtype), x.device)
+        return self._angles[key]
 
 
 Operation = Callable[[Operands, Node, tuple[Tensor, ...]], Tensor]
@@ -132,8 +141,7 @@ def rotation(config: ModelConfig, layer: int, tokens: int) -> tuple[Tensor, Tens
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
     """x [T,heads,d] with its pairs rotated: (i, i+d/2) for ``halves``, (2i, 2i+1) otherwise."""
     wide = _wide(x)
-    cos = cos[:, None, :].to(wide.dtype).to(wide.device)
-    sin = sin[:, None, :].to(wide.dtype).to(wide.device)
+    cos, sin = cos[:, None, :].to(wide), sin[:, None, :].to(wide)
     if layout == "halves":
         first, second = wide.chunk(2, dim=-1)
         turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -145,7 +153,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
 
 def _rope(op: Operands, node: Node, heads: Tensor) -> Tensor:
     layer = node.key.layer or 0
-    cos, sin = rotation(op.config, layer, heads.shape[0])
+    cos, sin = op.angles(layer, heads)
     return rotate(heads, cos, sin, op.config.rope_layout)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +25,20 @@ from aprtui.engine.stages import (
 )
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import StageHeader
-from aprtui.formats.tracedir import StageKey
+from aprtui.formats.tracedir import StageKey, holds_trace
 from aprtui.model.config import ModelConfig
 from aprtui.model.open import Model, open_model
 from aprtui.text import clean, size
 
-__all__ = ["DEFAULT_PROMPT", "Plan", "PlannedFile", "make_plan"]
+__all__ = [
+    "DEFAULT_PROMPT",
+    "Plan",
+    "PlannedFile",
+    "check_resident",
+    "check_space",
+    "make_plan",
+    "make_plans",
+]
 
 DEFAULT_PROMPT = "What is 2+2?"
 """The prompt that the public `apr trace` always uses."""
@@ -81,13 +90,17 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """An estimate of what the pass needs beside the mapped file: one layer's activations."""
+        """An estimate of what the pass needs beside the mapped file."""
+        return _RUNTIME_BYTES + self.activation_bytes + self._loaded_bytes
+
+    @property
+    def activation_bytes(self) -> int:
+        """An estimate of one layer's activations, and the logits."""
         config, tokens = self.model.config, len(self.tokens)
         width = 6 * config.hidden_size + 4 * config.q_size + 4 * config.kv_size
         width += 4 * config.intermediate_size
         rows = tokens if self.job.logits == "all" or self.job.engine == "llamacpp" else 1
-        activations = 4 * tokens * width + 4 * config.vocab_size * rows
-        return _RUNTIME_BYTES + activations + self._loaded_bytes
+        return 4 * tokens * width + 4 * config.vocab_size * rows
 
     @property
     def _loaded_bytes(self) -> int:
@@ -120,14 +133,17 @@ class Plan:
             notes=self.notes,
         )
 
-    def check_space(self) -> None:
-        """Raises EngineError when the files do not fit on the disk."""
-        if self.write_bytes > self.free_bytes:
-            raise EngineError(
-                f"{clean(str(self.directory))}: the trace needs {size(self.write_bytes)} and "
-                f"{size(self.free_bytes)} are free",
-                hint="fewer --stages or --layers, or another --save-tensor-dir",
-            )
+
+def check_space(plans: Sequence[Plan]) -> None:
+    """Raises EngineError when the files of all these traces do not fit on the disk."""
+    needed, free = sum(plan.write_bytes for plan in plans), plans[0].free_bytes
+    if needed > free:
+        where = plans[0].directory if len(plans) == 1 else plans[0].directory.parent
+        traces = "the trace needs" if len(plans) == 1 else f"{len(plans)} traces need"
+        raise EngineError(
+            f"{clean(str(where))}: {traces} {size(needed)} and {size(free)} are free",
+            hint="fewer --stages or --layers, or another --save-tensor-dir",
+        )
 
 
 def make_plan(job: TraceJob) -> Plan:
@@ -136,9 +152,36 @@ def make_plan(job: TraceJob) -> Plan:
     Raises UsageError for a request that makes no sense, BadFileError for a damaged model.
     """
     _check_choices(job)
+    return _plan(job, open_model(Path(job.model), job.overrides))
+
+
+def make_plans(job: TraceJob, prompts: Sequence[str]) -> tuple[Plan, ...]:
+    """A plan for each prompt, of a model that is opened once; ``job`` says all but the prompt.
+
+    The n-th is traced into ``prompt-n`` in the job's directory. Raises as ``make_plan`` does, and
+    UsageError where that directory is a trace itself.
+    """
+    _check_choices(job)
+    root = _directory(job)
+    if holds_trace(root):
+        raise UsageError(
+            f"{clean(str(root))}: a trace is there itself, where a folder a prompt shall be made",
+            hint="choose another folder with --save-tensor-dir",
+        )
+    model = open_model(Path(job.model), job.overrides)
+    plans = [
+        _plan(dataclasses.replace(job, prompt=prompt, directory=str(root / f"prompt-{n}")), model)
+        for n, prompt in enumerate(prompts, 1)
+    ]
+    further = root / f"prompt-{len(plans) + 1}"
+    if holds_trace(further):
+        note = f"{clean(str(further))} holds a trace of an earlier run, which stays"
+        plans[-1] = dataclasses.replace(plans[-1], notes=(*plans[-1].notes, note))
+    return tuple(plans)
+
+
+def _plan(job: TraceJob, model: Model) -> Plan:
     chosen = parse_stages(job.stages)
-    path = Path(job.model)
-    model = open_model(path, job.overrides)
     job, not_computed = adapters.prepare(job, model)
     config = model.config
     layers = parse_layers(job.layers, config.num_layers)
@@ -162,7 +205,7 @@ def make_plan(job: TraceJob) -> Plan:
             "nothing to write: none of the stages asked for exists in this model and these layers",
             hint="; ".join(notes[-3:]) or "embedding exists in layer 0 only",
         )
-    directory = Path(job.directory) if job.directory else default_directory(path, job.engine)
+    directory = _directory(job)
     vocabulary = model.vocabulary
     return Plan(
         job=job,
@@ -180,11 +223,32 @@ def make_plan(job: TraceJob) -> Plan:
     )
 
 
+def _directory(job: TraceJob) -> Path:
+    return Path(job.directory) if job.directory else default_directory(Path(job.model), job.engine)
+
+
 def _check_choices(job: TraceJob) -> None:
     if job.dtype not in DTYPES:
         raise UsageError(f"unknown dtype {clean(job.dtype)!r}", hint=f"one of {', '.join(DTYPES)}")
     if job.logits not in ("last", "all"):
         raise UsageError(f"--logits {clean(job.logits)!r}", hint="last or all")
+    if job.resident and job.device.strip().lower() != "auto":
+        check_resident(job.device.strip().lower())
+    if job.resident and job.engine != "aprtui":
+        raise UsageError(
+            f"--resident is of aprtui's own engine, not of {clean(job.engine)}",
+            hint="--engine-arg gpu_layers=N puts llama.cpp's layers on the GPU",
+        )
+
+
+def check_resident(device: str) -> None:
+    """Raises UsageError for a device that ``resident`` weights cannot be kept on."""
+    if not device.startswith("cuda"):
+        raise UsageError(
+            "--resident keeps weights in the memory of a CUDA device, and this trace runs on "
+            f"{clean(device)}",
+            hint="leave it out: the system's file cache keeps the file in memory already",
+        )
 
 
 def _prompt(job: TraceJob) -> str:

@@ -5,35 +5,26 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from aprtui import __version__
-from aprtui.engine import adapters
 from aprtui.engine.adapters import Ran
 from aprtui.engine.capture import Capture
-from aprtui.engine.device import (
-    own_memory_bytes,
-    resolve_device,
-    set_deterministic,
-    torch_settings,
-)
+from aprtui.engine.device import own_memory_bytes, resolve_devices, set_deterministic
 from aprtui.engine.events import Emit, Event, Failed, Finished, Log, Started, Stopped
-from aprtui.engine.folder import trace_folder
-from aprtui.engine.forward import forward
+from aprtui.engine.folder import check_folder, trace_folder
 from aprtui.engine.manifest import Written, build_manifest, model_entry
-from aprtui.engine.ops import Operands
-from aprtui.engine.plan import Plan
+from aprtui.engine.plan import Plan, check_space
+from aprtui.engine.session import Session
 from aprtui.engine.stopping import TraceStopped, raise_if_stopped
-from aprtui.engine.weights import WeightStream
 from aprtui.errors import AprtuiError, EngineError
 from aprtui.formats.tracedir import write_manifest
 from aprtui.text import clean
 
-__all__ = ["run_trace"]
+__all__ = ["run_trace", "run_traces"]
 
 _TOP_TOKENS = 5
 
@@ -44,9 +35,27 @@ def run_trace(plan: Plan, emit: Emit) -> Finished:
     Raises AprtuiError for whatever goes wrong and TraceStopped when it was stopped; the directory
     then holds only whole files and no manifest.
     """
-    device, device_name = resolve_device(plan.job.device)
+    return run_traces((plan,), emit)[0]
+
+
+def run_traces(plans: Sequence[Plan], emit: Emit) -> tuple[Finished, ...]:
+    """Run traces of one model and one job's settings, one after the other, on one engine.
+
+    Whether all can be written is checked before the first begins. Raises as ``run_trace`` does; the
+    traces before the one that ended so are whole.
+    """
+    devices = resolve_devices(plans[0].job.device)
     set_deterministic()
-    plan.check_space()
+    check_space(plans)
+    for plan in plans:
+        check_folder(plan.directory, overwrite=plan.job.overwrite)
+    with _engine_errors():
+        session = Session(plans, devices)
+    return tuple(_run_one(plan, session, emit) for plan in plans)
+
+
+def _run_one(plan: Plan, session: Session, emit: Emit) -> Finished:
+    plan = dataclasses.replace(plan, notes=(*plan.notes, *session.notes))
     with trace_folder(plan.directory, overwrite=plan.job.overwrite) as events:
 
         def tell(event: Event) -> None:
@@ -54,19 +63,20 @@ def run_trace(plan: Plan, emit: Emit) -> Finished:
             events.flush()
             emit(event)
 
-        tell(plan.event(str(device), device_name))
+        tell(plan.event(session.device, session.device_name))
         tell(Started(pid=os.getpid()))
         for note in plan.notes:
             tell(Log("note", note))
-        return _run(plan, device, device_name, tell)
+        return _run(plan, session, tell)
 
 
-def _run(plan: Plan, device: torch.device, device_name: str, tell: Emit) -> Finished:
-    capture = Capture(plan.directory, plan.files, tell, lambda: _device_bytes(device))
+def _run(plan: Plan, session: Session, tell: Emit) -> Finished:
+    session.start_counting()
+    capture = Capture(plan.directory, plan.files, tell, session.peak_device_bytes)
     start = time.monotonic()
     try:
         with torch.inference_mode(), _engine_errors():
-            ran = _compute(plan, device, device_name, capture)
+            ran = session.compute(plan, capture)
         capture.close()
         raise_if_stopped()
         _check_complete(plan, capture, ran)
@@ -77,6 +87,7 @@ def _run(plan: Plan, device: torch.device, device_name: str, tell: Emit) -> Fini
             error.told = True
         elif isinstance(error, AprtuiError):
             tell(Failed(error.message, error.hint, error.exit_code))
+            error.told = True
         raise
     elapsed = time.monotonic() - start
     done = Finished(
@@ -85,7 +96,7 @@ def _run(plan: Plan, device: torch.device, device_name: str, tell: Emit) -> Fini
         written_bytes=capture.written_bytes,
         elapsed_s=round(elapsed, 4),
         peak_memory_bytes=max(capture.peak_memory_bytes, own_memory_bytes()),
-        peak_device_bytes=max(capture.peak_device_bytes, _device_bytes(device)),
+        peak_device_bytes=max(capture.peak_device_bytes, session.peak_device_bytes()),
         top_tokens=_top_tokens(plan, ran.logits),
         nonfinite=tuple(
             str(file.key)
@@ -96,18 +107,6 @@ def _run(plan: Plan, device: torch.device, device_name: str, tell: Emit) -> Fini
     write_manifest(plan.directory, _manifest(plan, capture, done, ran))
     tell(done)
     return done
-
-
-def _compute(plan: Plan, device: torch.device, device_name: str, capture: Capture) -> Ran:
-    """The pass itself, on the engine that the job names."""
-    place = {"device": str(device), "device_name": device_name, "dtype": plan.job.dtype}
-    if plan.job.engine != "aprtui":
-        ran = adapters.run(plan, device, capture.put)
-        return dataclasses.replace(ran, engine={**place, **ran.engine})
-    stream = WeightStream(plan.model, device, getattr(torch, plan.job.dtype))
-    operands = Operands(plan.model.config, stream, plan.tokens, plan.job.logits)
-    engine = {"name": "aprtui", "version": __version__, **place, **torch_settings()}
-    return Ran(forward(operands, capture), engine)
 
 
 def _check_complete(plan: Plan, capture: Capture, ran: Ran) -> None:
@@ -129,7 +128,8 @@ def _engine_errors() -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise EngineError(
-            "the device is out of memory", hint="fewer tokens, --dtype bfloat16 or --device cpu"
+            "the device is out of memory",
+            hint="fewer tokens, no --resident, --dtype bfloat16 or --device cpu",
         ) from error
     except MemoryError as error:
         raise EngineError("out of memory", hint="fewer tokens") from error
@@ -137,10 +137,6 @@ def _engine_errors() -> Iterator[None]:
         first = clean(str(error).split("\n", 1)[0], 300)
         hint = "fewer tokens" if "allocate" in first else "--device cpu may still work"
         raise EngineError(f"the engine failed: {first}", hint=hint) from error
-
-
-def _device_bytes(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def _top_tokens(plan: Plan, logits: torch.Tensor) -> tuple[dict[str, Any], ...]:

@@ -1,4 +1,4 @@
-"""Stored weights on their way to a CUDA device: through pinned memory, on a stream of their own."""
+"""Host memory on its way to a CUDA device: through pinned buffers, on a stream of its own."""
 
 from __future__ import annotations
 
@@ -8,51 +8,125 @@ from itertools import cycle
 
 import torch
 
-__all__ = ["Staging"]
+from aprtui.engine.workers import for_each
 
-_SLOTS = 3  # one is filled by the host, one copied, one read by the device
+__all__ = ["SLOTS", "Slot", "Staging", "off_device", "send"]
+
+SLOTS = 3  # one is filled by the host, one copied, one read by the device
+_FILL_BYTES = 2 << 20  # that one thread copies into a pinned buffer at a time
+
+_CPU = torch.device("cpu")
 
 
-class _Slot:
-    """A pinned buffer, its twin on the device, and when each may be overwritten."""
+class Slot:
+    """A pinned buffer, its twin on the device, and when each may be overwritten.
 
-    def __init__(self, device: torch.device) -> None:
-        self.pinned = torch.empty(0, dtype=torch.uint8)
-        self.on_device = torch.empty(0, dtype=torch.uint8, device=device)
+    The twin is the copying stream's own memory: nothing that computes was ever given it.
+    """
+
+    def __init__(self, size: int, device: torch.device, stream: torch.cuda.Stream) -> None:
+        self.pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        with torch.cuda.stream(stream):
+            self.twin = torch.empty(size, dtype=torch.uint8, device=device)
         self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self.read = torch.cuda.Event()  # type: ignore[no-untyped-call]
-
-    def grow(self, size: int) -> None:
-        if self.pinned.numel() < size:
-            # New memory may be what kernels still queued elsewhere were given before.
-            torch.cuda.synchronize(self.on_device.device)
-            self.pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-            self.on_device = torch.empty(size, dtype=torch.uint8, device=self.on_device.device)
 
 
 class Staging:
     """Uploads blocks so that copying the next ones overlaps with computing on this one.
 
     The host never waits for the device but for a slot that is still being copied from: kernels
-    queue up behind the copy that they need.
+    queue up behind the copy that they need. One thread feeds a device; others help it to copy into
+    pinned memory. ``slot_bytes`` is the largest block that ``on_device`` will be given.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, slot_bytes: int) -> None:
+        self.device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._slots = cycle([_Slot(device) for _ in range(_SLOTS)])
+        self._slot_bytes = slot_bytes
+        self.slots = [Slot(slot_bytes, device, self._stream) for _ in range(SLOTS)]
+        self._turn = cycle(self.slots)
 
     @contextmanager
     def on_device(self, stored: torch.Tensor) -> Iterator[torch.Tensor]:
         """``stored`` [n] uint8 of the file's map on the device, for kernels queued in the body."""
-        slot, size = next(self._slots), stored.numel()
-        slot.grow(size)
-        slot.copied.synchronize()
-        slot.pinned[:size].copy_(stored)
+        slot = next(self._turn)
+        there = self.upload(slot, stored)
+        with self.reading(slot):
+            yield there
+
+    def upload(self, slot: Slot, stored: torch.Tensor) -> torch.Tensor:
+        """Queue a copy of ``stored`` into the slot's twin, behind what still reads that."""
+        there = slot.twin[: stored.numel()]
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(slot.read)
-            slot.on_device[:size].copy_(slot.pinned[:size], non_blocking=True)
-            slot.copied.record(self._stream)
-        computing = torch.cuda.current_stream(slot.on_device.device)
+        self._copy(slot, stored, there)
+        return there
+
+    @contextmanager
+    def reading(self, slot: Slot) -> Iterator[None]:
+        """Kernels queued in the body read the slot's twin: after its copy, before the next one."""
+        computing = torch.cuda.current_stream(self.device)
         computing.wait_event(slot.copied)
-        yield slot.on_device[:size]
+        yield
         slot.read.record(computing)
+
+    def kept(self, stored: torch.Tensor) -> torch.Tensor:
+        """``stored`` [n] uint8 in device memory of its own, for all that is queued from now on."""
+        with torch.cuda.stream(self._stream):
+            there = torch.empty(stored.numel(), dtype=torch.uint8, device=self.device)
+        computing = torch.cuda.current_stream(self.device)
+        for first in range(0, stored.numel(), self._slot_bytes):
+            slot = next(self._turn)
+            last = first + self._slot_bytes
+            self._copy(slot, stored[first:last], there[first:last])
+            computing.wait_event(slot.copied)
+        there.record_stream(computing)  # given back only when what was queued has read it
+        return there
+
+    def _copy(self, slot: Slot, stored: torch.Tensor, there: torch.Tensor) -> None:
+        """Queue the copy of ``stored`` to the device; the slot's event comes when it is done."""
+        slot.copied.synchronize()
+        pinned = slot.pinned[: stored.numel()]
+        _fill(pinned, stored)
+        with torch.cuda.stream(self._stream):
+            there.copy_(pinned, non_blocking=True)
+            slot.copied.record(self._stream)
+
+
+def _fill(pinned: torch.Tensor, stored: torch.Tensor) -> None:
+    """Copy out of the file's map on all threads: one alone is slower than the bus."""
+
+    def copy(first: int) -> None:
+        pinned[first : first + _FILL_BYTES].copy_(stored[first : first + _FILL_BYTES])
+
+    pieces = range(0, stored.numel(), _FILL_BYTES)
+    if len(pieces) <= 1:
+        pinned.copy_(stored)
+    else:
+        for_each(copy, pieces, _CPU)
+
+
+def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor on a device. To a CUDA device the copy is queued; the host does not wait.
+
+    A copy from pageable memory would wait until all that is queued before it is done.
+    """
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def off_device(value: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """A copy of ``value`` as float32 in host memory, and the event after which it is there.
+
+    From a CUDA device through pinned memory, while the pass goes on; elsewhere it is there at once
+    and the event is None. What is queued after may overwrite ``value``.
+    """
+    if value.device.type != "cuda":
+        return value.to("cpu", torch.float32, copy=True).contiguous(), None
+    pinned = torch.empty(value.shape, dtype=torch.float32, pin_memory=True)
+    pinned.copy_(value, non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    copied.record(torch.cuda.current_stream(value.device))
+    return pinned, copied

@@ -3,52 +3,142 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 
+from aprtui.engine.ahead import Ahead, Expected
 from aprtui.engine.dequantise import StoredRows, Workspace
-from aprtui.engine.staging import Staging
+from aprtui.engine.placement import Placement
+from aprtui.engine.staging import SLOTS, Staging, send
 from aprtui.engine.workers import for_each
+from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.model.open import Matrix, Model
 from aprtui.model.roles import Role
 
-__all__ = ["WeightStream"]
+__all__ = ["WeightStream", "largest_block_bytes", "working_bytes"]
 
 # float32 values of one block of rows: 4 MiB stay in the cache between dequantising and multiplying
 # (specs/numerics.md 5). Whole groups of rows: of others the products' kernels round the last rows
 # in another order than the rest.
 BLOCK_VALUES = 1 << 20
+# On another device each block costs the host some launches, which its arithmetic must outlast.
+DEVICE_BLOCK_VALUES = 1 << 24
 _ROW_GROUP = 32
 # Beyond some tokens the activations no longer fit the cache: wider blocks read them less often.
 _FEW_TOKENS = 64
 _WIDE_ROWS = 128
 
+_CPU = torch.device("cpu")
+
+
+def _block_rows(matrix: Matrix, tokens: int, device: torch.device) -> int:
+    least = _ROW_GROUP if tokens <= _FEW_TOKENS else _WIDE_ROWS
+    values = BLOCK_VALUES if device.type == "cpu" else DEVICE_BLOCK_VALUES
+    return max(least, values // matrix.columns // _ROW_GROUP * _ROW_GROUP)
+
+
+def largest_block_bytes(model: Model, device: torch.device) -> int:
+    """Stored bytes of the largest block that a product reads."""
+    largest = 0
+    for matrix in model.weights.values():
+        rows = min(matrix.rows, _block_rows(matrix, _FEW_TOKENS + 1, device))
+        entry = matrix.entry
+        stored = stored_bytes(entry.type, (rows, matrix.columns), flat=entry.flat)
+        # Flat blocks run across rows: a block of rows may begin and end inside one.
+        largest = max(largest, stored + BLOCK_TYPES[entry.type].bytes)
+    return largest
+
+
+def working_bytes(model: Model, device: torch.device) -> int:
+    """What a stream needs on a device beside the weights that it keeps there: blocks on their way,
+    and one block's values in float32 and in a dtype of half the size."""
+    columns = max(matrix.columns for matrix in model.weights.values())
+    return 2 * SLOTS * largest_block_bytes(model, device) + 6 * max(
+        DEVICE_BLOCK_VALUES, _WIDE_ROWS * columns
+    )
+
 
 class _Scratch(threading.local):
-    """Memory of one thread that is used for every block."""
+    """Memory of one thread that is used for every block, on each device."""
 
     def __init__(self) -> None:
         self.workspace = Workspace()
-        self.values = torch.empty(0)
+        self._values: dict[torch.device, torch.Tensor] = {}
+
+    def room(self, rows: int, columns: int, device: torch.device) -> torch.Tensor:
+        """[rows, columns] float32 of unspecified values."""
+        size = rows * columns
+        values = self._values.get(device)
+        if values is None or values.numel() < size:
+            values = torch.empty(size, dtype=torch.float32, device=device)
+            self._values[device] = values
+        return values[:size].view(rows, columns)
 
 
 class WeightStream:
-    """One model's weights on one device, in one dtype, a block of rows at a time."""
+    """One model's weights in one dtype, a block of rows at a time, each on its layer's device.
 
-    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
+    What the placement keeps is uploaded, as it is stored, at its first use; norms and biases are
+    kept on every device but the CPU.
+    """
+
+    def __init__(self, model: Model, where: torch.device | Placement, dtype: torch.dtype) -> None:
         self.model = model
-        self.device = device
+        self.placement = where if isinstance(where, Placement) else Placement.whole(model, where)
+        self.device = self.placement.layers[0]  # of the token table's rows
         self.dtype = dtype
         self._scratch = _Scratch()
-        self._staging = Staging(device) if device.type == "cuda" else None
+        self._vectors: dict[Role, torch.Tensor] = {}
+        self._kept: dict[Role, StoredRows] = {}
+        cuda = [device for device in self.placement.devices if device.type == "cuda"]
+        slot_bytes = largest_block_bytes(model, self.device) if cuda else 0
+        self._staging = {device: Staging(device, slot_bytes) for device in cuda}
+        self._ahead = {device: Ahead(Staging(device, slot_bytes)) for device in cuda}
 
-    @staticmethod
-    def spans(matrix: Matrix, tokens: int = 1) -> list[tuple[int, int]]:
+    def device_of(self, layer: int | None) -> torch.device:
+        """Where a layer is computed; None: final norm and head."""
+        return self.placement.device_of(layer)
+
+    def spans(self, matrix: Matrix, tokens: int = 1) -> list[tuple[int, int]]:
         """(first row, rows) of each block of a matrix for a product with so many tokens."""
-        least = _ROW_GROUP if tokens <= _FEW_TOKENS else _WIDE_ROWS
-        step = max(least, BLOCK_VALUES // matrix.columns // _ROW_GROUP * _ROW_GROUP)
+        step = _block_rows(matrix, tokens, self.device)
         return [(first, min(step, matrix.rows - first)) for first in range(0, matrix.rows, step)]
+
+    @contextmanager
+    def expecting(self, roles: Sequence[Role], tokens: int) -> Iterator[None]:
+        """In the body products with the matrices of these roles come, in this order; roles that
+        are no matrix of the model's are passed over, and other products may come between.
+
+        The blocks are uploaded before they are asked for.
+        """
+        try:
+            for device, ahead in self._ahead.items():
+                here = [role for role in roles if self._streams(role, device)]
+                ahead.begin([block for role in here for block in self._expected(role, tokens)])
+            yield
+        finally:
+            for ahead in self._ahead.values():
+                ahead.end()
+
+    def _streams(self, role: Role, device: torch.device) -> bool:
+        """Whether the device is given a matrix of this role block by block."""
+        matrix = self.model.weights.get(role)
+        if matrix is None or matrix.rows == 1 or role.name == "embedding":
+            return False
+        return self.device_of(role.layer) == device and role.layer not in self.placement.kept
+
+    def _expected(self, role: Role, tokens: int) -> Iterator[Expected]:
+        matrix = self.model.weights[role]
+
+        def read(first: int, rows: int) -> torch.Tensor:
+            return self._source(role).bytes_of(first, rows)
+
+        for first, rows in self.spans(matrix, tokens):
+            start = matrix.first_row + first
+            yield Expected((role, start, rows), partial(read, start, rows))
 
     def blocks(self, role: Role) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, block [rows, columns] in the stream's dtype) of a matrix, in order of rows.
@@ -56,32 +146,44 @@ class WeightStream:
         A block is valid until the next one is asked for.
         """
         matrix = self.model.weights[role]
-        stored = StoredRows(matrix.entry)
+        stored, device = self._source(role), self.device_of(role.layer)
         for first, rows in self.spans(matrix):
-            yield first, self.decode(stored, matrix.first_row + first, rows)
+            yield first, self.decode(stored, matrix.first_row + first, rows, device, role)
 
     def vector(self, role: Role) -> torch.Tensor:
         """A norm's weight or a bias [columns] in the stream's dtype."""
+        device = self.device_of(role.layer)
+        if device.type == "cpu":
+            return self._vector(role)
+        if role not in self._vectors:
+            self._vectors[role] = send(self._vector(role), device)
+        return self._vectors[role]
+
+    def _vector(self, role: Role) -> torch.Tensor:
         matrix = self.model.weights[role]
         stored = StoredRows(matrix.entry)
+        whole = self.decode(stored, 0, 1, _CPU).reshape(-1)
         if len(matrix.entry.shape) == 1 and matrix.first_row:
-            whole = self.decode(stored, 0, 1).reshape(-1)
-            return whole[matrix.first_row : matrix.first_row + matrix.columns].clone()
-        return self.decode(stored, 0, 1).reshape(-1).clone()
+            whole = whole[matrix.first_row : matrix.first_row + matrix.columns]
+        return whole.clone()
 
     def rows(self, role: Role, indices: tuple[int, ...]) -> torch.Tensor:
-        """Chosen rows [len(indices), columns] of a matrix in the stream's dtype."""
+        """Chosen rows [len(indices), columns] of a matrix in the stream's dtype, on ``device``.
+
+        They are few: read and decoded by the host, wherever they are used.
+        """
         matrix = self.model.weights[role]
         stored = StoredRows(matrix.entry)
-        table = torch.empty((len(indices), matrix.columns), dtype=self.dtype, device=self.device)
+        table = torch.empty((len(indices), matrix.columns), dtype=self.dtype)
         for place, index in enumerate(indices):
-            table[place] = self.decode(stored, matrix.first_row + index, 1)[0]
-        return table
+            table[place] = self.decode(stored, matrix.first_row + index, 1, _CPU)[0]
+        return send(table, self.device)
 
     def linear(self, x: torch.Tensor, role: Role) -> torch.Tensor:
         """x [n, columns] times the matrix transposed: [n, rows], in the stream's dtype."""
         matrix = self.model.weights[role]
-        out = torch.empty((x.shape[0], matrix.rows), dtype=self.dtype, device=self.device)
+        device = self.device_of(role.layer)
+        out = torch.empty((x.shape[0], matrix.rows), dtype=self.dtype, device=device)
 
         def multiply(first: int, block: torch.Tensor) -> None:
             out[:, first : first + block.shape[0]] = x @ block.T
@@ -94,24 +196,57 @@ class WeightStream:
     ) -> None:
         """Call ``use`` with what ``blocks`` yields, on all threads, in no order."""
         matrix = self.model.weights[role]
-        stored = StoredRows(matrix.entry)
+        stored, device = self._source(role), self.device_of(role.layer)
 
         def decode(span: tuple[int, int]) -> None:
             first, rows = span
-            use(first, self.decode(stored, matrix.first_row + first, rows))
+            use(first, self.decode(stored, matrix.first_row + first, rows, device, role))
 
-        for_each(decode, self.spans(matrix, tokens), self.device)
+        for_each(decode, self.spans(matrix, tokens), device)
 
-    def decode(self, stored: StoredRows, first: int, rows: int) -> torch.Tensor:
-        """Rows of a tensor in the stream's dtype, valid until this thread's next block."""
-        scratch, size = self._scratch, rows * stored.columns
-        if scratch.values.numel() < size:
-            scratch.values = torch.empty(size, dtype=torch.float32, device=self.device)
-        out = scratch.values[:size].view(rows, stored.columns)
-        raw = stored.bytes_of(first, rows)
-        if self._staging is not None:
-            with self._staging.on_device(raw) as copied:
-                stored.decode(copied, first, out, scratch.workspace)
-        else:
-            stored.decode(raw.to(self.device), first, out, scratch.workspace)
+    def _source(self, role: Role) -> StoredRows:
+        """The stored rows of a matrix: in the file's map, or kept on the device."""
+        if role in self._kept:
+            return self._kept[role]
+        matrix = self.model.weights[role]
+        stored = StoredRows(matrix.entry)
+        if role.layer in self.placement.kept:
+            stored = stored.moved(
+                matrix.first_row, matrix.rows, partial(self._keep, self.device_of(role.layer))
+            )
+            self._kept[role] = stored
+        return stored
+
+    def _keep(self, device: torch.device, raw: torch.Tensor) -> torch.Tensor:
+        if device in self._staging:
+            return self._staging[device].kept(raw)
+        return raw.clone().to(device)
+
+    def decode(
+        self,
+        stored: StoredRows,
+        first: int,
+        rows: int,
+        device: torch.device | None = None,
+        role: Role | None = None,
+    ) -> torch.Tensor:
+        """Rows of a tensor in the stream's dtype, valid until this thread's next block.
+
+        ``role`` says whose they are, for those that are expected.
+        """
+        device = device or self.device
+        out = self._scratch.room(rows, stored.columns, device)
+        with self._on_device(stored, first, rows, device, role) as raw:
+            stored.decode(raw, first, out, self._scratch.workspace)
         return out.to(self.dtype)
+
+    def _on_device(
+        self, stored: StoredRows, first: int, rows: int, device: torch.device, role: Role | None
+    ) -> AbstractContextManager[torch.Tensor]:
+        """The rows' bytes where they are decoded."""
+        if device in self._ahead and self._ahead[device].expects((role, first, rows)):
+            return self._ahead[device].on_device()
+        raw = stored.bytes_of(first, rows)
+        if raw.is_cpu and device in self._staging:
+            return self._staging[device].on_device(raw)
+        return nullcontext(raw.to(device))

@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         return _trace(plan, options.parent, emit)
     except AprtuiError as error:
-        emit(Failed(error.message, error.hint, error.exit_code))
+        if not error.told:
+            emit(Failed(error.message, error.hint, error.exit_code))
         return error.exit_code
 
 

@@ -35,8 +35,14 @@ def for_each(
         with torch.inference_mode():
             function(item)
 
-    for _ in (_threads().map if device.type == "cpu" else map)(call, items):
-        pass
+    every = list(items)
+    if device.type == "cpu" and len(every) > 1:
+        for _ in _threads().map(call, every):
+            pass
+        return
+    with one_core():  # what is one piece is not handed to another thread
+        for item in every:
+            call(item)
 
 
 @contextmanager

@@ -138,4 +138,3 @@ def create_stage(path: Path, layer: int | None, shape: tuple[int, ...]) -> Itera
             return
         mapped = np.memmap(file, dtype="<f4", mode="r+", offset=HEADER_BYTES, shape=shape)
         yield mapped
-        mapped.flush()

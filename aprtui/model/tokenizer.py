@@ -27,6 +27,7 @@ from aprtui.model.jsontokenizer import (
 from aprtui.model.pretokenizers import TOKENS_HINT, pre_tokenizer_named
 from aprtui.model.vocabulary import (
     CONTROL,
+    GLYPH_OF,
     GLYPHS,
     MAX_VOCABULARY,
     UNKNOWN,
@@ -52,9 +53,16 @@ __all__ = [
 
 MAX_MERGES = 2_000_000
 MAX_TOKEN_BYTES = 64 * 1024
+# Of a prompt of so many bytes all stretches are listed, and merges that make none are left out:
+# the library takes 0.3 s for the 151,000 of a large vocabulary.
+_SHORT_BYTES = 256
 
 # (text, whether it begins the prompt or follows a special token) -> ids
 _Segment = Callable[[str, bool], list[int]]
+# What a prompt may hold as a token, or None: anything.
+_Stretches = frozenset[str] | None
+_Merges = list[tuple[str, str]]
+_Prepare = Callable[[_Stretches], tuple[_Segment, _Merges]]
 
 
 class Tokenizer:
@@ -104,7 +112,8 @@ def build_tokenizer(spec: TokenizerSpec) -> Tokenizer:
     """The tokenizer that ``spec`` describes.
 
     Raises UsageError where the file does not hold enough to rebuild it or names a kind that is not
-    known (each offers ``--tokens``), and BadFileError where what it holds contradicts itself.
+    known (each offers ``--tokens``), and BadFileError where what it holds contradicts itself. The
+    merges of a byte-level one are looked at with a text at hand: encoding it may raise that too.
     """
     if spec.model == "json":
         return _json_tokenizer(spec)
@@ -117,14 +126,12 @@ def build_tokenizer(spec: TokenizerSpec) -> Tokenizer:
     types = _checked_types(spec, len(tokens))
     ids = dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))
     ids.pop("", None)
-    if spec.model == "bpe":
-        segment, merges = _byte_level_segment(spec, ids)
-    else:
-        segment, merges = _sentencepiece_segment(spec, ids)
     checked = replace(spec, vocabulary=tokens, token_types=types)
-    specials = _special_tokens(checked, ids, merges)
+    prepare = _byte_level(checked, ids) if spec.model == "bpe" else _sentencepiece(checked, ids)
 
     def ids_of_parts(text: str, special: bool) -> list[int]:
+        segment, merges = prepare(_stretches(text))
+        specials = _special_tokens(checked, ids, merges)
         found: list[int] = []
         after_special = True
         for part in _partition(text, specials, special):
@@ -206,10 +213,31 @@ def _checked_merges(spec: TokenizerSpec, ids: Mapping[str, int]) -> list[tuple[s
         space = merge.find(" ", 1) if isinstance(merge, str) else -1
         if space < 0:
             raise _bad(spec, f"merge {rank:,} is not two tokens with a space between")
-        left, right = merge[:space], merge[space + 1 :]
-        if left in ids and right in ids and left + right in ids:
-            pairs.setdefault((left, right))
+        if merge[:space] + merge[space + 1 :] in ids:
+            left, right = merge[:space], merge[space + 1 :]
+            if left in ids and right in ids:
+                pairs.setdefault((left, right))
     return list(pairs)
+
+
+def _stretches(text: str) -> _Stretches:
+    """Every stretch of a short text, as it stands and in GPT-2's writing of its bytes."""
+    written = "".join(GLYPH_OF[byte] for byte in text.encode())
+    if len(written) > _SHORT_BYTES:
+        return None
+    return frozenset(
+        whole[start:stop]
+        for whole in {text, written}
+        for start in range(len(whole))
+        for stop in range(start + 1, len(whole) + 1)
+    )
+
+
+def _among(stretches: _Stretches, ids: Mapping[str, int]) -> Mapping[str, int]:
+    """The tokens that a text of these stretches may come to hold, and their ids."""
+    if stretches is None:
+        return ids
+    return {token: ids[token] for token in stretches if token in ids}
 
 
 # ---- special tokens ----
@@ -269,34 +297,34 @@ def _partition(
 # ---- the two kinds of merging ----
 
 
-def _byte_level_segment(
-    spec: TokenizerSpec, ids: dict[str, int]
-) -> tuple[_Segment, list[tuple[str, str]]]:
+def _byte_level(spec: TokenizerSpec, ids: dict[str, int]) -> _Prepare:
     if not len(spec.merges):
         raise UsageError("the model file holds no merges of its tokenizer", hint=TOKENS_HINT)
     pre = pre_tokenizer_named(spec.pre)
-    merges = _checked_merges(spec, ids)
-    # A byte that is no token keeps its neighbours apart; its stand-in is left out of the result.
-    size = len(spec.vocabulary)
-    missing = sorted(GLYPHS.keys() - ids.keys())
-    known = ids | {glyph: size + i for i, glyph in enumerate(missing)}
-    library = tokenizers.Tokenizer(
-        models.BPE(vocab=known, merges=merges, ignore_merges=pre.whole_words)
-    )
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    library.pre_tokenizer = pre_tokenizers.Sequence([*cuts, to_bytes])
+    # A byte that is no token keeps its neighbours apart; its stand-in is left out of the result.
+    size = len(spec.vocabulary)
+    missing = {glyph: size + i for i, glyph in enumerate(sorted(GLYPHS.keys() - ids.keys()))}
 
-    def segment(text: str, _after_special: bool) -> list[int]:
-        return [i for i in library.encode(text, add_special_tokens=False).ids if i < size]
+    def prepare(stretches: _Stretches) -> tuple[_Segment, _Merges]:
+        known = _among(stretches, ids)
+        merges = _checked_merges(spec, known)
+        library = tokenizers.Tokenizer(
+            models.BPE(vocab={**known, **missing}, merges=merges, ignore_merges=pre.whole_words)
+        )
+        library.pre_tokenizer = pre_tokenizers.Sequence([*cuts, to_bytes])
 
-    return segment, merges
+        def segment(text: str, _after_special: bool) -> list[int]:
+            return [i for i in library.encode(text, add_special_tokens=False).ids if i < size]
+
+        return segment, merges
+
+    return prepare
 
 
-def _sentencepiece_segment(
-    spec: TokenizerSpec, ids: dict[str, int]
-) -> tuple[_Segment, list[tuple[str, str]]]:
-    merges: list[tuple[str, str]] = []
+def _sentencepiece(spec: TokenizerSpec, ids: dict[str, int]) -> _Prepare:
+    merges: _Merges = []
     if spec.scores is not None:
         scores = _checked_scores(spec, spec.scores, len(spec.vocabulary))
 
@@ -317,7 +345,7 @@ def _sentencepiece_segment(
         prefix = " " if spec.add_space_prefix and after_special else ""
         return merged((prefix + text).replace(" ", "\u2581"))
 
-    return segment, merges
+    return lambda stretches: (segment, merges)
 
 
 def _merge_by_score(

@@ -19,6 +19,7 @@ __all__ = [
     "BYTE",
     "CONTROL",
     "GLYPHS",
+    "GLYPH_OF",
     "MAX_VOCABULARY",
     "NORMAL",
     "UNKNOWN",
@@ -182,6 +183,7 @@ def _glyph_bytes() -> dict[str, int]:
 
 
 GLYPHS = _glyph_bytes()
+GLYPH_OF = {byte: glyph for glyph, byte in GLYPHS.items()}
 
 
 def byte_of(token: str) -> int | None:

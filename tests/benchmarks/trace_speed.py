@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from aprtui.engine.device import resolve_device, set_deterministic
 from aprtui.engine.forward import BlockSink, forward
 from aprtui.engine.job import TraceJob
 from aprtui.engine.ops import Operands
-from aprtui.engine.plan import make_plan
+from aprtui.engine.plan import PlannedFile, make_plan
 from aprtui.engine.weights import BLOCK_VALUES, WeightStream
 from aprtui.engine.workers import for_each, one_core
 from aprtui.formats.modelfile import tensor_bytes
@@ -80,6 +80,7 @@ class Bench:
         widest = max(matrix.columns for matrix in self.matrices())
         self._ones = torch.ones(max(2 * BLOCK_VALUES, 128 * widest, tokens * widest))
         self.peak_memory_bytes: list[int] = []
+        self._planned: dict[str, tuple[PlannedFile, ...]] = {}
 
     def matrices(self) -> list[Matrix]:
         """The matrices that a pass multiplies with."""
@@ -106,7 +107,7 @@ class Bench:
         for matrix in self.matrices():
             stored = StoredRows(matrix.entry)
             stored.bytes_of(0, stored.rows).to(self.device)
-        torch.cuda.synchronize(self.device)
+        self._wait()
 
     def decode(self) -> None:
         """Every matrix dequantised, by blocks, on all threads; nothing multiplied."""
@@ -138,15 +139,19 @@ class Bench:
 
     def traced(self, layers: str) -> None:
         directory = self.scratch / "capture"
-        job = TraceJob(
-            str(self.path), str(directory), None, self.tokens, "all", layers, str(self.device)
-        )
-        files = make_plan(job).files
-        if layers == "0":
-            files = tuple(file for file in files if file.key.layer == 0)
-        capture = Capture(directory, files, lambda event: None, lambda: 0)
+        capture = Capture(directory, self._files(layers), lambda event: None, lambda: 0)
         self._pass(capture)
         capture.close()
+
+    def _files(self, layers: str) -> tuple[PlannedFile, ...]:
+        """The files of a trace; planned once, which opens the model a second time."""
+        if layers not in self._planned:
+            job = TraceJob(str(self.path), tokens=self.tokens, layers=layers)
+            only = {0} if layers == "0" else None  # nor what follows the layers
+            self._planned[layers] = tuple(
+                file for file in make_plan(job).files if only is None or file.key.layer in only
+            )
+        return self._planned[layers]
 
     def process(self) -> None:
         """``aprtui trace --save-tensor all``, from the start of Python to its end."""
@@ -204,7 +209,7 @@ def rows_of(bench: Bench, *, process: bool) -> list[Row]:
     return rows
 
 
-def report(bench: Bench, rows: list[Row]) -> None:
+def report(bench: Bench, rows: Sequence[Row]) -> None:
     known = {row.name: row.median for row in rows}
     print(f"{'':36} {'median':>9} {'min':>8} {'max':>8}   compared with")
     for row in rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -273,3 +274,17 @@ def test_what_it_cannot_be_asked_is_refused_at_planning(
 def test_models_of_other_formats_are_refused(qwen2_apr: Path) -> None:
     with pytest.raises(UsageError, match=r"reads GGUF files, and this model is apr"):
         make_plan(TraceJob(model=str(qwen2_apr), engine="llamacpp", tokens=(1,)))
+
+
+def test_an_engine_that_does_not_load_says_why(
+    qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "llama_cpp.py").write_text("import no_such_module_of_its_own\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)
+    folder = tmp_path / "t"
+    asked = ["trace", str(qwen2), "--engine", "llamacpp", "--tokens", "1,2", "-o", str(folder)]
+    assert main(asked) == 4
+    told = capsys.readouterr().err
+    assert "does not load: No module named 'no_such_module_of_its_own'" in told
+    assert "pip install 'aprtui[llamacpp]'" in told

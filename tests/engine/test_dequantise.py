@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
+import sysconfig
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from aprtui.engine import native
+from aprtui.engine.block_decoders import BLOCK_DECODERS
 from aprtui.engine.dequantise import (
     Workspace,
     decode_rows,
@@ -31,6 +35,16 @@ TYPES = sorted({key.split("/")[0] for key in RECORDED.files})
 CPU = torch.device("cpu")
 
 Float32 = npt.NDArray[np.float32]
+
+
+@pytest.fixture(autouse=True, params=["C", "torch"])
+def decoders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every promise here holds for the decoders in C, where they were built, and for torch's."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "NATIVE_TYPES", frozenset())
+    elif not native.NATIVE_TYPES:
+        pytest.skip("installed without a C compiler, or APRTUI_NATIVE=off")
+    return str(request.param)
 
 
 def recorded(type_name: str, source: str) -> tuple[torch.Tensor, Float32]:
@@ -73,6 +87,26 @@ def test_a_workspace_serves_any_type_after_any_other() -> None:
         out = torch.full(expected.shape, 7.0)
         assert dequantise(type_name, blocks, out, workspace) is out
         assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("blocks_count", [1, 3, 500])
+@pytest.mark.parametrize("type_name", sorted(BLOCK_DECODERS))
+def test_c_and_torch_decode_any_bytes_at_any_address_alike(
+    type_name: str, blocks_count: int, monkeypatch: pytest.MonkeyPatch, decoders: str
+) -> None:
+    if decoders == "C":
+        assert type_name in native.NATIVE_TYPES
+    kind = BLOCK_TYPES[type_name]
+    stored = np.random.default_rng(blocks_count).integers(0, 256, blocks_count * kind.bytes + 1)
+    blocks = torch.from_numpy(stored.astype(np.uint8))[1:].view(-1, kind.bytes)
+    found = dequantise(type_name, blocks)
+    monkeypatch.setattr(native, "NATIVE_TYPES", frozenset())
+    assert_same_bits(found, dequantise(type_name, blocks).numpy())
+
+
+def test_memory_with_gaps_is_decoded_as_well() -> None:
+    blocks, expected = recorded("Q4_K", "quantised")
+    assert_same_bits(dequantise("Q4_K", blocks[::2]), expected[::2])
 
 
 @pytest.mark.parametrize(
@@ -224,3 +258,20 @@ def test_a_type_without_a_decoder_is_named(type_name: str) -> None:
     with pytest.raises(EngineError, match="no decoder for blocks of type") as refused:
         dequantise(type_name, torch.zeros(2, block_bytes, dtype=torch.uint8))
     assert "\x1b" not in str(refused.value)
+
+
+def test_where_a_compiler_is_at_hand_the_decoders_in_c_were_built() -> None:
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    if shutil.which("cc") is None or not headers.exists():
+        pytest.skip("there is no C compiler here")
+    from aprtui.engine import _native
+
+    assert set(_native.TYPES) == set(BLOCK_DECODERS)
+
+
+def test_c_refuses_sizes_that_do_not_belong_together(decoders: str) -> None:
+    if decoders != "C":
+        pytest.skip("about the decoders in C")
+    blocks = torch.zeros(2, 144, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="288 bytes of Q4_K are not 511 values"):
+        native.decode_blocks("Q4_K", blocks, torch.empty(511))

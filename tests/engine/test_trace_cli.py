@@ -320,3 +320,22 @@ def test_hostile_token_texts_do_not_reach_the_terminal(
     captured = capsys.readouterr()
     assert "\x1b" not in captured.out + captured.err
     assert "\u202e" not in captured.out + captured.err
+
+
+def test_a_failure_is_told_once(
+    qwen2: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("the kernel gave up")
+
+    monkeypatch.setattr("aprtui.engine.session.forward", fail)
+    assert trace(qwen2, tmp_path / "t", "--events") == 4
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["message"] for event in told if event["event"] == "error"] == [
+        "the engine failed: the kernel gave up"
+    ]
+    kept = (tmp_path / "t" / "events.jsonl").read_text().splitlines()
+    assert json.loads(kept[-1])["event"] == "error"

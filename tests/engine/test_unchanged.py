@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aprtui.engine import weights, workers
+from aprtui.engine import native, weights, workers
 from aprtui.engine.block_decoders import BLOCK_DECODERS
 from aprtui.engine.dequantise import Workspace, decode_tensor, dequantise
 from aprtui.engine.forward import forward
@@ -160,8 +160,24 @@ def test_blocks_of_any_size_hold_the_same_weights(
         assert same_bits(blocks, decode_tensor(model.weights[role].entry, CPU))
 
 
+@needs_fixtures
+@pytest.mark.skipif(not native.NATIVE_TYPES, reason="installed without a C compiler")
+@pytest.mark.parametrize("name", MODELS)
+def test_the_decoders_in_c_change_no_bit_of_a_pass(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(FIXTURES / "models" / f"{name}.gguf")
+    in_c = streamed_pass(model, tuple(range(100, 107)))
+    monkeypatch.setattr(native, "NATIVE_TYPES", frozenset())
+    in_torch = streamed_pass(model, tuple(range(100, 107)))
+    assert [str(key) for key in in_c if not same_bits(in_c[key], in_torch[key])] == []
+
+
 @pytest.mark.parametrize("name", sorted(BLOCK_DECODERS))
-def test_scratch_memory_leaves_nothing_of_the_last_block_behind(name: str) -> None:
+def test_scratch_memory_leaves_nothing_of_the_last_block_behind(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "NATIVE_TYPES", frozenset())  # C needs none
     kind = BLOCK_TYPES[name]
     used = Workspace()
     generator = torch.Generator().manual_seed(1)
@@ -197,5 +213,5 @@ def test_weights_reach_a_cuda_device_unchanged(tmp_path: Path) -> None:
     here = WeightStream(model, CPU, torch.float32)
     there = WeightStream(model, torch.device("cuda"), torch.float32)
     for role in model.weights:
-        pairs = zip(here.blocks(role), there.blocks(role), strict=True)
-        assert all(same_bits(a, b.cpu()) for (_, a), (_, b) in pairs), role
+        ours = torch.cat([block.cpu() for _, block in there.blocks(role)])
+        assert same_bits(ours, torch.cat([block.clone() for _, block in here.blocks(role)])), role

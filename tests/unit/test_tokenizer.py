@@ -332,7 +332,7 @@ class TestHostileVocabularies:
     def test_contradictions_are_refused(self, change: dict[str, Any], message: str) -> None:
         good = TokenizerSpec("bpe", BYTES, ["a b"], pre="qwen2", path=Path("m.gguf"))
         with pytest.raises(BadFileError, match=message) as raised:
-            build_tokenizer(replace(good, **change))
+            build_tokenizer(replace(good, **change)).encode("ab")
         assert str(raised.value).startswith("m.gguf: ")
 
     def test_of_a_token_that_stands_twice_the_first_counts(self) -> None:
@@ -351,6 +351,31 @@ class TestHostileVocabularies:
     def test_a_prompt_that_is_not_utf8_is_the_askers_error(self) -> None:
         with pytest.raises(UsageError, match="character 1"):
             byte_level("qwen2", "ab").encode("a\udcff")
+
+
+class TestShortPrompts:
+    """Of a short prompt the library is given only the tokens and merges that can matter to it."""
+
+    @pytest.mark.parametrize("model", [QWEN2, LLAMA])
+    def test_ids_are_those_of_the_whole_vocabulary(
+        self, model: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tokenizer = recorded_tokenizer(model)
+        texts = [case["text"][:60] for case in RECORDED[model]["cases"]]
+        short = [
+            tokenizer.encode(text, special=special) for text in texts for special in (False, True)
+        ]
+        monkeypatch.setattr("aprtui.model.tokenizer._SHORT_BYTES", -1)
+        whole = [
+            tokenizer.encode(text, special=special) for text in texts for special in (False, True)
+        ]
+        assert short == whole
+
+    def test_a_merged_token_in_angle_brackets_is_not_special(self) -> None:
+        merges = ["< é", "<é >"]  # é is GPT-2's writing of the byte E9
+        spec = TokenizerSpec("bpe", [*BYTES, "<é", "<é>", "<e>"], merges, pre="qwen2")
+        assert build_tokenizer(spec).encode("a<é>", special=True) != (64, 257)
+        assert build_tokenizer(spec).encode("a<e>", special=True) == (64, 258)
 
 
 @needs_fixtures

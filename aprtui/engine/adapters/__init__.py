@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aprtui.engine.job import TraceJob
 from aprtui.engine.stages import Absent
-from aprtui.errors import UsageError
+from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.model.open import Model
 from aprtui.text import clean
@@ -215,6 +215,13 @@ class Ran:
 
 def run(plan: Plan, device: torch.device, put: Put) -> Ran:
     """Run a planned trace on its foreign engine. Raises EngineError with the engine's own words."""
-    module = importlib.import_module(_FOREIGN[plan.job.engine].module)
-    ran: Ran = module.run(plan, device, put)
+    engine = _FOREIGN[plan.job.engine]
+    module = importlib.import_module(engine.module)
+    try:
+        ran: Ran = module.run(plan, device, put)
+    except ImportError as error:
+        raise EngineError(
+            f"{engine.title} is installed and does not load: {clean(str(error), 300)}",
+            hint=engine.how_to_install,
+        ) from error
     return ran

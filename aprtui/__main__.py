@@ -1,0 +1,5 @@
+"""``python -m aprtui`` is ``aprtui``."""
+
+from aprtui.cli.main import entry
+
+entry()

@@ -1,0 +1,130 @@
+"""An engine set up once for any number of prompts: its devices, its weights, its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+
+from aprtui import __version__
+from aprtui.engine import adapters
+from aprtui.engine.adapters import Ran
+from aprtui.engine.capture import Capture
+from aprtui.engine.device import Devices, torch_settings
+from aprtui.engine.forward import forward
+from aprtui.engine.kernels import decoder_name
+from aprtui.engine.ops import SCORE_BLOCK_VALUES, Operands
+from aprtui.engine.placement import Placement, Room, layer_bytes, place
+from aprtui.engine.plan import Plan, check_resident
+from aprtui.engine.weights import WeightStream, working_bytes
+from aprtui.errors import UsageError
+from aprtui.text import clean
+
+__all__ = ["Session"]
+
+_SPARE_BYTES = 512_000_000  # cuBLAS's workspaces, compiled kernels
+_GAP_BYTES = 2 << 20  # to which torch's allocator rounds a large tensor
+
+
+class Session:
+    """What the prompts of one command share. Raises UsageError for what the devices cannot do."""
+
+    def __init__(self, plans: Sequence[Plan], devices: Devices) -> None:
+        job = plans[0].job
+        self._model = plans[0].model
+        self._dtype: torch.dtype = getattr(torch, job.dtype)
+        self._devices = devices
+        if job.resident:
+            check_resident(str(devices.first))
+        if devices.named and job.engine != "aprtui":
+            raise UsageError(
+                f"{clean(job.engine)} computes on one device, and {len(devices.titles)} are named",
+                hint="--device cuda:0",
+            )
+        self.placement = self._place(plans)
+        self.notes: tuple[str, ...] = ()
+        if job.resident:
+            self.notes = (self.placement.kept_note(layer_bytes(self._model)),)
+
+    def _place(self, plans: Sequence[Plan]) -> Placement:
+        """The layers on the devices by their free memory; asked for only where it matters."""
+        job, devices = plans[0].job, self._devices
+        alone = len(devices.titles) == 1 and not job.resident
+        if alone or devices.first.type != "cuda" or job.engine != "aprtui":
+            return Placement.whole(self._model, devices.first)
+        sizes = layer_bytes(self._model)
+        needed = sum(sizes.values()) if job.resident else 1
+        rooms: list[Room] = []
+        for device in devices.titles:
+            free, _ = torch.cuda.mem_get_info(device)
+            rooms.append(Room(device, free - self._working_bytes(plans, device)))
+            if rooms[-1].bytes >= needed and not devices.named:
+                break  # asking a device takes memory there, and this one has enough
+        return place(sizes, rooms, keep=job.resident, spread=devices.named)
+
+    def _working_bytes(self, plans: Sequence[Plan], device: torch.device) -> int:
+        """What the pass itself needs on a device: one layer's activations, blocks on their way."""
+        scores = max(max(SCORE_BLOCK_VALUES, self._heads * len(plan.tokens)) for plan in plans)
+        activations = 2 * max(plan.activation_bytes for plan in plans) + 4 * 4 * scores
+        gaps = 0
+        if plans[0].job.resident:
+            gaps = _GAP_BYTES * sum(
+                matrix.rows * matrix.columns > _GAP_BYTES for matrix in self._model.weights.values()
+            )
+        return activations + working_bytes(self._model, device) + gaps + _SPARE_BYTES
+
+    @property
+    def _heads(self) -> int:
+        return self._model.config.num_heads
+
+    @property
+    def device(self) -> str:
+        """The devices that compute, as ``--device`` takes them."""
+        return ",".join(map(str, self.placement.devices))
+
+    @property
+    def device_name(self) -> str:
+        return self._devices.title_of(self.placement.devices)
+
+    @cached_property
+    def _stream(self) -> WeightStream:
+        return WeightStream(self._model, self.placement, self._dtype)
+
+    def compute(self, plan: Plan, capture: Capture) -> Ran:
+        """One plan's pass, on the engine that its job names."""
+        chosen = {
+            "device": self.device,
+            "device_name": self.device_name,
+            "dtype": plan.job.dtype,
+        }
+        if plan.job.engine != "aprtui":
+            ran = adapters.run(plan, self.placement.head, capture.put)
+            return dataclasses.replace(ran, engine={**chosen, **ran.engine})
+        operands = Operands(self._model.config, self._stream, plan.tokens, plan.job.logits)
+        logits = forward(operands, capture)
+        engine = {"name": "aprtui", "version": __version__, **chosen, **torch_settings()}
+        return Ran(logits, {**engine, **self._settings()})
+
+    def _settings(self) -> dict[str, object]:
+        """The manifest's ``settings``: who decoded, and which layers lay where."""
+        cuda = self._cuda()
+        if not cuda:
+            return {}
+        settings: dict[str, object] = {"decoder": decoder_name(cuda)}
+        if len(cuda) > 1:
+            settings["layers"] = self.placement.told()
+        return {"settings": settings}
+
+    def start_counting(self) -> None:
+        """Peaks are counted from here."""
+        for device in self._cuda():
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def peak_device_bytes(self) -> int:
+        """The most memory in use on the devices since counting began, added up."""
+        return sum(torch.cuda.max_memory_allocated(device) for device in self._cuda())
+
+    def _cuda(self) -> list[torch.device]:
+        return [device for device in self.placement.devices if device.type == "cuda"]
