@@ -19,7 +19,7 @@ from aprtui.engine.device import own_memory_bytes
 from aprtui.engine.events import Emit, StageWritten
 from aprtui.engine.plan import PlannedFile
 from aprtui.engine.staging import off_device
-from aprtui.engine.stopping import raise_if_stopped
+from aprtui.engine.stopping import raise_if_stopped, uninterrupted
 from aprtui.formats.aprt import create_stage, write_stage
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, relative_path
@@ -158,15 +158,18 @@ class Capture:
     def enqueue(self, item: _Item) -> None:
         if isinstance(item, _Mapped):
             self._open_sinks.pop(0)
-        with self._room:
-            self._room.wait_for(lambda: self._waiting_values < _QUEUE_VALUES)
-            self._waiting_values += item.values.size
-        self._queue.put(item)
+        with uninterrupted():
+            with self._room:
+                self._room.wait_for(lambda: self._waiting_values < _QUEUE_VALUES)
+                self._waiting_values += item.values.size
+            self._queue.put(item)
+        raise_if_stopped()
 
     def close(self) -> None:
         """Wait until every file is written. Raises what the writer met."""
-        self._queue.put(None)
-        self._thread.join()
+        with uninterrupted():
+            self._queue.put(None)
+            self._thread.join()
         self._raise_failure()
 
     def abort(self) -> None:

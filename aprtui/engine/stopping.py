@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["TraceStopped", "raise_if_stopped", "stopping_on_signals"]
+__all__ = ["TraceStopped", "raise_if_stopped", "stopping_on_signals", "uninterrupted"]
 
 _asked = threading.Event()
+_held_back = 0  # how many of the main thread's blocks must not be left in the middle
 
 
 class TraceStopped(Exception):
@@ -30,14 +31,34 @@ def raise_if_stopped() -> None:
 
 
 @contextmanager
+def uninterrupted() -> Iterator[None]:
+    """While the main thread is inside, a signal only asks; ``raise_if_stopped`` raises later.
+
+    Wherever a Condition or a Queue is used: an exception that a signal raises as their lock is
+    being taken leaves it taken for ever, and the next thread to want it waits as long.
+    """
+    global _held_back
+    mine = threading.current_thread() is threading.main_thread()
+    _held_back += mine
+    try:
+        yield
+    finally:
+        _held_back -= mine
+
+
+@contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """While inside, the first SIGTERM or SIGINT raises TraceStopped in the main thread."""
+    """While inside, the first SIGTERM or SIGINT raises TraceStopped in the main thread.
+
+    At once, or after the ``uninterrupted`` block that it falls into.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in before:
             signal.signal(each, signal.SIG_IGN)
         _asked.set()
-        raise TraceStopped
+        if not _held_back:
+            raise TraceStopped
 
     _asked.clear()
     before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}

@@ -34,6 +34,7 @@ PLACES: dict[str, str] = {
     "values": "Browse: values",
     "histogram": "Browse: histogram",
     "heatmap": "Browse: heatmap",
+    "tokens": "Browse: tokens",
     "model": "Model",
     "models": "Two models",
     "trace": "Trace",
@@ -97,11 +98,22 @@ KEYS: tuple[Key, ...] = (
 
     Key("reduce", ("c",), "reduce", "heatmap", "max/mean", "a cell shows max or mean of |x|"),
 
+    Key("tokens-model", ("o",), "ask_model", "tokens", "model…", "read tokens with another model"),
+
+    Key("model-pane-1", ("1",), "pane('tensor')", "model", "", "Tensor: facts, values, histogram"),
+    Key("model-pane-2", ("2",), "pane('header')", "model", "",
+        "Header: every field decoded, files, all that is odd"),
+    Key("model-pane-3", ("3",), "pane('config')", "model", "", "Config: as the pass uses it"),
+    Key("model-pane-4", ("4",), "pane('metadata')", "model", "", "Metadata: every key of the file"),
     Key("trace-model", ("t",), "trace", "model", "trace", "trace this model"),
     Key("model-filter", ("/",), "filter", "model", "filter", "show only tensors whose name has…"),
     Key("model-sort", ("s",), "sort", "model", "sort", "tensors by role, size or type"),
-    Key("model-focus", ("tab",), "focus_pane", "model", "pane", "next pane"),
-
+    Key("model-focus", ("tab",), "focus_pane", "model", "pane", "tensors to pane and back"),
+    Key("model-zoom", ("z",), "zoom", "model", "zoom", "the pane alone, and back"),
+    Key("model-verify", ("v",), "verify", "model", "verify", "read the whole file: checksums"),
+    Key("model-copy", ("y",), "copy_value", "model", "copy",
+        "copy the value under the cursor, or the tensor's name"),
+    Key("model-copy-path", ("Y",), "copy_path", "model", "", "copy the file's path"),
     Key("model-diff", ("d",), "diff_with", "model", "diff with…", "compare with another model"),
 
     Key("models-filter", ("/",), "filter", "models", "filter",

@@ -44,7 +44,7 @@ def model_of(trace: TraceDir, given: str) -> Path:
     """
     from aprtui.model.open import read_model_file
 
-    hint = "start with --model: aprtui TRACE --model MODEL"
+    hint = "o names the model here; aprtui TRACE --model MODEL names it at the start"
     if given:
         return Path(given).expanduser()
     named = (trace.manifest or {}).get("model", {})

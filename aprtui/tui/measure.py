@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.compare.metrics import Cancelled
+from aprtui.compare.metrics import Cancelled, mapping
 from aprtui.compare.statistics import (
     Histogram,
     OutlierChannel,
@@ -23,12 +24,16 @@ from aprtui.compare.statistics import (
 )
 from aprtui.tui.stage_table import StageTable
 
-__all__ = ["Drawn", "Measured", "RowShape", "Slice", "Store", "draw", "identity", "measure", "part"]
+__all__ = [
+    "Drawn", "Float32", "Hook", "Measured", "RowShape", "Slice", "Store", "draw", "first_look",
+    "identity", "largest_at", "measure", "nonfinite_after", "part",
+]  # fmt: skip
 
 ROWS = 64  # at most so many rows get a line of their own
 RIDGE_BINS = 36
 CHANNELS = 24
 MAX_COLUMNS = 1 << 22
+BLOCK, RELEASE = 1 << 20, 1 << 24  # values looked at at once; before pages are given back
 SAMPLE = 1 << 18  # a larger tensor is shown from a sample first
 
 Float32 = npt.NDArray[np.float32]
@@ -131,6 +136,39 @@ def _rows(table: StageTable, cancelled: Hook) -> tuple[RowShape, ...]:
         at = int(np.abs(wide).argmax())
         shapes.append(RowShape(math.sqrt(float(wide @ wide) / wide.size), abs(float(wide[at])), at))
     return tuple(shapes)
+
+
+def largest_at(values: Float32, cancelled: Hook) -> int | None:
+    """Where the largest |x| is, infinities included; None where there is only NaN or nothing."""
+    best, place = -1.0, None
+    for start, block in _blocks(values, 0, cancelled):
+        found = np.where(np.isnan(block), np.float32(-1), np.abs(block))
+        at = int(found.argmax())
+        if float(found[at]) > best:
+            best, place = float(found[at]), start + at
+    return place
+
+
+def nonfinite_after(values: Float32, after: int, cancelled: Hook) -> int | None:
+    """The next NaN or infinity behind ``after``, from the start again at the end; None: there is
+    none."""
+    for first, last in ((after + 1, values.size), (0, min(after + 1, values.size))):
+        for start, block in _blocks(values[:last], first, cancelled):
+            found = np.flatnonzero(~np.isfinite(block))
+            if found.size:
+                return start + int(found[0])
+    return None
+
+
+def _blocks(values: Float32, first: int, cancelled: Hook) -> Iterator[tuple[int, Float32]]:
+    """(place, block) from ``first`` on; the pages of a large map are given back on the way."""
+    mapped = mapping(values) if values.size > RELEASE else None
+    for start in range(first, values.size, BLOCK):
+        if cancelled():
+            raise Cancelled
+        yield start, values[start : start + BLOCK]
+        if mapped is not None and (start // BLOCK) % (RELEASE // BLOCK) == 0:
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def part(table: StageTable, chosen: Slice) -> Float32:

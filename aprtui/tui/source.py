@@ -141,7 +141,8 @@ def title_of(trace: TraceDir, path: Path) -> str:
         parts.append(f"{flat} flat" if found > 1 else "flat")
     if trace.status == "foreign":
         parts.append(f"{found} files")
-    tokens = trace.token_ids
+    tokens, prompt = trace.token_ids, (trace.manifest or {}).get("prompt")
     if tokens is not None:
-        parts.append(f"{len(tokens)} tokens")
+        said = f' "{clean(prompt, 30)}"' if isinstance(prompt, str) and prompt else ""
+        parts.append(f"{len(tokens)} tokens{said}")
     return " · ".join(parts)

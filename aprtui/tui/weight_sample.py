@@ -1,8 +1,10 @@
-"""A weight's values without torch: some of its rows, dequantised, for statistics and histogram."""
+"""A weight's values without torch: a sample of its rows at once, all of them block by block."""
 
 from __future__ import annotations
 
 import math
+import mmap
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import gguf
@@ -10,19 +12,25 @@ import gguf.quants
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.compare.statistics import Histogram, Statistics, histogram, statistics
+from aprtui.compare.metrics import Cancelled, mapping
+from aprtui.compare.statistics import Histogram, Statistics, histogram, one_pass, statistics
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.modelfile import TensorEntry, tensor_bytes
 
-__all__ = ["WeightLook", "look_at_weight", "sample_values"]
+__all__ = ["WeightLook", "look_at_all", "look_at_weight", "sample_values"]
 
-SAMPLE = 1 << 20  # values: a larger tensor is looked at in evenly spaced rows
+SAMPLE = 1 << 20  # values: a larger tensor is looked at in evenly spaced rows first
+BLOCK_VALUES = 1 << 20  # decoded at once
+RELEASE_BYTES = 32 << 20  # stored bytes read before the pages of the map are given back
 Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class WeightLook:
-    """One weight in numbers; of ``looked`` values when that is less than ``count``."""
+    """One weight in numbers; of ``looked`` values when that is less than ``count``.
+
+    Percentiles are of a sample where the weight is larger than one.
+    """
 
     entry: TensorEntry
     statistics: Statistics
@@ -30,10 +38,15 @@ class WeightLook:
     looked: int
     count: int
 
+    @property
+    def exact(self) -> bool:
+        return self.looked >= self.count
+
 
 def look_at_weight(entry: TensorEntry, bins: int) -> WeightLook | None:
-    """Statistics and a histogram of a weight; None for a type that has no numpy decoder.
+    """Statistics and a histogram of a sample; None for a type that has no numpy decoder.
 
+    The histogram lies between the 0.1st and 99.9th percentiles, the rest is counted beside it.
     Raises BadFileError when the file became shorter.
     """
     values = sample_values(entry)
@@ -43,28 +56,96 @@ def look_at_weight(entry: TensorEntry, bins: int) -> WeightLook | None:
     return WeightLook(entry, statistics(values), counted, values.size, math.prod(entry.shape))
 
 
+def look_at_all(
+    sampled: WeightLook, cancelled: Callable[[], bool], progress: Callable[[int], None]
+) -> WeightLook:
+    """The same of every value, counted between the sample's edges; memory of one block.
+
+    ``progress`` is told how many values were decoded so far. Raises metrics.Cancelled, and
+    BadFileError as ``look_at_weight``.
+    """
+    entry = sampled.entry
+    stored = _Stored(entry)
+    if not stored.known:
+        return sampled
+
+    def blocks() -> Iterator[Float32]:
+        done = 0
+        for block in stored.blocks():
+            if cancelled():
+                raise Cancelled
+            yield block
+            done += block.size
+            progress(done)
+
+    found, counted = one_pass(blocks(), sampled.histogram.edges, sampled.statistics.percentiles)
+    return WeightLook(entry, found, counted, sampled.count, sampled.count)
+
+
 def sample_values(entry: TensorEntry) -> Float32 | None:
     """At most about SAMPLE values [n] float32, whole rows spread evenly over the tensor."""
-    stored = tensor_bytes(entry)
-    total, columns = math.prod(entry.shape), entry.shape[-1] if entry.shape else 1
-    if total == 0:
-        return np.empty(0, dtype=np.float32)
-    if entry.type == "APR_Q8":
-        scaled: Float32 = stored[4 : 4 + min(total, SAMPLE)].view(np.int8).astype(np.float32)
-        scaled *= stored[:4].view("<f4")[0]
-        return scaled
-    kind = BLOCK_TYPES.get(entry.type)
-    if kind is None or (kind.ggml_code is None and entry.type != "APR_Q4"):
-        return None
-    if entry.flat or entry.type == "APR_Q4":
-        blocks = stored.reshape(-1, kind.bytes)
-        blocks = blocks[:: max(-(-total // SAMPLE), 1)]
-        decoded = _apr_q4(blocks) if entry.type == "APR_Q4" else _decode(blocks, entry.type)
-        return None if decoded is None else decoded.reshape(-1)[:total]
-    rows = total // columns
-    table = stored.reshape(rows, -1)[:: max(-(-total // SAMPLE), 1)]
-    decoded = _decode(np.ascontiguousarray(table), entry.type)
-    return None if decoded is None else decoded[:, :columns].reshape(-1)
+    stored = _Stored(entry)
+    return stored.decode(max(-(-stored.total // SAMPLE), 1)) if stored.known else None
+
+
+class _Stored:
+    """A tensor's bytes as rows that can be decoded one by one.
+
+    Blocks that run over the flat tensor (``flat``, APR_Q4) are rows of one block, the last of
+    which may hold values past the end.
+    """
+
+    def __init__(self, entry: TensorEntry) -> None:
+        self.entry = entry
+        self.total = math.prod(entry.shape)
+        kind = BLOCK_TYPES.get(entry.type)
+        own = entry.type in ("APR_Q4", "APR_Q8")
+        self.known = kind is not None and (kind.ggml_code is not None or own)
+        if kind is None or not self.total or not self.known:
+            self.rows = np.empty((0, 1), dtype=np.uint8)
+            self.width = 1
+            return
+        stored = tensor_bytes(entry)
+        self.scale = stored[:4].view("<f4")[0] if entry.type == "APR_Q8" else None
+        self.width = kind.values if entry.flat or entry.type == "APR_Q4" else entry.shape[-1]
+        if entry.type == "APR_Q8":
+            self.width = entry.shape[-1]
+            self.rows = stored[4 : 4 + self.total].reshape(-1, self.width)
+        elif entry.flat or entry.type == "APR_Q4":
+            self.rows = stored.reshape(-1, kind.bytes)
+        else:
+            self.rows = stored.reshape(self.total // self.width, -1)
+        self.known = self._decode(self.rows[:1]) is not None
+
+    def decode(self, step: int) -> Float32:
+        """Every ``step``-th row [n] float32."""
+        found = self._decode(np.ascontiguousarray(self.rows[::step]))
+        return np.empty(0, dtype=np.float32) if found is None else found.reshape(-1)[: self.total]
+
+    def blocks(self) -> Iterator[Float32]:
+        """All values [n] float32, about BLOCK_VALUES at a time."""
+        step = max(1, BLOCK_VALUES // self.width)
+        mapped = mapping(self.rows)
+        left, since = self.total, 0
+        for first in range(0, len(self.rows), step):
+            rows = self.rows[first : first + step]
+            found = self._decode(rows)
+            assert found is not None
+            yield found.reshape(-1)[:left]
+            left -= found.size
+            since += rows.size
+            if mapped is not None and since >= RELEASE_BYTES:
+                mapped.madvise(mmap.MADV_DONTNEED)
+                since = 0
+
+    def _decode(self, rows: npt.NDArray[np.uint8]) -> Float32 | None:
+        """Rows of bytes to rows of values; None where nothing decodes the type."""
+        if self.scale is not None:
+            scaled: Float32 = rows.view(np.int8).astype(np.float32)
+            scaled *= self.scale
+            return scaled
+        found = _apr_q4(rows) if self.entry.type == "APR_Q4" else _decode(rows, self.entry.type)
+        return None if found is None else found[:, : self.width]
 
 
 def _decode(rows: npt.NDArray[np.uint8], type_name: str) -> Float32 | None:

@@ -179,6 +179,8 @@ def running(model: Path) -> Iterator[Terminal]:
         terminal.until_text("Tensors")
         terminal.press("t")
         terminal.until_text("files")
+        terminal.press("\r")  # into the form
+        terminal.until_text("esc leave")
         terminal.press("\x1b[200~" + PROMPT.replace("\n", " ") + "\x1b[201~")
         terminal.press("\r")
         terminal.until_quiet()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from aprtui.formats.aprt import read_header, write_stage
+from aprtui.formats.tracedir import SCHEMA, write_manifest
 from aprtui.tui.running import running_pid
 from tests.pty.terminal import APRTUI, Terminal, in_terminal
 from tests.support import FIXTURES, needs_fixtures
 from tests.tui.support import small_trace
+from tests.unit.gguf_writer import Tensor, gguf_bytes, text
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 
@@ -118,6 +123,74 @@ def test_a_hostile_name_cannot_reach_the_terminal(tmp_path: Path) -> None:
         assert rb"\x1b]52" in terminal.raw
 
 
+HOSTILE = "[/x]\x1b[31m\x1b]52;c;aGVsbG8=\x07\u202etxt\x9b5n" + "x" * 10_000
+
+
+def _harmless(terminal: Terminal) -> None:
+    """Nothing of HOSTILE reached the terminal as it is: no clipboard write, no bidi, no query."""
+    for raw in (b"\x1b]52", "\u202e".encode(), "\x9b".encode(), b"\x1b[31mm"):
+        assert raw not in terminal.raw
+    assert terminal.process.poll() is None
+
+
+def test_a_hostile_manifest_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    trace = small_trace(tmp_path / "t")
+    manifest = json.loads((trace / "trace.json").read_text())
+    manifest |= {
+        "prompt": HOSTILE, "tokens": {"ids": [1, 2, 3], "text": [HOSTILE] * 3},
+        "model": {"path": HOSTILE, "architecture": HOSTILE}, "engine": {"name": HOSTILE},
+        "notes": [HOSTILE],
+    }  # fmt: skip
+    (trace / "trace.json").write_text(json.dumps(manifest))
+    with in_terminal(str(trace)) as terminal:
+        terminal.until_text("attn_norm")
+        for key in "123456G":
+            terminal.press(key)
+            terminal.until_quiet()
+        _harmless(terminal)
+        terminal.press("q")
+        assert terminal.wait() == 0
+
+
+def test_a_hostile_model_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    keys = [text("general.architecture", "qwen2"), text("general.name", HOSTILE),
+            text(HOSTILE[:60], HOSTILE)]  # fmt: skip
+    tensors = [Tensor(HOSTILE[:60], (4,), 0, bytes(16)), Tensor("[/x]", (4,), 0, bytes(16))]
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(gguf_bytes(keys, tensors))
+    with in_terminal(str(path)) as terminal:
+        terminal.until_text("Tensors 2")
+        for key in "j1234\tjjz":
+            terminal.press(key)
+            terminal.until_quiet()
+        _harmless(terminal)
+        terminal.press("\x11")
+        assert terminal.wait() == 0
+
+
+@pytest.mark.parametrize("pane", "1345")
+def test_going_to_another_stage_sends_at_most_fifteen_kilobytes(tmp_path: Path, pane: str) -> None:
+    root = tmp_path / "t"
+    rng = np.random.default_rng(0)
+    for layer in (0, 1):
+        for stage in ("attn_norm", "attn_out"):
+            values = rng.standard_normal(64 * 512).astype(np.float32)
+            write_stage(root / f"layer-{layer}" / f"{stage}.bin", layer, values)
+    known = {"shape": [64, 512], "axes": ["token", "hidden"], "positions": "all",
+             "bytes": 12 + 4 * 64 * 512}  # fmt: skip
+    stages = [{"path": str(path.relative_to(root))} | known for path in root.rglob("*.bin")]
+    write_manifest(root, {"schema": SCHEMA, "stages": stages})
+    with in_terminal(str(root)) as terminal:
+        terminal.until_text("attn_out")
+        terminal.press(pane)
+        terminal.until_quiet()
+        for key in "jk":
+            before = len(terminal.raw)
+            terminal.press(key)
+            terminal.until_quiet()
+            assert 0 < len(terminal.raw) - before <= 15_000
+
+
 def test_resizing_to_almost_nothing_and_back_keeps_the_app_alive(tmp_path: Path) -> None:
     with in_terminal(str(small_trace(tmp_path))) as terminal:
         terminal.until_text("attn_norm")
@@ -143,6 +216,32 @@ def test_a_cursor_move_in_values_sends_at_most_a_kilobyte_and_idle_nothing(
         terminal.until_text("(1, 0)")
         terminal.until_quiet()
         assert len(terminal.raw) - before <= 1024
+
+
+@needs_fixtures
+def test_x_stops_a_trace_keeps_whole_files_and_leaves_no_process(tmp_path: Path) -> None:
+    model = FIXTURES / "models" / "pycode-5m-q4_k_m.gguf"
+    mine = tmp_path / "m.gguf"
+    mine.write_bytes(model.read_bytes())
+    with in_terminal(str(mine)) as terminal:
+        terminal.until_text("Tensors")
+        terminal.press("t")
+        terminal.until_text("= 105 files")
+        terminal.press("\r")
+        terminal.until_text("esc leave")
+        terminal.press("\x1b[200~" + "def f(x): return x + 1 " * 60 + "\x1b[201~\r")
+        terminal.until(lambda: "= 105 files" in terminal.text and "│ 9 tokens" not in terminal.text)
+        terminal.press("r")
+        terminal.until_text("files/s")
+        terminal.press("x")
+        terminal.until(lambda: "stopped after" in terminal.text or "complete" in terminal.text)
+        folder = tmp_path / "m-trace"
+        assert running_pid(folder) is None
+        for file in folder.rglob("*.bin"):
+            read_header(file)  # raises for a file that is not whole
+        assert not list(folder.rglob("*.part"))
+        terminal.press("\x11")
+        assert terminal.wait() == 0
 
 
 @needs_fixtures

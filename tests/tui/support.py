@@ -21,7 +21,10 @@ from aprtui.tui.app import AprtuiApp
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.source import kind_of
 
-__all__ = ["assert_frame", "fake_engine", "frame", "opened", "screen", "settle", "small_trace"]
+__all__ = [
+    "assert_frame", "fake_engine", "frame", "opened", "press", "screen", "settle", "small_trace",
+    "until",
+]  # fmt: skip
 
 WIDE, NARROW = (120, 40), (80, 24)
 _FRAMES = Path(__file__).parent / "frames"
@@ -66,6 +69,15 @@ async def settle(pilot: Pilot[int]) -> None:
                 return
         await pilot.app.workers.wait_for_complete()
     raise AssertionError("the workers never came to rest")
+
+
+async def until(pilot: Pilot[int], text: str) -> None:
+    """Until ``text`` is on the screen; workers may go on."""
+    for _ in range(600):
+        if text in frame(pilot):
+            return
+        await pilot.pause(0.02)
+    raise AssertionError(f"{text!r} never came:\n{frame(pilot)}")
 
 
 async def press(pilot: Pilot[int], *keys: str) -> str:

@@ -28,6 +28,7 @@ OWNERS: dict[str, tuple[type, ...]] = {
     "values": (BrowseScreen,),
     "histogram": (BrowseScreen,),
     "heatmap": (BrowseScreen,),
+    "tokens": (BrowseScreen,),
     "model": (ModelScreen,),
     "models": (ModelsScreen,),
     "trace": (TraceScreen,),
@@ -47,7 +48,9 @@ def test_ids_are_unique_and_places_are_known() -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_no_key_means_two_things_in_one_place(place: str) -> None:
-    together = {"browse", place} if place in ("values", "histogram", "heatmap") else {place}
+    together = (
+        {"browse", place} if place in ("values", "histogram", "heatmap", "tokens") else {place}
+    )
     keys = [name for key in KEYS if key.where in together for name in key.keys]
     assert len(set(keys)) == len(keys)
 

@@ -16,7 +16,7 @@ from aprtui.tui.client import TraceClient
 from aprtui.tui.screens.model import ModelScreen
 from aprtui.tui.screens.trace import TraceScreen
 from tests.support import FIXTURES, needs_fixtures
-from tests.tui.support import NARROW, WIDE, fake_engine, frame, opened, press, screen, settle
+from tests.tui.support import NARROW, WIDE, fake_engine, frame, opened, press, screen, settle, until
 
 RUN = """
 stage(0, "embedding", 1); stage(0, "attn_norm", 2); stage(0, "post_ffn_residual", 3)
@@ -52,14 +52,6 @@ async def _form(pilot: Pilot[int], folder: Path, body: str) -> TraceScreen:
     found = pilot.app.screen
     assert isinstance(found, TraceScreen)
     return found
-
-
-async def _until(pilot: Pilot[int], text: str) -> None:
-    for _ in range(400):
-        if text in frame(pilot):
-            return
-        await pilot.pause(0.02)
-    raise AssertionError(f"{text!r} never came:\n{frame(pilot)}")
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW])
@@ -98,7 +90,7 @@ async def test_letters_are_commands_until_a_field_is_entered_and_the_foot_says_w
 async def test_a_token_that_holds_markup_and_escapes_is_only_shown(tmp_path: Path) -> None:
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         await _form(pilot, tmp_path, RUN)
-        assert r"Hi| [/x]\x1b[31m" in frame(pilot)
+        assert r"Hi│ [/x]\x1b[31m│" in frame(pilot)
         assert "\x1b" not in frame(pilot)
 
 
@@ -120,7 +112,7 @@ async def test_the_grid_fills_and_a_stage_with_nan_is_told_apart(tmp_path: Path)
         assert trace.grid.cells[StageKey(0, "embedding")] == ("█", "good")
         assert trace.grid.cells[StageKey(1, "attn_norm")] == ("!", "bad")
         assert "complete" in text and "6 files · 600 B" in text
-        assert "NaN or Inf in 1 stages, first layer-1/attn_norm" in text
+        assert "NaN or Inf in 1 stage, first layer-1/attn_norm" in text
         assert "rms of the residual" in text
 
 
@@ -128,14 +120,14 @@ async def test_x_stops_the_child_and_what_is_written_stays(tmp_path: Path) -> No
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         trace = await _form(pilot, tmp_path, WAIT)
         await pilot.press("r")
-        await _until(pilot, "1 of 6 files")
+        await until(pilot, "1 of 6 files")
         await pilot.press("q")
-        await _until(pilot, "A trace is running")
+        await until(pilot, "A trace is running")
         await pilot.press("q")  # not yet
-        await _until(pilot, "1 of 6 files")
+        await until(pilot, "1 of 6 files")
         await press(pilot, "x")
         assert isinstance(trace.ended, Stopped) and not trace.running
-        assert "stopped after 1 files" in frame(pilot)
+        assert "stopped after 1 file;" in frame(pilot)
         assert trace.client.child.returncode == 0
 
 
@@ -144,9 +136,9 @@ async def test_quitting_leaves_no_engine_behind(tmp_path: Path) -> None:
     async with app.run_test(size=WIDE) as pilot:
         trace = await _form(pilot, tmp_path, WAIT)
         await pilot.press("r")
-        await _until(pilot, "1 of 6 files")
+        await until(pilot, "1 of 6 files")
         await pilot.press("ctrl+q")
-        await _until(pilot, "A trace is running")
+        await until(pilot, "A trace is running")
         await pilot.press("ctrl+q")
         await settle(pilot)
     assert trace.client.child.returncode is not None
@@ -160,9 +152,9 @@ async def test_a_trace_can_be_left_running_when_the_screen_closes(tmp_path: Path
     async with app.run_test(size=WIDE) as pilot:
         trace = await _form(pilot, tmp_path, GOES_ON.replace("MARK", str(mark)))
         await pilot.press("r")
-        await _until(pilot, "1 of 6 files")
+        await until(pilot, "1 of 6 files")
         await pilot.press(key)
-        await _until(pilot, "A trace is running")
+        await until(pilot, "A trace is running")
         await pilot.press("l")
         await settle(pilot)
         assert app.is_running == (key == "q")
@@ -191,7 +183,7 @@ async def test_a_paused_display_catches_up(tmp_path: Path) -> None:
             await pilot.pause(0.02)
         assert trace.grid.cells[StageKey(0, "embedding")][0] == "·"
         await pilot.press("space")
-        await _until(pilot, "1 of 6 files")
+        await until(pilot, "1 of 6 files")
         await press(pilot, "x")
 
 
@@ -240,6 +232,8 @@ async def test_the_form_offers_other_engines_and_says_how_to_get_them(
     monkeypatch.setattr("aprtui.engine.adapters.available", lambda: choices)
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         trace = await _form(pilot, tmp_path, RUN)
+        trace.query_one("#field-engine", Input).focus()
+        await settle(pilot)
         assert "or llamacpp · hf: pip install 'aprtui[hf]'" in frame(pilot)
         assert trace.job().engine == "aprtui"
         trace.query_one("#field-engine", Input).value = "llamacpp"

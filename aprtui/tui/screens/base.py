@@ -31,7 +31,7 @@ class BaseScreen(Screen[object]):
 
     mode: ClassVar[str] = ""
     places: ClassVar[tuple[str, ...]] = ()
-    lead: ClassVar[str] = "move"
+    lead: str = "move"  # what j and k do here
     BINDINGS: ClassVar[list[BindingType]] = []
 
     def __init__(self) -> None:
@@ -96,7 +96,8 @@ class BaseScreen(Screen[object]):
         if self.state != "full":
             self.key_line.show_keys("", self._mine(keys_at("anywhere")))
             return
-        keys = [*keys_at(*self.active_places()), *keys_at("anywhere")]
+        places = (*self.active_places(), "anywhere")  # the closest first: the line may be full
+        keys = [key for place in places for key in keys_at(place)]
         self.key_line.show_keys(self.lead, self._mine(keys))
 
     def _mine(self, keys: Iterable[Key]) -> tuple[Key, ...]:
@@ -118,7 +119,7 @@ class BaseScreen(Screen[object]):
         self._purpose = purpose
         self._prompt.value = value
         self._prompt.placeholder = question
-        self._prompt.border_title = question
+        self.say(f"{question}  ·  enter answers, esc leaves")  # the answer hides the placeholder
         self._asked_from = self.focused
         self._prompt.display = True
         self._prompt.focus()
@@ -143,6 +144,7 @@ class BaseScreen(Screen[object]):
 
     def _close_prompt(self) -> None:
         self._prompt.display = False
+        self.say("")
         if self._asked_from is not None:
             self._asked_from.focus()
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from textual import on
+from textual import events, on
 from textual.binding import BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal
+from textual.content import Content
 from textual.widget import Widget
-from textual.widgets import ContentSwitcher
+from textual.widgets import ContentSwitcher, Static
 from textual.worker import get_current_worker
 
 from aprtui.errors import AprtuiError, BadFileError
@@ -22,12 +22,12 @@ from aprtui.tui.keys import bindings
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.messages import LoadFailed, Surveyed, TraceLoaded
 from aprtui.tui.running import running_pid
-from aprtui.tui.screens.measuring import PaneReady, Wish, fulfil, look_at, stated
+from aprtui.tui.screens.measuring import PaneReady, Wish, fulfil, stated, survey
 from aprtui.tui.screens.pane_keys import PaneKeysScreen
 from aprtui.tui.session import Spot, recall, remember
 from aprtui.tui.source import load_trace, mark_of, title_of
-from aprtui.tui.stage_table import describe_shape, table_of
-from aprtui.tui.widgets.frame import PaneTabs
+from aprtui.tui.stage_table import StageTable, describe_shape, table_of
+from aprtui.tui.widgets.frame import NamedFrame, PaneTabs
 from aprtui.tui.widgets.header_pane import HeaderPane
 from aprtui.tui.widgets.heatmap_pane import HeatmapPane
 from aprtui.tui.widgets.histogram_pane import HistogramPane
@@ -42,7 +42,6 @@ __all__ = ["BrowseScreen"]
 PANES = ("header", "values", "histogram", "heatmap", "stats", "tokens")
 FOLLOW_S = 1.0
 PATIENCE_S = 0.25
-SURVEY_SLICE, SURVEY_REST_S = 25, 0.002  # files looked at without a rest: keys come first
 
 
 class BrowseScreen(PaneKeysScreen):
@@ -52,7 +51,7 @@ class BrowseScreen(PaneKeysScreen):
     places = ("browse",)
     lead = "stage"
     BINDINGS: ClassVar[list[BindingType]] = bindings(  # type: ignore[assignment]
-        "browse", "values", "histogram", "heatmap"
+        "browse", "values", "histogram", "heatmap", "tokens"
     )
 
     def __init__(self, path: Path, select: StageKey | None = None, model: str = "") -> None:
@@ -66,7 +65,8 @@ class BrowseScreen(PaneKeysScreen):
         self.store = Store()
         self._select = select
         self._mark: tuple[int, ...] = ()
-        self._framed = ""
+        self._key: StageKey | None = None
+        self._nothing = False  # the stage's file is damaged or holds no values
         self.stages = StageList(id="stages")
         self.tabs = PaneTabs(PANES)
         self.header = HeaderPane(id="header")
@@ -75,6 +75,7 @@ class BrowseScreen(PaneKeysScreen):
         self.heatmap = HeatmapPane(id="heatmap")
         self.stats = StatsPane(id="stats")
         self.tokens = TokensPane(self.store, id="tokens")
+        self.note = Static("", id="note", markup=False)  # in place of a pane that has nothing
         self.line = PartLine(id="headline")
 
     def body(self) -> Iterable[Widget]:
@@ -82,7 +83,7 @@ class BrowseScreen(PaneKeysScreen):
         self.stages.border_title = "Stages"
         with Horizontal():
             yield self.stages
-            with Vertical(id="panes", classes="frame"):
+            with NamedFrame(id="panes", classes="frame"):
                 yield self.tabs
                 yield self.line
                 with ContentSwitcher(initial="header", id="switcher"):
@@ -92,11 +93,14 @@ class BrowseScreen(PaneKeysScreen):
                     yield self.heatmap
                     yield self.stats
                     yield self.tokens
+                    yield self.note
 
     # Loading and following.
 
     def started(self) -> None:
-        self.set_title(clean(self.path.name, 60))
+        name = clean(self.path.name or str(self.path), 60)
+        self.set_title(name)
+        self.set_state("loading", f"Reading {name} …", "q goes back")
         self._load()
         self.set_interval(FOLLOW_S, self._follow)
 
@@ -152,26 +156,12 @@ class BrowseScreen(PaneKeysScreen):
         self._survey()
 
     def _survey(self) -> None:
-        self.run_worker(self._look, thread=True, exclusive=True, group="survey")
-
-    def _look(self) -> None:
-        """Check every header once and measure the files that are small enough to do at once."""
         assert self.trace is not None
-        worker = get_current_worker()
-        found = Surveyed()
         known = set(self.stages.rms) | set(self.stages.damage)
-        wanted = sorted(self.trace.records.keys() - known, key=str)
-        for number, key in enumerate(wanted):
-            if worker.is_cancelled:
-                return
-            if number % SURVEY_SLICE == 0:
-                time.sleep(SURVEY_REST_S)
-            look_at(self.trace.records[key], found)
-            if len(found.rms) + len(found.damage) >= 200:
-                self.post_message(found)
-                found = Surveyed()
-        if found.rms or found.damage:
-            self.post_message(found)
+        wanted = [record for key, record in self.trace.records.items() if key not in known]
+        self.run_worker(
+            lambda: survey(wanted, self.post_message), thread=True, exclusive=True, group="survey"
+        )
 
     @on(Surveyed)
     def _surveyed(self, event: Surveyed) -> None:
@@ -184,11 +174,10 @@ class BrowseScreen(PaneKeysScreen):
         damaged = len(self.stages.damage)
         if damaged:
             title += f" · {damaged} damaged"
-        if self.stages.filter:
-            shown = len(self.stages.matching)
-            title += (
-                f" · showing {shown} of {len(self.trace.records)} · filter {self.stages.filter}"
-            )
+        if self.stages.filter:  # told early: the line may be cut
+            shown = f"showing {len(self.stages.matching)} of {len(self.trace.records)}"
+            name, dot, rest = title.partition(" · ")
+            title = f"{name} · {shown} · filter {self.stages.filter}{dot}{rest}"
         if self.pid is not None:
             title += " · running, x stops it"
         if self.paused:
@@ -203,30 +192,34 @@ class BrowseScreen(PaneKeysScreen):
 
     @property
     def record(self) -> StageRecord | None:
-        key = self.stages.current
-        return self.trace.records.get(key) if self.trace and key else None
+        """The stage under the cursor; on a layer's own row still the last one."""
+        self._key = self.stages.current or self._key
+        return self.trace.records.get(self._key) if self.trace and self._key else None
 
     @on(RowList.Moved, "#stages")
     def _moved(self, event: RowList.Moved) -> None:
         event.stop()
-        self._show_stage()
+        if self.stages.current is not None:  # on a layer's own row the last stage stays
+            self._show_stage()
 
     def _show_stage(self) -> None:
         record = self.record
         if record is None or self.trace is None:
             return
         self._show_unmeasured()
+        table: StageTable | None = None
+        why = ""
         try:
             table = table_of(record, self.trace.token_texts or ())
         except BadFileError as error:
-            self.stages.survey({}, {record.key: error.message})
-            self.values.show(None)
+            why = error.message
+            self.stages.survey({}, {record.key: why})
             self.stats.give(None, None)
-            self.line.show([(" ! " + error.message.partition(": ")[2], "bad")])
-            table = None
-        else:
-            self.values.show(table)
-        if table is None or self.pane in ("header", "values"):
+            self.line.show([(" ! " + why.partition(": ")[2], "bad")])
+        self.values.show(table)
+        self._explain(table, why)
+        frame = self.query_one("#panes", NamedFrame)
+        if table is None or self.pane in ("header", "values") or not frame.border_title:
             self._name_frame()
         else:  # one redrawing for the name and the picture, unless the picture takes long
             self.set_timer(PATIENCE_S, self._name_frame)
@@ -236,6 +229,21 @@ class BrowseScreen(PaneKeysScreen):
             self.line.show(stated(record))
         if table is not None:
             self._measure()
+
+    def _explain(self, table: StageTable | None, why: str) -> None:
+        """Where there is nothing to draw, say so in place of the panes that draw values."""
+        if table is None:
+            what = Content.styled(f"! {why}", "bold $text-error")
+            hint = "1 shows its bytes · n goes to the next damaged file"
+        else:
+            what, hint = Content("This stage holds no values."), "1 shows its header"
+        self.note.update(Content.assemble(what, "\n\n", (hint, "dim")))
+        self._nothing = table is None or not table.values.size
+        self._switch()
+
+    def _switch(self) -> None:
+        nothing = self._nothing and self.pane != "header"
+        self.query_one("#switcher", ContentSwitcher).current = "note" if nothing else self.pane
 
     def _show_unmeasured(self) -> None:
         """The panes that are filled by themselves, when one of them is shown."""
@@ -253,9 +261,7 @@ class BrowseScreen(PaneKeysScreen):
         where = "" if record.key.layer is None else f"layer {record.key.layer} · "
         shape, size = describe_shape(record), f"{record.size_bytes:,} B"
         title = f"{where}{record.key.stage} · {shape} · {size}"
-        if title != self._framed:  # a new title draws the whole frame again
-            self._framed = title
-            self.query_one("#panes").border_title = title.replace("[", r"\[")
+        self.query_one("#panes", NamedFrame).name_it(title)
 
     @property
     def _wish(self) -> Wish:
@@ -290,6 +296,8 @@ class BrowseScreen(PaneKeysScreen):
             self.line.show(headline(event.measured, self.line.size.width))
             self.stats.give(table, event.measured)
             found = event.measured.statistics
+            if not found.count:
+                return
             self.values.grid.loud = 6 * found.rms
             broken = found.nan or found.pos_inf or found.neg_inf  # the tree says so, not a number
             self.stages.survey({event.wish.key: float("nan") if broken else found.rms}, {})
@@ -301,7 +309,7 @@ class BrowseScreen(PaneKeysScreen):
     def set_pane(self, pane: str) -> None:
         self.pane = pane
         self.tabs.shown = pane
-        self.query_one("#switcher", ContentSwitcher).current = pane
+        self._switch()
         self._show_unmeasured()
         self.show_keys()
         self._measure()
@@ -310,8 +318,13 @@ class BrowseScreen(PaneKeysScreen):
     def _chosen(self, event: PaneTabs.Chosen) -> None:
         self.set_pane(event.pane)
 
+    @on(events.DescendantFocus)
+    def _focus_moved(self) -> None:
+        self.lead = "stage" if self.focused is self.stages else "move"
+        self.show_keys()
+
     def active_places(self) -> tuple[str, ...]:
-        return ("browse", self.pane)
+        return (self.pane, "browse")
 
     def action_pane(self, pane: str) -> None:
         self.set_pane(pane)
@@ -324,6 +337,11 @@ class BrowseScreen(PaneKeysScreen):
             "values": self.values.grid, "header": self.header, "histogram": self.histogram,
             "heatmap": self.heatmap, "stats": self.stats, "tokens": self.tokens,
         }[self.pane]  # fmt: skip
+
+    @on(RowList.Opened, "#stages")
+    def _opened(self, event: RowList.Opened) -> None:
+        event.stop()
+        self.pane_widget().focus()
 
     def action_focus_pane(self) -> None:
         target = self.pane_widget() if self.focused is self.stages else self.stages
@@ -360,12 +378,15 @@ class BrowseScreen(PaneKeysScreen):
     def answered(self, purpose: str, text: str) -> None:
         if purpose == "export" and text and self.values.table is not None:
             self.say(export(self.values.table, Path(text).expanduser()))
+        elif purpose == "model" and text:
+            self.model = text
+            self._show_unmeasured()
         elif purpose == "diff" and text:
             self.app.open_diff(self.path, Path(text).expanduser())  # type: ignore[attr-defined]
 
     def action_next_match(self, step: int) -> None:
         """The same stage in the next layer; with damage about, the next damaged file."""
-        here, keys = self.stages.current, self.stages.matching
+        here, keys = self._key, self.stages.matching
         if here is None or here not in keys:
             return
         wanted = [key for key in keys if key in self.stages.damage] or [

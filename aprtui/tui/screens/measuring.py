@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,9 @@ from aprtui.tui.stage_table import StageTable
 from aprtui.tui.widgets.heatmap_pane import downsample
 from aprtui.tui.widgets.lines import Part
 
-__all__ = ["PaneReady", "Wish", "fulfil", "look_at", "stated"]
+__all__ = ["PaneReady", "Wish", "fulfil", "look_at", "stated", "survey"]
+
+SURVEY_SLICE, SURVEY_REST_S = 25, 0.002  # files looked at without a rest: keys come first
 
 SMALL = 1 << 18  # tensors up to so many values are measured for the tree as well
 
@@ -108,6 +111,23 @@ def stated(record: StageRecord) -> list[Part]:
         elif isinstance(value, str):
             parts += [(f"{name} ", "head"), (f"{clean(value, 12)}  ", "bad")]
     return [*parts, ("by the manifest", "dim")] if len(parts) > 1 else []
+
+
+def survey(records: Iterable[StageRecord], post: Callable[[Message], bool]) -> None:
+    """Check every header once and measure the files that are small enough to do at once."""
+    worker = get_current_worker()
+    found = Surveyed()
+    for number_, record in enumerate(sorted(records, key=lambda record: str(record.key))):
+        if worker.is_cancelled:
+            return
+        if number_ % SURVEY_SLICE == 0:
+            time.sleep(SURVEY_REST_S)
+        look_at(record, found)
+        if len(found.rms) + len(found.damage) >= 200:
+            post(found)
+            found = Surveyed()
+    if found.rms or found.damage:
+        post(found)
 
 
 def look_at(record: StageRecord, found: Surveyed) -> None:

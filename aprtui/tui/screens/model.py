@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,27 +11,43 @@ from typing import ClassVar
 
 from textual import on, work
 from textual.binding import BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.content import Content
+from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widget import Widget
-from textual.widgets import Static
+from textual.widgets import ContentSwitcher, Static
 from textual.worker import get_current_worker
 
+from aprtui.compare.metrics import Cancelled
 from aprtui.errors import AprtuiError
 from aprtui.formats.modelfile import ModelFile
-from aprtui.model.config import ModelConfig
 from aprtui.model.open import Model, open_model, read_model_file
-from aprtui.text import clean, count, number, size
+from aprtui.text import clean, count, size
+from aprtui.tui.carry import copy
 from aprtui.tui.keys import bindings
+from aprtui.tui.measure import Store, identity
 from aprtui.tui.messages import LoadFailed
+from aprtui.tui.model_facts import (
+    TensorRow,
+    config_facts,
+    header_facts,
+    layer_facts,
+    metadata_facts,
+    tensor_facts,
+    tensor_rows,
+)
 from aprtui.tui.screens.base import BaseScreen
-from aprtui.tui.weight_sample import WeightLook, look_at_weight
+from aprtui.tui.screens.model_text import summary
+from aprtui.tui.weight_sample import WeightLook, look_at_all, look_at_weight
+from aprtui.tui.widgets.facts import Fact, FactList
+from aprtui.tui.widgets.frame import NamedFrame, PaneTabs
 from aprtui.tui.widgets.lines import RowList
-from aprtui.tui.widgets.tensor_list import SORTS, TensorList, TensorRow
-from aprtui.tui.widgets.weight_picture import WeightPicture
+from aprtui.tui.widgets.tensor_list import SORTS, TensorList
+from aprtui.tui.widgets.tensor_pane import TensorPane
 
-__all__ = ["ModelScreen", "summary"]
+__all__ = ["ModelScreen"]
+
+PANES = ("tensor", "header", "config", "metadata")
+TELL_S = 0.1  # how far a weight is counted is told ten times a second at most
 
 
 @dataclass
@@ -44,9 +61,28 @@ class ModelLoaded(Message):
 
 @dataclass
 class WeightReady(Message):
-    """A weight was looked at."""
+    """A weight was looked at: at a sample of it, or at every value. None: no decoder for it."""
 
-    look: WeightLook
+    row: TensorRow
+    look: WeightLook | None
+
+
+@dataclass
+class WeightCounted(Message):
+    """So many values of a weight have been counted."""
+
+    row: TensorRow
+    done: int
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, WeightCounted)
+
+
+@dataclass
+class Verified(Message):
+    """The whole file was read; ``wrong`` says what does not hold."""
+
+    wrong: str = ""
 
 
 class ModelScreen(BaseScreen):
@@ -62,10 +98,13 @@ class ModelScreen(BaseScreen):
         self.path = path
         self.model: Model | None = None
         self.file: ModelFile | None = None
+        self.pane = "tensor"
+        self.store = Store()
         self.summary_text = Static("", id="summary", markup=False)
         self.tensors = TensorList(id="tensors")
-        self.detail = Static("", markup=False)
-        self.picture = WeightPicture(id="picture")
+        self.tabs = PaneTabs(PANES)
+        self.tensor = TensorPane(id="tensor")
+        self.facts = {name: FactList(id=name) for name in PANES[1:]}
 
     def body(self) -> Iterable[Widget]:
         self.tensors.add_class("frame")
@@ -73,13 +112,17 @@ class ModelScreen(BaseScreen):
             yield self.summary_text
             with Horizontal(id="lists"):
                 yield self.tensors
-                with Vertical(id="detail", classes="frame"):
-                    with VerticalScroll(id="facts"):
-                        yield self.detail
-                    yield self.picture
+                with NamedFrame(id="detail", classes="frame"):
+                    yield self.tabs
+                    with ContentSwitcher(initial="tensor", id="about"):
+                        yield self.tensor
+                        yield from self.facts.values()
 
     def started(self) -> None:
-        self.set_title(clean(self.path.name, 80))
+        name = clean(self.path.name, 80)
+        self.set_title(name)
+        self.set_state("loading", f"Reading {name} …", "q goes back")
+        self.tabs.shown = self.pane
         self.run_worker(self._read, thread=True, exclusive=True, group="load")
 
     def _read(self) -> None:
@@ -91,20 +134,31 @@ class ModelScreen(BaseScreen):
         try:
             self.post_message(ModelLoaded(file, open_model(self.path), ""))
         except AprtuiError as error:
-            self.post_message(ModelLoaded(file, None, str(error)))
+            why = str(error).removeprefix(f"{clean(str(self.path))}: ")
+            self.post_message(ModelLoaded(file, None, why))
 
     @on(LoadFailed)
     def _failed(self, event: LoadFailed) -> None:
         if self.file is not None:  # a weight that cannot be read: the rest still stands
-            self.say(f"{event.what} {event.hint}")
+            self.tensor.say(f"! {event.what}. {event.hint}", "bad")
             return
         self.set_title(clean(self.path.name, 80), loud=True)
-        self.set_state("error", event.what, event.hint)
+        hint = event.hint or "a copy that was cut short is copied again; q goes back"
+        self.set_state("error", event.what, hint)
 
     @on(ModelLoaded)
     def _loaded(self, event: ModelLoaded) -> None:
         self.file, self.model = event.file, event.model
+        if not event.file.tensors:
+            self.set_state("empty", "This file holds no tensors.", "q goes back")
+            return
         self.summary_text.update(summary(event.file, event.model, event.why))
+        notes = event.model.notes if event.model else event.file.notes
+        self.facts["header"].show(header_facts(event.file, notes))
+        self.facts["config"].show(
+            config_facts(event.model) if event.model else [Fact("none", event.why, "", "bad")]
+        )
+        self.facts["metadata"].show(metadata_facts(event.file.metadata))
         self.tensors.set_tensors(tensor_rows(event.file, event.model))
         self.set_state("full")
         self.tensors.focus()
@@ -118,41 +172,152 @@ class ModelScreen(BaseScreen):
             title = f"Tensors {len(self.tensors.matching)} of {total} · {self.tensors.filter}"
         self.tensors.border_title = title.replace("[", r"\[")
 
+    # The pane at the right.
+
     @on(RowList.Moved, "#tensors")
     def _moved(self) -> None:
         self._show_tensor()
 
+    @on(TensorPane.Wanted)
     def _show_tensor(self) -> None:
-        assert self.file is not None
-        frame = self.query_one("#detail")
-        row = self.tensors.current
-        if row is None:
-            frame.border_title = clean(self.file.path.name, 50).replace("[", r"\[")
-            self.detail.update(file_content(self.file, self.model))
-            self.picture.show(None)
+        if self.file is None or self.state != "full":
             return
-        frame.border_title = (row.role or "no role").replace("[", r"\[")
-        self.detail.update(tensor_content(row, None))
-        self._look_at(row)
+        row, layer = self.tensors.current, self.tensors.current_layer
+        if row is not None:
+            self.tensor.show(tensor_facts(row), "reading values …")
+            self._look_at(row, self.tensor.bins)
+        else:
+            rows = layer_facts(layer, self.tensors.matching, self.tensors.total_bytes)
+            self.workers.cancel_group(self, "weight")
+            self.tensor.show(rows if self.tensors.row_count() else [])
+        self._name_frame()
+
+    def _name_frame(self) -> None:
+        """The tensor's name over the pane, and how many of its values the numbers are of."""
+        row, layer, look = self.tensors.current, self.tensors.current_layer, self.tensor.look
+        if self.pane != "tensor":
+            title = clean(self.path.name, 60)
+        elif row is None:
+            title = f"layer {layer}" if self.tensors.row_count() else ""
+        else:
+            where = "" if row.layer is None else f"layer {row.layer} · "
+            title = where + (row.label or clean(row.entry.name, 40))
+            if look is not None:
+                title += " · every value" if look.exact else f" · {count(look.looked)} sampled"
+        self.query_one("#detail", NamedFrame).name_it(title)
 
     @work(thread=True, exclusive=True, group="weight")
-    def _look_at(self, row: TensorRow) -> None:
+    def _look_at(self, row: TensorRow, bins: int) -> None:
+        """A sample of the weight first, then all of it; kept while the file is the same."""
+        worker = get_current_worker()
+        key = (identity(row.entry.path), row.entry.name, bins)
+        last = 0.0
+
+        def counted(done: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= TELL_S:
+                last = time.monotonic()
+                self.post_message(WeightCounted(row, done))
+
         try:
-            look = look_at_weight(row.entry, self.picture.bins)
+            known = self.store.get(key)
+            look = known if isinstance(known, WeightLook) else look_at_weight(row.entry, bins)
+            if not worker.is_cancelled:
+                self.post_message(WeightReady(row, look))
+            if look is not None and not look.exact:
+                look = look_at_all(look, lambda: worker.is_cancelled, counted)
+                self.post_message(WeightReady(row, look))
+            self.store.put(key, look)
+        except Cancelled:
+            return
         except AprtuiError as error:
             self.post_message(LoadFailed(error.message, error.hint))
-            return
-        if look is not None and not get_current_worker().is_cancelled:
-            self.post_message(WeightReady(look))
 
     @on(WeightReady)
     def _weight(self, event: WeightReady) -> None:
-        row = self.tensors.current
-        if row is not None and row.entry is event.look.entry:
-            self.detail.update(tensor_content(row, event.look))
-            self.picture.show(event.look)
+        if self.tensors.current is not event.row:
+            return
+        if event.look is None:
+            self.tensor.say(f"no decoder for {event.row.entry.type} without the engine")
+            return
+        self.tensor.give(event.look)
+        self._name_frame()
+
+    @on(WeightCounted)
+    def _counted(self, event: WeightCounted) -> None:
+        if self.tensors.current is event.row:
+            values = max(math.prod(event.row.entry.shape), 1)
+            self.tensor.say(f"a sample; counting every value, {100 * event.done // values} %")
+
+    @work(thread=True, exclusive=True, group="verify")
+    def _verify(self) -> None:
+        try:
+            read_model_file(self.path, verify=True)
+        except AprtuiError as error:
+            self.post_message(Verified(error.message))
+        else:
+            self.post_message(Verified())
+
+    @on(Verified)
+    def _verified(self, event: Verified) -> None:
+        assert self.file is not None
+        if event.wrong:
+            self.say(f"! {event.wrong}")
+        elif self.file.format != "apr":
+            self.say(f"{self.file.format} files hold no checksum: header and index were read again")
+        elif any("no checksum at its end" in note for note in self.file.notes):
+            self.say("the header's checksum is right; the file has none at its end")
+        else:
+            self.say("the checksums of header and file are right")
 
     # Keys.
+
+    def action_pane(self, pane: str) -> None:
+        self.pane = self.tabs.shown = pane
+        inside = isinstance(self.focused, FactList | TensorPane)
+        self.query_one("#about", ContentSwitcher).current = pane
+        if inside:
+            self._pane_widget().focus()
+        self._name_frame()
+
+    @on(PaneTabs.Chosen)
+    def _chosen(self, event: PaneTabs.Chosen) -> None:
+        self.action_pane(event.pane)
+
+    def _pane_widget(self) -> Widget:
+        return self.tensor if self.pane == "tensor" else self.facts[self.pane]
+
+    @on(RowList.Opened, "#tensors")
+    def _opened(self) -> None:
+        self._pane_widget().focus()
+
+    def action_focus_pane(self) -> None:
+        if self.focused is self.tensors:
+            self._pane_widget().focus()
+            return
+        if self.has_class("zoomed"):
+            self.action_zoom()
+        self.tensors.focus()
+
+    def action_zoom(self) -> None:
+        self.toggle_class("zoomed")
+        (self._pane_widget() if self.has_class("zoomed") else self.tensors).focus()
+
+    def action_verify(self) -> None:
+        if self.file is not None:
+            self.say(f"reading {size(self.file.size_bytes)} …")
+            self._verify()
+
+    def action_copy_value(self) -> None:
+        row = self.tensors.current
+        fact = self.facts[self.pane].current if self.pane in self.facts else None
+        if fact is not None and self.focused is self._pane_widget():
+            self.say(copy(self.app, fact.value))
+        elif row is not None:
+            self.say(copy(self.app, row.entry.name))
+
+    def action_copy_path(self) -> None:
+        self.say(copy(self.app, str(self.path.absolute())))
 
     def action_trace(self) -> None:
         self.app.open_trace(self.path)  # type: ignore[attr-defined]
@@ -183,138 +348,10 @@ class ModelScreen(BaseScreen):
         self._show_tensor()
 
     def step_back(self) -> bool:
+        if self.has_class("zoomed"):
+            self.action_zoom()
+            return True
         if not self.tensors.filter:
             return False
         self.answering("filter", "")
         return True
-
-    def action_focus_pane(self) -> None:
-        self.screen.focus_next()
-
-
-def tensor_rows(file: ModelFile, model: Model | None) -> list[TensorRow]:
-    """Every tensor of the file, in the order of the file, with its role where it has one."""
-    roles: dict[str, tuple[str, int | None]] = {}
-    for role, matrix in (model.weights if model else {}).items():
-        label = role.name.replace("_", " ")
-        if role.expert is not None:
-            label += f" of expert {role.expert}"
-        roles.setdefault(matrix.entry.name, (label, role.layer))
-    rows = []
-    for entry in file.tensors.values():
-        label, layer = roles.get(entry.name, ("", _layer_in(entry.name)))
-        rows.append(TensorRow(label, layer, entry))
-    return rows
-
-
-def _layer_in(name: str) -> int | None:
-    """The layer that a tensor's name carries: ``blk.3.`` or ``layers.3.``."""
-    parts = name.split(".")
-    for before, part in itertools.pairwise(parts):
-        if before in ("blk", "layers", "h") and part.isdigit() and len(part) < 6:
-            return int(part)
-    return None
-
-
-def config_line(config: ModelConfig) -> str:
-    """``qwen2 · 4 layers · hidden 256 · heads 8/2 x 32 · ...``."""
-    parts = [
-        config.architecture, f"{config.num_layers} layers", f"hidden {config.hidden_size}",
-        f"heads {config.num_heads}/{config.num_kv_heads} x {config.head_dim}",
-        f"ffn {config.intermediate_size}", f"vocab {count(config.vocab_size)}",
-        f"rope {config.rope_theta:g} {config.rope_layout}",
-    ]  # fmt: skip
-    if config.num_experts:
-        parts.append(f"experts {config.num_experts_per_tok} of {config.num_experts}")
-    if config.sliding_window:
-        parts.append(f"window {config.sliding_window}")
-    return " · ".join(clean(part, 60) for part in parts)
-
-
-def summary(file: ModelFile, model: Model | None, why: str) -> Content:
-    """Two lines of what the model is, then what is odd about it."""
-    weights = sum(entry.size_bytes for entry in file.tensors.values())
-    types: dict[str, int] = {}
-    for entry in file.tensors.values():
-        types[entry.type] = types.get(entry.type, 0) + entry.size_bytes
-    common = sorted(types, key=lambda name: -types[name])
-    lines = []
-    if model is not None:
-        lines.append(Content.styled(config_line(model.config), "bold"))
-    else:
-        lines.append(Content.styled(f"! {clean(why, 400)}", "bold $text-error"))
-    lines.append(
-        Content.styled(
-            f"{file.format} {clean(file.version, 20)} · {size(file.size_bytes)} in "
-            f"{len(file.files)} file{'s' * (len(file.files) != 1)} · {len(file.tensors)} tensors, "
-            f"{size(weights)} · "
-            + ", ".join(
-                f"{name} {100 * types[name] / max(weights, 1):.0f} %" for name in common[:5]
-            ),
-            "dim",
-        )
-    )
-    notes = model.notes if model is not None else file.notes
-    lines += [Content.styled(f"! {clean(note, 300)}", "$text-warning") for note in notes[:5]]
-    if len(notes) > 5:
-        lines.append(Content.styled(f"  and {len(notes) - 5} more notes", "dim"))
-    return Content("\n").join(lines)
-
-
-def tensor_content(row: TensorRow, look: WeightLook | None) -> Content:
-    """Everything the index says of one tensor, and its values in numbers."""
-    entry = row.entry
-    shape = " x ".join(count(extent) for extent in entry.shape)
-    values = 1
-    for extent in entry.shape:
-        values *= extent
-    bits = 8 * entry.size_bytes / max(values, 1)
-    aligned = entry.offset & -entry.offset if entry.offset else 4096
-    rows = [
-        ("name", clean(entry.name, 200)),
-        ("type", f"{entry.type}{', blocks run over the flat tensor' if entry.flat else ''}"),
-        ("shape", f"{shape} = {count(values)} values"),
-        ("bytes", f"{entry.offset:,} .. {entry.offset + entry.size_bytes:,}"),
-        ("", f"{size(entry.size_bytes)}, {min(aligned, 4096)}-aligned"),
-        ("", f"{bits:.4g} bits a value"),
-        ("file", clean(entry.path.name, 100)),
-    ]
-    if look is not None:
-        found = look.statistics
-        infinite = found.pos_inf + found.neg_inf
-        part = "" if look.looked >= look.count else f", from {count(look.looked)} of them"
-        rows[3:3] = [
-            ("values", f"min {number(found.min)}  max {number(found.max)}{part}"),
-            ("", f"mean {number(found.mean, 3)}  rms {number(found.rms)}"),
-            ("", f"NaN {found.nan}  Inf {infinite}  zeros {found.zeros}"),
-        ]
-    return _table(rows)
-
-
-def file_content(file: ModelFile, model: Model | None) -> Content:
-    """The header's fields, decoded, and the metadata."""
-    parts = []
-    if file.header:
-        parts.append(
-            Content("\n").join(
-                Content.assemble(
-                    (f" {field.offset:>6} ", "dim"), (f"{field.name:<18.18} ", "$text-primary"),
-                    clean(field.value, 60), (f"  {field.raw[:8].hex(' ')}", "dim"),
-                )
-                for field in file.header
-            )
-        )  # fmt: skip
-    rows = [
-        (clean(str(key), 40), clean(str(value)[:400], 160))
-        for key, value in list(file.metadata.items())[:200]
-        if not isinstance(value, dict | list | tuple) or len(str(value)[:401]) <= 400
-    ]
-    parts.append(_table([("digest", file.digest[:32]), *rows]))
-    return Content("\n\n").join(parts)
-
-
-def _table(rows: list[tuple[str, str]]) -> Content:
-    wide = min(max((len(name) for name, _ in rows), default=4), 34) + 1
-    return Content("\n").join(
-        Content.assemble((f" {name:<{wide}} ", "$text-primary"), value) for name, value in rows
-    )

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from textual import on
+from textual.message import Message
+from textual.worker import get_current_worker
 
+from aprtui.compare.metrics import Cancelled
 from aprtui.formats.tracedir import StageRecord
 from aprtui.tui.carry import copy
+from aprtui.tui.measure import Float32, Hook, largest_at, nonfinite_after
 from aprtui.tui.running import running_pid, stop_running
 from aprtui.tui.screens.base import BaseScreen
-from aprtui.tui.stage_table import describe_shape
+from aprtui.tui.stage_table import StageTable, describe_shape
 from aprtui.tui.widgets.heatmap_pane import HeatmapPane
 from aprtui.tui.widgets.histogram_pane import RANGES, HistogramPane
 from aprtui.tui.widgets.stage_list import StageList
 from aprtui.tui.widgets.values_pane import ValuesPane
 
 __all__ = ["PaneKeysScreen"]
+
+
+@dataclass
+class Sought(Message):
+    """The value that was looked for in a table, or that there is none."""
+
+    table: StageTable
+    index: int | None
+    nothing: str
 
 
 class PaneKeysScreen(BaseScreen):
@@ -28,6 +43,7 @@ class PaneKeysScreen(BaseScreen):
     stages: StageList
     path: Path
     pane: str
+    model: str
 
     @property
     def record(self) -> StageRecord | None:
@@ -70,13 +86,43 @@ class PaneKeysScreen(BaseScreen):
             self.say(why)
 
     def action_maximum(self) -> None:
-        table = self.values.table
-        if table is not None and table.values.size:
-            self.values.go(int(np.nanargmax(np.abs(table.values))))
+        self._seek("no number here", largest_at)
 
     def action_next_nonfinite(self) -> None:
-        if not self.values.next_nonfinite():
-            self.say("no NaN and no infinity here")
+        after = self.values.index
+        self._seek(
+            "no NaN and no infinity here",
+            lambda values, cancelled: nonfinite_after(values, after, cancelled),
+        )
+
+    def _seek(self, nothing: str, find: Callable[[Float32, Hook], int | None]) -> None:
+        """Go to the value that ``find`` finds; a large tensor takes a while, so in a thread."""
+        table = self.values.table
+        if table is None:
+            return
+
+        def look() -> None:
+            worker = get_current_worker()
+            try:
+                found = find(table.values, lambda: bool(worker.is_cancelled))
+            except Cancelled:
+                return
+            self.post_message(Sought(table, found, nothing))
+
+        self.run_worker(look, thread=True, exclusive=True, group="seek")
+
+    @on(Sought)
+    def _sought(self, event: Sought) -> None:
+        event.stop()
+        if event.table is not self.values.table:
+            return
+        if event.index is None:
+            self.say(event.nothing)
+        else:
+            self.values.go(event.index)
+
+    def action_ask_model(self) -> None:
+        self.ask("read tokens with the model…", "model", self.model)
 
     def action_copy_value(self) -> None:
         value = self.values.value
@@ -112,5 +158,5 @@ class PaneKeysScreen(BaseScreen):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         only = {"maximum": "values", "next_nonfinite": "values", "range": "histogram",
                 "counts": "histogram", "slice_axis": "histogram", "slice": "histogram",
-                "reduce": "heatmap"}  # fmt: skip
+                "reduce": "heatmap", "ask_model": "tokens"}  # fmt: skip
         return only.get(action, self.pane) == self.pane

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from textual import events, on, work
-from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widget import Widget
-from textual.widgets import Input, Label, Static
+from textual.widgets import Input, Static
 
 from aprtui.engine.events import (
     Event,
@@ -26,31 +25,39 @@ from aprtui.engine.events import (
     Stopped,
 )
 from aprtui.engine.job import TraceJob, default_directory
-from aprtui.formats.tracedir import StageKey
+from aprtui.engine.stages import order_of
+from aprtui.formats.tracedir import StageKey, holds_trace
 from aprtui.text import clean
 from aprtui.tui.client import TraceClient, plan
-from aprtui.tui.keys import Key, bindings
+from aprtui.tui.keys import Key, bindings, keys_at
 from aprtui.tui.messages import RunnerEnded, RunnerEvents
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.trace_text import (
-    other_engines,
+    hint_here,
+    outcome_content,
     plan_content,
     planned_stages,
     progress_content,
     residual_content,
 )
 from aprtui.tui.session import remember_running
+from aprtui.tui.widgets.lines import Part
 from aprtui.tui.widgets.stage_grid import StageGrid
+from aprtui.tui.widgets.trace_form import TraceForm
 
 __all__ = ["TraceScreen"]
 
-FIELDS = ("prompt", "tokens", "stages", "layers", "device", "dtype", "engine", "into")
-PROMPT = "What is 2+2?"
 TYPING = (  # the letters are text there
     Key("", ("enter",), "", "trace", "done", ""),
     Key("", ("ctrl+r",), "", "trace", "run", ""),
     Key("", ("escape",), "", "trace", "leave", ""),
 )
+EDIT = Key("", ("enter",), "", "trace", "edit", "")
+OPEN = Key("", ("enter",), "", "trace", "open a cell", "")
+# What the foot offers: before a run, while it goes on, after it.
+FORM, RUNS = ("run",), ("stop", "trace-pause", "trace-log", "trace-browse")
+OVER = ("trace-browse", "run", "trace-log")
+WRITTEN = "█!"  # signs of cells whose files are there
 SETTLE_S = 0.3  # a plan is made when typing rests this long
 
 
@@ -74,42 +81,32 @@ class TraceScreen(BaseScreen):
         self._shown_rms = -1
         self._log: list[str] = []
         self._held: list[Event] = []
+        self._to_come: list[StageKey] = []  # in order of computation
+        self.form = TraceForm(default_directory(self.path))
         self.grid = StageGrid(id="grid")
         self.plan_text = Static("", id="plan", markup=False, classes="frame")
         self.progress = Static("", id="progress", markup=False)
         self.side = Static("", id="side", markup=False)
         self.log_text = Static("", id="log", markup=False, classes="frame")
+        self.outcome = Static("", id="outcome", markup=False, classes="frame")
 
     def body(self) -> Iterable[Widget]:
         self.plan_text.border_title = "Plan"
+        self.plan_text.update(Content.styled("planning …", "dim"))
         self.log_text.border_title = "Log"
-        self.log_text.display = False
+        self.log_text.display = self.outcome.display = False
         with Vertical():
             with Horizontal(id="form"):
-                with Vertical(id="fields", classes="frame"):
-                    yield from self._fields()
+                yield self.form
                 yield self.plan_text
             yield self.progress
             with Horizontal(id="filling"):
                 yield self.grid
                 yield self.side
+            yield self.outcome
             yield self.log_text
 
-    def _fields(self) -> ComposeResult:
-        values = {"prompt": PROMPT, "stages": "all", "layers": "all", "device": "auto",
-                  "dtype": "float32", "engine": "aprtui",
-                  "into": str(default_directory(self.path))}  # fmt: skip
-        holders = {"tokens": "or token ids: 1,2,3"}
-        for name in FIELDS:
-            with Horizontal(classes="field"):
-                yield Label(name.capitalize(), markup=False)
-                yield Input(values.get(name, ""), id=f"field-{name}", compact=True,
-                            select_on_focus=False, placeholder=holders.get(name, ""))  # fmt: skip
-                if name == "engine":
-                    yield Label(other_engines(), markup=False, classes="aside")
-
     def started(self) -> None:
-        self.query_one("#fields").border_title = "Trace"
         self.set_title(clean(self.path.name, 60))
         self.set_state("full")
         self.progress.display = False
@@ -119,9 +116,17 @@ class TraceScreen(BaseScreen):
 
     def show_keys(self) -> None:
         if isinstance(self.focused, Input):
-            self.key_line.show_keys("", self._mine(TYPING))
+            asked = self.focused.id == "prompt"  # ^r would only ask again
+            self.key_line.show_keys("", self._mine(TYPING[::2] if asked else TYPING))
+            return
+        known = {key.id: key for key in keys_at("trace")}
+        if self.running:
+            shown = [known[name] for name in RUNS] + [OPEN]
+        elif self.ended is not None:
+            shown = [known[name] for name in OVER] + [OPEN]
         else:
-            super().show_keys()
+            shown = [EDIT] + [known[name] for name in FORM]
+        self.key_line.show_keys(self.lead, self._mine([*shown, *keys_at("anywhere")]))
 
     @on(events.DescendantFocus)
     @on(events.DescendantBlur)
@@ -133,9 +138,9 @@ class TraceScreen(BaseScreen):
 
     # The plan.
 
-    def job(self) -> TraceJob:
-        """What the form says."""
-        said = {name: self.query_one(f"#field-{name}", Input).value for name in FIELDS}
+    def job(self, *, replace: bool = False) -> TraceJob:
+        """What the form says; ``replace`` a trace that is there already."""
+        said = self.form.said()
         untouched = said["into"] in ("", str(default_directory(self.path)))
         tokens = None
         if said["tokens"].strip():
@@ -151,6 +156,7 @@ class TraceScreen(BaseScreen):
             device=said["device"] or "auto",
             dtype=said["dtype"] or "float32",
             engine=said["engine"].strip() or "aprtui",
+            overwrite=replace,
         )
 
     @on(Input.Changed)
@@ -168,6 +174,7 @@ class TraceScreen(BaseScreen):
 
     @work(exclusive=True, group="plan")
     async def _plan(self) -> None:
+        self.plan_text.border_title = "Plan …"
         await asyncio.sleep(SETTLE_S)
         try:
             job = self.job()
@@ -178,18 +185,21 @@ class TraceScreen(BaseScreen):
         self.post_message(RunnerEvents((answer,)))
 
     def _show_plan(self, event: Planned | Failed) -> None:
+        self.plan_text.border_title = "Plan"
         if isinstance(event, Failed):
             self.planned = None
             self.plan_text.update(
                 Content.assemble(
                     (f"! {clean(event.message, 500)}", "bold $text-error"),
                     "\n\n",
-                    (clean(event.hint, 300), "dim"),
+                    (hint_here(event.hint), "dim"),
                 )
             )
             return
         self.planned = event
-        self.plan_text.update(plan_content(event))
+        taken = not self.running and holds_trace(Path(event.directory))
+        width = max(self.plan_text.content_size.width, 20)
+        self.plan_text.update(plan_content(event, width, taken))
         if not self.running and self.ended is None:
             self.grid.set_stages(planned_stages(event))
 
@@ -201,12 +211,27 @@ class TraceScreen(BaseScreen):
         if self.planned is None:
             self.say("nothing to run yet: the plan says why")
             return
+        folder = Path(self.planned.directory)
+        if holds_trace(folder):
+            name = clean(folder.name, 40)
+            self.ask(f"{name} holds a trace: y replaces it, anything else does not", "replace")
+            return
+        self._start(self.job())
+
+    def answered(self, purpose: str, text: str) -> None:
+        if purpose == "replace" and text.strip().lower() in ("y", "yes"):
+            self._start(self.job(replace=True))
+
+    def _start(self, job: TraceJob) -> None:
+        assert self.planned is not None
         self.running, self.ended = True, None
         self._last, self._rms, self._log, self._shown_rms = None, {}, [], -1
-        self.grid.set_stages(planned_stages(self.planned))
+        stages = planned_stages(self.planned)
+        self.grid.set_stages(stages)
+        self._to_come = sorted(stages, key=order_of, reverse=True)
         self._arrange()
         self.grid.focus()
-        self._engine(self.job())
+        self._engine(job)
 
     @work(exclusive=True, group="engine", exit_on_error=False)
     async def _engine(self, job: TraceJob) -> None:
@@ -246,7 +271,7 @@ class TraceScreen(BaseScreen):
     def _open_stage(self, event: StageGrid.Opened) -> None:
         if self.query_one("#form").display:
             self.query_one("#field-prompt").focus()
-        elif self.planned is not None and self.grid.cells[event.key][0] in "█!":
+        elif self.planned is not None and self.grid.cells[event.key][0] in WRITTEN:
             self.app.open_browse(  # type: ignore[attr-defined]
                 Path(self.planned.directory), event.key
             )
@@ -278,8 +303,16 @@ class TraceScreen(BaseScreen):
             elif isinstance(event, Started):
                 self._log.append(f"engine started, process {event.pid}")
         if cells:
-            self.grid.put(cells)
+            self.grid.put(cells | self._computing(cells))
         self._show_progress()
+
+    def _computing(self, written: Mapping[StageKey, Part]) -> dict[StageKey, Part]:
+        """The stage that is being computed: the first in order that has not been written."""
+        while self._to_come and (
+            self._to_come[-1] in written or self.grid.cells[self._to_come[-1]][0] in WRITTEN
+        ):
+            self._to_come.pop()
+        return {self._to_come[-1]: ("▒", "accent")} if self._to_come and self.running else {}
 
     @on(RunnerEnded)
     def _over(self, event: RunnerEnded) -> None:
@@ -294,13 +327,22 @@ class TraceScreen(BaseScreen):
             last = event.log_tail.splitlines()[-1] if event.log_tail else ""
             self.ended = Failed(f"the engine ended by itself ({event.exit_code}) {last}".rstrip(),
                                 "o shows its log; what is written stays", 4)  # fmt: skip
-        self._show_progress()
+        if self._to_come:
+            self.grid.put({self._to_come[-1]: ("·", "dim")})
+        self._arrange()
 
     def _arrange(self) -> None:
         """The form makes room for progress while a trace runs and after it."""
         runs = self.running or self.ended is not None
         self.query_one("#form").display = not runs
         self.progress.display = runs
+        self.outcome.display = self.ended is not None
+        if self.ended is not None and self.planned is not None:
+            self.outcome.border_title = {Finished: "Next tokens", Stopped: "Stopped"}.get(
+                type(self.ended), "What went wrong"
+            )
+            self.outcome.update(outcome_content(self.planned, self.ended, self._log))
+        self.show_keys()
         self.side.display = runs and self.size.width >= 100
         self._show_progress()
 
@@ -316,8 +358,8 @@ class TraceScreen(BaseScreen):
         return True
 
     def running_into(self) -> str:
-        if not self.running or self.planned is None:
-            return ""
+        if not self.running or self.planned is None or self.ended is not None:
+            return ""  # with its last event told, the engine is on its way out
         return clean(self.planned.directory, 80)
 
     async def release(self, answer: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from rich.cells import cell_len, set_cell_size
 from textual.content import Content
 
 from aprtui.engine.events import Event, Failed, Finished, Planned, StageWritten, Stopped
@@ -11,23 +14,16 @@ from aprtui.text import clean, count, duration, number, size
 from aprtui.tui.widgets.bars import bar
 
 __all__ = [
-    "other_engines",
+    "fitting",
+    "hint_here",
+    "outcome_content",
     "plan_content",
     "planned_stages",
     "progress_content",
     "residual_content",
 ]
 
-
-def other_engines() -> str:
-    """The engines beside ours that the form offers; how to install those that are not there."""
-    from aprtui.engine.adapters import available
-
-    return " · ".join(
-        f"or {engine.name}" if engine.installed else f"{engine.name}: {engine.how_to_install}"
-        for engine in available()
-        if engine.name != "aprtui"
-    )
+MOST_TOKENS = 400
 
 
 def planned_stages(event: Planned) -> list[StageKey]:
@@ -42,32 +38,53 @@ def planned_stages(event: Planned) -> list[StageKey]:
     ]
 
 
-def plan_content(event: Planned) -> Content:
-    """Tokens, files, bytes, and whether they fit."""
+def plan_content(event: Planned, width: int, taken: bool) -> Content:
+    """Tokens, files, bytes, whether they fit, and each token over its id.
+
+    ``taken``: the folder holds a trace already.
+    """
     fits = event.write_bytes <= event.free_bytes
-    texts = "|".join(clean(text, 30) for text in event.token_texts[:60])
-    ids = " ".join(str(token) for token in event.tokens[:60])
+    writes = Content.assemble(
+        "writes ", (size(event.write_bytes), "bold $text-accent"), " · ",
+        (f"{size(event.free_bytes)} free", "" if fits else "bold $text-error"),
+        ("" if fits else "  does not fit", "bold $text-error"),
+    )  # fmt: skip
+    reads = Content(
+        f"reads {size(event.read_bytes)} once · memory about {size(event.memory_bytes)}"
+    )
+    together = Content.assemble(writes, " · ", reads)
     lines = [
         Content.assemble(
-            (count(len(event.tokens)), "bold"), " tokens x ", (str(len(event.layers)), "bold"),
-            " layers x ", (str(len(event.stages)), "bold"), " stages = ",
-            (count(event.files), "bold $text-accent"), " files",
+            count(len(event.tokens), "token"), " x ", count(len(event.layers), "layer"), " x ",
+            count(len(event.stages), "stage"), " = ",
+            (count(event.files, "file"), "bold $text-accent"),
         ),
-        Content.assemble(
-            "writes ", (size(event.write_bytes), "bold $text-accent"), " · ",
-            (f"{size(event.free_bytes)} free", "" if fits else "bold $text-error"),
-            ("" if fits else "  does not fit", "bold $text-error"),
-        ),
-        Content.assemble(
-            "reads ", size(event.read_bytes), " once · about ", size(event.memory_bytes),
-            " memory · ", clean(event.device_name or event.device, 40), " · ", event.dtype,
-        ),
-        Content(""),
-        Content.styled(texts, "$text-primary"),
-        Content.styled(ids, "dim"),
+        *((together,) if together.cell_length <= width else (writes, reads)),
     ]  # fmt: skip
+    if taken:
+        lines.append(Content.styled("! the folder holds a trace: r asks first", "$text-warning"))
+    lines += token_lines(event.token_texts, event.tokens, width)
     lines += [Content.styled(f"! {clean(note, 300)}", "$text-warning") for note in event.notes[:6]]
     return Content("\n").join(lines)
+
+
+def token_lines(texts: Sequence[str], ids: Sequence[int], width: int) -> list[Content]:
+    """Each token with its id below it, as many rows of them as MOST_TOKENS take."""
+    rows: list[Content] = []
+    words, numbers, used = "", "", 0
+    for place, token in enumerate(ids[:MOST_TOKENS]):
+        text = clean(texts[place], 30) if place < len(texts) else ""
+        cells = max(cell_len(text), len(str(token))) + 1
+        if used and used + cells > width:
+            rows += [Content.styled(words, "$text-primary"), Content.styled(numbers, "dim")]
+            words, numbers, used = "", "", 0
+        words += set_cell_size(text, cells - 1) + "│"
+        numbers += f"{token:<{cells}}"
+        used += cells
+    rows += [Content.styled(words, "$text-primary"), Content.styled(numbers, "dim")]
+    if len(ids) > MOST_TOKENS:
+        rows.append(Content.styled(f"and {count(len(ids) - MOST_TOKENS)} more tokens", "dim"))
+    return rows
 
 
 def progress_content(
@@ -88,41 +105,82 @@ def progress_content(
             (f" {count(ended.files)} files · {size(ended.written_bytes)} · "
              f"{duration(ended.elapsed_s)} · peak {size(ended.peak_memory_bytes)}", "bold"),
             (f" · next: {top}" if top else "", "$text-primary"),
-            (f" · NaN or Inf in {len(ended.nonfinite)} stages, first {ended.nonfinite[0]}"
+            (f" · NaN or Inf in {count(len(ended.nonfinite), 'stage')}, "
+             f"first {clean(ended.nonfinite[0], 60)}"
              if ended.nonfinite else "", "bold $text-error"),
             ("   b browses it", "dim"),
         )  # fmt: skip
     elif isinstance(ended, Stopped):
         text = Content.styled(
-            f" stopped after {ended.files} files; b browses them", "$text-warning"
+            f" stopped after {count(ended.files, 'file')}; b browses them", "$text-warning"
         )
     elif isinstance(ended, Failed):
-        text = Content.assemble(
-            (f" ! {clean(ended.message, 400)}", "bold $text-error"),
-            (f"  {clean(ended.hint)}", "dim"),
-        )
+        text = Content.styled(f" ! {clean(ended.message, 400)}", "bold $text-error")
     elif last is None:
         text = Content(" starting the engine …")
     else:
-        text = Content(running_text(planned, last))
+        text = Content(running_text(planned, last, width))
     return Content("\n").join([text.truncate(width, ellipsis=True), line])
 
 
-def running_text(planned: Planned, last: StageWritten) -> str:
-    """``layer 11 of 28 · ffn_up · 214 of 535 files · ...``."""
+def running_text(planned: Planned, last: StageWritten, width: int) -> str:
+    """``layer 11 of 28 · ffn_up · 214 of 535 files · ...``; the least needed goes first."""
     rate = last.done / last.elapsed_s if last.elapsed_s > 0 else 0.0
     where = "end" if last.layer is None else f"layer {last.layer} of {planned.num_layers}"
-    parts = [
-        where, clean(last.stage, 30), f"{count(last.done)} of {count(last.files)} files",
-        size(last.written_bytes), duration(last.elapsed_s),
+    parts = [  # what is told, and the order in which it gives way
+        (where, 0), (clean(last.stage, 30), 4),
+        (f"{count(last.done)} of {count(last.files)} files", 0), (size(last.written_bytes), 6),
+        (duration(last.elapsed_s), 5),
+        (f"{rate:.0f} files/s" if rate else "", 3),
+        (f"{duration((last.files - last.done) / rate)} left" if rate else "", 1),
+        (f"GPU {size(last.device_bytes)}" if last.device_bytes else "", 2),
+        (f"own {size(last.memory_bytes)}" if last.memory_bytes else "", 2),
     ]  # fmt: skip
-    if rate:
-        parts += [f"{rate:.0f} files/s", f"{duration((last.files - last.done) / rate)} left"]
-    if last.device_bytes:
-        parts.append(f"GPU {size(last.device_bytes)}")
-    if last.memory_bytes:
-        parts.append(f"own {size(last.memory_bytes)}")
-    return " " + " · ".join(parts)
+    return " " + fitting([part for part in parts if part[0]], width - 1)
+
+
+def fitting(parts: Sequence[tuple[str, int]], width: int) -> str:
+    """The parts with dots between them; where they do not fit, those of the highest number go."""
+    kept = list(parts)
+    while len(kept) > 1 and sum(len(text) + 3 for text, _ in kept) - 3 > width:
+        kept.remove(max(kept, key=lambda part: part[1]))
+    return " · ".join(text for text, _ in kept)
+
+
+def outcome_content(planned: Planned, ended: Event, log: Sequence[str]) -> Content:
+    """What there is to know once it is over: the next tokens, or what went wrong."""
+    lines: list[Content] = []
+    if isinstance(ended, Finished):
+        for entry in ended.top_tokens[:5]:
+            share = float(entry.get("probability", 0.0))
+            lines.append(Content.assemble(
+                (f"{set_cell_size(repr(clean(str(entry.get('text', '')), 20)), 14)} ", "bold"),
+                (f"{bar(share, 24)} ", "$text-primary"), f"{100 * share:5.1f} %",
+                (f"  id {entry.get('id')}  logit {float(entry.get('logit', 0.0)):.4g}", "dim"),
+            ))  # fmt: skip
+        if ended.nonfinite:
+            names = ", ".join(clean(name, 60) for name in ended.nonfinite[:8])
+            lines.append(Content.styled(f"! NaN or Inf in {names}", "bold $text-error"))
+        if ended.peak_device_bytes:
+            lines.append(Content(f"peak on the device {size(ended.peak_device_bytes)}"))
+    elif isinstance(ended, Failed):
+        lines.append(Content.styled(f"! {clean(ended.message, 600)}", "bold $text-error"))
+        lines += [
+            Content.styled(text, "dim") for text in (hint_here(ended.hint), *log[-3:]) if text
+        ]
+    else:
+        lines.append(Content("r starts anew and asks before it replaces; q goes back to the form"))
+    lines.append(Content.styled(clean(planned.directory, 300), "dim"))
+    return Content("\n").join(lines)
+
+
+def hint_here(hint: str) -> str:
+    """A hint in the form's words: the engine speaks of the command line's options."""
+    if "--save-tensor-dir" in hint:
+        return "Into names another folder"
+    if "--tokens" in hint:
+        return "Tokens takes ids in place of the prompt"
+    return clean(hint, 300)
 
 
 def residual_content(rms: dict[int, tuple[float, str]]) -> Content:

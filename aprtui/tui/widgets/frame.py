@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from textual.app import RenderResult
+from textual.containers import Vertical
 from textual.content import Content
+from textual.geometry import Region
 from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 
 from aprtui.tui.keys import Key, shown
 
-__all__ = ["KeyLine", "PaneTabs", "TitleLine"]
-
-WIDE_TABS = 64  # cells from which on every pane's name is shown
+__all__ = ["KeyLine", "NamedFrame", "PaneTabs", "TitleLine"]
 
 
 class TitleLine(Widget):
@@ -94,6 +95,26 @@ class KeyLine(Widget):
         return Content.assemble(*parts)
 
 
+class NamedFrame(Vertical):
+    """A frame whose title can change without all that is inside being drawn again."""
+
+    _named, _naming = "", False
+
+    def name_it(self, title: str) -> None:
+        """Put ``title``, as it is, into the frame's upper line."""
+        escaped = title.replace("[", r"\[")
+        if escaped == self._named:
+            return
+        self._named, self._naming = escaped, True
+        self.border_title = escaped
+        self._naming = False
+
+    def refresh(self, *regions: Region, **how: Any) -> NamedFrame:
+        if self._naming:
+            regions = (Region(-1, -1, self.outer_size.width, 1),)
+        return super().refresh(*regions, **how)
+
+
 class PaneTabs(Widget):
     """The names of the panes in one line, the shown one standing out."""
 
@@ -110,21 +131,35 @@ class PaneTabs(Widget):
         super().__init__()
         self.panes = tuple(panes)
 
+    def labels(self) -> list[str]:
+        """What stands for each pane: its name, shortened where not every name fits."""
+        for most, end in ((20, " "), (20, ""), (5, ""), (4, "")):
+            found = [f" {number} {_short(pane, most)}{end}" for number, pane in self._numbered()]
+            if sum(map(len, found)) <= self.size.width:
+                return found
+        return [
+            f" {number} {pane.capitalize()} " if pane == self.shown else f" {number} "
+            for number, pane in self._numbered()
+        ]
+
+    def _numbered(self) -> list[tuple[int, str]]:
+        return list(enumerate(self.panes, 1))
+
     def render(self) -> RenderResult:
-        parts: list[Content] = []
-        for number, pane in enumerate(self.panes, 1):
-            here = pane == self.shown
-            name = pane.capitalize()
-            label = f" {number} {name} " if self.size.width > WIDE_TABS or here else f" {number} "
-            parts.append(Content.styled(label, "reverse bold" if here else "dim"))
-        return Content.assemble(*parts)
+        return Content.assemble(*(
+            Content.styled(label, "reverse bold" if pane == self.shown else "dim")
+            for pane, label in zip(self.panes, self.labels(), strict=True)
+        ))  # fmt: skip
 
     def on_click(self, event: object) -> None:
         x, left = int(getattr(event, "x", 0)), 0
-        for number, pane in enumerate(self.panes, 1):
-            here = pane == self.shown
-            wide = self.size.width > WIDE_TABS or here
-            left += len(f" {number} {pane} ") if wide else len(f" {number} ")
+        for pane, label in zip(self.panes, self.labels(), strict=True):
+            left += len(label)
             if x < left:
                 self.post_message(self.Chosen(pane))
                 return
+
+
+def _short(name: str, most: int) -> str:
+    """``name`` capitalised in at most ``most`` letters, or one more where that is all of it."""
+    return name.capitalize() if len(name) <= most + 1 else name.capitalize()[:most]

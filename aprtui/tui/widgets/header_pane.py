@@ -7,33 +7,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from textual.containers import VerticalScroll
-from textual.content import Content
-from textual.widgets import Static
+import numpy as np
 
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import HEADER_BYTES, MAGIC, WHOLE_MODEL, read_header
 from aprtui.formats.tracedir import StageRecord, TraceDir
-from aprtui.text import clean, size
+from aprtui.text import clean, number, size
 from aprtui.tui.stage_table import describe_shape
+from aprtui.tui.widgets.facts import Fact, fact_lines
+from aprtui.tui.widgets.lines import Part, RowList, right
 
-__all__ = ["HeaderPane", "decoded", "hex_lines"]
+__all__ = ["HeaderPane", "decoded", "dump"]
 
-Line = tuple[Content, ...] | Content
+DUMPED = 1024  # bytes of the file that are shown, scrolling included
 
 
-class HeaderPane(VerticalScroll, can_focus=True):
-    """Header bytes decoded, size check, and what the manifest says of the stage."""
+class HeaderPane(RowList):
+    """Header bytes decoded, size check, what the manifest says of the stage, the first values."""
+
+    blurred = ""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._text = Static("", markup=False)
+        self._lines: list[list[Part]] = []
         self._shown: tuple[StageRecord, TraceDir] | None = None
 
-    def compose(self):  # type: ignore[no-untyped-def]
-        yield self._text
-
     def show(self, record: StageRecord, trace: TraceDir) -> None:
+        if self._shown is None or self._shown[0].path != record.path:
+            self.cursor = self.first = 0
         self._shown = (record, trace)
         self._draw()
 
@@ -41,18 +42,22 @@ class HeaderPane(VerticalScroll, can_focus=True):
         self._draw()
 
     def _draw(self) -> None:
-        if self._shown is None:
+        if self._shown is None or not self.size.width:
             return
         record, trace = self._shown
-        head = _first_bytes(record.path, 512)
-        lines = decoded(head, record)
-        lines += [Content(""), *facts(record, trace)]
-        width = max(self.size.width - 2, 20)
-        taken = sum(-(-max(line.cell_length, 1) // width) for line in lines)
-        room = max(self.size.height - taken - 1, 4)
-        per_line = 16 if self.size.width >= 80 else 8
-        lines += [Content(""), *hex_lines(head[: room * per_line], per_line)]
-        self._text.update(Content("\n").join(lines))
+        width = self.size.width
+        head = _first_bytes(record.path, DUMPED)
+        self._lines = [
+            *decoded(head, record), *_size_check(record, width), [],
+            *fact_lines(facts(record, trace), width), [], *dump(head, width),
+        ]  # fmt: skip
+        self.rows_changed()
+
+    def row_count(self) -> int:
+        return len(self._lines)
+
+    def row_parts(self, row: int, width: int) -> list[Part]:
+        return self._lines[row]
 
 
 def _first_bytes(path: Path, limit: int) -> bytes:
@@ -63,21 +68,14 @@ def _first_bytes(path: Path, limit: int) -> bytes:
         return b""
 
 
-def _hex(raw: bytes) -> str:
-    return raw.hex(" ")
-
-
-def decoded(head: bytes, record: StageRecord) -> list[Content]:
-    """The header's three fields, and the size check; what is wrong in the error colour."""
+def decoded(head: bytes, record: StageRecord) -> list[list[Part]]:
+    """The header's three fields; what is wrong in the error colour."""
     magic, layer_raw, count_raw = head[:4], head[4:8], head[8:12]
-    lines = []
     layer = struct.unpack("<I", layer_raw)[0] if len(layer_raw) == 4 else None
     count = struct.unpack("<I", count_raw)[0] if len(count_raw) == 4 else None
     right_magic = magic == MAGIC
     said = clean(magic.decode("latin-1"))
-    lines.append(
-        _field(magic, said if right_magic else f"{said} is not APRT", "magic", right_magic)
-    )
+    lines = [_field(magic, said if right_magic else f"{said} is not APRT", "magic", right_magic)]
     if layer is None:
         lines.append(_field(layer_raw, "missing", "layer", False))
     else:
@@ -87,46 +85,38 @@ def decoded(head: bytes, record: StageRecord) -> list[Content]:
         lines.append(_field(layer_raw, text, "layer" if agrees else "not its folder's", agrees))
     ok = count is not None
     lines.append(_field(count_raw, f"{count:,} values" if ok else "missing", "count", ok))
-    lines.append(Content(""))
+    return lines
+
+
+def _field(raw: bytes, text: str, name: str, good: bool) -> list[Part]:
+    return [
+        (f" {raw.hex(' '):<12}", "accent"), (f"  {text:<18}", "" if good else "bad"),
+        (name, "dim" if good else "bad"),
+    ]  # fmt: skip
+
+
+def _size_check(record: StageRecord, width: int) -> list[list[Part]]:
+    """What the file's size says of the count; or what is wrong with the file."""
     try:
         header = read_header(record.path)
     except BadFileError as error:
         said = error.message.partition(": ")[2] or error.message
-        lines.append(Content.styled(f" ! {said}", "bold $text-error"))
-    else:
-        lines.append(
-            Content.assemble(
-                (" size  ", "$text-primary"),
-                f"{header.file_bytes:,} = {HEADER_BYTES} + 4 x {header.values:,}  ",
-                ("ok", "$text-success"),
-            )
-        )
-    return lines
+        return [[], *fact_lines([Fact("!", said, tone="bad")], width)]
+    told = f"{header.file_bytes:,} = {HEADER_BYTES} + 4 x {header.values:,}  "
+    return [[(" size          ", "head"), (told, ""), ("ok", "good")]]
 
 
-def _field(raw: bytes, text: str, name: str, good: bool) -> Content:
-    return Content.assemble(
-        (f" {_hex(raw):<12}", "bold $text-accent"),
-        (f"  {text:<18}", "" if good else "bold $text-error"),
-        (name, "dim" if good else "$text-error"),
-    )
-
-
-def facts(record: StageRecord, trace: TraceDir) -> list[Content]:
+def facts(record: StageRecord, trace: TraceDir) -> list[Fact]:
     """What is known beside the bytes: shape and who says so, positions, engine, prompt."""
     source = {"manifest": "the manifest says so", "model": "from the model",
               "inferred": "inferred: no manifest states it", "": "nothing states it"}  # fmt: skip
-    rows: list[tuple[str, str]] = [
-        ("shape", f"{describe_shape(record)}  {source.get(record.shape_source, '')}")
-    ]
+    found = [Fact("shape", describe_shape(record), source.get(record.shape_source, ""))]
     if record.positions is not None:
-        rows.append(("positions", str(record.positions)))
-    rows += manifest_rows(trace.manifest or {})
-    rows.append(("path", clean(str(record.path), 300)))
-    rows += [("note", clean(note)) for note in trace.notes[:6]]
-    return [
-        Content.assemble((f" {name:<11}", "$text-primary"), value) for name, value in rows if value
-    ]
+        found.append(Fact("positions", clean(str(record.positions), 40)))
+    found += [Fact(name, value) for name, value in manifest_rows(trace.manifest or {}) if value]
+    found.append(Fact("path", clean(str(record.path), 300)))
+    found += [Fact("note", clean(note, 300)) for note in trace.notes[:6]]
+    return found
 
 
 def manifest_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -155,20 +145,24 @@ def manifest_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def hex_lines(raw: bytes, per_line: int = 16) -> list[Content]:
-    """A hex dump; the header's bytes stand out."""
-    lines = []
-    for start in range(0, len(raw), per_line):
+def dump(raw: bytes, width: int) -> list[list[Part]]:
+    """Bytes in hexadecimal: the header's as text beside them, all others as the values they are."""
+    per_line = 16 if width >= 98 else 12 if width >= 76 else 8
+    lines = [_dump_line(0, raw[:HEADER_BYTES], _as_text(raw[:HEADER_BYTES]), per_line, "accent")]
+    for start in range(HEADER_BYTES, len(raw), per_line):
         chunk = raw[start : start + per_line]
-        inside = max(0, min(HEADER_BYTES - start, len(chunk)))
-        head, rest = chunk[:inside].hex(" "), chunk[inside:].hex(" ")
-        gap = " " if head and rest else ""
-        pad = " " * (per_line * 3 - 1 - len(head) - len(gap) - len(rest))
-        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in chunk)
-        lines.append(
-            Content.assemble(
-                (f" {start:08x}  ", "dim"), (head, "bold $text-accent"), gap, rest, pad, "  ",
-                (text[:inside], "bold $text-accent"), (text[inside:], "dim"),
-            )
-        )  # fmt: skip
-    return lines
+        whole = np.frombuffer(chunk[: len(chunk) // 4 * 4], dtype="<f4")
+        values = "".join(right(number(float(value)), 11) for value in whole)
+        lines.append(_dump_line(start, chunk, values, per_line, ""))
+    return lines if raw else []
+
+
+def _dump_line(start: int, chunk: bytes, meaning: str, per_line: int, tone: str) -> list[Part]:
+    columns = max(per_line, HEADER_BYTES if start == 0 else 0) * 3
+    return [
+        (f" {start:06x} ", "dim"), (f" {chunk.hex(' '):<{columns}}", tone), (meaning, tone or "dim")
+    ]  # fmt: skip
+
+
+def _as_text(raw: bytes) -> str:
+    return " " + "".join(chr(byte) if 32 <= byte < 127 else "." for byte in raw)

@@ -1,4 +1,4 @@
-"""The Heatmap pane: rows by columns as shades, two rows a line, each cell max or mean of |x|."""
+"""The Heatmap pane: rows by columns as shades, each cell the max or mean of |x|."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from rich.color import Color as RichColor
-from rich.segment import Segment
-from rich.style import Style
-from textual.color import Color
 from textual.message import Message
 from textual.strip import Strip
 
@@ -19,16 +15,16 @@ from aprtui.compare.metrics import Cancelled
 from aprtui.formats.maps import mapping
 from aprtui.text import number
 from aprtui.tui.stage_table import StageTable
-from aprtui.tui.widgets.lines import Lines, fit, right
+from aprtui.tui.widgets.lines import Lines, Part, fit, right
 
 __all__ = ["HeatmapPane", "downsample"]
 
-SHADES = 16
+# A colour for every cell would be 44 KB a picture over SSH; a sign in one of two colours is 12.
+SHADES = " ·░▒▓██"  # the last one in another colour
+TOP = len(SHADES) - 1
 LABEL = 8
 PATIENCE_S = 0.25  # the old picture stands so long: redrawing twice costs bytes over SSH
 BLOCK_VALUES, RELEASE_VALUES = 1 << 18, 1 << 24  # at once; before a map's pages are given back
-_SIGNS = " ·░▒▓█"
-
 
 Hook = Callable[[], bool]
 
@@ -72,7 +68,7 @@ def downsample(
 
 
 class HeatmapPane(Lines):
-    """Shades on a logarithmic scale from the median to the largest; NaN cells stand out."""
+    """Shades on a logarithmic scale up to the largest; the hottest and NaN cells stand out."""
 
     class Wanted(Message):
         """The pane is to be made again: its size or its way of reducing changed."""
@@ -103,7 +99,7 @@ class HeatmapPane(Lines):
     @property
     def extent(self) -> tuple[int, int]:
         """How many rows and columns can be shown."""
-        return max((self.size.height - 2) * 2, 2), max(self.size.width - LABEL - 2, 8)
+        return max(self.size.height - 1, 2), max(self.size.width - LABEL - 2, 8)
 
     def on_resize(self) -> None:
         self.post_message(self.Wanted())
@@ -116,56 +112,23 @@ class HeatmapPane(Lines):
         low, high = self._scale(cells)
         if y == 0:
             return self._head(table, cells, low, high, width)
-        rows, lines = cells.shape[0], self.extent[0] // 2
-        if rows <= lines:  # few rows: one line or more for each
-            first = (y - 1) // min(lines // rows, 3)
-            second = first
-        else:
-            first = (y - 1) * 2
-            second = first + 1
-        if first >= rows:
+        rows, lines = cells.shape[0], self.extent[0]
+        tall = max(1, min(lines // rows, 3))  # few rows: some lines for each
+        row = (y - 1) // tall
+        if row >= rows:
             return Strip.blank(width, self.rich_style)
-        top = cells[first]
-        bottom = cells[second] if second < rows else None
-        source = first * table.rows // cells.shape[0]
-        named = rows > lines or (y - 1) % min(lines // rows, 3) == 0
-        label = table.row_label(source) if named else ""
-        segments = [Segment(" " + fit(label, LABEL - 2) + " ", self.line_style("dim"))]
+        label = table.row_label(row * table.rows // rows) if (y - 1) % tall == 0 else ""
         stretch = max((width - LABEL) // cells.shape[1], 1)
-        colours = self._colours()
-        for column in range(cells.shape[1]):
-            upper = _shade(top[column], low, high)
-            lower = _shade(bottom[column], low, high) if bottom is not None else 0
-            segments.append(self._cell(upper, lower, stretch, colours))
-        return Strip(segments).simplify().adjust_cell_length(width, self.rich_style)
-
-    def _cell(self, upper: int, lower: int, stretch: int, colours: list[Style | None]) -> Segment:
-        if self.app.no_color or self.app.native_ansi_color:
-            level = max(upper, lower)
-            sign = "!" if level < 0 else _SIGNS[level * (len(_SIGNS) - 1) // (SHADES - 1)]
-            if min(upper, lower) < 0:
-                return Segment("!" * stretch, self.line_style("bad"))
-            return Segment(sign * stretch, self.line_style("accent"))
-        above, below = colours[upper], colours[lower]
-        assert above is not None and below is not None
-        return Segment("▀" * stretch, Style(color=above.color, bgcolor=below.color))
-
-    def _colours(self) -> list[Style | None]:
-        """SHADES styles from the background to the accent; the last is the colour of NaN."""
-        variables = self.app.theme_variables
-        if self.app.native_ansi_color:
-            return [None] * (SHADES + 1)
-        start = Color.parse(variables["background"])
-        end, error = Color.parse(variables["accent"]), Color.parse(variables["error"])
-        steps = [start.blend(end, n / (SHADES - 1)) for n in range(SHADES)] + [error]
-        return [Style(color=RichColor.from_rgb(c.r, c.g, c.b)) for c in steps]
+        parts: list[Part] = [(" " + fit(label, LABEL - 2) + " ", "dim")]
+        parts += _shaded(cells[row], low, high, stretch)
+        return self.strip(parts, width)
 
     def _scale(self, cells: npt.NDArray[np.float64]) -> tuple[float, float]:
         finite = cells[np.isfinite(cells) & (cells > 0)]
         if not finite.size:
             return 0.0, 1.0
         high = math.log10(float(finite.max()))
-        low = max(math.log10(float(np.percentile(finite, 5))) - 0.3, high - 4)
+        low = max(math.log10(float(np.percentile(finite, 5))), high - 4)
         return low, max(high, low + 0.3)
 
     def _head(
@@ -173,20 +136,29 @@ class HeatmapPane(Lines):
     ) -> Strip:
         nan = int(np.count_nonzero(~np.isfinite(cells)))
         each = f"{-(-table.rows // cells.shape[0])} x {-(-table.columns // cells.shape[1])}"
-        text = (
-            f" {self.how} of |x| over {each} · {number(10**low, 2)} to {number(10**high, 3)}, log"
-        )
-        tail = f"{table.columns} {table.axes[-1] if table.axes else ''} → "
-        parts = [(text, "head"), (f" · {nan} cells hold NaN or Inf" if nan else "", "bad")]
-        used = sum(len(part[0]) for part in parts)
-        return self.strip([*parts, (right(tail, max(width - used, 0)), "dim")], width)
+        parts: list[Part] = [
+            (f" {self.how} of |x| over {each}  {number(10**low, 2)} ", "head"),
+            (SHADES[1:-1], "a"), (SHADES[-1], "warn"), (f" {number(10**high, 3)}", "head"),
+            (f"  {nan} cells hold NaN or Inf" if nan else "", "bad"),
+        ]  # fmt: skip
+        left = width - sum(len(text) for text, _ in parts)
+        tail = f"{table.columns:,} {table.axes[-1] if table.axes else ''} → "
+        if len(tail) + 1 < left:
+            parts.append((right(tail, left), "dim"))
+        return self.strip(parts, width)
 
 
-def _shade(value: float, low: float, high: float) -> int:
-    """0 to SHADES - 1; -1 for what is not finite."""
-    if not math.isfinite(value):
-        return -1
-    if value <= 0:
-        return 0
-    share = (math.log10(value) - low) / (high - low)
-    return max(0, min(SHADES - 1, round(share * (SHADES - 1))))
+def _shaded(values: npt.NDArray[np.float64], low: float, high: float, stretch: int) -> list[Part]:
+    """A sign of ``stretch`` cells for each value, neighbours of one colour in one part."""
+    with np.errstate(divide="ignore"):
+        shares = (np.log10(values) - low) / (high - low)
+    levels = np.where(np.isfinite(values), np.clip(np.ceil(shares * TOP), 0, TOP), -1)
+    parts: list[Part] = []
+    for level in levels.astype(int):
+        sign = "!" if level < 0 else SHADES[level]
+        tone = "bad" if level < 0 else "warn" if level == TOP else "a"
+        if parts and (parts[-1][1] == tone or sign == " "):
+            parts[-1] = (parts[-1][0] + sign * stretch, parts[-1][1])
+        else:
+            parts.append((sign * stretch, tone))
+    return parts

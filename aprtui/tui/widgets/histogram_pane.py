@@ -73,9 +73,10 @@ class HistogramPane(Lines):
             self.refresh()
 
     def give(self, measured: Measured | None, drawn: Drawn | None) -> None:
+        before = self._made.lines if self._made is not None else []
         self.measured, self.drawn, self.stale = measured, drawn, False
-        self.drawn_table = self.table
-        self.refresh()
+        self.drawn_table, self._made = self.table, None
+        self.refresh_changed(before, self._lines())
 
     def on_resize(self) -> None:
         self.post_message(self.Wanted())
@@ -130,9 +131,7 @@ class HistogramPane(Lines):
 
     def _make(self) -> list[list[Part]]:
         width, height = self.size.width, self.size.height
-        if self.table is None:
-            return [[("", "")], [("  This file cannot be read; 1 shows what is there.", "bad")]]
-        if self.drawn is None:
+        if self.table is None or self.drawn is None:
             return [[("", "")], [("  counting …", "dim")]]
         counts = self.drawn.whole
         rows = self.drawn.rows
@@ -202,9 +201,9 @@ class HistogramPane(Lines):
             ]  # fmt: skip
             if measured is not None and number_ < len(measured.rows):
                 shape = measured.rows[number_]
-                parts.append(
-                    (right(number(shape.rms, 3), 9) + right(number(shape.max_abs, 3), 10), "")
-                )
-                parts.append((f" at {table.column_label(shape.column)}", "dim"))
+                numbers = right(number(shape.rms, 3), 9) + right(number(shape.max_abs, 3), 10)
+                place = f" at {table.column_label(shape.column)}"
+                used = sum(len(text) for text, _ in parts) + len(numbers)
+                parts.append((numbers + (place if used + len(place) <= width else ""), ""))
             lines.append(parts)
         return lines

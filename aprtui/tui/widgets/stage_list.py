@@ -137,8 +137,8 @@ class StageList(RowList):
         wrong = value is not None and value != value
         shown = "" if value is None else _short(value, 3 if width >= 24 else 2)
         room = width - len(indent) - 3
-        name = fit(entry.label, max(room - 6, 4)) + right(shown, 6)
-        cut = len(name) - 6
+        name = fit(entry.label, max(room - 7, 4)) + right(shown, 7)
+        cut = len(name) - 7
         return [
             (indent, ""), mark,
             (name[:cut], "bad" if entry.key in self.damage else ""),
@@ -149,12 +149,20 @@ class StageList(RowList):
         keys = self._groups_cache().get(entry.group, [])
         open_ = bool(self.filter) or entry.group in self._unfolded
         damaged = sum(key in self.damage for key in keys)
-        tail = f"{damaged} damaged" if damaged else str(len(keys))
-        text = fit(entry.label, max(width - 3 - len(tail), 4))
+        tail = f"{damaged} damaged" if damaged else self._residual(keys, width) or str(len(keys))
+        text = fit(entry.label, max(width - 4 - len(tail), 4)) + " "
         return [
             ("▾ " if open_ else "▸ ", "accent"), (text, "head"),
             (tail, "bad" if damaged else "dim"),
         ]  # fmt: skip
+
+    def _residual(self, keys: list[StageKey], width: int) -> str:
+        """The rms of the layer's output, which a folded layer is judged by."""
+        if self.by_stage or keys[-1].stage != "post_ffn_residual":
+            return ""
+        value = self.rms.get(keys[-1])
+        word = "rms " if width >= 24 else ""
+        return "" if value is None else word + _short(value, 3 if width >= 24 else 2)
 
     def _groups_cache(self) -> dict[str, list[StageKey]]:
         mark = (id(self.records), len(self.records), self.filter, self.by_stage)

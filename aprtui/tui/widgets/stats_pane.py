@@ -20,6 +20,8 @@ OUTLIER = 6.0  # times the median channel's rms
 def headline(measured: Measured, width: int) -> list[Part]:
     """The one line that stands above every pane."""
     s = measured.statistics
+    if not s.count:
+        return [(" no values", "dim")]
     words = [("min", s.min), ("max", s.max), ("mean", s.mean), ("std", s.std), ("rms", s.rms)]
     counts = [("NaN", s.nan), ("Inf", s.pos_inf + s.neg_inf), ("zeros", s.zeros)]
     if width < 80:
@@ -31,10 +33,8 @@ def headline(measured: Measured, width: int) -> list[Part]:
         loud = "bad" if found and name != "zeros" else ""
         counted += [(f"{name} ", loud or "head"), (f"{count(found)}  ", loud)]
     bad = s.nan or s.pos_inf or s.neg_inf  # what is wrong is said first: the line may be cut
-    parts: list[Part] = [(" ", ""), *(counted + values if bad else values + counted)]
-    if not measured.exact:
-        parts.append(("from a sample", "warn"))
-    return parts
+    parts = counted + values if bad else values + counted
+    return [(" ", ""), *([] if measured.exact else [("sample  ", "warn")]), *parts]
 
 
 class StatsPane(Lines):
@@ -46,8 +46,9 @@ class StatsPane(Lines):
         self.measured: Measured | None = None
 
     def give(self, table: StageTable | None, measured: Measured | None) -> None:
+        before = self._lines()
         self.table, self.measured = table, measured
-        self.refresh()
+        self.refresh_changed(before, self._lines())
 
     def render_line(self, y: int) -> Strip:
         lines = self._lines()
@@ -58,12 +59,14 @@ class StatsPane(Lines):
 
     def _lines(self) -> list[list[Part]]:
         if self.measured is None or self.table is None:
-            return []
+            return [[("", "")], [("  counting …", "dim")]]
         width, height = self.size.width, self.size.height
         numbers = self._numbers(self.measured)
         channels = self._channels(self.measured, min(height - 1, 24))
         if width < 70:
-            return [*numbers[: max(height - len(channels[:9]) - 1, 8)], [("", "")], *channels[:9]]
+            told = len(numbers) - len(self.measured.statistics.percentiles)
+            both = beside(numbers[:told], numbers[told:], width // 2)
+            return [*both, [("", "")], *channels[: max(height - len(both) - 1, 3)]]
         lines = beside(numbers, channels, 34)
         rows = self._rows(self.measured, max(height - len(lines) - 2, 0), width)
         return [*lines, [("", "")], *rows] if rows else lines
@@ -71,7 +74,9 @@ class StatsPane(Lines):
     def _numbers(self, measured: Measured) -> list[list[Part]]:
         s = measured.statistics
         rows = [
-            ("values", count(s.count), ""), ("min", number(s.min, 6), ""),
+            ("values" if measured.exact else "sampled", count(s.count),
+             "" if measured.exact else "warn"),
+            ("min", number(s.min, 6), ""),
             ("max", number(s.max, 6), ""), ("mean", number(s.mean, 6), ""),
             ("std", number(s.std, 6), ""), ("rms", number(s.rms, 6), ""),
             ("zeros", _share(s.zeros, s.count), ""),
@@ -80,9 +85,11 @@ class StatsPane(Lines):
             ("+Inf", count(s.pos_inf), "bad" if s.pos_inf else ""),
             ("-Inf", count(s.neg_inf), "bad" if s.neg_inf else ""),
         ]  # fmt: skip
+        wide, room = (11, 18) if self.size.width >= 70 else (9, 16)
         rows += [(f"p{p:g}", number(v, 6), "") for p, v in s.percentiles]
         return [
-            [(f" {fit(name, 11)}", "head"), (right(text, 18), tone)] for name, text, tone in rows
+            [(f" {fit(name, wide)}", "head"), (right(text, room), tone)]
+            for name, text, tone in rows
         ]
 
     def _channels(self, measured: Measured, most: int) -> list[list[Part]]:

@@ -5,22 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from aprtui.formats.modelfile import TensorEntry
 from aprtui.text import clean
+from aprtui.tui.model_facts import TensorRow, role_rank
 from aprtui.tui.widgets.lines import Part, RowList, fit, right
 
-__all__ = ["SORTS", "TensorList", "TensorRow"]
+__all__ = ["SORTS", "TensorList"]
 
 SORTS = ("role", "size", "type")
-
-
-@dataclass(frozen=True)
-class TensorRow:
-    """One tensor of the list: ``role`` empty where it plays none."""
-
-    role: str
-    layer: int | None
-    entry: TensorEntry
 
 
 @dataclass(frozen=True)
@@ -31,7 +22,7 @@ class _Row:
 
 
 class TensorList(RowList):
-    """By role: layers fold. By size or type: one flat list."""
+    """By role: layers fold, tensors in the order of computation. By size or type: a flat list."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -43,7 +34,9 @@ class TensorList(RowList):
         self.sort = "role"
 
     def set_tensors(self, tensors: Iterable[TensorRow]) -> None:
-        self._tensors = tuple(tensors)
+        self._tensors = tuple(
+            sorted(tensors, key=lambda row: (role_rank(row.role), row.expert or 0))
+        )
         self._total = max(sum(row.entry.size_bytes for row in self._tensors), 1)
         self.rebuild()
 
@@ -56,11 +49,15 @@ class TensorList(RowList):
         return self._rows[self.cursor].layer if self._rows else None
 
     @property
+    def total_bytes(self) -> int:
+        return self._total
+
+    @property
     def matching(self) -> list[TensorRow]:
         return [
             row
             for row in self._tensors
-            if self.filter in row.role or self.filter in row.entry.name.lower()
+            if self.filter in row.label or self.filter in row.entry.name.lower()
         ]
 
     def rebuild(self) -> None:
@@ -106,7 +103,9 @@ class TensorList(RowList):
             return [(glyph, "accent"), (text, "head"), (tail, "dim")]
         tensor = entry.tensor
         flat = self.sort != "role" or bool(self.filter)
-        name = tensor.role or clean(tensor.entry.name, 60)
+        name = tensor.label or clean(tensor.entry.name, 60)
+        if not tensor.label and tensor.layer is not None and not flat:
+            name = name.partition(f".{tensor.layer}.")[2] or name
         if flat and tensor.layer is not None:
             name = f"{tensor.layer} {name}"
         indent = "    " if tensor.layer is not None and not flat else "  "

@@ -25,7 +25,7 @@ from aprtui.tui.widgets.lines import Part, RowList, fit
 __all__ = ["LENS", "TokensPane"]
 
 LENS: tuple[str, ...] = (sys.executable, "-m", "aprtui.engine.lens")
-LABEL, CELL = 15, 21
+LABEL, CELL = 14, 20
 MOST_FILES = 400
 
 
@@ -51,6 +51,8 @@ class ModelFound(Message):
 class TokensPane(RowList):
     """One line a position; the token that really came next stands out."""
 
+    blurred = ""
+
     def __init__(self, store: Store, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.store = store
@@ -61,12 +63,14 @@ class TokensPane(RowList):
         self._ids: tuple[int, ...] = ()
         self._record: StageRecord | None = None
         self._asked: set[object] = set()
+        self._given = ""  # the model that was named; empty: the manifest's
 
     def show(self, record: StageRecord, trace: TraceDir, model: str) -> None:
         """The tokens of a stage; computed when they are not known yet."""
         self._record = record
         self._texts, self._ids = trace.token_texts or (), trace.token_ids or ()
-        known = self.store.get(("lens", identity(record.path)))
+        self._given = model
+        known = self.store.get(self._key(identity(record.path)))
         self.lens = known if isinstance(known, Lens) else None
         self.note = ("", "")
         stage = record.key.stage
@@ -114,7 +118,7 @@ class TokensPane(RowList):
         wanted = [
             record.path
             for record in (event.record, *others[:MOST_FILES])
-            if self.store.get(("lens", identity(record.path))) is None
+            if self.store.get(self._key(identity(record.path))) is None
         ]
         self._asked = {identity(path) for path in wanted}
         self._compute(event.model, wanted)
@@ -154,11 +158,14 @@ class TokensPane(RowList):
     def _ready(self, event: Ready) -> None:
         event.stop()
         if event.lens is not None:
-            self.store.put(("lens", event.identity), event.lens)
+            self.store.put(self._key(event.identity), event.lens)
         if self._record is not None and event.identity == identity(self._record.path):
             self.lens = event.lens
             self.note = (event.why, event.hint)
             self.rows_changed()
+
+    def _key(self, place: object) -> object:
+        return ("lens", place, self._given)
 
     # Drawing.
 

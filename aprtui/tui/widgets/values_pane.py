@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -15,8 +13,6 @@ from aprtui.tui.stage_table import StageTable
 from aprtui.tui.widgets.value_grid import ValueGrid
 
 __all__ = ["ValuesPane"]
-
-_BLOCK = 1 << 22
 
 
 class ValuesPane(Vertical):
@@ -101,24 +97,6 @@ class ValuesPane(Vertical):
     def go(self, index: int) -> None:
         if self.table is not None:
             self.grid.move_to(*divmod(index, self.table.columns))
-
-    def next_nonfinite(self) -> bool:
-        """To the next NaN or infinity after the cursor, from the start again at the end."""
-        for index in self._nonfinite():
-            self.go(index)
-            return True
-        return False
-
-    def _nonfinite(self) -> Iterator[int]:
-        if self.table is None:
-            return
-        values, here = self.table.values, self.index + 1
-        for start, stop in ((here, values.size), (0, min(here, values.size))):
-            for block in range(start, stop, _BLOCK):
-                found = np.flatnonzero(~np.isfinite(values[block : min(block + _BLOCK, stop)]))
-                if found.size:
-                    yield block + int(found[0])
-                    return
 
 
 def _inside(numbers: list[int], extents: tuple[int, ...]) -> bool:
