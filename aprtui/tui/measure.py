@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.compare.metrics import Cancelled, mapping
+from aprtui.compare.metrics import Cancelled
 from aprtui.compare.statistics import (
     Histogram,
     OutlierChannel,
@@ -22,6 +22,7 @@ from aprtui.compare.statistics import (
     sample,
     statistics,
 )
+from aprtui.formats.maps import mapping
 from aprtui.tui.stage_table import StageTable
 
 __all__ = [

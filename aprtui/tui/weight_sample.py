@@ -12,9 +12,10 @@ import gguf.quants
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.compare.metrics import Cancelled, mapping
+from aprtui.compare.metrics import Cancelled
 from aprtui.compare.statistics import Histogram, Statistics, histogram, one_pass, statistics
 from aprtui.formats.blocks import BLOCK_TYPES
+from aprtui.formats.maps import mapping
 from aprtui.formats.modelfile import TensorEntry, tensor_bytes
 
 __all__ = ["WeightLook", "look_at_all", "look_at_weight", "sample_values"]
