@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from textual.app import App
 from aprtui.text import clean, size
 from aprtui.tui.stage_table import StageTable
 
-__all__ = ["clipboard_file", "copy", "export"]
+__all__ = ["clipboard_file", "copy", "export", "export_rows"]
 
 
 def clipboard_file() -> Path:
@@ -45,6 +47,21 @@ def export(table: StageTable, target: Path) -> str:
         else:
             np.savetxt(target, table.values.reshape(table.shape[0], -1), delimiter=",", fmt="%.9g")
         written = target.stat().st_size
+    except OSError as error:
+        return f"{clean(str(target))}: cannot be written: {error.strerror}"
+    return f"wrote {clean(str(target))}, {size(written)}"
+
+
+def export_rows(rows: Iterable[Sequence[str]], target: Path) -> str:
+    """Write rows of text to a new .csv file; a note that says what happened."""
+    if target.suffix != ".csv":
+        return f"{clean(target.name)}: name a .csv file"
+    try:
+        with target.open("x", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+        written = target.stat().st_size
+    except FileExistsError:
+        return f"{clean(str(target))} is there already: nothing written"
     except OSError as error:
         return f"{clean(str(target))}: cannot be written: {error.strerror}"
     return f"wrote {clean(str(target))}, {size(written)}"

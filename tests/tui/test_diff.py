@@ -48,7 +48,7 @@ async def test_the_metric_key_goes_round_and_the_details_name_the_worst_place(
     tmp_path: Path,
 ) -> None:
     async with opened(*_two(tmp_path)) as pilot:
-        assert "max_abs   480 at (2, 3)" in frame(pilot)
+        assert "max_abs    480 at (2, 3)" in frame(pilot)
         for metric in ("max_abs", "rms", "cosine", "rel_l2"):
             assert f" {metric} · 6 of 7" in await press(pilot, "m")
 
