@@ -13,7 +13,7 @@ from textual.app import App
 from aprtui.text import clean, size
 from aprtui.tui.stage_table import StageTable
 
-__all__ = ["clipboard_file", "copy", "export", "export_rows"]
+__all__ = ["clipboard_file", "copy", "export", "export_pair", "export_rows"]
 
 
 def clipboard_file() -> Path:
@@ -59,6 +59,25 @@ def export_rows(rows: Iterable[Sequence[str]], target: Path) -> str:
     try:
         with target.open("x", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
+        written = target.stat().st_size
+    except FileExistsError:
+        return f"{clean(str(target))} is there already: nothing written"
+    except OSError as error:
+        return f"{clean(str(target))}: cannot be written: {error.strerror}"
+    return f"wrote {clean(str(target))}, {size(written)}"
+
+
+def export_pair(a: StageTable, b: StageTable, target: Path) -> str:
+    """Write both sides and d = b - a to a new .npz file; a note that says what happened."""
+    if target.suffix != ".npz":
+        return f"{clean(target.name)}: name a .npz file"
+    left, other = a.values.reshape(a.shape), b.values.reshape(b.shape)
+    try:
+        with target.open("xb") as file:
+            if left.shape == other.shape:
+                np.savez(file, a=left, b=other, d=other - left)
+            else:
+                np.savez(file, a=left, b=other)
         written = target.stat().st_size
     except FileExistsError:
         return f"{clean(str(target))} is there already: nothing written"

@@ -107,6 +107,10 @@ KEYS: tuple[Key, ...] = (
     Key("models-filter", ("/",), "filter", "models", "filter",
         "show only tensors whose name or class has…"),
     Key("models-sort", ("s",), "sort", "models", "sort", "worst first, or by layer"),
+    Key("models-next", ("n",), "next(1)", "models", "next", "next tensor that is another one"),
+    Key("models-previous", ("N",), "next(-1)", "models", "", "the one before"),
+    Key("models-copy", ("y",), "copy_value", "models", "", "copy what is known of the tensor"),
+    Key("models-export", ("e",), "export", "models", "", "write the tensors shown to a .csv file"),
 
     Key("run", ("r", "ctrl+r"), "run", "trace", "run", "start the trace"),
     Key("edit", ("tab",), "edit", "trace", "edit", "the next field of the form"),
@@ -153,10 +157,19 @@ KEYS: tuple[Key, ...] = (
 
     Key("pair-focus", ("tab",), "focus_pane", "pair", "pane", "next pane"),
     Key("pair-sort", ("s",), "sort", "pair", "worst by", "worst elements, positions or channels"),
+    Key("pair-zoom", ("z",), "zoom", "pair", "zoom", "the half with the cursor alone, and back"),
+    Key("pair-range", ("c",), "range", "pair", "range", "histograms: the middle, or all values"),
+    Key("pair-counts", ("L",), "counts", "pair", "", "counts: logarithmic or linear"),
+    Key("pair-copy", ("y",), "copy_value", "pair", "", "copy both values under the cursor"),
+    Key("pair-copy-path", ("Y",), "copy_path", "pair", "", "copy the path of B's file"),
+    Key("pair-export", ("e",), "export", "pair", "", "write A, B and d to a .npz file"),
     Key("pair-next", ("n",), "step(1)", "pair", "next", "next pair in order of computation"),
     Key("pair-previous", ("N",), "step(-1)", "pair", "", "the pair before"),
 
     Key("home-filter", ("/",), "filter", "home", "filter", "show only names that have…"),
+    Key("home-sort", ("s",), "sort", "home", "sort", "the newest first, or by name"),
+    Key("home-open", ("o",), "open_other", "home", "open…", "open another folder or file"),
+    Key("home-diff", ("d",), "diff_with", "home", "diff with…", "compare this one with another"),
     Key("home-rescan", ("r",), "rescan", "home", "look again", "look through the folder again"),
 )  # fmt: skip
 

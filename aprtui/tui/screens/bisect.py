@@ -21,7 +21,6 @@ from aprtui.tui.client import COMMAND_LINE, Child
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import RunnerEnded
 from aprtui.tui.screens.grid import GridScreen
-from aprtui.tui.screens.pair import PairScreen
 from aprtui.tui.screens.pair_facts import layers_block
 from aprtui.tui.widgets.bars import bar
 from aprtui.tui.widgets.drift_chart import Drift
@@ -298,7 +297,7 @@ class BisectScreen(GridScreen):
         if result is None or result.metrics is None:
             self.say("A and B were not compared here")
             return
-        self.app.push_screen(PairScreen(self.pairs, self.results, event.key))
+        self.open_pair(self.pairs, self.results, event.key)
 
     def action_drift(self) -> None:
         self.dismiss(self.found)

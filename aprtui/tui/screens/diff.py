@@ -37,7 +37,6 @@ from aprtui.tui.messages import LoadFailed
 from aprtui.tui.screens import diff_text as text
 from aprtui.tui.screens.bisect import BisectScreen
 from aprtui.tui.screens.grid import GridScreen
-from aprtui.tui.screens.pair import PairScreen
 from aprtui.tui.screens.pair_facts import layers_block, pair_blocks, top_block
 from aprtui.tui.session import Spot, recall, remember
 from aprtui.tui.widgets.drift_chart import Drift
@@ -212,7 +211,8 @@ class DiffScreen(GridScreen):
         unmeasured = sum(result.kind in UNMEASURED for result in self.results.values())
         failed = sum(_fails(result) for result in self.results.values())
         verdict = Content.assemble(
-            "drift · ", (self.metric, "bold $text-accent"),
+            "drift · " if self.size.width >= 100 else "",
+            (self.metric, "bold $text-accent"),
             f" · {count(measured)} of {count(len(self.pairs))} pairs",
             (f" · {unmeasured} unmeasured" if unmeasured else "", "$text-warning"),
             (f" · {failed} beyond bar" if failed else "", "bold $text-error"),
@@ -316,7 +316,7 @@ class DiffScreen(GridScreen):
         if result is None or result.metrics is None:
             self.say(result.message or result.kind if result else "not measured yet")
             return
-        self.app.push_screen(PairScreen(self.pairs, self.results, event.key))
+        self.open_pair(self.pairs, self.results, event.key)
 
 
 def _fails(result: PairResult) -> bool:

@@ -6,21 +6,23 @@ both; the cursor is one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from textual import on
+from textual import events, on
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
+from aprtui.compare.pairs import Pair, PairResult
 from aprtui.engine.stages import short_name
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count
 from aprtui.tui.carry import copy, export_rows
 from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.screens.pair import PairScreen, stage_title
 from aprtui.tui.stage_filter import matcher
 from aprtui.tui.widgets.drift_chart import Drift, DriftChart
 from aprtui.tui.widgets.facts import Block, Facts
@@ -62,6 +64,7 @@ class GridScreen(BaseScreen):
         self.filter = ""
         self.listed = self.zoomed = False
         self._key: StageKey | None = None
+        self._pair: PairScreen | None = None  # that was opened from here
 
     def body(self) -> Iterable[Widget]:
         with Vertical():
@@ -179,7 +182,7 @@ class GridScreen(BaseScreen):
         key = self.current
         if key is not None:
             self._key = key
-            self.detail.border_title = stage_title(key)
+            self.detail.border_title = stage_title(key).replace("[", r"\[")
             self.detail.show(self.facts_of(key))
         else:
             self.detail.border_title = ""
@@ -200,6 +203,18 @@ class GridScreen(BaseScreen):
             return ""
         shown, total = count(len(self.shown)), count(len(self.stages))
         return f" · showing {shown} of {total} - filter {clean(self.filter, 30)}"
+
+    def open_pair(self, pairs: Mapping[StageKey, Pair], results: Mapping[StageKey, PairResult],
+                  key: StageKey) -> None:  # fmt: skip
+        """Both sides of one stage; the cursor goes along to where one steps from there."""
+        self._pair = PairScreen(pairs, results, key)
+        self.app.push_screen(self._pair)
+
+    @on(events.ScreenResume)
+    def _back(self) -> None:
+        if self._pair is not None:
+            self.select(self._pair.key)
+            self._pair = None
 
     @on(StageGrid.Moved)
     @on(RowList.Moved, "#rows")
@@ -295,12 +310,6 @@ class GridScreen(BaseScreen):
         self.filter = ""
         self.sift()
         return True
-
-
-def stage_title(key: StageKey) -> str:
-    """``layer 3 · ffn_gate``, or the name alone for a stage of the whole model."""
-    name = clean(key.stage, 60).replace("[", r"\[")
-    return name if key.layer is None else f"layer {key.layer} · {name}"
 
 
 def column_names(keys: Iterable[StageKey], width: int) -> list[Content]:

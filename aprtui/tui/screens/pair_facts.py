@@ -118,7 +118,7 @@ def top_block(a: Sequence[TopLogits], b: Sequence[TopLogits], result: PairResult
 def layers_block(
     key: StageKey, drifts: Iterable[Drift], width: int, lines: int, what: str
 ) -> Block:
-    """The same stage in every layer, on the chart's scale; as many around it as there is room."""
+    """The same stage (or weight) in every layer; as many around it as ``lines`` have room for."""
     rows = [
         drift for drift in drifts if drift.key.stage == key.stage and drift.key.layer is not None
     ]

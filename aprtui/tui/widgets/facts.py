@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
 from textual.geometry import Region
+from textual.message import Message
 from textual.strip import Strip
 
 from aprtui.tui.widgets.lines import Lines, Part, fit
@@ -36,6 +37,9 @@ def wrapped(text: str, style: str, width: int, lead: str = "") -> Block:
 class Facts(Lines, can_focus=False):
     """A picture of blocks, most important first; what does not fit is left out at the end."""
 
+    class Changed(Message):
+        """There is more or less room now: the blocks flow otherwise."""
+
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id, classes="frame")
         self._lines: list[Line] = []
@@ -45,6 +49,9 @@ class Facts(Lines, can_focus=False):
         """The cells that a block may take."""
         width = max(self.size.width - 1, 8)
         return (width - 2) // 2 if width >= _TWO_COLUMNS else width
+
+    def on_resize(self) -> None:
+        self.post_message(self.Changed())
 
     def show(self, blocks: Sequence[Block]) -> None:
         """Draw other blocks; only lines that look different are drawn again."""
