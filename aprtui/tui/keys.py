@@ -131,7 +131,7 @@ KEYS: tuple[Key, ...] = (
     Key("next-divergence", ("n",), "next(1)", "diff", "next", "next divergence, as they are shown"),
     Key("previous-divergence", ("N",), "next(-1)", "diff", "", "the divergence before"),
     Key("diff-filter", ("/",), "filter", "diff", "filter",
-        "show only stages with this name, layer or class: ffn, 3..6, differs"),
+        "show only some stages: ffn, layer 3, 3..6, differs"),
     Key("diff-sort", ("s",), "sort", "diff", "sort", "grid, or list with the worst first"),
     Key("diff-zoom", ("z",), "zoom", "diff", "", "grid or list alone, and back"),
     Key("diff-copy", ("y",), "copy_value", "diff", "", "copy the pair's numbers"),
@@ -146,7 +146,7 @@ KEYS: tuple[Key, ...] = (
 
     Key("bisect-stop", ("x",), "stop", "bisect", "stop", "stop the replay"),
     Key("bisect-filter", ("/",), "filter", "bisect", "filter",
-        "show only stages with this name, layer or finding: ffn, 3, culprit, Q8_K"),
+        "show only some stages: ffn, layer 3, culprit, Q8_K"),
     Key("bisect-sort", ("s",), "sort", "bisect", "sort", "grid, or list with the worst first"),
     Key("bisect-zoom", ("z",), "zoom", "bisect", "", "grid or list alone, and back"),
     Key("bisect-copy", ("y",), "copy_value", "bisect", "", "copy what was found here"),

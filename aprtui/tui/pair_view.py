@@ -104,7 +104,7 @@ def view_of(pair: Pair, result: PairResult, bins: int, span: str, cancelled: Hoo
     distances.run(cancelled)
     m = result.metrics
     born = () if m.first_nonfinite is None else (m.first_nonfinite,)
-    apart = (*born, *(entry for entry in m.top if entry.abs_diff != 0))
+    apart = (*born, *(entry for entry in m.top if entry.abs_diff != 0 and entry not in born))
     elements = tuple(_worst(a, entry) for entry in apart or m.top)
     return PairView(
         pair.key, a, b, (left, right, distances.histogram),

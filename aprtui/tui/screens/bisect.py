@@ -21,7 +21,7 @@ from aprtui.tui.client import COMMAND_LINE, Child
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import RunnerEnded
 from aprtui.tui.screens.grid import GridScreen
-from aprtui.tui.screens.pair_facts import layers_block
+from aprtui.tui.screens.pair_facts import finding_block, layers_block
 from aprtui.tui.widgets.bars import bar
 from aprtui.tui.widgets.drift_chart import Drift
 from aprtui.tui.widgets.facts import Block, wrapped
@@ -170,7 +170,7 @@ class BisectScreen(GridScreen):
             )
         if not found.culprits:
             lines += [Content.styled(note, "dim") for note in found.notes[:2]]
-        self.head.update(Content("\n").join(lines))
+        self.show_head(lines)
         self.sift()
 
     @property
@@ -244,7 +244,11 @@ class BisectScreen(GridScreen):
         return f"{clean(str(key))} {finding.kind} · {facts}"
 
     def drifts(self) -> list[Drift]:
-        return [Drift(key, self._error(key), self.cell_of(key)[1]) for key in self.shown]
+        return [self._drift(key) for key in self.shown]
+
+    def _drift(self, key: StageKey) -> Drift:
+        sign, style = self.cell_of(key)
+        return Drift(key, self._error(key), style, sign)
 
     def stands_out(self, key: StageKey) -> bool:
         return self._kind(key) == "culprit"
@@ -253,12 +257,9 @@ class BisectScreen(GridScreen):
         found, width = self.found, self.detail.column
         finding = found.findings.get(key) if found else None
         if found is None or finding is None:
-            return [[[("not replayed", "dim")]]]
-        block: Block = [[(finding.kind, self.cell_of(key)[1])]]
-        for name, text in finding.lines:
-            block += wrapped(text, "", width, f"{name:<12}" if name else "")
-        blocks = [block, self._others(found, width)]
-        drifts = [Drift(k, self._error(k), self.cell_of(k)[1]) for k in self.pairs]
+            return [[[("not replayed yet" if self.running else "not replayed", "dim")]]]
+        blocks = [finding_block(finding, self.cell_of(key)[1], width), self._others(found, width)]
+        drifts = [self._drift(each) for each in self.pairs]
         notes: Block = []
         for note in found.notes:
             notes += wrapped(note, "dim", width)
@@ -278,7 +279,7 @@ class BisectScreen(GridScreen):
 
     def retitle(self) -> None:
         b, model = clean(self.b.name, 50), clean(self.model.name, 50)
-        self.set_title(f"local error of {b} · model {model}{self.narrowed}")
+        self.set_title(f"{self.narrowed}local error of {b} · model {model}")
 
     # Keys.
 

@@ -37,10 +37,10 @@ from aprtui.tui.messages import LoadFailed
 from aprtui.tui.screens import diff_text as text
 from aprtui.tui.screens.bisect import BisectScreen
 from aprtui.tui.screens.grid import GridScreen
-from aprtui.tui.screens.pair_facts import layers_block, pair_blocks, top_block
+from aprtui.tui.screens.pair_facts import finding_block, layers_block, pair_blocks, top_block
 from aprtui.tui.session import Spot, recall, remember
 from aprtui.tui.widgets.drift_chart import Drift
-from aprtui.tui.widgets.facts import Block, named
+from aprtui.tui.widgets.facts import Block
 from aprtui.tui.widgets.lines import Part
 from aprtui.tui.widgets.stage_grid import StageGrid
 from aprtui.tui.widgets.stage_rows import StageRows
@@ -78,7 +78,6 @@ class DiffScreen(GridScreen):
         self.other_prompts = False
         self.traces: tuple[TraceDir, ...] = ()
         self.first: PairResult | None = None  # that fails, in order of computation
-        self.found: Bisected | None = None
         self._last = Spot()
 
     def started(self) -> None:
@@ -181,7 +180,8 @@ class DiffScreen(GridScreen):
         blocks = [verdict, *rest]
         finding = self.found.findings.get(key) if self.found is not None else None
         if finding is not None:
-            blocks.insert(1, named((("replayed", finding.kind), *finding.lines)))
+            tone = "bad" if finding.kind == "culprit" else "good"
+            blocks.insert(1, finding_block(finding, tone, width))
         if key.stage == "lm_head":
             pair = self.pairs[key]
             blocks.insert(1, top_block(top_of(pair.a), top_of(pair.b), result))
@@ -200,7 +200,7 @@ class DiffScreen(GridScreen):
             remark += f" · {', '.join(self.same)}"
         if self.state == "full" and not self.done:
             remark += " · comparing …"
-        self.set_title(f"A {names[0]}   B {names[1]}{self.narrowed}{remark}",
+        self.set_title(f"{self.narrowed}A {names[0]}   B {names[1]}{remark}",
                        loud=self.other_prompts)  # fmt: skip
         if self.bars is not None:
             self._show_head(self.bars)
@@ -224,7 +224,7 @@ class DiffScreen(GridScreen):
         lines += [Content.styled(f"! {clean(note, 200)}", "$text-warning") for note in self.notes]
         if self.found is not None:
             lines.append(self.found.verdict_line("v shows them"))
-        self.head.update(Content("\n").join(lines))
+        self.show_head(lines)
 
     # Keys.
 

@@ -64,11 +64,12 @@ def level_of(value: float) -> str:
 
 def drift_of(key: StageKey, result: PairResult | None, metric: str) -> Drift:
     """The pair's column in the chart; what fails without a number stands to the top."""
+    sign, style = sign_of(result, metric, False)
     if result is None or result.kind in UNMEASURED:
-        return Drift(key, None, "dim")
+        return Drift(key, None, style, sign)
     failed = result.kind in FAILED
     if result.metrics is None or result.kind == "nonfinite":
-        return Drift(key, math.inf, "bad")
+        return Drift(key, math.inf, style, sign[-1])
     return Drift(key, metric_value(result.metrics, metric), "bad" if failed else "good")
 
 

@@ -20,6 +20,7 @@ from aprtui.compare.pairs import Pair, PairResult
 from aprtui.engine.stages import short_name
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count
+from aprtui.tui.bisected import Bisected
 from aprtui.tui.carry import copy, export_rows
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.pair import PairScreen, stage_title
@@ -35,6 +36,8 @@ __all__ = ["GridScreen"]
 CHART_LINES = (9, 18)  # least and most of the chart, its frame among them
 FACTS_LINES = 10  # of the facts below the grid, their frame among them
 FACTS_BELOW_LIST = 7
+FRAME_LINES = 3  # title, legend, keys
+WIDE = 100  # columns from which on the facts stand beside the grid
 
 
 class Room(Horizontal):
@@ -61,6 +64,7 @@ class GridScreen(BaseScreen):
         self.legend = PartLine(id="legend")
         self.stages: tuple[StageKey, ...] = ()
         self.shown: tuple[StageKey, ...] = ()
+        self.found: Bisected | None = None  # what a replay of every stage found
         self.filter = ""
         self.listed = self.zoomed = False
         self._key: StageKey | None = None
@@ -190,6 +194,16 @@ class GridScreen(BaseScreen):
             self.detail.show([[[(hint, "warn")]]])
         self.chart.mark(key)
 
+    def show_head(self, lines: Sequence[Content]) -> None:
+        """The verdict: wrapped where the grid leaves room for it, else a line each."""
+        width = max(self.size.width - 2, 20)
+        needed = sum(-(-line.cell_length // width) for line in lines)
+        room = self.size.height - FRAME_LINES - self.grid.lines
+        room -= FACTS_LINES if self.size.width < WIDE else 0
+        if needed > max(room, len(lines)):
+            lines = [line.truncate(width, ellipsis=True) for line in lines]
+        self.head.update(Content("\n").join(lines))
+
     @property
     def order(self) -> list[StageKey]:
         """The stages that are shown, as they are shown."""
@@ -202,12 +216,13 @@ class GridScreen(BaseScreen):
         if not self.filter:
             return ""
         shown, total = count(len(self.shown)), count(len(self.stages))
-        return f" · showing {shown} of {total} - filter {clean(self.filter, 30)}"
+        return f"showing {shown} of {total} - filter {clean(self.filter, 30)} · "
 
     def open_pair(self, pairs: Mapping[StageKey, Pair], results: Mapping[StageKey, PairResult],
                   key: StageKey) -> None:  # fmt: skip
         """Both sides of one stage; the cursor goes along to where one steps from there."""
-        self._pair = PairScreen(pairs, results, key)
+        findings = self.found.findings if self.found is not None else None
+        self._pair = PairScreen(pairs, results, key, findings)
         self.app.push_screen(self._pair)
 
     @on(events.ScreenResume)
@@ -227,7 +242,7 @@ class GridScreen(BaseScreen):
     def _arrange(self) -> None:
         """The grid takes the lines it needs; the chart and the names of columns what is left."""
         room, lines = self.query_one("#compared").size.height, self.grid.lines
-        stacked = self.size.width < 100  # the facts below, not beside
+        stacked = self.size.width < WIDE  # the facts below, not beside
         self.grid.display, self.rows.display = not self.listed, self.listed
         self.detail.display = not self.zoomed
         left = 0 if self.listed or stacked else room - lines - 1
@@ -235,7 +250,8 @@ class GridScreen(BaseScreen):
         self.chart.display = left >= least
         self.chart.styles.height = min(left, most)
         names = column_names(self.shown, self.grid.size.width)
-        self.names.display = self.chart.display and left > most + len(names)
+        room_for_names = left > most + len(names) and self.grid.abbreviated
+        self.names.display = self.chart.display and room_for_names
         self.names.update(Content("\n").join(names))
         self.grid.styles.height = lines + 1 if self.chart.display else "1fr"
         alone = self.listed or self.zoomed or not stacked
@@ -296,7 +312,7 @@ class GridScreen(BaseScreen):
             self.say(export_rows(self.table(), Path(text).expanduser()))
 
     def action_filter(self) -> None:
-        self.ask("show only stages with this name, layer or class: ffn, 3, differs …", "filter",
+        self.ask("show only some stages: ffn, layer 3, 3..6, differs …", "filter",
                  self.filter)  # fmt: skip
 
     def answering(self, purpose: str, text: str) -> None:

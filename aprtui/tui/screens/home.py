@@ -144,7 +144,7 @@ class PlaceList(RowList):
     def head_parts(self, width: int) -> list[Part]:
         return [
             (
-                " kind   " + fit("name", max(width - 39, 10)) + fit("what", 22) + right("age", 9),
+                " kind   " + fit("name", max(width - 40, 10)) + fit("what", 22) + right("age", 9),
                 "head",
             )
         ]
@@ -156,9 +156,9 @@ class PlaceList(RowList):
         age = duration(max(time.time() - entry.place.mtime, 0)) if entry.place.mtime else ""
         return [
             (f" {entry.place.kind:<7}", "accent" if model else "good"),
-            (fit(entry.name, max(width - 40, 10)) + " ", ""),
+            (fit(entry.name, max(width - 41, 10)) + " ", ""),
             (fit(entry.place.remark, 22), "accent" if running else "dim"),
-            (right(_coarse(age), 9), "dim"),
+            (right(_coarse(age), 9) + " ", "dim"),
         ]  # fmt: skip
 
 
@@ -197,13 +197,14 @@ class HomeScreen(BaseScreen):
 
     def _retitle(self) -> None:
         listed, total = len(self.list.rows), len(self._found)
+        shown = ""
         remark = f" · {count(total)} found" if total else ""
         remark += " and more" if self._more else ""
         if self.list.filter and total:
             text = clean(self.list.filter, 30)
-            remark = f" · showing {count(listed)} of {count(total)} - filter {text}"
+            shown = f"showing {count(listed)} of {count(total)} - filter {text} · "
         looking = " · looking …" if self._looking else ""
-        self.set_title(f"{clean(str(self.folder), 80)}{remark}{looking}")
+        self.set_title(f"{shown}{clean(str(self.folder), 80)}{remark}{looking}")
         order = {"newest": "the newest first", "name": "by name"}[self.list.sort]
         self.list.border_title = f"Models and traces below this folder · {order}"
 

@@ -155,8 +155,8 @@ class ModelsScreen(BaseScreen):
     def _retitle(self) -> None:
         listed, total = len(self.list.rows), len(self.list.tensors)
         text = clean(self.list.filter, 30)
-        remark = f" · showing {listed} of {total} - filter {text}" if text else ""
-        self.set_title(f"A {clean(self.a.name, 50)}   B {clean(self.b.name, 50)}{remark}")
+        remark = f"showing {listed} of {total} - filter {text} · " if text else ""
+        self.set_title(f"{remark}A {clean(self.a.name, 50)}   B {clean(self.b.name, 50)}")
         order = {"class": "the worst first", "layer": "by layer"}[self.list.sort]
         self.list.border_title = f"Tensors {count(total)} · {order}"
 
@@ -166,8 +166,8 @@ class ModelsScreen(BaseScreen):
         row, width = self.list.current, self.detail.column
         self.detail.border_title = (row.role if row else "").replace("[", r"\[")
         if row is None:
-            why = f"No tensor matches {clean(self.list.filter, 30)}: q shows all."
-            self.detail.show([[[(why, "warn")]]])
+            none = f"No tensor matches {clean(self.list.filter, 30)}: q shows all."
+            self.detail.show([[[(none, "warn")]]])
             return
         tone = TONES.get(row.kind, "")
         blocks = [[line for name, text in group for line in wrapped(text, "", width, fit(name, 11))]
@@ -286,7 +286,7 @@ def _tensor(entry: Mapping[str, Any]) -> Compared:
         [("looks like", _text(looks, "text", 300) if isinstance(looks, dict) else ""),
          *((name.replace("_row_rel_l2", " row"), _number(known[name])) for name in METRICS
            if name in known),
-         ("rounding", f"explains up to {_number(limit)}" if limit else "")],
+         ("rounding", f"explains up to {_number(limit)}" if limit and known else "")],
         [("types", " / ".join(types)), ("shape", clean(" / ".join(sorted(shapes)))), *names],
     )  # fmt: skip
     rel_l2 = known.get("rel_l2")

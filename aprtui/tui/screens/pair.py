@@ -19,6 +19,7 @@ from aprtui.compare.pairs import FAILED, Pair, PairResult
 from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, number
+from aprtui.tui.bisected import Finding
 from aprtui.tui.carry import copy, export_pair
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import LoadFailed
@@ -50,8 +51,10 @@ class PairScreen(BaseScreen):
         pairs: Mapping[StageKey, Pair],
         results: Mapping[StageKey, PairResult],
         key: StageKey,
+        findings: Mapping[StageKey, Finding] | None = None,
     ) -> None:
         super().__init__()
+        self.findings = findings or {}  # of a bisection, where one was run
         self.pairs, self.results, self.key = pairs, results, key
         self.verdict = PartLine(id="verdict")
         self.head = PartLine(id="pairhead")
@@ -112,7 +115,7 @@ class PairScreen(BaseScreen):
         first, other = self.state != "full", self.picture.view is None or view.key != self._shown
         self.set_state("full")
         result = self.results[view.key]
-        self.verdict.show(verdict(result))
+        self.verdict.show(verdict(result, self.findings.get(view.key)))
         self.head.show(metrics_line(result))
         self.picture.show(view)
         self._name_frames()
@@ -231,10 +234,18 @@ def _capture(path: Path, key: StageKey) -> str:
     return (folder if key.layer is None else folder.parent).name or str(path)
 
 
-def verdict(result: PairResult) -> list[Part]:
-    """The class of the pair, and why."""
-    tone = "bad" if result.kind in FAILED else "good"
-    return [(f" {result.kind}  ", tone), (clean(result.message, 300), "")]
+def verdict(result: PairResult, finding: Finding | None) -> list[Part]:
+    """The class of the pair and why, and what the replay of its stage found."""
+    parts: list[Part] = [(f" {result.kind}", "bad" if result.kind in FAILED else "good")]
+    if result.message:
+        parts.append((f" · {clean(result.message, 300)}", ""))
+    if finding is not None:
+        error = f" {number(finding.local_error, 3)}" if finding.local_error is not None else ""
+        tone = "bad" if finding.kind == "culprit" else "good"
+        why = finding.text or finding.by
+        parts.append((f" · local error{error}, {finding.kind}", tone))
+        parts.append((f" · {why}" if why else "", ""))
+    return parts
 
 
 def metrics_line(result: PairResult) -> list[Part]:

@@ -11,13 +11,14 @@ from aprtui.compare.metrics import Metrics
 from aprtui.compare.pairs import FAILED, UNMEASURED, PairResult
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count, number
+from aprtui.tui.bisected import Finding
 from aprtui.tui.screens.diff_text import place
 from aprtui.tui.widgets.bars import bar
 from aprtui.tui.widgets.drift_chart import Drift
 from aprtui.tui.widgets.facts import Block, Line, named, wrapped
 from aprtui.tui.widgets.lines import fit, right
 
-__all__ = ["layers_block", "pair_blocks", "top_block"]
+__all__ = ["finding_block", "layers_block", "pair_blocks", "top_block"]
 
 
 def pair_blocks(result: PairResult, bars: Bars | None, width: int) -> list[Block]:
@@ -77,28 +78,45 @@ def _worst_block(m: Metrics, width: int) -> Block:
     worst = [element for element in m.top if element.abs_diff != 0]
     if not worst:
         return []
-    names = ["(" + ", ".join(map(str, e.at or (e.index,))) + ")" for e in worst]
-    lead = max(12, *map(len, names)) + 1
+    names = [",".join(map(str, e.at or (e.index,))) for e in worst]
+    lead = max(8, *map(len, names)) + 1
     cell = max(8, min(11, (width - lead) // 3))
     lines: Block = [[(fit("worst at", lead), "head"), (right("A", cell), "a"),
                      (right("B", cell), "b"), (right("d", cell), "d")]]  # fmt: skip
     for name, e in zip(names, worst, strict=True):
         values = (("a", e.a), ("b", e.b), ("d", e.b - e.a))
         lines.append(
-            [(fit(name, lead), ""), *((right(number(v, 3), cell), style) for style, v in values)]
+            [
+                (fit(name, lead), ""),
+                *((right(_short(v, cell - 1), cell), style) for style, v in values),
+            ]
         )
     return lines
+
+
+def _short(value: float, cells: int) -> str:
+    """The number with as many digits as fit."""
+    texts = (number(value, digits) for digits in (4, 3, 2))
+    return next((text for text in texts if len(text) <= cells), number(value, 1))
+
+
+def finding_block(finding: Finding, tone: str, width: int) -> Block:
+    """What the replay found of the stage."""
+    block: Block = [[(finding.kind, tone)]]
+    for name, text in finding.lines:
+        block += wrapped(text, "", width, f"{name:<12}" if name else "")
+    return block
 
 
 def top_block(a: Sequence[TopLogits], b: Sequence[TopLogits], result: PairResult) -> Block:
     """The tokens that each side finds likeliest, and what that means for the next one."""
     heads = (("A", "a"), ("p", "dim"), ("B", "b"), ("p", "dim"))
     lines: Block = [
-        [(fit(f"top {len(a)}", 9), "head"), *((right(name, 7), tone) for name, tone in heads)]
+        [(fit(f"top {len(a)}", 8), "head"), *((right(name, 7), tone) for name, tone in heads)]
     ]
     for left, other in zip(a, b, strict=False):
         lines.append([
-            (" " * 9, ""), (right(str(left.token), 7), ""),
+            (" " * 8, ""), (right(str(left.token), 7), ""),
             (right(number(left.probability, 2), 7), "dim"),
             (right(str(other.token), 7), "" if left.token == other.token else "bad"),
             (right(number(other.probability, 2), 7), "dim"),
@@ -129,11 +147,13 @@ def layers_block(
     first = max(0, min(here - room // 2, len(rows) - room))
     block: Block = [[(fit(f"{what} of {clean(key.stage, 40)} by layer", width), "head")]]
     for drift in rows[first : first + room]:
-        value, bar_width = drift.value, width - 16
-        text = "?" if value is None else number(value, 3) if value < math.inf else "not finite"
+        value, bar_width = drift.value, width - 17
+        text = drift.sign if value is None else number(value, 3)
+        if value == math.inf:
+            text = {"N": "NaN or Inf", "x": "shape", "#": "damaged"}.get(drift.sign, "infinite")
         share = 0.0 if not value else (math.log10(min(value, 10.0)) + 8) / 9
         block.append([
             (f"{drift.key.layer:>4} ", "accent" if drift.key == key else "dim"),
-            (bar(share, bar_width), drift.style), (right(text, 10), ""),
+            (bar(share, bar_width), drift.style), (right(text, 11), ""),
         ])  # fmt: skip
     return block

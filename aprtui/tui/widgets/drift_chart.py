@@ -24,11 +24,15 @@ _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Drift:
-    """One stage's distance: None where it was not measured. ``style`` colours its column."""
+    """One stage's distance, None where it is no number. ``style`` colours its column.
+
+    ``sign`` stands at the foot where there is no column, and under one that has no height.
+    """
 
     key: StageKey
     value: float | None
     style: str
+    sign: str = "?"
 
 
 class DriftChart(Lines, can_focus=False):
@@ -131,11 +135,13 @@ def _tallest(column: Sequence[Drift], low: float, each: float, row: int) -> Part
     """What one cell of a column shows: the largest of its stages, or a sign at the foot."""
     known = [drift for drift in column if drift.value is not None]
     if not known:
-        return ("?" if row == 0 else " "), "dim"
+        return (column[0].sign if row == 0 else " "), column[0].style
     largest = max(known, key=lambda drift: _power(drift.value))
     power = _power(largest.value)
     if power == -math.inf:
         return ("=" if row == 0 else " "), "dim"
+    if row == 0 and power == math.inf:
+        return largest.sign, largest.style
     if power > low + each:
         return "░", largest.style
     eighths = round(8 * (power - low) / each)

@@ -124,6 +124,11 @@ class StageGrid(Lines):
         return full if _CELL < full <= room else max(3, min(_CELL, room))
 
     @property
+    def abbreviated(self) -> bool:
+        """Whether a column's head is not the whole name of its stage."""
+        return any(self._head(name) != name for name in self._stages)
+
+    @property
     def page(self) -> int:
         return max(self.size.height - 1, 1)
 
@@ -144,6 +149,7 @@ class StageGrid(Lines):
         there = [n for n, name in enumerate(names) if StageKey(layer, name) in self.cells]
         self.column = min(there, key=lambda n: abs(n - column), default=0)
         self.first = max(min(self.first, self.row), self.row - self.page + 1, 0)
+        self.first = min(self.first, max(len(self._layers) - self.page, 0))  # no blank below
         if layer is not None:
             self.first_column = max(
                 min(self.first_column, self.column), self.column - self.page_columns + 1, 0
@@ -244,8 +250,7 @@ class StageGrid(Lines):
             in_layer = self.row < len(self._layers) and self._layers[self.row] is not None
             for number, name in enumerate(stages, self.first_column):
                 here = in_layer and number == self.column and self.has_focus
-                head = name if len(name) < cell else short_name(name)[: cell - 1]
-                parts.append((right(head, cell), "accent" if here else "head"))
+                parts.append((right(self._head(name), cell), "accent" if here else "head"))
             return self.strip(parts, width)
         row = self.first + y - 1
         if row >= len(self._layers):
@@ -256,19 +261,25 @@ class StageGrid(Lines):
         segments = [Segment(right(label, _LABEL - 1) + " ", self.line_style(tone))]
         first, names = (0, self._whole) if layer is None else (self.first_column, stages)
         for number, name in enumerate(names, first):
-            lead = f"  {name} " if layer is None else " " * (cell - 3)
-            segments += self._cell(StageKey(layer, name), lead, (row, number))
+            lead, tail = f"  {name} ", 1
+            if layer is not None:  # the sign under the middle of the name
+                tail = max(len(self._head(name)) // 2, 1)
+                lead = " " * (cell - tail - 2)
+            segments += self._cell(StageKey(layer, name), lead, " " * tail, (row, number))
         return Strip(joined(Strip(segments).adjust_cell_length(width, self.rich_style)))
 
-    def _cell(self, key: StageKey, lead: str, at: tuple[int, int]) -> list[Segment]:
-        """The blanks or the name before a sign, and the sign."""
+    def _head(self, name: str) -> str:
+        return name if len(name) < self.cell_width else short_name(name)[: self.cell_width - 1]
+
+    def _cell(self, key: StageKey, lead: str, tail: str, at: tuple[int, int]) -> list[Segment]:
+        """The blanks or the name before a sign, the sign, and the blanks after it."""
         sign, style_name = self.cells.get(key, (" ", ""))
         style = self.line_style(style_name)
         if at == (self.row, self.column):
             over = "lines--cursor" if self.has_focus else "lines--cursor-blur"
             style += self.get_component_rich_style(over, partial=True)
         before = self.line_style("head") if lead.strip() else self.rich_style
-        return [Segment(lead, before), Segment(f"{sign:>2} ", style)]
+        return [Segment(lead, before), Segment(f"{sign:>2} ", style), Segment(tail[1:], before)]
 
 
 def _whole_width(name: str) -> int:
