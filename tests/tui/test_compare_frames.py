@@ -31,7 +31,17 @@ from aprtui.tui.screens.home import HomeScreen
 from aprtui.tui.screens.models import ModelsScreen
 from aprtui.tui.screens.pair import PairScreen
 from tests.support import SMALL
-from tests.tui.support import NARROW, WIDE, assert_frame, opened, press, screen, settle, small_trace
+from tests.tui.support import (
+    NARROW,
+    WIDE,
+    assert_frame,
+    frame,
+    opened,
+    press,
+    screen,
+    settle,
+    small_trace,
+)
 
 SIZES = pytest.mark.parametrize("size", [NARROW, WIDE], ids=["80x24", "120x40"])
 FLOAT64 = SMALL / "captures" / "qwen2-q4_k_m" / "float64"
@@ -440,7 +450,7 @@ async def test_home_of_a_folder_that_is_not_there(size: Size) -> None:
 
 @SIZES
 async def test_help_and_palette(size: Size, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CommandPalette, "_NO_MATCHES_COUNTDOWN", 0.0)
+    monkeypatch.setattr(CommandPalette, "_NO_MATCHES_COUNTDOWN", 0.001)
     monkeypatch.setattr(CommandPalette, "_BUSY_COUNTDOWN", 1e9)  # a slow machine draws no other
     async with opened(*two(), size=size) as pilot:
         await press(pilot, "question_mark")
@@ -454,4 +464,8 @@ async def test_help_and_palette(size: Size, monkeypatch: pytest.MonkeyPatch) -> 
         await press(pilot, *"worst")
         assert_frame(pilot, "palette-searched")
         await press(pilot, *"xyz")
+        for _ in range(1000):
+            await pilot.pause()
+            if "No matches" in frame(pilot):
+                break
         assert_frame(pilot, "palette-empty")

@@ -31,6 +31,8 @@ from aprtui.tui.widgets.value_grid import ValueGrid
 
 __all__ = ["PairScreen", "stage_title"]
 
+WORST_CELLS = (52, 44)  # of the list of the worst, wide and narrow: as in theme.tcss
+
 
 @dataclass
 class PairReady(Message):
@@ -89,8 +91,7 @@ class PairScreen(BaseScreen):
 
     def _read(self) -> None:
         worker = get_current_worker()
-        bins = self.picture.bins if self.picture.size.width else 50
-        pair, result = self.pairs[self.key], self.results[self.key]
+        pair, result, bins = self.pairs[self.key], self.results[self.key], self._bins
         try:
             view = view_of(pair, result, bins, self.span, lambda: worker.is_cancelled)
         except Cancelled:
@@ -133,6 +134,12 @@ class PairScreen(BaseScreen):
     @property
     def _shown(self) -> StageKey | None:
         return self.worst.view.key if self.worst.view is not None else None
+
+    @property
+    def _bins(self) -> int:
+        """As many as the picture has columns, or will have: it is laid out when it is shown."""
+        beside = WORST_CELLS[self.size.width < 100]
+        return self.picture.bins if self.picture.size.width else self.size.width - beside - 14
 
     def _fit(self) -> None:
         view = self.picture.view
