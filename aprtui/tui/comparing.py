@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from aprtui.tui.source import load_trace, stage_file
 
 __all__ = ["Compared", "Compares", "NothingThere", "Paired", "compare", "top_of"]
 
-BATCH = 24
+EVERY_S = 0.1  # results are told at most ten times a second
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,13 @@ def compare(job: Compares, post: Callable[[Message], object]) -> None:
         return
     post(paired)
     batch: list[PairResult] = []
+    last = 0.0
     try:
         for pair in paired.pairs:
             batch.append(compare_pair(pair, paired.bars, cancelled=lambda: worker.is_cancelled))
-            if len(batch) >= BATCH:
+            if time.monotonic() - last >= EVERY_S:
                 post(Compared(tuple(batch), False))
-                batch = []
+                batch, last = [], time.monotonic()
     except Cancelled:
         return
     post(Compared(tuple(batch), True))

@@ -145,7 +145,7 @@ async def test_diff_while_it_compares(
     tmp_path: Path, size: Size, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = two()
-    monkeypatch.setattr(comparing, "BATCH", 1)
+    monkeypatch.setattr(comparing, "EVERY_S", 0.0)
     app = AprtuiApp()
     async with app.run_test(size=size) as pilot:
         with held(monkeypatch, comparing, "compare_pair", after=6) as reached:

@@ -118,10 +118,10 @@ class BaseScreen(Screen[object]):
         self._purpose = purpose
         self._prompt.value = value
         self._prompt.placeholder = question
-        self._prompt.border_title = question
         self._asked_from = self.focused
         self._prompt.display = True
         self._prompt.focus()
+        self.say(question)
 
     def answered(self, purpose: str, text: str) -> None:
         """An answer was given with Enter."""
@@ -143,6 +143,7 @@ class BaseScreen(Screen[object]):
 
     def _close_prompt(self) -> None:
         self._prompt.display = False
+        self.say("")
         if self._asked_from is not None:
             self._asked_from.focus()
 

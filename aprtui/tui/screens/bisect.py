@@ -89,9 +89,7 @@ class BisectScreen(GridScreen):
         if self._at is not None:
             self.select(self._at)
         self.grid.focus()
-        if self.found is not None:
-            self._show(self.found)
-        else:
+        if self.found is None:
             self.running = True
             self._say_head("starting the engine …")
             self._replay()
@@ -120,7 +118,7 @@ class BisectScreen(GridScreen):
         for said in event.objects:
             if said.get("event") == "result":
                 self.found = read_result(said)
-                self._show(self.found)
+                self.sift()
                 if self.found.culprits:
                     self.select(self.found.culprits[0])
             elif said.get("event") == "error":
@@ -156,7 +154,7 @@ class BisectScreen(GridScreen):
 
     # What is shown.
 
-    def _show(self, found: Bisected) -> None:
+    def _show_head(self, found: Bisected) -> None:
         lines = [found.verdict_line()]
         for key in found.culprits[:2]:
             finding = found.findings[key]
@@ -165,13 +163,11 @@ class BisectScreen(GridScreen):
             lines.append(Content.assemble((f"{clean(str(key))} computes wrongly{error}", "bold"),
                                           said))  # fmt: skip
         if len(found.culprits) > 2:
-            lines[-1] += Content(
-                f" · and {len(found.culprits) - 2} more: n goes from one to the next"
-            )
+            more = f" · and {len(found.culprits) - 2} more: n goes from one to the next"
+            lines[-1] += Content(more)
         if not found.culprits:
             lines += [Content.styled(note, "dim") for note in found.notes[:2]]
         self.show_head(lines)
-        self.sift()
 
     @property
     def measure(self) -> str:
@@ -259,7 +255,7 @@ class BisectScreen(GridScreen):
         if found is None or finding is None:
             return [[[("not replayed yet" if self.running else "not replayed", "dim")]]]
         blocks = [finding_block(finding, self.cell_of(key)[1], width), self._others(found, width)]
-        drifts = [self._drift(each) for each in self.pairs]
+        drifts = [self._drift(each) for each in self.pairs if each.stage == key.stage]
         notes: Block = []
         for note in found.notes:
             notes += wrapped(note, "dim", width)
@@ -280,6 +276,8 @@ class BisectScreen(GridScreen):
     def retitle(self) -> None:
         b, model = clean(self.b.name, 50), clean(self.model.name, 50)
         self.set_title(f"{self.narrowed}local error of {b} · model {model}")
+        if self.found is not None:
+            self._show_head(self.found)
 
     # Keys.
 

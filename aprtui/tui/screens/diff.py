@@ -120,8 +120,10 @@ class DiffScreen(GridScreen):
     def _compared(self, event: Compared) -> None:
         self.results.update((result.key, result) for result in event.results)
         self.done = self.done or event.done
+        before = self.first
         self.first = next((r for k in self.pairs if (r := self.results.get(k)) and _fails(r)), None)
-        self.sift()
+        marked = [each.key for each in (before, self.first) if each is not None]
+        self.learnt([*(result.key for result in event.results), *marked])
         if event.done and self._last.key in self.pairs:
             self.select(self._last.key)
         elif event.done and self.first is not None:
@@ -186,7 +188,8 @@ class DiffScreen(GridScreen):
             pair = self.pairs[key]
             blocks.insert(1, top_block(top_of(pair.a), top_of(pair.b), result))
         used = sum(len(block) + 1 for block in blocks)
-        drifts = [text.drift_of(k, self.results.get(k), self.metric) for k in self.pairs]
+        alike = (each for each in self.pairs if each.stage == key.stage)
+        drifts = [text.drift_of(k, self.results.get(k), self.metric) for k in alike]
         room = self.detail.size.height - used
         return [*blocks, layers_block(key, drifts, width, room, self.metric)]
 
@@ -295,9 +298,16 @@ class DiffScreen(GridScreen):
         screen = BisectScreen(
             self.job.a, self.job.b, model, self.pairs, self.results, self.found, at=self.current
         )
-        self.app.push_screen(screen, self._keep)
+
+        def come_back(found: object) -> None:
+            self._keep(found)
+            if screen.current is not None:
+                self.select(screen.current)
+
+        self.app.push_screen(screen, come_back)
 
     def _keep(self, found: object) -> None:
+        """The result of a bisection, if it came to one."""
         if isinstance(found, Bisected):
             self.found = found
             self.paint()

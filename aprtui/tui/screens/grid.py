@@ -169,17 +169,26 @@ class GridScreen(BaseScreen):
             self._arrange()
         self.paint()
 
-    def paint(self) -> None:
-        """Draw every sign, row and column anew; only what looks different is sent."""
-        self.grid.put({key: self.cell_of(key) for key in self.shown})
-        here = self.current
-        self.rows.set_rows(self.ordered(self.shown))
-        if here is not None:
-            self.rows.select(here)
-        self.rows.border_title = f"The worst first, by {self.measure}"
+    def learnt(self, keys: Iterable[StageKey]) -> None:
+        """Something new is known of these; a filter may find them now, or no more."""
+        if self.filter:
+            self.sift()
+        else:
+            self.paint(keys)
+
+    def paint(self, keys: Iterable[StageKey] | None = None) -> None:
+        """Draw these stages anew, or all; only what looks different is sent."""
+        self.grid.put({key: self.cell_of(key) for key in (self.shown if keys is None else keys)})
+        self._fill_list()
         self._show_chart()
         self.retitle()
         self.show_stage()
+
+    def _fill_list(self) -> None:
+        """The rows of the list, in the order of now; they are not sorted while nobody looks."""
+        if self.listed:
+            self.rows.set_rows(self.ordered(self.shown))
+            self.rows.border_title = f"The worst first, by {self.measure}"
 
     def show_stage(self) -> None:
         """What is known of the stage under the cursor."""
@@ -261,6 +270,7 @@ class GridScreen(BaseScreen):
         self.call_after_refresh(self._show_room)
 
     def _show_room(self) -> None:
+        self.retitle()
         self._show_chart()
         self.show_stage()
 
@@ -275,6 +285,7 @@ class GridScreen(BaseScreen):
         """The grid in order of computation, or the list, worst first."""
         here = self.current
         self.listed = not self.listed
+        self._fill_list()
         self._arrange()
         if here is not None:
             self.select(here)

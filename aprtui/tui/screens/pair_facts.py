@@ -103,7 +103,7 @@ def _short(value: float, cells: int) -> str:
 def finding_block(finding: Finding, tone: str, width: int) -> Block:
     """What the replay found of the stage."""
     block: Block = [[(finding.kind, tone)]]
-    for name, text in finding.lines:
+    for name, text in ((name, text) for name, text in finding.lines if text):
         block += wrapped(text, "", width, f"{name:<12}" if name else "")
     return block
 
