@@ -238,6 +238,17 @@ async def test_moving_up_and_down_keeps_to_the_column_across_the_last_row() -> N
         assert diff.current == StageKey(0, "post_ffn_residual")
 
 
+async def test_another_theme_colours_what_was_drawn_before() -> None:
+    async with opened(*two()) as pilot:
+        diff = the_diff(pilot)
+        pilot.app.theme = "textual-dark"
+        await settle(pilot)
+        before = [widget.line_style("head") for widget in (diff.grid, diff.chart, diff.detail)]
+        await press(pilot, "f2")
+        after = [widget.line_style("head") for widget in (diff.grid, diff.chart, diff.detail)]
+        assert all(old != new for old, new in zip(before, after, strict=True))
+
+
 # -- one pair --------------------------------------------------------------------------------------
 
 

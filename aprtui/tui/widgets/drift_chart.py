@@ -105,6 +105,8 @@ class DriftChart(Lines, can_focus=False):
         at_limit = limit is not None and low <= limit < low + each
         power = math.ceil(low)
         mark = ("1" if power == 0 else f"1e{power}") if power < low + each else ""
+        if row == rows - 1 and not mark:
+            mark = f"1e{highest:.0f}" if highest else "1"
         if at_limit:
             mark = "bar " + number(self._limit or 0.0, 2).replace("e-0", "e-")
         cells = [_tallest(column, low, each, row) for column in self._columns]

@@ -254,7 +254,7 @@ class StageGrid(Lines):
             return self.strip(parts, width)
         row = self.first + y - 1
         if row >= len(self._layers):
-            return Strip.blank(width, self.rich_style)
+            return Strip.blank(width, self.line_style(""))
         layer = self._layers[row]
         label = "end" if layer is None else str(layer)
         tone = "accent" if row == self.row and self.has_focus else "head"
@@ -266,7 +266,7 @@ class StageGrid(Lines):
                 tail = max(len(self._head(name)) // 2, 1)
                 lead = " " * (cell - tail - 2)
             segments += self._cell(StageKey(layer, name), lead, " " * tail, (row, number))
-        return Strip(joined(Strip(segments).adjust_cell_length(width, self.rich_style)))
+        return Strip(joined(Strip(segments).adjust_cell_length(width, self.line_style(""))))
 
     def _head(self, name: str) -> str:
         return name if len(name) < self.cell_width else short_name(name)[: self.cell_width - 1]
@@ -276,9 +276,8 @@ class StageGrid(Lines):
         sign, style_name = self.cells.get(key, (" ", ""))
         style = self.line_style(style_name)
         if at == (self.row, self.column):
-            over = "lines--cursor" if self.has_focus else "lines--cursor-blur"
-            style += self.get_component_rich_style(over, partial=True)
-        before = self.line_style("head") if lead.strip() else self.rich_style
+            style += self.over_style("cursor" if self.has_focus else "cursor-blur")
+        before = self.line_style("head" if lead.strip() else "")
         return [Segment(lead, before), Segment(f"{sign:>2} ", style), Segment(tail[1:], before)]
 
 
