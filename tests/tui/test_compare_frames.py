@@ -336,6 +336,7 @@ async def test_diff_with_the_result_of_a_bisection(tmp_path: Path, size: Size) -
         diff = screen(pilot)
         assert isinstance(diff, DiffScreen)
         diff._keep(read_result(RESULT))
+        assert diff.grid.cells[StageKey(1, "ffn_out")] == ("*=", "bad")
         diff.select(StageKey(1, "ffn_out"))
         await settle(pilot)
         assert_frame(pilot, "diff-bisected")

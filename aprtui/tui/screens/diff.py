@@ -137,7 +137,9 @@ class DiffScreen(GridScreen):
 
     def cell_of(self, key: StageKey) -> Part:
         first = self.first is not None and key == self.first.key
-        return text.sign_of(self.results.get(key), self.metric, first)
+        sign, style = text.sign_of(self.results.get(key), self.metric, first)
+        finding = self.found.findings.get(key) if self.found is not None else None
+        return (f"*{sign[-1]}", "bad") if finding and finding.kind == "culprit" else (sign, style)
 
     def words_of(self, key: StageKey) -> str:
         return text.words_of(self.results.get(key))
@@ -310,6 +312,7 @@ class DiffScreen(GridScreen):
         """The result of a bisection, if it came to one."""
         if isinstance(found, Bisected):
             self.found = found
+            self.legend.show([(" ", ""), *text.CULPRIT, *text.LEGEND])
             self.paint()
 
     def action_local_error(self) -> None:

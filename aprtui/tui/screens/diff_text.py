@@ -12,16 +12,18 @@ from aprtui.text import clean, number
 from aprtui.tui.widgets.drift_chart import Drift
 from aprtui.tui.widgets.lines import Part, fit, right
 
-__all__ = ["LEGEND", "TABLE_HEAD", "drift_of", "in_short", "level_of", "metric_value", "place",
-           "row_head", "row_of", "sign_of", "table_row", "words_of", "worst_first"]  # fmt: skip
+__all__ = ["CULPRIT", "LEGEND", "TABLE_HEAD", "drift_of", "in_short", "level_of", "metric_value",
+           "place", "row_head", "row_of", "sign_of", "table_row", "words_of",
+           "worst_first"]  # fmt: skip
 
-# The list's order of classes: what fails first; what was not measured is no score, and apart.
 TABLE_HEAD = ("layer", "stage", "class", "rel_l2", "worst_row_rel_l2", "max_abs", "rms", "cosine",
               "scale", "max_abs_at", "message")  # fmt: skip
 _TAIL = 45  # cells of a line of the list behind the stage's name
+# The list's order of classes: what fails first; what was not measured is no score, and apart.
 _RANKS = {kind: n for n, kind in enumerate(("nonfinite", "shape", "unreadable", "differs",
                                             "within", "equal"))}  # fmt: skip
 
+CULPRIT: tuple[Part, ...] = (("*", "bad"), (" culprit  ", "dim"))
 LEGEND: tuple[Part, ...] = (
     ("▂", "good"), (" 1e-6  ", "dim"), ("▄", "good"), (" 1e-4  ", "dim"), ("█", "good"),
     (" 1  ", "dim"), ("=", ""), (" equal  ", "dim"), ("!", "bad"), (" beyond  ", "dim"),
