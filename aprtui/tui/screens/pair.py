@@ -148,7 +148,9 @@ class PairScreen(BaseScreen):
 
     def _name_frames(self) -> None:
         counts = "log" if self.picture.logarithmic else "linear"
-        self.picture.border_title = f"A and B over one axis · {counts} counts · {self.span}"
+        over = "A and B over one axis" if self.size.width >= 100 else "A and B"
+        counts += " counts" if self.size.width >= 100 else ""
+        self.picture.border_title = f"{over} · {counts} · {self.span}"
         self.picture.border_subtitle = self.picture.beside
         self.worst.border_title = f"Worst {self.worst.sort}"
 
