@@ -118,10 +118,10 @@ class BaseScreen(Screen[object]):
         self._purpose = purpose
         self._prompt.value = value
         self._prompt.placeholder = question
+        self.say(f"{question}  ·  enter answers, esc leaves")  # the answer hides the placeholder
         self._asked_from = self.focused
         self._prompt.display = True
         self._prompt.focus()
-        self.say(question)
 
     def answered(self, purpose: str, text: str) -> None:
         """An answer was given with Enter."""

@@ -23,8 +23,8 @@ from aprtui.tui.messages import RunnerEnded
 from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair_facts import finding_block, layers_block
 from aprtui.tui.widgets.bars import bar
+from aprtui.tui.widgets.blocks import Block, wrapped
 from aprtui.tui.widgets.drift_chart import Drift
-from aprtui.tui.widgets.facts import Block, wrapped
 from aprtui.tui.widgets.lines import Part, fit, right
 from aprtui.tui.widgets.stage_grid import StageGrid
 from aprtui.tui.widgets.stage_rows import StageRows

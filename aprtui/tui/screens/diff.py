@@ -39,8 +39,8 @@ from aprtui.tui.screens.bisect import BisectScreen
 from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair_facts import finding_block, layers_block, pair_blocks, top_block
 from aprtui.tui.session import Spot, recall, remember
+from aprtui.tui.widgets.blocks import Block
 from aprtui.tui.widgets.drift_chart import Drift
-from aprtui.tui.widgets.facts import Block
 from aprtui.tui.widgets.lines import Part
 from aprtui.tui.widgets.stage_grid import StageGrid
 from aprtui.tui.widgets.stage_rows import StageRows

@@ -25,8 +25,8 @@ from aprtui.tui.carry import copy, export_rows
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.pair import PairScreen, stage_title
 from aprtui.tui.stage_filter import matcher
+from aprtui.tui.widgets.blocks import Block, BlockPane
 from aprtui.tui.widgets.drift_chart import Drift, DriftChart
-from aprtui.tui.widgets.facts import Block, Facts
 from aprtui.tui.widgets.lines import Part, PartLine, RowList
 from aprtui.tui.widgets.stage_grid import StageGrid
 from aprtui.tui.widgets.stage_rows import StageRows
@@ -60,7 +60,7 @@ class GridScreen(BaseScreen):
         self.rows = StageRows(self.row_head, self.row_parts, id="rows")
         self.chart = DriftChart(id="chart")
         self.names = Static("", id="names", markup=False)
-        self.detail = Facts(id="pairdetail")
+        self.detail = BlockPane(id="pairdetail")
         self.legend = PartLine(id="legend")
         self.stages: tuple[StageKey, ...] = ()
         self.shown: tuple[StageKey, ...] = ()
@@ -295,7 +295,6 @@ class GridScreen(BaseScreen):
     def action_zoom(self) -> None:
         """The grid or the list alone, and back."""
         self.zoomed = not self.zoomed
-        self.set_class(self.zoomed, "zoomed")
         self._arrange()
 
     def action_next(self, step: int) -> None:

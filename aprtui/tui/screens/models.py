@@ -23,8 +23,8 @@ from aprtui.tui.client import COMMAND_LINE, Child
 from aprtui.tui.keys import bindings
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.pair_facts import layers_block
+from aprtui.tui.widgets.blocks import BlockPane, wrapped
 from aprtui.tui.widgets.drift_chart import Drift
-from aprtui.tui.widgets.facts import Facts, wrapped
 from aprtui.tui.widgets.lines import Part, RowList, fit, right
 
 __all__ = ["ModelsScreen"]
@@ -106,7 +106,7 @@ class ModelsScreen(BaseScreen):
         self.child = Child(command)
         self.head = Static("", id="modelshead", markup=False)
         self.list = ComparedList()
-        self.detail = Facts(id="tensor")
+        self.detail = BlockPane(id="tensor")
 
     def body(self) -> Iterable[Widget]:
         with Vertical():
@@ -161,7 +161,7 @@ class ModelsScreen(BaseScreen):
         self.list.border_title = f"Tensors {count(total)} · {order}"
 
     @on(RowList.Moved, "#tensors")
-    @on(Facts.Changed)
+    @on(BlockPane.Changed)
     def _show_tensor(self) -> None:
         row, width = self.list.current, self.detail.column
         self.detail.border_title = (row.role if row else "").replace("[", r"\[")

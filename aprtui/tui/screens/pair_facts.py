@@ -14,8 +14,8 @@ from aprtui.text import clean, count, number
 from aprtui.tui.bisected import Finding
 from aprtui.tui.screens.diff_text import place
 from aprtui.tui.widgets.bars import bar
+from aprtui.tui.widgets.blocks import Block, Line, named, wrapped
 from aprtui.tui.widgets.drift_chart import Drift
-from aprtui.tui.widgets.facts import Block, Line, named, wrapped
 from aprtui.tui.widgets.lines import fit, right
 
 __all__ = ["finding_block", "layers_block", "pair_blocks", "top_block"]

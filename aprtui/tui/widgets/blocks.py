@@ -12,7 +12,7 @@ from textual.strip import Strip
 
 from aprtui.tui.widgets.lines import Lines, Part, fit
 
-__all__ = ["Block", "Facts", "Line", "named", "wrapped"]
+__all__ = ["Block", "BlockPane", "Line", "named", "wrapped"]
 
 Line = list[Part]
 Block = list[Line]
@@ -34,7 +34,7 @@ def wrapped(text: str, style: str, width: int, lead: str = "") -> Block:
     return [[(lead, "head"), (first, style)], *([(" " * len(lead), ""), (x, style)] for x in rest)]
 
 
-class Facts(Lines, can_focus=False):
+class BlockPane(Lines, can_focus=False):
     """A picture of blocks, most important first; what does not fit is left out at the end."""
 
     class Changed(Message):
