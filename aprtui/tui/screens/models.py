@@ -106,7 +106,7 @@ class ModelsScreen(BaseScreen):
         self.child = Child(command)
         self.head = Static("", id="modelshead", markup=False)
         self.list = ComparedList()
-        self.detail = BlockPane(id="tensor")
+        self.detail = BlockPane(id="weightfacts")
 
     def body(self) -> Iterable[Widget]:
         with Vertical():
