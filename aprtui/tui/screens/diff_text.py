@@ -138,8 +138,7 @@ def row_of(
     tone = "bad" if kind in FAILED else "good" if kind in PASSED else "dim"
     parts = [
         (f" {sign[0]:>2} ", sign[1]),
-        (right(layer, 5) + "  ", "head"),
-        (fit(clean(key.stage, 60), width - _TAIL - 12) + " ", ""),
+        (right(layer, 5) + "  " + fit(clean(key.stage, 60), width - _TAIL - 12) + " ", ""),
         (fit(kind, 11), tone),
     ]
     metrics = None if result is None else result.metrics
@@ -148,7 +147,7 @@ def row_of(
     times = times_bar(result)
     return [*parts, (right(number(metric_value(metrics, metric), 3), 10), ""),
             (right(number(times, 3) if times else "", 8), "bad"),
-            (f"  {place(metrics)}", "dim")]  # fmt: skip
+            (f"  {place(metrics)}", "")]  # fmt: skip
 
 
 def place(metrics: Metrics) -> str:

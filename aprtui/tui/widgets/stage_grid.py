@@ -126,7 +126,8 @@ class StageGrid(Lines):
     @property
     def abbreviated(self) -> bool:
         """Whether a column's head is not the whole name of its stage."""
-        return any(self._head(name) != name for name in self._stages)
+        cell = self.cell_width
+        return any(_head(name, cell) != name for name in self._stages)
 
     @property
     def page(self) -> int:
@@ -244,13 +245,14 @@ class StageGrid(Lines):
 
     def render_line(self, y: int) -> Strip:
         width, cell = self.size.width, self.cell_width
-        stages = self._stages[self.first_column : self.first_column + self.page_columns]
+        fit = max((width - _LABEL) // cell, 1)
+        stages = self._stages[self.first_column : self.first_column + fit]
         if y == 0:
             parts: list[Part] = [(" " * _LABEL, "")]
             in_layer = self.row < len(self._layers) and self._layers[self.row] is not None
             for number, name in enumerate(stages, self.first_column):
                 here = in_layer and number == self.column and self.has_focus
-                parts.append((right(self._head(name), cell), "accent" if here else "head"))
+                parts.append((right(_head(name, cell), cell), "accent" if here else "head"))
             return self.strip(parts, width)
         row = self.first + y - 1
         if row >= len(self._layers):
@@ -263,13 +265,10 @@ class StageGrid(Lines):
         for number, name in enumerate(names, first):
             lead, tail = f"  {name} ", 1
             if layer is not None:  # the sign under the middle of the name
-                tail = max(len(self._head(name)) // 2, 1)
+                tail = max(len(_head(name, cell)) // 2, 1)
                 lead = " " * (cell - tail - 2)
             segments += self._cell(StageKey(layer, name), lead, " " * tail, (row, number))
         return Strip(joined(Strip(segments).adjust_cell_length(width, self.line_style(""))))
-
-    def _head(self, name: str) -> str:
-        return name if len(name) < self.cell_width else short_name(name)[: self.cell_width - 1]
 
     def _cell(self, key: StageKey, lead: str, tail: str, at: tuple[int, int]) -> list[Segment]:
         """The blanks or the name before a sign, the sign, and the blanks after it."""
@@ -279,6 +278,11 @@ class StageGrid(Lines):
             style += self.over_style("cursor" if self.has_focus else "cursor-blur")
         before = self.line_style("head" if lead.strip() else "")
         return [Segment(lead, before), Segment(f"{sign:>2} ", style), Segment(tail[1:], before)]
+
+
+def _head(name: str, cell: int) -> str:
+    """A stage's name, or its letters where the name does not fit above cells of that width."""
+    return name if len(name) < cell else short_name(name)[: cell - 1]
 
 
 def _whole_width(name: str) -> int:
