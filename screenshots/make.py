@@ -54,6 +54,7 @@ SHOTS = (
     ),
     Shot("diff", (FLOAT64, "faults/rope-theta-qwen2")),
     Shot("diff-honest", (FLOAT64, "captures/qwen2-q4_k_m/llamacpp"), ("j", "l", "l", "l")),
+    Shot("diff-list", (FLOAT64, "faults/rope-theta-qwen2"), ("s", "slash", *"ffn", "enter")),
     Shot("pair", (FLOAT64, "faults/rope-theta-qwen2"), ("enter",)),
     Shot(
         "bisect",

@@ -67,7 +67,10 @@ def _is_row_of(whole: Float32, record: StageRecord, row: Float32) -> bool:
 def _shape_text(record: StageRecord, values: Float32) -> str:
     if record.shape is None:
         return f"{count(values.size)} values"
-    return "[" + ", ".join(map(str, record.shape)) + "]"
+    shape = "[" + ", ".join(map(str, record.shape)) + "]"
+    if math.prod(record.shape) != values.size:
+        return f"{count(values.size)} values where {shape} is stated"
+    return shape
 
 
 def _align_last(a: StageRecord, b: StageRecord, x: Float32, y: Float32) -> Aligned | str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LogitsMetrics", "logits_metrics"]
+__all__ = ["LogitsMetrics", "TopLogits", "logits_metrics", "top_logits"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -24,6 +24,27 @@ class LogitsMetrics:
     kl: float
     margin_a: float  # the largest logit less the second
     margin_b: float
+
+
+@dataclass(frozen=True)
+class TopLogits:
+    """One of the likeliest next tokens."""
+
+    token: int
+    logit: float
+    probability: float
+
+
+def top_logits(x: Float32, most: int = 5) -> tuple[TopLogits, ...]:
+    """The ``most`` largest of one row of logits [V], the largest first; none where not finite."""
+    if not x.size or not np.isfinite(x).all():
+        return ()
+    wide = x.astype(np.float64)
+    log_total = float(wide.max()) + math.log(float(np.exp(wide - wide.max()).sum()))
+    most = min(most, wide.size)
+    largest = np.argpartition(wide, wide.size - most)[wide.size - most :]
+    order = sorted(largest.tolist(), key=lambda token: (-wide[token], token))
+    return tuple(TopLogits(i, float(wide[i]), math.exp(float(wide[i]) - log_total)) for i in order)
 
 
 def logits_metrics(x: Float32, y: Float32) -> LogitsMetrics | None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from textual.app import App
@@ -11,7 +15,7 @@ from textual.app import App
 from aprtui.text import clean, size
 from aprtui.tui.stage_table import StageTable
 
-__all__ = ["clipboard_file", "copy", "export"]
+__all__ = ["clipboard_file", "copy", "export", "export_pair", "export_rows"]
 
 
 def clipboard_file() -> Path:
@@ -35,16 +39,50 @@ def copy(app: App[int], text: str) -> str:
 
 def export(table: StageTable, target: Path) -> str:
     """Write the table's values to a new .npy or .csv file; a note that says what happened."""
-    if target.suffix not in (".npy", ".csv"):
-        return f"{clean(target.name)}: name a .npy or .csv file"
-    if target.exists():
-        return f"{clean(str(target))} is there already: nothing written"
-    try:
+
+    def write(file: BinaryIO) -> None:
         if target.suffix == ".npy":
-            np.save(target, table.values.reshape(table.shape))
+            np.save(file, table.values.reshape(table.shape))
         else:
-            np.savetxt(target, table.values.reshape(table.shape[0], -1), delimiter=",", fmt="%.9g")
+            np.savetxt(file, table.values.reshape(table.shape[0], -1), delimiter=",", fmt="%.9g")
+
+    return _new_file(target, (".npy", ".csv"), write)
+
+
+def export_rows(rows: Iterable[Sequence[str]], target: Path) -> str:
+    """Write rows of text to a new .csv file; a note that says what happened."""
+
+    def write(file: BinaryIO) -> None:
+        text = io.StringIO()
+        csv.writer(text).writerows(rows)
+        file.write(text.getvalue().encode())
+
+    return _new_file(target, (".csv",), write)
+
+
+def export_pair(a: StageTable, b: StageTable, target: Path) -> str:
+    """Write both sides and d = b - a to a new .npz file; a note that says what happened."""
+    left, other = a.values.reshape(a.shape), b.values.reshape(b.shape)
+
+    def write(file: BinaryIO) -> None:
+        if left.shape == other.shape:
+            np.savez(file, a=left, b=other, d=other - left)
+        else:
+            np.savez(file, a=left, b=other)
+
+    return _new_file(target, (".npz",), write)
+
+
+def _new_file(target: Path, suffixes: tuple[str, ...], write: Callable[[BinaryIO], object]) -> str:
+    """Fill a file that is not there yet, its name ending in one of ``suffixes``."""
+    if target.suffix not in suffixes:
+        return f"{clean(target.name)}: name a {' or '.join(suffixes)} file"
+    try:
+        with target.open("xb") as file:
+            write(file)
         written = target.stat().st_size
+    except FileExistsError:
+        return f"{clean(str(target))} is there already: nothing written"
     except OSError as error:
         return f"{clean(str(target))}: cannot be written: {error.strerror}"
     return f"wrote {clean(str(target))}, {size(written)}"

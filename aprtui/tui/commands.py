@@ -19,7 +19,7 @@ class KeyCommands(Provider):
 
     def _keys(self) -> list[Key]:
         places = getattr(self.screen, "active_places", lambda: ())()
-        keys = keys_at(*places, "anywhere")
+        keys = (*keys_at(*places), *keys_at("anywhere"))  # what is special here first
         return [key for key in keys if key.id != "palette"]
 
     def _label(self, key: Key) -> str:

@@ -48,10 +48,15 @@ class Place:
 
 @dataclass
 class Found(Message):
-    """Some models and traces below a folder; ``done`` when all of it was looked through."""
+    """Some models and traces below a folder.
+
+    ``done`` when all of it was looked through; ``more`` when so many were found that the rest was
+    not looked for.
+    """
 
     places: tuple[Place, ...]
     done: bool
+    more: bool = False
 
 
 @dataclass

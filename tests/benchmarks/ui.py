@@ -92,6 +92,25 @@ def keys_and_bytes(folder: Path) -> Iterator[Row]:
         quit_app(terminal)
 
 
+def diff_keys(folder: Path) -> Iterator[Row]:
+    """The cursor over 10,000 pairs: each move draws the facts of another pair, as a page does."""
+    trace = many_files(folder / "many")
+    with in_terminal(str(trace), str(trace)) as terminal:
+        terminal.until_text("10,000 of 10,000 pairs")
+        terminal.until_quiet()
+        yield from moves(terminal, "diff, cursor in the grid", "l", "h", 15_000)
+        yield from moves(terminal, "diff, page of the grid", "\x04", "\x15", 15_000)
+        terminal.press("s")
+        terminal.until_text("worst first")
+        terminal.until_quiet()
+        idle(terminal, 1.0)
+        yield from moves(terminal, "diff, cursor in the list", "j", "k", 15_000)
+        before = len(terminal.raw)
+        idle(terminal, 5.0)
+        yield Row("diff, bytes in an idle second", (len(terminal.raw) - before) / 5, 0, "B")
+        quit_app(terminal)
+
+
 def big_file(folder: Path) -> Iterator[Row]:
     """Memory while every pane of an 800 MB file is looked at."""
     file = folder / "layer-0" / "ffn_gate.bin"
@@ -245,6 +264,7 @@ def main() -> None:
     parts: dict[str, Callable[[Path], Iterator[Row]]] = {
         "first": first_frame,
         "keys": keys_and_bytes,
+        "diff": diff_keys,
         "big": big_file,
         "trace": lambda folder: during_a_trace(folder, options.model),
     }

@@ -10,7 +10,8 @@ from aprtui.compare.bars import Bars
 from aprtui.compare.pairs import compare_pair, pair_up
 from aprtui.formats.tracedir import StageKey, open_trace
 from aprtui.tui.app import AprtuiApp
-from aprtui.tui.screens.bisect import Bisected, BisectScreen, read_result
+from aprtui.tui.bisected import Bisected, read_result
+from aprtui.tui.screens.bisect import BisectScreen
 from tests.support import FIXTURES, needs_fixtures
 from tests.tui.support import NARROW, WIDE, frame, opened, press, settle, small_trace
 
@@ -60,7 +61,8 @@ async def test_culprits_are_marked_by_sign_and_named(tmp_path: Path) -> None:
         pilot.app.push_screen(bisect)
         await settle(pilot)
         text = frame(pilot)
-        assert "1 culprit · 1 stages explained by honest rounding · 1 exact · 1 unmeasured" in text
+        assert "1 culprit · 1 stage explained (activations rounded to Q8_K) · 1 exact" in text
+        assert "· 1 unmeasured" in text
         assert bisect.grid.current == StageKey(1, "ffn_out")
         assert bisect.grid.cells[StageKey(1, "ffn_out")] == ("!", "bad")
         assert bisect.grid.cells[StageKey(0, "ffn_out")] == ("~", "good")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,16 +16,20 @@ from textual.message import Message
 from aprtui.compare.pairs import Pair, PairResult
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count, number
+from aprtui.tui.bisected import KINDS, Bisected, read_result
 from aprtui.tui.client import COMMAND_LINE, Child
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import RunnerEnded
 from aprtui.tui.screens.grid import GridScreen
-from aprtui.tui.screens.pair import PairScreen
+from aprtui.tui.screens.pair_facts import finding_block, layers_block
 from aprtui.tui.widgets.bars import bar
-from aprtui.tui.widgets.lines import Part
+from aprtui.tui.widgets.blocks import Block, wrapped
+from aprtui.tui.widgets.drift_chart import Drift
+from aprtui.tui.widgets.lines import Part, fit, right
 from aprtui.tui.widgets.stage_grid import StageGrid
+from aprtui.tui.widgets.stage_rows import StageRows
 
-__all__ = ["BisectScreen", "Bisected", "Finding", "read_result"]
+__all__ = ["BisectScreen"]
 
 SIGNS: dict[str, Part] = {
     "exact": ("=", "dim"),
@@ -33,31 +37,11 @@ SIGNS: dict[str, Part] = {
     "culprit": ("!", "bad"),
     "unmeasured": ("?", "dim"),
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What the replay says of one stage; all text is clean."""
-
-    kind: str  # one of SIGNS
-    local_error: float | None
-    lines: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Bisected:
-    """A finished bisection as the screen draws it."""
-
-    verdict: str
-    findings: Mapping[StageKey, Finding]
-    notes: tuple[str, ...]
-
-    @property
-    def culprits(self) -> list[StageKey]:
-        return [key for key, finding in self.findings.items() if finding.kind == "culprit"]
-
-    def count(self, kind: str) -> int:
-        return sum(finding.kind == kind for finding in self.findings.values())
+LEGEND: tuple[Part, ...] = (
+    (" ", ""), ("!", "bad"), (" computes wrongly   ", "dim"), ("~", "good"),
+    (" explained by honest rounding   ", "dim"), ("=", ""), (" exact   ", "dim"), ("?", ""),
+    (" unmeasured   ", "dim"), ("·", ""), (" not replayed yet  ", "dim"),
+)  # fmt: skip
 
 
 @dataclass
@@ -82,6 +66,8 @@ class BisectScreen(GridScreen):
         pairs: Mapping[StageKey, Pair],
         results: Mapping[StageKey, PairResult],
         found: Bisected | None = None,
+        *,
+        at: StageKey | None = None,
         command: Sequence[str] = COMMAND_LINE,
     ) -> None:
         super().__init__()
@@ -90,18 +76,22 @@ class BisectScreen(GridScreen):
         self.found = found
         self.running = False
         self.child = Child(command)
+        self._at = at
 
     def started(self) -> None:
-        self.set_title(f"local error of {clean(self.b.name, 50)} · model {clean(self.model.name)}")
-        self.legend.update(_legend())
-        self.grid.set_stages(self.pairs)
+        self.legend.show([*LEGEND])
+        self.retitle()
+        if not self.pairs:
+            self.set_state("empty", "There is no stage to replay.", "v goes back to drift")
+            return
         self.set_state("full")
+        self.set_stages(self.pairs)
+        if self._at is not None:
+            self.select(self._at)
         self.grid.focus()
-        if self.found is not None:
-            self._show(self.found)
-        else:
+        if self.found is None:
             self.running = True
-            self.head.update(Content("starting the engine …"))
+            self._say_head("starting the engine …")
             self._replay()
 
     # The child.
@@ -128,7 +118,9 @@ class BisectScreen(GridScreen):
         for said in event.objects:
             if said.get("event") == "result":
                 self.found = read_result(said)
-                self._show(self.found)
+                self.sift()
+                if self.found.culprits:
+                    self.select(self.found.culprits[0])
             elif said.get("event") == "error":
                 self.running = False
                 self.set_state(
@@ -141,13 +133,16 @@ class BisectScreen(GridScreen):
         done, total = int(said.get("done") or 0), int(said.get("total") or 1)
         layer = said.get("layer")
         key = StageKey(layer if isinstance(layer, int) else None, clean(str(said.get("stage")), 40))
-        width = max(self.size.width - 50, 10)
-        self.head.update(
-            Content.assemble(
-                f"replaying {count(done)} of {count(total)}  ",
-                (bar(done / max(total, 1), width), "$text-primary"), f"  {key}",
-            )
+        width = max(self.size.width - 64, 10)
+        self._say_head(
+            f"replaying {count(done)} of {count(total)}  ",
+            (bar(done / max(total, 1), width), "$text-primary"), f"  {key}",
         )  # fmt: skip
+
+    def _say_head(self, *parts: str | tuple[str, str]) -> None:
+        """Two lines, so that the grid stays where it is when the verdict comes."""
+        each = "each stage of B once more in float64, from the inputs that B itself captured"
+        self.head.update(Content.assemble(*parts, "\n", (each, "dim")))
 
     @on(RunnerEnded)
     def _ended(self, event: RunnerEnded) -> None:
@@ -159,48 +154,130 @@ class BisectScreen(GridScreen):
 
     # What is shown.
 
-    def _show(self, found: Bisected) -> None:
-        self.grid.put(
-            {
-                key: SIGNS[finding.kind]
-                for key, finding in found.findings.items()
-                if key in self.grid.cells
-            }
-        )
-        culprits = found.culprits
-        parts: list[tuple[str, str] | str] = [
-            (f"{len(culprits)} culprit{'s' * (len(culprits) != 1)}",
-             "bold $text-error" if culprits else "bold $text-success"),
-            f" · {found.count('explained')} stages explained by honest rounding"
-            f" · {found.count('exact')} exact",
-        ]  # fmt: skip
-        if found.count("unmeasured"):
-            parts.append((f" · {found.count('unmeasured')} unmeasured", "$text-warning"))
-        lines = [Content.assemble(*parts)]
-        lines += [Content.styled(note, "dim") for note in found.notes[-2:]]
-        width = max(self.size.width - 2, 20)
-        self.head.update(Content("\n").join(line.truncate(width, ellipsis=True) for line in lines))
-        if culprits:
-            self.grid.select(culprits[0])
-        self._show_stage()
+    def _show_head(self, found: Bisected) -> None:
+        lines = [found.verdict_line()]
+        for key in found.culprits[:2]:
+            finding = found.findings[key]
+            error = f": local error {number(finding.local_error, 3)}" if finding.local_error else ""
+            said = f" · {finding.text}" if finding.text else ""
+            lines.append(Content.assemble((f"{clean(str(key))} computes wrongly{error}", "bold"),
+                                          said))  # fmt: skip
+        if len(found.culprits) > 2:
+            more = f" · and {len(found.culprits) - 2} more: n goes from one to the next"
+            lines[-1] += Content(more)
+        if not found.culprits:
+            lines += [Content.styled(note, "dim") for note in found.notes[:2]]
+        self.show_head(lines)
 
-    @on(StageGrid.Moved)
-    def _show_stage(self) -> None:
-        key = self.grid.current
-        finding = self.found.findings.get(key) if self.found and key else None
-        self.detail.border_title = str(key) if key else ""
+    @property
+    def measure(self) -> str:
+        return "local error"
+
+    @property
+    def limit(self) -> float | None:
+        return self.found.limit if self.found is not None else None
+
+    def _kind(self, key: StageKey) -> str:
+        finding = self.found.findings.get(key) if self.found else None
+        return finding.kind if finding is not None else ""
+
+    def cell_of(self, key: StageKey) -> Part:
+        return SIGNS.get(self._kind(key), ("·", "dim"))
+
+    def words_of(self, key: StageKey) -> str:
+        finding = self.found.findings.get(key) if self.found else None
+        return f"{finding.kind} {finding.by} {finding.text}" if finding else "waiting"
+
+    def _error(self, key: StageKey) -> float | None:
+        finding = self.found.findings.get(key) if self.found else None
+        return finding.local_error if finding is not None else None
+
+    def ordered(self, keys: Sequence[StageKey]) -> list[StageKey | str]:
+        kinds = [kind for kind in KINDS if kind != "unmeasured"]
+        known = [key for key in keys if self._kind(key) in kinds]
+        known.sort(key=lambda key: (kinds.index(self._kind(key)), -(self._error(key) or 0.0)))
+        apart = [key for key in keys if self._kind(key) == "unmeasured"]
+        waiting = [key for key in keys if not self._kind(key)]
+        rows: list[StageKey | str] = [*known]
+        if apart:
+            rows += [f"unmeasured {len(apart)}: nothing is known of these", *apart]
+        if waiting:
+            rows += [f"not replayed {len(waiting)}", *waiting]
+        return rows
+
+    def row_head(self, width: int) -> list[Part]:
+        return [(fit("    layer  stage", 32) + fit("", 11) + right("local error", 11) + "  by",
+                 "head")]  # fmt: skip
+
+    def row_parts(self, key: StageKey, width: int) -> list[Part]:
+        sign, tone = self.cell_of(key)
+        finding = self.found.findings.get(key) if self.found else None
+        layer = "end" if key.layer is None else str(key.layer)
+        parts: list[Part] = [(f" {sign:>2} ", tone), (right(layer, 5) + "  ", "head"),
+                             (fit(clean(key.stage, 60), 21), "")]  # fmt: skip
         if finding is None:
-            self.detail.update(Content.styled("not replayed", "dim") if key else "")
-            return
-        tone = {"culprit": "bold $text-error", "explained": "bold $text-success"}.get(
-            finding.kind, "dim"
-        )
-        lines = [Content.styled(finding.kind, tone)]
-        lines += [
-            Content.assemble((f"{name:<12}" if name else "", "$text-primary"), text)
-            for name, text in finding.lines
-        ]
-        self.detail.update(Content("\n").join(lines))
+            return parts
+        error = "" if finding.local_error is None else number(finding.local_error, 3)
+        why = finding.text or finding.by
+        if finding.kind == "unmeasured":
+            why = "; ".join(text for _, text in finding.lines)
+        return [*parts, (fit(finding.kind, 11), tone), (right(error, 11), ""), (f"  {why}", "dim")]
+
+    def table(self) -> Iterable[Sequence[str]]:
+        yield "layer", "stage", "finding", "local_rel_l2", "by"
+        for key in self.order:
+            finding = self.found.findings.get(key) if self.found else None
+            error = "" if self._error(key) is None else repr(self._error(key))
+            why = (finding.text or finding.by) if finding else ""
+            layer = "" if key.layer is None else str(key.layer)
+            yield layer, clean(key.stage), self._kind(key), error, why
+
+    def in_short(self, key: StageKey) -> str:
+        finding = self.found.findings.get(key) if self.found else None
+        if finding is None:
+            return ""
+        facts = " · ".join(f"{name} {said}".strip() for name, said in finding.lines if said)
+        return f"{clean(str(key))} {finding.kind} · {facts}"
+
+    def drifts(self) -> list[Drift]:
+        return [self._drift(key) for key in self.shown]
+
+    def _drift(self, key: StageKey) -> Drift:
+        sign, style = self.cell_of(key)
+        return Drift(key, self._error(key), style, sign)
+
+    def stands_out(self, key: StageKey) -> bool:
+        return self._kind(key) == "culprit"
+
+    def facts_of(self, key: StageKey) -> list[Block]:
+        found, width = self.found, self.detail.column
+        finding = found.findings.get(key) if found else None
+        if found is None or finding is None:
+            return [[[("not replayed yet" if self.running else "not replayed", "dim")]]]
+        blocks = [finding_block(finding, self.cell_of(key)[1], width), self._others(found, width)]
+        drifts = [self._drift(each) for each in self.pairs if each.stage == key.stage]
+        notes: Block = []
+        for note in found.notes:
+            notes += wrapped(note, "dim", width)
+        room = self.detail.size.height - sum(len(b) + 1 for b in (*blocks, notes))
+        return [*blocks, layers_block(key, drifts, width, room, "local error"), notes]
+
+    def _others(self, found: Bisected, width: int) -> Block:
+        """Every culprit, and what explains the others."""
+        block: Block = [[(fit(f"{key}", width), "bad")] for key in found.culprits[:6]]
+        if len(found.culprits) > 6:
+            block.append([(f"and {len(found.culprits) - 6} more", "dim")])
+        if block:
+            block.insert(0, [("culprits", "head")])
+        for by, times in found.explanations.items():
+            block += wrapped(by, "", width, f"~ {times:>4}  ")
+        return block
+
+    def retitle(self) -> None:
+        b, model = clean(self.b.name, 50), clean(self.model.name, 50)
+        self.set_title(f"{self.narrowed}local error of {b} · model {model}")
+        if self.found is not None:
+            self._show_head(self.found)
 
     # Keys.
 
@@ -212,97 +289,19 @@ class BisectScreen(GridScreen):
     async def _stop(self) -> None:
         await self.child.stop()
 
-    def action_next(self, step: int) -> None:
-        culprits = self.found.culprits if self.found else []
-        if culprits:
-            here = self.grid.current
-            at = culprits.index(here) if here in culprits else -step
-            self.grid.select(culprits[(at + step) % len(culprits)])
-
     @on(StageGrid.Opened)
-    def _open(self, event: StageGrid.Opened) -> None:
+    @on(StageRows.Chosen)
+    def _open(self, event: StageGrid.Opened | StageRows.Chosen) -> None:
         result = self.results.get(event.key)
         if result is None or result.metrics is None:
             self.say("A and B were not compared here")
             return
-        self.app.push_screen(PairScreen(self.pairs, self.results, event.key))
+        self.open_pair(self.pairs, self.results, event.key)
 
     def action_drift(self) -> None:
         self.dismiss(self.found)
 
     def step_back(self) -> bool:
-        self.dismiss(self.found)
+        if not super().step_back():
+            self.dismiss(self.found)
         return True
-
-
-def read_result(said: Mapping[str, Any]) -> Bisected:
-    """The ``result`` line of ``aprtui bisect --events``; what is not as expected is left out."""
-    findings: dict[StageKey, Finding] = {}
-    for entry in _dicts(said.get("explained")):
-        exact = entry.get("by") == "float32"
-        findings[_key(entry)] = Finding("exact" if exact else "explained", _float(entry), (
-            ("local error", _number(entry.get("local_rel_l2"))),
-            ("explained by", clean(str(entry.get("by")))),
-            ("leaves", _number(entry.get("residual_rel_l2"))),
-            ("inherited", _number(entry.get("inherited_rel_l2"))),
-        ))  # fmt: skip
-    for entry in _dicts(said.get("unmeasured")):
-        findings[_key(entry)] = Finding(
-            "unmeasured", None, (("why", clean(str(entry.get("reason") or entry.get("why")))),)
-        )
-    for entry in _dicts(said.get("culprits")):
-        findings[_key(entry)] = Finding("culprit", _float(entry), _culprit_lines(entry))
-    notes = said.get("notes")
-    shown = tuple(clean(str(note)) for note in notes) if isinstance(notes, list) else ()
-    return Bisected(clean(str(said.get("verdict"))), findings, shown)
-
-
-def _culprit_lines(entry: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    mistake = entry.get("mistake")
-    worst = entry.get("worst")
-    place = ""
-    if isinstance(worst, dict):
-        place = ", ".join(f"{clean(str(axis))} {at}" for axis, at in worst.items())
-    lines = [
-        ("local error", _number(entry.get("local_rel_l2"))),
-        ("worst row", _number(entry.get("worst_row_rel_l2"))),
-        ("inherited", _number(entry.get("inherited_rel_l2"))),
-        ("worst at", place),
-        ("looks like", clean(str(entry.get("looks_like") or ""))),
-    ]
-    if isinstance(mistake, dict):
-        lines += [
-            ("mistake", clean(str(mistake.get("id")))),
-            ("", clean(str(mistake.get("text")))),
-            ("leaves", _number(mistake.get("residual_rel_l2"))),
-        ]
-    return tuple((name, text) for name, text in lines if text)
-
-
-def _dicts(value: object) -> list[Mapping[str, Any]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
-def _key(entry: Mapping[str, Any]) -> StageKey:
-    layer = entry.get("layer")
-    return StageKey(layer if isinstance(layer, int) else None, clean(str(entry.get("stage")), 60))
-
-
-def _float(entry: Mapping[str, Any]) -> float | None:
-    value = entry.get("local_rel_l2")
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _number(value: object) -> str:
-    if isinstance(value, int | float):
-        return number(float(value), 3)
-    return clean(value, 20) if isinstance(value, str) else ""
-
-
-def _legend() -> Content:
-    words = (("=", "exact", "dim"), ("~", "honest rounding", "$text-success"),
-             ("!", "computes wrongly", "bold $text-error"), ("?", "unmeasured", "dim"))  # fmt: skip
-    parts = [Content(" ")]
-    for sign, text, style in words:
-        parts += [Content.styled(sign, style), Content.styled(f" {text}   ", "dim")]
-    return Content.assemble(*parts)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,56 +13,41 @@ from textual import on
 from textual.binding import BindingType
 from textual.content import Content
 from textual.message import Message
-from textual.worker import get_current_worker
 
-from aprtui.compare.bars import Bars, choose_bars
-from aprtui.compare.metrics import Cancelled
-from aprtui.compare.pairs import (
-    FAILED,
-    UNMEASURED,
-    Pair,
-    PairResult,
-    check_tokens,
-    compare_pair,
-    pair_up,
-    rope_note,
-)
+from aprtui.compare.bars import Bars
+from aprtui.compare.pairs import FAILED, UNMEASURED, Pair, PairResult
 from aprtui.compare.reference import model_trace
-from aprtui.errors import AprtuiError, UsageError
+from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.text import clean, count
+from aprtui.tui.bisected import Bisected
+from aprtui.tui.carry import copy
+from aprtui.tui.comparing import (
+    Compared,
+    Compares,
+    NothingThere,
+    OtherPrompts,
+    Paired,
+    compare,
+    top_of,
+)
 from aprtui.tui.keys import bindings
 from aprtui.tui.lens import model_of
 from aprtui.tui.messages import LoadFailed
-from aprtui.tui.screens.bisect import Bisected, BisectScreen
-from aprtui.tui.screens.diff_text import legend, pair_content, sign_of
+from aprtui.tui.screens import diff_text as text
+from aprtui.tui.screens.bisect import BisectScreen
 from aprtui.tui.screens.grid import GridScreen
-from aprtui.tui.screens.pair import PairScreen
+from aprtui.tui.screens.pair_facts import finding_block, layers_block, pair_blocks, top_block
 from aprtui.tui.session import Spot, recall, remember
-from aprtui.tui.source import load_trace, stage_file
+from aprtui.tui.widgets.blocks import Block
+from aprtui.tui.widgets.drift_chart import Drift
+from aprtui.tui.widgets.lines import Part
 from aprtui.tui.widgets.stage_grid import StageGrid
+from aprtui.tui.widgets.stage_rows import StageRows
 
 __all__ = ["METRICS", "DiffScreen"]
 
 METRICS = ("rel_l2", "max_abs", "rms", "cosine")
-BATCH = 24
-
-
-@dataclass
-class Paired(Message):
-    """Both sides are read: what will be compared, and by which bars."""
-
-    pairs: tuple[Pair, ...]
-    bars: Bars
-    notes: tuple[str, ...]
-
-
-@dataclass
-class Compared(Message):
-    """Some pairs were measured."""
-
-    results: tuple[PairResult, ...]
-    done: bool
 
 
 @dataclass
@@ -80,201 +67,197 @@ class DiffScreen(GridScreen):
 
     def __init__(self, a: Path, b: Path, model: str = "") -> None:
         super().__init__()
-        self.a, self.b, self.model = a, b, model
+        self.job = Compares(a, b, model)
         self.metric = METRICS[0]
         self.pairs: dict[StageKey, Pair] = {}
         self.results: dict[StageKey, PairResult] = {}
         self.bars: Bars | None = None
         self.notes: tuple[str, ...] = ()
+        self.same: tuple[str, ...] = ()
         self.done = False
-        self.any_prompt = False  # compare even captures of different prompts
-        self.other_prompts = False  # that is what is compared
-        self._trace_a: TraceDir | None = None
-        self._trace_b: TraceDir | None = None
+        self.other_prompts = False
+        self.traces: tuple[TraceDir, ...] = ()
+        self.first: PairResult | None = None  # that fails, in order of computation
         self._last = Spot()
-        self.found: Bisected | None = None
 
     def started(self) -> None:
-        self._last = recall(self.a, self.b)
+        self._last = recall(self.job.a, self.job.b)
         if self._last.metric in METRICS:
             self.metric = self._last.metric
-        self._retitle()
-        self.legend.update(legend())
+        self.legend.show([(" ", ""), *text.LEGEND])
+        self.retitle()
         self._start()
 
     def _start(self) -> None:
-        self.run_worker(self._compare, thread=True, exclusive=True, group="diff")
+        self.results, self.first, self.done = {}, None, False
+        self.set_state("loading", "Reading both traces …", "q goes back")
+        work = partial(compare, self.job, self.post_message)
+        self.run_worker(work, thread=True, exclusive=True, group="diff")
 
-    # Comparing.
-
-    def _compare(self) -> None:
-        worker = get_current_worker()
-        try:
-            pairs, bars, notes = self._read()
-        except AprtuiError as error:
-            self.post_message(LoadFailed(error.message, error.hint))
-            return
-        self.post_message(Paired(pairs, bars, notes))
-        batch: list[PairResult] = []
-        try:
-            for pair in pairs:
-                batch.append(compare_pair(pair, bars, cancelled=lambda: worker.is_cancelled))
-                if len(batch) >= BATCH:
-                    self.post_message(Compared(tuple(batch), False))
-                    batch = []
-        except Cancelled:
-            return
-        self.post_message(Compared(tuple(batch), True))
-
-    def _read(self) -> tuple[tuple[Pair, ...], Bars, tuple[str, ...]]:
-        if self.a.is_file() and self.b.is_file():
-            left, right = stage_file(self.a), stage_file(self.b)
-            one = [
-                TraceDir(side.path.parent, "file", {side.key: side}, None, None)
-                for side in (left, right)
-            ]
-            return (Pair(left.key, left, right),), choose_bars(one[0], one[1]), ()
-        a, b = (load_trace(path, self.model) for path in (self.a, self.b))
-        notes = [note for note in (rope_note(a, b),) if note]
-        for name, trace in (("A", a), ("B", b)):
-            if trace.status == "incomplete":
-                notes.append(f"{name} is incomplete")
-        try:
-            check_tokens(a, b)
-        except UsageError as error:
-            self.other_prompts = True
-            if not self.any_prompt:
-                raise UsageError(
-                    error.message,
-                    hint="i compares them all the same, as aprtui diff --ignore-tokens does; "
-                    "or trace both with the same --tokens",
-                ) from error
-            notes.insert(0, error.message)
-        self._trace_a, self._trace_b = a, b
-        return pair_up(a, b), choose_bars(a, b), tuple(notes)
+    # What the worker says.
 
     @on(LoadFailed)
     def _failed(self, event: LoadFailed) -> None:
-        self.set_state("error", event.what, event.hint)
-        self._retitle()
+        self.other_prompts = isinstance(event, OtherPrompts)
+        self.set_state("error", event.what, event.hint or "d compares A with another trace")
+        self.retitle()
 
-    def action_ignore_tokens(self) -> None:
-        """Compare after all, where different prompts stood in the way."""
-        if self.other_prompts and not self.any_prompt:
-            self.any_prompt = True
-            self.set_state("loading", "Reading …")
-            self._start()
+    @on(NothingThere)
+    def _nothing(self) -> None:
+        hint = "r reads them again, d compares A with another trace, q goes back"
+        self.set_state("empty", "Neither trace holds a stage yet.", hint)
 
     @on(Paired)
     def _paired(self, event: Paired) -> None:
         self.pairs = {pair.key: pair for pair in event.pairs}
-        self.bars, self.notes = event.bars, event.notes
-        self.grid.set_stages(self.pairs)
+        self.bars, self.notes, self.traces = event.bars, event.notes, event.traces
+        self.same, self.other_prompts = event.same, event.other_prompts
         self.set_state("full")
-        self.grid.focus()
-        self._show()
+        self.set_stages(self.pairs)
+        (self.rows if self.listed else self.grid).focus()
 
     @on(Compared)
     def _compared(self, event: Compared) -> None:
-        for result in event.results:
-            self.results[result.key] = result
+        self.results.update((result.key, result) for result in event.results)
         self.done = self.done or event.done
-        self._paint()
+        before = self.first
+        self.first = next((r for k in self.pairs if (r := self.results.get(k)) and _fails(r)), None)
+        marked = [each.key for each in (before, self.first) if each is not None]
+        self.learnt([*(result.key for result in event.results), *marked])
         if event.done and self._last.key in self.pairs:
-            self.grid.select(self._last.key)
+            self.select(self._last.key)
         elif event.done and self.first is not None:
-            self.grid.select(self.first.key)
-        self._show()
+            self.select(self.first.key)
 
     def on_unmount(self) -> None:
         if self.done:
-            remember(Spot(self.grid.current, metric=self.metric), self.a, self.b)
+            remember(Spot(self.current, metric=self.metric), self.job.a, self.job.b)
 
     # What is shown.
 
+    def cell_of(self, key: StageKey) -> Part:
+        first = self.first is not None and key == self.first.key
+        sign, style = text.sign_of(self.results.get(key), self.metric, first)
+        finding = self.found.findings.get(key) if self.found is not None else None
+        return (f"*{sign[-1]}", "bad") if finding and finding.kind == "culprit" else (sign, style)
+
+    def words_of(self, key: StageKey) -> str:
+        return text.words_of(self.results.get(key))
+
     @property
-    def first(self) -> PairResult | None:
-        """The first pair, in order of computation, that fails."""
-        return next((self.results[key] for key in self.pairs if self._fails(key)), None)
+    def limit(self) -> float | None:
+        return self.bars.rel_l2 if self.bars and self.metric == METRICS[0] else None
 
-    def _fails(self, key: StageKey) -> bool:
-        return key in self.results and self.results[key].kind in FAILED
+    @property
+    def measure(self) -> str:
+        return "1 - cosine" if self.metric == "cosine" else self.metric
 
-    def _paint(self) -> None:
+    def ordered(self, keys: Sequence[StageKey]) -> list[StageKey | str]:
+        return text.worst_first(keys, self.results, self.metric)
+
+    def row_head(self, width: int) -> list[Part]:
+        return text.row_head(self.metric, width)
+
+    def row_parts(self, key: StageKey, width: int) -> list[Part]:
+        return text.row_of(key, self.results.get(key), self.metric, self.cell_of(key), width)
+
+    def table(self) -> Iterable[Sequence[str]]:
+        yield text.TABLE_HEAD
+        for key in self.order:
+            yield text.table_row(key, self.results.get(key))
+
+    def in_short(self, key: StageKey) -> str:
+        result = self.results.get(key)
+        return text.in_short(key, result) if result is not None else ""
+
+    def drifts(self) -> list[Drift]:
+        return [text.drift_of(key, self.results.get(key), self.metric) for key in self.shown]
+
+    def stands_out(self, key: StageKey) -> bool:
+        return key in self.results and _fails(self.results[key])
+
+    def facts_of(self, key: StageKey) -> list[Block]:
+        result, width = self.results.get(key), self.detail.column
+        if result is None:
+            return [[[("not measured yet", "dim")]]]
+        verdict, *rest = pair_blocks(result, self.bars, width)
+        blocks = [verdict, *rest]
+        finding = self.found.findings.get(key) if self.found is not None else None
+        if finding is not None:
+            tone = "bad" if finding.kind == "culprit" else "good"
+            blocks.insert(1, finding_block(finding, tone, width))
+        if key.stage == "lm_head":
+            pair = self.pairs[key]
+            blocks.insert(1, top_block(top_of(pair.a), top_of(pair.b), result))
+        used = sum(len(block) + 1 for block in blocks)
+        alike = (each for each in self.pairs if each.stage == key.stage)
+        drifts = [text.drift_of(k, self.results.get(k), self.metric) for k in alike]
+        room = self.detail.size.height - used
+        return [*blocks, layers_block(key, drifts, width, room, self.metric)]
+
+    def retitle(self) -> None:
+        a, b = self.job.a, self.job.b
+        names = [clean(path.name, 50) for path in (a, b)]
+        if a.name == b.name:
+            names = [clean("/".join(path.absolute().parts[-2:]), 60) for path in (a, b)]
+        remark = " · the prompts differ" if self.other_prompts else ""
+        if self.same and not self.filter:
+            remark += f" · {', '.join(self.same)}"
+        if self.state == "full" and not self.done:
+            remark += " · comparing …"
+        self.set_title(f"{self.narrowed}A {names[0]}   B {names[1]}{remark}",
+                       loud=self.other_prompts)  # fmt: skip
+        if self.bars is not None:
+            self._show_head(self.bars)
+
+    def _show_head(self, bars: Bars) -> None:
         first = self.first
-        self.grid.put(
-            {
-                key: sign_of(result, self.metric, first is not None and key == first.key)
-                for key, result in self.results.items()
-            }
-        )
-
-    def _show(self) -> None:
-        self._retitle()
-        first, bars = self.first, self.bars
-        assert bars is not None
         measured = sum(result.metrics is not None for result in self.results.values())
         unmeasured = sum(result.kind in UNMEASURED for result in self.results.values())
-        failed = sum(self._fails(key) for key in self.results)
-        parts = [
-            Content.assemble(
-                (self.metric, "bold $text-accent"), f" · {count(measured)} of "
-                f"{count(len(self.pairs))} pairs",
-                (f" · {unmeasured} unmeasured" if unmeasured else "", "$text-warning"),
-                (f" · {failed} beyond bar" if failed else "", "bold $text-error"),
-                ("" if first or not self.done else " · nothing beyond the bar", "$text-success"),
-                (f" · first {first.key}" if first else "", "bold"),
-            ),
-            Content.styled(f"bar rel_l2 {bars.rel_l2:g}: {clean(bars.reason, 200)}", "dim"),
-        ]  # fmt: skip
-        parts += [Content.styled(f"! {clean(note, 200)}", "$text-warning") for note in self.notes]
-        width = max(self.size.width - 2, 20)
-        self.head.update(Content("\n").join(part.truncate(width, ellipsis=True) for part in parts))
-        self._show_pair()
-
-    @on(StageGrid.Moved)
-    def _show_pair(self) -> None:
-        key = self.grid.current
-        if key is None:
-            self.detail.border_title = ""
-            self.detail.update("")
-            return
-        self.detail.border_title = str(key)
-        result = self.results.get(key)
-        waiting = Content.styled("not measured yet", "dim")
-        self.detail.update(waiting if result is None else pair_content(result))
-
-    def _retitle(self) -> None:
-        names = (clean(path.name, 50) for path in (self.a, self.b))
-        if self.a.name == self.b.name:
-            names = (clean("/".join(path.absolute().parts[-2:]), 60) for path in (self.a, self.b))
-        a, b = names
-        remark = " · the prompts differ" if self.other_prompts else ""
-        if self.pairs and not self.done:
-            remark += " · comparing …"
-        self.set_title(f"A {a}   B {b}{remark}", loud=self.other_prompts)
+        failed = sum(_fails(result) for result in self.results.values())
+        verdict = Content.assemble(
+            "drift · " if self.size.width >= 100 else "",
+            (self.metric, "bold $text-accent"),
+            f" · {count(measured)} of {count(len(self.pairs))} pairs",
+            (f" · {unmeasured} unmeasured" if unmeasured else "", "$text-warning"),
+            (f" · {failed} beyond bar" if failed else "", "bold $text-error"),
+            ("" if first or not self.done else " · nothing beyond the bar", "$text-success"),
+            (f" · first {first.key}" if first else "", "bold"),
+        )  # fmt: skip
+        why = f"bar rel_l2 {bars.rel_l2:.3g}, worst row {bars.worst_row_rel_l2:.3g}: {bars.reason}"
+        lines = [verdict, Content.styled(clean(why, 300), "dim")]
+        lines += [Content.styled(f"! {clean(note, 200)}", "$text-warning") for note in self.notes]
+        if self.found is not None:
+            lines.append(self.found.verdict_line("v shows them"))
+        self.show_head(lines)
 
     # Keys.
 
+    def action_ignore_tokens(self) -> None:
+        """Compare after all, where different prompts stood in the way."""
+        if self.other_prompts and not self.job.any_prompt:
+            self.job = replace(self.job, any_prompt=True)
+            self._start()
+
+    def action_again(self) -> None:
+        """Read both sides again: one may have grown."""
+        self._last = Spot(self.current or self._last.key, metric=self.metric)
+        self._start()
+
+    def action_copy_path(self) -> None:
+        """The file of B under the cursor, or of A where B has none."""
+        result = self.results.get(self.current) if self.current is not None else None
+        if result is not None:
+            self.say(copy(self.app, result.path_b or result.path_a))
+
     def action_metric(self, step: int) -> None:
         self.metric = METRICS[(METRICS.index(self.metric) + step) % len(METRICS)]
-        self._paint()
-        self._show()
+        if self.state == "full":
+            self.paint()
 
     def action_first(self) -> None:
         if self.first is not None:
-            self.grid.select(self.first.key)
-
-    def action_next(self, step: int) -> None:
-        """The next pair that fails, after the cursor or before it."""
-        order = list(self.pairs)
-        here = self.grid.current
-        start = order.index(here) if here in self.pairs else 0
-        for offset in range(1, len(order) + 1):
-            key = order[(start + step * offset) % len(order)]
-            if self._fails(key):
-                self.grid.select(key)
-                return
+            self.select(self.first.key)
 
     def action_bisect(self) -> None:
         """Replay every stage of B with its model; ask for that when no manifest names it."""
@@ -285,8 +268,8 @@ class DiffScreen(GridScreen):
         model: Path | None = None
         # None named, another one since, or no model at all: then a person is asked.
         with contextlib.suppress(AprtuiError):
-            if self._trace_b is not None:
-                model = model_of(model_trace(self._trace_a, self._trace_b), self.model)
+            if len(self.traces) == 2:
+                model = model_of(model_trace(*self.traces), self.job.model)
         self.post_message(ModelFound(model))
 
     @on(ModelFound)
@@ -297,39 +280,57 @@ class DiffScreen(GridScreen):
         if event.model is not None:
             self.answered("model", str(event.model))
         else:
-            self.ask("the model that computed B (.gguf, .apr, .safetensors)", "model", self.model)
+            self.ask("the model that computed B (.gguf, .apr, .safetensors)", "model",
+                     self.job.model)  # fmt: skip
 
     def action_diff_with(self) -> None:
-        self.ask("compare A with…", "diff", str(self.b.absolute().parent) + "/")
+        self.ask("compare A with…", "diff", str(self.job.b.absolute().parent) + "/")
 
     def answered(self, purpose: str, text: str) -> None:
+        super().answered(purpose, text)
         if purpose == "diff" and text:
-            self.app.open_diff(self.a, Path(text).expanduser())  # type: ignore[attr-defined]
+            self.app.open_diff(self.job.a, Path(text).expanduser())  # type: ignore[attr-defined]
         if purpose == "model" and text:
-            self.model = text
-            self.app.push_screen(
-                BisectScreen(self.a, self.b, Path(text).expanduser(), self.pairs, self.results),
-                self._keep,
-            )
+            self.job = replace(self.job, model=text)
+            self.found = None
+            self._open_bisect()
+
+    def _open_bisect(self) -> None:
+        model = Path(self.job.model).expanduser()
+        screen = BisectScreen(
+            self.job.a, self.job.b, model, self.pairs, self.results, self.found, at=self.current
+        )
+
+        def come_back(found: object) -> None:
+            self._keep(found)
+            if screen.current is not None:
+                self.select(screen.current)
+
+        self.app.push_screen(screen, come_back)
 
     def _keep(self, found: object) -> None:
+        """The result of a bisection, if it came to one."""
         if isinstance(found, Bisected):
             self.found = found
+            self.legend.show([(" ", ""), *text.CULPRIT, *text.LEGEND])
+            self.paint()
 
     def action_local_error(self) -> None:
         """The grid of local errors, where a bisection was run."""
         if self.found is None:
             self.say("b finds local errors: it replays each stage of B from its own inputs")
         else:
-            self.app.push_screen(
-                BisectScreen(self.a, self.b, Path(self.model), self.pairs, self.results, self.found)
-            )
+            self._open_bisect()
 
     @on(StageGrid.Opened)
-    def _open(self, event: StageGrid.Opened) -> None:
-        keys = [key for key, result in self.results.items() if result.metrics is not None]
-        if event.key not in keys:
-            result = self.results.get(event.key)
+    @on(StageRows.Chosen)
+    def _open(self, event: StageGrid.Opened | StageRows.Chosen) -> None:
+        result = self.results.get(event.key)
+        if result is None or result.metrics is None:
             self.say(result.message or result.kind if result else "not measured yet")
             return
-        self.app.push_screen(PairScreen(self.pairs, self.results, event.key))
+        self.open_pair(self.pairs, self.results, event.key)
+
+
+def _fails(result: PairResult) -> bool:
+    return result.kind in FAILED

@@ -1,17 +1,36 @@
-"""The words and signs of the Diff screen: a cell of its grid, the legend, one pair in numbers."""
+"""The words and signs of the Diff screen: cells of its grid, lines of its list."""
 
 from __future__ import annotations
 
 import math
-
-from textual.content import Content
+from collections.abc import Mapping, Sequence
 
 from aprtui.compare.metrics import Metrics
-from aprtui.compare.pairs import FAILED, UNMEASURED, PairResult
-from aprtui.text import clean, count, number
-from aprtui.tui.widgets.lines import Part
+from aprtui.compare.pairs import FAILED, PASSED, UNMEASURED, PairResult
+from aprtui.formats.tracedir import StageKey
+from aprtui.text import clean, number
+from aprtui.tui.widgets.drift_chart import Drift
+from aprtui.tui.widgets.lines import Part, fit, right
 
-__all__ = ["legend", "level_of", "pair_content", "sign_of"]
+__all__ = ["CULPRIT", "LEGEND", "TABLE_HEAD", "drift_of", "in_short", "level_of", "metric_value",
+           "place", "row_head", "row_of", "sign_of", "table_row", "words_of",
+           "worst_first"]  # fmt: skip
+
+TABLE_HEAD = ("layer", "stage", "class", "rel_l2", "worst_row_rel_l2", "max_abs", "rms", "cosine",
+              "scale", "max_abs_at", "message")  # fmt: skip
+_TAIL = 45  # cells of a line of the list behind the stage's name
+# The list's order of classes: what fails first; what was not measured is no score, and apart.
+_RANKS = {kind: n for n, kind in enumerate(("nonfinite", "shape", "unreadable", "differs",
+                                            "within", "equal"))}  # fmt: skip
+
+CULPRIT: tuple[Part, ...] = (("*", "bad"), (" culprit  ", "dim"))
+LEGEND: tuple[Part, ...] = (
+    ("▂", "good"), (" 1e-6  ", "dim"), ("▄", "good"), (" 1e-4  ", "dim"), ("█", "good"),
+    (" 1  ", "dim"), ("=", ""), (" equal  ", "dim"), ("!", "bad"), (" beyond  ", "dim"),
+    ("▶", "bad"), (" first  ", "dim"), ("?", ""), (" unmeasured  ", "dim"), ("N", "bad"),
+    (" NaN  ", "dim"), ("x", "bad"), (" shape  ", "dim"), ("#", "bad"), (" damaged  ", "dim"),
+    ("·", ""), (" not measured yet  ", "dim"),
+)  # fmt: skip
 
 
 def metric_value(metrics: Metrics, metric: str) -> float:
@@ -19,20 +38,21 @@ def metric_value(metrics: Metrics, metric: str) -> float:
     return 1.0 - metrics.cosine if metric == "cosine" else float(getattr(metrics, metric))
 
 
-def sign_of(result: PairResult, metric: str, first: bool) -> Part:
+def sign_of(result: PairResult | None, metric: str, first: bool) -> Part:
     """Two characters and a style: a mark for what fails, and how large the difference is."""
+    if result is None:
+        return "·", "dim"
     if result.kind in UNMEASURED:
         return "?", "dim"
+    mark = "▶" if first else "!"
     if result.kind in ("shape", "unreadable"):
-        return ("▶" if first else "!") + ("x" if result.kind == "shape" else "#"), "bad"
+        return mark + ("x" if result.kind == "shape" else "#"), "bad"
     if result.kind == "nonfinite" or result.metrics is None:
-        return ("▶N" if first else "!N"), "bad"
+        return f"{mark}N", "bad"
     if result.kind == "equal":
         return "=", "dim"
     level = level_of(metric_value(result.metrics, metric))
-    if result.kind == "differs":
-        return ("▶" if first else "!") + level, "bad"
-    return level, "good"
+    return (mark + level, "bad") if result.kind == "differs" else (level, "good")
 
 
 def level_of(value: float) -> str:
@@ -44,57 +64,115 @@ def level_of(value: float) -> str:
     return "▁▂▃▄▅▆▇█"[max(0, min(7, math.floor(math.log10(value)) + 7))]
 
 
-def legend() -> Content:
-    """What the signs mean."""
-    steps = (("▂", "1e-6"), ("▄", "1e-4"), ("█", "1"))
-    parts: list[Content] = [Content(" ")]
-    for sign, text in steps:
-        parts += [Content.styled(sign, "$text-success"), Content.styled(f" {text}  ", "dim")]
-    signs = (("=", "equal", "dim"), ("!", "beyond", "bold $text-error"),
-             ("▶", "first", "bold $text-error"), ("N", "NaN", "bold $text-error"),
-             ("x", "shape", "bold $text-error"), ("?", "missing", "dim"))  # fmt: skip
-    for sign, text, style in signs:
-        parts += [Content.styled(sign, style), Content.styled(f" {text}  ", "dim")]
-    return Content.assemble(*parts)
-
-
-def pair_content(result: PairResult) -> Content:
-    """The metrics of one pair, and its class in words."""
+def drift_of(key: StageKey, result: PairResult | None, metric: str) -> Drift:
+    """The pair's column in the chart; what fails without a number stands to the top."""
+    sign, style = sign_of(result, metric, False)
+    if result is None or result.kind in UNMEASURED:
+        return Drift(key, None, style, sign)
     failed = result.kind in FAILED
-    tone = (
-        "bold $text-error"
-        if failed
-        else "dim"
-        if result.kind in UNMEASURED
-        else "bold $text-success"
-    )
-    lines = [Content.assemble((result.kind, tone), (f"  {clean(result.message, 300)}", ""))]
-    m = result.metrics
-    if m is None:
-        return lines[0]
-    shape = "x".join(map(str, result.shape)) if result.shape else f"{count(m.count)} flat"
-    rows = [
-        ("rel_l2", number(m.rel_l2)), ("max_abs", f"{number(m.max_abs)} at {place(m)}"),
-        ("rms", number(m.rms)), ("cosine", f"1 - {number(1 - m.cosine, 3)}"),
-        ("worst row", f"{number(m.worst_row_rel_l2)}"
-         + (f" at {m.worst_row}" if m.worst_row is not None else "")),
-        ("scale", number(m.scale, 6)), ("std B/A", number(m.std_ratio, 6)),
-        ("mean", f"{number(m.mean_a, 3)} → {number(m.mean_b, 3)}"),
-        ("NaN", f"{m.nan_a} → {m.nan_b}" if m.nan_a or m.nan_b else ""),
-        ("Inf", f"{m.inf_a} → {m.inf_b}" if m.inf_a or m.inf_b else ""),
-        ("ids", f"{m.mismatches} differ" if m.mismatches else ""),
-        ("shape", shape),
-    ]  # fmt: skip
-    if m.logits is not None:
-        rows.append(("argmax", f"{m.logits.argmax_a} → {m.logits.argmax_b}"))
-        rows.append(("top 5", f"{m.logits.top5_overlap} shared · KL {number(m.logits.kl, 3)}"))
-    lines += [
-        Content.assemble((f"{name:<10}", "$text-primary"), value) for name, value in rows if value
+    if result.metrics is None or result.kind == "nonfinite":
+        return Drift(key, math.inf, style, sign[-1])
+    return Drift(key, metric_value(result.metrics, metric), "bad" if failed else "good")
+
+
+# -- the list --------------------------------------------------------------------------------------
+
+
+def words_of(result: PairResult | None) -> str:
+    """What a filter finds of a pair: its class, and the class's class."""
+    if result is None:
+        return "waiting"
+    group = {**dict.fromkeys(UNMEASURED, "unmeasured"), **dict.fromkeys(FAILED, "beyond")}
+    return f"{result.kind} {group.get(result.kind, 'passed')}"
+
+
+def times_bar(result: PairResult) -> float:
+    """How many times its bar a pair is, by the bar that it exceeds most; 0 where it holds all."""
+    return max((e.value / e.limit if e.limit else math.inf for e in result.exceeded), default=0.0)
+
+
+def worst_first(
+    keys: Sequence[StageKey], results: Mapping[StageKey, PairResult], metric: str
+) -> list[StageKey | str]:
+    """Classes first; those that differ by rel_l2's bars or by the chosen metric; unmeasured apart.
+
+    Where a pair stands among its equals is its place in order of computation.
+    """
+    measured: list[StageKey] = []
+    apart: list[StageKey] = []
+    waiting: list[StageKey] = []
+    for key in keys:
+        result = results.get(key)
+        kind = "" if result is None else result.kind
+        (waiting if not kind else apart if kind in UNMEASURED else measured).append(key)
+
+    def badness(key: StageKey) -> tuple[int, float]:
+        result = results[key]
+        if result.metrics is None:
+            return _RANKS[result.kind], 0.0
+        by_bar = metric == "rel_l2" and result.kind == "differs"
+        value = times_bar(result) if by_bar else metric_value(result.metrics, metric)
+        return _RANKS[result.kind], -value if value == value else -math.inf
+
+    rows: list[StageKey | str] = [*sorted(measured, key=badness)]
+    if apart:
+        rows += [f"unmeasured {len(apart)}: nothing is known of these", *apart]
+    if waiting:
+        rows += [f"waiting {len(waiting)}", *waiting]
+    return rows
+
+
+def row_head(metric: str, width: int) -> list[Part]:
+    """The head of the list."""
+    name = "1 - cosine" if metric == "cosine" else metric
+    return [(fit("    layer  stage", width - _TAIL) + fit("class", 11) + right(name, 10)
+             + right("x bar", 8) + "  worst at", "head")]  # fmt: skip
+
+
+def row_of(
+    key: StageKey, result: PairResult | None, metric: str, sign: Part, width: int
+) -> list[Part]:
+    """Sign, layer, stage, class, the metric, how many times its bar, and where it is worst."""
+    layer = "end" if key.layer is None else str(key.layer)
+    kind = "" if result is None else result.kind
+    tone = "bad" if kind in FAILED else "good" if kind in PASSED else "dim"
+    parts = [
+        (f" {sign[0]:>2} ", sign[1]),
+        (right(layer, 5) + "  " + fit(clean(key.stage, 60), width - _TAIL - 12) + " ", ""),
+        (fit(kind, 11), tone),
     ]
-    return Content("\n").join(lines)
+    metrics = None if result is None else result.metrics
+    if result is None or metrics is None or kind == "nonfinite":
+        return [*parts, (clean(result.message, 200) if result else "", "dim")]
+    times = times_bar(result)
+    return [*parts, (right(number(metric_value(metrics, metric), 3), 10), ""),
+            (right(number(times, 3) if times else "", 8), "bad"),
+            (f"  {place(metrics)}", "")]  # fmt: skip
 
 
 def place(metrics: Metrics) -> str:
     """Where the largest difference is."""
     at = metrics.max_abs_at or (metrics.max_abs_index,)
     return "(" + ", ".join(map(str, at)) + ")"
+
+
+def table_row(key: StageKey, result: PairResult | None) -> tuple[str, ...]:
+    """The pair as a line of a .csv file; TABLE_HEAD names its fields."""
+    first = ("" if key.layer is None else str(key.layer), clean(key.stage))
+    if result is None or result.metrics is None:
+        return (*first, result.kind if result else "", *[""] * (len(TABLE_HEAD) - 4),
+                clean(result.message, 500) if result else "")  # fmt: skip
+    m = result.metrics
+    numbers = (m.rel_l2, m.worst_row_rel_l2, m.max_abs, m.rms, m.cosine, m.scale)
+    known = [repr(value) for value in numbers]
+    return (*first, result.kind, *known, place(m), result.message)
+
+
+def in_short(key: StageKey, result: PairResult) -> str:
+    """The pair in one line, to be pasted somewhere."""
+    text = f"{clean(str(key))} {result.kind}"
+    m = result.metrics
+    if m is not None:
+        text += (f" rel_l2 {number(m.rel_l2)} worst_row {number(m.worst_row_rel_l2)} max_abs "
+                 f"{number(m.max_abs)} at {place(m)} cosine {number(m.cosine, 9)}")  # fmt: skip
+    return f"{text} {result.message}".rstrip()

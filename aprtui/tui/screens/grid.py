@@ -1,33 +1,354 @@
-"""What the two views of one grid share: drift (Diff) and local error (bisect)."""
+"""What drift (Diff) and local error (bisect) share: layout, filter, sort.
+
+The same stages stand as a grid of layers by stages or as a list, the worst first; a filter narrows
+both; the cursor is one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from textual import events, on
 from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
+from aprtui.compare.pairs import Pair, PairResult
+from aprtui.engine.stages import short_name
+from aprtui.formats.tracedir import StageKey
+from aprtui.text import clean, count
+from aprtui.tui.bisected import Bisected
+from aprtui.tui.carry import copy, export_rows
 from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.screens.pair import PairScreen, stage_title
+from aprtui.tui.stage_filter import matcher
+from aprtui.tui.widgets.blocks import Block, BlockPane
+from aprtui.tui.widgets.drift_chart import Drift, DriftChart
+from aprtui.tui.widgets.lines import Part, PartLine, RowList
 from aprtui.tui.widgets.stage_grid import StageGrid
+from aprtui.tui.widgets.stage_rows import StageRows
 
 __all__ = ["GridScreen"]
 
+CHART_LINES = (9, 18)  # least and most of the chart, its frame among them
+FACTS_LINES = 10  # of the facts below the grid, their frame among them
+FACTS_BELOW_LIST = 7
+FRAME_LINES = 3  # title, legend, keys
+WIDE = 100  # columns from which on the facts stand beside the grid
+
+
+class Room(Horizontal):
+    """Tells the screen how much room there is."""
+
+    class Changed(Message):
+        """It is larger or smaller now."""
+
+    def on_resize(self) -> None:
+        self.post_message(self.Changed())
+
 
 class GridScreen(BaseScreen):
-    """A verdict above, layers by stages with the cell under the cursor beside, a legend below."""
+    """A verdict above; grid or list, and the stage under the cursor beside it; a legend below."""
 
     def __init__(self) -> None:
         super().__init__()
         self.head = Static("", id="diffhead", markup=False)
         self.grid = StageGrid(id="grid")
-        self.detail = Static("", id="pairdetail", markup=False, classes="frame")
-        self.legend = Static("", id="legend", markup=False)
+        self.rows = StageRows(self.row_head, self.row_parts, id="rows")
+        self.chart = DriftChart(id="chart")
+        self.names = Static("", id="names", markup=False)
+        self.detail = BlockPane(id="pairdetail")
+        self.legend = PartLine(id="legend")
+        self.stages: tuple[StageKey, ...] = ()
+        self.shown: tuple[StageKey, ...] = ()
+        self.found: Bisected | None = None  # what a replay of every stage found
+        self.filter = ""
+        self.listed = self.zoomed = False
+        self._key: StageKey | None = None
+        self._pair: PairScreen | None = None  # that was opened from here
 
     def body(self) -> Iterable[Widget]:
         with Vertical():
             yield self.head
-            with Horizontal(id="compared"):
-                yield self.grid
+            with Room(id="compared"):
+                with Vertical(id="overview"):
+                    yield self.grid
+                    yield self.rows
+                    yield self.chart
+                    yield self.names
                 yield self.detail
             yield self.legend
+
+    # What a screen says of its stages.
+
+    @property
+    def measure(self) -> str:
+        """What the chart draws and the list orders by."""
+        raise NotImplementedError
+
+    @property
+    def limit(self) -> float | None:
+        """Its bar, the chart's line, if one holds for all stages."""
+        raise NotImplementedError
+
+    def cell_of(self, key: StageKey) -> Part:
+        """Its sign in the grid."""
+        raise NotImplementedError
+
+    def words_of(self, key: StageKey) -> str:
+        """What a filter finds besides its name: its class."""
+        raise NotImplementedError
+
+    def ordered(self, keys: Sequence[StageKey]) -> list[StageKey | str]:
+        """The stages of the list, worst first, what is unmeasured apart."""
+        raise NotImplementedError
+
+    def row_head(self, width: int) -> list[Part]:
+        """The head of the list."""
+        raise NotImplementedError
+
+    def row_parts(self, key: StageKey, width: int) -> list[Part]:
+        """A line of the list."""
+        raise NotImplementedError
+
+    def facts_of(self, key: StageKey) -> list[Block]:
+        """What stands beside the grid."""
+        raise NotImplementedError
+
+    def drifts(self) -> list[Drift]:
+        """The columns of the chart, for the stages that are shown."""
+        raise NotImplementedError
+
+    def table(self) -> Iterable[Sequence[str]]:
+        """The stages that are shown, in that order, as rows of text; the first names the fields."""
+        raise NotImplementedError
+
+    def in_short(self, key: StageKey) -> str:
+        """The stage in one line, to be pasted somewhere; empty when nothing is known."""
+        raise NotImplementedError
+
+    def stands_out(self, key: StageKey) -> bool:
+        """Whether n and N stop there."""
+        raise NotImplementedError
+
+    def retitle(self) -> None:
+        """Say where one is."""
+        raise NotImplementedError
+
+    # What is shown.
+
+    @property
+    def current(self) -> StageKey | None:
+        """The stage under the cursor, in the grid or in the list."""
+        return self.rows.current if self.listed else self.grid.current
+
+    def select(self, key: StageKey) -> None:
+        """Put the cursor on ``key``, if it is shown."""
+        self.grid.select(key)
+        self.rows.select(key)
+        self.show_stage()
+
+    def set_stages(self, keys: Iterable[StageKey]) -> None:
+        """What there is, in order of computation."""
+        self.stages = tuple(keys)
+        self.sift()
+
+    def sift(self) -> None:
+        """Show the stages that the filter leaves, with what is known of them now."""
+        matches = matcher(self.filter)
+        shown = tuple(key for key in self.stages if matches(key, self.words_of(key)))
+        if shown != self.shown or not self.grid.cells:
+            here = self.current or self._key
+            self.shown = shown
+            self.grid.set_stages(shown)
+            if here in shown:
+                self.grid.select(here)
+            self._arrange()
+        self.paint()
+
+    def learnt(self, keys: Iterable[StageKey]) -> None:
+        """Something new is known of these; a filter may find them now, or no more."""
+        if self.filter:
+            self.sift()
+        else:
+            self.paint(keys)
+
+    def paint(self, keys: Iterable[StageKey] | None = None) -> None:
+        """Draw these stages anew, or all; only what looks different is sent."""
+        self.grid.put({key: self.cell_of(key) for key in (self.shown if keys is None else keys)})
+        self._fill_list()
+        self._show_chart()
+        self.retitle()
+        self.show_stage()
+
+    def _fill_list(self) -> None:
+        """The rows of the list, in the order of now; they are not sorted while nobody looks."""
+        if self.listed:
+            self.rows.set_rows(self.ordered(self.shown))
+            self.rows.border_title = f"The worst first, by {self.measure}"
+
+    def show_stage(self) -> None:
+        """What is known of the stage under the cursor."""
+        key = self.current
+        if key is not None:
+            self._key = key
+            self.detail.border_title = stage_title(key).replace("[", r"\[")
+            self.detail.show(self.facts_of(key))
+        else:
+            self.detail.border_title = ""
+            hint = f"No stage matches {clean(self.filter, 30)}: q shows all." if self.filter else ""
+            self.detail.show([[[(hint, "warn")]]])
+        self.chart.mark(key)
+
+    def show_head(self, lines: Sequence[Content]) -> None:
+        """The verdict: wrapped where the grid leaves room for it, else a line each."""
+        width = max(self.size.width - 2, 20)
+        needed = sum(-(-line.cell_length // width) for line in lines)
+        room = self.size.height - FRAME_LINES - self.grid.lines
+        room -= FACTS_LINES if self.size.width < WIDE else 0
+        if needed > max(room, len(lines)):
+            lines = [line.truncate(width, ellipsis=True) for line in lines]
+        self.head.update(Content("\n").join(lines))
+
+    @property
+    def order(self) -> list[StageKey]:
+        """The stages that are shown, as they are shown."""
+        listed = [key for key in self.rows.rows if isinstance(key, StageKey)]
+        return listed if self.listed else list(self.shown)
+
+    @property
+    def narrowed(self) -> str:
+        """The title's honest remark while a filter hides stages."""
+        if not self.filter:
+            return ""
+        shown, total = count(len(self.shown)), count(len(self.stages))
+        return f"showing {shown} of {total} - filter {clean(self.filter, 30)} · "
+
+    def open_pair(self, pairs: Mapping[StageKey, Pair], results: Mapping[StageKey, PairResult],
+                  key: StageKey) -> None:  # fmt: skip
+        """Both sides of one stage; the cursor goes along to where one steps from there."""
+        findings = self.found.findings if self.found is not None else None
+        self._pair = PairScreen(pairs, results, key, findings)
+        self.app.push_screen(self._pair)
+
+    @on(events.ScreenResume)
+    def _back(self) -> None:
+        if self._pair is not None:
+            self.select(self._pair.key)
+            self._pair = None
+
+    @on(StageGrid.Moved)
+    @on(RowList.Moved, "#rows")
+    def _moved(self) -> None:
+        self.show_stage()
+
+    # Room.
+
+    @on(Room.Changed)
+    def _arrange(self) -> None:
+        """The grid takes the lines it needs; the chart and the names of columns what is left."""
+        room, lines = self.query_one("#compared").size.height, self.grid.lines
+        stacked = self.size.width < WIDE  # the facts below, not beside
+        self.grid.display, self.rows.display = not self.listed, self.listed
+        self.detail.display = not self.zoomed
+        left = 0 if self.listed or stacked else room - lines - 1
+        least, most = CHART_LINES
+        self.chart.display = left >= least
+        self.chart.styles.height = min(left, most)
+        names = column_names(self.shown, self.grid.size.width)
+        room_for_names = left > most + len(names) and self.grid.abbreviated
+        self.names.display = self.chart.display and room_for_names
+        self.names.update(Content("\n").join(names))
+        self.grid.styles.height = lines + 1 if self.chart.display else "1fr"
+        alone = self.listed or self.zoomed or not stacked
+        below = min(lines, max(room - FACTS_LINES, 1))
+        self.query_one("#overview").styles.height = "1fr" if alone else below
+        self.detail.styles.height = FACTS_BELOW_LIST if stacked and self.listed else "1fr"
+        self.call_after_refresh(self._show_room)
+
+    def _show_room(self) -> None:
+        self.retitle()
+        self._show_chart()
+        self.show_stage()
+
+    def _show_chart(self) -> None:
+        if self.chart.display:
+            self.chart.border_title = f"{self.measure} along the pass"
+            self.chart.show(self.drifts(), self.limit)
+
+    # Keys.
+
+    def action_sort(self) -> None:
+        """The grid in order of computation, or the list, worst first."""
+        here = self.current
+        self.listed = not self.listed
+        self._fill_list()
+        self._arrange()
+        if here is not None:
+            self.select(here)
+        (self.rows if self.listed else self.grid).focus()
+        self.retitle()
+
+    def action_zoom(self) -> None:
+        """The grid or the list alone, and back."""
+        self.zoomed = not self.zoomed
+        self._arrange()
+
+    def action_next(self, step: int) -> None:
+        """The next stage that stands out, as they are shown, after the cursor or before it."""
+        order, here = self.order, self.current
+        start = order.index(here) if here in order else 0
+        for offset in range(1, len(order) + 1):
+            key = order[(start + step * offset) % len(order)]
+            if self.stands_out(key):
+                self.select(key)
+                return
+
+    def action_copy_value(self) -> None:
+        """What is known of the stage under the cursor, in one line."""
+        found = self.in_short(self.current) if self.current is not None else ""
+        if found:
+            self.say(copy(self.app, found))
+
+    def action_export(self) -> None:
+        """Write the stages that are shown to a .csv file."""
+        self.ask("write the stages shown to (.csv)", "export", str(Path.cwd() / "stages.csv"))
+
+    def answered(self, purpose: str, text: str) -> None:
+        if purpose == "export" and text:
+            self.say(export_rows(self.table(), Path(text).expanduser()))
+
+    def action_filter(self) -> None:
+        self.ask("show only some stages: ffn, layer 3, 3..6, differs …", "filter",
+                 self.filter)  # fmt: skip
+
+    def answering(self, purpose: str, text: str) -> None:
+        if purpose == "filter" and text.strip() != self.filter:
+            self.filter = text.strip()
+            self.sift()
+
+    def step_back(self) -> bool:
+        if not self.filter:
+            return False
+        self.filter = ""
+        self.sift()
+        return True
+
+
+def column_names(keys: Iterable[StageKey], width: int) -> list[Content]:
+    """The letters at the head of each column with the stage's name, in lines of ``width``."""
+    stages = list(dict.fromkeys(key.stage for key in keys if key.layer is not None))
+    cell = max((len(name) for name in stages), default=0) + 6
+    each = max(width // cell, 1)
+    rows = -(-len(stages) // each)
+    lines = []
+    for row in range(rows):
+        parts: list[Content] = [Content("  ")]
+        for name in stages[row::rows]:
+            parts += [Content.styled(f"{short_name(name):<4}", "$text-primary"),
+                      Content.styled(f"{clean(name, 40):<{cell - 4}}", "dim")]  # fmt: skip
+        lines.append(Content.assemble(*parts))
+    return lines

@@ -18,6 +18,10 @@ from aprtui.tui.widgets.lines import Part, RowList, fit
 __all__ = ["HelpScreen"]
 
 
+WITH_IDS = 84  # columns from which on each line ends in the id that a config names
+NONE = "No key has that in its name, id or description."
+
+
 class KeyList(RowList):
     """Keys by place."""
 
@@ -38,6 +42,7 @@ class KeyList(RowList):
             keys = [key for key in self.table if key.where == place and wanted in _text(key)]
             if keys:
                 self.rows += [PLACES[place], *keys]
+        self.rows = self.rows or [NONE]
         self.cursor = 0
         self.rows_changed()
 
@@ -49,8 +54,10 @@ class KeyList(RowList):
         if isinstance(entry, str):
             return [(f" {entry}", "head")]
         names = "  ".join(shown(name) for name in entry.keys)
-        return [(f"   {fit(names, 14)} ", "accent"), (fit(entry.description, width - 39), ""),
-                (fit(entry.id, 20), "dim")]  # fmt: skip
+        id_cells = 20 if width >= WITH_IDS else 0
+        return [(f"   {fit(names, 14)} ", "accent"),
+                (fit(entry.description, width - 19 - id_cells) + " ", ""),
+                (fit(entry.id, id_cells), "dim")]  # fmt: skip
 
 
 def _text(key: Key) -> str:
@@ -90,6 +97,14 @@ class HelpScreen(ModalScreen[None]):
             self.dismiss()
             return
         self.keys_list.search(event.value)
+
+    @on(RowList.Moved)
+    @on(Input.Changed)
+    def _name_key(self) -> None:
+        """The id of the key under the cursor: what a config calls it."""
+        entry = self.keys_list.rows[self.keys_list.cursor]
+        name = f" · {entry.id} in config.toml" if isinstance(entry, Key) else ""
+        self.query_one("#help").border_title = f"Keys{name}"
 
     @on(Input.Submitted)
     def action_close(self) -> None:

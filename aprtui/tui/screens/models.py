@@ -10,16 +10,21 @@ from typing import Any, ClassVar
 
 from textual import on, work
 from textual.binding import BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
+from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count, number, size
+from aprtui.tui.carry import copy, export_rows
 from aprtui.tui.client import COMMAND_LINE, Child
 from aprtui.tui.keys import bindings
 from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.screens.pair_facts import layers_block
+from aprtui.tui.widgets.blocks import BlockPane, wrapped
+from aprtui.tui.widgets.drift_chart import Drift
 from aprtui.tui.widgets.lines import Part, RowList, fit, right
 
 __all__ = ["ModelsScreen"]
@@ -27,6 +32,7 @@ __all__ = ["ModelsScreen"]
 TONES = {"missing-a": "warn", "missing-b": "warn", "shape": "bad", "differs": "bad",
          "rounding": "good", "equal": "dim", "same-bytes": "dim"}  # fmt: skip
 SORTS = ("class", "layer")
+METRICS = ("rel_l2", "cosine", "scale", "max_abs", "worst_row_rel_l2", "median_row_rel_l2")
 SETTINGS = 4  # of those that differ, shown in the head
 
 
@@ -35,11 +41,12 @@ class Compared:
     """One tensor of both models as the list draws it; all text is clean."""
 
     role: str
-    layer: int | None
+    key: StageKey  # its layer, and the role alone
     kind: str
     rel_l2: float | None
     types: str
-    facts: tuple[tuple[str, str], ...]
+    message: str
+    facts: tuple[tuple[tuple[str, str], ...], ...]  # in groups
 
 
 @dataclass
@@ -62,7 +69,7 @@ class ComparedList(RowList):
     def rebuild(self) -> None:
         self.rows = [row for row in self.tensors if self.filter in f"{row.role} {row.kind}".lower()]
         if self.sort == "layer":
-            self.rows.sort(key=lambda row: (row.layer is not None, row.layer or 0))
+            self.rows.sort(key=lambda row: (row.key.layer is not None, row.key.layer or 0))
         self.rows_changed()
 
     @property
@@ -97,20 +104,19 @@ class ModelsScreen(BaseScreen):
         super().__init__()
         self.a, self.b = a, b
         self.child = Child(command)
-        self.head = Static("", id="summary", markup=False)
+        self.head = Static("", id="modelshead", markup=False)
         self.list = ComparedList()
-        self.detail = Static("", markup=False)
+        self.detail = BlockPane(id="weightfacts")
 
     def body(self) -> Iterable[Widget]:
         with Vertical():
             yield self.head
             with Horizontal(id="lists"):
                 yield self.list
-                with Vertical(id="detail", classes="frame"), VerticalScroll(id="facts"):
-                    yield self.detail
+                yield self.detail
 
     def started(self) -> None:
-        self.set_title(f"A {clean(self.a.name, 50)}   B {clean(self.b.name, 50)}")
+        self._retitle()
         self.set_state("loading", "Comparing every weight of both models …", "q goes back")
         self._compare()
 
@@ -148,20 +154,33 @@ class ModelsScreen(BaseScreen):
 
     def _retitle(self) -> None:
         listed, total = len(self.list.rows), len(self.list.tensors)
-        shown = f"{listed} of {total} · {clean(self.list.filter, 30)}"
-        title = shown if self.list.filter else f"{total} · by {self.list.sort}"
-        self.list.border_title = f"Tensors {title}".replace("[", r"\[")
+        text = clean(self.list.filter, 30)
+        remark = f"showing {listed} of {total} - filter {text} · " if text else ""
+        self.set_title(f"{remark}A {clean(self.a.name, 50)}   B {clean(self.b.name, 50)}")
+        order = {"class": "the worst first", "layer": "by layer"}[self.list.sort]
+        self.list.border_title = f"Tensors {count(total)} · {order}"
 
     @on(RowList.Moved, "#tensors")
+    @on(BlockPane.Changed)
     def _show_tensor(self) -> None:
-        row = self.list.current
-        frame = self.query_one("#detail")
-        frame.border_title = (row.role if row else "").replace("[", r"\[")
-        lines = [
-            Content.assemble((f" {name:<10} ", "$text-primary"), text)
-            for name, text in (row.facts if row else ())
+        row, width = self.list.current, self.detail.column
+        self.detail.border_title = (row.role if row else "").replace("[", r"\[")
+        if row is None:
+            none = f"No tensor matches {clean(self.list.filter, 30)}: q shows all."
+            self.detail.show([[[(none, "warn")]]])
+            return
+        tone = TONES.get(row.kind, "")
+        blocks = [[line for name, text in group for line in wrapped(text, "", width, fit(name, 11))]
+                  for group in row.facts]  # fmt: skip
+        why = wrapped(row.message, "", width, f"{row.kind}  ")
+        why[0][0] = (f"{row.kind}  ", tone)
+        blocks[0] = why + blocks[0]
+        room = self.detail.size.height - sum(len(block) + 1 for block in blocks)
+        drifts = [
+            Drift(each.key, each.rel_l2, TONES.get(each.kind, ""))
+            for each in sorted(self.list.tensors, key=lambda tensor: tensor.key.layer or 0)
         ]
-        self.detail.update(Content("\n").join(lines))
+        self.detail.show([*blocks, layers_block(row.key, drifts, width, room, "rel_l2")])
 
     # Keys.
 
@@ -175,10 +194,37 @@ class ModelsScreen(BaseScreen):
         self.ask("show tensors whose name or class has…", "filter", self.list.filter)
 
     def answering(self, purpose: str, text: str) -> None:
+        if purpose != "filter":
+            return
         self.list.filter = text.lower()
         self.list.rebuild()
         self._retitle()
         self._show_tensor()
+
+    def action_next(self, step: int) -> None:
+        """The next tensor that is not what it was, after the cursor or before it."""
+        rows, here = self.list.rows, self.list.cursor
+        for offset in range(1, len(rows) + 1):
+            row = (here + step * offset) % len(rows)
+            if TONES.get(rows[row].kind) in ("warn", "bad"):
+                self.list.move_to(row)
+                return
+
+    def action_copy_value(self) -> None:
+        row = self.list.current
+        if row is not None:
+            facts = (f"{name} {text}".strip() for group in row.facts for name, text in group)
+            self.say(copy(self.app, " · ".join((row.role, row.kind, row.message, *facts))))
+
+    def action_export(self) -> None:
+        self.ask("write the tensors shown to (.csv)", "export", str(Path.cwd() / "tensors.csv"))
+
+    def answered(self, purpose: str, text: str) -> None:
+        if purpose == "export" and text:
+            rows = [(each.role, each.kind, "" if each.rel_l2 is None else repr(each.rel_l2),
+                     each.types) for each in self.list.rows]  # fmt: skip
+            table = [("tensor", "class", "rel_l2", "types"), *rows]
+            self.say(export_rows(table, Path(text).expanduser()))
 
     def step_back(self) -> bool:
         if not self.list.filter:
@@ -194,9 +240,10 @@ def _head(said: Mapping[str, Any]) -> Content:
         side = said.get(name)
         if isinstance(side, dict):
             types = side.get("types")
-            words = [_text(side, "path", 80), _text(side, "format"), _text(side, "architecture"),
+            words = [_text(side, "format"), _text(side, "architecture"),
                      size(int(side.get("size_bytes") or 0)),
-                     " ".join(map(str, types if isinstance(types, list) else ()))]  # fmt: skip
+                     " ".join(map(str, types if isinstance(types, list) else ())),
+                     _text(side, "path", 200)]  # fmt: skip
             lines.append(Content.assemble((f"{name.upper()}  ", "bold"), clean(" · ".join(words))))
     verdict = _text(said, "verdict")
     tone = "bold $text-success" if verdict == "pass" else "bold $text-error"
@@ -220,37 +267,35 @@ def _head(said: Mapping[str, Any]) -> Content:
 
 
 def _tensor(entry: Mapping[str, Any]) -> Compared:
-    role = _text(entry, "role").replace("_", " ")
+    part = _text(entry, "role").replace("_", " ")
     layer, expert = entry.get("layer"), entry.get("expert")
-    if isinstance(layer, int):
-        role = f"layer {layer} {role}"
     if isinstance(expert, int):
-        role += f" of expert {expert}"
+        part += f" of expert {expert}"
+    role = f"layer {layer} {part}" if isinstance(layer, int) else part
     metrics = entry.get("metrics")
     known: Mapping[str, Any] = metrics if isinstance(metrics, dict) else {}
     sides = [side if isinstance(side := entry.get(name), dict) else {} for name in "ab"]
     types = [_text(side, "type") or "none" for side in sides]
     looks = entry.get("looks_like")
-    facts = [("class", _text(entry, "class"))]
-    facts += [
+    names = [
         (f"in {name}", _text(side, "name", 100)) for name, side in zip("AB", sides, strict=True)
     ]
-    facts.append(("types", " / ".join(types)))
     shapes = {" x ".join(map(str, side.get("shape") or ())) for side in sides if side}
-    facts.append(("shape", clean(" / ".join(sorted(shapes)))))
-    for name in ("rel_l2", "cosine", "scale", "max_abs", "worst_row_rel_l2", "median_row_rel_l2"):
-        if name in known:
-            facts.append((name.replace("_row_rel_l2", " row"), _number(known[name])))
-    facts.append(("rounding", f"up to {_number(entry['limit'])}" if entry.get("limit") else ""))
-    if isinstance(looks, dict):
-        facts.append(("looks like", _text(looks, "text", 300)))
-    facts.append(("", _text(entry, "message", 300)))
+    limit = entry.get("limit")
+    groups = (
+        [("looks like", _text(looks, "text", 300) if isinstance(looks, dict) else ""),
+         *((name.replace("_row_rel_l2", " row"), _number(known[name])) for name in METRICS
+           if name in known),
+         ("rounding", f"explains up to {_number(limit)}" if limit and known else "")],
+        [("types", " / ".join(types)), ("shape", clean(" / ".join(sorted(shapes)))), *names],
+    )  # fmt: skip
     rel_l2 = known.get("rel_l2")
+    number_of = layer if isinstance(layer, int) else None
     return Compared(
-        role, layer if isinstance(layer, int) else None, _text(entry, "class"),
+        role, StageKey(number_of, part), _text(entry, "class"),
         float(rel_l2) if isinstance(rel_l2, int | float) else None,
-        types[0] if types[0] == types[1] else " / ".join(types),
-        tuple((name, text) for name, text in facts if text),
+        types[0] if types[0] == types[1] else " / ".join(types), _text(entry, "message", 300),
+        tuple(tuple((name, text) for name, text in group if text) for group in groups),
     )  # fmt: skip
 
 

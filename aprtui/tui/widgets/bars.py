@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from aprtui.compare.statistics import Histogram
 from aprtui.text import number
 from aprtui.tui.widgets.lines import Part, right
 
-__all__ = ["axis_parts", "bar", "columns_of", "histogram_rows", "sparkline"]
+__all__ = ["axis_parts", "bar", "columns_of", "histogram_rows", "profile", "sparkline"]
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 _SIDEWAYS = " ▏▎▍▌▋▊▉█"
@@ -38,6 +39,22 @@ def columns_of(counts: Sequence[int], height: int, logarithmic: bool) -> list[in
 def sparkline(counts: Sequence[int], logarithmic: bool) -> str:
     """One row of columns."""
     return "".join(_EIGHTHS[min(e, 8)] for e in columns_of(counts, 1, logarithmic))
+
+
+def profile(values: Sequence[float], width: int) -> str:
+    """One row of columns from 0 to the largest value; where they do not fit, the largest of each.
+
+    Few values take several cells each.
+    """
+    if len(values) > width:
+        edges = [len(values) * x // width for x in range(width + 1)]
+        values = [max(values[start:end]) for start, end in pairwise(edges)]
+    each = max(min(width // max(len(values), 1), 3), 1)
+    largest = max(values, default=0.0)
+    if not largest > 0 or math.isinf(largest):
+        return " " * (each * len(values))
+    heights = (max(round(8 * value / largest), value > 0) for value in values)
+    return "".join(_EIGHTHS[height] * each for height in heights)
 
 
 def histogram_rows(

@@ -98,21 +98,43 @@ class Lines(Widget, can_focus=True):
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"lines--{name}" for name in _STYLES}
 
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._known_styles: dict[str, Style] = {}
+
+    def notify_style_update(self) -> None:
+        self._known_styles.clear()
+        super().notify_style_update()
+
     def line_style(self, name: str) -> Style:
-        """The theme's style of that name over the widget's own background."""
-        if not name:
-            return self.rich_style
-        return self.rich_style + self.get_component_rich_style(f"lines--{name}", partial=True)
+        """The theme's style of that name over the widget's own background.
+
+        Kept until the theme or the focus changes: Textual works it out anew each time that it is
+        asked, which takes longer than to draw the line.
+        """
+        known = self._known_styles.get(name)
+        if known is None:
+            known = self.rich_style if not name else self.rich_style + self.over_style(name)
+            self._known_styles[name] = known
+        return known
+
+    def over_style(self, name: str) -> Style:
+        """The style of that name alone, to be laid over another."""
+        known = self._known_styles.get(f"over {name}")
+        if known is None:
+            known = self.get_component_rich_style(f"lines--{name}", partial=True)
+            self._known_styles[f"over {name}"] = known
+        return known
 
     def strip(self, parts: Iterable[Part], width: int, over: str = "") -> Strip:
         """The parts as one line of ``width`` cells; ``over`` is laid over all of them."""
-        above = self.get_component_rich_style(f"lines--{over}", partial=True) if over else None
+        above = self.over_style(over) if over else None
         segments = [
             Segment(text, self.line_style(name) + above if above else self.line_style(name))
             for text, name in parts
             if text
         ]
-        fill = self.rich_style + above if above else self.rich_style
+        fill = self.line_style("") + above if above else self.line_style("")
         return Strip(joined(Strip(segments).adjust_cell_length(width, fill)))
 
     def refresh_changed(self, before: list[list[Part]], after: list[list[Part]]) -> None:

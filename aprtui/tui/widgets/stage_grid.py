@@ -19,11 +19,15 @@ from aprtui.tui.widgets.lines import Lines, Part, joined, right
 
 __all__ = ["StageGrid"]
 
-_LABEL = 6
+_LABEL = 5
+_CELL = 4  # three letters and a blank; wider only where every stage's name fits in full
 
 
 class StageGrid(Lines):
-    """``cells`` maps a stage to its sign and style name; what is not in it has no cell."""
+    """``cells`` maps a stage to its sign and style name; what is not in it has no cell.
+
+    Stages of the whole model stand in a last row of their own, by name: they take no column.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("move")  # type: ignore[assignment]
 
@@ -54,7 +58,9 @@ class StageGrid(Lines):
         self.cells: dict[StageKey, Part] = {}
         self._layers: list[int | None] = []
         self._stages: list[str] = []
-        self.row = self.column = 0
+        self._whole: list[str] = []
+        self.row = self.column = 0  # the column among those of the row
+        self._wish = 0  # the column of layers that moving up and down keeps to
         self.first = self.first_column = 0
 
     # State.
@@ -67,13 +73,14 @@ class StageGrid(Lines):
         self._layers = [*sorted({key.layer for key in ordered if key.layer is not None})]
         names = dict.fromkeys(key.stage for key in ordered if key.layer is not None)
         self._stages = sorted(names, key=lambda name: order_of(StageKey(0, name)))
-        whole = [key.stage for key in ordered if key.layer is None]
-        if whole:
+        self._whole = [key.stage for key in ordered if key.layer is None]
+        if self._whole:
             self._layers.append(None)
-            self._stages += [name for name in whole if name not in names]
-        self.row = self.column = self.first = self.first_column = 0
+        self.row = self.column = self._wish = self.first = self.first_column = 0
         if here is not None and here in self.cells:
             self.select(here)
+        elif self.cells:
+            self._go(0, 0)
         self.refresh()
 
     def put(self, cells: Mapping[StageKey, Part]) -> None:
@@ -86,22 +93,41 @@ class StageGrid(Lines):
 
     @property
     def current(self) -> StageKey | None:
-        if not (self.row < len(self._layers) and self.column < len(self._stages)):
+        if self.row >= len(self._layers):
             return None
-        key = StageKey(self._layers[self.row], self._stages[self.column])
+        names = self._names(self.row)
+        if self.column >= len(names):
+            return None
+        key = StageKey(self._layers[self.row], names[self.column])
         return key if key in self.cells else None
 
     def select(self, key: StageKey) -> None:
         """Put the cursor on ``key``."""
         if key in self.cells:
-            self._go(self._layers.index(key.layer), self._stages.index(key.stage))
+            row = self._layers.index(key.layer)
+            self._across(row, self._names(row).index(key.stage))
+
+    def _names(self, row: int) -> list[str]:
+        return self._whole if self._layers[row] is None else self._stages
 
     # Geometry.
 
     @property
+    def lines(self) -> int:
+        """How many lines all of it takes, the head among them."""
+        return 1 + len(self._layers)
+
+    @property
     def cell_width(self) -> int:
-        room = self.size.width - _LABEL
-        return max(3, min(4, room // max(len(self._stages), 1)))
+        room = (self.size.width - _LABEL) // max(len(self._stages), 1)
+        full = max((len(name) for name in self._stages), default=0) + 2
+        return full if _CELL < full <= room else max(3, min(_CELL, room))
+
+    @property
+    def abbreviated(self) -> bool:
+        """Whether a column's head is not the whole name of its stage."""
+        cell = self.cell_width
+        return any(_head(name, cell) != name for name in self._stages)
 
     @property
     def page(self) -> int:
@@ -114,52 +140,70 @@ class StageGrid(Lines):
     # Moving.
 
     def _go(self, row: int, column: int) -> None:
+        """To that row's cell nearest to ``column``."""
         if not self.cells:
             return
-        before = self.current
+        before, old_row = self.current, self.row
+        scrolled = (self.first, self.first_column)
         self.row = max(0, min(row, len(self._layers) - 1))
-        self.column = max(0, min(column, len(self._stages) - 1))
+        layer, names = self._layers[self.row], self._names(self.row)
+        there = [n for n, name in enumerate(names) if StageKey(layer, name) in self.cells]
+        self.column = min(there, key=lambda n: abs(n - column), default=0)
         self.first = max(min(self.first, self.row), self.row - self.page + 1, 0)
-        self.first_column = max(
-            min(self.first_column, self.column), self.column - self.page_columns + 1, 0
-        )
-        self.refresh()
+        self.first = min(self.first, max(len(self._layers) - self.page, 0))  # no blank below
+        if layer is not None:
+            self.first_column = max(
+                min(self.first_column, self.column), self.column - self.page_columns + 1, 0
+            )
+        if scrolled != (self.first, self.first_column):
+            self.refresh()
+        else:  # only what changed: the heads of the columns and two rows
+            for y in {0, 1 + old_row - self.first, 1 + self.row - self.first}:
+                self.refresh(Region(0, y, self.size.width, 1))
         if before != self.current:
             self.post_message(self.Moved(self, self.current))
 
-    def _step(self, rows: int, columns: int) -> None:
-        """To the nearest cell in that direction, passing over stages that do not exist."""
-        row, column = self.row + rows, self.column + columns
-        while 0 <= row < len(self._layers) and 0 <= column < len(self._stages):
-            if StageKey(self._layers[row], self._stages[column]) in self.cells:
-                self._go(row, column)
+    def _across(self, row: int, column: int) -> None:
+        """To a column that was asked for: moving up and down keeps to it."""
+        self._go(row, column)
+        if self._layers and self._layers[self.row] is not None:
+            self._wish = self.column
+
+    def _down(self, rows: int) -> None:
+        row = max(0, min(self.row + rows, len(self._layers) - 1))
+        if self._layers and row != self.row:
+            halfway = self._wish >= len(self._stages) // 2
+            last = self._layers[row] is None
+            self._go(row, halfway * len(self._whole) if last else self._wish)
+
+    def _right(self, step: int) -> None:
+        if not self._layers:
+            return
+        layer, names = self._layers[self.row], self._names(self.row)
+        column = self.column + step
+        while 0 <= column < len(names):
+            if StageKey(layer, names[column]) in self.cells:
+                self._across(self.row, column)
                 return
-            row, column = row + rows, column + columns
-        if rows > 0 and self._layers and self._layers[-1] is None:
-            whole = [n for n, name in enumerate(self._stages) if StageKey(None, name) in self.cells]
-            self._go(len(self._layers) - 1, min(whole, key=lambda n: abs(n - self.column)))
-        elif rows < 0 and self.row and self._layers[self.row] is None:
-            near = [n for n, name in enumerate(self._stages)
-                    if StageKey(self._layers[self.row - 1], name) in self.cells]  # fmt: skip
-            self._go(self.row - 1, min(near, key=lambda n: abs(n - self.column), default=0))
+            column += step
 
     def action_down(self) -> None:
-        self._step(1, 0)
+        self._down(1)
 
     def action_up(self) -> None:
-        self._step(-1, 0)
+        self._down(-1)
 
     def action_left(self) -> None:
-        self._step(0, -1)
+        self._right(-1)
 
     def action_right(self) -> None:
-        self._step(0, 1)
+        self._right(1)
 
     def action_page_down(self) -> None:
-        self._go(self.row + self.page, self.column)
+        self._down(self.page)
 
     def action_page_up(self) -> None:
-        self._go(self.row - self.page, self.column)
+        self._down(-self.page)
 
     def action_top(self) -> None:
         self.select(min(self.cells, key=order_of)) if self.cells else None
@@ -168,10 +212,10 @@ class StageGrid(Lines):
         self.select(max(self.cells, key=order_of)) if self.cells else None
 
     def action_line_start(self) -> None:
-        self._go(self.row, 0)
+        self._across(self.row, 0)
 
     def action_line_end(self) -> None:
-        self._go(self.row, len(self._stages) - 1)
+        self._across(self.row, len(self._stages))
 
     def action_open(self) -> None:
         if self.current is not None:
@@ -179,9 +223,14 @@ class StageGrid(Lines):
 
     def on_click(self, event: events.Click) -> None:
         row = self.first + event.y - 1
-        column = self.first_column + (event.x - _LABEL) // self.cell_width
-        if 0 <= row < len(self._layers) and 0 <= column < len(self._stages) and event.x >= _LABEL:
-            self._go(row, column)
+        if not 0 <= row < len(self._layers) or event.x < _LABEL:
+            return
+        if self._layers[row] is None:
+            edges = [sum(map(_whole_width, self._whole[:n])) for n in range(len(self._whole))]
+            column = sum(event.x - _LABEL >= edge for edge in edges) - 1
+        else:
+            column = self.first_column + (event.x - _LABEL) // self.cell_width
+        self._across(row, column)
 
     def on_focus(self) -> None:
         self.refresh()
@@ -189,33 +238,52 @@ class StageGrid(Lines):
     def on_blur(self) -> None:
         self.refresh()
 
+    def on_resize(self) -> None:
+        self._go(self.row, self.column)
+
     # Drawing.
 
     def render_line(self, y: int) -> Strip:
         width, cell = self.size.width, self.cell_width
-        last = self.first_column + self.page_columns
-        stages = self._stages[self.first_column : last]
+        fit = max((width - _LABEL) // cell, 1)
+        stages = self._stages[self.first_column : self.first_column + fit]
         if y == 0:
             parts: list[Part] = [(" " * _LABEL, "")]
+            in_layer = self.row < len(self._layers) and self._layers[self.row] is not None
             for number, name in enumerate(stages, self.first_column):
-                here = number == self.column and self.has_focus
-                head = short_name(name)[: cell - 1]
-                parts.append((right(head, cell), "accent" if here else "head"))
+                here = in_layer and number == self.column and self.has_focus
+                parts.append((right(_head(name, cell), cell), "accent" if here else "head"))
             return self.strip(parts, width)
         row = self.first + y - 1
         if row >= len(self._layers):
-            return Strip.blank(width, self.rich_style)
+            return Strip.blank(width, self.line_style(""))
         layer = self._layers[row]
         label = "end" if layer is None else str(layer)
         tone = "accent" if row == self.row and self.has_focus else "head"
         segments = [Segment(right(label, _LABEL - 1) + " ", self.line_style(tone))]
-        over = self.get_component_rich_style(
-            "lines--cursor" if self.has_focus else "lines--cursor-blur", partial=True
-        )
-        for number, name in enumerate(stages, self.first_column):
-            sign, style_name = self.cells.get(StageKey(layer, name), (" ", ""))
-            style = self.line_style(style_name)
-            here = row == self.row and number == self.column
-            segments.append(Segment(" " * (cell - 3), self.rich_style))
-            segments.append(Segment(f"{sign:>2} ", style + over if here else style))
-        return Strip(joined(Strip(segments).adjust_cell_length(width, self.rich_style)))
+        first, names = (0, self._whole) if layer is None else (self.first_column, stages)
+        for number, name in enumerate(names, first):
+            lead, tail = f"  {name} ", 1
+            if layer is not None:  # the sign under the middle of the name
+                tail = max(len(_head(name, cell)) // 2, 1)
+                lead = " " * (cell - tail - 2)
+            segments += self._cell(StageKey(layer, name), lead, " " * tail, (row, number))
+        return Strip(joined(Strip(segments).adjust_cell_length(width, self.line_style(""))))
+
+    def _cell(self, key: StageKey, lead: str, tail: str, at: tuple[int, int]) -> list[Segment]:
+        """The blanks or the name before a sign, the sign, and the blanks after it."""
+        sign, style_name = self.cells.get(key, (" ", ""))
+        style = self.line_style(style_name)
+        if at == (self.row, self.column):
+            style += self.over_style("cursor" if self.has_focus else "cursor-blur")
+        before = self.line_style("head" if lead.strip() else "")
+        return [Segment(lead, before), Segment(f"{sign:>2} ", style), Segment(tail[1:], before)]
+
+
+def _head(name: str, cell: int) -> str:
+    """A stage's name, or its letters where the name does not fit above cells of that width."""
+    return name if len(name) < cell else short_name(name)[: cell - 1]
+
+
+def _whole_width(name: str) -> int:
+    return len(name) + 6

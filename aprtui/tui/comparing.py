@@ -1,0 +1,158 @@
+"""Two captures compared in a thread: what a worker of the Diff screen does, in messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual.message import Message
+from textual.worker import get_current_worker
+
+from aprtui.compare.bars import Bars, choose_bars
+from aprtui.compare.logits import TopLogits, top_logits
+from aprtui.compare.metrics import Cancelled
+from aprtui.compare.pairs import Pair, PairResult, check_tokens, compare_pair, pair_up, rope_note
+from aprtui.errors import AprtuiError, BadFileError, UsageError
+from aprtui.formats.tracedir import StageRecord, TraceDir
+from aprtui.text import count
+from aprtui.tui.messages import LoadFailed
+from aprtui.tui.source import load_trace, stage_file
+
+__all__ = ["Compared", "Compares", "NothingThere", "Paired", "compare", "top_of"]
+
+EVERY_S = 0.1  # results are told at most ten times a second
+
+
+@dataclass(frozen=True)
+class Compares:
+    """What is compared: two trace folders or two stage files, and how."""
+
+    a: Path
+    b: Path
+    model: str = ""
+    any_prompt: bool = False  # even captures of different prompts
+
+
+@dataclass
+class Paired(Message):
+    """Both sides are read: what will be compared, by which bars, and what is known of both.
+
+    ``traces`` is empty for two stage files. ``same`` says what the manifests prove to be alike.
+    """
+
+    pairs: tuple[Pair, ...]
+    bars: Bars
+    notes: tuple[str, ...] = ()
+    traces: tuple[TraceDir, ...] = ()
+    same: tuple[str, ...] = ()
+    other_prompts: bool = False
+
+
+@dataclass
+class Compared(Message):
+    """Some pairs were measured."""
+
+    results: tuple[PairResult, ...]
+    done: bool
+
+
+@dataclass
+class NothingThere(Message):
+    """Neither side holds a stage."""
+
+
+@dataclass
+class OtherPrompts(LoadFailed):
+    """The captures are of different prompts, and nobody asked to compare them all the same."""
+
+
+def compare(job: Compares, post: Callable[[Message], object]) -> None:
+    """Read both sides, then measure pair by pair; ``post`` is told all of it."""
+    worker = get_current_worker()
+    try:
+        paired = _read(job)
+    except _OtherPromptsError as error:
+        post(OtherPrompts(error.message, error.hint))
+        return
+    except AprtuiError as error:
+        post(LoadFailed(error.message, error.hint))
+        return
+    if not paired.pairs:
+        post(NothingThere())
+        return
+    post(paired)
+    batch: list[PairResult] = []
+    last = 0.0
+    try:
+        for pair in paired.pairs:
+            batch.append(compare_pair(pair, paired.bars, cancelled=lambda: worker.is_cancelled))
+            if time.monotonic() - last >= EVERY_S:
+                post(Compared(tuple(batch), False))
+                batch, last = [], time.monotonic()
+    except Cancelled:
+        return
+    post(Compared(tuple(batch), True))
+
+
+class _OtherPromptsError(UsageError):
+    """Raised for captures of different prompts."""
+
+
+def _read(job: Compares) -> Paired:
+    if job.a.is_file() and job.b.is_file():
+        left, right = stage_file(job.a), stage_file(job.b)
+        one = [
+            TraceDir(side.path.parent, "file", {side.key: side}, None, None)
+            for side in (left, right)
+        ]
+        return Paired((Pair(left.key, left, right),), choose_bars(one[0], one[1]))
+    a, b = (load_trace(path, job.model) for path in (job.a, job.b))
+    notes = [note for note in (rope_note(a, b),) if note]
+    notes += [
+        f"{name} is incomplete" for name, t in (("A", a), ("B", b)) if t.status == "incomplete"
+    ]
+    other = False
+    try:
+        check_tokens(a, b)
+    except UsageError as error:
+        other = True
+        if not job.any_prompt:
+            raise _OtherPromptsError(
+                error.message,
+                hint="i compares them all the same, as aprtui diff --ignore-tokens does; "
+                "or trace both with the same --tokens",
+            ) from error
+        notes.insert(0, error.message)
+    if not (a.records or b.records or _named(a) or _named(b)):
+        return Paired((), choose_bars(a, b))
+    pairs = pair_up(a, b)
+    return Paired(pairs, choose_bars(a, b), tuple(notes), (a, b), _alike(a, b), other)
+
+
+def _named(trace: TraceDir) -> bool:
+    return bool((trace.manifest or {}).get("stages"))
+
+
+def _alike(a: TraceDir, b: TraceDir) -> tuple[str, ...]:
+    """What both manifests state and state alike."""
+    same = []
+    digests = [str(((t.manifest or {}).get("model") or {}).get("digest") or "") for t in (a, b)]
+    if digests[0] and digests[0] == digests[1]:
+        same.append("same model")
+    if a.token_ids is not None and a.token_ids == b.token_ids:
+        same.append(f"same {count(len(a.token_ids), 'token')}")
+    return tuple(same)
+
+
+def top_of(record: StageRecord | None) -> tuple[TopLogits, ...]:
+    """The likeliest next tokens of captured logits; none where they cannot be read."""
+    if record is None:
+        return ()
+    try:
+        values = record.values()
+    except BadFileError:
+        return ()
+    row = record.shape[-1] if record.shape else values.size
+    return top_logits(values[-row:])
