@@ -44,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
     gc.enable()
 
     app = AprtuiApp(opened, model=str(args.model or ""), config=read_config())
-    return app.run() or 0
+    code = app.run()
+    if code is None and app.return_code:
+        return 4  # a fault of ours ended it; textual has printed where
+    return code or 0
 
 
 def _opened(paths: list[Path]) -> tuple[Opened, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from aprtui.formats.tracedir import TraceDir
@@ -12,7 +13,10 @@ __all__ = ["model_trace", "named_model"]
 def named_model(trace: TraceDir) -> Path | None:
     """The model file that the trace's manifest names, where it is still there."""
     path = (trace.manifest or {}).get("model", {}).get("path")
-    return Path(path) if isinstance(path, str) and path and Path(path).exists() else None
+    if not isinstance(path, str) or not path:
+        return None
+    # Not Path.exists, which raises for a name that no file can have: manifests are untrusted.
+    return Path(path) if os.path.exists(path) else None  # noqa: PTH110
 
 
 def model_trace(a: TraceDir | None, b: TraceDir) -> TraceDir:

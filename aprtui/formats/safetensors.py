@@ -28,6 +28,7 @@ INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 _MAX_JSON_BYTES = 64 << 20
 _TYPES = {name: name for name in ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8")}
+_LONGEST_NAME = 200  # of a shard, in characters; file systems allow 255 bytes
 
 
 def read_safetensors(path: Path) -> ModelFile:
@@ -108,6 +109,8 @@ def _weight_map(path: Path) -> dict[str, str]:
     for shard in set(map(str, weight_map.values())):
         if Path(shard).name != shard or shard in ("", "..") or set(shard) & set("\\\0:"):
             raise BadFileError(path, f"names a shard outside its folder: {clean(repr(shard))}")
+        if len(shard) > _LONGEST_NAME:
+            raise BadFileError(path, f"names a shard that no file can have: {clean(shard, 60)}")
     if not all(isinstance(shard, str) for shard in weight_map.values()):
         raise BadFileError(path, "the index maps a tensor to something that is no file name")
     return weight_map

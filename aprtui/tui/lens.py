@@ -42,6 +42,7 @@ def model_of(trace: TraceDir, given: str) -> Path:
 
     Raises UsageError that says what to do, BadFileError for a file that is no model.
     """
+    from aprtui.compare.reference import named_model
     from aprtui.model.open import read_model_file
 
     hint = "o names the model here; aprtui TRACE --model MODEL names it at the start"
@@ -51,8 +52,8 @@ def model_of(trace: TraceDir, given: str) -> Path:
     path = named.get("path")
     if not isinstance(path, str) or not path:
         raise UsageError("no manifest says which model this was", hint=hint)
-    found = Path(path)
-    if not (found.is_file() or found.is_dir()):
+    found = named_model(trace)
+    if found is None:
         raise UsageError(f"the manifest's model is not there: {clean(path, 200)}", hint=hint)
     if named.get("digest") != f"sha256:{read_model_file(found).digest}":
         raise UsageError(f"{clean(path, 200)} has changed since the trace", hint=hint)

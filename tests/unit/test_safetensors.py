@@ -87,6 +87,7 @@ def test_files_without_an_index_and_config_are_taken_with_notes(tmp_path: Path) 
         ({"c": "../other/model.safetensors"}, "outside its folder"),
         ({"c": "/etc/passwd"}, "outside its folder"),
         ({"c": ".."}, "outside its folder"),
+        ({"c": "x" * 10_000}, "that no file can have"),
         ({"c": ""}, "outside its folder"),
         ({"c": 7}, "no file name"),
         ({"c": "model-00001-of-00002.safetensors"}, "promises tensor c"),
