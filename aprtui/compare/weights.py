@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import threading
@@ -12,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from aprtui.compare.model_settings import compare_configs, compare_tokenizers
+from aprtui.compare.weight_judge import Judge
 from aprtui.compare.weight_results import ModelComparison, ModelSide, TensorResult, TensorSide
 from aprtui.compare.weight_sides import WeightSide, operands, read_sides
 from aprtui.formats.modelfile import TensorEntry
@@ -68,10 +68,6 @@ def _results(sides: _Sides, roles: list[Role], progress: Progress | None) -> lis
     tell = _Teller(progress, sum(map(_values, pairs.values())))
     others = _not_same_bytes(pairs, tell)
     if others:
-        gc.disable()  # importing torch makes half a million objects and no garbage: 0.25 s
-        from aprtui.compare.weight_judge import Judge
-
-        gc.enable()
         Judge(sides, tell).judge_all(found, others)
     return [found[role] for role in roles]
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from aprtui.engine.block_decoders import BLOCK_DECODERS, Fields, Workspace
 from aprtui.engine.kernels import decode_by_kernel
 from aprtui.engine.native import decode_blocks
-from aprtui.errors import BadFileError, EngineError
-from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
-from aprtui.formats.modelfile import TensorEntry, tensor_bytes
+from aprtui.errors import EngineError
+from aprtui.formats.blocks import BLOCK_TYPES
+from aprtui.formats.modelfile import TensorEntry, whole_bytes
 from aprtui.text import clean
 
 __all__ = [
@@ -132,19 +132,12 @@ class StoredRows:
     """
 
     def __init__(self, entry: TensorEntry) -> None:
-        needed = stored_bytes(entry.type, entry.shape, flat=entry.flat)
-        if entry.size_bytes != needed:
-            raise BadFileError(
-                entry.path,
-                f"tensor {clean(entry.name)} holds {entry.size_bytes:,} bytes where "
-                f"{'x'.join(map(str, entry.shape))} of {entry.type} takes {needed:,}",
-            )
+        stored = whole_bytes(entry)
         self.entry = entry
         self.columns = entry.shape[-1] if entry.shape else 1
         self.rows = math.prod(entry.shape[:-1])
         self._kind = BLOCK_TYPES[entry.type]
         self._flat = entry.flat or entry.type in ("APR_Q4", "APR_Q8")
-        stored = tensor_bytes(entry)
         self._scale = 0.0
         if entry.type == "APR_Q8" and stored.size:
             (self._scale,) = struct.unpack("<f", stored[:4].tobytes())

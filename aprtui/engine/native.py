@@ -7,8 +7,13 @@ They give block_decoders.py's values bit for bit, several times as fast, and let
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 try:
     from aprtui.engine import _native
@@ -19,7 +24,7 @@ else:
         frozenset() if os.environ.get("APRTUI_NATIVE") == "off" else frozenset(_native.TYPES)
     )
 
-__all__ = ["NATIVE_TYPES", "decode_blocks"]
+__all__ = ["NATIVE_TYPES", "decode_array", "decode_blocks"]
 
 
 def decode_blocks(type_name: str, blocks: Tensor, out: Tensor) -> bool:
@@ -33,4 +38,18 @@ def decode_blocks(type_name: str, blocks: Tensor, out: Tensor) -> bool:
     if not (blocks.is_contiguous() and out.is_contiguous()):
         return False
     _native.decode(type_name, blocks.data_ptr(), blocks.numel(), out.data_ptr(), out.numel())
+    return True
+
+
+def decode_array(
+    type_name: str, stored: npt.NDArray[np.uint8], out: npt.NDArray[np.float32]
+) -> bool:
+    """The same with NumPy's arrays, contiguous, of any shape: no torch is needed for it.
+
+    Raises ValueError where ``stored`` has not the bytes of ``out``'s values.
+    """
+    if type_name not in NATIVE_TYPES:
+        return False
+    addresses = (array.__array_interface__["data"][0] for array in (stored, out))
+    _native.decode(type_name, next(addresses), stored.size, next(addresses), out.size)
     return True

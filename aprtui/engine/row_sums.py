@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from aprtui.engine.weight_blocks import WeightReader, block_rows
 from aprtui.model.operand import Operand
@@ -94,7 +93,7 @@ def measure_rows(
         if part[row, _MAX] > worst:
             worst = float(part[row, _MAX])
             worst_at = (first + row, _farthest(x[row], y[row]))
-        untold += x.numel()
+        untold += x.size
         if progress is not None and (untold >= _TOLD_VALUES or last == rows):
             progress(untold)
             untold = 0
@@ -106,16 +105,14 @@ def measure_rows(
     )  # fmt: skip
 
 
-def _measure_by_c(
-    x: torch.Tensor, y: torch.Tensor, sums: Float64, places: Int64, samples: Float32
-) -> bool:
+def _measure_by_c(x: Float32, y: Float32, sums: Float64, places: Int64, samples: Float32) -> bool:
     """Compare blocks x and y [rows, columns] float32 in one pass; whether all sums are finite.
 
     Fills ``sums`` [rows, 5] and ``samples`` [2, rows, len(places)]; both are contiguous in rows.
     """
-    x, y = x.contiguous(), y.contiguous()
+    x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
     return measure_in_c(
-        x.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], _address(sums), _address(places),
+        _address(x), _address(y), x.shape[0], x.shape[1], _address(sums), _address(places),
         len(places), _address(samples[0]), _address(samples[1]),
     )  # fmt: skip
 
@@ -126,47 +123,58 @@ def _address(array: npt.NDArray[Any]) -> int:
 
 
 class _Measure:
-    """The same with torch, in seven passes; keeps the memory of the difference."""
+    """The same with NumPy, in more passes; keeps the memory of the difference."""
 
     def __init__(self) -> None:
-        self._scratch = torch.empty(0, dtype=torch.float32)
+        self._scratch = np.empty(0, dtype=np.float32)
 
     def __call__(
-        self, x: torch.Tensor, y: torch.Tensor, sums: Float64, places: Int64, samples: Float32
+        self, x: Float32, y: Float32, sums: Float64, places: Int64, samples: Float32
     ) -> bool:
-        if self._scratch.numel() < x.numel():
-            self._scratch = torch.empty(x.numel(), dtype=torch.float32)
-        d = torch.sub(y, x, out=self._scratch[: x.numel()].view(x.shape))
-        for place, values in ((_DD, d), (_AA, x), (_BB, y)):
-            norms = torch.linalg.vector_norm(values, dim=1).numpy().astype(np.float64)
-            sums[:, place] = norms * norms
-        sums[:, _MAX] = torch.maximum(d.amax(dim=1), d.amin(dim=1).neg_()).numpy()
-        sums[:, _ALONG] = d.mul_(x).sum(dim=1).numpy()
+        if self._scratch.size < x.size:
+            self._scratch = np.empty(x.size, dtype=np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            d = np.subtract(y, x, out=self._scratch[: x.size].reshape(x.shape))
+            for place, values in ((_DD, d), (_AA, x), (_BB, y)):
+                sums[:, place] = _sums_of_products(values, values)
+            sums[:, _ALONG] = _sums_of_products(d, x)
+            sums[:, _MAX] = np.maximum(d.max(axis=1), -d.min(axis=1))
         for sample, values in zip(samples, (x, y), strict=True):
-            sample[:] = values.numpy()[:, places]
+            sample[:] = values[:, places]
         return bool(np.isfinite(sums).all())
 
 
-def _farthest(x: torch.Tensor, y: torch.Tensor) -> int:
+def _sums_of_products(x: Float32, y: Float32) -> Float64:
+    """The float64 sum over each row of x times y, both [rows, columns]."""
+    sums: Float64 = np.einsum("ij,ij->i", x, y, dtype=np.float64)
+    return sums
+
+
+def _farthest(x: Float32, y: Float32) -> int:
     """The column of the largest difference; a NaN or infinite one is larger than any number."""
     with np.errstate(invalid="ignore", over="ignore"):
-        d = np.abs(y.numpy().astype(np.float64) - x.numpy())
-    same = (x == y) | (x.isnan() & y.isnan())
+        d = np.abs(y.astype(np.float64) - x)
     d[~np.isfinite(d)] = math.inf
-    d[same.numpy()] = 0.0
+    d[_same(x, y)] = 0.0
     return int(d.argmax())
 
 
-def _with_nonfinite(x: torch.Tensor, y: torch.Tensor, sums: Float64) -> tuple[int, int]:
+def _same(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    same: npt.NDArray[np.bool_] = (x == y) | (np.isnan(x) & np.isnan(y))
+    return same
+
+
+def _with_nonfinite(x: Float32, y: Float32, sums: Float64) -> tuple[int, int]:
     """A block with NaN, infinite or huge values again, in float64; how many are not finite."""
-    wide = [values.double() for values in (x, y)]
-    bad = [~torch.isfinite(values) for values in wide]
-    same = (wide[0] == wide[1]) | (wide[0].isnan() & wide[1].isnan())
-    d = torch.where(same, 0.0, wide[1] - wide[0]).nan_to_num(math.inf, math.inf, -math.inf)
+    wide = [values.astype(np.float64) for values in (x, y)]
+    bad = [~np.isfinite(values) for values in wide]
+    with np.errstate(invalid="ignore"):
+        apart = np.where(_same(*wide), 0.0, wide[1] - wide[0])
+        d = np.nan_to_num(apart, nan=math.inf, posinf=math.inf, neginf=-math.inf)
     for values, where in zip(wide, bad, strict=True):
         values[where] = 0.0
     for place, values in ((_DD, d), (_AA, wide[0]), (_BB, wide[1])):
-        sums[:, place] = (values * values).sum(dim=1).numpy()
-    sums[:, _ALONG] = (wide[0] * torch.where(torch.isfinite(d), d, 0.0)).sum(dim=1).numpy()
-    sums[:, _MAX] = d.abs().amax(dim=1).numpy()
+        sums[:, place] = (values * values).sum(axis=1)
+    sums[:, _ALONG] = (wide[0] * np.where(np.isfinite(d), d, 0.0)).sum(axis=1)
+    sums[:, _MAX] = np.abs(d).max(axis=1)
     return int(bad[0].sum()), int(bad[1].sum())

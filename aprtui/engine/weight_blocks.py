@@ -1,36 +1,46 @@
-"""Rows of one side's matrices as float32, in the form in which two models are compared."""
+"""Rows of one side's matrices as float32, in the form in which two models are compared.
+
+C decodes them where it can, and torch is not imported: it takes longer to load than a gigabyte of
+weights to compare. What C does not know, torch decodes.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from aprtui.engine.dequantise import StoredRows, Workspace, decode_rows
-from aprtui.engine.workers import for_each, one_core
+from aprtui.engine.native import NATIVE_TYPES, decode_array
+from aprtui.engine.processors import processors
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.maps import forget_pages
-from aprtui.formats.modelfile import TensorEntry, tensor_bytes
+from aprtui.formats.modelfile import TensorEntry, whole_bytes
 from aprtui.model.open import Matrix
 from aprtui.model.operand import RELEASE_BYTES, Operand
 
+if TYPE_CHECKING:
+    from aprtui.engine.dequantise import StoredRows
+
 __all__ = ["WeightReader", "block_rows", "side_by_side"]
 
-BLOCK_VALUES = 1 << 19  # float32 values of a block: one of each side stays in the cache
+BLOCK_VALUES = 1 << 20  # float32 values of a block: 4 MiB a side; each costs 50 us of Python
 
+_MOST_THREADS = 16  # beyond it they wait for the interpreter's lock and for memory
+
+Bytes = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
-_CPU = torch.device("cpu")
 _Item = TypeVar("_Item")
 
 
 def side_by_side(function: Callable[[_Item], None], items: Sequence[_Item]) -> None:
     """Call ``function`` with every item on all cores, each item on one; raises what a call did."""
-    with one_core():
-        for_each(function, items, _CPU)
+    with ThreadPoolExecutor(min(processors(), _MOST_THREADS), "weights") as threads:
+        for _ in threads.map(function, items):
+            pass
 
 
 def block_rows(columns: int, head_rows: int = 0) -> int:
@@ -43,13 +53,12 @@ class WeightReader:
     """Rows of one side's matrices as float32; memory for one block, kept from call to call."""
 
     def __init__(self) -> None:
-        self._workspace = Workspace()
-        self._buffer = torch.empty(0, dtype=torch.float32)
-        self._turned = torch.empty(0, dtype=torch.float32)
+        self._buffer = np.empty(0, dtype=np.float32)
+        self._turned = np.empty(0, dtype=np.float32)
         self._opened: _OpenTensor | None = None
 
-    def block(self, operand: Operand, first: int, rows: int) -> torch.Tensor:
-        """Rows [rows, columns] float32 on the CPU; valid until the next call.
+    def block(self, operand: Operand, first: int, rows: int) -> Float32:
+        """Rows [rows, columns], contiguous; valid until the next call.
 
         ``first`` and ``rows`` are whole heads where ``operand.head_rows`` is set. Raises
         BadFileError for a tensor whose bytes are not those of its shape, EngineError for a type
@@ -57,16 +66,16 @@ class WeightReader:
         """
         matrix = operand.matrix
         values = rows * matrix.columns
-        if self._buffer.numel() < values:
-            self._buffer = torch.empty(values, dtype=torch.float32)
+        if self._buffer.size < values:
+            self._buffer = np.empty(values, dtype=np.float32)
         if matrix.rows == 1:
             found = self._vector(matrix)
         else:
-            found = self._buffer[:values].view(rows, matrix.columns)
-            self._open(matrix.entry).decode(matrix.first_row + first, found, self._workspace)
+            found = self._buffer[:values].reshape(rows, matrix.columns)
+            self._open(matrix.entry).decode(matrix.first_row + first, found)
         if operand.head_rows:
             found = self._to_halves(found, operand.head_rows)
-        return found.add_(operand.offset) if operand.offset else found
+        return _moved(found, operand)
 
     def blocks(self, operand: Operand) -> Iterator[tuple[int, Float32]]:
         """(first row, block [n, columns]) over the whole matrix; a block is valid until the next.
@@ -75,19 +84,19 @@ class WeightReader:
         """
         step = block_rows(operand.columns, operand.head_rows)
         for first in range(0, operand.rows, step):
-            yield first, self.block(operand, first, min(step, operand.rows - first)).numpy()
+            yield first, self.block(operand, first, min(step, operand.rows - first))
         self.release()
 
     def rows_at(self, operand: Operand, indices: Sequence[int]) -> Float32:
         """Chosen rows [len(indices), columns] float32. Raises as ``block`` does."""
         matrix = operand.matrix
         if matrix.rows == 1:
-            return np.repeat(self.block(operand, 0, 1).numpy(), len(indices), axis=0)
-        found = torch.empty(len(indices), matrix.columns, dtype=torch.float32)
+            return np.repeat(self.block(operand, 0, 1), len(indices), axis=0)
+        found = np.empty((len(indices), matrix.columns), dtype=np.float32)
         rows = [matrix.first_row + operand.stored_row(row) for row in indices]
-        self._open(matrix.entry).decode_each(rows, found, self._workspace)
+        self._open(matrix.entry).decode_each(rows, found)
         self.release()
-        return (found.add_(operand.offset) if operand.offset else found).numpy()
+        return _moved(found, operand)
 
     def release(self) -> None:
         """Give back the pages of the map that were read last."""
@@ -100,20 +109,29 @@ class WeightReader:
             self._opened = _OpenTensor(entry)
         return self._opened
 
-    def _vector(self, matrix: Matrix) -> torch.Tensor:
+    def _vector(self, matrix: Matrix) -> Float32:
         """A norm's weight or a bias [1, columns], maybe a window of a fused one."""
         entry = matrix.entry
-        whole = decode_rows(entry, 0, math.prod(entry.shape[:-1]), _CPU).reshape(-1)
-        return whole[matrix.first_row : matrix.first_row + matrix.columns].view(1, -1)
+        whole = np.empty((math.prod(entry.shape[:-1]), entry.shape[-1]), dtype=np.float32)
+        self._open(entry).decode(0, whole)
+        window = whole.reshape(-1)[matrix.first_row : matrix.first_row + matrix.columns]
+        return window.reshape(1, -1)
 
-    def _to_halves(self, found: torch.Tensor, head: int) -> torch.Tensor:
+    def _to_halves(self, found: Float32, head: int) -> Float32:
         """Rows (or, of a vector, values) 2i and 2i + 1 of each head moved to i and i + head/2."""
-        if self._turned.numel() < found.numel():
-            self._turned = torch.empty(found.numel(), dtype=torch.float32)
+        if self._turned.size < found.size:
+            self._turned = np.empty(found.size, dtype=np.float32)
         width = 1 if found.shape[0] == 1 else found.shape[1]
-        turned = self._turned[: found.numel()].view(-1, 2, head // 2, width)
-        turned.copy_(found.reshape(-1, head // 2, 2, width).transpose(1, 2))
-        return turned.view(found.shape)
+        turned = self._turned[: found.size].reshape(-1, 2, head // 2, width)
+        turned[:] = found.reshape(-1, head // 2, 2, width).swapaxes(1, 2)
+        return turned.reshape(found.shape)
+
+
+def _moved(found: Float32, operand: Operand) -> Float32:
+    """``found`` with the operand's offset added, in its place."""
+    if operand.offset:
+        found += np.float32(operand.offset)
+    return found
 
 
 class _OpenTensor:
@@ -121,35 +139,57 @@ class _OpenTensor:
 
     def __init__(self, entry: TensorEntry) -> None:
         self.entry = entry
-        self._rows = StoredRows(entry)
-        self._stored = tensor_bytes(entry)
-        self._address = self._stored.__array_interface__["data"][0]
+        self._stored = whole_bytes(entry)
+        self._by_torch: StoredRows | None = None
+        kind, columns = BLOCK_TYPES[entry.type], entry.shape[-1]
+        self._whole = columns % kind.values == 0  # each row is whole blocks of its own
+        known = entry.type == "F32" or entry.type in NATIVE_TYPES
+        self._row_bytes = columns // kind.values * kind.bytes if known and self._whole else 0
         self._read = (self._stored.size, 0)  # first byte, and the one after the last
 
-    def decode(self, first_row: int, out: torch.Tensor, workspace: Workspace) -> None:
-        """Rows from ``first_row`` on into ``out`` [rows, columns] float32."""
-        raw = self._raw(first_row, out.shape[0])
-        self._rows.decode(raw, first_row, out, workspace)
+    def decode(self, first_row: int, out: Float32) -> None:
+        """Rows from ``first_row`` on into ``out`` [rows, columns]."""
+        if self._row_bytes:
+            start = first_row * self._row_bytes
+            self._decode(self._took(start, len(out) * self._row_bytes), out)
+        else:
+            self._decode_by_torch(first_row, out)
         if self._read[1] - self._read[0] >= RELEASE_BYTES:
             self.release()
 
-    def decode_each(self, rows: Sequence[int], out: torch.Tensor, workspace: Workspace) -> None:
-        """Single rows into ``out`` [len(rows), columns] float32, at once where rows are blocks."""
-        flat = self.entry.flat or self.entry.type == "APR_Q4"
-        if flat and self._rows.columns % BLOCK_TYPES[self.entry.type].values:
-            for place, row in enumerate(rows):
-                self._rows.decode(self._raw(row, 1), row, out[place : place + 1], workspace)
-        elif rows:
-            raw = torch.cat([self._raw(row, 1) for row in rows])
-            self._rows.decode(raw, 0, out, workspace)
+    def decode_each(self, rows: Sequence[int], out: Float32) -> None:
+        """Single rows into ``out`` [len(rows), columns]."""
+        if self._row_bytes and rows:
+            size = self._row_bytes
+            self._decode(np.concatenate([self._took(row * size, size) for row in rows]), out)
+            return
+        for place, row in enumerate(rows):
+            self._decode_by_torch(row, out[place : place + 1])
 
     def release(self) -> None:
         first, last = self._read
         forget_pages(self._stored[first:last])
         self._read = (self._stored.size, 0)
 
-    def _raw(self, first_row: int, rows: int) -> torch.Tensor:
-        raw = self._rows.bytes_of(first_row, rows)
-        start = raw.data_ptr() - self._address
-        self._read = (min(self._read[0], start), max(self._read[1], start + raw.numel()))
-        return raw
+    def _decode(self, raw: Bytes, out: Float32) -> None:
+        if self.entry.type == "F32":
+            out[:] = raw.view("<f4").reshape(out.shape)
+        else:
+            decode_array(self.entry.type, raw, out)
+
+    def _decode_by_torch(self, first_row: int, out: Float32) -> None:
+        import torch
+
+        from aprtui.engine.dequantise import StoredRows, Workspace
+        from aprtui.engine.workers import one_core
+
+        with one_core(), torch.inference_mode():
+            if self._by_torch is None:
+                self._by_torch = StoredRows(self.entry)
+            raw = self._by_torch.bytes_of(first_row, len(out))
+            self._took(raw.data_ptr() - self._stored.__array_interface__["data"][0], raw.numel())
+            self._by_torch.decode(raw, first_row, torch.from_numpy(out), Workspace())
+
+    def _took(self, start: int, size: int) -> Bytes:
+        self._read = (min(self._read[0], start), max(self._read[1], start + size))
+        return self._stored[start : start + size]

@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.errors import BadFileError
+from aprtui.formats.blocks import stored_bytes
+from aprtui.text import clean
 
-__all__ = ["HeaderField", "ModelFile", "TensorEntry", "tensor_bytes"]
+__all__ = ["HeaderField", "ModelFile", "TensorEntry", "tensor_bytes", "whole_bytes"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,21 @@ class ModelFile:
 def _mapped(path: Path, size: int, mtime_ns: int) -> npt.NDArray[np.uint8]:
     """The file as a read-only memory map; keyed by identity, so that a new file is mapped anew."""
     return np.memmap(path, dtype=np.uint8, mode="r", shape=(size,))
+
+
+def whole_bytes(entry: TensorEntry) -> npt.NDArray[np.uint8]:
+    """``tensor_bytes`` of a tensor whose size is the one that its shape and type need.
+
+    Raises BadFileError where it is not, and as ``tensor_bytes`` does.
+    """
+    needed = stored_bytes(entry.type, entry.shape, flat=entry.flat)
+    if entry.size_bytes != needed:
+        raise BadFileError(
+            entry.path,
+            f"tensor {clean(entry.name)} holds {entry.size_bytes:,} bytes where "
+            f"{'x'.join(map(str, entry.shape))} of {entry.type} takes {needed:,}",
+        )
+    return tensor_bytes(entry)
 
 
 def tensor_bytes(entry: TensorEntry) -> npt.NDArray[np.uint8]:

@@ -13,11 +13,11 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-import torch
 
 from aprtui.cli.main import main
 from aprtui.compare.weight_results import ModelComparison, TensorResult, models_json
 from aprtui.compare.weights import diff_models
+from aprtui.engine.native import NATIVE_TYPES
 from aprtui.engine.weight_blocks import WeightReader
 from aprtui.errors import BadFileError
 from aprtui.formats.apr_write import OutgoingTensor, write_apr
@@ -156,6 +156,18 @@ def test_where_all_bytes_agree_nothing_is_decoded_and_torch_not_imported(tmp_pat
     subprocess.run([sys.executable, "-c", code, str(model), str(other)], check=True)
 
 
+@pytest.mark.skipif(not NATIVE_TYPES, reason="installed without a C compiler")
+def test_what_c_decodes_is_compared_without_torch(tmp_path: Path) -> None:
+    a, b = small_model(seed=1), small_model(seed=2)
+    paths = [str(a.apr(tmp_path / "a.apr")), str(b.apr(tmp_path / "b.apr"))]
+    code = (
+        "import sys; from pathlib import Path; from aprtui.compare.weights import diff_models\n"
+        "found = diff_models(*map(Path, sys.argv[1:]))\n"
+        "assert found.counts['differs'] and 'torch' not in sys.modules, found.counts"
+    )
+    subprocess.run([sys.executable, "-c", code, *paths], check=True)
+
+
 def test_a_tensor_that_looks_like_nothing_is_decoded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +175,7 @@ def test_a_tensor_that_looks_like_nothing_is_decoded_once(
     whole: Counter[str] = Counter()
     block = WeightReader.block
 
-    def counted(reader: WeightReader, operand: Operand, first: int, rows: int) -> torch.Tensor:
+    def counted(reader: WeightReader, operand: Operand, first: int, rows: int) -> Float32:
         whole[operand.matrix.entry.name] += rows
         return block(reader, operand, first, rows)
 

@@ -1,4 +1,4 @@
-"""Sums over rows: C and torch against plain numpy in float64, whatever the values."""
+"""Sums over rows: C and NumPy's passes against plain float64, whatever the values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HAS_C = row_sums._HAS_C
 
 @pytest.fixture(
     params=[pytest.param(True, marks=pytest.mark.skipif(not HAS_C, reason="no C")), False],
-    ids=["c", "torch"],
+    ids=["c", "numpy"],
 )
 def by_c(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     monkeypatch.setattr(row_sums, "_HAS_C", request.param)

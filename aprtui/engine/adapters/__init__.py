@@ -10,12 +10,12 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aprtui.engine.job import TraceJob
+from aprtui.engine.processors import processors
 from aprtui.engine.stages import Absent
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
@@ -126,15 +126,7 @@ class LlamaSettings:
                     f"llamacpp knows no --engine-arg {clean(key)}",
                     hint="kv=f32|f16, flash=on|off, threads=N, gpu_layers=N",
                 )
-        return cls(**{**values, "threads": values.get("threads") or _processors()})
-
-
-def _processors() -> int:
-    """How many processors this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # outside Linux
-        return os.cpu_count() or 1
+        return cls(**{**values, "threads": values.get("threads") or processors()})
 
 
 def _choice(key: str, text: str, valid: Mapping[str, Any]) -> Any:
