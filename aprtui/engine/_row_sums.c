@@ -1,7 +1,7 @@
 /* Sums over rows in C: what comparing two blocks of float32 values leaves of each row, in one pass.
  *
- * Optional, as the decoders are: where no compiler was at hand when aprtui was installed, torch
- * computes the same in six passes. Built for three instruction sets on x86-64 and for the machine's
+ * Optional, as the decoders are: where no compiler was at hand when aprtui was installed, NumPy
+ * computes the same in more passes. Built for three instruction sets on x86-64 and for the machine's
  * own elsewhere; the one to use is chosen when the module is loaded.
  */
 #define PY_SSIZE_T_CLEAN
