@@ -44,6 +44,17 @@ async def test_the_first_divergence_is_marked_and_missing_is_unmeasured(
         assert diff.grid.current == StageKey(1, "attn_out")
 
 
+async def test_a_grid_that_has_room_shows_every_column(tmp_path: Path) -> None:
+    """Also one whose cursor was put somewhere before it knew its width."""
+    async with opened(*_two(tmp_path)) as pilot:
+        diff = screen(pilot)
+        assert isinstance(diff, DiffScreen)
+        diff.grid.first_column = 2
+        diff.grid.select(StageKey(1, "ffn_out"))
+        await settle(pilot)
+        assert diff.grid.first_column == 0 and "attn_norm" in frame(pilot).splitlines()[4]
+
+
 async def test_the_metric_key_goes_round_and_the_details_name_the_worst_place(
     tmp_path: Path,
 ) -> None:

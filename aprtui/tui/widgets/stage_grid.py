@@ -155,6 +155,8 @@ class StageGrid(Lines):
             self.first_column = max(
                 min(self.first_column, self.column), self.column - self.page_columns + 1, 0
             )
+        most = max(len(self._stages) - self.page_columns, 0)  # no blank on the right
+        self.first_column = min(self.first_column, most)
         if scrolled != (self.first, self.first_column):
             self.refresh()
         else:  # only what changed: the heads of the columns and two rows
