@@ -8,7 +8,7 @@ def in_c(name: str, header: str, *options: str) -> Extension:
     return Extension(
         f"aprtui.engine.{name}",
         [f"aprtui/engine/{name}.c"],
-        depends=[f"aprtui/engine/{header}", "aprtui/engine/_native_kinds.h"],
+        depends=[f"aprtui/engine/{header}"],
         extra_compile_args=["-O3", *options],
         optional=True,
     )

@@ -6,12 +6,20 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <stdint.h>
 #include <string.h>
 
-#include "_native_kinds.h"
+#define KINDS 13
+typedef void (*decoder)(const uint8_t *restrict in, float *restrict out, size_t n);
 
-/* In the order of the decoders' tables, which choose_decoders fills in. */
-static kind kinds[KINDS] = {
+typedef struct {
+    const char *name;
+    size_t bytes;
+    size_t values;
+} kind;
+
+/* In the order of the decoders' tables. */
+static const kind kinds[KINDS] = {
     {"Q4_0", 18, 32},   {"Q4_1", 20, 32},   {"Q5_0", 22, 32},    {"Q5_1", 24, 32},
     {"Q8_0", 34, 32},   {"Q2_K", 84, 256},  {"Q3_K", 110, 256},  {"Q4_K", 144, 256},
     {"Q5_K", 176, 256}, {"Q6_K", 210, 256}, {"IQ4_NL", 18, 32},  {"IQ4_XS", 136, 256},
@@ -60,9 +68,10 @@ static inline float half(const uint8_t *in)
 #define NAME(x) x##_plain
 #include "_native_decoders.h"
 
+static const decoder *decoders = decoders_plain;
+
 static void choose_decoders(void)
 {
-    const decoder *decoders = decoders_plain;
 #ifdef BY_PROCESSOR
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -71,7 +80,6 @@ static void choose_decoders(void)
     else if (__builtin_cpu_supports("avx2"))
         decoders = decoders_avx2;
 #endif
-    for (int i = 0; i < KINDS; i++) kinds[i].decode = decoders[i];
 }
 
 PyDoc_STRVAR(decode_doc,
@@ -94,7 +102,7 @@ static PyObject *decode(PyObject *self, PyObject *args)
             return PyErr_Format(PyExc_ValueError, "%zd bytes of %s are not %zd values", bytes,
                                 name, values);
         Py_BEGIN_ALLOW_THREADS
-        kinds[i].decode((const uint8_t *)(uintptr_t)blocks, (float *)(uintptr_t)out, n);
+        decoders[i]((const uint8_t *)(uintptr_t)blocks, (float *)(uintptr_t)out, n);
         Py_END_ALLOW_THREADS
         Py_RETURN_NONE;
     }
@@ -117,12 +125,6 @@ PyMODINIT_FUNC PyInit__native(void)
         PyTuple_SET_ITEM(names, i, PyUnicode_FromString(kinds[i].name));
     if (names == NULL || PyModule_AddObject(made, "TYPES", names) < 0) {
         Py_XDECREF(names);
-        Py_DECREF(made);
-        return NULL;
-    }
-    PyObject *shown = PyCapsule_New(kinds, DECODERS_CAPSULE, NULL);
-    if (shown == NULL || PyModule_AddObject(made, "DECODERS", shown) < 0) {
-        Py_XDECREF(shown);
         Py_DECREF(made);
         return NULL;
     }

@@ -9,8 +9,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "_native_kinds.h"
-
 #define LANES 16
 #define SUMS 5
 #define PIECE 1024 /* values summed in float32 before float64 takes over: 64 a lane */
@@ -87,80 +85,7 @@ static PyObject *measure(PyObject *self, PyObject *args)
     return PyBool_FromLong(all == 0);
 }
 
-PyDoc_STRVAR(measure_stored_doc,
-             "measure_stored(type_x, x, type_y, y, rows, columns, sums, places, n_places, sample_x,\n"
-             "sample_y)\n\n"
-             "The same of rows as they are stored: blocks of a type that _native decodes, or F32, at\n"
-             "the addresses ``x`` and ``y``, each row whole blocks. A row at a time is decoded, which\n"
-             "stays in the first cache. Raises ValueError for other types and columns.");
-
-/* How many bytes a row of ``columns`` values takes; 0 where the type is unknown or does not fit. */
-static size_t row_bytes(const char *name, size_t columns, const kind **found)
-{
-    *found = NULL;
-    if (!strcmp(name, "F32")) return 4 * columns;
-    const kind *kinds = PyCapsule_Import(DECODERS_CAPSULE, 0);
-    for (int i = 0; kinds != NULL && i < KINDS; i++)
-        if (!strcmp(kinds[i].name, name) && columns % kinds[i].values == 0) {
-            *found = kinds + i;
-            return columns / kinds[i].values * kinds[i].bytes;
-        }
-    if (!PyErr_Occurred())
-        PyErr_Format(PyExc_ValueError, "rows of %zu values of %s", columns, name);
-    return 0;
-}
-
-static inline void decode_row(const kind *from, const uint8_t *in, float *out, size_t columns)
-{
-    if (from == NULL)
-        memcpy(out, in, 4 * columns);
-    else
-        from->decode(in, out, columns / from->values);
-}
-
-static PyObject *measure_stored(PyObject *self, PyObject *args)
-{
-    const char *names[2];
-    unsigned long long stored[2], sums, places, samples[2];
-    Py_ssize_t rows, columns, n;
-    if (!PyArg_ParseTuple(args, "sKsKnnKKnKK", &names[0], &stored[0], &names[1], &stored[1], &rows,
-                          &columns, &sums, &places, &n, &samples[0], &samples[1]))
-        return NULL;
-    if (rows < 0 || columns <= 0 || n < 0) return PyErr_Format(PyExc_ValueError, "negative sizes");
-    const int64_t *at = (const int64_t *)(uintptr_t)places;
-    for (Py_ssize_t k = 0; k < n; k++)
-        if (at[k] < 0 || at[k] >= columns)
-            return PyErr_Format(PyExc_ValueError, "place %lld of %zd", (long long)at[k], columns);
-    const kind *from[2];
-    size_t step[2];
-    for (int side = 0; side < 2; side++)
-        if (!(step[side] = row_bytes(names[side], (size_t)columns, &from[side]))) return NULL;
-    float *decoded = PyMem_RawMalloc(2 * (size_t)columns * sizeof(float));
-    if (decoded == NULL) return PyErr_NoMemory();
-    double *out = (double *)(uintptr_t)sums;
-    double all = 0;
-    Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t row = 0; row < rows; row++, out += SUMS) {
-        for (int side = 0; side < 2; side++) {
-            const uint8_t *in = (const uint8_t *)(uintptr_t)stored[side] + row * step[side];
-            float *kept = (float *)(uintptr_t)samples[side] + row * n;
-            float *values = decoded + side * columns;
-            decode_row(from[side], in, values, (size_t)columns);
-            for (Py_ssize_t k = 0; k < n; k++) kept[k] = values[at[k]];
-        }
-        measure_row(decoded, decoded + columns, (size_t)columns, out);
-        for (int k = 0; k < SUMS; k++) all += 0 * out[k];
-    }
-    Py_END_ALLOW_THREADS
-    PyMem_RawFree(decoded);
-    return PyBool_FromLong(all == 0);
-}
-
-static PyMethodDef methods[] = {
-    {"measure", measure, METH_VARARGS, measure_doc},
-    {"measure_stored", measure_stored, METH_VARARGS, measure_stored_doc},
-    {NULL},
-};
+static PyMethodDef methods[] = {{"measure", measure, METH_VARARGS, measure_doc}, {NULL}};
 
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "aprtui.engine._row_sums", "Sums over rows in C.", 0, methods,

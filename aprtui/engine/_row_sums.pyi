@@ -10,17 +10,3 @@ def measure(
     sample_y: int,
     /,
 ) -> bool: ...
-def measure_stored(
-    type_x: str,
-    x: int,
-    type_y: str,
-    y: int,
-    rows: int,
-    columns: int,
-    sums: int,
-    places: int,
-    n_places: int,
-    sample_x: int,
-    sample_y: int,
-    /,
-) -> bool: ...

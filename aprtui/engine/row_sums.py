@@ -17,7 +17,6 @@ from aprtui.model.operand import Operand
 
 try:
     from aprtui.engine._row_sums import measure as measure_in_c
-    from aprtui.engine._row_sums import measure_stored as measure_stored_in_c
 except ImportError:  # there was no compiler when aprtui was installed
     _HAS_C = False
 else:
@@ -84,23 +83,17 @@ def measure_rows(
     step = block_rows(a.columns, math.lcm(a.head_rows or 1, b.head_rows or 1))
     for first in range(0, rows, step):
         last = min(first + step, rows)
-        part, kept = sums[first:last], samples[:, first:last]
-        if _HAS_C and _measure_stored((a, b), readers, first, part, places, kept):
-            row = int(part[:, _MAX].argmax())
-            if part[row, _MAX] > worst:
-                x, y = (reader.block(operand, first + row, 1)
-                        for reader, operand in zip(readers, (a, b), strict=True))  # fmt: skip
-                worst, worst_at = float(part[row, _MAX]), (first + row, _farthest(x[0], y[0]))
-        else:
-            x, y = (reader.block(operand, first, last - first)
-                    for reader, operand in zip(readers, (a, b), strict=True))  # fmt: skip
-            if not measure(x, y, part, places, kept):
-                bad = _with_nonfinite(x, y, part)
-                nonfinite = [nonfinite[side] + bad[side] for side in (0, 1)]
-            row = int(part[:, _MAX].argmax())
-            if part[row, _MAX] > worst:
-                worst, worst_at = float(part[row, _MAX]), (first + row, _farthest(x[row], y[row]))
-        untold += (last - first) * a.columns
+        x, y = (reader.block(operand, first, last - first)
+                for reader, operand in zip(readers, (a, b), strict=True))  # fmt: skip
+        part = sums[first:last]
+        if not measure(x, y, part, places, samples[:, first:last]):
+            bad = _with_nonfinite(x, y, part)
+            nonfinite = [nonfinite[side] + bad[side] for side in (0, 1)]
+        row = int(part[:, _MAX].argmax())
+        if part[row, _MAX] > worst:
+            worst = float(part[row, _MAX])
+            worst_at = (first + row, _farthest(x[row], y[row]))
+        untold += x.size
         if progress is not None and (untold >= _TOLD_VALUES or last == rows):
             progress(untold)
             untold = 0
@@ -121,30 +114,6 @@ def _measure_by_c(x: Float32, y: Float32, sums: Float64, places: Int64, samples:
     return measure_in_c(
         _address(x), _address(y), x.shape[0], x.shape[1], _address(sums), _address(places),
         len(places), _address(samples[0]), _address(samples[1]),
-    )  # fmt: skip
-
-
-def _measure_stored(
-    operands: tuple[Operand, Operand],
-    readers: tuple[WeightReader, WeightReader],
-    first: int,
-    sums: Float64,
-    places: Int64,
-    samples: Float32,
-) -> bool:
-    """The same from the stored bytes of the rows ``first``.., decoded row by row on the way.
-
-    False where C cannot decode both sides as they lie, and where a sum is not finite.
-    """
-    rows, columns = len(sums), operands[0].columns
-    stored = [reader.stored(operand, first, rows)
-              for reader, operand in zip(readers, operands, strict=True)]  # fmt: skip
-    if stored[0] is None or stored[1] is None:
-        return False
-    kinds = [operand.matrix.entry.type for operand in operands]
-    return measure_stored_in_c(
-        kinds[0], _address(stored[0]), kinds[1], _address(stored[1]), rows, columns,
-        _address(sums), _address(places), len(places), _address(samples[0]), _address(samples[1]),
     )  # fmt: skip
 
 
@@ -197,9 +166,9 @@ def _same(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 def _with_nonfinite(x: Float32, y: Float32, sums: Float64) -> tuple[int, int]:
     """A block with NaN, infinite or huge values again, in float64; how many are not finite."""
+    wide = [values.astype(np.float64) for values in (x, y)]
+    bad = [~np.isfinite(values) for values in wide]
     with np.errstate(invalid="ignore"):
-        wide = [values.astype(np.float64) for values in (x, y)]
-        bad = [~np.isfinite(values) for values in wide]
         apart = np.where(_same(*wide), 0.0, wide[1] - wide[0])
         d = np.nan_to_num(apart, nan=math.inf, posinf=math.inf, neginf=-math.inf)
     for values, where in zip(wide, bad, strict=True):

@@ -16,18 +16,16 @@ import numpy.typing as npt
 
 from aprtui.engine.native import NATIVE_TYPES, decode_array
 from aprtui.engine.processors import processors
-from aprtui.errors import EngineError
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.maps import forget_pages
 from aprtui.formats.modelfile import TensorEntry, whole_bytes
 from aprtui.model.open import Matrix
 from aprtui.model.operand import RELEASE_BYTES, Operand
-from aprtui.text import clean
 
 if TYPE_CHECKING:
     from aprtui.engine.dequantise import StoredRows
 
-__all__ = ["Bytes", "WeightReader", "block_rows", "side_by_side"]
+__all__ = ["WeightReader", "block_rows", "side_by_side"]
 
 BLOCK_VALUES = 1 << 20  # float32 values of a block: 4 MiB a side; each costs 50 us of Python
 
@@ -78,13 +76,6 @@ class WeightReader:
         if operand.head_rows:
             found = self._to_halves(found, operand.head_rows)
         return _moved(found, operand)
-
-    def stored(self, operand: Operand, first: int, rows: int) -> Bytes | None:
-        """The bytes of these rows, where C decodes them and they are compared as they lie."""
-        matrix = operand.matrix
-        if operand.head_rows or operand.offset or matrix.rows == 1:
-            return None
-        return self._open(matrix.entry).stored(matrix.first_row + first, rows)
 
     def blocks(self, operand: Operand) -> Iterator[tuple[int, Float32]]:
         """(first row, block [n, columns]) over the whole matrix; a block is valid until the next.
@@ -158,29 +149,11 @@ class _OpenTensor:
 
     def decode(self, first_row: int, out: Float32) -> None:
         """Rows from ``first_row`` on into ``out`` [rows, columns]."""
-        self._release_much()
-        raw = self.stored(first_row, len(out))
-        if raw is not None:
-            self._decode(raw, out)
+        if self._row_bytes:
+            start = first_row * self._row_bytes
+            self._decode(self._took(start, len(out) * self._row_bytes), out)
         else:
             self._decode_by_torch(first_row, out)
-
-    def stored(self, first_row: int, rows: int) -> Bytes | None:
-        """The bytes of rows that C decodes; None where torch has to.
-
-        Raises EngineError for rows outside the tensor.
-        """
-        if not self._row_bytes:
-            return None
-        self._release_much()
-        raw = self._took(first_row * self._row_bytes, rows * self._row_bytes)
-        if first_row < 0 or raw.size != rows * self._row_bytes:
-            raise EngineError(
-                f"rows {first_row}..{first_row + rows} of {clean(self.entry.name)}, which has fewer"
-            )
-        return raw
-
-    def _release_much(self) -> None:
         if self._read[1] - self._read[0] >= RELEASE_BYTES:
             self.release()
 

@@ -11,11 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from aprtui.engine import row_sums
-from aprtui.engine.native import NATIVE_TYPES
 from aprtui.engine.row_sums import RowSums, measure_rows
 from aprtui.engine.weight_blocks import WeightReader
-from aprtui.errors import EngineError
-from aprtui.formats.blocks import stored_bytes
 from aprtui.formats.modelfile import TensorEntry
 from aprtui.model.open import Matrix
 from aprtui.model.operand import Operand
@@ -127,35 +124,3 @@ def test_progress_adds_up_to_every_value(tmp_path: Path, by_c: bool) -> None:
     a, b = stored(tmp_path / "a", x), stored(tmp_path / "b", x)
     measure_rows(a, b, (WeightReader(), WeightReader()), told.append)
     assert sum(told) == x.size
-
-
-@pytest.mark.skipif(not NATIVE_TYPES, reason="installed without a C compiler")
-@pytest.mark.parametrize("kinds", [("Q4_K", "Q8_0"), ("Q6_K", "F32"), ("F32", "Q4_0")])
-def test_rows_decoded_on_the_way_have_the_sums_of_decoded_blocks(
-    tmp_path: Path, kinds: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Random bytes: some sums are not finite, and these rows are decoded after all."""
-    operands = []
-    for side, kind in enumerate(kinds):
-        path, size = tmp_path / f"{side}", stored_bytes(kind, (70, 512))
-        path.write_bytes(np.random.default_rng(side).bytes(size))
-        operands.append(
-            Operand(Matrix(TensorEntry("w", kind, (70, 512), path, 0, size), 0, 70, 512))
-        )
-    monkeypatch.setattr("aprtui.engine.weight_blocks.BLOCK_VALUES", 512 * 9)
-    by_row = measure_rows(operands[0], operands[1], (WeightReader(), WeightReader()))
-    monkeypatch.setattr(row_sums, "_measure_stored", lambda *arguments: False)
-    by_block = measure_rows(operands[0], operands[1], (WeightReader(), WeightReader()))
-    for name in ("difference", "a", "b", "along", "sample_a", "sample_b"):
-        one, other = getattr(by_row, name), getattr(by_block, name)
-        assert np.array_equal(one, other, equal_nan=True), name
-    assert (by_row.max_abs, by_row.max_abs_at) == (by_block.max_abs, by_block.max_abs_at)
-    assert by_row.nonfinite_a == by_block.nonfinite_a
-    assert by_row.nonfinite_b == by_block.nonfinite_b
-
-
-def test_rows_outside_the_tensor_are_refused(tmp_path: Path) -> None:
-    there = stored(tmp_path / "w", np.zeros((4, 32), dtype=np.float32))
-    for first, rows in ((0, 5), (4, 1), (-1, 1)):
-        with pytest.raises(EngineError):
-            WeightReader().block(there, first, rows)
