@@ -166,9 +166,9 @@ def _same(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 def _with_nonfinite(x: Float32, y: Float32, sums: Float64) -> tuple[int, int]:
     """A block with NaN, infinite or huge values again, in float64; how many are not finite."""
-    wide = [values.astype(np.float64) for values in (x, y)]
-    bad = [~np.isfinite(values) for values in wide]
     with np.errstate(invalid="ignore"):
+        wide = [values.astype(np.float64) for values in (x, y)]
+        bad = [~np.isfinite(values) for values in wide]
         apart = np.where(_same(*wide), 0.0, wide[1] - wide[0])
         d = np.nan_to_num(apart, nan=math.inf, posinf=math.inf, neginf=-math.inf)
     for values, where in zip(wide, bad, strict=True):
