@@ -146,7 +146,7 @@ def row_of(
         return [*parts, (clean(result.message, 200) if result else "", "dim")]
     times = times_bar(result)
     return [*parts, (right(number(metric_value(metrics, metric), 3), 10), ""),
-            (right(number(times, 3) if times else "", 8), "bad"),
+            (right(number(times, 2) if times else "", 8), "bad"),
             (f"  {place(metrics)}", "")]  # fmt: skip
 
 
