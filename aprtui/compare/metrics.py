@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from aprtui.compare.logits import LogitsMetrics
 from aprtui.compare.metric_sums import RowLayout, Sums
+from aprtui.engine.processors import processors
 from aprtui.formats.maps import forget_pages
 
 __all__ = [
@@ -105,7 +105,7 @@ def compare_values(
         raise ValueError(f"{x.size} values against {y.size}")
     layout = RowLayout.of(x.size, shape, axes)
     job = _Job(x, y, layout, top, integers, reorder, cancelled, progress)
-    threads = min(MAX_THREADS, os.cpu_count() or 1) if x.size > PARALLEL_VALUES else 1
+    threads = min(MAX_THREADS, processors()) if x.size > PARALLEL_VALUES else 1
     if threads == 1:
         total = job.run(layout.spans(0, layout.rows))
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from aprtui.compare.model_settings import compare_configs, compare_tokenizers
 from aprtui.compare.weight_judge import Judge
 from aprtui.compare.weight_results import ModelComparison, ModelSide, TensorResult, TensorSide
 from aprtui.compare.weight_sides import WeightSide, operands, read_sides
+from aprtui.engine.processors import processors
 from aprtui.formats.modelfile import TensorEntry
 from aprtui.model.open import Matrix
 from aprtui.model.operand import Operand, same_bytes
@@ -84,7 +84,7 @@ def _not_same_bytes(
         tell(role, _values(pairs[role]))
         return True
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(processors()) as threads:
         return {
             role: pairs[role]
             for role, equal in zip(order, threads.map(same, order), strict=True)

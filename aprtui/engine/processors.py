@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["processors"]
+__all__ = ["MOST_THREADS", "processors"]
+
+MOST_THREADS = 16  # beyond it they wait for the interpreter's lock and for memory
 
 
 def processors() -> int:

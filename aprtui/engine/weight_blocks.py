@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.engine.native import NATIVE_TYPES, decode_array
-from aprtui.engine.processors import processors
+from aprtui.engine.processors import MOST_THREADS, processors
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.maps import forget_pages
 from aprtui.formats.modelfile import TensorEntry, whole_bytes
@@ -23,13 +23,12 @@ from aprtui.model.open import Matrix
 from aprtui.model.operand import RELEASE_BYTES, Operand
 
 if TYPE_CHECKING:
-    from aprtui.engine.dequantise import StoredRows
+    from aprtui.engine.dequantise import StoredRows, Workspace
 
 __all__ = ["WeightReader", "block_rows", "side_by_side"]
 
 BLOCK_VALUES = 1 << 20  # float32 values of a block: 4 MiB a side; each costs 50 us of Python
 
-_MOST_THREADS = 16  # beyond it they wait for the interpreter's lock and for memory
 
 Bytes = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
@@ -38,7 +37,7 @@ _Item = TypeVar("_Item")
 
 def side_by_side(function: Callable[[_Item], None], items: Sequence[_Item]) -> None:
     """Call ``function`` with every item on all cores, each item on one; raises what a call did."""
-    with ThreadPoolExecutor(min(processors(), _MOST_THREADS), "weights") as threads:
+    with ThreadPoolExecutor(min(processors(), MOST_THREADS), "weights") as threads:
         for _ in threads.map(function, items):
             pass
 
@@ -140,11 +139,11 @@ class _OpenTensor:
     def __init__(self, entry: TensorEntry) -> None:
         self.entry = entry
         self._stored = whole_bytes(entry)
-        self._by_torch: StoredRows | None = None
+        self._by_torch: tuple[StoredRows, Workspace] | None = None
         kind, columns = BLOCK_TYPES[entry.type], entry.shape[-1]
-        self._whole = columns % kind.values == 0  # each row is whole blocks of its own
         known = entry.type == "F32" or entry.type in NATIVE_TYPES
-        self._row_bytes = columns // kind.values * kind.bytes if known and self._whole else 0
+        whole = columns % kind.values == 0  # each row is whole blocks of its own
+        self._row_bytes = columns // kind.values * kind.bytes if known and whole else 0
         self._read = (self._stored.size, 0)  # first byte, and the one after the last
 
     def decode(self, first_row: int, out: Float32) -> None:
@@ -185,10 +184,11 @@ class _OpenTensor:
 
         with one_core(), torch.inference_mode():
             if self._by_torch is None:
-                self._by_torch = StoredRows(self.entry)
-            raw = self._by_torch.bytes_of(first_row, len(out))
+                self._by_torch = StoredRows(self.entry), Workspace()
+            stored, workspace = self._by_torch
+            raw = stored.bytes_of(first_row, len(out))
             self._took(raw.data_ptr() - self._stored.__array_interface__["data"][0], raw.numel())
-            self._by_torch.decode(raw, first_row, torch.from_numpy(out), Workspace())
+            stored.decode(raw, first_row, torch.from_numpy(out), workspace)
 
     def _took(self, start: int, size: int) -> Bytes:
         self._read = (min(self._read[0], start), max(self._read[1], start + size))

@@ -15,9 +15,10 @@ from typing import TypeVar
 
 import torch
 
+from aprtui.engine.processors import MOST_THREADS
+
 __all__ = ["for_each", "one_core"]
 
-_MOST_THREADS = 16  # beyond it they wait for the interpreter's lock and for memory
 
 _Item = TypeVar("_Item")
 
@@ -64,7 +65,7 @@ def one_core() -> Iterator[None]:
 @lru_cache(maxsize=1)
 def _threads() -> ThreadPoolExecutor:
     """As many threads as torch would use itself."""
-    count = min(torch.get_num_threads(), _MOST_THREADS)
+    count = min(torch.get_num_threads(), MOST_THREADS)
     return ThreadPoolExecutor(count, "engine", initializer=_use_one_core)
 
 
