@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -28,6 +29,7 @@ __all__ = ["Capture"]
 
 Float32 = npt.NDArray[np.float32]
 _MEMORY_EVERY_S = 0.02  # asking the kernel costs as much as writing a small file
+_MAPPED_VALUES = 4 << 20  # a larger tensor [A,T,T] never is in memory as a whole
 _QUEUE_VALUES = 64 << 20  # float32 values that may wait for the disk: 256 MB
 
 
@@ -68,15 +70,18 @@ def _await(copied: torch.cuda.Event | None) -> None:
 
 
 class _BlockSink:
-    """Fills the map of a [A,T,T] stage file as blocks of queries come."""
+    """Takes a tensor [A,T,T] as blocks of queries come: a large one in the map of its file."""
 
     def __init__(self, capture: Capture, file: PlannedFile) -> None:
         self._capture = capture
         self._file = file
         self._open_file = ExitStack()
-        self._values = self._open_file.enter_context(
-            create_stage(capture.path_of(file), file.key.layer, file.shape)
-        )
+        self._mapped = math.prod(file.shape) > _MAPPED_VALUES
+        if self._mapped:
+            stage = create_stage(capture.path_of(file), file.key.layer, file.shape)
+            self._values = self._open_file.enter_context(stage)
+        else:
+            self._values = np.zeros(file.shape, dtype=np.float32)
 
     def put(self, first_head: int, first_query: int, block: torch.Tensor) -> None:
         heads, queries, keys = block.shape
@@ -88,7 +93,10 @@ class _BlockSink:
         self._capture.enqueue(_Piece(place, values.numpy(), copied))
 
     def close(self) -> None:
-        self._capture.enqueue(_Mapped(self._file, self._values, self._open_file))
+        if self._mapped:
+            self._capture.enqueue(_Mapped(self._file, self._values, self._open_file))
+        else:
+            self._capture.enqueue(_Whole(self._file, self._values, None))
 
     def abort(self) -> None:
         try:
@@ -125,7 +133,7 @@ class Capture:
         self._waiting_values = 0
         self._failure: BaseException | None = None
         self._abandoned = False
-        self._open_sinks: list[_BlockSink] = []
+        self._open_sinks: dict[StageKey, _BlockSink] = {}
         self._written_bytes = 0
         self.stats: dict[StageKey, Mapping[str, Any]] = {}
         self._memory = 0
@@ -152,13 +160,13 @@ class Capture:
         if file is None:
             return None
         sink = _BlockSink(self, file)
-        self._open_sinks.append(sink)
+        self._open_sinks[key] = sink
         return sink
 
     def enqueue(self, item: _Item) -> None:
-        if isinstance(item, _Mapped):
-            self._open_sinks.pop(0)
         with uninterrupted():
+            if not isinstance(item, _Piece):
+                self._open_sinks.pop(item.file.key, None)
             with self._room:
                 self._room.wait_for(lambda: self._waiting_values < _QUEUE_VALUES)
                 self._waiting_values += item.values.size
@@ -175,7 +183,7 @@ class Capture:
     def abort(self) -> None:
         """Stop now: files already whole stay, nothing half written remains."""
         self._abandoned = True
-        for sink in self._open_sinks:
+        for sink in self._open_sinks.values():
             sink.abort()
         self._queue.put(None)
         self._thread.join()

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from copy import copy
 from typing import Any
 
-import gguf
-import gguf.quants
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -102,6 +100,8 @@ def _viewed(fields: Fields, dtype: torch.dtype) -> Tensor:
 
 def _by_codec(type_name: str, blocks: Tensor, out: Tensor) -> None:
     """Rare types through gguf's numpy codecs, on the CPU."""
+    import gguf.quants
+
     stored: npt.NDArray[np.uint8] = blocks.cpu().contiguous().numpy()
     for first in range(0, len(stored), _CODEC_BLOCKS):
         part = stored[first : first + _CODEC_BLOCKS]

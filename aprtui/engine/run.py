@@ -145,7 +145,9 @@ def _top_tokens(plan: Plan, logits: torch.Tensor) -> tuple[dict[str, Any], ...]:
     if not bool(torch.isfinite(last).all()):
         return ()
     probabilities = torch.softmax(last, dim=0)
-    values, ids = torch.sort(last, descending=True, stable=True)
+    least = torch.topk(last, min(_TOP_TOKENS, last.numel())).values[-1]
+    ids = torch.nonzero(last >= least).flatten()  # of equals the lower id first
+    values, order = torch.sort(last[ids], descending=True, stable=True)
     vocabulary = plan.model.vocabulary
     return tuple(
         {
@@ -154,7 +156,7 @@ def _top_tokens(plan: Plan, logits: torch.Tensor) -> tuple[dict[str, Any], ...]:
             "logit": float(value),
             "probability": float(probabilities[token]),
         }
-        for value, token in zip(values[:_TOP_TOKENS], ids[:_TOP_TOKENS], strict=True)
+        for value, token in zip(values[:_TOP_TOKENS], ids[order][:_TOP_TOKENS], strict=True)
     )
 
 

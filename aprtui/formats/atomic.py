@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,16 +33,15 @@ def whole_file(
     """
     temporary: Path | None = None
     try:
-        if parents:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        temporary = Path(name)
+        unfinished = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+        fd = _created(unfinished, parents=parents)
+        temporary = unfinished
         with os.fdopen(fd, "w+b") as file:
-            _check_room(fd, needed_bytes)
+            if needed_bytes:
+                _check_room(fd, needed_bytes)
             yield file
-            file.flush()
-            os.fchmod(fd, 0o644)
             if durable:
+                file.flush()
                 os.fsync(fd)
         temporary.replace(path)
         temporary = None
@@ -54,6 +53,18 @@ def whole_file(
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _created(path: Path, *, parents: bool) -> int:
+    """A new file, open for reading and writing, with the permissions that the umask leaves."""
+    how = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+    try:
+        return os.open(path, how, 0o666)
+    except FileNotFoundError:
+        if not parents:
+            raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, how, 0o666)
 
 
 def _check_room(fd: int, needed_bytes: int) -> None:

@@ -1,11 +1,13 @@
-"""Block types: how many values a block holds in how many bytes. Tables only; no arithmetic."""
+"""Block types: how many values a block holds in how many bytes. Tables only; no arithmetic.
+
+The types of GGUF are ggml's (ggml.h, ggml-common.h). They are written down here because the gguf
+package, which has the same table, takes longer to import than a model's header to read.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import gguf
 
 __all__ = ["BLOCK_TYPES", "BY_GGML_CODE", "BlockType", "stored_bytes"]
 
@@ -20,11 +22,23 @@ class BlockType:
     ggml_code: int | None
 
 
+# name, values, bytes, ggml's code
+_GGML: tuple[tuple[str, int, int, int], ...] = (
+    ("F32", 1, 4, 0), ("F16", 1, 2, 1), ("BF16", 1, 2, 30), ("F64", 1, 8, 28),
+    ("I8", 1, 1, 24), ("I16", 1, 2, 25), ("I32", 1, 4, 26), ("I64", 1, 8, 27),
+    ("Q4_0", 32, 18, 2), ("Q4_1", 32, 20, 3), ("Q5_0", 32, 22, 6), ("Q5_1", 32, 24, 7),
+    ("Q8_0", 32, 34, 8), ("Q8_1", 32, 36, 9), ("Q1_0", 128, 18, 41),
+    ("Q2_K", 256, 84, 10), ("Q3_K", 256, 110, 11), ("Q4_K", 256, 144, 12), ("Q5_K", 256, 176, 13),
+    ("Q6_K", 256, 210, 14), ("Q8_K", 256, 292, 15),
+    ("IQ1_S", 256, 50, 19), ("IQ1_M", 256, 56, 29), ("IQ2_XXS", 256, 66, 16),
+    ("IQ2_XS", 256, 74, 17), ("IQ2_S", 256, 82, 22), ("IQ3_XXS", 256, 98, 18),
+    ("IQ3_S", 256, 110, 21), ("IQ4_NL", 32, 18, 20), ("IQ4_XS", 256, 136, 23),
+    ("TQ1_0", 256, 54, 34), ("TQ2_0", 256, 66, 35), ("MXFP4", 32, 17, 39), ("NVFP4", 64, 36, 40),
+)  # fmt: skip
+
 BLOCK_TYPES: dict[str, BlockType] = {
-    kind.name: BlockType(kind.name, values, size, int(kind))
-    for kind, (values, size) in gguf.GGML_QUANT_SIZES.items()
+    name: BlockType(name, values, size, code) for name, values, size, code in _GGML
 } | {
-    "Q8_1": BlockType("Q8_1", 32, 36, 9),  # gguf-py says 40, from before d and s became float16
     "APR_Q4": BlockType(
         "APR_Q4", 32, 18, None
     ),  # f16 scale, nibbles in order; over the flat tensor

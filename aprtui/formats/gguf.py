@@ -82,7 +82,10 @@ class StringArray(Sequence[str]):
         return self._decoded(range(len(self))[index])
 
     def __iter__(self) -> Iterator[str]:
-        return map(self._decoded, range(len(self)))
+        start = 8
+        for end in self._ends:
+            yield self._stored[start:end].decode("utf-8", "surrogateescape")
+            start = end + 8
 
     def __repr__(self) -> str:
         return f"<{len(self):,} strings>"
@@ -350,7 +353,7 @@ def _index_entry(cursor: _Cursor) -> tuple[str, str, tuple[int, ...], int]:
     offset: int = cursor.scalar(_U64, f"the offset of {what}")
     if code not in BY_GGML_CODE:
         raise cursor.bad(
-            f"{what} has the tensor type {code}, which is not known", hint="update the gguf package"
+            f"{what} has the tensor type {code}, which is not known", hint="update aprtui"
         )
     kind = BY_GGML_CODE[code]
     if max(extents, default=0) >= 1 << 63 or math.prod(extents) >= 1 << 63:

@@ -204,19 +204,30 @@ def _checked_scores(spec: TokenizerSpec, scores: Sequence[float], size: int) -> 
     return found
 
 
-def _checked_merges(spec: TokenizerSpec, ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The merges in order of rank; those that name or make a token that is not are left out."""
+def _checked_merges(
+    spec: TokenizerSpec, ids: Mapping[str, int], *, few: bool = False
+) -> list[tuple[str, str]]:
+    """The merges in order of rank; those that name or make a token that is not are left out.
+
+    ``few``: ``ids`` are so few that what might merge into each is listed first, which saves time.
+    """
     if len(spec.merges) > MAX_MERGES:
         raise _bad(spec, f"{len(spec.merges):,} merges; {MAX_MERGES:,} can be")
+    listed = {
+        f"{token[:place]} {token[place:]}"
+        for token in (ids if few else ())
+        for place in range(1, len(token))
+    }
     pairs: dict[tuple[str, str], None] = {}  # the first occurrence of a pair sets its rank
     for rank, merge in enumerate(spec.merges):
         space = merge.find(" ", 1) if isinstance(merge, str) else -1
         if space < 0:
             raise _bad(spec, f"merge {rank:,} is not two tokens with a space between")
-        if merge[:space] + merge[space + 1 :] in ids:
-            left, right = merge[:space], merge[space + 1 :]
-            if left in ids and right in ids:
-                pairs.setdefault((left, right))
+        if few and merge not in listed:
+            continue
+        left, right = merge[:space], merge[space + 1 :]
+        if left + right in ids and left in ids and right in ids:
+            pairs.setdefault((left, right))
     return list(pairs)
 
 
@@ -309,7 +320,7 @@ def _byte_level(spec: TokenizerSpec, ids: dict[str, int]) -> _Prepare:
 
     def prepare(stretches: _Stretches) -> tuple[_Segment, _Merges]:
         known = _among(stretches, ids)
-        merges = _checked_merges(spec, known)
+        merges = _checked_merges(spec, known, few=stretches is not None)
         library = tokenizers.Tokenizer(
             models.BPE(vocab={**known, **missing}, merges=merges, ignore_merges=pre.whole_words)
         )

@@ -7,13 +7,12 @@ import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import gguf
-import gguf.quants
 import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.metrics import Cancelled
 from aprtui.compare.statistics import Histogram, Statistics, histogram, one_pass, statistics
+from aprtui.engine.native import NATIVE_TYPES, decode_array
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.maps import mapping
 from aprtui.formats.modelfile import TensorEntry, tensor_bytes
@@ -145,17 +144,28 @@ class _Stored:
             scaled: Float32 = rows.view(np.int8).astype(np.float32)
             scaled *= self.scale
             return scaled
-        found = _apr_q4(rows) if self.entry.type == "APR_Q4" else _decode(rows, self.entry.type)
+        found = _decode(rows, self.entry.type)
         return None if found is None else found[:, : self.width]
 
 
 def _decode(rows: npt.NDArray[np.uint8], type_name: str) -> Float32 | None:
-    """Rows of blocks [rows, bytes] to [rows, values] by gguf's own decoders."""
+    """Rows of blocks [rows, bytes] to [rows, values]: in C where it can, else by NumPy."""
+    kind = BLOCK_TYPES[type_name]
+    if type_name in NATIVE_TYPES:
+        blocks = np.ascontiguousarray(rows)
+        values = blocks.shape[1] // kind.bytes * kind.values
+        found: Float32 = np.empty((len(blocks), values), dtype=np.float32)
+        decode_array(type_name, blocks, found)
+        return found
     if type_name == "F32":
-        found: Float32 = rows.view("<f4")
+        found = rows.view("<f4")
         return found
     if type_name == "F16":
         return rows.view("<f2").astype(np.float32)
+    if type_name == "APR_Q4":
+        return _apr_q4(rows)
+    import gguf.quants
+
     try:
         found = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[type_name])
     except (NotImplementedError, KeyError):

@@ -19,7 +19,12 @@ TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q2_K", "Q4_K", "Q6_K", "IQ4_NL", "IQ4_
 
 @needs_fixtures
 @pytest.mark.parametrize("name", TYPES)
-def test_rows_are_decoded_bit_for_bit_as_llama_cpp_does(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("by", ["C", "numpy"])
+def test_rows_are_decoded_bit_for_bit_as_llama_cpp_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, name: str
+) -> None:
+    if by == "numpy":
+        monkeypatch.setattr("aprtui.tui.weight_sample.NATIVE_TYPES", frozenset())
     with np.load(FIXTURES / "dequantise.npz") as known:
         stored, values = known[f"{name}/quantised_bytes"], known[f"{name}/quantised_values"]
     path = tmp_path / "weights"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -103,14 +104,23 @@ def test_a_failed_write_leaves_the_old_file(
     path = tmp_path / "s.bin"
     write_stage(path, 1, np.ones(3, dtype=np.float32))
 
-    def full(fd: int, mode: int) -> None:
+    def full(unfinished: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("aprtui.formats.atomic.os.fchmod", full)
+    monkeypatch.setattr("aprtui.formats.atomic.Path.replace", full)
     with pytest.raises(AprtuiError, match="No space left on device"):
         write_stage(path, 1, np.zeros(9, dtype=np.float32))
     assert read_values(path).tolist() == [1, 1, 1]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_stage(tmp_path / "layer-0" / "s.bin", 0, np.ones(3, dtype=np.float32))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "layer-0" / "s.bin").stat().st_mode & 0o777 == 0o640
 
 
 @needs_fixtures

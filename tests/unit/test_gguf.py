@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aprtui.errors import BadFileError
+from aprtui.formats.blocks import BY_GGML_CODE
 from aprtui.formats.gguf import StringArray, read_gguf
 from aprtui.formats.modelfile import ModelFile, tensor_bytes
 from tests.support import FIXTURES, needs_fixtures
@@ -89,6 +90,13 @@ def test_a_file_by_the_gguf_library_reads_as_gguf_reader_reads_it(tmp_path: Path
     writer.close()
     assert_as_the_oracle_reads(path)
     assert {field.name: field.value for field in read_gguf(path).header}["alignment"] == "64"
+
+
+def test_the_block_types_are_those_of_the_gguf_library() -> None:
+    theirs = {int(kind): (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
+    theirs[9] = ("Q8_1", 32, 36)  # theirs is from before its two numbers became float16
+    ours = {code: (kind.name, kind.values, kind.bytes) for code, kind in BY_GGML_CODE.items()}
+    assert {code: ours[code] for code in theirs} == theirs
 
 
 @pytest.mark.parametrize("version", [2, 3])
