@@ -61,6 +61,19 @@ def test_layers_on_two_devices_give_the_bits_of_one(name: str, kept: bool) -> No
     assert_same(stages(stream), expected)
 
 
+@needs_fixtures
+@pytest.mark.parametrize("name", ["qwen2-q4_k_m", "llama-q4_k_m", "qwen3-q6_k", "gemma3-q4_0"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_operation_takes_its_operands_from_its_layers_device(
+    name: str, dtype: torch.dtype
+) -> None:
+    """Meta tensors have no values, and like a GPU's cannot be computed with the host's."""
+    model = open_model(FIXTURES / "models" / f"{name}.gguf")
+    found = stages(WeightStream(model, torch.device("meta"), dtype))
+    assert {value.device.type for value in found.values()} == {"meta"}
+    assert set(found) == set(stages(WeightStream(model, HERE, dtype)))
+
+
 class _Crossing:
     """A value that knows where it is, and who moved it."""
 

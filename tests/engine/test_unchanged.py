@@ -69,7 +69,7 @@ class Pieces:
     def close(self) -> None:
         heads = max(first + block.shape[0] for first, _, block in self._pieces)
         tokens = max(first + block.shape[1] for _, first, block in self._pieces)
-        whole = torch.zeros(heads, tokens, tokens)
+        whole = self._pieces[0][2].new_zeros(heads, tokens, tokens)
         for head, query, block in self._pieces:
             a, t, s = block.shape
             whole[head : head + a, query : query + t, :s] = block
