@@ -83,6 +83,8 @@ class Ahead:
         torch.set_num_threads(1)  # of this thread: for_each has its own
         free, ready = self._free, self._ready
         try:
+            if self._staging.device.type == "cuda":
+                torch.cuda.set_device(self._staging.device)  # a thread begins on the first one
             for block in blocks:
                 slot = free.get()
                 if slot is None:

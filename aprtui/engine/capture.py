@@ -66,7 +66,8 @@ _Item = _Whole | _Mapped | _Piece
 def _await(copied: torch.cuda.Event | None) -> None:
     """Wait until a copy off the device is there; the other threads go on."""
     if copied is not None:
-        copied.synchronize()
+        with torch.cuda.device(copied.device):  # else this thread makes a context on the first GPU
+            copied.synchronize()
 
 
 class _BlockSink:

@@ -116,12 +116,16 @@ def _cpu_name() -> str:
 
 def set_deterministic() -> None:
     """Exact float32 products (no TF32) and the same bits from run to run."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # of others each product is an error
     # not use_deterministic_algorithms, which imports the compiler: a second
     torch.set_deterministic_debug_mode("error")
     # It would also fill all fresh memory, pinned and device memory too: nothing here reads any.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.allow_tf32 = False
+    products = torch.backends.cuda.matmul
+    products.allow_tf32 = False
+    products.allow_fp16_reduced_precision_reduction = False
+    products.allow_bf16_reduced_precision_reduction = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
 

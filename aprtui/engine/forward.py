@@ -92,22 +92,24 @@ def _attention(
     sinks = (tap.open_blocks(scores_key), tap.open_blocks(softmax_key))
     out = torch.empty_like(q)
     group = config.num_heads // config.num_kv_heads
-    one_group = replace(config, num_heads=group, num_kv_heads=1)
+    # On the CPU a key/value head a piece, for its threads; a device is given all in one launch.
+    at_once = 1 if q.device.type == "cpu" else config.num_kv_heads
+    part = replace(config, num_heads=group * at_once, num_kv_heads=at_once)
 
     def compute(piece: tuple[tuple[int, int], int]) -> None:
         (first, last), kv_head = piece
-        heads = slice(kv_head * group, (kv_head + 1) * group)
+        heads = slice(kv_head * group, (kv_head + at_once) * group)
+        kv_heads = slice(kv_head, kv_head + at_once)
         seen = ops.visible(config, layer, first, last, last, q.device)
-        keys, values = k[:last, kv_head, None], v[:last, kv_head, None]
-        scores = ops.score_block(one_group, q[first:last, heads], keys, seen)
+        scores = ops.score_block(part, q[first:last, heads], k[:last, kv_heads], seen)
         weights = ops.softmax_block(scores, seen)
-        out[first:last, heads] = ops.attend_block(one_group, weights, values)
+        out[first:last, heads] = ops.attend_block(part, weights, v[:last, kv_heads])
         for sink, block in zip(sinks, (scores, weights), strict=True):
             if sink is not None:
                 sink.put(heads.start, first, block)
 
     blocks = ops.attention_blocks(config, q.shape[0])
-    for_each(compute, product(blocks, range(config.num_kv_heads)), q.device)
+    for_each(compute, product(blocks, range(0, config.num_kv_heads, at_once)), q.device)
     for sink in sinks:
         if sink is not None:
             sink.close()

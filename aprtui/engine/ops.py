@@ -285,9 +285,12 @@ def experts(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
     x, weights, ids = inputs
     layer = node.key.layer
     out = torch.zeros_like(x)
-    ids = ids.long()
-    for expert in sorted(set(ids.flatten().tolist())):
-        tokens, ranks = (ids == expert).nonzero(as_tuple=True)
+    places: dict[int, list[tuple[int, int]]] = {}
+    for token, row in enumerate(ids.tolist()):  # a device is waited for here, and not again
+        for rank, expert in enumerate(row):
+            places.setdefault(int(expert), []).append((token, rank))
+    for expert, chosen_at in sorted(places.items()):
+        tokens, ranks = send(torch.tensor(chosen_at).T.contiguous(), x.device)
         chosen = x[tokens]
         gate = activate(
             op.weights.linear(chosen, Role("expert_gate", layer, expert)), op.config.activation

@@ -58,7 +58,10 @@ class Session:
         needed = sum(sizes.values()) if job.resident else 1
         rooms: list[Room] = []
         for device in devices.titles:
-            free, _ = torch.cuda.mem_get_info(device)
+            try:
+                free, _ = torch.cuda.mem_get_info(device)
+            except RuntimeError:  # too full even for a context, or another process's alone
+                free = 0
             rooms.append(Room(device, free - self._working_bytes(plans, device)))
             if rooms[-1].bytes >= needed and not devices.named:
                 break  # asking a device takes memory there, and this one has enough
@@ -94,6 +97,9 @@ class Session:
 
     def compute(self, plan: Plan, capture: Capture) -> Ran:
         """One plan's pass, on the engine that its job names."""
+        if self._cuda():
+            # Current by default is the first GPU: leaving a stream elsewhere makes a context there.
+            torch.cuda.set_device(self._cuda()[0])
         chosen = {
             "device": self.device,
             "device_name": self.device_name,

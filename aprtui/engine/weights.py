@@ -37,28 +37,37 @@ _CPU = torch.device("cpu")
 def _block_rows(matrix: Matrix, tokens: int, device: torch.device) -> int:
     least = _ROW_GROUP if tokens <= _FEW_TOKENS else _WIDE_ROWS
     values = BLOCK_VALUES if device.type == "cpu" else DEVICE_BLOCK_VALUES
-    return max(least, values // matrix.columns // _ROW_GROUP * _ROW_GROUP)
+    rows = max(least, values // matrix.columns // _ROW_GROUP * _ROW_GROUP)
+    if device.type == "cpu":
+        return rows
+    count = max(1, round(matrix.rows / rows))  # of one size: a small last block costs as much
+    return max(least, -(-matrix.rows // (count * _ROW_GROUP)) * _ROW_GROUP)
+
+
+def _most_rows(matrix: Matrix, device: torch.device) -> int:
+    """Rows of its largest block, whatever the prompt."""
+    most = max(_block_rows(matrix, tokens, device) for tokens in (1, _FEW_TOKENS + 1))
+    return min(matrix.rows, most)
 
 
 def largest_block_bytes(model: Model, device: torch.device) -> int:
     """Stored bytes of the largest block that a product reads."""
     largest = 0
     for matrix in model.weights.values():
-        rows = min(matrix.rows, _block_rows(matrix, _FEW_TOKENS + 1, device))
-        entry = matrix.entry
-        stored = stored_bytes(entry.type, (rows, matrix.columns), flat=entry.flat)
-        # Flat blocks run across rows: a block of rows may begin and end inside one.
-        largest = max(largest, stored + BLOCK_TYPES[entry.type].bytes)
+        entry, shape = matrix.entry, (_most_rows(matrix, device), matrix.columns)
+        stored = stored_bytes(entry.type, shape, flat=entry.flat)
+        if entry.flat or entry.type == "APR_Q4":
+            # Blocks run across rows: a block of rows may begin and end inside one.
+            stored += BLOCK_TYPES[entry.type].bytes
+        largest = max(largest, stored)
     return largest
 
 
 def working_bytes(model: Model, device: torch.device) -> int:
     """What a stream needs on a device beside the weights that it keeps there: blocks on their way,
     and one block's values in float32 and in a dtype of half the size."""
-    columns = max(matrix.columns for matrix in model.weights.values())
-    return 2 * SLOTS * largest_block_bytes(model, device) + 6 * max(
-        DEVICE_BLOCK_VALUES, _WIDE_ROWS * columns
-    )
+    values = max(_most_rows(matrix, device) * matrix.columns for matrix in model.weights.values())
+    return 2 * SLOTS * largest_block_bytes(model, device) + 6 * values
 
 
 class _Scratch(threading.local):

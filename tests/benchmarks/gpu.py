@@ -159,8 +159,9 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
 def compare(bench: GpuBench) -> bool:
     """Whether the devices' values are the CPU's within the bar, kept ones the streamed ones'."""
     here = WeightStream(bench.model, _CPU, torch.float32)
-    roles = (Role("q", 0), Role("v", 0), Role("down", 0), Role("head"))
-    wrong = [str(role) for role in roles if not _same_weights(bench, here, role)]
+    roles = (Role("q", 0), Role("v", 0), Role("down", 0), Role("expert_down", 0, 0), Role("head"))
+    there = [role for role in roles if role in bench.model.weights]
+    wrong = [str(role) for role in there if not _same_weights(bench, here, role)]
     print(f"decoded weights: {'differ in ' + ', '.join(wrong) if wrong else 'bit for bit the CPU'}")
     expected, streamed = stages_of(bench, here), stages_of(bench, bench.streaming)
     kept = stages_of(bench, bench.keeping)
@@ -202,6 +203,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         parser.error(str(error))
     set_deterministic()
+    if devices.first.type == "cuda":
+        torch.cuda.set_device(devices.first)
     scratch = Path(tempfile.mkdtemp(prefix="aprtui-gpu-"))
     try:
         bench = GpuBench(options.model, devices, options.tokens, scratch)

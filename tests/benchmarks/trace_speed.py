@@ -36,7 +36,6 @@ from aprtui.engine.ops import Operands
 from aprtui.engine.plan import PlannedFile, make_plan
 from aprtui.engine.weights import BLOCK_VALUES, WeightStream
 from aprtui.engine.workers import for_each, one_core
-from aprtui.formats.modelfile import tensor_bytes
 from aprtui.formats.tracedir import StageKey
 from aprtui.model.open import Matrix, Model, open_model
 
@@ -97,7 +96,7 @@ class Bench:
         """Every matrix's bytes copied by numpy into memory that is reused."""
         memory = np.empty(_PIECE, np.uint8)
         for matrix in self.matrices():
-            stored = tensor_bytes(matrix.entry)
+            stored = StoredRows(matrix.entry).bytes_of(matrix.first_row, matrix.rows).numpy()
             for first in range(0, stored.size, _PIECE):
                 piece = stored[first : first + _PIECE]
                 memory[: piece.size] = piece
@@ -106,7 +105,7 @@ class Bench:
         """The same bytes copied to the device, as torch does it."""
         for matrix in self.matrices():
             stored = StoredRows(matrix.entry)
-            stored.bytes_of(0, stored.rows).to(self.device)
+            stored.bytes_of(matrix.first_row, matrix.rows).to(self.device)
         self._wait()
 
     def decode(self) -> None:

@@ -155,6 +155,8 @@ def session(
     def memory(device: torch.device) -> tuple[int, int]:
         if asked is not None:
             asked.append(device.index)
+        if free[device.index] < 0:
+            raise RuntimeError("CUDA error: out of memory")  # torch.AcceleratorError
         return free[device.index], 80_000_000_000
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
@@ -166,6 +168,10 @@ def session(
 def test_one_gpu_streams_without_asking_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = session(monkeypatch, {0: 0})
     assert (chosen.device, chosen.device_name, chosen.notes) == ("cuda:0", "GPU 0", ())
+
+
+def test_a_gpu_too_full_to_be_asked_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert session(monkeypatch, {0: -1, 1: 3_000_000_000}).device == "cuda:1"
 
 
 def test_of_several_gpus_the_first_with_room_streams(monkeypatch: pytest.MonkeyPatch) -> None:
