@@ -195,7 +195,7 @@ class WeightStream:
         out = torch.empty((x.shape[0], matrix.rows), dtype=self.dtype, device=device)
 
         def multiply(first: int, block: torch.Tensor) -> None:
-            out[:, first : first + block.shape[0]] = x @ block.T
+            torch.mm(x, block.T, out=out[:, first : first + block.shape[0]])
 
         self.for_blocks(role, multiply, x.shape[0])
         return out
