@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import shlex
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["clean", "count", "duration", "nearest", "number", "size"]
+__all__ = ["clean", "count", "duration", "nearest", "number", "quoted", "ranges", "size"]
 
 # Cc controls, Cf format (bidi overrides, zero width), Cs surrogates, Co private use, Zl/Zp breaks.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -25,6 +26,11 @@ def clean(text: str, limit: int = 200) -> str:
         for character in cut[:limit]
     )
     return shown + "…" if len(cut) > limit else shown
+
+
+def quoted(path: object) -> str:
+    """A path as a shell takes it, for a command that people paste."""
+    return clean(shlex.quote(str(path)), 500)
 
 
 def _escape(character: str) -> str:
@@ -48,6 +54,17 @@ def size(byte_count: float) -> str:
 def count(value: int, noun: str = "") -> str:
     """A whole number with separators, and what it counts: ``152,064``, ``1 file``, ``71 files``."""
     return f"{value:,} {noun}{'' if value == 1 else 's'}" if noun else f"{value:,}"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers in order, neighbours joined: ``0-3, 5``."""
+    runs: list[list[int]] = []
+    for each in sorted(numbers):
+        if runs and each == runs[-1][-1] + 1:
+            runs[-1].append(each)
+        else:
+            runs.append([each])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from aprtui.errors import AprtuiError, UsageError
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.model.open import Model, open_model
-from aprtui.text import clean, count, number
+from aprtui.text import clean, count, number, ranges
 
 __all__ = ["configure", "run"]
 
@@ -48,10 +48,16 @@ examples:
   aprtui bisect reference suspect --model model.apr --json
   aprtui bisect apr-trace --model model.apr --prompt "What is 2+2?"
 
+local error: a stage against float64 from B's own inputs. inherited: what A's inputs would have made
+of it, against B's. leaves: what of the error remains when the mistake is made on purpose.
+
+Where B has no culprit and A differs all the same, A is replayed too.
+
 exit codes: 0 no culprit and everything measured, 1 otherwise, 2 usage, 3 a bad file, 4 the engine
 failed"""
 
 _LINES = 12  # of one kind, before the rest is counted
+_SUMMED = 3  # kinds of mistakes that the summary names
 
 Tell = Callable[[int, int, StageKey], None]
 
@@ -94,7 +100,8 @@ def _run(args: argparse.Namespace) -> int:
     from aprtui.compare.bisect import Options, bisect
 
     a, b = _captures(args.captures)
-    model = open_model(_model_path(args.model, a, b), parse_overrides(args.overrides))
+    path, whose = _model_path(args.model, a, b)
+    model = open_model(path, parse_overrides(args.overrides))
     options = Options(
         parse_stages(args.stages),
         None if args.layers == "all" else parse_layers(args.layers, model.config.num_layers),
@@ -112,7 +119,7 @@ def _run(args: argparse.Namespace) -> int:
     elif args.json:
         print_json(bisection_json(found, **sides))
     else:
-        _show(found)
+        _show(found, sides, whose)
     return found.exit_code
 
 
@@ -132,12 +139,14 @@ def _captures(names: list[str]) -> tuple[TraceDir | None, TraceDir]:
     return (traces[0] if len(traces) == 2 else None), traces[-1]
 
 
-def _model_path(given: str | None, a: TraceDir | None, b: TraceDir) -> Path:
+def _model_path(given: str | None, a: TraceDir | None, b: TraceDir) -> tuple[Path, str]:
+    """The model to replay with, and who says that it is this one."""
     if given is not None:
-        return Path(given)
-    path = named_model(model_trace(a, b))
+        return Path(given), ""
+    trace = model_trace(a, b)
+    path = named_model(trace)
     if path is not None:
-        return path
+        return path, f", as {'A' if trace is a else 'B'}'s manifest says"
     raise UsageError("the model is needed to replay a stage", hint="--model MODEL")
 
 
@@ -181,19 +190,22 @@ def _line(event: str, **fields: Any) -> None:
 # -- for people ------------------------------------------------------------------------------------
 
 
-def _show(found: Bisection) -> None:
+def _show(found: Bisection, sides: Mapping[str, str | None], whose: str) -> None:
     for line in _verdict(found):
         print(line)
-    if found.culprits:
-        print("\nculprits, in order of computation")
-        for culprit in found.culprits:
-            _show_culprit(culprit)
+    print()
+    for name, path in (("A", sides["a"]), ("B", sides["b"]), ("model", sides["model"])):
+        if path is not None:
+            print(f"{name:<5}  {clean(path, 500)}{whose if name == 'model' else ''}")
+    _show_culprits(found.culprits, "culprits")
+    if found.swapped:
+        assert found.reference is not None
+        _show_culprits(found.reference.culprits, "culprits of A")
     if found.explained:
-        print("\ninnocent")
+        print("\ninnocent" + (" in B" if found.swapped else ""))
         for by, stages in found.explanations.most_common():
             left = max(e.residual_rel_l2 for e in found.explained if e.by == by)
-            plural = "s" * (stages != 1)
-            print(f"  {stages} stage{plural} explained: {clean(by, 300)} (to {number(left, 2)})")
+            print(f"  {count(stages, 'stage')} explained: {clean(by, 300)} (to {number(left, 2)})")
     if found.unmeasured:
         print("\nunmeasured: nothing is known of these")
         _show_unmeasured(found.unmeasured)
@@ -205,45 +217,93 @@ def _show(found: Bisection) -> None:
 
 def _verdict(found: Bisection) -> Iterator[str]:
     replayed = len(found.explained) + len(found.culprits)
-    if not found.culprits:
-        if not found.unmeasured:
-            yield f"No culprit: all {replayed} stages compute what the model says."
-        elif replayed:
-            yield (
-                f"No culprit among {replayed} stages, but {len(found.unmeasured)} "
-                "could not be replayed."
-            )
-        else:
-            yield "Nothing could be replayed."
-        return
-    yield from (f"{note}." for note in found.notes if note.startswith(OTHER_MODEL))
-    names = [str(culprit.key) for culprit in found.culprits]
-    if len(names) == 1:
-        yield f"{clean(names[0])} computes wrongly."
+    of_b = "" if found.reference is None else " in B"
+    if found.culprits:
+        yield from _summary(found)
+    elif replayed and found.unmeasured:
+        left = len(found.unmeasured)
+        yield f"No culprit{of_b} among {replayed} stages, but {left} could not be replayed."
+    elif replayed:
+        yield f"No culprit{of_b}: all {replayed} stages compute what the model says."
     else:
-        yield f"{len(names)} stages compute wrongly, the first is {clean(names[0])}."
-    texts = Counter((c.key.stage, c.mistake.text) for c in found.culprits if c.mistake is not None)
-    for (stage, text), times in texts.most_common(3):
-        where = f" ({times} layers)" if times > 1 else ""
-        yield f"  {clean(stage)}{where}: {clean(text, 300)}"
+        yield "Nothing could be replayed."
+    yield from _verdict_of_a(found)
 
 
-def _show_culprit(culprit: Culprit) -> None:
-    span = f" (with {', '.join(culprit.span)}, not captured)" if culprit.span else ""
+def _verdict_of_a(found: Bisection) -> Iterator[str]:
+    """What A has to do with it, where B has no culprit and they differ."""
+    other = found.reference
+    if other is None:
+        return
+    if other.culprits:
+        yield "But A, the reference, is wrong:"
+        yield from _summary(other)
+    elif other.unmeasured:
+        left = len(other.unmeasured)
+        yield f"Nor in A, but {left} of its stages could not be replayed."
+    else:
+        yield "Nor in A: what they differ by is rounding that has grown."
+
+
+def _summary(found: Bisection) -> Iterator[str]:
+    """What computes wrongly, in few lines."""
+    yield from (f"{note}." for note in found.notes if note[2:].startswith(OTHER_MODEL))
+    if found.other_model:
+        yield "Nearly every stage that uses weights is wrong: is this the model that was run?"
+    first = clean(str(found.culprits[0].key))
+    total = len(found.culprits)
+    many = f"{total} stages compute wrongly, the first is {first}."
+    yield many if total > 1 else f"{first} computes wrongly."
+    texts = Counter((culprit.key.stage, _what(culprit)) for culprit in found.culprits)
+    for (stage, text), times in texts.most_common(_SUMMED):
+        layers = f" ({times} layers)" if times > 1 else ""
+        yield f"  {clean(stage)}{layers}: {clean(text, 300)}"
+    if len(texts) > _SUMMED:
+        yield f"  and {count(len(texts) - _SUMMED, 'more kind')}"
+
+
+def _what(culprit: Culprit) -> str:
+    return culprit.mistake.text if culprit.mistake is not None else culprit.looks_like
+
+
+def _show_culprits(culprits: Sequence[Culprit], title: str) -> None:
+    """Each kind once: the same mistake of the same stage in many layers is one entry."""
+    alike: dict[tuple[str, tuple[str, ...], str], list[Culprit]] = {}
+    for culprit in culprits:
+        alike.setdefault((culprit.key.stage, culprit.parts, _what(culprit)), []).append(culprit)
+    if alike:
+        print(f"\n{title}, in order of computation")
+    for group in alike.values():
+        _show_alike(group)
+
+
+def _show_alike(group: Sequence[Culprit]) -> None:
+    """One culprit, or several that differ by nothing but layer and size of the error."""
+    culprit = max(group, key=lambda each: each.local_rel_l2 or 0.0)
+    names = clean(str(group[0].key))
+    if len(group) > 1:
+        layers = [each.key.layer for each in group if each.key.layer is not None]
+        names = f"{clean(culprit.key.stage)} of layers {ranges(layers)}"
     parts = f" [{', '.join(culprit.parts)}]" if culprit.parts else ""
-    error = ""
-    if culprit.local_rel_l2 is not None:
-        place = ", ".join(f"{axis} {i}" for axis, i in culprit.worst.items())
-        error = f"  local error {number(culprit.local_rel_l2, 3)}, worst at {place}"
-    if culprit.inherited_rel_l2 is not None:
-        error += f"; inherited {number(culprit.inherited_rel_l2, 2)}"
-    print(f"  {clean(str(culprit.key))}{parts}{clean(span)}{error}")
+    span = f" (with {', '.join(culprit.span)}, not captured)" if culprit.span else ""
+    print(f"  {names}{parts}{clean(span)}{_error(culprit, 'largest ' * (len(group) > 1))}")
     mistake = culprit.mistake
     if mistake is not None:
-        left = number(mistake.residual_rel_l2, 2)
-        print(f"      {mistake.id}: {clean(mistake.text, 300)} (leaves {left})")
+        left = f" (leaves {number(mistake.residual_rel_l2, 2)})" if mistake.id != "size" else ""
+        print(f"      {mistake.id}: {clean(mistake.text, 300)}{left}")
     if mistake is None or mistake.id != "size":
         print(f"      looks like: {clean(culprit.looks_like, 300)}")
+
+
+def _error(culprit: Culprit, largest: str) -> str:
+    if culprit.local_rel_l2 is None or culprit.kind == "nonfinite":
+        return ""
+    where = f" in {clean(str(culprit.key))}" if largest else ""
+    place = ", ".join(f"{axis} {i}" for axis, i in culprit.worst.items())
+    error = f"  {largest}local error {number(culprit.local_rel_l2, 3)}{where}, worst at {place}"
+    if culprit.inherited_rel_l2 is not None:
+        error += f"; inherited {number(culprit.inherited_rel_l2, 2)}"
+    return error
 
 
 def _show_unmeasured(items: tuple[Unmeasured, ...]) -> None:

@@ -8,7 +8,6 @@ bad conversion would leave it. Both are traced, and the two traces are opened si
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from importlib import resources
 from pathlib import Path
@@ -18,10 +17,10 @@ import numpy as np
 from aprtui.cli.output import print_json
 from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import make_plan
-from aprtui.errors import EngineError
+from aprtui.errors import EngineError, UsageError
 from aprtui.formats.gguf import read_gguf
 from aprtui.formats.tracedir import holds_trace
-from aprtui.text import clean
+from aprtui.text import clean, quoted
 
 __all__ = ["configure", "run"]
 
@@ -29,6 +28,7 @@ PROMPT = "import os\n\ndef read(path):\n    with open("
 _DAMAGED = "blk.3.ffn_gate.weight"
 _ROW, _FACTOR = 17, -16.0  # a power of two: exact in float16
 _Q4_K_BYTES = 144
+_ELSEWHERE = "choose another folder with -o"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,36 +47,44 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     folder = Path(args.output)
-    good, bad = folder / "model.gguf", folder / "model-damaged.gguf"
+    models = (folder / "model.gguf", folder / "model-damaged.gguf")
     traces = (folder / "good", folder / "bad")
-    _copy_models(folder, good, bad)
-    for model, out in zip((good, bad), traces, strict=True):
-        _trace(model, out)
+    _copy_models(folder, models, traces)
+    for source, out in zip(models, traces, strict=True):
+        _trace(source, out)
     if args.json:
-        print_json({"models": [str(good), str(bad)], "traces": [str(trace) for trace in traces]})
+        print_json({"models": [*map(str, models)], "traces": [*map(str, traces)]})
         return 0
-    if args.no_open or not sys.stdout.isatty():
-        print(f"models: {clean(str(good))} and {clean(str(bad))}")
-        print(f"look at the traces: aprtui {clean(str(traces[0]))} {clean(str(traces[1]))}")
-        print(
-            f"name the culprit: aprtui bisect {clean(str(traces[0]))} {clean(str(traces[1]))} "
-            f"--model {clean(str(good))}"
-        )
-        return 0
-    from aprtui.cli.main import main
+    code = 0
+    if not args.no_open and sys.stdout.isatty():
+        from aprtui.cli.main import main
 
-    return main([str(trace) for trace in traces])
+        code = main([str(trace) for trace in traces])
+    good, bad, model, damaged = (quoted(path) for path in (*traces, *models))
+    print(f"models: {model} and {damaged}")
+    print(f"look at the traces: aprtui {good} {bad}")
+    print(f"name the culprit: aprtui bisect {good} {bad} --model {model}")
+    return code
 
 
-def _copy_models(folder: Path, good: Path, bad: Path) -> None:
-    """The package's model, and the same with the scales of one Q4_K block multiplied."""
+def _copy_models(folder: Path, models: tuple[Path, Path], traces: tuple[Path, Path]) -> None:
+    """The package's model, and the same with the scales of one Q4_K block multiplied.
+
+    Raises UsageError where something stands that no demo made, EngineError for the disk.
+    """
+    good, bad = models
+    model = resources.files("aprtui").joinpath("demo", "pycode-5m.gguf").read_bytes()
     try:
+        if not (good.is_file() and good.read_bytes() == model):  # not made here before
+            for path in (*models, *traces):
+                if path.exists() or path.is_symlink():
+                    raise UsageError(
+                        f"{clean(str(path))}: stands there, and no demo made it", hint=_ELSEWHERE
+                    )
         folder.mkdir(parents=True, exist_ok=True)
-        packaged = resources.files("aprtui").joinpath("demo", "pycode-5m.gguf")
-        with resources.as_file(packaged) as source:
-            shutil.copyfile(source, good)
+        good.write_bytes(model)
         entry = read_gguf(good).tensors[_DAMAGED]
-        raw = bytearray(good.read_bytes())
+        raw = bytearray(model)
         blocks_in_row = entry.shape[1] // 256
         at = entry.offset + _ROW * blocks_in_row * _Q4_K_BYTES
         scales = np.frombuffer(raw, dtype="<f2", count=2, offset=at)
@@ -84,8 +92,7 @@ def _copy_models(folder: Path, good: Path, bad: Path) -> None:
         bad.write_bytes(raw)
     except OSError as error:
         raise EngineError(
-            f"{clean(str(folder))}: cannot be written: {error.strerror or error}",
-            hint="choose another folder with -o",
+            f"{clean(str(folder))}: cannot be written: {error.strerror or error}", hint=_ELSEWHERE
         ) from error
 
 

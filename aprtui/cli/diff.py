@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aprtui.cli import diff_text
+from aprtui.cli.output import check_new_file
 from aprtui.compare import saved
 from aprtui.compare.bars import Bars, Override, choose_bars, parse_bar
 from aprtui.compare.diff import (
@@ -75,7 +77,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true")
     output.add_argument("--markdown", action="store_true")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="keep the metrics")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="keep the metrics, as JSON")
+    parser.add_argument("--overwrite", action="store_true", help="replace --save's file")
     parser.add_argument("--judge", type=Path, metavar="FILE", help="judge saved metrics again")
 
 
@@ -91,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     if args.a is not None and args.b is not None and all(map(is_model_path, (args.a, args.b))):
         return _models(args)
     overrides = tuple(parse_bar(text) for text in args.bar)
+    if args.save is not None:
+        check_new_file(args.save, overwrite=args.overwrite)
     if args.judge is not None:
         if args.a is not None:
             raise UsageError("--judge FILE takes no A and B: the saved metrics are judged")
@@ -133,7 +138,8 @@ def _show(comparison: Comparison, args: argparse.Namespace, is_files: bool) -> N
     elif args.markdown:
         print(diff_text.markdown(comparison))
     else:
-        print(diff_text.plain_pair(comparison) if is_files else diff_text.plain(comparison))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(diff_text.plain_pair(comparison) if is_files else diff_text.plain(comparison, width))
 
 
 def open_model_config(path: Path | None) -> ModelConfig | None:

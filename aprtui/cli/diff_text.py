@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from aprtui.compare.diff import Comparison, Side
 from aprtui.compare.pairs import FAILED, PASSED, PairResult
 from aprtui.engine.stages import STAGES, order_of, short_name
-from aprtui.text import clean, count, number
+from aprtui.formats.tracedir import StageKey
+from aprtui.text import clean, count, number, quoted
 
-__all__ = ["markdown", "plain", "plain_pair"]
+__all__ = ["markdown", "next_step", "plain", "plain_pair", "verdict_line"]
 
 MARKS = {
     "equal": "=",
@@ -23,20 +24,25 @@ MARKS = {
 }
 _LIST = 20  # rows of a list before "and N more"
 _WORST = 5
+_WHY = 20  # characters of a reason that should at least be seen
 
 
-def plain(comparison: Comparison) -> str:
-    """The whole comparison: sides, bars, verdict, grid, what fails, the worst offenders."""
+def plain(comparison: Comparison, width: int | None = None) -> str:
+    """The whole comparison: sides, bars, verdict, grid, what fails, the worst offenders.
+
+    Tables leave columns out that a terminal of ``width`` has no room for.
+    """
     parts = [_head(comparison), _grid(comparison.results), _legend(comparison.counts)]
     bad = [result for result in comparison.results if result.kind not in PASSED]
     if bad:
-        parts.append("Not passed, in order of computation:\n" + _table(bad[:_LIST]))
+        parts.append("Not passed, in order of computation:\n" + _table(bad[:_LIST], width))
         if len(bad) > _LIST:
             parts[-1] += f"\n  and {count(len(bad) - _LIST)} more (--json or --markdown lists all)"
     worst = _worst(comparison.results)
     if worst:
-        parts.append("Largest rel_l2:\n" + _table(worst))
+        parts.append("Largest rel_l2:\n" + _table(worst, width))
     parts.append(_logits(comparison.results))
+    parts.append(next_step(comparison))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -55,8 +61,22 @@ def verdict_line(comparison: Comparison) -> str:
         detail = f": {clean(first.message, 300)}" if first.message else ""
         return f"FAIL ({counts}). First divergence: {first.key} ({first.kind}){detail}"
     if comparison.verdict == "unmeasured":
-        return f"UNMEASURED ({counts}). What was compared passes; the rest was captured once only"
-    return f"PASS ({counts})"
+        rest = "What was compared passes; the rest was captured once only"
+        return f"UNMEASURED ({counts}). {rest if comparison.measured else 'Nothing was compared'}"
+    return f"PASS ({counts})" + (" within a loose bar" if comparison.may_hide else "")
+
+
+def next_step(comparison: Comparison) -> str:
+    """The command that answers what a comparison of two traces leaves open, if it does."""
+    if comparison.first_divergence is not None:
+        why = "which stage computes wrongly, and how"
+    elif comparison.may_hide:
+        why = "whether a small fault hides below the bar"
+    else:
+        return ""
+    known = comparison.a.model or comparison.b.model
+    sides = f"{quoted(comparison.a.path)} {quoted(comparison.b.path)}"
+    return f"{why}: aprtui bisect {sides}{'' if known else ' --model MODEL'}"
 
 
 def _side(side: Side) -> str:
@@ -67,21 +87,24 @@ def _side(side: Side) -> str:
 
 def _grid(results: Sequence[PairResult]) -> str:
     """Layers down, stages across in order of computation, one mark a pair."""
-    stages = sorted({result.key.stage for result in results}, key=_stage_rank)
     marks = {result.key: MARKS[result.kind] for result in results}
-    layers = sorted({result.key.layer for result in results}, key=lambda n: (n is None, n or 0))
+    layers = sorted({key.layer for key in marks if key.layer is not None})
+    stages = sorted({key.stage for key in marks if key.layer is not None}, key=_stage_rank)
     widths = [max(3, len(short_name(stage))) for stage in stages]
-    head = "layer  " + " ".join(
+    heads = " ".join(
         f"{clean(short_name(stage)):<{width}}" for stage, width in zip(stages, widths, strict=True)
     )
-    lines = [head.rstrip()]
+    lines = [f"layer  {heads}".rstrip()] if stages else []
     for layer in layers:
         cells = [
-            f"{next((m for k, m in marks.items() if k == (layer, stage)), ''):<{width}}"
+            f"{marks.get(StageKey(layer, stage), ''):<{width}}"
             for stage, width in zip(stages, widths, strict=True)
         ]
-        name = "model" if layer is None else str(layer)
-        lines.append(f"{name:>5}  {' '.join(cells)}".rstrip())
+        lines.append(f"{layer:>5}  {' '.join(cells)}".rstrip())
+    ends = sorted((key for key in marks if key.layer is None), key=order_of)
+    if ends:
+        told = "  ".join(f"{clean(key.stage)} {marks[key]}" for key in ends)
+        lines.append(f"model  {told}")
     return "\n".join(lines)
 
 
@@ -113,16 +136,21 @@ def _columns(result: PairResult) -> list[str]:
 
 
 _HEADS = ["stage", "class", "max_abs @index", "rms", "cosine", "rel_l2", "worst row", "why"]
+_SPARED = ["rms", "cosine", "max_abs @index", "worst row"]  # the first to go where room is short
 
 
-def _table(results: Iterable[PairResult]) -> str:
+def _table(results: Iterable[PairResult], width: int | None) -> str:
     rows = [_HEADS, *(_columns(result) for result in results)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
-    return "\n".join(
-        "  "
-        + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    shown = dict(enumerate(widths[:-1]))  # all but why, which comes last and may be cut
+    for name in _SPARED:
+        if width is not None and 2 + sum(w + 2 for w in shown.values()) + _WHY > width:
+            del shown[_HEADS.index(name)]
+    lines = []
+    for row in rows:
+        line = "  " + "".join(f"{row[i]:<{w}}  " for i, w in shown.items()) + row[-1]
+        lines.append((line if width is None else clean(line, width - 1)).rstrip())
+    return "\n".join(lines)
 
 
 def _worst(results: Iterable[PairResult]) -> list[PairResult]:
@@ -196,6 +224,7 @@ def markdown(comparison: Comparison) -> str:
         f"* A: {_escape(_side(comparison.a))}",
         f"* B: {_escape(_side(comparison.b))}",
         f"* bar: {_escape(str(comparison.bars))}",
+        *(f"* {_escape(step)}" for step in (next_step(comparison),) if step),
         *(f"* note: {_escape(clean(note, 500))}" for note in comparison.notes),
         "",
     ]

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from aprtui.cli.diff import open_model_config
+from aprtui.cli.output import check_new_file
 from aprtui.compare.infer import open_any, record_of, with_shapes
 from aprtui.engine.stages import order_of
 from aprtui.errors import UsageError
@@ -72,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"two of the files are {clean(double)}", hint="export one trace at a time")
     targets = _targets(args, tensors)
     for target, _ in targets:
-        if target.exists() and not args.overwrite:
-            raise UsageError(f"{clean(str(target))} exists", hint="--overwrite replaces it")
+        check_new_file(target, overwrite=args.overwrite)
     for target, chosen in targets:
         with whole_file(target, parents=True, hint=_NO_ROOM) as file:
             _WRITERS[args.to](file, chosen)

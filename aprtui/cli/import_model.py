@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aprtui.cli.options import add_overrides, parse_overrides
-from aprtui.cli.output import print_json, print_notes
+from aprtui.cli.output import check_new_file, print_json, print_notes
 from aprtui.errors import UsageError
 from aprtui.text import clean, size
 
@@ -42,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.output) if args.output else source.with_name(f"{source.stem}.apr")
     if out.suffix != ".apr":
         raise UsageError(f"{clean(str(out))}: the output's name must end in .apr")
-    if out.exists() and not args.overwrite:
-        raise UsageError(f"{clean(str(out))} is there already", hint="--overwrite replaces it")
+    check_new_file(out, overwrite=args.overwrite)
     model = open_model(source, parse_overrides(args.overrides))
     from aprtui.engine.import_apr import import_apr
 

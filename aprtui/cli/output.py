@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from aprtui.errors import UsageError
 from aprtui.text import clean
 
-__all__ = ["print_json", "print_notes", "print_table"]
+__all__ = ["check_new_file", "print_json", "print_notes", "print_table"]
+
+
+def check_new_file(path: Path, *, overwrite: bool) -> None:
+    """Raises UsageError for a folder, and for what stands there unless it may be replaced."""
+    if path.is_dir():
+        raise UsageError(f"{clean(str(path))}: a folder stands there")
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise UsageError(f"{clean(str(path))} is there already", hint="--overwrite replaces it")
 
 
 def print_json(value: Any) -> None:

@@ -15,6 +15,7 @@ from aprtui.cli.options import (
     parse_overrides,
     parse_tokens,
 )
+from aprtui.cli.output import check_new_file
 from aprtui.cli.status_line import StatusLine
 from aprtui.compare.diff import diff_traces
 from aprtui.compare.infer import open_any, with_shapes
@@ -92,10 +93,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise UsageError(
             f"{clean(str(output))}: what kind of report?", hint="*.html, *.md or *.json"
         )
-    if output.is_dir():
-        raise UsageError(f"{clean(str(output))}: a folder stands there")
-    if output.exists() and not overwrite:
-        raise UsageError(f"{clean(str(output))}: stands there already", hint="--overwrite")
+    check_new_file(output, overwrite=overwrite)
 
 
 def write_report(report: Report, output: Path, *, overwrite: bool) -> int:

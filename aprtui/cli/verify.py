@@ -207,14 +207,15 @@ def _trace(name: str, plan: Plan, args: argparse.Namespace) -> TraceDir:
 
 def _verify(name: str, traces: Mapping[str, TraceDir], model: Model) -> Verified:
     """One capture against the first one, and replayed."""
-    from aprtui.compare.bisect import bisect
+    from aprtui.compare.bisect import Options, bisect
 
     reference = next(iter(traces.values()))
     trace = traces[name]
     if trace is reference:
         return Verified(name, trace, None, bisect(model, trace))
     comparison = diff_traces(reference, trace)
-    return Verified(name, trace, comparison, bisect(model, trace, reference))
+    replayed = bisect(model, trace, reference, options=Options(reference=False))  # or each time
+    return Verified(name, trace, comparison, replayed)
 
 
 def _exit_code(engines: tuple[Verified, ...], args: argparse.Namespace) -> int:

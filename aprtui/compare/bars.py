@@ -74,6 +74,9 @@ class Exceeded:
     limit: float
 
 
+_TIGHT = 1e-4
+
+
 @dataclass(frozen=True)
 class Bars:
     """What every pair must hold, and why; ``overrides`` replace single limits, the last wins."""
@@ -82,6 +85,11 @@ class Bars:
     worst_row_rel_l2: float
     reason: str
     overrides: tuple[Override, ...] = field(default=())
+
+    @property
+    def loose(self) -> bool:
+        """Whether a small mistake, of one block of weights say, may stay below the bar."""
+        return self.rel_l2 > _TIGHT
 
     def limits(self, key: StageKey) -> dict[str, float]:
         """The limit of each metric for one stage.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,11 +48,15 @@ Progress = Callable[[int, int, StageKey], None]
 
 @dataclass(frozen=True)
 class Options:
-    """What of the capture is replayed; None means all. ``overrides`` move the bars."""
+    """What of the capture is replayed; None means all. ``overrides`` move the bars.
+
+    ``reference``: A is replayed too where B has no culprit and they differ all the same.
+    """
 
     stages: tuple[str, ...] | None = None
     layers: tuple[int, ...] | None = None
     overrides: tuple[Override, ...] = ()
+    reference: bool = True
 
 
 def bisect(
@@ -68,8 +72,9 @@ def bisect(
     """Replay every stage of ``b`` in float64 and name the culprits (specs/compare.md 4 and 5).
 
     ``tokens`` replace those of b's manifest. With ``a`` also the first divergence and what each
-    stage inherits. Raises UsageError when model, tokens or captures do not belong together,
-    EngineError for weights that have no decoder, metrics.Cancelled.
+    stage inherits; where b has no culprit and they diverge all the same, a is replayed as well.
+    Raises UsageError when model, tokens or captures do not belong together, EngineError for weights
+    that have no decoder, metrics.Cancelled.
     """
     options = options or Options()
     if a is not None:
@@ -78,7 +83,24 @@ def bisect(
     _check_ids(ids, model)
     captured = open_captured(b, model.config, ids)
     check_overrides(options.overrides, (*captured.by_key, *b.records))
-    worker = _Worker(model, captured, ids, a, options)
+    found = _replayed(_Worker(model, captured, ids, a, options), progress, cancelled)
+    if a is None:
+        return found
+    divergence = _first_divergence(a, captured.trace, model, cancelled)
+    found = replace(found, first_divergence=divergence)
+    if divergence is None or found.culprits or not options.reference:
+        return found
+    try:
+        other = _Worker(model, open_captured(a, model.config, ids), ids, None, options, name="A")
+        return replace(found, reference=_replayed(other, progress, cancelled))
+    except (UsageError, BadFileError) as error:
+        return replace(found, notes=(*found.notes, f"A could not be replayed: {error.message}"))
+
+
+def _replayed(
+    worker: _Worker, progress: Progress | None, cancelled: Callable[[], bool] | None
+) -> Bisection:
+    captured = worker.captured
     chosen = [node for node in captured.graph if worker.chosen(node.key)]
     for done, node in enumerate(chosen):
         if cancelled is not None and cancelled():
@@ -89,7 +111,7 @@ def bisect(
     worker.settle()
     if progress is not None and chosen:
         progress(len(chosen), len(chosen), chosen[-1].key)
-    return worker.result(_first_divergence(a, captured.trace, model, cancelled))
+    return worker.result()
 
 
 def _check_ids(ids: tuple[int, ...] | None, model: Model) -> None:
@@ -103,10 +125,8 @@ def _check_ids(ids: tuple[int, ...] | None, model: Model) -> None:
 
 
 def _first_divergence(
-    a: TraceDir | None, b: TraceDir, model: Model, cancelled: Callable[[], bool] | None
+    a: TraceDir, b: TraceDir, model: Model, cancelled: Callable[[], bool] | None
 ) -> PairResult | None:
-    if a is None:
-        return None
     a = with_shapes(a, model.config)
     results = compare_traces(a, b, choose_bars(a, b), cancelled=cancelled)
     return next((result for result in results if result.kind in FAILED), None)
@@ -122,6 +142,7 @@ class _Worker:
         ids: tuple[int, ...] | None,
         a: TraceDir | None,
         options: Options,
+        name: str = "B",
     ) -> None:
         self.captured, self.options = captured, options
         self.replay = Replay(model, ids or (), captured.logits)
@@ -143,7 +164,7 @@ class _Worker:
         digest = said.get("digest") if isinstance(said, dict) else None
         if digest is not None and digest != f"sha256:{model.file.digest}":
             named = str(said.get("path", "")) if isinstance(said, dict) else ""
-            self.notes.append(f"{OTHER_MODEL}: {clean(named)}")
+            self.notes.append(f"{name} {OTHER_MODEL}: {clean(named)}")
 
     def chosen(self, key: StageKey) -> bool:
         stages, layers = self.options.stages, self.options.layers
@@ -309,7 +330,7 @@ class _Worker:
         )
         return local_error(case.run(), other.run(), case.axis).rel_l2
 
-    def result(self, divergence: PairResult | None) -> Bisection:
+    def result(self) -> Bisection:
         for key in self.missing:
             if key not in self.covered:
                 self._skip(key, "not captured")
@@ -322,7 +343,7 @@ class _Worker:
             tuple(sorted(self.culprits, key=lambda item: order[item.key])),
             tuple(self.explained),
             tuple(sorted(self.unmeasured, key=lambda item: order[item.key])),
-            divergence,
+            None,
             (self.bars.rel_l2, self.bars.worst_row_rel_l2),
             self.captured.tokens,
             self.token_source,

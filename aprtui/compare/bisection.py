@@ -9,6 +9,7 @@ from typing import Any
 
 from aprtui.compare.diff import finite_json
 from aprtui.compare.pairs import PairResult
+from aprtui.engine.stages import STAGES
 from aprtui.formats.tracedir import StageKey
 
 __all__ = [
@@ -17,7 +18,10 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA = "aprtui-bisect-v1"
-OTHER_MODEL = "B says that it was captured from another model file"  # how that note begins
+_MANY = 4
+OTHER_MODEL = (
+    "says that it was captured from another model file"  # how that note begins, after A or B
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,11 @@ class Unmeasured:
 
 @dataclass(frozen=True)
 class Bisection:
-    """Everything that one bisection found, in order of computation."""
+    """Everything that one bisection found, in order of computation.
+
+    ``reference`` is what replaying A found: it is replayed where B has no culprit and they differ
+    all the same.
+    """
 
     culprits: tuple[Culprit, ...]
     explained: tuple[Explained, ...]
@@ -85,13 +93,27 @@ class Bisection:
     tokens: int
     token_source: str
     notes: tuple[str, ...]
+    reference: Bisection | None = None
+
+    @property
+    def swapped(self) -> bool:
+        """Whether A is the side that computes wrongly."""
+        return self.reference is not None and bool(self.reference.culprits)
 
     @property
     def exit_code(self) -> int:
-        """0 no culprit and all measured, 1 otherwise, 3 when a file is damaged."""
+        """0 no culprit on either side and all of B measured, 1 otherwise, 3 for a damaged file."""
         if any(item.damaged for item in self.unmeasured):
             return 3
-        return 1 if self.culprits or self.unmeasured else 0
+        return 1 if self.culprits or self.unmeasured or self.swapped else 0
+
+    @property
+    def other_model(self) -> bool:
+        """Whether so many of the stages that use weights are wrong that these may be another's."""
+        weighted = {kind.name for kind in STAGES if kind.weights}
+        wrong = sum(each.key.stage in weighted for each in self.culprits)
+        right = sum(each.key.stage in weighted for each in self.explained)
+        return wrong >= _MANY and wrong >= 9 * right
 
     @property
     def verdict(self) -> str:
@@ -118,7 +140,7 @@ def bisection_json(found: Bisection, **sides: str | None) -> dict[str, Any]:
         "bar": {"rel_l2": found.bar[0], "worst_row_rel_l2": found.bar[1]},
         "culprits": [_culprit_json(each) for each in found.culprits],
         "explained": [_explained_json(each) for each in found.explained],
-        "unmeasured": [{**_place(each.key), "why": each.why} for each in found.unmeasured],
+        "unmeasured": [_unmeasured_json(each) for each in found.unmeasured],
         "first_divergence": None
         if divergence is None
         else {
@@ -127,6 +149,14 @@ def bisection_json(found: Bisection, **sides: str | None) -> dict[str, Any]:
             "message": divergence.message,
         },
         "notes": list(found.notes),
+        "reference": None
+        if found.reference is None
+        else {
+            "verdict": found.reference.verdict,
+            "culprits": [_culprit_json(each) for each in found.reference.culprits],
+            "unmeasured": [_unmeasured_json(each) for each in found.reference.unmeasured],
+            "notes": list(found.reference.notes),
+        },
     }
     checked: dict[str, Any] = finite_json(document)
     return checked
@@ -134,6 +164,10 @@ def bisection_json(found: Bisection, **sides: str | None) -> dict[str, Any]:
 
 def _place(key: StageKey) -> dict[str, Any]:
     return {"layer": key.layer, "stage": key.stage}
+
+
+def _unmeasured_json(item: Unmeasured) -> dict[str, Any]:
+    return {**_place(item.key), "why": item.why}
 
 
 def _culprit_json(culprit: Culprit) -> dict[str, Any]:

@@ -81,6 +81,11 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
     @property
+    def may_hide(self) -> bool:
+        """Whether a small fault may be among what passed: the bar is loose."""
+        return self.bars.loose and self.counts.keys() != {"equal"}
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many pairs are of each class; classes without a pair are left out."""
         found = Counter(result.kind for result in self.results)

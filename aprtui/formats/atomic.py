@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,13 +28,15 @@ def whole_file(
 ) -> Iterator[BinaryIO]:
     """A new file, open for reading and writing, that takes the name ``path`` when the body ends.
 
-    When the body raises, nothing remains and an older file stays as it was. ``needed_bytes`` are
-    checked against the free space first; ``durable`` waits until the bytes are on the disk;
-    ``parents`` makes the folders above. Raises EngineError, with ``hint``, for a full disk or a
-    folder that cannot be written.
+    When the body raises, nothing remains and an older file stays as it was; where ``path`` is a
+    link, what it names is replaced. ``needed_bytes`` are checked against the free space first;
+    ``durable`` waits until the bytes are on the disk; ``parents`` makes the folders above. Raises
+    EngineError, with ``hint``, for a full disk or a folder that cannot be written, and for a
+    device or whatever else stands there and is no file.
     """
     temporary: Path | None = None
     try:
+        path = _replaceable(path)
         unfinished = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
         fd = _created(unfinished, parents=parents)
         temporary = unfinished
@@ -53,6 +57,20 @@ def whole_file(
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _replaceable(path: Path) -> Path:
+    """The file to write, links followed. Raises OSError for what is no file."""
+    try:
+        mode = os.lstat(path).st_mode
+        if stat.S_ISLNK(mode):
+            path = Path(os.path.realpath(path))
+            mode = os.lstat(path).st_mode
+    except OSError:  # not there; or the attempt to write will say what is wrong
+        return path
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a folder or a device stands there, not a file")
+    return path
 
 
 def _created(path: Path, *, parents: bool) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import math
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from aprtui import __version__
 from aprtui.compare.bisection import Bisection, Culprit
@@ -51,9 +51,11 @@ def build_report(
 
     Raises BadFileError for a file that cannot be read.
     """
-    culprits = (
-        frozenset(culprit.key for culprit in bisection.culprits) if bisection else frozenset()
-    )
+    blamed: tuple[Culprit, ...] = ()
+    if bisection is not None:
+        side = bisection.reference if bisection.swapped else bisection
+        blamed = side.culprits if side is not None else ()
+    culprits = frozenset(culprit.key for culprit in blamed)
     bad = [result for result in comparison.results if result.kind not in PASSED]
     ids = token_ids or b.token_ids or a.token_ids or ()
     tone, headline, sentences = _verdict(comparison, bisection)
@@ -69,7 +71,7 @@ def build_report(
         token_ids=ids[:_MAX_TOKENS],
         token_texts=_texts(ids[:_MAX_TOKENS], model, a, b),
         grid=_grid(comparison, culprits),
-        culprits=tuple(map(_culprit, bisection.culprits)) if bisection else (),
+        culprits=tuple(map(_culprit, blamed)),
         explanations=tuple(_explanations(bisection)) if bisection else (),
         differences=tuple(_difference(result) for result in bad[:_LISTED]),
         more_differences=max(0, len(bad) - _LISTED),
@@ -97,24 +99,41 @@ def _verdict(comparison: Comparison, bisection: Bisection | None) -> tuple[str, 
     if bisection is None:
         return _verdict_of_comparison(comparison, shows)
     replayed = len(bisection.explained) + len(bisection.culprits)
+    innocent = f"{len(bisection.explained)} of {replayed} replayed stages are innocent."
     if bisection.culprits:
-        names = [str(culprit.key) for culprit in bisection.culprits]
-        headline = f"{names[0]} computes wrongly"
-        if len(names) > 1:
-            headline = f"{len(names)} stages compute wrongly, the first is {names[0]}"
-        mistakes = dict.fromkeys(
-            f"{culprit.key.stage}: {culprit.mistake.text}."
-            for culprit in bisection.culprits
-            if culprit.mistake is not None
-        )
-        innocent = f"{len(bisection.explained)} of {replayed} replayed stages are innocent."
-        return "bad", headline, [*list(mistakes)[:3], shows, innocent]
+        headline, mistakes = _blame(bisection.culprits)
+        return "bad", headline, [*mistakes, shows, innocent]
+    other = bisection.reference
+    if other is not None and other.culprits:
+        headline, mistakes = _blame(other.culprits)
+        right = f"In B, under test, no culprit: {innocent}"
+        return "bad", f"In A, the reference, {headline}", [*mistakes, shows, right]
     if bisection.unmeasured:
         left = f"{_stages(len(bisection.unmeasured))} could not be replayed"
         return "unknown", f"No culprit among {replayed} stages, but {left}", [shows]
     headline = f"No culprit: all {replayed} stages compute what the model says"
-    honest = [] if first is None else ["What A and B differ by is rounding that has grown, no bug."]
-    return "good", headline, [shows, *honest]
+    if comparison.first_divergence is None:
+        return "good", headline, [shows]
+    if other is not None and not other.unmeasured:
+        honest = (
+            "In A there is none either: what they differ by is rounding that has grown, no bug."
+        )
+        return "good", headline, [shows, honest]
+    return "unknown", f"{headline} in B; of A it is not known", [shows]
+
+
+def _blame(culprits: Sequence[Culprit]) -> tuple[str, list[str]]:
+    """A headline, and the mistakes in words."""
+    names = [str(culprit.key) for culprit in culprits]
+    headline = f"{names[0]} computes wrongly"
+    if len(names) > 1:
+        headline = f"{len(names)} stages compute wrongly, the first is {names[0]}"
+    mistakes = dict.fromkeys(
+        f"{culprit.key.stage}: {culprit.mistake.text}."
+        for culprit in culprits
+        if culprit.mistake is not None
+    )
+    return headline, list(mistakes)[:3]
 
 
 def _verdict_of_comparison(comparison: Comparison, shows: str) -> tuple[str, str, list[str]]:
@@ -125,7 +144,13 @@ def _verdict_of_comparison(comparison: Comparison, shows: str) -> tuple[str, str
     if comparison.verdict == "unmeasured":
         missing = f"{_stages(len(comparison.unmeasured))} captured on one side only"
         return "unknown", f"Nothing differs, but not all is compared: {missing}", [shows]
-    return "good", f"A and B agree on all {comparison.measured} stages", [shows]
+    headline = f"A and B agree on all {comparison.measured} stages"
+    if comparison.bars.loose and comparison.counts.keys() != {"equal"}:
+        hidden = (
+            "The bar is loose: whether a small fault hides below it needs the model: --model MODEL."
+        )
+        return "unknown", f"{headline} within a loose bar", [shows, hidden]
+    return "good", headline, [shows]
 
 
 def _stages(number_of: int) -> str:

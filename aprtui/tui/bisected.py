@@ -36,6 +36,7 @@ class Bisected:
     findings: Mapping[StageKey, Finding]  # in order of computation
     notes: tuple[str, ...]
     limit: float | None = None  # the bar of a local error
+    wrong_in_a: str = ""  # where B has no culprit, A has: the first one
 
     @property
     def culprits(self) -> list[StageKey]:
@@ -58,6 +59,9 @@ class Bisected:
         return Content.assemble(
             "local error · ",
             (count(len(culprits), "culprit"), tone),
+            (f" in B, but A computes wrongly: {self.wrong_in_a}", "bold $text-error")
+            if self.wrong_in_a
+            else "",
             f" · {count(self.count('explained'), 'stage')} explained",
             f" ({honest})" if honest else "",
             f" · {self.count('exact')} exact",
@@ -98,7 +102,15 @@ def read_result(said: Mapping[str, Any]) -> Bisected:
         {key: findings[key] for key in sorted(findings, key=order_of)},
         shown,
         float(limit) if isinstance(limit, int | float) else None,
+        _wrong_in_a(said.get("reference")),
     )
+
+
+def _wrong_in_a(reference: Any) -> str:
+    """``layer-2/qkv_bias: the bias of k was not added``; empty where A is not wrong."""
+    found = _dicts(reference.get("culprits")) if isinstance(reference, dict) else []
+    texts = (clean(f"{_key(entry)}: {_culprit_text(entry)}", 300) for entry in found)
+    return next(texts, "")
 
 
 def _culprit_lines(entry: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

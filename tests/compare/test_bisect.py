@@ -398,3 +398,41 @@ def test_a_wrong_request_is_an_error_with_its_code(
     given = [str(qwen2) if word == "MODEL" else word for word in words]
     assert main(["bisect", *given]) == code
     assert "Traceback" not in capsys.readouterr().err
+
+
+@needs_fixtures
+def test_a_wrong_reference_is_found_when_the_sides_are_swapped(
+    capsys: pytest.CaptureFixture[str], qwen2: Path
+) -> None:
+    wrong, right = (
+        str(FIXTURES / "faults" / "kbias-dropped-L2"),
+        str(FIXTURES / "captures/qwen2-q4_k_m/float64"),
+    )
+    code, out = _run(capsys, wrong, right, "--model", qwen2)  # A is the wrong one
+    lines = out.splitlines()
+    assert code == 1
+    assert lines[:3] == [
+        "No culprit in B: all 71 stages compute what the model says.",
+        "But A, the reference, is wrong:",
+        "layer-2/qkv_bias computes wrongly.",
+    ]
+    assert "culprits of A" in out and "rounding that has grown" not in out
+    code, out = _run(capsys, wrong, right, "--model", qwen2, "--json")
+    found = json.loads(out)
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(found)
+    assert (found["verdict"], found["reference"]["verdict"]) == ("clean", "culprits")
+    assert [c["stage"] for c in found["reference"]["culprits"]] == ["qkv_bias"]
+    code, out = _run(capsys, right, right, "--model", qwen2, "--json")
+    assert (code, json.loads(out)["reference"]) == (0, None)
+
+
+@needs_fixtures
+def test_weights_of_another_model_are_asked_about_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = str(FIXTURES / "models" / "llama-q4_k_m.gguf")
+    code, out = _run(capsys, str(FIXTURES / "captures/qwen2-q4_k_m/float64"), "--model", other)
+    assert code == 1
+    assert out.startswith("Nearly every stage that uses weights is wrong: is this the model")
+    assert "attn_norm of layers 0-3  largest local error" in out, "alike culprits are one entry"
+    assert len(out.splitlines()) < 80

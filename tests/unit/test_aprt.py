@@ -131,3 +131,18 @@ def test_every_file_of_the_public_apr_opens() -> None:
         header = read_header(file)
         folder = file.parent.name
         assert header.layer == (int(folder[6:]) if folder.startswith("layer-") else None), file
+
+
+def test_a_link_stays_and_a_device_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real.bin").write_bytes(b"old")
+    (tmp_path / "link.bin").symlink_to("real.bin")
+    (tmp_path / "loop.bin").symlink_to("loop.bin")
+    os.mkfifo(tmp_path / "pipe.bin")
+    values = np.ones(2, dtype=np.float32)
+    write_stage(tmp_path / "link.bin", 0, values)
+    assert (tmp_path / "link.bin").is_symlink()
+    assert read_values(tmp_path / "real.bin").tolist() == [1, 1]
+    for name in ("pipe.bin", "loop.bin"):
+        with pytest.raises(AprtuiError, match="not a file"):
+            write_stage(tmp_path / name, 0, values)
+    assert len(list(tmp_path.iterdir())) == 4

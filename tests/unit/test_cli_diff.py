@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from aprtui.cli import diff_text
 from aprtui.cli.main import main
+from aprtui.compare.diff import diff_traces
 from aprtui.formats.aprt import read_values, write_stage
+from aprtui.formats.tracedir import open_trace
 from tests.compare.captures import load_json, split_by_position, write_capture
 from tests.support import FIXTURES, needs_fixtures
 
@@ -86,6 +89,37 @@ def test_saved_metrics_are_judged_again_without_the_tensors(capsys: Capsys, tmp_
     code, _, err = _run(capsys, "diff", "--judge", kept)
     assert code == 3
     assert "damaged" in err
+
+
+@needs_fixtures
+def test_a_file_is_not_replaced_by_saved_metrics_unasked(capsys: Capsys, tmp_path: Path) -> None:
+    kept = tmp_path / "model.gguf"
+    kept.write_text("precious")
+    code, _, err = _run(capsys, "diff", FLOAT64, LLAMACPP, "--save", kept)
+    assert (code, kept.read_text()) == (2, "precious") and "--overwrite" in err
+    code, _, _ = _run(capsys, "diff", FLOAT64, LLAMACPP, "--save", kept, "--overwrite")
+    assert code == 0 and kept.read_text() != "precious"
+
+
+@needs_fixtures
+def test_the_next_step_is_named_where_one_is_open(capsys: Capsys) -> None:
+    _, out, _ = _run(capsys, "diff", FLOAT64, LLAMACPP)
+    assert " within) within a loose bar" in out
+    assert f"aprtui bisect {FLOAT64} {LLAMACPP} --model MODEL" in out
+    _, out, _ = _run(capsys, "diff", FLOAT64, FLOAT64)
+    assert "loose" not in out and "bisect" not in out
+    _, out, _ = _run(capsys, "diff", FLOAT64, FIXTURES / "faults/kbias-dropped-L2")
+    assert "which stage computes wrongly, and how: aprtui bisect" in out
+
+
+@needs_fixtures
+def test_tables_fit_the_terminal() -> None:
+    found = diff_traces(open_trace(FLOAT64), open_trace(FIXTURES / "faults/kbias-dropped-L2"))
+    rows = diff_text.plain(found, 80).splitlines()
+    tables = rows[next(i for i, row in enumerate(rows) if row.startswith("Not passed")) : -4]
+    assert max(map(len, tables)) <= 80 and "rel_l2" in tables[1]
+    grid = next(i for i, row in enumerate(rows) if row.startswith("layer "))
+    assert max(map(len, rows[grid : grid + 6])) <= 80
 
 
 @needs_fixtures

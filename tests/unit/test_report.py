@@ -12,8 +12,11 @@ import pytest
 from markdown_it import MarkdownIt
 
 from aprtui.cli.main import main
+from aprtui.compare.bars import parse_bar
+from aprtui.compare.bisect import bisect
 from aprtui.compare.diff import diff_traces
 from aprtui.formats.tracedir import open_trace
+from aprtui.model.open import open_model
 from aprtui.report.build import build_report
 from aprtui.report.html import html_report
 from aprtui.report.json import json_report
@@ -109,6 +112,34 @@ def test_an_honest_capture_is_said_to_have_no_culprit(tmp_path: Path) -> None:
     assert code == 0
     assert text.startswith("# ✅ No culprit: all 71 stages compute what the model says")
     assert "| activations rounded to Q8\\_K | 21 |" in text
+
+
+@needs_fixtures
+def test_a_wrong_reference_is_no_rounding(tmp_path: Path) -> None:
+    wrong = FIXTURES / "faults" / "kbias-dropped-L2"
+    report = tmp_path / "swapped.md"
+    words = ["report", str(wrong), str(REFERENCE), "--model", str(MODEL), "-o", str(report)]
+    assert main(words) == 1
+    text = report.read_text().replace("\\", "")
+    assert text.startswith("# ❌ In A, the reference, layer-2/qkv_bias computes wrongly")
+    assert "no bug" not in text and "the bias of k was not added" in text
+
+
+def test_rounding_is_said_only_where_both_sides_were_replayed() -> None:
+    a, b = open_trace(REFERENCE), open_trace(HONEST)
+    comparison = diff_traces(a, b, overrides=(parse_bar("rel_l2=1e-6"),))
+    clean = bisect(open_model(MODEL), b)
+    for reference, said in ((None, False), (clean, True)):
+        found = dataclasses.replace(clean, reference=reference)
+        sentences = build_report(a, b, comparison, bisection=found).sentences
+        assert any("rounding that has grown" in sentence for sentence in sentences) is said
+
+
+def test_agreement_within_a_loose_bar_is_not_all_that_can_be_asked(tmp_path: Path) -> None:
+    code, text = written(tmp_path, BAD_BLOCK, "md")
+    assert code == 0
+    assert text.startswith("# ❔ A and B agree on all 71 stages within a loose bar")
+    assert "--model MODEL" in text
 
 
 @needs_fixtures

@@ -27,6 +27,7 @@ from aprtui.compare.mistakes.products import PRODUCTS
 from aprtui.compare.mistakes.rope import ROPE
 from aprtui.engine.replay import EXACT, Arithmetic, Part
 from aprtui.engine.stages import Node
+from aprtui.text import count
 
 __all__ = ["CATALOGUE", "name_mistake"]
 
@@ -115,7 +116,8 @@ def _nonfinite(case: Case, error: LocalError) -> Mistake | None:
     head = case.node.kind.axes[: len(error.worst)]
     place = dict(zip(head, error.worst, strict=False))
     said = ", ".join(f"{axis} {i}" for axis, i in place.items())
-    text = f"{error.born} values are {what} where the inputs make finite ones, the first at {said}"
+    values = f"{count(error.born, 'value')} {'is' if error.born == 1 else 'are'} {what}"
+    text = f"{values} where the inputs make finite ones, the first at {said}"
     return Mistake("nonfinite", text, {"count": error.born, "value": what, **place}, error.rel_l2)
 
 
