@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from aprtui import __version__
+from aprtui.cli.streams import open_streams
 from aprtui.errors import AprtuiError
 from aprtui.text import clean, nearest
 
@@ -54,38 +55,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _dispatch(words)
-        sys.stdout.flush()
-        return code
+        return _dispatch(words)
     except AprtuiError as error:
         print(f"aprtui: {clean(str(error), 2000)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("aprtui: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our stdout went away: `aprtui ... | head`
-        _drop_stdout()
-        return 0
-    except (
-        OSError
-    ) as error:  # what reads and writes files says which; this is stdout, or unforeseen
-        _drop_stdout()
-        where = clean(str(error.filename)) if error.filename else "the output"
+    except OSError as error:  # unforeseen: what reads and writes files says which
+        where = clean(str(error.filename)) if error.filename else "a file"
         print(f"aprtui: {where} cannot be read or written: {error.strerror}", file=sys.stderr)
         return 4
 
 
-def _drop_stdout() -> None:
-    """Let what is still buffered go nowhere, so that Python does not fail on it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
 def entry() -> None:
     """The console script."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # closed by the caller: `aprtui ... 2>&-`
-            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: PTH123, SIM115
-    code = main()
+    outlet = open_streams()
+    try:
+        code = main()
+    except SystemExit as ended:  # argparse: --help, or a wrong option
+        code = ended.code if isinstance(ended.code, int) else 0
+    sys.stdout.flush()
+    if outlet.error is not None:
+        print(f"aprtui: stdout cannot be written: {outlet.error.strerror}", file=sys.stderr)
+        code = 4
+    sys.stderr.flush()
     if "torch" in sys.modules:  # everything is written, and torch takes 0.6 s to take itself down
         os._exit(code)
     sys.exit(code)
