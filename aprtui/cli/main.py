@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from aprtui import __version__
 from aprtui.cli.streams import open_streams
-from aprtui.errors import AprtuiError
-from aprtui.text import clean, nearest
+from aprtui.errors import AprtuiError, UsageError
+from aprtui.text import clean, nearest, quoted
 
-__all__ = ["COMMANDS", "entry", "main"]
+__all__ = ["COMMANDS", "EXIT_CODES", "entry", "main"]
 
 # Name -> (module, one line of help). Modules are imported only when their command runs.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "contract": ("aprtui.cli.contract", "validate the project's contracts and run their tests"),
     "demo": ("aprtui.cli.demo", "make a small model and two traces with a planted bug; open them"),
 }
+
+EXIT_CODES = """\
+Exit codes: 0 fine, 1 a difference, a culprit or something unmeasured, 2 usage, 3 a bad file,
+4 the engine failed or the output cannot be written, 130 stopped."""
 
 _USAGE = """\
 usage: aprtui [--version] [--help] COMMAND ...
@@ -47,7 +51,7 @@ Opens the terminal UI on:
 Commands that need no terminal UI:
 {commands}
 
-Exit codes: 0 fine, 1 a difference, 2 usage, 3 a bad file, 4 the engine failed.
+{exit_codes}
 `aprtui COMMAND --help` tells each command's options."""
 
 
@@ -87,24 +91,44 @@ def entry() -> None:
 
 def _dispatch(words: list[str]) -> int:
     if words and words[0] in COMMANDS:
-        module = importlib.import_module(COMMANDS[words[0]][0])
-        parser = argparse.ArgumentParser(
-            prog=f"aprtui {words[0]}",
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.configure(parser)
-        code: int = module.run(parser.parse_args(words[1:]))
-        return code
+        return _run(words[0], words[1:])
     if words and words[0] in ("-h", "--help", "help"):
-        width = max(map(len, COMMANDS))
-        lines = (f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
-        print(_USAGE.format(commands="\n".join(lines)))
-        return 0
+        return _help(words[1:])
     if words and words[0] in ("-V", "--version"):
         print(f"aprtui {__version__}")
         return 0
     return _open(words)
+
+
+def _run(name: str, words: list[str]) -> int:
+    module = importlib.import_module(COMMANDS[name][0])
+    parser = argparse.ArgumentParser(
+        prog=f"aprtui {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.configure(parser)
+    args, left = parser.parse_known_args(words)
+    if left:
+        hint = f"aprtui {name} --help"
+        if hasattr(args, "prompt") and not any(word.startswith("-") for word in left):
+            hint = f"did you mean --prompt {quoted(' '.join(left))}?"
+        raise UsageError(f"{name} does not take {_words(left)}", hint=hint)
+    code: int = module.run(args)
+    return code
+
+
+def _words(words: list[str]) -> str:
+    return " ".join(map(quoted, words))
+
+
+def _help(words: list[str]) -> int:
+    if words and words[0] in COMMANDS:
+        return _run(words[0], ["--help"])
+    width = max(map(len, COMMANDS))
+    lines = (f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    print(_USAGE.format(commands="\n".join(lines), exit_codes=EXIT_CODES))
+    return 0
 
 
 def _open(words: list[str]) -> int:
@@ -117,4 +141,11 @@ def _open(words: list[str]) -> int:
         near = nearest(words[0], COMMANDS)
         if near:
             parser.error(f"no command or file {clean(words[0])!r}; did you mean `aprtui {near}`?")
-    return open_ui.run(parser.parse_args(words))
+    args, left = parser.parse_known_args(words)
+    if left:
+        from aprtui.model.open import is_model_path
+
+        a_model = len(args.paths) == 1 and is_model_path(args.paths[0])
+        hint = f"aprtui trace {_words(words)}" if a_model else "aprtui --help"
+        raise UsageError(f"opening takes no {_words(left)}", hint=hint)
+    return open_ui.run(args)

@@ -41,22 +41,15 @@ def open_streams() -> Outlet:
     """
     if sys.stdin is None:  # `aprtui ... <&-`
         sys.stdin = open(os.devnull)  # noqa: PTH123, SIM115 - kept until exit
-    outlet = _outlet_of(sys.stdout)
-    sys.stdout, sys.stderr = _text(sys.stdout, outlet), _text(sys.stderr, _outlet_of(sys.stderr))
+    (sys.stdout, outlet), (sys.stderr, _) = map(_lasting, (sys.stdout, sys.stderr))
     return outlet
 
 
-def _outlet_of(stream: TextIO | None) -> Outlet:
-    if stream is None:
-        return Outlet(os.devnull, "w")
-    return Outlet(stream.fileno(), "w", closefd=False)
-
-
-def _text(stream: TextIO | None, outlet: Outlet) -> TextIO:
-    found = isinstance(stream, io.TextIOWrapper)
-    return io.TextIOWrapper(
-        io.BufferedWriter(outlet),
-        stream.encoding if found else "utf-8",
-        errors="replace",
-        line_buffering=found and (stream.line_buffering or stream.write_through),
-    )
+def _lasting(stream: TextIO | None) -> tuple[TextIO, Outlet]:
+    if isinstance(stream, io.TextIOWrapper):
+        outlet = Outlet(stream.fileno(), "w", closefd=False)
+        encoding, lines = stream.encoding, stream.line_buffering or stream.write_through
+    else:
+        outlet, encoding, lines = Outlet(os.devnull, "w"), "utf-8", False
+    buffer = io.BufferedWriter(outlet)
+    return io.TextIOWrapper(buffer, encoding, "replace", line_buffering=lines), outlet
