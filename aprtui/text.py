@@ -8,7 +8,17 @@ import shlex
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["clean", "count", "duration", "nearest", "number", "quoted", "ranges", "size"]
+__all__ = [
+    "beginning",
+    "clean",
+    "count",
+    "duration",
+    "nearest",
+    "number",
+    "quoted",
+    "ranges",
+    "size",
+]
 
 # Cc controls, Cf format (bidi overrides, zero width), Cs surrogates, Co private use, Zl/Zp breaks.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -38,6 +48,14 @@ def _escape(character: str) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def beginning(head: bytes, due: bytes = b"") -> str:
+    """How a file begins, for a message: ``it is empty``, ``it starts with 'PK', not 'GGUF'``."""
+    if not head:
+        return "it is empty"
+    shown = [clean(part.decode("ascii", "backslashreplace")) for part in (head, due)]
+    return f"it starts with '{shown[0]}'" + (f", not '{shown[1]}'" if due else "")
 
 
 def size(byte_count: float) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aprtui.cli import diff_text
+from aprtui.cli.options import add_choice
 from aprtui.cli.output import check_new_file
 from aprtui.compare import saved
 from aprtui.compare.bars import Bars, Override, choose_bars, parse_bar
@@ -36,10 +37,10 @@ from aprtui.compare.pairs import DiffOptions, check_tokens
 from aprtui.engine.stages import parse_layers, parse_stages
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import MAGIC
-from aprtui.formats.perop import PerOpDir
+from aprtui.formats.perop import PerOpDir, is_per_op_side
 from aprtui.formats.tracedir import TraceDir
 from aprtui.model.open import is_model_path
-from aprtui.text import clean, count
+from aprtui.text import clean, count, quoted
 
 if TYPE_CHECKING:
     from aprtui.model.config import ModelConfig
@@ -63,8 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="[STAGES:]METRIC=LIMIT",
         help="override a bar: rel_l2=1e-3, 'ffn_*:rel_l2=5e-2', cosine=0.999; may be repeated",
     )
-    parser.add_argument("--stages", "--stage", default="all", help="stages, with commas between")
-    parser.add_argument("--layers", "--layer", metavar="LAYERS", help="all, 3, 3..6 or 0,3,7")
+    add_choice(parser)
     parser.add_argument("--positions", choices=("all", "last"), default="all")
     parser.add_argument("--ignore-tokens", action="store_true", help="different prompts are fine")
     parser.add_argument(
@@ -101,8 +101,11 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--judge FILE takes no A and B: the saved metrics are judged")
         comparison = judge_again(saved.load(args.judge), overrides)
         is_files = comparison.a.status == "file"
-    elif args.a is None:
-        raise UsageError("two traces or two stage files are needed", hint="aprtui diff A B")
+    elif args.a is None or (args.b is None and not is_per_op_side(args.a / "cpu")):
+        raise UsageError(
+            "two traces are needed: aprtui diff A B",
+            hint="or two stage files, two models, one folder with cpu and gpu in it",
+        )
     else:
         is_files = args.b is not None and args.a.is_file() and args.b.is_file()
         comparison = (_files if is_files else _traces)(args, overrides)
@@ -168,7 +171,7 @@ def _files(args: argparse.Namespace, overrides: tuple[Override, ...]) -> Compari
 
 
 def _refuse_model(path: Path) -> None:
-    """Raise UsageError for a model file: its weights are not what this command compares."""
+    """Raise UsageError for a model file: what stands on the other side is none."""
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -178,8 +181,8 @@ def _refuse_model(path: Path) -> None:
         return
     if path.suffix in (".apr", ".gguf", ".safetensors") or magic in (b"GGUF", b"APR\0"):
         raise UsageError(
-            f"{clean(str(path))}: a model file; diff compares captures",
-            hint=f"aprtui trace {clean(path.name)} makes one",
+            f"{clean(str(path))}: a model file; a model is compared with a model only",
+            hint=f"aprtui trace {quoted(path)} makes a trace",
         )
 
 
@@ -216,7 +219,7 @@ def _open(path: Path) -> TraceDir:
     if isinstance(found, PerOpDir):
         raise UsageError(
             f"{clean(str(path))}: holds two passes, cpu and gpu",
-            hint=f"aprtui diff {clean(path.name)}/cpu {clean(path.name)}/gpu",
+            hint=f"aprtui diff {quoted(path / 'cpu')} {quoted(path / 'gpu')}",
         )
     return found
 
@@ -233,7 +236,7 @@ class _Progress:
         now = time.monotonic()
         if now - self.started > 1 and now - self.shown > 0.2 and sys.stderr.isatty():
             self.shown = now
-            print(f"\r{count(self.values)} values compared", end="", file=sys.stderr, flush=True)
+            print(f"\r{count(self.values, 'value')} compared", end="", file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:
         if self.shown:

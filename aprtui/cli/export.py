@@ -30,12 +30,13 @@ from aprtui.formats.atomic import whole_file
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import StageRecord
 from aprtui.model.config import ModelConfig
-from aprtui.text import clean
+from aprtui.text import clean, count
 
 __all__ = ["configure", "run"]
 
 Float32 = npt.NDArray[np.float32]
 
+_FLAT = ("index",)
 _NO_ROOM = "free space or choose another place with -o"
 
 
@@ -46,6 +47,7 @@ class _Tensor:
     name: str
     values: Float32
     axes: tuple[str, ...]
+    inferred: bool = False  # whether its shape is
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +67,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write, and print what was written."""
+    if str(args.output) == "-":
+        raise UsageError("-o -: an export is written into files, not to stdout", hint="-o FILE")
     config = open_model_config(args.model)
     tensors = [_tensor(record) for path in args.paths for record in _records(path, config)]
+    _tell_shapes(tensors)
     names = [tensor.name for tensor in tensors]
     if len(set(names)) != len(names):
         double = next(name for name in names if names.count(name) > 1)
@@ -98,12 +103,21 @@ def _tensor(record: StageRecord) -> _Tensor:
     values = record.values()
     name = str(record.key).replace("/", ".")
     if record.shape is None or math.prod(record.shape) != values.size:
-        print(f"note: {clean(name)} is written flat: its shape is not known", file=sys.stderr)
-        return _Tensor(name, values, ("index",))
-    if record.shape_source == "inferred":
-        shape = " x ".join(map(str, record.shape))
-        print(f"note: {clean(name)}: shape {shape} is inferred", file=sys.stderr)
-    return _Tensor(name, values.reshape(record.shape), record.axes or ())
+        return _Tensor(name, values, _FLAT)
+    inferred = record.shape_source == "inferred"
+    return _Tensor(name, values.reshape(record.shape), record.axes or (), inferred)
+
+
+def _tell_shapes(tensors: list[_Tensor]) -> None:
+    """A note of the shapes that are inferred, and one of those that are not known."""
+    for found, noun, what in (
+        ([t for t in tensors if t.inferred], "shape", "inferred, not stated"),
+        ([t for t in tensors if t.axes == _FLAT], "stage", "written flat, the shape not known"),
+    ):
+        if found:
+            first = f"{clean(found[0].name)} {' x '.join(map(str, found[0].values.shape))}"
+            more = ", ..." if len(found) > 1 else ""
+            print(f"note: {count(len(found), noun)} {what}: {first}{more}", file=sys.stderr)
 
 
 def _targets(args: argparse.Namespace, tensors: list[_Tensor]) -> list[tuple[Path, list[_Tensor]]]:

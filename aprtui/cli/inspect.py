@@ -15,7 +15,7 @@ from aprtui.formats.perop import PerOpDir
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.model.open import Model, is_model_path, open_model, read_model_file
-from aprtui.text import clean, count, number, size
+from aprtui.text import clean, count, number, ranges, size
 
 __all__ = ["configure", "run"]
 
@@ -73,7 +73,7 @@ def _stage(path: Path, as_json: bool) -> int:
     print(f"{clean(str(path))}: stage file")
     print(f"  {raw[0:4].hex(' ')}  {raw[0:4].decode()}")
     print(f"  {raw[4:8].hex(' ')}  {layer}")
-    print(f"  {raw[8:12].hex(' ')}  {count(header.values)} values")
+    print(f"  {raw[8:12].hex(' ')}  {count(header.values, 'value')}")
     print(f"  size {count(header.file_bytes)} = 12 + 4 x {count(header.values)}")
     print("  " + "  ".join(f"{name} {_shown(value)}" for name, value in stats.items()))
     return 0
@@ -145,7 +145,7 @@ def _print_trace(
     if trace.token_texts:
         print(f"  tokens  {len(trace.token_texts)}: {clean('|'.join(trace.token_texts))}")
     if layers:
-        print(f"  layers  {len(layers)}: {layers[0]} to {layers[-1]}")
+        print(f"  layers  {len(layers)}: {ranges(layers)}")
     print(f"  stages  {', '.join(dict.fromkeys(clean(key.stage) for key in keys))}")
     for key, text in damaged.items():
         print(f"damaged: {key}: {text}")
@@ -241,7 +241,8 @@ def _print_model(file: ModelFile, model: Model | None, why_not: str, *, verified
     if model is not None:
         config = model.config
         print(
-            f"  {config.architecture}: {config.num_layers} layers, hidden {config.hidden_size}, "
+            f"  {config.architecture}: {count(config.num_layers, 'layer')}, "
+            f"hidden {config.hidden_size}, "
             f"heads {config.num_heads}/{config.num_kv_heads} x {config.head_dim}, "
             f"ffn {config.intermediate_size}, vocab {config.vocab_size}, "
             f"rope {config.rope_theta:g} {config.rope_layout}"

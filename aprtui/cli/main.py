@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 
 from aprtui import __version__
-from aprtui.errors import AprtuiError
-from aprtui.text import clean, nearest
+from aprtui.cli.streams import open_streams
+from aprtui.errors import AprtuiError, UsageError
+from aprtui.text import clean, nearest, quoted
 
-__all__ = ["COMMANDS", "entry", "main"]
+__all__ = ["COMMANDS", "EXIT_CODES", "entry", "main"]
 
 # Name -> (module, one line of help). Modules are imported only when their command runs.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -28,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "contract": ("aprtui.cli.contract", "validate the project's contracts and run their tests"),
     "demo": ("aprtui.cli.demo", "make a small model and two traces with a planted bug; open them"),
 }
+
+EXIT_CODES = """\
+Exit codes: 0 fine, 1 a difference, a culprit or something unmeasured, 2 usage, 3 a bad file,
+4 the engine failed or the output cannot be written, 130 stopped."""
 
 _USAGE = """\
 usage: aprtui [--version] [--help] COMMAND ...
@@ -46,7 +51,7 @@ Opens the terminal UI on:
 Commands that need no terminal UI:
 {commands}
 
-Exit codes: 0 fine, 1 a difference, 2 usage, 3 a bad file, 4 the engine failed.
+{exit_codes}
 `aprtui COMMAND --help` tells each command's options."""
 
 
@@ -54,38 +59,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _dispatch(words)
-        sys.stdout.flush()
-        return code
+        return _dispatch(words)
     except AprtuiError as error:
         print(f"aprtui: {clean(str(error), 2000)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("aprtui: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our stdout went away: `aprtui ... | head`
-        _drop_stdout()
-        return 0
-    except (
-        OSError
-    ) as error:  # what reads and writes files says which; this is stdout, or unforeseen
-        _drop_stdout()
-        where = clean(str(error.filename)) if error.filename else "the output"
+    except OSError as error:  # unforeseen: what reads and writes files says which
+        where = clean(str(error.filename)) if error.filename else "a file"
         print(f"aprtui: {where} cannot be read or written: {error.strerror}", file=sys.stderr)
         return 4
 
 
-def _drop_stdout() -> None:
-    """Let what is still buffered go nowhere, so that Python does not fail on it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
 def entry() -> None:
     """The console script."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # closed by the caller: `aprtui ... 2>&-`
-            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: PTH123, SIM115
-    code = main()
+    outlet = open_streams()
+    try:
+        code = main()
+    except SystemExit as ended:  # argparse: --help, or a wrong option
+        code = ended.code if isinstance(ended.code, int) else 0
+    sys.stdout.flush()
+    if outlet.error is not None:
+        print(f"aprtui: stdout cannot be written: {outlet.error.strerror}", file=sys.stderr)
+        code = 4
+    sys.stderr.flush()
     if "torch" in sys.modules:  # everything is written, and torch takes 0.6 s to take itself down
         os._exit(code)
     sys.exit(code)
@@ -93,24 +91,44 @@ def entry() -> None:
 
 def _dispatch(words: list[str]) -> int:
     if words and words[0] in COMMANDS:
-        module = importlib.import_module(COMMANDS[words[0]][0])
-        parser = argparse.ArgumentParser(
-            prog=f"aprtui {words[0]}",
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.configure(parser)
-        code: int = module.run(parser.parse_args(words[1:]))
-        return code
+        return _run(words[0], words[1:])
     if words and words[0] in ("-h", "--help", "help"):
-        width = max(map(len, COMMANDS))
-        lines = (f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
-        print(_USAGE.format(commands="\n".join(lines)))
-        return 0
+        return _help(words[1:])
     if words and words[0] in ("-V", "--version"):
         print(f"aprtui {__version__}")
         return 0
     return _open(words)
+
+
+def _run(name: str, words: list[str]) -> int:
+    module = importlib.import_module(COMMANDS[name][0])
+    parser = argparse.ArgumentParser(
+        prog=f"aprtui {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.configure(parser)
+    args, left = parser.parse_known_args(words)
+    if left:
+        hint = f"aprtui {name} --help"
+        if hasattr(args, "prompt") and not any(word.startswith("-") for word in left):
+            hint = f"did you mean --prompt {quoted(' '.join(left))}?"
+        raise UsageError(f"{name} does not take {_words(left)}", hint=hint)
+    code: int = module.run(args)
+    return code
+
+
+def _words(words: list[str]) -> str:
+    return " ".join(map(quoted, words))
+
+
+def _help(words: list[str]) -> int:
+    if words and words[0] in COMMANDS:
+        return _run(words[0], ["--help"])
+    width = max(map(len, COMMANDS))
+    lines = (f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    print(_USAGE.format(commands="\n".join(lines), exit_codes=EXIT_CODES))
+    return 0
 
 
 def _open(words: list[str]) -> int:
@@ -123,4 +141,11 @@ def _open(words: list[str]) -> int:
         near = nearest(words[0], COMMANDS)
         if near:
             parser.error(f"no command or file {clean(words[0])!r}; did you mean `aprtui {near}`?")
-    return open_ui.run(parser.parse_args(words))
+    args, left = parser.parse_known_args(words)
+    if left:
+        from aprtui.model.open import is_model_path
+
+        a_model = len(args.paths) == 1 and is_model_path(args.paths[0])
+        hint = f"aprtui trace {_words(words)}" if a_model else "aprtui --help"
+        raise UsageError(f"opening takes no {_words(left)}", hint=hint)
+    return open_ui.run(args)

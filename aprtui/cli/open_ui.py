@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from aprtui.errors import UsageError
-from aprtui.text import clean
+from aprtui.text import clean, quoted
 from aprtui.tui.opened import Opened
 
 __all__ = ["configure", "run"]
@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         opened = _opened(paths)
     if not _terminal():
+        for one in opened:
+            _check(one)
         raise UsageError("no terminal to draw on", hint=_instead([o.kind for o in opened], paths))
     # Textual reads these when it is imported; a person's own settings stand.
     os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
@@ -70,6 +72,20 @@ def _opened(paths: list[Path]) -> tuple[Opened, ...]:
     return opened
 
 
+def _check(one: Opened) -> None:
+    """Raise what a screen would say of it."""
+    from aprtui.compare.infer import open_any  # none of these for a mere look
+    from aprtui.formats.aprt import read_header
+    from aprtui.model.open import read_model_file
+
+    if one.kind == "model":
+        read_model_file(one.path)
+    elif one.kind == "stage":
+        read_header(one.path)
+    else:
+        open_any(one.path)
+
+
 def _terminal() -> bool:
     return (
         sys.stdin.isatty()
@@ -80,7 +96,7 @@ def _terminal() -> bool:
 
 def _instead(kinds: list[str], paths: list[Path]) -> str:
     """The command that does without a terminal what was asked for."""
-    names = " ".join(clean(str(path)) for path in paths)
+    names = " ".join(map(quoted, paths))
     if len(paths) == 2:
         return f"aprtui diff {names}"
     if kinds == ["model"]:

@@ -8,7 +8,19 @@ from collections.abc import Sequence
 from aprtui.errors import UsageError
 from aprtui.text import clean
 
-__all__ = ["add_overrides", "add_replay_prompt", "parse_overrides", "parse_tokens"]
+__all__ = ["add_choice", "add_overrides", "add_replay_prompt", "parse_overrides", "parse_tokens"]
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """``--stages`` and ``--layers`` of captures that are looked at."""
+    parser.add_argument(
+        "--stages", "--stage", default="all", metavar="STAGES|all",
+        help="stages, with commas between; 'ffn_*' is all that begin so",
+    )  # fmt: skip
+    parser.add_argument(
+        "--layers", "--layer", metavar="START..END|N|all",
+        help="layers: 3, 0,3,7 or 3..6; END is not included",
+    )  # fmt: skip
 
 
 def add_overrides(parser: argparse._ActionsContainer) -> None:
@@ -23,7 +35,9 @@ def add_replay_prompt(parser: argparse.ArgumentParser) -> None:
     """``--tokens`` or ``--prompt`` of a capture that does not say what it was of."""
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--tokens", metavar="1,2,3", help="the token ids, where B does not say")
-    prompt.add_argument("--prompt", metavar="TEXT", help="the prompt that the tokens came from")
+    prompt.add_argument(
+        "-p", "--prompt", metavar="TEXT", help="the prompt that the tokens came from"
+    )
 
 
 def parse_overrides(texts: Sequence[str], option: str = "--set") -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,19 +29,43 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def print_table(rows: Iterable[Sequence[str]], header: Sequence[str], right: str = "") -> None:
+def print_table(
+    rows: Iterable[Sequence[str]],
+    header: Sequence[str],
+    right: str = "",
+    *,
+    worth: Sequence[str] = (),
+) -> None:
     """Rows under a header, columns as wide as they need; r in ``right`` aligns one to the right.
 
-    ``right="-r"`` leaves the first column to the left and puts the second to the right.
+    ``right="-r"`` leaves the first column to the left and puts the second to the right. With
+    ``worth``, the header's names from the most to the least worth, a terminal that is too narrow
+    for all shows those that fit, and a line names the others.
     """
     table = [list(header), *([clean(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    shown = _fitting(header, widths, worth) if sys.stdout.isatty() and worth else set(header)
     for row in table:
         cells = (
             cell.rjust(width) if right[place : place + 1] == "r" else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            if header[place] in shown
         )
         print("  ".join(cells).rstrip())
+    if left_out := [name for name in header if name not in shown]:
+        print(f"no room for {', '.join(left_out)}: `| less -S` shows them")
+
+
+def _fitting(header: Sequence[str], widths: Sequence[int], worth: Sequence[str]) -> set[str]:
+    """The columns that fit side by side on the terminal, the worthiest first."""
+    room = shutil.get_terminal_size().columns
+    shown: set[str] = set()
+    for name in worth:
+        taken = widths[header.index(name)] + 2 * bool(shown)
+        if taken <= room or not shown:
+            shown.add(name)
+            room -= taken
+    return shown
 
 
 def print_notes(notes: Iterable[str]) -> None:

@@ -14,25 +14,30 @@ from pathlib import Path
 from typing import Any
 
 from aprtui.cli.diff import open_model_config
+from aprtui.cli.options import add_choice
+from aprtui.cli.output import print_table
 from aprtui.compare.diff import finite_json
 from aprtui.compare.infer import open_any, record_of, with_shapes
 from aprtui.compare.statistics import OutlierChannel, Statistics, outlier_channels, statistics
 from aprtui.engine.stages import order_of, parse_layers, parse_stages
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.perop import PerOpDir
-from aprtui.formats.tracedir import StageRecord, TraceDir
+from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
 from aprtui.text import clean, count, number
 
 __all__ = ["configure", "run"]
 
 _CHANNEL_AXES = ("hidden", "ffn")
+_HEADER = ("stage", "shape", "min", "1 %", "median", "99 %", "max", "mean", "std", "rms",
+           "zeros", "denorm", "NaN", "Inf", "outlier channels")  # fmt: skip
+_WORTH = ("stage", "rms", "NaN", "Inf", "min", "max", "shape", "mean", "std", "median", "zeros",
+          "99 %", "1 %", "denorm", "outlier channels")  # fmt: skip
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("path", type=Path, help="a trace directory or a stage file")
-    parser.add_argument("--stages", "--stage", default="all", help="stages, with commas between")
-    parser.add_argument("--layers", "--layer", metavar="LAYERS", help="all, 3, 3..6 or 0,3,7")
+    add_choice(parser)
     parser.add_argument("--model", type=Path, help="the model: tells shapes of foreign folders")
     parser.add_argument("--json", action="store_true")
 
@@ -54,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         found = {"schema": "aprtui-stats-v1", "path": str(args.path), "stages": finite_json(rows)}
         print(json.dumps(found, allow_nan=False, indent=1))
     else:
-        print(_table(rows))
+        _show(rows)
     return 3 if any("error" in row for row in rows) else 0
 
 
@@ -103,36 +108,30 @@ def _statistics_json(found: Statistics, outliers: Iterable[OutlierChannel]) -> d
     }
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    heads = ("stage", "shape", "min", "1 %", "median", "99 %", "max", "mean", "std", "rms",
-             "zeros", "denorm", "NaN", "Inf", "outlier channels")  # fmt: skip
-    lines = [list(heads)]
-    errors = []
-    for row in rows:
-        name = row["stage"] if row["layer"] is None else f"layer-{row['layer']}/{row['stage']}"
-        if "error" in row:
-            errors.append(f"{clean(name)}: {row['error']}")
-            continue
-        shape = "x".join(map(str, row["shape"])) if row["shape"] else count(row["count"])
-        at = row["percentiles"]
-        outliers = row["outlier_channels"][:3]
-        lines.append(
-            [
-                clean(name),
-                shape + ("*" if row["shape_source"] in ("inferred", "layout") else ""),
-                *(number(value) for value in (row["min"], at.get("1", row["min"]))),
-                *(number(value) for value in (at.get("50", row["mean"]), at.get("99", row["max"]))),
-                *(number(row[name]) for name in ("max", "mean", "std", "rms")),
-                *(count(row[name]) for name in ("zeros", "denormals", "nan")),
-                count(row["pos_inf"] + row["neg_inf"]),
-                " ".join(f"{o['channel']} (x{o['ratio']:.0f})" for o in outliers),
-            ]
-        )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    text = "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+def _show(rows: list[dict[str, Any]]) -> None:
+    whole = [row for row in rows if "error" not in row]
+    print_table(map(_cells, whole), _HEADER, worth=_WORTH)
     if any(row["shape_source"] == "inferred" for row in rows):
-        text += "\n* shapes are inferred, not stated"
-    return "\n".join([text, *errors])
+        print("* shapes are inferred, not stated")
+    for row in rows:
+        if "error" in row:
+            print(f"{_name(row)}: {row['error']}")
+
+
+def _name(row: dict[str, Any]) -> str:
+    return str(StageKey(row["layer"], clean(row["stage"])))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    shape = "x".join(map(str, row["shape"])) if row["shape"] else count(row["count"])
+    at = row["percentiles"]
+    return [
+        _name(row),
+        shape + ("*" if row["shape_source"] in ("inferred", "layout") else ""),
+        *(number(value) for value in (row["min"], at.get("1", row["min"]))),
+        *(number(value) for value in (at.get("50", row["mean"]), at.get("99", row["max"]))),
+        *(number(row[name]) for name in ("max", "mean", "std", "rms")),
+        *(count(row[name]) for name in ("zeros", "denormals", "nan")),
+        count(row["pos_inf"] + row["neg_inf"]),
+        " ".join(f"{o['channel']} (x{o['ratio']:.0f})" for o in row["outlier_channels"][:3]),
+    ]

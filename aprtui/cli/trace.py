@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from aprtui.engine.job import DTYPES, TraceJob
 from aprtui.engine.plan import DEFAULT_PROMPT, Plan, check_space, make_plan, make_plans
 from aprtui.errors import AprtuiError, BadFileError, UsageError
 from aprtui.formats.tracedir import MANIFEST
-from aprtui.text import clean, count, duration, size
+from aprtui.text import clean, count, duration, quoted, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress  # imported only where a bar is drawn
@@ -43,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to capture")
     what.add_argument(
         "--save-tensor", "--stages", dest="stages", default="all", metavar="STAGES|all",
-        help="stages to write, with commas between (default: all)",
+        help="stages to write, with commas between; 'ffn_*' is all that begin so (default: all)",
     )  # fmt: skip
     what.add_argument(
         "--save-tensor-layers", "--layers", "--layer", dest="layers", default="all",
@@ -71,8 +72,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _configure_prompt(parser: argparse.ArgumentParser) -> None:
     prompt = parser.add_argument_group("the prompt").add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", help=f"text to run (default: {DEFAULT_PROMPT!r})")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="a file with the text; - is stdin")
+    prompt.add_argument("-p", "--prompt", help=f"text to run (default: {DEFAULT_PROMPT!r})")
+    prompt.add_argument(
+        "--prompt-file", metavar="FILE",
+        help="a file with the text, of which one newline at the end is no part; - is stdin",
+    )  # fmt: skip
     prompt.add_argument("--tokens", metavar="1,2,3", help="token ids instead of text")
     prompt.add_argument(
         "--prompts", metavar="FILE",
@@ -141,10 +145,13 @@ def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
 
 
 def _job(args: argparse.Namespace) -> TraceJob:
+    prompt = args.prompt
+    if args.prompt_file is not None:  # an editor ends it with a newline that nobody meant
+        prompt = re.sub(r"\r?\n\Z", "", _text_of(args.prompt_file))
     return TraceJob(
         model=args.model,
         directory=args.directory,
-        prompt=_text_of(args.prompt_file) if args.prompt_file else args.prompt,
+        prompt=prompt,
         tokens=parse_tokens(args.tokens),
         stages=args.stages,
         layers=args.layers,
@@ -171,7 +178,7 @@ def _text_of(name: str) -> str:
 
 
 def _show_dry_run(plans: Sequence[Plan], args: argparse.Namespace) -> None:
-    events = [plan.event(args.device, "") for plan in plans]
+    events = [plan.event(plan.job.device, "") for plan in plans]
     if args.json or args.events:
         _print_each([event.to_json() for event in events], args)
         return
@@ -196,7 +203,6 @@ def _show_plan(plan: Planned, stream: object = None, place: str = "") -> None:
 
     if place:
         say(place)
-    device = f"{plan.device} ({plan.device_name})" if plan.device_name else plan.device
     texts = "|".join(plan.token_texts)
     say(f"model   {clean(plan.model)}: {plan.architecture}, {count(plan.num_layers, 'layer')}")
     say(f"tokens  {len(plan.tokens):,}: {clean(texts) if texts else plan.tokens[:12]}")
@@ -205,7 +211,7 @@ def _show_plan(plan: Planned, stream: object = None, place: str = "") -> None:
         f"writes  {count(plan.files, 'file')}, {size(plan.write_bytes)}, "
         f"to {clean(plan.directory)} ({size(plan.free_bytes)} free)"
     )
-    say(f"device  {device}, {plan.dtype}")
+    say(f"device  {plan.device} ({plan.device_name or 'not checked'}), {plan.dtype}")
     for note in plan.notes:
         say(f"note    {clean(note, 500)}")
 
@@ -314,10 +320,9 @@ def _show_stopped(plans: Sequence[Plan], done: Sequence[Finished]) -> None:
 
 
 def _show_summary(done: Finished) -> None:
-    where = clean(done.directory)
     print(
-        f"wrote {count(done.files, 'file')}, {size(done.written_bytes)}, to {where} "
-        f"in {duration(done.elapsed_s)}"
+        f"wrote {count(done.files, 'file')}, {size(done.written_bytes)}, "
+        f"to {clean(done.directory)} in {duration(done.elapsed_s)}"
     )
     device = f", {size(done.peak_device_bytes)} on the device" if done.peak_device_bytes else ""
     print(f"peak memory {size(done.peak_memory_bytes)} of its own{device}")
@@ -329,4 +334,4 @@ def _show_summary(done: Finished) -> None:
     if done.nonfinite:
         more = f" and {len(done.nonfinite) - 5} more" if len(done.nonfinite) > 5 else ""
         print(f"NaN or Inf in: {', '.join(done.nonfinite[:5])}{more}")
-    print(f"look at it: aprtui {where}")
+    print(f"look at it: aprtui {quoted(done.directory)}")

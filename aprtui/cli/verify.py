@@ -34,7 +34,7 @@ from aprtui.engine.plan import DEFAULT_PROMPT, check_space, make_plan
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import TraceDir, open_trace
 from aprtui.model.open import Model, open_model
-from aprtui.text import clean, count, duration
+from aprtui.text import clean, count, duration, quoted
 
 if TYPE_CHECKING:
     from aprtui.engine.plan import Plan
@@ -102,7 +102,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what to run (default: every engine that is installed and reads this model)",
     )  # fmt: skip
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", help=f"text to run (default: {DEFAULT_PROMPT!r})")
+    prompt.add_argument("-p", "--prompt", help=f"text to run (default: {DEFAULT_PROMPT!r})")
     prompt.add_argument("--tokens", metavar="1,2,3", help="token ids instead of text")
     parser.add_argument("--device", default="auto", help="for ours and hf (default: auto)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="for ours and hf")
@@ -273,7 +273,7 @@ def _show(engines: tuple[Verified, ...], args: argparse.Namespace) -> None:
             print(f"  unmeasured {item.key}: {clean(item.why, 300)}")
         print_notes((each.trace.manifest or {}).get("notes", ()))
     if args.output is not None:
-        folders = " ".join(clean(shlex.quote(str(each.trace.root))) for each in engines[:2])
+        folders = " ".join(quoted(each.trace.root) for each in engines[:2])
         print(f"\nlook at them: aprtui {folders}")
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from aprtui.engine.job import device_names
 from aprtui.errors import UsageError
-from aprtui.text import clean
 
 __all__ = [
     "Devices",
@@ -48,17 +48,12 @@ def resolve_devices(name: str) -> Devices:
     ``cuda`` is every CUDA device; ``auto`` the same where there is one, then Apple's, then the CPU.
     Raises UsageError for a device that this machine or this build of torch does not have.
     """
-    parts = [part.strip().lower() for part in name.split(",")]
-    if len(parts) == 1 and parts[0] in ("cuda", "auto"):
-        if parts[0] == "cuda" or torch.cuda.is_available():
+    names = device_names(name)
+    if names in (("cuda",), ("auto",)):
+        if names == ("cuda",) or torch.cuda.is_available():
             return Devices(dict(_cuda(index) for index in range(max(1, _cuda_count()))))
-        parts = ["mps" if _has_mps() else "cpu"]
-    found = dict(_resolve(part, name) for part in parts)
-    if len(parts) > 1 and (len(found) < len(parts) or any(d.type != "cuda" for d in found)):
-        raise UsageError(
-            f"--device {clean(name)!r} cannot be used together",
-            hint="several devices are CUDA devices, each once: cuda:0,cuda:1",
-        )
+        names = ("mps" if _has_mps() else "cpu",)
+    found = dict(map(_resolve, names))
     return Devices(found, named=len(found) > 1)
 
 
@@ -68,12 +63,8 @@ def resolve_device(name: str) -> tuple[torch.device, str]:
     return devices.first, devices.titles[devices.first]
 
 
-def _resolve(wanted: str, name: str) -> tuple[torch.device, str]:
-    kind, _, index = wanted.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdecimal()):
-        raise UsageError(
-            f"unknown device {clean(name)!r}", hint="cpu, cuda, cuda:N, cuda:0,cuda:1, mps or auto"
-        )
+def _resolve(name: str) -> tuple[torch.device, str]:
+    kind, _, index = name.partition(":")
     if kind == "cuda":
         return _cuda(int(index or 0))
     if kind == "mps":

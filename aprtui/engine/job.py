@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aprtui.errors import UsageError
+from aprtui.text import clean
 
-__all__ = ["DTYPES", "TraceJob", "default_directory"]
+__all__ = ["DTYPES", "TraceJob", "default_directory", "device_names"]
 
 DTYPES = ("float32", "bfloat16", "float16")
+_DEVICE = re.compile(r"(cpu|mps|cuda)(:\d*)?")
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,24 @@ def default_directory(model: Path, engine: str = "aprtui") -> Path:
     resolved = model.absolute()
     stem = resolved.name if resolved.is_dir() else resolved.stem
     return resolved.parent / (f"{stem}-trace" if engine == "aprtui" else f"{stem}-{engine}-trace")
+
+
+def device_names(text: str) -> tuple[str, ...]:
+    """What ``--device`` names: ``("auto",)``, ``("cuda",)``, ``("cuda:0", "cuda:1")``.
+
+    Only the spelling is checked, not what this machine has. Raises UsageError.
+    """
+    names = tuple(part.strip().lower() for part in text.split(","))
+    if names == ("auto",):
+        return names
+    if not all(map(_DEVICE.fullmatch, names)):
+        raise UsageError(
+            f"unknown device {clean(text)!r}", hint="cpu, cuda, cuda:N, cuda:0,cuda:1, mps or auto"
+        )
+    numbers = {int(name.partition(":")[2] or 0) for name in names if name.startswith("cuda")}
+    if len(names) > 1 and len(numbers) < len(names):
+        raise UsageError(
+            f"--device {clean(text)!r} cannot be used together",
+            hint="several devices are CUDA devices, each once: cuda:0,cuda:1",
+        )
+    return names

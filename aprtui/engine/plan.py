@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aprtui.engine import adapters
 from aprtui.engine.events import Planned
-from aprtui.engine.job import DTYPES, TraceJob, default_directory
+from aprtui.engine.job import DTYPES, TraceJob, default_directory, device_names
 from aprtui.engine.stages import (
     STAGES,
     Absent,
@@ -232,8 +232,9 @@ def _check_choices(job: TraceJob) -> None:
         raise UsageError(f"unknown dtype {clean(job.dtype)!r}", hint=f"one of {', '.join(DTYPES)}")
     if job.logits not in ("last", "all"):
         raise UsageError(f"--logits {clean(job.logits)!r}", hint="last or all")
-    if job.resident and job.device.strip().lower() != "auto":
-        check_resident(job.device.strip().lower())
+    devices = device_names(job.device)
+    if job.resident and devices != ("auto",):
+        check_resident(devices[0])
     if job.resident and job.engine != "aprtui":
         raise UsageError(
             f"--resident is of aprtui's own engine, not of {clean(job.engine)}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import filter as matching
 from typing import NamedTuple
 
 from aprtui.errors import UsageError
@@ -242,26 +243,31 @@ def short_name(stage: str) -> str:
 def parse_stages(text: str) -> tuple[str, ...] | None:
     """The stages that ``text`` names, in order of computation; None means all.
 
-    Names are case-insensitive and separated by commas. Raises UsageError for an empty or an
-    unknown name, with the nearest valid one.
+    Names are case-insensitive and separated by commas; ``ffn_*`` names all that begin so. Raises
+    UsageError for an empty name and for one that names no stage, with what was likely meant.
     """
     names: set[str] = set()
     for part in text.split(","):
         name = part.strip().lower()
         if name == "all":
             return None
-        name = ALIASES.get(name, name)
         if not name:
             raise UsageError("an empty stage name", hint="name stages with commas between, or all")
-        if name not in _BY_NAME:
-            near = nearest(name, [*_BY_NAME, *ALIASES])
-            meant = f"did you mean {near}? " if near else ""
-            raise UsageError(
-                f"unknown stage {clean(part.strip())!r}",
-                hint=f"{meant}valid: {', '.join(_BY_NAME)}",
-            )
-        names.add(name)
+        found = matching(_BY_NAME, ALIASES.get(name, name))
+        if not found:
+            raise UsageError(f"unknown stage {clean(part.strip())!r}", hint=_meant(name))
+        names.update(found)
     return tuple(sorted(names, key=_RANK.__getitem__))
+
+
+def _meant(name: str) -> str:
+    """What a person who typed ``name`` may have meant: a pattern, the nearest stage, or any."""
+    begin_so = [stage for stage in _BY_NAME if stage.startswith(name)]
+    if len(begin_so) > 1:
+        whole = all(stage.startswith(f"{name}_") for stage in begin_so)
+        return f"did you mean '{name}_*'?" if whole else f"did you mean '{name}*'?"
+    near = nearest(name, [*_BY_NAME, *ALIASES])
+    return f"did you mean {near}?" if near else f"valid: {', '.join(_BY_NAME)}"
 
 
 def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
@@ -284,7 +290,8 @@ def _layer_range(part: str, num_layers: int) -> Iterable[int]:
         end = int(last) if dots else start + 1
     except ValueError:
         raise UsageError(
-            f"layers {clean(part)!r} cannot be read", hint="write all, 3, 3..6 or 0,3,7"
+            f"layers {clean(part)!r} cannot be read",
+            hint="write all, 3, 0,3,7 or 3..6: the end of a range is not included",
         ) from None
     if start == end or (dots and end < start):
         raise UsageError(

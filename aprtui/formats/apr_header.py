@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aprtui.errors import BadFileError
 from aprtui.formats.modelfile import HeaderField
+from aprtui.text import beginning
 
 __all__ = [
     "ALIGNMENT",
@@ -166,11 +167,9 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
     for start, what, hint in _FOREIGN:
         if head.startswith(start):
             raise BadFileError(path, f"this is {what}", hint=hint)
-    if not head:
-        raise BadFileError(path, "an empty file, not an .apr model")
     known = (MAGIC, LEGACY_MAGIC)
-    if not any(magic.startswith(head[:4]) for magic in known):
-        raise BadFileError(path, f"not an .apr file: it starts with {head[:4]!r}, not {MAGIC!r}")
+    if not head or not any(magic.startswith(head[:4]) for magic in known):
+        raise BadFileError(path, f"not an .apr file: {beginning(head[:4], MAGIC)}")
 
 
 def _refuse_flags(path: Path, flags: int) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.atomic import whole_file
+from aprtui.text import beginning
 
 __all__ = [
     "HEADER_BYTES",
@@ -74,14 +75,14 @@ def read_header(path: Path) -> StageHeader:
             found = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    if not head or not MAGIC.startswith(head[:4]):
+        raise BadFileError(path, f"not a stage file: {beginning(head[:4], MAGIC)}")
     if len(head) < HEADER_BYTES:
         raise BadFileError(
             path,
             f"a stage file starts with {HEADER_BYTES} bytes of header, this one has {len(head)}",
         )
-    magic, layer, values = _HEADER.unpack(head)
-    if magic != MAGIC:
-        raise BadFileError(path, f"not a stage file: it starts with {magic!r}, not {MAGIC!r}")
+    _, layer, values = _HEADER.unpack(head)
     header = StageHeader(None if layer == WHOLE_MODEL else layer, values)
     if found != header.file_bytes:
         what = "is cut short" if found < header.file_bytes else "has trailing bytes"

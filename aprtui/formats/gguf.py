@@ -24,7 +24,7 @@ import numpy as np
 from aprtui.errors import BadFileError
 from aprtui.formats.blocks import BY_GGML_CODE, stored_bytes
 from aprtui.formats.modelfile import HeaderField, ModelFile, TensorEntry
-from aprtui.text import clean
+from aprtui.text import beginning, clean
 
 __all__ = ["StringArray", "read_gguf"]
 
@@ -280,7 +280,7 @@ def _read_part(path: Path) -> _Part:
 
 def _check_start(path: Path, head: bytes) -> None:
     if head[:4] != MAGIC:
-        raise BadFileError(path, f"not a GGUF file: it starts with {head[:4]!r}, not {MAGIC!r}")
+        raise BadFileError(path, f"not a GGUF file: {beginning(head[:4], MAGIC)}")
     if len(head) < _HEADER_BYTES:
         raise BadFileError(
             path, f"cut short: a GGUF header has {_HEADER_BYTES} bytes, this file {len(head)}"

@@ -29,8 +29,8 @@ class PerOpDir:
 
 
 def is_per_op_side(path: Path) -> bool:
-    """Whether ``path`` holds one folder a position."""
-    return path.is_dir() and bool(_position_folders(path))
+    """Whether ``path`` holds one folder a position. Raises BadFileError."""
+    return bool(_position_folders(path))
 
 
 def open_per_op(root: Path) -> PerOpDir | None:
@@ -80,6 +80,8 @@ def without_padding(trace: TraceDir, widths: dict[StageKey, int], because: str) 
 
 def _position_folders(root: Path) -> dict[int, Path]:
     try:
+        if not root.is_dir():
+            return {}
         return {
             int(match[1]): entry
             for entry in root.iterdir()

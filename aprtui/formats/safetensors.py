@@ -155,6 +155,8 @@ def _read_file(path: Path) -> tuple[dict[str, TensorEntry], bytes, int]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                raise BadFileError(path, "not a .safetensors file: it is empty")
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise BadFileError(

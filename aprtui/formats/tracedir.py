@@ -140,7 +140,7 @@ def list_stage_files(root: Path) -> dict[StageKey, os.stat_result]:
         # Beside stage files, a file in their place is a damaged one; alone it is no trace's.
         return found | strangers if found or (root / MANIFEST).is_file() else {}
     except OSError as error:
-        raise BadFileError(root, f"cannot be read: {error.strerror}") from error
+        raise BadFileError(error.filename or root, f"cannot be read: {error.strerror}") from error
 
 
 def open_trace(root: Path) -> TraceDir:

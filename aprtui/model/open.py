@@ -15,6 +15,7 @@ from aprtui.formats.apr import fits, read_apr, reversed_entry
 from aprtui.formats.gguf import read_gguf
 from aprtui.formats.modelfile import ModelFile, TensorEntry, tensor_bytes
 from aprtui.formats.safetensors import read_safetensors
+from aprtui.formats.tracedir import list_stage_files
 from aprtui.model.config import ModelConfig
 from aprtui.model.families import architecture_of, read_config
 from aprtui.model.roles import Role, RoleTable, assign_roles
@@ -28,7 +29,7 @@ from aprtui.model.tokenizer import (
     spec_from_gguf,
     vocabulary_of,
 )
-from aprtui.text import clean
+from aprtui.text import beginning, clean, quoted
 
 __all__ = [
     "Matrix",
@@ -102,9 +103,15 @@ class Model:
 
 
 def is_model_path(path: Path) -> bool:
-    """Whether ``path`` looks like a model: by its ending, or a folder with a config or weights."""
-    if path.is_dir():
-        return (path / "config.json").is_file() or any(path.glob("*.safetensors"))
+    """Whether ``path`` looks like a model: by its ending, or a folder with a config or weights.
+
+    Raises BadFileError for a folder that cannot be read.
+    """
+    try:
+        if path.is_dir():
+            return (path / "config.json").is_file() or any(path.glob("*.safetensors"))
+    except OSError as error:
+        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
     return path.suffix.lower() in (".apr", ".gguf", ".safetensors")
 
 
@@ -114,6 +121,8 @@ def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
     ``verify`` reads the whole file to compare its checksum, where the format has one.
     """
     if path.is_dir():
+        if not is_model_path(path) and list_stage_files(path):
+            raise BadFileError(path, "a trace, not a model", hint=f"aprtui {quoted(path)} opens it")
         return read_safetensors(path)
     try:
         with path.open("rb") as file:
@@ -127,10 +136,12 @@ def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if magic == b"APRT":
-        raise BadFileError(path, "a stage file, not a model", hint=f"aprtui {clean(str(path))}")
+        raise BadFileError(
+            path, "a stage file, not a model", hint=f"aprtui {quoted(path)} opens it"
+        )
     raise BadFileError(
         path,
-        f"not a model file: it starts with {magic!r}",
+        f"not a model file: {beginning(magic)}",
         hint=".apr, .gguf and .safetensors files can be opened",
     )
 

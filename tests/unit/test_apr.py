@@ -153,7 +153,7 @@ def test_a_float16_files_tied_head_is_a_placeholder() -> None:
         (b"GGUF" + bytes(60), "GGUF"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs"),
         (b"PK\3\4" + bytes(60), "not an .apr file"),
-        (b"", "empty file"),
+        (b"", "not an .apr file: it is empty"),
         (b"APR\0\2", "64 bytes of header, this one has 5"),
     ],
 )

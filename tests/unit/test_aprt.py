@@ -55,7 +55,9 @@ def test_truncation_at_any_byte_is_told(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(BadFileError, match=r"12 bytes of header|cut short: 32 bytes promised"):
+        with pytest.raises(
+            BadFileError, match=r"empty|12 bytes of header|cut short: 32 bytes promised"
+        ):
             read_header(path)
 
 
@@ -66,7 +68,8 @@ def test_each_damage_has_its_own_words(tmp_path: Path) -> None:
     for raw, words in (
         (whole + b"x", "trailing bytes: 32 bytes promised by its header, 33 there"),
         (b"APRX" + whole[4:], "not a stage file"),
-        (b"", "this one has 0"),
+        (b"", "it is empty"),
+        (whole[:4], "this one has 4"),
     ):
         path.write_bytes(raw)
         with pytest.raises(BadFileError, match=words):

@@ -186,12 +186,13 @@ def test_bad_input_gets_one_line_and_its_exit_code(capsys: Capsys, tmp_path: Pat
     folder.mkdir()
     for words, expected, said in (
         ((good, short), 3, "cut short"),
-        ((good, model), 2, "a model file"),
+        ((good, model), 2, f"aprtui trace {model} makes a trace"),
         ((good, folder), 2, "one side is a file"),
         ((folder, folder), 3, "holds no trace"),
         ((good, tmp_path / "none"), 2, "one side is a file"),
         ((tmp_path / "none", tmp_path / "none"), 3, "cannot be read"),
-        ((), 2, "two traces or two stage files"),
+        ((), 2, "two traces are needed: aprtui diff A B"),
+        ((folder,), 2, "two traces are needed: aprtui diff A B"),
         ((good, good, "--bar", "cosine"), 2, "--bar"),
         (("--judge", good), 3, "not JSON"),
     ):

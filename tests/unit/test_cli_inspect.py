@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,10 +94,41 @@ def test_a_foreign_trace_and_a_damaged_file_in_it(
     assert code == 0
     assert "foreign, 71 files" in text
     assert "shapes inferred: 12 tokens, hidden 256, heads 8/2 x 32" in text
+    assert "layers  4: 0-3\n" in text
     (root / "layer-2" / "ffn_up.bin").write_bytes(b"APRT")
     code, text, _ = inspect(capsys, root)
     assert code == 3
     assert "damaged: layer-2/ffn_up" in text
+    shutil.rmtree(root / "layer-1")
+    assert "layers  3: 0, 2-3\n" in inspect(capsys, root)[1]
+
+
+@pytest.mark.parametrize("unreadable", ["t", "t/layer-2"])
+def test_a_folder_that_cannot_be_read_is_named(
+    unreadable: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As the system refuses it: the tests may run as root, whom nothing is refused."""
+    root, refused = tmp_path / "t", tmp_path / unreadable
+    shutil.copytree(SMALL / "captures" / "qwen2-q4_k_m" / "float64", root)
+    scandir, stat = os.scandir, Path.stat
+
+    def refusing_scandir(path: Any) -> Any:
+        if Path(path) == refused:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    def refusing_stat(self: Path, **options: Any) -> os.stat_result:
+        if self.parent == refused:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return stat(self, **options)
+
+    monkeypatch.setattr(os, "scandir", refusing_scandir)
+    monkeypatch.setattr(Path, "stat", refusing_stat)
+    code, _, error = inspect(capsys, root)
+    assert (code, error) == (3, f"aprtui: {refused}: cannot be read: Permission denied\n")
 
 
 def test_what_is_nothing_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

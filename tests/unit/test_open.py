@@ -163,7 +163,7 @@ def test_llama3_scaling_as_text_is_what_a_config_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "starts with b''"),
+        (b"", "it is empty"),
         (b"PK\x03\x04zip", "not a model file"),
         (b"APRT" + bytes(8), "stage"),
     ],

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aprtui.cli.main import COMMANDS
+import pytest
+
+from aprtui.cli.main import COMMANDS, EXIT_CODES, main
+from aprtui.engine.adapters import available
 from aprtui.tui.keys import markdown
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
@@ -24,3 +27,13 @@ def test_every_picture_is_there() -> None:
     pictures = [line.split("](")[1].rstrip(")") for line in README.splitlines() if line[:2] == "!["]
     assert pictures
     assert all((root / picture).is_file() for picture in pictures)
+
+
+def test_exit_codes_are_those_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert EXIT_CODES in capsys.readouterr().out
+    assert " ".join(EXIT_CODES.split()) in " ".join(README.split())
+
+
+def test_engines_are_installed_by_the_words_of_the_hints() -> None:
+    assert all(engine.how_to_install in README for engine in available())

@@ -1,0 +1,55 @@
+"""stdout and stderr that lose what cannot be written, so that a command ends as it would have."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+__all__ = ["Outlet", "open_streams"]
+
+
+class Outlet(io.FileIO):
+    """A file that is written until a write fails, and then takes everything and keeps nothing."""
+
+    _failed: OSError | None = None
+
+    def write(self, raw: ReadableBuffer, /) -> int:
+        if self._failed is None:
+            try:
+                return super().write(raw)
+            except OSError as error:
+                self._failed = error
+        return memoryview(raw).nbytes
+
+    @property
+    def error(self) -> OSError | None:
+        """Why not all was written. A reader that went away has read what it wanted: no error."""
+        gone = self._failed is not None and self._failed.errno == errno.EPIPE
+        return None if gone else self._failed
+
+
+def open_streams() -> Outlet:
+    """Put streams that never raise in the place of sys.stdout and sys.stderr; stdout's outlet.
+
+    One that the caller closed goes nowhere; a character that the encoding lacks becomes ``?``.
+    """
+    if sys.stdin is None:  # `aprtui ... <&-`
+        sys.stdin = open(os.devnull)  # noqa: PTH123, SIM115 - kept until exit
+    (sys.stdout, outlet), (sys.stderr, _) = map(_lasting, (sys.stdout, sys.stderr))
+    return outlet
+
+
+def _lasting(stream: TextIO | None) -> tuple[TextIO, Outlet]:
+    if isinstance(stream, io.TextIOWrapper):
+        outlet = Outlet(stream.fileno(), "w", closefd=False)
+        encoding, lines = stream.encoding, stream.line_buffering or stream.write_through
+    else:
+        outlet, encoding, lines = Outlet(os.devnull, "w"), "utf-8", False
+    buffer = io.BufferedWriter(outlet)
+    return io.TextIOWrapper(buffer, encoding, "replace", line_buffering=lines), outlet
