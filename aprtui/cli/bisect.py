@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aprtui.cli.options import (
+    add_choice,
     add_overrides,
     add_replay_prompt,
     parse_overrides,
@@ -76,10 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--bar", dest="bars", action="append", default=[], metavar="[STAGES:]METRIC=LIMIT",
         help="another bar for the local error, as rel_l2=1e-4 or 'ffn_*:rel_l2=1e-3'",
     )  # fmt: skip
-    parser.add_argument("--stages", default="all", metavar="STAGES|all", help="stages to replay")
-    parser.add_argument(
-        "--layers", "--layer", default="all", metavar="START..END|N|all", help="layers to replay"
-    )
+    add_choice(parser)
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     parser.add_argument(
         "--events", action="store_true", help="progress, then the result, as JSON lines on stdout"
@@ -104,7 +102,9 @@ def _run(args: argparse.Namespace) -> int:
     model = open_model(path, parse_overrides(args.overrides))
     options = Options(
         parse_stages(args.stages),
-        None if args.layers == "all" else parse_layers(args.layers, model.config.num_layers),
+        None
+        if args.layers in (None, "all")
+        else parse_layers(args.layers, model.config.num_layers),
         tuple(parse_bar(text) for text in args.bars),
     )
     with _progress(args) as tell:

@@ -27,7 +27,7 @@ from aprtui.formats.tracedir import (
     open_trace,
 )
 from aprtui.model.config import ModelConfig
-from aprtui.text import clean, count
+from aprtui.text import clean, count, ranges
 
 __all__ = ["open_any", "open_pair", "record_in_trace", "record_of", "with_shapes"]
 
@@ -133,12 +133,12 @@ def _from_model(
             wrong.setdefault(key.stage, []).append(record)
         else:
             shaped[key] = fitted
-    notes = [f"shapes from the model: {count(tokens)} tokens"] if votes else []
+    notes = [f"shapes from the model: {count(tokens, 'token')}"] if votes else []
     if only_last:
         notes.append("only the experts' stages are there: each holds the last position")
     for stage, found in wrong.items():
-        layers = ", ".join(str(r.key.layer) for r in found if r.key.layer is not None)
-        where = f" (layers {layers})" if layers else ""
+        layers = [record.key.layer for record in found if record.key.layer is not None]
+        where = f" (layer{'s' * (len(layers) > 1)} {ranges(layers)})" if layers else ""
         notes.append(
             f"{clean(stage)}{where} contradicts the model: {_expectation(found[0], config, tokens)}"
             "; shown flat"
