@@ -1,4 +1,4 @@
-"""The command palette: every key's action by name, and a place to go to in the Values pane."""
+"""The command palette: every key's action by name, and a place to go to among values."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from functools import partial
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
+from aprtui.text import clean
 from aprtui.tui.keys import Key, keys_at, shown
 
 __all__ = ["KeyCommands"]
 
-_PLACE = re.compile(r":?\d+(,\d+){0,2}")
+_PLACE = re.compile(r":?[-\d][-\d,]*")  # the screen says what is wrong with one
 
 
 class KeyCommands(Provider):
@@ -20,7 +21,7 @@ class KeyCommands(Provider):
     def _keys(self) -> list[Key]:
         places = getattr(self.screen, "active_places", lambda: ())()
         keys = (*keys_at(*places), *keys_at("anywhere"))  # what is special here first
-        return [key for key in keys if key.id != "palette"]
+        return [key for key in keys if "command_palette" not in key.action]
 
     def _label(self, key: Key) -> str:
         return f"{key.description}  ({shown(key.keys[0])})"
@@ -33,7 +34,7 @@ class KeyCommands(Provider):
         go = getattr(self.screen, "jump", None)
         if go is not None and _PLACE.fullmatch(query.replace(" ", "")):
             place = query.replace(" ", "")
-            yield Hit(2.0, f"go to {place}", partial(go, place))
+            yield Hit(2.0, f"go to {clean(place, 40)}", partial(go, place))
         matcher = self.matcher(query)
         for key in self._keys():
             score = matcher.match(self._label(key))

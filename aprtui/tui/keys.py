@@ -47,8 +47,7 @@ PLACES: dict[str, str] = {
 
 KEYS: tuple[Key, ...] = (
     Key("help", ("?",), "help", "anywhere", "help", "help, with search"),
-    Key("palette", (":", "ctrl+p"), "command_palette", "anywhere", "",
-        "command palette; 4,301 goes to position 4, channel 301"),
+    Key("palette", (":", "ctrl+p"), "command_palette", "anywhere", "", "command palette"),
     Key("back", ("q", "escape"), "back", "anywhere", "back", "back; at the top q quits"),
     Key("quit", ("ctrl+q",), "leave", "anywhere", "", "quit from anywhere"),
     Key("next-mode", ("]",), "cycle_mode(1)", "anywhere", "", "next of Model, Trace, Browse, Diff"),
@@ -89,6 +88,8 @@ KEYS: tuple[Key, ...] = (
 
     Key("maximum", ("m",), "maximum", "values", "max", "to the largest |x|"),
     Key("next-nonfinite", ("i",), "next_nonfinite", "values", "NaN", "to the next NaN or Inf"),
+    Key("values-go", (":",), "app.command_palette", "values", "go to",
+        "4,301 goes to position 4, channel 301"),
 
     Key("range", ("c",), "range", "histogram", "range", "range: clipped, symmetric-log, full"),
     Key("counts", ("L",), "counts", "histogram", "log", "counts: logarithmic or linear"),
@@ -172,6 +173,8 @@ KEYS: tuple[Key, ...] = (
     Key("pair-zoom", ("z",), "zoom", "pair", "zoom", "the half with the cursor alone, and back"),
     Key("pair-range", ("c",), "range", "pair", "range", "histograms: the middle, or all values"),
     Key("pair-counts", ("L",), "counts", "pair", "", "counts: logarithmic or linear"),
+    Key("pair-go", (":",), "app.command_palette", "pair", "go to",
+        "4,301 goes to position 4, channel 301 in A, B and d"),
     Key("pair-copy", ("y",), "copy_value", "pair", "", "copy both values under the cursor"),
     Key("pair-copy-path", ("Y",), "copy_path", "pair", "", "copy the path of B's file"),
     Key("pair-export", ("e",), "export", "pair", "", "write A, B and d to a .npz file"),

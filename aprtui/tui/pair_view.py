@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +98,9 @@ def view_of(pair: Pair, result: PairResult, bins: int, span: str, cancelled: Hoo
         rows = np.asarray(b.values).reshape(b.rows, b.columns)
         b = StageTable(np.ascontiguousarray(pair.reorder(rows)).reshape(-1), b.rows, b.columns,
                        b.axes, b.shape, b.folded, b.texts)  # fmt: skip
+    if a.values.size == b.values.size and (a.rows, a.columns) != (b.rows, b.columns):
+        known = b if a.folded else a  # the other states no shape
+        a, b = (replace(known, values=side.values) for side in (a, b))
     edges = shared_span(a, b, span, cancelled)
     left, right = (histogram(side.values, bins, edges, cancelled=cancelled) for side in (a, b))
     distances = _Distances(a, b, bins, result.metrics.max_abs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageRecord
 from aprtui.text import clean
 
@@ -57,6 +58,25 @@ class StageTable:
             return str(index)
         place = np.unravel_index(index, self.shape)
         return "(" + ", ".join(str(int(part)) for part in place) + ")"
+
+    def index_of(self, text: str) -> int:
+        """The value at ``4,301``, ``head,query,key`` or one index, as a person writes a place.
+
+        Raises UsageError where there is none.
+        """
+        shown = clean(text, 40)
+        try:
+            numbers = [int(part) for part in text.lstrip(":").split(",")]
+        except ValueError:
+            raise UsageError(f"write position,channel, not {shown!r}") from None
+        size, shape = self.values.size, self.shape
+        extents = {2: (self.rows, self.columns), len(shape): shape, 1: (size,)}.get(len(numbers))
+        if extents and all(0 <= n < extent for n, extent in zip(numbers, extents, strict=True)):
+            index = int(np.ravel_multi_index(numbers, extents))
+            if index < size:
+                return index
+        there = f"0..{size - 1}" if len(numbers) == 1 else " x ".join(map(str, shape))
+        raise UsageError(f"{shown} is outside {there}")
 
     def cell(self, row: int, column: int) -> float | None:
         """The value there; None past the end of a short last row."""

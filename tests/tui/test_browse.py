@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aprtui.errors import UsageError
 from aprtui.formats.aprt import write_stage
-from aprtui.formats.tracedir import open_trace
+from aprtui.formats.tracedir import StageKey, open_trace
 from aprtui.tui.messages import Surveyed
 from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.measuring import look_at, stated
+from aprtui.tui.stage_table import table_of
 from aprtui.tui.widgets.lines import whole_fields
 from tests.support import FIXTURES, needs_fixtures
 from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle, small_trace
@@ -82,6 +84,14 @@ async def test_values_jump_to_a_place_the_maximum_and_a_nan(tmp_path: Path) -> N
         browse.jump("9,3")
         await settle(pilot)
         assert "9,3 is outside 3 x 8" in frame(pilot)
+
+
+def test_a_place_past_the_end_of_a_short_last_row_is_none(tmp_path: Path) -> None:
+    trace = open_trace(small_trace(tmp_path, manifest=False))
+    table = table_of(trace.records[StageKey(0, "attn_norm")])
+    assert (table.rows, table.columns, table.index_of("2,3")) == (3, 10, 23)
+    with pytest.raises(UsageError, match="2,4 is outside 24"):
+        table.index_of("2,4")
 
 
 async def test_the_palette_goes_to_a_position_and_channel(tmp_path: Path) -> None:

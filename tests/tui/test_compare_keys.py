@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from aprtui.compare.bars import Bars
 from aprtui.compare.pairs import PairResult, compare_pair, pair_up
@@ -23,7 +24,7 @@ from aprtui.tui.screens.models import ModelsScreen
 from aprtui.tui.screens.pair import PairScreen
 from aprtui.tui.stage_filter import matcher
 from tests.support import SMALL
-from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle, small_trace
+from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle, small_trace, until
 from tests.tui.test_compare_frames import RESULT, two
 
 FLOAT64 = SMALL / "captures" / "qwen2-q4_k_m" / "float64"
@@ -274,6 +275,72 @@ async def test_the_keys_of_the_pair() -> None:
         assert "wrote" in await press(pilot, "e", "enter")
     with np.load("layer-3-ffn_gate.npz") as kept:
         assert np.array_equal(kept["d"], kept["b"] - kept["a"]) and kept["a"].shape == (12, 512)
+
+
+def cells_of(pair: PairScreen) -> set[tuple[int, int]]:
+    return {(grid.row, grid.column) for grid in pair.grids.values()}
+
+
+@pytest.mark.parametrize("size", [NARROW, WIDE])
+async def test_a_place_by_number_moves_a_b_and_d(size: tuple[int, int]) -> None:
+    async with opened(FLOAT64, BAD_BLOCK, size=size) as pilot:
+        the_diff(pilot).select(StageKey(3, "ffn_gate"))
+        await press(pilot, "enter", "colon", *"7,301")
+        await until(pilot, "go to 7,301")
+        await press(pilot, "enter")
+        pair = screen(pilot)
+        assert isinstance(pair, PairScreen)
+        assert cells_of(pair) == {(7, 301)} and pair.focused is pair.grids["a"]
+        await press(pilot, "tab", "l", "y")
+        assert "(7, 302) A " in Path("cache/aprtui/clipboard").read_text()
+        pair.jump(":0,0")
+        assert cells_of(pair) == {(0, 0)} and pair.focused is pair.grids["b"]
+        pair.jump("513")
+        assert cells_of(pair) == {(1, 1)}
+        pair.worst.focus()
+        assert "301 " not in await press(pilot, "z")
+        pair.jump("11,511")
+        await settle(pilot)
+        assert cells_of(pair) == {(11, 511)} and pair.query_one("#below").display
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("12,0", "12,0 is outside 12 x 512"),
+        ("-1,3", "-1,3 is outside 12 x 512"),
+        (":0,512", ":0,512 is outside 12 x 512"),
+        ("6144", "6144 is outside 0..6143"),
+        ("1,2,3", "1,2,3 is outside 12 x 512"),
+        ("1,,3", "write position,channel, not '1,,3'"),
+        ("-", "write position,channel, not '-'"),
+        ("9" * 5000, "write position,channel, not '999"),
+    ],
+)
+async def test_a_place_that_is_not_there_says_why(place: str, why: str) -> None:
+    async with opened(FLOAT64, BAD_BLOCK) as pilot:
+        the_diff(pilot).select(StageKey(3, "ffn_gate"))
+        await press(pilot, "enter", "tab")
+        pair = screen(pilot)
+        assert isinstance(pair, PairScreen)
+        before = cells_of(pair)
+        await press(pilot, "colon")
+        pilot.app.screen.query_one(Input).value = place
+        await until(pilot, "go to ")
+        assert why in await press(pilot, "enter")
+        assert cells_of(pair) == before
+
+
+async def test_a_pair_that_cannot_be_read_has_no_place_to_go_to() -> None:
+    a, b = two()
+    async with opened(a, b) as pilot:
+        (b / "layer-2" / "attn_norm.bin").unlink()
+        await press(pilot, "enter")
+        pair = screen(pilot)
+        assert isinstance(pair, PairScreen) and pair.state == "error"
+        pair.jump("0,0")
+        await settle(pilot)
+        assert "no values to go to" in frame(pilot)
 
 
 # -- local error -----------------------------------------------------------------------------------

@@ -58,7 +58,9 @@ def test_no_key_means_two_things_in_one_place(place: str) -> None:
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.id)
 def test_every_action_is_there(key) -> None:  # type: ignore[no-untyped-def]
     name = key.action.partition("(")[0]
-    for owner in OWNERS[key.where]:
+    owners = (AprtuiApp,) if name.startswith("app.") else OWNERS[key.where]
+    name = name.removeprefix("app.")
+    for owner in owners:
         assert hasattr(owner, f"action_{name}"), f"{owner.__name__} has no action_{name}"
 
 
@@ -68,7 +70,7 @@ def test_no_key_that_tmux_or_a_terminal_takes_is_the_only_way() -> None:
 
 
 def test_bindings_carry_ids_so_that_a_config_can_remap_them() -> None:
-    assert [b.id for b in bindings("values")] == ["maximum", "next-nonfinite"]
+    assert [b.id for b in bindings("values")] == ["maximum", "next-nonfinite", "values-go"]
 
 
 def test_the_readme_table_names_every_key() -> None:

@@ -15,8 +15,8 @@ from aprtui.compare.logits import top_logits
 from aprtui.compare.metrics import Cancelled
 from aprtui.compare.pairs import compare_pair, pair_up
 from aprtui.formats.aprt import write_stage
-from aprtui.formats.tracedir import SCHEMA, StageKey, open_trace, write_manifest
-from aprtui.tui.pair_view import DECADES, PairView, view_of
+from aprtui.formats.tracedir import MANIFEST, SCHEMA, StageKey, open_trace, write_manifest
+from aprtui.tui.pair_view import DECADES, Difference, PairView, view_of
 from aprtui.tui.widgets.bars import profile
 from aprtui.tui.widgets.drift_chart import Drift, DriftChart
 
@@ -75,6 +75,19 @@ def test_an_outlier_lies_outside_the_clipped_axis_and_inside_the_full_one(tmp_pa
     assert a.edges == b.edges and a.edges[-1] < 20.0
     a, b, _ = full.histograms
     assert a.below + a.above + b.below + b.above == 0 and a.edges[-1] == 900.0
+
+
+@pytest.mark.parametrize("stated", ["a", "b"])
+def test_a_side_that_states_no_shape_is_laid_out_as_the_other(tmp_path: Path, stated: str) -> None:
+    whole, _ = _view(tmp_path)
+    for side in {"a", "b"} - {stated}:
+        (tmp_path / side / MANIFEST).unlink()
+    pair = pair_up(open_trace(tmp_path / "a"), open_trace(tmp_path / "b"))[0]
+    view = view_of(pair, compare_pair(pair, Bars(0.1, 0.4, "a test")), 32, "full", lambda: False)
+    assert (view.a.shape, view.b.shape) == (SHAPE, SHAPE)
+    at = 2, 1001
+    assert Difference(view.a, view.b).cell(*at) == Difference(whole.a, whole.b).cell(*at)
+    assert view.worst == whole.worst and view.profiles == whole.profiles
 
 
 def test_counting_ends_when_it_is_cancelled(tmp_path: Path) -> None:

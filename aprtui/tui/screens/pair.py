@@ -16,7 +16,7 @@ from textual.worker import get_current_worker
 
 from aprtui.compare.metrics import Cancelled
 from aprtui.compare.pairs import FAILED, Pair, PairResult
-from aprtui.errors import AprtuiError
+from aprtui.errors import AprtuiError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, number
 from aprtui.tui.bisected import Finding
@@ -159,14 +159,33 @@ class PairScreen(BaseScreen):
         rows = self.worst.rows
         if rows:
             entry = rows[self.worst.cursor]
-            for grid in self.grids.values():
-                grid.move_to(entry.row, entry.column, tell=False)
+            self._go(entry.row, entry.column)
 
     @on(ValueGrid.Moved)
     def _together(self, event: ValueGrid.Moved) -> None:
+        self._go(event.row, event.column)
+
+    def _go(self, row: int, column: int) -> None:
+        """Put A, B and d on one cell."""
         for grid in self.grids.values():
-            if grid is not event.grid:
-                grid.move_to(event.row, event.column, tell=False)
+            grid.move_to(row, column, tell=False)
+
+    def jump(self, text: str) -> None:
+        """To ``pos,channel`` in A, B and d; what the palette does with numbers."""
+        view = self.worst.view if self.state == "full" else None
+        if view is None:
+            self.say("no values to go to")
+            return
+        try:
+            place = divmod(view.a.index_of(text), view.a.columns)
+        except UsageError as error:
+            self.say(error.message)
+            return
+        if not self.query_one("#below").display:
+            self.action_zoom()
+        self._go(*place)
+        if self.focused not in self.grids.values():
+            self.grids["a"].focus()
 
     # Keys.
 

@@ -8,6 +8,7 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Static
 
+from aprtui.errors import UsageError
 from aprtui.text import count
 from aprtui.tui.stage_table import StageTable
 from aprtui.tui.widgets.value_grid import ValueGrid
@@ -72,32 +73,15 @@ class ValuesPane(Vertical):
         )  # fmt: skip
 
     def jump(self, text: str) -> str:
-        """Go to ``pos,channel``, ``head,query,key`` or one index; why not, when it cannot."""
-        table = self.table
-        if table is None:
+        """Go to the place that ``text`` names; why not, when it cannot."""
+        if self.table is None:
             return "no values to go to"
         try:
-            numbers = [int(part) for part in text.lstrip(":").split(",")]
-        except ValueError:
-            return f"write position,channel, not {text!r}"
-        extents = (table.rows, table.columns)
-        if len(numbers) == 1:
-            index = numbers[0]
-            if not 0 <= index < table.values.size:
-                return f"{index} is outside 0..{table.values.size - 1}"
-        elif len(numbers) == len(table.shape) and _inside(numbers, table.shape):
-            index = int(np.ravel_multi_index(numbers, table.shape))
-        elif len(numbers) == 2 and _inside(numbers, extents):
-            index = numbers[0] * table.columns + numbers[1]
-        else:
-            return f"{text} is outside {' x '.join(map(str, table.shape))}"
-        self.go(index)
+            self.go(self.table.index_of(text))
+        except UsageError as error:
+            return error.message
         return ""
 
     def go(self, index: int) -> None:
         if self.table is not None:
             self.grid.move_to(*divmod(index, self.table.columns))
-
-
-def _inside(numbers: list[int], extents: tuple[int, ...]) -> bool:
-    return all(0 <= number < extent for number, extent in zip(numbers, extents, strict=True))
