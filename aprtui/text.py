@@ -30,6 +30,8 @@ def clean(text: str, limit: int = 200) -> str:
     Control characters (ESC, newline, OSC introducers), bidi overrides, zero-width and unassigned
     characters become ``\\x1b`` or ``\\u202e``; beyond ``limit`` characters an ellipsis stands.
     """
+    if len(text) <= limit and text.isprintable():  # nearly all: a trace names 10,000 files
+        return text
     cut = text[: limit + 1]
     shown = "".join(
         character if unicodedata.category(character) not in _HIDDEN else _escape(character)
