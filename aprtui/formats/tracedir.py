@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,13 @@ import numpy.typing as npt
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import HEADER_BYTES, MAGIC, StageHeader, read_header, read_values
 from aprtui.formats.layout import EVENTS, LAYER_FOLDER, MANIFEST, StageKey, key_of, relative_path
-from aprtui.formats.manifest import SCHEMA, read_manifest, stage_entries, write_manifest
+from aprtui.formats.manifest import (
+    SCHEMA,
+    StageEntry,
+    read_manifest,
+    stage_entries,
+    write_manifest,
+)
 from aprtui.text import clean
 
 __all__ = [
@@ -26,8 +32,10 @@ __all__ = [
     "SCHEMA",
     "StageKey",
     "StageRecord",
+    "Told",
     "TraceDir",
     "clear_trace",
+    "holds_stage_files",
     "holds_trace",
     "key_of",
     "list_stage_files",
@@ -35,6 +43,10 @@ __all__ = [
     "relative_path",
     "write_manifest",
 ]
+
+# Hears how many files were found so far, and of how many, where that is known.
+Told = Callable[[int, int | None], None]
+_TOLD_FILES = 64  # from one telling to the next
 
 # What writing whole files (``atomic``) leaves behind when the process is killed.
 _PARTIAL = re.compile(r"\.[A-Za-z0-9_.-]{1,100}\.(?:bin|json)\.[A-Za-z0-9_]{4,16}\.part")
@@ -60,6 +72,7 @@ class StageRecord:
     shape_source: str = ""
     parts: tuple[Path, ...] = ()
     kept: int | None = None
+    mtime_ns: int = 0  # of a trace's file: with the size it tells one that was written anew
 
     @property
     def count(self) -> int:
@@ -112,6 +125,11 @@ class TraceDir:
     planned_tokens: tuple[int, ...] | None = None  # of a trace without manifest: from its plan
 
     @property
+    def may_grow(self) -> bool:
+        """Whether files may still come: it is not known to be whole."""
+        return self.status in ("incomplete", "foreign")
+
+    @property
     def token_ids(self) -> tuple[int, ...] | None:
         ids = (self.manifest or {}).get("tokens", {}).get("ids")
         return tuple(ids) if ids is not None else self.planned_tokens
@@ -122,59 +140,80 @@ class TraceDir:
         return tuple(texts) if texts is not None else None
 
 
-def list_stage_files(root: Path) -> dict[StageKey, os.stat_result]:
-    """Every stage file below ``root`` by the layout, in no order. Raises BadFileError."""
+def list_stage_files(
+    root: Path, told: Told | None = None, expected: int | None = None
+) -> dict[StageKey, os.stat_result]:
+    """Every stage file below ``root`` by the layout, in no order. Raises BadFileError.
+
+    ``told`` hears now and then how many were found; what it raises ends the listing.
+    """
     found: dict[StageKey, os.stat_result] = {}
     strangers: dict[StageKey, os.stat_result] = {}
+    for key, stat, ours in _stage_files(root):
+        (found if ours else strangers)[key] = stat
+        if told is not None and len(found) % _TOLD_FILES == 0:
+            told(len(found), expected)
+    # Beside stage files, a file in their place is a damaged one; alone it is no trace's.
+    return found | strangers if found or (root / MANIFEST).is_file() else {}
+
+
+def holds_stage_files(root: Path) -> bool:
+    """Whether there is one stage file at least: the first one answers. Raises BadFileError."""
+    return any(ours for _, _, ours in _stage_files(root))
+
+
+def _stage_files(root: Path) -> Iterator[tuple[StageKey, os.stat_result, bool]]:
+    """Every file in a stage's place, and whether it is a stage file by place or by content."""
     try:
         with os.scandir(root) as entries:
             for entry in entries:
                 if entry.is_file() and (key := key_of(entry.name)):
-                    (found if _begins(Path(entry.path)) else strangers)[key] = entry.stat()
+                    yield key, entry.stat(), _begins(Path(entry.path))
                 elif entry.is_dir() and LAYER_FOLDER.fullmatch(entry.name):
                     with os.scandir(entry.path) as files:
                         for file in files:
                             key = key_of(f"{entry.name}/{file.name}")
                             if key and file.is_file():
-                                found[key] = file.stat()
-        # Beside stage files, a file in their place is a damaged one; alone it is no trace's.
-        return found | strangers if found or (root / MANIFEST).is_file() else {}
+                                yield key, file.stat(), True
     except OSError as error:
         raise BadFileError(error.filename or root, f"cannot be read: {error.strerror}") from error
 
 
-def open_trace(root: Path) -> TraceDir:
+def open_trace(root: Path, told: Told | None = None) -> TraceDir:
     """Read a trace directory: the manifest where there is one, else the layout alone.
 
-    Raises BadFileError when the folder cannot be read, holds no stage file, or its manifest is
-    damaged.
+    ``told`` as for ``list_stage_files``. Raises BadFileError when the folder cannot be read, holds
+    no stage file, or its manifest is damaged.
     """
-    files = list_stage_files(root)
+    # The manifest first: it is written last, so that every file that it names is there by now.
     manifest = read_manifest(root / MANIFEST)
-    if manifest is None and not files and not (root / EVENTS).is_file():
+    if manifest is not None:
+        entries = stage_entries(root / MANIFEST, manifest)
+        files = list_stage_files(root, told, len(entries))
+        return _with_manifest(root, manifest, entries, files)
+    ours = (root / EVENTS).is_file()
+    plan = _read_plan(root / EVENTS) if ours else {}
+    planned, tokens = plan.get("files"), plan.get("tokens")
+    expected = planned if isinstance(planned, int) else None
+    files = list_stage_files(root, told, expected)
+    if not files and not ours:
         raise BadFileError(
             root,
             "holds no trace: no trace.json and no layer-N/*.bin",
             hint="aprtui trace MODEL makes one",
         )
-    if manifest is not None:
-        return _with_manifest(root, manifest, files)
-    records = {key: StageRecord(key, _path(root, key), stat.st_size) for key, stat in files.items()}
-    ours = (root / EVENTS).is_file()
+    records = {key: _unstated(root, key, stat) for key, stat in files.items()}
     notes = (
         ("no trace.json: the trace did not finish, or is still running",)
         if ours
         else ("no trace.json: written by another program; shapes are not stated",)
     )
-    plan = _read_plan(root / EVENTS) if ours else {}
-    status = "incomplete" if ours else "foreign"
-    files_planned, tokens = plan.get("files"), plan.get("tokens")
     return TraceDir(
         root,
-        status,
+        "incomplete" if ours else "foreign",
         records,
         None,
-        files_planned if isinstance(files_planned, int) else None,
+        expected,
         notes,
         tuple(tokens)
         if isinstance(tokens, list) and all(isinstance(token, int) for token in tokens)
@@ -184,6 +223,11 @@ def open_trace(root: Path) -> TraceDir:
 
 def _path(root: Path, key: StageKey) -> Path:
     return root / relative_path(key)
+
+
+def _unstated(root: Path, key: StageKey, stat: os.stat_result) -> StageRecord:
+    """A file that no manifest says anything of."""
+    return StageRecord(key, _path(root, key), stat.st_size, mtime_ns=stat.st_mtime_ns)
 
 
 def _read_plan(events: Path) -> dict[str, Any]:
@@ -200,11 +244,13 @@ def _read_plan(events: Path) -> dict[str, Any]:
 
 
 def _with_manifest(
-    root: Path, manifest: dict[str, Any], files: Mapping[StageKey, os.stat_result]
+    root: Path,
+    manifest: dict[str, Any],
+    entries: tuple[StageEntry, ...],
+    files: Mapping[StageKey, os.stat_result],
 ) -> TraceDir:
     records: dict[StageKey, StageRecord] = {}
     notes: list[str] = []
-    entries = stage_entries(root / MANIFEST, manifest)
     for entry in entries:
         if entry.key not in files:
             notes.append(f"{entry.key} is named by the manifest and missing")
@@ -221,10 +267,11 @@ def _with_manifest(
             entry.positions,
             entry.stats,
             "manifest",
+            mtime_ns=files[entry.key].st_mtime_ns,
         )
     for key in sorted(files.keys() - records.keys(), key=str):
         notes.append(f"{key} is not named by the manifest")
-        records[key] = StageRecord(key, _path(root, key), files[key].st_size)
+        records[key] = _unstated(root, key, files[key])
     status = "complete" if not notes else "incomplete"
     return TraceDir(root, status, records, manifest, len(entries), tuple(notes))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from textual.message import Message
@@ -12,15 +12,15 @@ from textual.worker import get_current_worker
 
 from aprtui.compare.bars import Bars, choose_bars
 from aprtui.compare.logits import TopLogits, top_logits
-from aprtui.compare.metrics import Cancelled
 from aprtui.compare.pairs import Pair, PairResult, check_tokens, compare_pair, pair_up, rope_note
-from aprtui.errors import AprtuiError, BadFileError, UsageError
-from aprtui.formats.tracedir import StageRecord, TraceDir
+from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
 from aprtui.text import count
+from aprtui.tui.following import counted
 from aprtui.tui.messages import LoadFailed
 from aprtui.tui.source import load_trace, stage_file
 
-__all__ = ["Compared", "Compares", "NothingThere", "Paired", "compare", "top_of"]
+__all__ = ["Compared", "Compares", "NothingThere", "OtherPrompts", "Paired", "compare", "top_of"]
 
 EVERY_S = 0.1  # results are told at most ten times a second
 
@@ -35,11 +35,12 @@ class Compares:
     any_prompt: bool = False  # even captures of different prompts
 
 
-@dataclass
-class Paired(Message):
-    """Both sides are read: what will be compared, by which bars, and what is known of both.
+@dataclass(frozen=True)
+class Paired:
+    """Both sides as they were read: what is compared, by which bars, and what is known of both.
 
     ``traces`` is empty for two stage files. ``same`` says what the manifests prove to be alike.
+    ``kept`` are stages whose results of before still hold.
     """
 
     pairs: tuple[Pair, ...]
@@ -48,12 +49,14 @@ class Paired(Message):
     traces: tuple[TraceDir, ...] = ()
     same: tuple[str, ...] = ()
     other_prompts: bool = False
+    kept: frozenset[StageKey] = frozenset()
 
 
 @dataclass
 class Compared(Message):
-    """Some pairs were measured."""
+    """Some pairs were measured; another ``paired`` than before where the sides were read again."""
 
+    paired: Paired
     results: tuple[PairResult, ...]
     done: bool
 
@@ -68,39 +71,59 @@ class OtherPrompts(LoadFailed):
     """The captures are of different prompts, and nobody asked to compare them all the same."""
 
 
-def compare(job: Compares, post: Callable[[Message], object]) -> None:
-    """Read both sides, then measure pair by pair; ``post`` is told all of it."""
+def compare(
+    job: Compares,
+    post: Callable[[Message], object],
+    before: Paired | None = None,
+    known: Collection[StageKey] = (),
+) -> None:
+    """Read both sides, then measure pair by pair; ``post`` is told all of it.
+
+    With ``before`` the sides may have grown: what was ``known`` then and is as it was is not
+    measured again, and nothing is told where nothing is new. Raises BadFileError, UsageError for
+    the model and metrics.Cancelled.
+    """
     worker = get_current_worker()
     try:
-        paired = _read(job)
+        paired = _read(job, post, before)
     except _OtherPromptsError as error:
         post(OtherPrompts(error.message, error.hint))
-        return
-    except AprtuiError as error:
-        post(LoadFailed(error.message, error.hint))
         return
     if not paired.pairs:
         post(NothingThere())
         return
-    post(paired)
-    batch: list[PairResult] = []
     last = 0.0
-    try:
-        for pair in paired.pairs:
-            batch.append(compare_pair(pair, paired.bars, cancelled=lambda: worker.is_cancelled))
-            if time.monotonic() - last >= EVERY_S:
-                post(Compared(tuple(batch), False))
-                batch, last = [], time.monotonic()
-    except Cancelled:
-        return
-    post(Compared(tuple(batch), True))
+    if before is not None:
+        paired = replace(paired, kept=_kept(paired, before, known))
+        nothing_new = len(paired.kept) == len(paired.pairs) == len(before.pairs)
+        if nothing_new and (paired.notes, paired.same) == (before.notes, before.same):
+            return
+        last = time.monotonic()  # a file more is told of when it is measured: it is drawn once
+    batch: list[PairResult] = []
+    for pair in paired.pairs:
+        if pair.key in paired.kept:
+            continue
+        if time.monotonic() - last >= EVERY_S:
+            post(Compared(paired, tuple(batch), False))
+            batch, last = [], time.monotonic()
+        batch.append(compare_pair(pair, paired.bars, cancelled=lambda: worker.is_cancelled))
+    post(Compared(paired, tuple(batch), True))
+
+
+def _kept(paired: Paired, before: Paired, known: Collection[StageKey]) -> frozenset[StageKey]:
+    """The known pairs whose files, shapes and bars are those of before."""
+    if before.bars != paired.bars:
+        return frozenset()
+    old = {pair.key: pair for pair in before.pairs if pair.key in known}
+    return frozenset(pair.key for pair in paired.pairs if old.get(pair.key) == pair)
 
 
 class _OtherPromptsError(UsageError):
     """Raised for captures of different prompts."""
 
 
-def _read(job: Compares) -> Paired:
+def _read(job: Compares, post: Callable[[Message], object], before: Paired | None) -> Paired:
+    """Both sides; one that was whole ``before`` is not read again."""
     if job.a.is_file() and job.b.is_file():
         left, right = stage_file(job.a), stage_file(job.b)
         one = [
@@ -108,11 +131,16 @@ def _read(job: Compares) -> Paired:
             for side in (left, right)
         ]
         return Paired((Pair(left.key, left, right),), choose_bars(one[0], one[1]))
-    a, b = (load_trace(path, job.model) for path in (job.a, job.b))
+    had = before.traces if before and before.traces else (None, None)
+    a, b = (
+        load_trace(path, job.model, counted(path, post)) if side is None or side.may_grow else side
+        for path, side in zip((job.a, job.b), had, strict=True)
+    )
     notes = [note for note in (rope_note(a, b),) if note]
-    notes += [
-        f"{name} is incomplete" for name, t in (("A", a), ("B", b)) if t.status == "incomplete"
-    ]
+    for name, t in (("A", a), ("B", b)):
+        if t.status == "incomplete":
+            comes = "" if t.manifest else ": what is written appears by itself"
+            notes.append(f"{name} is incomplete{comes}")
     other = False
     try:
         check_tokens(a, b)

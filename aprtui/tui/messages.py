@@ -9,7 +9,10 @@ from textual.message import Message
 from aprtui.engine.events import Event
 from aprtui.formats.tracedir import StageKey, TraceDir
 
-__all__ = ["Found", "LoadFailed", "Place", "RunnerEnded", "RunnerEvents", "Surveyed", "TraceLoaded"]
+__all__ = [
+    "Found", "LoadFailed", "Place", "ReadSoFar", "RunnerEnded", "RunnerEvents", "Surveyed",
+    "TraceLoaded",
+]  # fmt: skip
 
 
 @dataclass
@@ -18,6 +21,16 @@ class TraceLoaded(Message):
 
     trace: TraceDir
     pid: int | None = None  # of the process that is writing it
+
+
+@dataclass
+class ReadSoFar(Message):
+    """How far the reading of a folder is, in clean words."""
+
+    text: str
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, ReadSoFar)
 
 
 @dataclass

@@ -14,16 +14,17 @@ from aprtui.formats.tracedir import (
     MANIFEST,
     StageKey,
     StageRecord,
+    Told,
     TraceDir,
+    holds_stage_files,
     key_of,
-    list_stage_files,
     open_trace,
 )
 from aprtui.model.config import ModelConfig
 from aprtui.text import clean
 from aprtui.tui.opened import Opened
 
-__all__ = ["MODEL_SUFFIXES", "Opened", "kind_of", "load_trace", "mark_of", "stage_file", "title_of"]
+__all__ = ["MODEL_SUFFIXES", "Opened", "kind_of", "load_trace", "stage_file", "title_of"]
 
 MODEL_SUFFIXES = (".apr", ".gguf", ".safetensors")
 
@@ -55,7 +56,7 @@ def _folder_kind(path: Path) -> str:
         return "per-op"
     if is_per_op_side(path):
         return "trace"
-    if (path / MANIFEST).is_file() or (path / EVENTS).is_file() or list_stage_files(path):
+    if (path / MANIFEST).is_file() or (path / EVENTS).is_file() or holds_stage_files(path):
         return "trace"
     if (path / "config.json").is_file() or any(
         any(path.glob(f"*{suffix}")) for suffix in MODEL_SUFFIXES
@@ -64,24 +65,12 @@ def _folder_kind(path: Path) -> str:
     return "trace"  # opening it says what is missing
 
 
-def mark_of(path: Path) -> tuple[int, ...]:
-    """A value that changes when a trace directory grows, without listing it whole."""
-    marks = []
-    for name in (".", MANIFEST, EVENTS):
-        try:
-            stat = (path / name).stat()
-        except OSError:
-            marks.append(0)
-        else:
-            marks += [stat.st_mtime_ns, stat.st_size]
-    return tuple(marks)
-
-
-def load_trace(path: Path, model: str = "") -> TraceDir:
+def load_trace(path: Path, model: str = "", told: Told | None = None) -> TraceDir:
     """The trace at ``path``, or the one stage file there, with every shape that can be known.
 
-    Shapes that no manifest states come from ``model``, where one is given, else by inference.
-    Raises BadFileError, and UsageError for a model that cannot be opened.
+    Shapes that no manifest states come from ``model``, where one is given, else by inference;
+    ``told`` as for ``list_stage_files``. Raises BadFileError, and UsageError for a model that
+    cannot be opened.
     """
     config = None
     if model:
@@ -91,7 +80,7 @@ def load_trace(path: Path, model: str = "") -> TraceDir:
     if is_per_op_side(path):
         return with_shapes(open_per_op_side(path), config)
     if path.is_dir():
-        return with_shapes(open_trace(path), config)
+        return with_shapes(open_trace(path, told), config)
     try:
         record = stage_file(path, config)
     except BadFileError:

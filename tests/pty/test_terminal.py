@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aprtui import CaptureWriter
 from aprtui.formats.aprt import read_header, write_stage
 from aprtui.formats.tracedir import SCHEMA, write_manifest
 from aprtui.tui.running import running_pid
@@ -216,6 +217,33 @@ def test_a_cursor_move_in_values_sends_at_most_a_kilobyte_and_idle_nothing(
         terminal.until_text("(1, 0)")
         terminal.until_quiet()
         assert len(terminal.raw) - before <= 1024
+
+
+def test_a_diff_follows_a_trace_that_is_written_and_sends_nothing_while_it_rests(
+    tmp_path: Path,
+) -> None:
+    mine, values = {"name": "mine"}, np.ones((2, 8), dtype=np.float32)
+    with CaptureWriter(tmp_path / "a", tokens=[1, 2], engine=mine) as whole:
+        for layer in range(3):
+            whole.put("ffn_out", values, layer=layer)
+    (tmp_path / "b").mkdir()
+    with in_terminal(str(tmp_path / "a"), str(tmp_path / "b")) as terminal:
+        terminal.until_text("aprtui trace MODEL makes one")
+        with CaptureWriter(tmp_path / "b", tokens=[1, 2], engine=mine) as grows:
+            grows.put("ffn_out", values, layer=0)
+            terminal.until_text("1 of 3 pairs · 2 unmeasured")
+            terminal.until_quiet()
+            assert not terminal.read(2.5)  # it looks twice
+            before = len(terminal.raw)
+            grows.put("ffn_out", values, layer=1)
+            terminal.until_text("2 of 3 pairs · 1 unmeasured")
+            terminal.until_quiet()
+            assert len(terminal.raw) - before <= 25_000
+            grows.put("ffn_out", 2 * values, layer=2)
+        terminal.until_text("same 2 tokens")
+        assert "first layer-2/ffn_out" in terminal.text and "incomplete" not in terminal.text
+        terminal.press("q")
+        assert terminal.wait() == 0
 
 
 @needs_fixtures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -16,14 +17,14 @@ import numpy.typing as npt
 from textual.pilot import Pilot
 
 from aprtui.formats.aprt import write_stage
-from aprtui.formats.tracedir import SCHEMA, write_manifest
+from aprtui.formats.tracedir import EVENTS, SCHEMA, write_manifest
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.source import kind_of
 
 __all__ = [
-    "assert_frame", "fake_engine", "frame", "opened", "press", "screen", "settle", "small_trace",
-    "until",
+    "assert_frame", "fake_engine", "frame", "growing_trace", "opened", "press", "screen", "settle",
+    "small_trace", "until",
 ]  # fmt: skip
 
 WIDE, NARROW = (120, 40), (80, 24)
@@ -116,6 +117,14 @@ def small_trace(root: Path, *, layers: int = 2, manifest: bool = True) -> Path:
             for path, _, _ in entries
         ]  # fmt: skip
         write_manifest(root, {"schema": SCHEMA, "stages": stages})
+    return root
+
+
+def growing_trace(root: Path, *, layers: int = 2, files: int = 75) -> Path:
+    """``small_trace`` as it lies there while it is written, with a plan of so many files."""
+    plan = {"event": "plan", "files": files}
+    small_trace(root, layers=layers, manifest=False)
+    (root / EVENTS).write_text(json.dumps(plan) + "\n", encoding="utf-8")
     return root
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,18 @@ from aprtui.tui.screens.measuring import look_at, stated
 from aprtui.tui.stage_table import table_of
 from aprtui.tui.widgets.lines import whole_fields
 from tests.support import FIXTURES, needs_fixtures
-from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle, small_trace
+from tests.tui.support import (
+    NARROW,
+    WIDE,
+    frame,
+    growing_trace,
+    opened,
+    press,
+    screen,
+    settle,
+    small_trace,
+    until,
+)
 
 TRACES = FIXTURES / "apr" / "traces"
 
@@ -143,18 +153,28 @@ async def test_a_damaged_file_is_marked_and_its_bytes_can_still_be_seen(tmp_path
 
 
 async def test_a_growing_trace_is_followed_and_says_how_much_is_there(tmp_path: Path) -> None:
-    trace = small_trace(tmp_path, manifest=False)
-    plan = {"event": "plan", "files": 75}
-    (trace / "events.jsonl").write_text(json.dumps(plan) + "\n")
+    trace = growing_trace(tmp_path)
     async with opened(trace) as pilot:
         assert "incomplete, 7 of 75" in frame(pilot)
         write_stage(trace / "lm_head.bin", None, np.ones(16, dtype=np.float32))
-        browse = screen(pilot)
-        assert isinstance(browse, BrowseScreen)
-        browse._follow()
-        await settle(pilot)
-        assert "incomplete, 8 of 75" in frame(pilot)
+        await until(pilot, "incomplete, 8 of 75")
         assert "lm_head" in frame(pilot)
+
+
+async def test_a_growing_trace_that_goes_away_is_told_and_what_is_known_of_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trace = growing_trace(Path("t"))
+    async with opened(trace) as pilot:
+        trace.rename("elsewhere")
+        await until(pilot, "t: cannot be read")
+        assert "attn_norm" in frame(pilot) and screen(pilot).state == "full"
+
+
+async def test_pausing_before_anything_is_read_is_no_error(tmp_path: Path) -> None:
+    async with opened(tmp_path) as pilot:
+        assert "holds no trace" in await press(pilot, "space")
 
 
 async def test_a_trace_that_has_written_nothing_yet_is_empty_and_not_an_error(

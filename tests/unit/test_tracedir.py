@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from aprtui.errors import BadFileError, UsageError
+from aprtui.formats import tracedir
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import (
     EVENTS,
@@ -66,6 +67,22 @@ def test_events_without_a_manifest_are_an_unfinished_trace(tmp_path: Path) -> No
     (tmp_path / EVENTS).write_text('{"event":"plan","files":71,"tokens":[1,2]}\n{"event":')
     trace = open_trace(tmp_path)
     assert (trace.status, trace.expected) == ("incomplete", 71)
+
+
+def test_a_trace_that_is_finished_while_it_is_read_never_lacks_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / EVENTS).write_text("")
+    real = tracedir.list_stage_files
+
+    def listed(*arguments: Any) -> Any:
+        found = real(*arguments)
+        make_trace(tmp_path)  # its last file, and then its manifest
+        return found
+
+    monkeypatch.setattr(tracedir, "list_stage_files", listed)
+    assert open_trace(tmp_path).manifest is None
+    assert open_trace(tmp_path).status == "complete"
 
 
 def test_files_alone_are_foreign(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import events, on
 from textual.app import ComposeResult
@@ -16,6 +16,9 @@ from textual.widgets import Input, Static
 
 from aprtui.tui.keys import Key, keys_at, remapped
 from aprtui.tui.widgets.frame import KeyLine, TitleLine
+
+if TYPE_CHECKING:
+    from aprtui.tui.messages import ReadSoFar
 
 __all__ = ["MODES", "BaseScreen"]
 
@@ -81,6 +84,11 @@ class BaseScreen(Screen[object]):
             lines.append(Content.styled(hint, "dim"))
         self._message.update(Content("\n\n").join(lines))
         self.show_keys()
+
+    def on_read_so_far(self, event: ReadSoFar) -> None:
+        """A worker says how far it is."""
+        if self.state == "loading":
+            self.set_state("loading", event.text, "q goes back")
 
     def set_title(self, title: str, *, loud: bool = False) -> None:
         self.title_line.title = title

@@ -14,10 +14,11 @@ from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Static
 from textual.worker import get_current_worker
 
-from aprtui.errors import AprtuiError, BadFileError
+from aprtui.errors import BadFileError
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
 from aprtui.text import clean
 from aprtui.tui.carry import export
+from aprtui.tui.following import Follower, counted
 from aprtui.tui.keys import bindings
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.messages import LoadFailed, Surveyed, TraceLoaded
@@ -25,7 +26,7 @@ from aprtui.tui.running import running_pid
 from aprtui.tui.screens.measuring import PaneReady, Wish, fulfil, stated, survey
 from aprtui.tui.screens.pane_keys import PaneKeysScreen
 from aprtui.tui.session import Spot, recall, remember
-from aprtui.tui.source import load_trace, mark_of, title_of
+from aprtui.tui.source import load_trace, title_of
 from aprtui.tui.stage_table import StageTable, describe_shape, table_of
 from aprtui.tui.widgets.frame import NamedFrame, PaneTabs
 from aprtui.tui.widgets.header_pane import HeaderPane
@@ -40,7 +41,6 @@ from aprtui.tui.widgets.values_pane import ValuesPane
 __all__ = ["BrowseScreen"]
 
 PANES = ("header", "values", "histogram", "heatmap", "stats", "tokens")
-FOLLOW_S = 1.0
 PATIENCE_S = 0.25
 
 
@@ -60,11 +60,10 @@ class BrowseScreen(PaneKeysScreen):
         self.model = model
         self.trace: TraceDir | None = None
         self.pane = "histogram"
-        self.paused = False
+        self.follower = Follower(self, path)
         self.pid: int | None = None  # the process that is writing this trace
         self.store = Store()
         self._select = select
-        self._mark: tuple[int, ...] = ()
         self._key: StageKey | None = None
         self._nothing = False  # the stage's file is damaged or holds no values
         self.stages = StageList(id="stages")
@@ -101,37 +100,29 @@ class BrowseScreen(PaneKeysScreen):
         name = clean(self.path.name or str(self.path), 60)
         self.set_title(name)
         self.set_state("loading", f"Reading {name} …", "q goes back")
-        self._load()
-        self.set_interval(FOLLOW_S, self._follow)
-
-    def _load(self) -> None:
-        self.run_worker(self._read, thread=True, exclusive=True, group="load")
+        self.follower.read(self._read)
+        self.follower.follow(self._follow)
 
     def _read(self) -> None:
-        mark = mark_of(self.path)
-        try:
-            message: TraceLoaded | LoadFailed = TraceLoaded(
-                load_trace(self.path, self.model), running_pid(self.path)
-            )
-        except AprtuiError as error:
-            message = LoadFailed(error.message, error.hint)
-        self._mark = mark
+        trace = load_trace(self.path, self.model, counted(self.path, self.post_message))
         if not get_current_worker().is_cancelled:
-            self.post_message(message)
+            self.post_message(TraceLoaded(trace, running_pid(self.path)))
 
     def _follow(self) -> None:
         """A trace that grows is read again when its folder or its events changed."""
         if self.pid is not None and running_pid(self.path) is None:
-            self.pid, self._mark = None, ()
-        growing = self.trace is None or self.trace.status in ("incomplete", "foreign")
-        if growing and not self.paused and self.is_current and mark_of(self.path) != self._mark:
-            self._load()
+            self.pid = None
+            self.follower.forget()
+        if (self.trace is None or self.trace.may_grow) and self.follower.changed:
+            self.follower.read(self._read)
 
     @on(LoadFailed)
     def _failed(self, event: LoadFailed) -> None:
         if self.trace is None:
             self.set_state("error", event.what, event.hint)
             self.set_title(clean(self.path.name, 60), loud=True)
+        else:
+            self.say(event.what)
 
     @on(TraceLoaded)
     def _loaded(self, event: TraceLoaded) -> None:
@@ -180,7 +171,7 @@ class BrowseScreen(PaneKeysScreen):
             title = f"{name} · {shown} · filter {self.stages.filter}{dot}{rest}"
         if self.pid is not None:
             title += " · running, x stops it"
-        if self.paused:
+        if self.follower.paused:
             title += " · paused"
         self.set_title(title, loud=bool(damaged) or self.trace.status == "incomplete")
 
@@ -396,5 +387,6 @@ class BrowseScreen(PaneKeysScreen):
         self.stages.select(order[(order.index(here) + step) % len(order)])
 
     def action_pause(self) -> None:
-        self.paused = not self.paused
-        self._retitle()
+        self.follower.paused = not self.follower.paused
+        if self.trace is not None:
+            self._retitle()

@@ -31,6 +31,7 @@ from aprtui.tui.comparing import (
     compare,
     top_of,
 )
+from aprtui.tui.following import Follower
 from aprtui.tui.keys import bindings
 from aprtui.tui.lens import model_of
 from aprtui.tui.messages import LoadFailed
@@ -68,7 +69,10 @@ class DiffScreen(GridScreen):
     def __init__(self, a: Path, b: Path, model: str = "") -> None:
         super().__init__()
         self.job = Compares(a, b, model)
+        self.model = model  # that computed B, as far as a person said
+        self.follower = Follower(self, a, b)
         self.metric = METRICS[0]
+        self.paired: Paired | None = None
         self.pairs: dict[StageKey, Pair] = {}
         self.results: dict[StageKey, PairResult] = {}
         self.bars: Bars | None = None
@@ -78,7 +82,7 @@ class DiffScreen(GridScreen):
         self.other_prompts = False
         self.traces: tuple[TraceDir, ...] = ()
         self.first: PairResult | None = None  # that fails, in order of computation
-        self._last = Spot()
+        self._last: Spot | None = None  # where the cursor goes once all is compared
 
     def started(self) -> None:
         self._last = recall(self.job.a, self.job.b)
@@ -87,47 +91,72 @@ class DiffScreen(GridScreen):
         self.legend.show([(" ", ""), *text.LEGEND])
         self.retitle()
         self._start()
+        self.follower.follow(self._follow)
 
     def _start(self) -> None:
-        self.results, self.first, self.done = {}, None, False
+        self.paired, self.results, self.first, self.done = None, {}, None, False
         self.set_state("loading", "Reading both traces …", "q goes back")
-        work = partial(compare, self.job, self.post_message)
-        self.run_worker(work, thread=True, exclusive=True, group="diff")
+        self._compare()
+
+    def _compare(self) -> None:
+        known = frozenset(self.results)
+        self.follower.read(partial(compare, self.job, self.post_message, self.paired, known))
+
+    def _follow(self) -> None:
+        """What is written to a side that is not whole yet is compared too."""
+        read = self.paired
+        if (read is None or any(trace.may_grow for trace in read.traces)) and self.follower.changed:
+            self._compare()
 
     # What the worker says.
 
     @on(LoadFailed)
     def _failed(self, event: LoadFailed) -> None:
+        self.paired = None
         self.other_prompts = isinstance(event, OtherPrompts)
         self.set_state("error", event.what, event.hint or "d compares A with another trace")
         self.retitle()
 
     @on(NothingThere)
     def _nothing(self) -> None:
-        hint = "r reads them again, d compares A with another trace, q goes back"
+        self.paired = None
+        hint = "This fills as they grow. d compares A with another trace, q goes back"
         self.set_state("empty", "Neither trace holds a stage yet.", hint)
-
-    @on(Paired)
-    def _paired(self, event: Paired) -> None:
-        self.pairs = {pair.key: pair for pair in event.pairs}
-        self.bars, self.notes, self.traces = event.bars, event.notes, event.traces
-        self.same, self.other_prompts = event.same, event.other_prompts
-        self.set_state("full")
-        self.set_stages(self.pairs)
-        (self.rows if self.listed else self.grid).focus()
 
     @on(Compared)
     def _compared(self, event: Compared) -> None:
+        anew = event.paired is not self.paired
+        if anew:
+            self._take(event.paired)
         self.results.update((result.key, result) for result in event.results)
-        self.done = self.done or event.done
+        self.done = event.done
         before = self.first
         self.first = next((r for k in self.pairs if (r := self.results.get(k)) and _fails(r)), None)
         marked = [each.key for each in (before, self.first) if each is not None]
-        self.learnt([*(result.key for result in event.results), *marked])
-        if event.done and self._last.key in self.pairs:
-            self.select(self._last.key)
-        elif event.done and self.first is not None:
-            self.select(self.first.key)
+        if tuple(self.pairs) != self.stages:
+            self.set_stages(self.pairs)
+        elif anew:
+            self.learnt([*(self.pairs.keys() - event.paired.kept), *marked])
+        else:
+            self.learnt([*(result.key for result in event.results), *marked])
+        if event.done and self._last is not None:
+            first = self.first.key if self.first is not None else None
+            key = self._last.key if self._last.key in self.pairs else first
+            self._last = None
+            if key is not None:
+                self.select(key)
+
+    def _take(self, paired: Paired) -> None:
+        """Both sides were read, for the first time or again."""
+        self.paired = paired
+        self.results = {key: r for key, r in self.results.items() if key in paired.kept}
+        self.pairs = {pair.key: pair for pair in paired.pairs}
+        self.bars, self.notes, self.traces = paired.bars, paired.notes, paired.traces
+        self.same, self.other_prompts = paired.same, paired.other_prompts
+        if self.state != "full":
+            self.set_state("full")
+            if not self._prompt.display:
+                (self.rows if self.listed else self.grid).focus()
 
     def on_unmount(self) -> None:
         if self.done:
@@ -205,6 +234,8 @@ class DiffScreen(GridScreen):
             remark += f" · {', '.join(self.same)}"
         if self.state == "full" and not self.done:
             remark += " · comparing …"
+        if self.follower.paused:
+            remark += " · paused"
         self.set_title(f"{self.narrowed}A {names[0]}   B {names[1]}{remark}",
                        loud=self.other_prompts)  # fmt: skip
         if self.bars is not None:
@@ -240,9 +271,13 @@ class DiffScreen(GridScreen):
             self._start()
 
     def action_again(self) -> None:
-        """Read both sides again: one may have grown."""
-        self._last = Spot(self.current or self._last.key, metric=self.metric)
+        """Read and measure both sides again, whatever is known."""
+        self._last = Spot(self.current or self._key)
         self._start()
+
+    def action_pause(self) -> None:
+        self.follower.paused = not self.follower.paused
+        self.retitle()
 
     def action_copy_path(self) -> None:
         """The file of B under the cursor, or of A where B has none."""
@@ -269,7 +304,7 @@ class DiffScreen(GridScreen):
         # None named, another one since, or no model at all: then a person is asked.
         with contextlib.suppress(AprtuiError):
             if len(self.traces) == 2:
-                model = model_of(model_trace(*self.traces), self.job.model)
+                model = model_of(model_trace(*self.traces), self.model)
         self.post_message(ModelFound(model))
 
     @on(ModelFound)
@@ -281,7 +316,7 @@ class DiffScreen(GridScreen):
             self.answered("model", str(event.model))
         else:
             self.ask("the model that computed B (.gguf, .apr, .safetensors)", "model",
-                     self.job.model)  # fmt: skip
+                     self.model)  # fmt: skip
 
     def action_diff_with(self) -> None:
         self.ask("compare A with…", "diff", str(self.job.b.absolute().parent) + "/")
@@ -291,12 +326,12 @@ class DiffScreen(GridScreen):
         if purpose == "diff" and text:
             self.app.open_diff(self.job.a, Path(text).expanduser())  # type: ignore[attr-defined]
         if purpose == "model" and text:
-            self.job = replace(self.job, model=text)
+            self.model = text
             self.found = None
             self._open_bisect()
 
     def _open_bisect(self) -> None:
-        model = Path(self.job.model).expanduser()
+        model = Path(self.model).expanduser()
         screen = BisectScreen(
             self.job.a, self.job.b, model, self.pairs, self.results, self.found, at=self.current
         )

@@ -76,10 +76,11 @@ class StageGrid(Lines):
         self._whole = [key.stage for key in ordered if key.layer is None]
         if self._whole:
             self._layers.append(None)
-        self.row = self.column = self._wish = self.first = self.first_column = 0
+        self.row = self.column = self._wish = 0
         if here is not None and here in self.cells:
             self.select(here)
-        elif self.cells:
+        else:
+            self.first = self.first_column = 0
             self._go(0, 0)
         self.refresh()
 

@@ -33,13 +33,13 @@ class StageRows(RowList):
         self.rows: Sequence[StageKey | str] = ()
 
     def set_rows(self, rows: Sequence[StageKey | str]) -> None:
-        """Show other rows, the cursor on the stage that it was on."""
-        here = self.current
+        """Show other rows, the cursor on its stage; where they are scrolled, on its line too."""
+        here, line = self.current, self.cursor - self.first
         self.rows = rows
-        self.cursor = 0
+        self.cursor = rows.index(here) if here in rows else 0
+        self.first = self.cursor - line if self.first else 0
         self.rows_changed()
-        if here is None or not self.select(here):
-            self.move_to(0, tell=False)
+        self.move_to(self.cursor, tell=False)
 
     @property
     def current(self) -> StageKey | None:
