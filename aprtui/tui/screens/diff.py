@@ -68,6 +68,7 @@ class DiffScreen(GridScreen):
     def __init__(self, a: Path, b: Path, model: str = "") -> None:
         super().__init__()
         self.job = Compares(a, b, model)
+        self.model = model  # that computed B, as far as a person said
         self.metric = METRICS[0]
         self.pairs: dict[StageKey, Pair] = {}
         self.results: dict[StageKey, PairResult] = {}
@@ -84,7 +85,6 @@ class DiffScreen(GridScreen):
         self._last = recall(self.job.a, self.job.b)
         if self._last.metric in METRICS:
             self.metric = self._last.metric
-        self.legend.show([(" ", ""), *text.LEGEND])
         self.retitle()
         self._start()
 
@@ -207,6 +207,7 @@ class DiffScreen(GridScreen):
             remark += " · comparing …"
         self.set_title(f"{self.narrowed}A {names[0]}   B {names[1]}{remark}",
                        loud=self.other_prompts)  # fmt: skip
+        self.legend.show(text.legend(sign for sign, _ in self.grid.cells.values()))
         if self.bars is not None:
             self._show_head(self.bars)
 
@@ -269,7 +270,7 @@ class DiffScreen(GridScreen):
         # None named, another one since, or no model at all: then a person is asked.
         with contextlib.suppress(AprtuiError):
             if len(self.traces) == 2:
-                model = model_of(model_trace(*self.traces), self.job.model)
+                model = model_of(model_trace(*self.traces), self.model)
         self.post_message(ModelFound(model))
 
     @on(ModelFound)
@@ -281,7 +282,7 @@ class DiffScreen(GridScreen):
             self.answered("model", str(event.model))
         else:
             self.ask("the model that computed B (.gguf, .apr, .safetensors)", "model",
-                     self.job.model)  # fmt: skip
+                     self.model)  # fmt: skip
 
     def action_diff_with(self) -> None:
         self.ask("compare A with…", "diff", str(self.job.b.absolute().parent) + "/")
@@ -291,29 +292,31 @@ class DiffScreen(GridScreen):
         if purpose == "diff" and text:
             self.app.open_diff(self.job.a, Path(text).expanduser())  # type: ignore[attr-defined]
         if purpose == "model" and text:
-            self.job = replace(self.job, model=text)
+            self.model = text
             self.found = None
             self._open_bisect()
 
     def _open_bisect(self) -> None:
-        model = Path(self.job.model).expanduser()
+        model = Path(self.model).expanduser()
         screen = BisectScreen(
             self.job.a, self.job.b, model, self.pairs, self.results, self.found, at=self.current
         )
 
         def come_back(found: object) -> None:
-            self._keep(found)
+            if isinstance(found, Bisected):
+                self.model = str(screen.model)
+                self._keep(found)
+            elif screen.state == "error" and self.found is None:
+                self.model = ""  # b asks again
             if screen.current is not None:
                 self.select(screen.current)
 
         self.app.push_screen(screen, come_back)
 
-    def _keep(self, found: object) -> None:
-        """The result of a bisection, if it came to one."""
-        if isinstance(found, Bisected):
-            self.found = found
-            self.legend.show([(" ", ""), *text.CULPRIT, *text.LEGEND])
-            self.paint()
+    def _keep(self, found: Bisected) -> None:
+        """The result of a bisection."""
+        self.found = found
+        self.paint()
 
     def action_local_error(self) -> None:
         """The grid of local errors, where a bisection was run."""
