@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -13,7 +15,7 @@ from textual.command import Provider
 
 from aprtui.tui.commands import KeyCommands
 from aprtui.tui.config import Config
-from aprtui.tui.keys import bindings
+from aprtui.tui.keys import bindings, keys_at, remapped, shown
 from aprtui.tui.opened import Opened
 from aprtui.tui.screens.base import MODES, BaseScreen
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AprtuiApp", "theme_for"]
 
+END_S = 10
 THEMES = ("textual-dark", "textual-light", "ansi-dark", "ansi-light")
 
 
@@ -64,7 +67,15 @@ class AprtuiApp(App[int]):
         wanted = self.config.theme or os.environ.get("TEXTUAL_THEME", "")
         self.theme = wanted if wanted in self.available_themes else theme_for(environment)
         self.set_keymap(self.config.keys)
+        if not self.is_headless:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                asyncio.get_running_loop().add_signal_handler(number, self._end_by, number)
         self._open_first()
+
+    def _end_by(self, number: signal.Signals) -> None:
+        """Close as ^q does, asking nothing: a running trace is stopped, the terminal restored."""
+        signal.alarm(END_S)  # a terminal that is gone may never take the last of the screen
+        self.exit(128 + number)
 
     def _open_first(self) -> None:
         if not self.opened:
@@ -128,14 +139,20 @@ class AprtuiApp(App[int]):
     def action_cycle_mode(self, step: int) -> None:
         """The next of the modes that are open."""
         order = [mode for mode in ("home", *MODES) if mode in self._trail]
+        if len(order) < 2:
+            self._say(f"only {self.current_mode.capitalize()} is open: there is no other to go to")
+            return
         here = order.index(self.current_mode) if self.current_mode in order else 0
         self._enter(order[(here + step) % len(order)])
 
-    async def action_back(self) -> None:
-        """Close the question, the screen, the mode, and at last the app."""
+    async def action_back(self, quits: bool = True) -> None:
+        """Close the question, the screen, the mode, and at last the app, where that ``quits``."""
         screen = self.screen
         if isinstance(screen, BaseScreen):
             if screen.close_question() or screen.step_back():
+                return
+            if not quits and len(self.screen_stack) == len(self._trail) == 1:
+                self._say(f"{self._key('back')} quits")
                 return
             if screen.running_into():
                 self._ask_about(screen, self.action_back)
@@ -211,6 +228,21 @@ class AprtuiApp(App[int]):
 
     # Anywhere.
 
+    def _say(self, note: str) -> None:
+        """A remark at the foot of the screen, or of the one that a question lies over."""
+        screens = [each for each in self.screen_stack if isinstance(each, BaseScreen)]
+        if screens:
+            screens[-1].say(note)
+
+    def _key(self, id: str) -> str:
+        """The key that does it, as people write it."""
+        row = next(key for key in keys_at("anywhere") if key.id == id)
+        return shown(remapped((row,), self.config.keys)[0].keys[0])
+
+    def action_help_quit(self) -> None:
+        """What ^c and ^z do: they end other programs."""
+        self._say(f"{self._key('quit')} quits")
+
     def action_help(self) -> None:
         from aprtui.tui.screens.help import HelpScreen
 
@@ -221,5 +253,4 @@ class AprtuiApp(App[int]):
     def action_next_theme(self) -> None:
         here = THEMES.index(self.theme) if self.theme in THEMES else -1
         self.theme = THEMES[(here + 1) % len(THEMES)]
-        if isinstance(self.screen, BaseScreen):
-            self.screen.say(f"theme {self.theme}")
+        self._say(f"theme {self.theme}")

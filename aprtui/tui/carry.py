@@ -33,8 +33,10 @@ def copy(app: App[int], text: str) -> str:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text + "\n", encoding="utf-8")
     except OSError:
-        return f"sent {shown} to the terminal's clipboard, if it takes OSC 52"
-    return f"sent {shown} to the terminal's clipboard (if it takes OSC 52), and to {file}"
+        return f"copied by OSC 52, if the terminal takes it: {shown}"
+    home = Path.home()
+    where = f"~/{file.relative_to(home)}" if file.is_relative_to(home) else str(file)
+    return f"copied to {clean(where)}, and by OSC 52 if the terminal takes it: {shown}"
 
 
 def export(table: StageTable, target: Path) -> str:

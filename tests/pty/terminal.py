@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pyte
 
-__all__ = ["APRTUI", "Terminal", "in_terminal"]
+__all__ = ["APRTUI", "DEADLINE_S", "Terminal", "in_terminal"]
 
 APRTUI = (sys.executable, "-c", "from aprtui.cli.main import entry; entry()")
 DEADLINE_S = 30.0
@@ -77,6 +77,11 @@ class Terminal:
         self.screen.resize(rows, columns)
         os.killpg(self.process.pid, signal.SIGWINCH)
 
+    def hang_up(self) -> None:
+        """The terminal goes away, as when a connection breaks."""
+        os.close(self.master)
+        self.master = -1
+
     def wait(self) -> int:
         """Read to the end; the exit code."""
         self.until(lambda: self.process.poll() is not None)
@@ -111,11 +116,13 @@ def in_terminal(
         start_new_session=True,
     )
     os.close(slave)
+    terminal = Terminal(master, process, size)
     try:
-        yield Terminal(master, process, size)
+        yield terminal
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        os.close(master)
+        if terminal.master >= 0:
+            os.close(master)
         state.cleanup()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from aprtui import CaptureWriter
 from aprtui.formats.aprt import read_header, write_stage
 from aprtui.formats.tracedir import SCHEMA, write_manifest
 from aprtui.tui.running import running_pid
-from tests.pty.terminal import APRTUI, Terminal, in_terminal
+from tests.pty.terminal import APRTUI, DEADLINE_S, Terminal, in_terminal
 from tests.support import FIXTURES, needs_fixtures
 from tests.tui.support import small_trace
 from tests.unit.gguf_writer import Tensor, gguf_bytes, text
@@ -45,6 +46,24 @@ def test_control_q_quits_from_inside_help(tmp_path: Path) -> None:
         terminal.until_text("type to search")
         terminal.press("\x11")
         assert terminal.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_the_terminal_as_it_was(tmp_path: Path, number: signal.Signals) -> None:
+    with in_terminal(str(small_trace(tmp_path))) as terminal:
+        terminal.until_text("attn_norm")
+        terminal.process.send_signal(number)
+        assert terminal.wait() == 128 + number
+        terminal.until_quiet()
+        assert b"\x1b[?1049l" in terminal.raw and b"\x1b[?25h" in terminal.raw
+
+
+def test_a_terminal_that_is_gone_ends_the_app(tmp_path: Path) -> None:
+    with in_terminal(str(small_trace(tmp_path))) as terminal:
+        terminal.until_text("attn_norm")
+        os.killpg(terminal.process.pid, signal.SIGHUP)
+        terminal.hang_up()
+        assert terminal.process.wait(timeout=DEADLINE_S) != 0
 
 
 def _without_terminal(*arguments: str, term: str = "xterm") -> subprocess.CompletedProcess[bytes]:
@@ -273,7 +292,8 @@ def test_x_stops_a_trace_keeps_whole_files_and_leaves_no_process(tmp_path: Path)
 
 
 @needs_fixtures
-def test_quitting_while_a_trace_runs_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["key", "signal"])
+def test_quitting_while_a_trace_runs_leaves_no_process(tmp_path: Path, how: str) -> None:
     model = FIXTURES / "models" / "qwen2-q4_k_m.gguf"
     mine = tmp_path / model.name
     mine.write_bytes(model.read_bytes())
@@ -284,10 +304,13 @@ def test_quitting_while_a_trace_runs_leaves_no_process(tmp_path: Path) -> None:
         terminal.until_text("writes")
         terminal.press("r")
         terminal.until_text("running on")
-        terminal.press("\x11")
-        terminal.until_text("A trace is running")
-        terminal.press("s")
-        assert terminal.wait() == 0
+        if how == "key":
+            terminal.press("\x11")
+            terminal.until_text("A trace is running")
+            terminal.press("s")
+        else:
+            terminal.process.terminate()
+        assert terminal.wait() == (0 if how == "key" else 128 + signal.SIGTERM)
         with pytest.raises(ProcessLookupError):
             os.killpg(terminal.process.pid, 0)
         assert running_pid(tmp_path / f"{mine.stem}-trace") is None

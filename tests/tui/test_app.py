@@ -53,6 +53,13 @@ async def test_home_lists_a_per_op_folder_once_and_claims_nothing_it_did_not_che
     assert places == {"D": "per-op, cpu and gpu", "t": "2 layers"}
 
 
+def test_a_folder_that_is_a_trace_hides_nothing_that_lies_below_it(tmp_path: Path) -> None:
+    small_trace(small_trace(tmp_path) / "deep" / "t")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    found = [str(Path(place.path).relative_to(tmp_path)) for place in places_below(tmp_path)]
+    assert found == [".", "m.gguf", "deep/t"]
+
+
 @pytest.mark.parametrize("size", [WIDE, NARROW])
 async def test_help_shows_the_keys_of_the_screen_first_and_searches(
     tmp_path: Path, size: tuple[int, int]
@@ -88,6 +95,29 @@ async def test_modes_are_kept_apart_and_a_bracket_goes_round(tmp_path: Path) -> 
         assert app.current_mode == "diff"
         await press(pilot, "q")
         assert app.current_mode == "browse"
+
+
+async def test_a_bracket_with_one_mode_open_says_why_it_goes_nowhere(tmp_path: Path) -> None:
+    async with opened(small_trace(tmp_path)) as pilot:
+        assert "only Browse is open" in await press(pilot, "right_square_bracket")
+
+
+async def test_only_q_quits_at_the_top(tmp_path: Path) -> None:
+    a, b = small_trace(tmp_path / "a"), small_trace(tmp_path / "b")
+    async with opened(a) as pilot:
+        app = pilot.app
+        assert isinstance(app, AprtuiApp)
+        assert "q quits" in await press(pilot, "escape")
+        for key in ("ctrl+c", "ctrl+z"):
+            assert "^q quits" in await press(pilot, key)
+        app.open_diff(a, b)
+        await settle(pilot)
+        await press(pilot, "escape")
+        assert app.current_mode == "browse"
+        await press(pilot, "escape")
+        assert app.is_running
+        await press(pilot, "q")
+        assert not app.is_running
 
 
 async def test_a_key_can_be_remapped_in_the_config(tmp_path: Path) -> None:

@@ -13,7 +13,17 @@ from aprtui.tui.app import AprtuiApp
 from aprtui.tui.bisected import Bisected, read_result
 from aprtui.tui.screens.bisect import BisectScreen
 from tests.support import FIXTURES, needs_fixtures
-from tests.tui.support import NARROW, WIDE, frame, opened, press, settle, small_trace
+from tests.tui.support import (
+    NARROW,
+    WIDE,
+    frame,
+    opened,
+    press,
+    screen,
+    settle,
+    small_trace,
+    until,
+)
 
 RESULT = {
     "event": "result",
@@ -84,6 +94,45 @@ async def test_a_child_that_dies_without_a_word_is_an_error(tmp_path: Path) -> N
         pilot.app.push_screen(_screen(tmp_path, _command(tmp_path, "nonsense", code=7)))
         await settle(pilot)
         assert "the replay ended (7)" in frame(pilot)
+
+
+async def test_a_replay_that_was_stopped_did_not_fail(tmp_path: Path) -> None:
+    script = tmp_path / "bisect.py"
+    script.write_text("import time\nprint('{}', flush=True)\ntime.sleep(60)\n")
+    async with AprtuiApp(folder=tmp_path).run_test(size=NARROW) as pilot:
+        bisect = _screen(tmp_path, (sys.executable, str(script)))
+        pilot.app.push_screen(bisect)
+        await until(pilot, "starting the engine")
+        await pilot.press("o")
+        await until(pilot, "x stops this replay first")
+        text = await press(pilot, "x")
+        assert "The replay was stopped." in text and "(-15)" not in text
+
+
+async def test_another_model_is_a_key_away_where_one_was_wrong(tmp_path: Path) -> None:
+    script = tmp_path / "bisect.py"
+    script.write_text(f"""import json, sys
+wrong = "good.gguf" not in sys.argv[-2]
+print({json.dumps({"event": "error", "message": "cannot be read"})!r} if wrong
+      else {json.dumps(RESULT)!r})
+""")
+    async with AprtuiApp(folder=tmp_path).run_test(size=NARROW) as pilot:
+        bisect = _screen(tmp_path, (sys.executable, str(script)))
+        pilot.app.push_screen(bisect)
+        await settle(pilot)
+        assert "cannot be read" in frame(pilot) and "o another model" in frame(pilot)
+        text = await press(pilot, "o", "ctrl+u", *"good.gguf", "enter")
+        assert "1 culprit" in text and "model good.gguf" in text and bisect.grid.has_focus
+
+
+async def test_b_asks_again_after_a_model_that_could_not_be_read(tmp_path: Path) -> None:
+    a, b = small_trace(tmp_path / "a"), small_trace(tmp_path / "b")
+    async with opened(a, b, size=NARROW) as pilot:
+        diff = screen(pilot)
+        assert "b bisect" in frame(pilot)
+        assert "cannot be read" in await press(pilot, "b", *"nosuch.gguf", "enter")
+        await press(pilot, "q", "b")
+        assert pilot.app.screen is diff and diff._prompt.display and not diff._prompt.value
 
 
 def test_a_result_of_another_shape_is_read_as_far_as_it_goes() -> None:

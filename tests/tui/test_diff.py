@@ -44,6 +44,14 @@ async def test_the_first_divergence_is_marked_and_missing_is_unmeasured(
         assert diff.grid.current == StageKey(1, "attn_out")
 
 
+async def test_a_narrow_legend_names_the_signs_that_are_there(tmp_path: Path) -> None:
+    a, b = _two(tmp_path)
+    (b / "layer-0" / "attn_out.bin").write_bytes(b"APRT")
+    async with opened(a, b, size=NARROW) as pilot:
+        legend = frame(pilot).splitlines()[-2]
+        assert "# damaged" in legend and "? unmeasured" in legend and "NaN" not in legend
+
+
 async def test_a_grid_that_has_room_shows_every_column(tmp_path: Path) -> None:
     """Also one whose cursor was put somewhere before it knew its width."""
     async with opened(*_two(tmp_path)) as pilot:

@@ -345,5 +345,6 @@ async def test_a_pane_that_is_being_measured(
         await until(pilot, "attn_norm")
         await pilot.press(*("G" if pane == "tokens" else ""), numbered(pane))
         await until(pilot, said)
+        await until(pilot, "─ final_norm ·" if pane == "tokens" else "─ layer 0 · attn_norm ·")
         assert_frame(pilot, f"browse-{pane}-loading")
         held.let_go()

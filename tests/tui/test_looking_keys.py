@@ -131,7 +131,7 @@ async def test_browse_keys_copy_values_paths_and_statistics(tmp_path: Path) -> N
     async with opened(trace) as pilot:
         await press(pilot, "2", "tab", "l", "y")
         assert clipboard_file().read_text() == "1.0\n"
-        assert "(if it takes OSC 52), and to" in frame(pilot)
+        assert frame(pilot).splitlines()[-1].startswith(" copied to ")
         await press(pilot, "Y")
         assert clipboard_file().read_text() == f"{trace / 'layer-0/attn_norm.bin'}\n"
         await press(pilot, "5", "y")
@@ -145,13 +145,13 @@ async def test_a_clipboard_file_that_cannot_be_written_is_not_claimed(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no"))
     async with opened(small_trace(tmp_path / "t")) as pilot:
         text = await press(pilot, "Y")
-        assert "clipboard, if it takes OSC 52" in text and "and to" not in text
+        assert "copied by OSC 52, if the terminal takes it" in text and "copied to" not in text
 
 
 async def test_browse_keys_sort_follow_and_compare(tmp_path: Path) -> None:
     trace, other = small_trace(tmp_path / "t"), small_trace(tmp_path / "o")
     async with opened(trace) as pilot:
-        assert "Stages by name" in await press(pilot, "s")
+        assert "By stage · rms" in await press(pilot, "s")
         await press(pilot, "s", "n")
         assert _browse(pilot).stages.current == StageKey(1, "attn_norm")
         await press(pilot, "N")
@@ -168,6 +168,36 @@ async def test_browse_keys_sort_follow_and_compare(tmp_path: Path) -> None:
         prompt.value = str(other)
         await press(pilot, "enter")
         assert isinstance(pilot.app.screen, DiffScreen)
+
+
+async def test_a_copy_says_first_where_it_certainly_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    async with opened(small_trace(tmp_path / "t"), size=NARROW) as pilot:
+        text = await press(pilot, "Y")
+        assert "copied to ~/.cache/aprtui/clipboard, and by OSC 52 if" in text
+
+
+async def test_a_narrow_tree_says_what_its_numbers_are_and_cuts_no_name_beside_a_blank(
+    tmp_path: Path,
+) -> None:
+    trace = small_trace(tmp_path, manifest=False)
+    write_stage(trace / "layer-0" / "attn_softmax.bin", 0, np.ones(4, dtype=np.float32))
+    write_stage(trace / "layer-1" / "attn_out.bin", 1, np.full(4, np.nan, dtype=np.float32))
+    async with opened(trace, size=NARROW) as pilot:
+        text = frame(pilot)
+        assert "Stages · rms" in text and "attn_softmax" in text
+        assert "4 stages" in text and "1 NaN" in text
+
+
+async def test_the_line_below_the_values_holds_whole_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "layer-0" / "attn_scores.bin"
+    write_stage(path, 0, np.full(2_000_000, 1.2345678e-30, dtype=np.float32))
+    async with opened(path, size=NARROW) as pilot:
+        text = await press(pilot, "2")
+        assert "(0, 0, 0)  1.2345678e-30  (head, query, key)" in text and "value 1" not in text
 
 
 async def test_a_model_can_be_named_in_the_tokens_pane(tmp_path: Path) -> None:
@@ -200,8 +230,9 @@ async def test_a_trace_that_is_there_is_replaced_only_after_a_yes(tmp_path: Path
         form.query_one("#field-tokens", Input).value = "1,2"
         await until(pilot, "the folder holds a trace")
         await press(pilot, "r")
-        assert "y replaces it" in form._prompt.placeholder
-        await press(pilot, "n", "enter")
+        assert frame(pilot).count("y replaces the trace in small-trace") == 1
+        await press(pilot, "n")
+        assert not form._prompt.display
         assert not form.running and (trace / "trace.json").exists()
         assert form.job(replace=True).overwrite and not form.job().overwrite
 

@@ -74,17 +74,35 @@ async def test_letters_are_commands_until_a_field_is_entered_and_the_foot_says_w
         trace = await _form(pilot, tmp_path, RUN)
         prompt = trace.query_one("#field-prompt", Input)
         before = prompt.value
-        assert trace.grid.has_focus and "r run" in frame(pilot)
+        assert trace.form.has_focus and "r run" in frame(pilot)
         for key in ("enter", "tab"):
             foot = (await press(pilot, key)).splitlines()[-1]
             assert prompt.has_focus
             assert "enter done · ^r run · esc leave" in foot
             assert "r run" in (await press(pilot, "escape")).splitlines()[-1]
-            assert trace.grid.has_focus
+            assert trace.form.has_focus
         await press(pilot, "enter", "r", "escape")
         assert sorted(prompt.value) == sorted(before + "r") and not trace.running
         await press(pilot, "enter", "ctrl+r")
         assert "complete" in frame(pilot)
+
+
+async def test_j_and_k_go_over_the_fields_and_enter_edits_the_one_under_the_cursor(
+    tmp_path: Path,
+) -> None:
+    async with AprtuiApp(folder=tmp_path).run_test(size=NARROW) as pilot:
+        trace = await _form(pilot, tmp_path, RUN)
+        prompt = trace.query_one("#field-prompt", Input).value
+        assert "a folder of its own" in await press(pilot, "G")
+        assert "ids with commas" in await press(pilot, "g", "j", "k", "k", "j")
+        await press(pilot, *"jjjjjjj", "enter", "end", *"2")
+        into = trace.query_one("#field-into", Input)
+        assert into.has_focus and into.value.endswith("-trace2")
+        assert trace.query_one("#field-prompt", Input).value == prompt
+        await press(pilot, "up")
+        assert trace.query_one("#field-engine", Input).has_focus
+        await press(pilot, "escape", "j", "enter")
+        assert into.has_focus
 
 
 async def test_a_token_that_holds_markup_and_escapes_is_only_shown(tmp_path: Path) -> None:
@@ -129,6 +147,16 @@ async def test_x_stops_the_child_and_what_is_written_stays(tmp_path: Path) -> No
         assert isinstance(trace.ended, Stopped) and not trace.running
         assert "stopped after 1 file;" in frame(pilot)
         assert trace.client.child.returncode == 0
+
+
+async def test_a_stop_before_the_engine_can_say_so_is_no_failure(tmp_path: Path) -> None:
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        await _form(pilot, tmp_path, 'stage(0, "embedding", 1); time.sleep(60)')
+        await pilot.press("r")
+        await until(pilot, "1 of 6 files")
+        text = await press(pilot, "x")
+        assert "stopped after 1 file;" in text and "Stopped" in text
+        assert "ended by itself" not in text and "failed" not in text
 
 
 async def test_quitting_leaves_no_engine_behind(tmp_path: Path) -> None:

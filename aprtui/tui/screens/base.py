@@ -34,6 +34,7 @@ class BaseScreen(Screen[object]):
 
     mode: ClassVar[str] = ""
     places: ClassVar[tuple[str, ...]] = ()
+    ways_out: tuple[str, ...] = ()  # ids of keys that help where the body is not shown
     lead: str = "move"  # what j and k do here
     BINDINGS: ClassVar[list[BindingType]] = []
 
@@ -102,7 +103,8 @@ class BaseScreen(Screen[object]):
 
     def show_keys(self) -> None:
         if self.state != "full":
-            self.key_line.show_keys("", self._mine(keys_at("anywhere")))
+            keys = [key for key in keys_at(*self.places) if key.id in self.ways_out]
+            self.key_line.show_keys("", self._mine([*keys, *keys_at("anywhere")]))
             return
         places = (*self.active_places(), "anywhere")  # the closest first: the line may be full
         keys = [key for place in places for key in keys_at(place)]
@@ -122,12 +124,12 @@ class BaseScreen(Screen[object]):
 
     # A question at the foot of the screen.
 
-    def ask(self, question: str, purpose: str, value: str = "") -> None:
+    def ask(self, question: str, purpose: str, value: str = "", *,
+            how: str = "  ·  enter answers, esc leaves") -> None:  # fmt: skip
         """Open the input line; ``answered(purpose, text)`` gets every answer."""
         self._purpose = purpose
         self._prompt.value = value
-        self._prompt.placeholder = question
-        self.say(f"{question}  ·  enter answers, esc leaves")  # the answer hides the placeholder
+        self.say(question + how)
         self._asked_from = self.focused
         self._prompt.display = True
         self._prompt.focus()

@@ -18,7 +18,7 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count, number
 from aprtui.tui.bisected import KINDS, Bisected, read_result
 from aprtui.tui.client import COMMAND_LINE, Child
-from aprtui.tui.keys import bindings
+from aprtui.tui.keys import Key, bindings
 from aprtui.tui.messages import RunnerEnded
 from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair_facts import finding_block, layers_block
@@ -73,8 +73,9 @@ class BisectScreen(GridScreen):
         super().__init__()
         self.a, self.b, self.model = a, b, model
         self.pairs, self.results = pairs, results
+        self.ways_out = ("bisect-model",) if pairs else ()
         self.found = found
-        self.running = False
+        self.running = self.stopped = False
         self.child = Child(command)
         self._at = at
 
@@ -90,9 +91,13 @@ class BisectScreen(GridScreen):
             self.select(self._at)
         self.grid.focus()
         if self.found is None:
-            self.running = True
-            self._say_head("starting the engine …")
-            self._replay()
+            self._begin()
+
+    def _begin(self) -> None:
+        self.running, self.stopped, self.found = True, False, None
+        self.show_keys()
+        self._say_head("starting the engine …")
+        self._replay()
 
     # The child.
 
@@ -122,7 +127,6 @@ class BisectScreen(GridScreen):
                 if self.found.culprits:
                     self.select(self.found.culprits[0])
             elif said.get("event") == "error":
-                self.running = False
                 self.set_state(
                     "error", clean(str(said.get("message"))), clean(str(said.get("hint")))
                 )
@@ -147,7 +151,12 @@ class BisectScreen(GridScreen):
     @on(RunnerEnded)
     def _ended(self, event: RunnerEnded) -> None:
         self.running = False
-        if self.found is None and self.state != "error":
+        self.show_keys()
+        if self.found is not None or self.state == "error":
+            return
+        if self.stopped:
+            self.set_state("empty", "The replay was stopped.", "q goes back, b starts it anew")
+        else:
             last = event.log_tail.splitlines()[-1] if event.log_tail else ""
             self.set_state("error", f"the replay ended ({event.exit_code}) {last}".rstrip(),
                            "q goes back")  # fmt: skip
@@ -281,13 +290,36 @@ class BisectScreen(GridScreen):
 
     # Keys.
 
+    def _mine(self, keys: Iterable[Key]) -> tuple[Key, ...]:
+        """Without what has nothing to do now."""
+        idle = "bisect-model" if self.running else "bisect-stop"
+        return super()._mine(key for key in keys if key.id != idle)
+
     def action_stop(self) -> None:
         if self.running:
+            self.stopped = True
             self._stop()
 
     @work(group="stop")
     async def _stop(self) -> None:
         await self.child.stop()
+
+    def action_ask_model(self) -> None:
+        """The same replay with another model."""
+        if self.running:
+            self.say("x stops this replay first")
+        elif self.pairs:
+            self.ask("the model that computed B (.gguf, .apr, .safetensors)", "model",
+                     str(self.model))  # fmt: skip
+
+    def answered(self, purpose: str, text: str) -> None:
+        super().answered(purpose, text)
+        if purpose == "model" and text:
+            self.model = Path(text).expanduser()
+            self.set_state("full")
+            self._begin()
+            self.paint()
+            (self.rows if self.listed else self.grid).focus()
 
     @on(StageGrid.Opened)
     @on(StageRows.Chosen)

@@ -79,7 +79,7 @@ class BrowseScreen(PaneKeysScreen):
 
     def body(self) -> Iterable[Widget]:
         self.stages.add_class("frame")
-        self.stages.border_title = "Stages"
+        self.stages.border_title = "Stages · rms"
         with Horizontal():
             yield self.stages
             with NamedFrame(id="panes", classes="frame"):
@@ -355,7 +355,7 @@ class BrowseScreen(PaneKeysScreen):
 
     def action_sort(self) -> None:
         self.stages.sort_by_stage(not self.stages.by_stage)
-        self.stages.border_title = "Stages by name" if self.stages.by_stage else "Stages"
+        self.stages.border_title = "By stage · rms" if self.stages.by_stage else "Stages · rms"
 
     def action_filter(self) -> None:
         self.ask("show stages whose name has…", "filter", self.stages.filter)

@@ -88,7 +88,6 @@ class DiffScreen(GridScreen):
         self._last = recall(self.job.a, self.job.b)
         if self._last.metric in METRICS:
             self.metric = self._last.metric
-        self.legend.show([(" ", ""), *text.LEGEND])
         self.retitle()
         self._start()
         self.follower.follow(self._follow)
@@ -238,6 +237,7 @@ class DiffScreen(GridScreen):
             remark += " · paused"
         self.set_title(f"{self.narrowed}A {names[0]}   B {names[1]}{remark}",
                        loud=self.other_prompts)  # fmt: skip
+        self.legend.show(text.legend(sign for sign, _ in self.grid.cells.values()))
         if self.bars is not None:
             self._show_head(self.bars)
 
@@ -246,13 +246,16 @@ class DiffScreen(GridScreen):
         measured = sum(result.metrics is not None for result in self.results.values())
         unmeasured = sum(result.kind in UNMEASURED for result in self.results.values())
         failed = sum(_fails(result) for result in self.results.values())
+        hiding = bars.loose and any(r.kind != "equal" for r in self.results.values())
+        passed = (" · nothing beyond a loose bar: b replays each stage", "$text-warning") if hiding \
+            else (" · nothing beyond the bar", "$text-success")  # fmt: skip
         verdict = Content.assemble(
             "drift · " if self.size.width >= 100 else "",
             (self.metric, "bold $text-accent"),
             f" · {count(measured)} of {count(len(self.pairs))} pairs",
             (f" · {unmeasured} unmeasured" if unmeasured else "", "$text-warning"),
             (f" · {failed} beyond bar" if failed else "", "bold $text-error"),
-            ("" if first or not self.done else " · nothing beyond the bar", "$text-success"),
+            passed if self.done and not first else "",
             (f" · first {first.key}" if first else "", "bold"),
         )  # fmt: skip
         why = f"bar rel_l2 {bars.rel_l2:.3g}, worst row {bars.worst_row_rel_l2:.3g}: {bars.reason}"
@@ -337,18 +340,20 @@ class DiffScreen(GridScreen):
         )
 
         def come_back(found: object) -> None:
-            self._keep(found)
+            if isinstance(found, Bisected):
+                self.model = str(screen.model)
+                self._keep(found)
+            elif screen.state == "error" and self.found is None:
+                self.model = ""  # b asks again
             if screen.current is not None:
                 self.select(screen.current)
 
         self.app.push_screen(screen, come_back)
 
-    def _keep(self, found: object) -> None:
-        """The result of a bisection, if it came to one."""
-        if isinstance(found, Bisected):
-            self.found = found
-            self.legend.show([(" ", ""), *text.CULPRIT, *text.LEGEND])
-            self.paint()
+    def _keep(self, found: Bisected) -> None:
+        """The result of a bisection."""
+        self.found = found
+        self.paint()
 
     def action_local_error(self) -> None:
         """The grid of local errors, where a bisection was run."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 from aprtui.compare.metrics import Metrics
 from aprtui.compare.pairs import FAILED, PASSED, UNMEASURED, PairResult
@@ -12,8 +13,8 @@ from aprtui.text import clean, number
 from aprtui.tui.widgets.drift_chart import Drift
 from aprtui.tui.widgets.lines import Part, fit, right
 
-__all__ = ["CULPRIT", "LEGEND", "TABLE_HEAD", "drift_of", "in_short", "level_of", "metric_value",
-           "place", "row_head", "row_of", "sign_of", "table_row", "words_of",
+__all__ = ["TABLE_HEAD", "drift_of", "in_short", "legend", "level_of", "metric_value", "place",
+           "row_head", "row_of", "sign_of", "table_row", "words_of",
            "worst_first"]  # fmt: skip
 
 TABLE_HEAD = ("layer", "stage", "class", "rel_l2", "worst_row_rel_l2", "max_abs", "rms", "cosine",
@@ -23,14 +24,27 @@ _TAIL = 45  # cells of a line of the list behind the stage's name
 _RANKS = {kind: n for n, kind in enumerate(("nonfinite", "shape", "unreadable", "differs",
                                             "within", "equal"))}  # fmt: skip
 
-CULPRIT: tuple[Part, ...] = (("*", "bad"), (" culprit  ", "dim"))
-LEGEND: tuple[Part, ...] = (
-    ("▂", "good"), (" 1e-6  ", "dim"), ("▄", "good"), (" 1e-4  ", "dim"), ("█", "good"),
-    (" 1  ", "dim"), ("=", ""), (" equal  ", "dim"), ("!", "bad"), (" beyond  ", "dim"),
-    ("▶", "bad"), (" first  ", "dim"), ("?", ""), (" unmeasured  ", "dim"), ("N", "bad"),
-    (" NaN  ", "dim"), ("x", "bad"), (" shape  ", "dim"), ("#", "bad"), (" damaged  ", "dim"),
-    ("·", ""), (" not measured yet  ", "dim"),
+_LEVELS = "▁▂▃▄▅▆▇█"
+_LEGEND: tuple[tuple[str, tuple[Part, ...]], ...] = (
+    ("*", (("*", "bad"), (" culprit  ", "dim"))),
+    (_LEVELS, (("▂", "good"), (" 1e-6  ", "dim"), ("▄", "good"), (" 1e-4  ", "dim"),
+               ("█", "good"), (" 1  ", "dim"))),
+    ("=", (("=", ""), (" equal  ", "dim"))),
+    ("!", (("!", "bad"), (" beyond  ", "dim"))),
+    ("▶", (("▶", "bad"), (" first  ", "dim"))),
+    ("?", (("?", ""), (" unmeasured  ", "dim"))),
+    ("N", (("N", "bad"), (" NaN  ", "dim"))),
+    ("x", (("x", "bad"), (" shape  ", "dim"))),
+    ("#", (("#", "bad"), (" damaged  ", "dim"))),
+    ("·", (("·", ""), (" not measured yet  ", "dim"))),
 )  # fmt: skip
+
+
+def legend(signs: Iterable[str]) -> list[Part]:
+    """What those of the signs mean that are there: the line would not hold all."""
+    there = set("".join(signs))
+    entries = (parts for any_of, parts in _LEGEND if not there.isdisjoint(any_of))
+    return [(" ", ""), *chain.from_iterable(entries)]
 
 
 def metric_value(metrics: Metrics, metric: str) -> float:
@@ -61,7 +75,7 @@ def level_of(value: float) -> str:
         return "█"
     if value <= 0.0:
         return "="
-    return "▁▂▃▄▅▆▇█"[max(0, min(7, math.floor(math.log10(value)) + 7))]
+    return _LEVELS[max(0, min(7, math.floor(math.log10(value)) + 7))]
 
 
 def drift_of(key: StageKey, result: PairResult | None, metric: str) -> Drift:

@@ -41,7 +41,10 @@ _SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages"})
 
 
 def places_below(root: Path) -> Iterator[Place]:
-    """Models and traces under ``root``, MAX_DEPTH folders deep; hidden folders are passed over."""
+    """Models and traces under ``root``, MAX_DEPTH folders deep; hidden folders are passed over.
+
+    What lies in one of them belongs to it, but what lies in ``root`` is shown whatever that is.
+    """
     queue = [(root, 0)]
     looked = 0
     while queue and looked < MAX_FOLDERS:
@@ -60,12 +63,15 @@ def places_below(root: Path) -> Iterator[Place]:
             continue
         if names & {MANIFEST, EVENTS} or any(_is_layer(entry) for entry in entries):
             yield _trace_place(folder, names, entries)
-            continue
+            if depth:
+                continue
         models = [entry for entry in entries if entry.name.endswith(MODEL_SUFFIXES)]
         if "config.json" in names and any(e.name.endswith(".safetensors") for e in models):
             total = sum(entry.stat().st_size for entry in models)
             yield Place(str(folder), "model", size(total), folder.stat().st_mtime)
-            continue
+            if depth:
+                continue
+            models = []  # one place, the folder
         for entry in models:
             if entry.is_file():
                 stat = entry.stat()
@@ -77,6 +83,7 @@ def places_below(root: Path) -> Iterator[Place]:
                 if entry.is_dir(follow_symlinks=False)
                 and not entry.name.startswith(".")
                 and entry.name not in _SKIPPED
+                and not _is_layer(entry)
             ]
 
 

@@ -75,7 +75,7 @@ class TraceScreen(BaseScreen):
         self.client = client or TraceClient()
         self.planned: Planned | None = None
         self.ended: Event | None = None
-        self.running = self.paused = False
+        self.running = self.paused = self.stopped = False
         self._last: StageWritten | None = None
         self._rms: dict[int, tuple[float, str]] = {}
         self._shown_rms = -1
@@ -111,7 +111,8 @@ class TraceScreen(BaseScreen):
         self.set_state("full")
         self.progress.display = False
         self.side.display = False
-        self.grid.focus()
+        self.grid.can_focus = False
+        self.form.focus()
         self._replan()
 
     def show_keys(self) -> None:
@@ -167,7 +168,7 @@ class TraceScreen(BaseScreen):
     @on(Input.Submitted)
     def _submitted(self, event: Input.Submitted) -> None:
         if (event.input.id or "").startswith("field-"):
-            self.grid.focus()
+            self.form.focus()
 
     def _replan(self) -> None:
         self._plan()
@@ -214,23 +215,25 @@ class TraceScreen(BaseScreen):
         folder = Path(self.planned.directory)
         if holds_trace(folder):
             name = clean(folder.name, 40)
-            self.ask(f"{name} holds a trace: y replaces it, anything else does not", "replace")
+            self.ask(f"y replaces the trace in {name}, esc keeps it", "replace", how="")
             return
         self._start(self.job())
 
-    def answered(self, purpose: str, text: str) -> None:
-        if purpose == "replace" and text.strip().lower() in ("y", "yes"):
-            self._start(self.job(replace=True))
+    def answering(self, purpose: str, text: str) -> None:
+        """The first letter is the answer."""
+        if purpose == "replace" and text:
+            self.close_question()
+            if text.lower() == "y":
+                self._start(self.job(replace=True))
 
     def _start(self, job: TraceJob) -> None:
         assert self.planned is not None
-        self.running, self.ended = True, None
+        self.running, self.stopped, self.ended = True, False, None
         self._last, self._rms, self._log, self._shown_rms = None, {}, [], -1
         stages = planned_stages(self.planned)
         self.grid.set_stages(stages)
         self._to_come = sorted(stages, key=order_of, reverse=True)
         self._arrange()
-        self.grid.focus()
         self._engine(job)
 
     @work(exclusive=True, group="engine", exit_on_error=False)
@@ -243,6 +246,7 @@ class TraceScreen(BaseScreen):
 
     def action_stop(self) -> None:
         if self.running:
+            self.stopped = True
             self.progress.update(
                 Content.styled(" stopping … what is written stays", "$text-warning")
             )
@@ -269,9 +273,7 @@ class TraceScreen(BaseScreen):
 
     @on(StageGrid.Opened)
     def _open_stage(self, event: StageGrid.Opened) -> None:
-        if self.query_one("#form").display:
-            self.query_one("#field-prompt").focus()
-        elif self.planned is not None and self.grid.cells[event.key][0] in WRITTEN:
+        if self.planned is not None and self.grid.cells[event.key][0] in WRITTEN:
             self.app.open_browse(  # type: ignore[attr-defined]
                 Path(self.planned.directory), event.key
             )
@@ -323,7 +325,10 @@ class TraceScreen(BaseScreen):
         self.running = False
         if event.log_tail:
             self._log.append(event.log_tail)
-        if self.ended is None:
+        if self.ended is None and self.stopped:  # before the engine could say so
+            files = self._last.done if self._last is not None else 0
+            self.ended = Stopped(files, self.planned.directory if self.planned else "")
+        elif self.ended is None:
             last = event.log_tail.splitlines()[-1] if event.log_tail else ""
             self.ended = Failed(f"the engine ended by itself ({event.exit_code}) {last}".rstrip(),
                                 "o shows its log; what is written stays", 4)  # fmt: skip
@@ -335,6 +340,8 @@ class TraceScreen(BaseScreen):
         """The form makes room for progress while a trace runs and after it."""
         runs = self.running or self.ended is not None
         self.query_one("#form").display = not runs
+        self.grid.can_focus = runs
+        (self.grid if runs else self.form).focus()
         self.progress.display = runs
         self.outcome.display = self.ended is not None
         if self.ended is not None and self.planned is not None:
@@ -348,7 +355,7 @@ class TraceScreen(BaseScreen):
 
     def step_back(self) -> bool:
         if isinstance(self.focused, Input):
-            self.grid.focus()
+            self.form.focus()
             return True
         if self.running or self.ended is None:
             return False

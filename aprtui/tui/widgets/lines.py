@@ -60,6 +60,7 @@ def whole_fields(parts: Iterable[Part], width: int) -> list[Part]:
 
 
 def _cut(parts: Iterable[Part], width: int) -> list[Part]:
+    """The parts as far as they go in ``width`` cells, with an ellipsis where that is not all."""
     kept: list[Part] = []
     for text, style in parts:
         if cell_len(text.rstrip()) > width:
@@ -152,8 +153,9 @@ class PartLine(Lines, can_focus=False):
         self._parts: list[Part] = []
 
     def show(self, parts: list[Part]) -> None:
-        self._parts = parts
-        self.refresh()
+        if parts != self._parts:
+            self._parts = parts
+            self.refresh()
 
     def render_line(self, y: int) -> Strip:
         width = self.size.width
@@ -243,7 +245,7 @@ class RowList(Lines):
         if row >= self.row_count():
             return Strip.blank(width, self.rich_style)
         over = "" if row != self.cursor else "cursor" if self.has_focus else self.blurred
-        return self.strip(self.row_parts(row, width), width, over)
+        return self.strip(_cut(self.row_parts(row, width), width), width, over)
 
     def on_focus(self) -> None:
         self.refresh()

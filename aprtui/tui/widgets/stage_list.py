@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aprtui.engine.stages import order_of
 from aprtui.formats.tracedir import StageKey, StageRecord
-from aprtui.text import number
-from aprtui.tui.widgets.lines import Part, RowList, fit, right
+from aprtui.text import count, number
+from aprtui.tui.widgets.lines import Part, RowList, fit
 
 __all__ = ["StageList"]
 
@@ -137,23 +138,27 @@ class StageList(RowList):
         wrong = value is not None and value != value
         shown = "" if value is None else _short(value, 3 if width >= 24 else 2)
         room = width - len(indent) - 3
-        name = fit(entry.label, max(room - 7, 4)) + right(shown, 7)
-        cut = len(name) - 7
         return [
             (indent, ""), mark,
-            (name[:cut], "bad" if entry.key in self.damage else ""),
-            (name[cut:], "bad" if wrong else "dim"),
+            (fit(entry.label, max(room - len(shown) - 1, 4)),
+             "bad" if entry.key in self.damage else ""),
+            (f" {shown}", "bad" if wrong else "dim"),
         ]  # fmt: skip
 
     def _head_parts(self, entry: _Row, width: int) -> list[Part]:
         keys = self._groups_cache().get(entry.group, [])
         open_ = bool(self.filter) or entry.group in self._unfolded
         damaged = sum(key in self.damage for key in keys)
-        tail = f"{damaged} damaged" if damaged else self._residual(keys, width) or str(len(keys))
+        broken = sum(math.isnan(self.rms.get(key, 0.0)) for key in keys)
+        members = count(len(keys), "layer" if self.by_stage else "stage")
+        if len(entry.label) + len(members) > width - 4:
+            members = str(len(keys))
+        wrong = f"{damaged} damaged" if damaged else f"{broken} NaN" if broken else ""
+        tail = wrong or self._residual(keys, width) or members
         text = fit(entry.label, max(width - 4 - len(tail), 4)) + " "
         return [
             ("▾ " if open_ else "▸ ", "accent"), (text, "head"),
-            (tail, "bad" if damaged else "dim"),
+            (tail, "bad" if wrong else "dim"),
         ]  # fmt: skip
 
     def _residual(self, keys: list[StageKey], width: int) -> str:

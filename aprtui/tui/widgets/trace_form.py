@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from textual import events, on
 from textual.app import ComposeResult
+from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Input, Label
+
+from aprtui.tui.keys import bindings
 
 __all__ = ["TraceForm", "other_engines"]
 
@@ -16,13 +20,18 @@ FIELDS = tuple(name for row in ROWS for name in row)
 PROMPT = "What is 2+2?"
 
 
-class TraceForm(Vertical):
-    """One input a field; the frame says what the one with the focus takes."""
+class TraceForm(Vertical, can_focus=True):
+    """One input a field, a cursor over them; the frame says what the one under it takes."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        binding for binding in bindings("move")
+        if binding.id in ("down", "up", "left", "right", "top", "bottom", "open")
+    ]  # fmt: skip
 
     def __init__(self, directory: Path) -> None:
         super().__init__(id="fields", classes="frame")
         self.border_title = "Trace"
-        self.border_subtitle = hint("")
+        self._at = 0
         self._values = {
             "prompt": PROMPT, "stages": "all", "layers": "all", "device": "auto",
             "dtype": "float32", "engine": "aprtui", "into": str(directory),
@@ -33,7 +42,7 @@ class TraceForm(Vertical):
         for row in ROWS:
             with Horizontal(classes="field"):
                 for name in row:
-                    yield Label(name.capitalize(), markup=False)
+                    yield Label(name.capitalize(), id=f"label-{name}", markup=False)
                     yield Input(
                         self._values.get(name, ""), id=f"field-{name}", compact=True,
                         select_on_focus=False, placeholder=holders.get(name, ""),
@@ -43,16 +52,45 @@ class TraceForm(Vertical):
         """What stands in each field."""
         return {name: self.query_one(f"#field-{name}", Input).value for name in FIELDS}
 
+    def on_mount(self) -> None:
+        self._mark(0)
+
     @on(events.DescendantFocus)
-    @on(events.DescendantBlur)
-    def _focus_moved(self) -> None:
-        inside = next((field for field in self.query(Input) if field.has_focus), None)
-        name = (inside.id or "").removeprefix("field-") if inside is not None else ""
-        self.border_subtitle = hint(name).replace("[", r"\[")
+    def _focus_moved(self, event: events.DescendantFocus) -> None:
+        self._mark(FIELDS.index((event.widget.id or "").removeprefix("field-")))
+
+    def _mark(self, at: int) -> None:
+        self._at = max(0, min(at, len(FIELDS) - 1))
+        for number, name in enumerate(FIELDS):
+            self.query_one(f"#label-{name}").set_class(number == self._at, "at")
+        self.border_subtitle = hint(FIELDS[self._at]).replace("[", r"\[")
+
+    def _go(self, at: int) -> None:
+        """Put the cursor on that field; one that is being edited hands the focus on."""
+        self._mark(at)
+        if not self.has_focus and self.has_focus_within:
+            self.action_open()
+
+    def action_down(self) -> None:
+        self._go(self._at + 1)
+
+    def action_up(self) -> None:
+        self._go(self._at - 1)
+
+    action_right, action_left = action_down, action_up
+
+    def action_top(self) -> None:
+        self._go(0)
+
+    def action_bottom(self) -> None:
+        self._go(len(FIELDS) - 1)
+
+    def action_open(self) -> None:
+        self.query_one(f"#field-{FIELDS[self._at]}").focus()
 
 
 def hint(name: str) -> str:
-    """What a field takes; without one, how to get into the form."""
+    """What a field takes."""
     if name == "engine":
         return other_engines()
     return {
@@ -63,7 +101,7 @@ def hint(name: str) -> str:
         "device": "auto (a GPU where there is one), cpu, cuda:1, mps",
         "dtype": "float32, bfloat16 or float16",
         "into": "a folder of its own",
-    }.get(name, "enter edits")
+    }[name]
 
 
 def other_engines() -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.content import Content
-from textual.widgets import Static
 
 from aprtui.errors import UsageError
 from aprtui.text import count
 from aprtui.tui.stage_table import StageTable
+from aprtui.tui.widgets.lines import PartLine
 from aprtui.tui.widgets.value_grid import ValueGrid
 
 __all__ = ["ValuesPane"]
@@ -22,7 +21,7 @@ class ValuesPane(Vertical):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.grid = ValueGrid()
-        self._cell = Static("", markup=False, classes="footline")
+        self._cell = PartLine(id="cell")
         self.table: StageTable | None = None
 
     def compose(self) -> ComposeResult:
@@ -58,19 +57,16 @@ class ValuesPane(Vertical):
     def _tell(self) -> None:
         table = self.table
         if table is None or not table.values.size:
-            self._cell.update(Content.styled(" no values", "dim"), layout=False)
+            self._cell.show([(" no values", "dim")])
             return
         value = self.value
         place = table.name_of(min(self.index, table.values.size - 1))
-        axes = "" if table.folded else " " + "(" + ", ".join(table.axes) + ")"
-        self._cell.update(
-            Content.assemble(
-                (f" {place}", "bold"), (axes, "dim"), "  ",
-                (str(np.float32(value)) if value is not None else "—", "bold $text-accent"),
-                (f"   value {count(self.index + 1)} of {count(table.values.size)}", "dim"),
-            ),
-            layout=False,
-        )  # fmt: skip
+        axes = "" if table.folded else f"({', '.join(table.axes)})  "
+        said = str(np.float32(value)) if value is not None else "—"
+        self._cell.show([
+            (f" {place}  ", "head"), (f"{said}  ", "accent"), (axes, "dim"),
+            (f"value {count(self.index + 1)} of {count(table.values.size)}", "dim"),
+        ])  # fmt: skip
 
     def jump(self, text: str) -> str:
         """Go to the place that ``text`` names; why not, when it cannot."""
