@@ -247,8 +247,9 @@ class DiffScreen(GridScreen):
         unmeasured = sum(result.kind in UNMEASURED for result in self.results.values())
         failed = sum(_fails(result) for result in self.results.values())
         hiding = bars.loose and any(r.kind != "equal" for r in self.results.values())
-        passed = (" · nothing beyond a loose bar: b replays each stage", "$text-warning") if hiding \
-            else (" · nothing beyond the bar", "$text-success")  # fmt: skip
+        passed = (" · nothing beyond the bar", "$text-success")
+        if hiding:
+            passed = (" · nothing beyond a loose bar: b replays each stage", "$text-warning")
         verdict = Content.assemble(
             "drift · " if self.size.width >= 100 else "",
             (self.metric, "bold $text-accent"),
