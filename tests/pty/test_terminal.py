@@ -259,8 +259,9 @@ def test_a_diff_follows_a_trace_that_is_written_and_sends_nothing_while_it_rests
             terminal.until_quiet()
             assert len(terminal.raw) - before <= 25_000
             grows.put("ffn_out", 2 * values, layer=2)
+        terminal.until_text("first layer-2/ffn_out")
+        terminal.until(lambda: "incomplete" not in terminal.text)
         terminal.until_text("same 2 tokens")
-        assert "first layer-2/ffn_out" in terminal.text and "incomplete" not in terminal.text
         terminal.press("q")
         assert terminal.wait() == 0
 
