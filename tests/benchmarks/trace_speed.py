@@ -11,6 +11,7 @@ on every row alike. The file should be in the page cache: the first, untimed rou
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -75,6 +76,7 @@ class Bench:
         self.device = device
         self.tokens = tuple(i * 37 % self.model.config.vocab_size for i in range(tokens))
         self.scratch = scratch
+        self._numbers = itertools.count()
         self.stream = WeightStream(self.model, device, torch.float32)
         widest = max(matrix.columns for matrix in self.matrices())
         self._ones = torch.ones(max(2 * BLOCK_VALUES, 128 * widest, tokens * widest))
@@ -137,10 +139,13 @@ class Bench:
         self._wait()
 
     def traced(self, layers: str) -> None:
-        directory = self.scratch / "capture"
-        capture = Capture(directory, self._files(layers), lambda event: None, lambda: 0)
+        capture = Capture(self._new_folder(), self._files(layers), lambda event: None, lambda: 0)
         self._pass(capture)
         capture.close()
+
+    def _new_folder(self) -> Path:
+        """As a trace is written: where older files are replaced, ext4 flushes them to the disk."""
+        return self.scratch / f"trace-{next(self._numbers)}"
 
     def _files(self, layers: str) -> tuple[PlannedFile, ...]:
         """The files of a trace; planned once, which opens the model a second time."""
@@ -157,8 +162,8 @@ class Bench:
         ids = ",".join(map(str, self.tokens))
         prompt = ["--tokens", ids] if len(self.tokens) != 7 else []  # the default one has seven
         command = [sys.executable, "-c", "from aprtui.cli.main import entry; entry()", "trace"]
-        options = ["--overwrite", "--json", "--device", str(self.device), *prompt]
-        where = ["-o", str(self.scratch / "process")]
+        options = ["--json", "--device", str(self.device), *prompt]
+        where = ["-o", str(self._new_folder())]
         done = subprocess.run(
             [*command, str(self.path), *where, *options], check=True, capture_output=True
         )
