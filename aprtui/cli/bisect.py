@@ -102,9 +102,7 @@ def _run(args: argparse.Namespace) -> int:
     model = open_model(path, parse_overrides(args.overrides))
     options = Options(
         parse_stages(args.stages),
-        None
-        if args.layers in (None, "all")
-        else parse_layers(args.layers, model.config.num_layers),
+        None if args.layers is None else parse_layers(args.layers, model.config.num_layers),
         tuple(parse_bar(text) for text in args.bars),
     )
     with _progress(args) as tell:
@@ -250,11 +248,8 @@ def _summary(found: Bisection) -> Iterator[str]:
     yield from (f"{note}." for note in found.notes if note[2:].startswith(OTHER_MODEL))
     if found.other_model:
         yield "Nearly every stage that uses weights is wrong: is this the model that was run?"
-    first = clean(str(found.culprits[0].key))
-    total = len(found.culprits)
-    many = f"{total} stages compute wrongly, the first is {first}."
-    yield many if total > 1 else f"{first} computes wrongly."
-    texts = Counter((culprit.key.stage, _what(culprit)) for culprit in found.culprits)
+    yield f"{clean(found.headline)}."
+    texts = Counter((culprit.key.stage, culprit.text) for culprit in found.culprits)
     for (stage, text), times in texts.most_common(_SUMMED):
         layers = f" ({times} layers)" if times > 1 else ""
         yield f"  {clean(stage)}{layers}: {clean(text, 300)}"
@@ -262,15 +257,11 @@ def _summary(found: Bisection) -> Iterator[str]:
         yield f"  and {count(len(texts) - _SUMMED, 'more kind')}"
 
 
-def _what(culprit: Culprit) -> str:
-    return culprit.mistake.text if culprit.mistake is not None else culprit.looks_like
-
-
 def _show_culprits(culprits: Sequence[Culprit], title: str) -> None:
     """Each kind once: the same mistake of the same stage in many layers is one entry."""
     alike: dict[tuple[str, tuple[str, ...], str], list[Culprit]] = {}
     for culprit in culprits:
-        alike.setdefault((culprit.key.stage, culprit.parts, _what(culprit)), []).append(culprit)
+        alike.setdefault((culprit.key.stage, culprit.parts, culprit.text), []).append(culprit)
     if alike:
         print(f"\n{title}, in order of computation")
     for group in alike.values():

@@ -15,13 +15,15 @@ import dataclasses
 import json
 import shutil
 import sys
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aprtui.cli import diff_text
 from aprtui.cli.options import add_choice
 from aprtui.cli.output import check_new_file
+from aprtui.cli.status_line import StatusLine
 from aprtui.compare import saved
 from aprtui.compare.bars import Bars, Override, choose_bars, parse_bar
 from aprtui.compare.diff import (
@@ -159,7 +161,7 @@ def _files(args: argparse.Namespace, overrides: tuple[Override, ...]) -> Compari
         _refuse_model(path)
     config = open_model_config(args.model)
     options = DiffOptions(last_position=args.positions == "last", top=args.top)
-    with _Progress() as progress:
+    with _progress() as progress:
         a, trace_a = record_in_trace(args.a, config)
         b, trace_b = record_in_trace(args.b, config)
         bars = dataclasses.replace(_FILE_BARS, overrides=overrides)
@@ -202,7 +204,7 @@ def _traces(args: argparse.Namespace, overrides: tuple[Override, ...]) -> Compar
         args.positions == "last",
         args.top,
     )
-    with _Progress() as progress:
+    with _progress() as progress:
         return diff_traces(
             a, b, options, overrides, ignore_tokens=args.ignore_tokens, progress=progress
         )
@@ -224,20 +226,15 @@ def _open(path: Path) -> TraceDir:
     return found
 
 
-class _Progress:
-    """A line on the terminal's stderr, from the first second on."""
+@contextmanager
+def _progress() -> Iterator[Callable[[int], None]]:
+    """Counts values, and shows how many on the terminal."""
+    compared = 0
+    with StatusLine() as tell:
 
-    def __enter__(self) -> _Progress:
-        self.values, self.started, self.shown = 0, time.monotonic(), 0.0
-        return self
+        def add(values: int) -> None:
+            nonlocal compared
+            compared += values
+            tell(f"{count(compared, 'value')} compared")
 
-    def __call__(self, values: int) -> None:
-        self.values += values
-        now = time.monotonic()
-        if now - self.started > 1 and now - self.shown > 0.2 and sys.stderr.isatty():
-            self.shown = now
-            print(f"\r{count(self.values, 'value')} compared", end="", file=sys.stderr, flush=True)
-
-    def __exit__(self, *_: object) -> None:
-        if self.shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        yield add

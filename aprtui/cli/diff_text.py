@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from aprtui.compare.diff import Comparison, Side
 from aprtui.compare.pairs import FAILED, PASSED, PairResult
-from aprtui.engine.stages import STAGES, order_of, short_name
+from aprtui.engine.stages import order_of, short_name
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count, number, quoted
 
@@ -89,7 +89,7 @@ def _grid(results: Sequence[PairResult]) -> str:
     """Layers down, stages across in order of computation, one mark a pair."""
     marks = {result.key: MARKS[result.kind] for result in results}
     layers = sorted({key.layer for key in marks if key.layer is not None})
-    stages = sorted({key.stage for key in marks if key.layer is not None}, key=_stage_rank)
+    stages = sorted({key.stage for key in marks if key.layer is not None}, key=_in_layer)
     widths = [max(3, len(short_name(stage))) for stage in stages]
     heads = " ".join(
         f"{clean(short_name(stage)):<{width}}" for stage, width in zip(stages, widths, strict=True)
@@ -108,9 +108,8 @@ def _grid(results: Sequence[PairResult]) -> str:
     return "\n".join(lines)
 
 
-def _stage_rank(stage: str) -> tuple[int, str]:
-    names = [kind.name for kind in STAGES]
-    return (names.index(stage) if stage in names else len(names), stage)
+def _in_layer(stage: str) -> tuple[int, int, str]:
+    return order_of(StageKey(0, stage))
 
 
 def _legend(counts: dict[str, int]) -> str:

@@ -247,9 +247,8 @@ def _sentence(engines: tuple[Verified, ...]) -> str:
     if verdict == "culprits":
         number_of = sum(len(each.replay.culprits) for each in concerned)
         first = concerned[0].replay.culprits[0]
-        how_so = first.mistake.text if first.mistake else first.looks_like
         stages = f"{number_of} stage{'s' * (number_of != 1)}"
-        return f"culprits: {stages} of {names}, the first {first.key}: {clean(how_so, 300)}"
+        return f"culprits: {stages} of {names}, the first {first.key}: {clean(first.text, 300)}"
     missing = dict.fromkeys(stage for each in concerned for stage in each.unmeasured_stages)
     told = ", ".join(list(missing)[:_STAGES_TOLD]) + ", ..." * (len(missing) > _STAGES_TOLD)
     return f"unmeasured: no culprit, but {told} of {names} could not be compared and replayed"
@@ -267,8 +266,7 @@ def _show(engines: tuple[Verified, ...], args: argparse.Namespace) -> None:
         for by, stages in each.explained_by.items():
             print(f"    {stages} of them with {clean(by, 300)}")
         for culprit in replay.culprits:
-            what = culprit.mistake.text if culprit.mistake else culprit.looks_like
-            print(f"  culprit {culprit.key}: {clean(what, 300)}")
+            print(f"  culprit {culprit.key}: {clean(culprit.text, 300)}")
         for item in replay.unmeasured:
             print(f"  unmeasured {item.key}: {clean(item.why, 300)}")
         print_notes((each.trace.manifest or {}).get("notes", ()))

@@ -86,10 +86,10 @@ class Bars:
     reason: str
     overrides: tuple[Override, ...] = field(default=())
 
-    @property
-    def loose(self) -> bool:
-        """Whether a small mistake, of one block of weights say, may stay below the bar."""
-        return self.rel_l2 > _TIGHT
+    def may_hide(self, kinds: Iterable[str]) -> bool:
+        """Whether a small mistake, of one block of weights say, may be among pairs of these kinds:
+        the bar is loose, and they are not all equal."""
+        return self.rel_l2 > _TIGHT and set(kinds) != {"equal"}
 
     def limits(self, key: StageKey) -> dict[str, float]:
         """The limit of each metric for one stage.

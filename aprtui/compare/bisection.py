@@ -54,6 +54,11 @@ class Culprit:
     mistake: Mistake | None
     inherited_rel_l2: float | None = None
 
+    @property
+    def text(self) -> str:
+        """What it does wrong, where that is known; else what the error looks like."""
+        return self.looks_like if self.mistake is None else self.mistake.text
+
 
 @dataclass(frozen=True)
 class Explained:
@@ -94,6 +99,14 @@ class Bisection:
     token_source: str
     notes: tuple[str, ...]
     reference: Bisection | None = None
+
+    @property
+    def headline(self) -> str:
+        """Who computes wrongly, where there is a culprit."""
+        first, total = self.culprits[0].key, len(self.culprits)
+        if total == 1:
+            return f"{first} computes wrongly"
+        return f"{total} stages compute wrongly, the first is {first}"
 
     @property
     def swapped(self) -> bool:

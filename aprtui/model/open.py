@@ -15,7 +15,7 @@ from aprtui.formats.apr import fits, read_apr, reversed_entry
 from aprtui.formats.gguf import read_gguf
 from aprtui.formats.modelfile import ModelFile, TensorEntry, tensor_bytes
 from aprtui.formats.safetensors import read_safetensors
-from aprtui.formats.tracedir import list_stage_files
+from aprtui.formats.tracedir import holds_stage_files
 from aprtui.model.config import ModelConfig
 from aprtui.model.families import architecture_of, read_config
 from aprtui.model.roles import Role, RoleTable, assign_roles
@@ -121,7 +121,7 @@ def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
     ``verify`` reads the whole file to compare its checksum, where the format has one.
     """
     if path.is_dir():
-        if not is_model_path(path) and list_stage_files(path):
+        if not is_model_path(path) and holds_stage_files(path):
             raise BadFileError(path, "a trace, not a model", hint=f"aprtui {quoted(path)} opens it")
         return read_safetensors(path)
     try:

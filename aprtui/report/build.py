@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import math
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from aprtui import __version__
 from aprtui.compare.bisection import Bisection, Culprit
@@ -101,15 +101,14 @@ def _verdict(comparison: Comparison, bisection: Bisection | None) -> tuple[str, 
     replayed = len(bisection.explained) + len(bisection.culprits)
     innocent = f"{len(bisection.explained)} of {replayed} replayed stages are innocent."
     if bisection.culprits:
-        headline, mistakes = _blame(bisection.culprits)
-        return "bad", headline, [*mistakes, shows, innocent]
+        return "bad", bisection.headline, [*_mistakes(bisection), shows, innocent]
     other = bisection.reference
     if other is not None and other.culprits:
-        headline, mistakes = _blame(other.culprits)
         right = f"In B, under test, no culprit: {innocent}"
-        return "bad", f"In A, the reference, {headline}", [*mistakes, shows, right]
+        headline = f"In A, the reference, {other.headline}"
+        return "bad", headline, [*_mistakes(other), shows, right]
     if bisection.unmeasured:
-        left = f"{_stages(len(bisection.unmeasured))} could not be replayed"
+        left = f"{count(len(bisection.unmeasured), 'stage')} could not be replayed"
         return "unknown", f"No culprit among {replayed} stages, but {left}", [shows]
     headline = f"No culprit: all {replayed} stages compute what the model says"
     if comparison.first_divergence is None:
@@ -122,18 +121,14 @@ def _verdict(comparison: Comparison, bisection: Bisection | None) -> tuple[str, 
     return "unknown", f"{headline} in B; of A it is not known", [shows]
 
 
-def _blame(culprits: Sequence[Culprit]) -> tuple[str, list[str]]:
-    """A headline, and the mistakes in words."""
-    names = [str(culprit.key) for culprit in culprits]
-    headline = f"{names[0]} computes wrongly"
-    if len(names) > 1:
-        headline = f"{len(names)} stages compute wrongly, the first is {names[0]}"
-    mistakes = dict.fromkeys(
+def _mistakes(found: Bisection) -> list[str]:
+    """The first of the mistakes, in words."""
+    known = dict.fromkeys(
         f"{culprit.key.stage}: {culprit.mistake.text}."
-        for culprit in culprits
+        for culprit in found.culprits
         if culprit.mistake is not None
     )
-    return headline, list(mistakes)[:3]
+    return list(known)[:3]
 
 
 def _verdict_of_comparison(comparison: Comparison, shows: str) -> tuple[str, str, list[str]]:
@@ -142,19 +137,15 @@ def _verdict_of_comparison(comparison: Comparison, shows: str) -> tuple[str, str
         hint = "Where it is made, and not only where it shows, needs the model: --model MODEL."
         return "bad", f"A and B differ from {first.key} on", [shows, hint]
     if comparison.verdict == "unmeasured":
-        missing = f"{_stages(len(comparison.unmeasured))} captured on one side only"
+        missing = f"{count(len(comparison.unmeasured), 'stage')} captured on one side only"
         return "unknown", f"Nothing differs, but not all is compared: {missing}", [shows]
     headline = f"A and B agree on all {comparison.measured} stages"
-    if comparison.bars.loose and comparison.counts.keys() != {"equal"}:
+    if comparison.may_hide:
         hidden = (
             "The bar is loose: whether a small fault hides below it needs the model: --model MODEL."
         )
         return "unknown", f"{headline} within a loose bar", [shows, hidden]
     return "good", headline, [shows]
-
-
-def _stages(number_of: int) -> str:
-    return f"{count(number_of)} stage{'s' * (number_of != 1)}"
 
 
 def _culprit(culprit: Culprit) -> CulpritLine:
@@ -171,14 +162,17 @@ def _culprit(culprit: Culprit) -> CulpritLine:
         numbers.append(("worst at", place))
     if culprit.parts:
         numbers.append(("of", ", ".join(culprit.parts)))
-    what = culprit.looks_like if mistake is None else mistake.text
     notes = [] if mistake is None or not culprit.looks_like else [
         f"looks like: {culprit.looks_like}"
     ]  # fmt: skip
     if culprit.span:
         notes.append(f"with {', '.join(culprit.span)}, which B did not capture")
     return CulpritLine(
-        str(culprit.key), what, mistake.id if mistake else "", tuple(numbers), "; ".join(notes)
+        str(culprit.key),
+        culprit.text,
+        mistake.id if mistake else "",
+        tuple(numbers),
+        "; ".join(notes),
     )
 
 

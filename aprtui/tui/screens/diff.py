@@ -246,9 +246,8 @@ class DiffScreen(GridScreen):
         measured = sum(result.metrics is not None for result in self.results.values())
         unmeasured = sum(result.kind in UNMEASURED for result in self.results.values())
         failed = sum(_fails(result) for result in self.results.values())
-        hiding = bars.loose and any(r.kind != "equal" for r in self.results.values())
         passed = (" · nothing beyond the bar", "$text-success")
-        if hiding:
+        if bars.may_hide(result.kind for result in self.results.values()):
             passed = (" · nothing beyond a loose bar: b replays each stage", "$text-warning")
         verdict = Content.assemble(
             "drift · " if self.size.width >= 100 else "",
