@@ -25,21 +25,13 @@ from aprtui.engine.arrays import Float32, as_float32
 from aprtui.engine.events import Event, Failed, Finished, Planned, StageWritten, Started, Stopped
 from aprtui.engine.folder import trace_folder
 from aprtui.engine.manifest import Written, build_manifest, model_entry
-from aprtui.engine.stages import (
-    ALIASES,
-    STAGES,
-    WHOLE_MODEL_STAGES,
-    Absent,
-    absent_stages,
-    build_graph,
-    order_of,
-    stage_axes,
-    stage_shape,
-)
 from aprtui.errors import AprtuiError, UsageError
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, key_of, relative_path, write_manifest
+from aprtui.graph import Absent
+from aprtui.graph.vocabulary import ALIASES, STAGES, WHOLE_MODEL_STAGES, order_of
+from aprtui.model.build import build_graph
 from aprtui.model.config import ModelConfig
 from aprtui.model.open import Model, open_model
 from aprtui.text import clean, nearest

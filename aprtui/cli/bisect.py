@@ -34,10 +34,10 @@ from aprtui.compare.bisection import (
 )
 from aprtui.compare.infer import open_any
 from aprtui.compare.reference import model_trace, named_model
-from aprtui.engine.stages import parse_layers, parse_stages
 from aprtui.errors import AprtuiError, UsageError
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import StageKey, TraceDir
+from aprtui.graph.select import parse_layers, parse_stages
 from aprtui.model.open import Model, open_model
 from aprtui.text import clean, count, number, ranges
 

@@ -36,11 +36,11 @@ from aprtui.compare.diff import (
 )
 from aprtui.compare.infer import open_any, open_pair, record_in_trace, with_shapes
 from aprtui.compare.pairs import DiffOptions, check_tokens
-from aprtui.engine.stages import parse_layers, parse_stages
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import MAGIC
 from aprtui.formats.perop import PerOpDir, is_per_op_side
 from aprtui.formats.tracedir import TraceDir
+from aprtui.graph.select import parse_layers, parse_stages
 from aprtui.model.open import is_model_path
 from aprtui.text import clean, count, quoted
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from aprtui.compare.diff import Comparison, Side
 from aprtui.compare.pairs import FAILED, PASSED, PairResult
-from aprtui.engine.stages import order_of, short_name
 from aprtui.formats.tracedir import StageKey
+from aprtui.graph.vocabulary import order_of, short_name
 from aprtui.text import clean, count, number, quoted
 
 __all__ = ["markdown", "next_step", "plain", "plain_pair", "verdict_line"]

@@ -24,11 +24,11 @@ from safetensors.numpy import save
 from aprtui.cli.diff import open_model_config
 from aprtui.cli.output import check_new_file
 from aprtui.compare.infer import open_any, record_of, with_shapes
-from aprtui.engine.stages import order_of
 from aprtui.errors import UsageError
 from aprtui.formats.atomic import whole_file
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import StageRecord
+from aprtui.graph.vocabulary import order_of
 from aprtui.model.config import ModelConfig
 from aprtui.text import clean, count
 

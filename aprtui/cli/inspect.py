@@ -84,7 +84,7 @@ def _shown(value: float | str) -> str:
 
 
 def _trace(trace: TraceDir, as_json: bool) -> int:
-    from aprtui.engine.stages import order_of
+    from aprtui.graph.vocabulary import order_of
 
     damaged: dict[StageKey, str] = {}
     for key, record in trace.records.items():

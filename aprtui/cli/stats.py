@@ -19,10 +19,11 @@ from aprtui.cli.output import print_table
 from aprtui.compare.diff import finite_json
 from aprtui.compare.infer import open_any, record_of, with_shapes
 from aprtui.compare.statistics import OutlierChannel, Statistics, outlier_channels, statistics
-from aprtui.engine.stages import order_of, parse_layers, parse_stages
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
+from aprtui.graph.select import parse_layers, parse_stages
+from aprtui.graph.vocabulary import order_of
 from aprtui.text import clean, count, number
 
 __all__ = ["configure", "run"]

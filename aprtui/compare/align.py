@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.engine.stages import STAGES
 from aprtui.formats.tracedir import StageRecord
+from aprtui.graph.vocabulary import STAGES
 from aprtui.text import count
 
 __all__ = ["Aligned", "align"]

@@ -10,9 +10,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from aprtui.compare.metrics import Metrics
-from aprtui.engine.stages import STAGES
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
+from aprtui.graph.vocabulary import STAGES
 from aprtui.text import clean, nearest, number
 
 __all__ = [

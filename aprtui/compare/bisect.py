@@ -29,11 +29,10 @@ from aprtui.compare.mistakes import name_mistake
 from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
 from aprtui.compare.spans import ExactTypes, may_be_rounding
 from aprtui.engine.replay import Replay, representable
-from aprtui.engine.stages import Node
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
+from aprtui.graph import Node, Role
 from aprtui.model.open import Model
-from aprtui.model.roles import Role
 from aprtui.text import clean
 
 __all__ = ["BAR", "LONG_BAR", "LONG_PROMPT", "Options", "bisect"]

@@ -9,8 +9,8 @@ from typing import Any
 
 from aprtui.compare.diff import finite_json
 from aprtui.compare.pairs import PairResult
-from aprtui.engine.stages import STAGES
 from aprtui.formats.tracedir import StageKey
+from aprtui.graph.vocabulary import STAGES
 
 __all__ = [
     "OTHER_MODEL", "SCHEMA", "Bisection", "Culprit", "Explained", "Mistake", "Unmeasured",

@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.infer import with_shapes
-from aprtui.engine.stages import STAGES, Node, build_graph, stage_shape
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
+from aprtui.graph import Node
+from aprtui.graph.vocabulary import STAGES
+from aprtui.model.build import build_graph
 from aprtui.model.config import ModelConfig
 from aprtui.text import clean, count
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from aprtui.compare.captured import Captured, Source
 from aprtui.compare.localerror import LocalError, local_error
 from aprtui.engine.replay import EXACT, Arithmetic, Replay, representable
-from aprtui.engine.stages import Node
 from aprtui.formats.tracedir import StageKey
+from aprtui.graph import Node
 from aprtui.model.config import ModelConfig
 
 __all__ = ["Case", "Change", "open_case"]

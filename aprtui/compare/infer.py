@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from aprtui.compare.reading import Reading, distinct_experts, readings
-from aprtui.engine.stages import STAGES, order_of, stage_axes, stage_shape
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import read_header
 from aprtui.formats.perop import (
@@ -26,6 +25,7 @@ from aprtui.formats.tracedir import (
     key_of,
     open_trace,
 )
+from aprtui.graph.vocabulary import STAGES, order_of
 from aprtui.model.config import ModelConfig
 from aprtui.text import clean, count, ranges
 

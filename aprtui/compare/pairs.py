@@ -14,9 +14,9 @@ from aprtui.compare.align import align
 from aprtui.compare.bars import Bars, Exceeded, describe, judge
 from aprtui.compare.logits import logits_metrics
 from aprtui.compare.metrics import Metrics, compare_values
-from aprtui.engine.stages import order_of
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir, key_of
+from aprtui.graph.vocabulary import order_of
 from aprtui.text import clean, count
 
 __all__ = [

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aprtui.engine.stages import STAGES
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import read_values
 from aprtui.formats.tracedir import StageKey, StageRecord
+from aprtui.graph.vocabulary import STAGES
 from aprtui.text import count
 
 __all__ = ["Reading", "distinct_experts", "readings"]

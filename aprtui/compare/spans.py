@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from aprtui.compare.case import Case
 from aprtui.compare.explain import Explanation
 from aprtui.engine.replay import Replay
-from aprtui.engine.stages import Node
+from aprtui.graph import Node
 
 __all__ = ["ExactTypes", "may_be_rounding"]
 

@@ -18,8 +18,8 @@ from aprtui.compare.weight_sides import WeightSide
 from aprtui.compare.weight_sketches import Sketches
 from aprtui.engine.row_sums import RowSums, measure_rows
 from aprtui.engine.weight_blocks import WeightReader, side_by_side
+from aprtui.graph import Role
 from aprtui.model.operand import Operand
-from aprtui.model.roles import Role
 from aprtui.text import count, number
 
 __all__ = ["Judge"]

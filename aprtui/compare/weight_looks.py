@@ -22,8 +22,8 @@ from aprtui.compare.weight_sides import WeightSide
 from aprtui.compare.weight_sketches import SLACK, Sketches, sketch_rows
 from aprtui.engine.row_sums import RowSums, measure_rows, sampled_places
 from aprtui.engine.weight_blocks import WeightReader
+from aprtui.graph import Role
 from aprtui.model.operand import Operand
-from aprtui.model.roles import Role
 
 __all__ = ["Suspect", "name_look"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from aprtui.compare.diff import finite_json
 from aprtui.compare.model_settings import Setting
-from aprtui.model.roles import Role
+from aprtui.graph import Role
 
 __all__ = [
     "CLASSES",

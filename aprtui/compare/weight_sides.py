@@ -9,11 +9,12 @@ from pathlib import Path
 
 from aprtui.errors import AprtuiError
 from aprtui.formats.modelfile import ModelFile, TensorEntry
+from aprtui.graph import Role
 from aprtui.model.config import ModelConfig
 from aprtui.model.families import architecture_of
 from aprtui.model.open import Matrix, Model, read_model_file, settle_config, sort_tensors
 from aprtui.model.operand import Operand
-from aprtui.model.roles import Role, RoleTable
+from aprtui.model.roles import RoleTable
 from aprtui.model.tokenizer import TokenizerSpec
 from aprtui.text import clean
 

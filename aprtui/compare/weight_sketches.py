@@ -11,8 +11,8 @@ from aprtui.compare.weight_floors import rounding_limit
 from aprtui.compare.weight_sides import WeightSide, operands
 from aprtui.engine.row_sums import sampled_places
 from aprtui.engine.weight_blocks import WeightReader
+from aprtui.graph import Role
 from aprtui.model.operand import Operand
-from aprtui.model.roles import Role
 
 __all__ = ["SLACK", "Sketches", "sketch_rows"]
 

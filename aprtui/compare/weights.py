@@ -15,9 +15,9 @@ from aprtui.compare.weight_results import ModelComparison, ModelSide, TensorResu
 from aprtui.compare.weight_sides import WeightSide, operands, read_sides
 from aprtui.engine.processors import processors
 from aprtui.formats.modelfile import TensorEntry
+from aprtui.graph import Role
 from aprtui.model.open import Matrix
 from aprtui.model.operand import Operand, same_bytes
-from aprtui.model.roles import Role
 from aprtui.text import clean
 
 __all__ = ["diff_models"]

@@ -1,20 +1,22 @@
-"""The traced forward pass: the stage graph walked from top to bottom, each value shown to a tap."""
+"""The traced forward pass: a graph walked from top to bottom, each value shown to a tap.
+
+Scores, softmax and their product with V are computed together, by blocks of queries.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from itertools import product
 from typing import Protocol
 
 import torch
 
 from aprtui.engine import ops
-from aprtui.engine.ops import OPERATIONS, Operands
-from aprtui.engine.stages import Node, build_graph
+from aprtui.engine.ops import Pass
 from aprtui.engine.workers import for_each, one_core
 from aprtui.formats.tracedir import StageKey
-from aprtui.model.roles import Role
+from aprtui.graph import Graph, Node
+from aprtui.graph.ops import Attend, Experts, Scores, Softmax
 
 __all__ = ["BlockSink", "Tap", "forward"]
 
@@ -39,29 +41,32 @@ class Tap(Protocol):
         """A stage is about to be computed in blocks; None when it is not watched."""
 
 
-def forward(operands: Operands, tap: Tap) -> torch.Tensor:
-    """Run the whole pass; the logits ([V], or [T,V] when ``operands.logits`` is "all").
+def forward(graph: Graph, ar: Pass, tap: Tap) -> torch.Tensor:
+    """Run the whole pass; the logits ([V], or [T,V] when ``ar.logits`` is "all").
 
     Memory is that of one layer: a value is dropped after its last use.
     """
-    graph = build_graph(operands.config)
-    roles = [Role(name, node.key.layer) for node in graph for name in node.kind.weights]
-    with one_core(), operands.weights.expecting(roles, len(operands.tokens)):
-        return _forward(operands, graph, tap)
+    roles = [role for node in graph if not isinstance(node.op, Experts) for role in node.op.weights]
+    with one_core(), ar.weights.expecting(roles, len(ar.tokens)):
+        return _forward(graph, ar, tap)
 
 
-def _forward(operands: Operands, graph: Sequence[Node], tap: Tap) -> torch.Tensor:
+def _forward(graph: Graph, ar: Pass, tap: Tap) -> torch.Tensor:
     last_use = {key: place for place, node in enumerate(graph) for key in node.inputs}
+    for place, node in enumerate(graph):
+        if isinstance(node.op, Attend):  # scores and softmax are computed with it
+            soft = graph[node.inputs[0]]
+            for key in (*soft.inputs, *graph[soft.inputs[0]].inputs):
+                last_use[key] = max(last_use[key], place)
     values: dict[StageKey, torch.Tensor] = {}
     for place, node in enumerate(graph):
-        if node.kind.operation in ("scores", "softmax"):
-            continue  # computed block by block together with "attend"
-        if node.kind.operation == "attend":
-            value = _attention(operands, node, values, tap)
+        if isinstance(node.op, Scores | Softmax):
+            continue
+        if isinstance(node.op, Attend):
+            value = _attention(graph, ar, node, values, tap)
         else:
-            _bring(node, values, operands.weights.device_of(node.key.layer))
-            inputs = tuple(values[key] for key in node.inputs)
-            value = OPERATIONS[node.kind.operation](operands, node, inputs)
+            _bring(node, values, ar.weights.device_of(node.key.layer))
+            value = ops.compute(ar, node, [values[key] for key in node.inputs])
         values[node.key] = value
         tap.put(node.key, value)
         for key in [key for key in values if last_use.get(key, len(graph)) <= place]:
@@ -77,40 +82,42 @@ def _bring(node: Node, values: dict[StageKey, torch.Tensor], device: torch.devic
 
 
 def _attention(
-    operands: Operands, node: Node, values: dict[StageKey, torch.Tensor], tap: Tap
+    graph: Graph, ar: Pass, node: Node, values: Mapping[StageKey, torch.Tensor], tap: Tap
 ) -> torch.Tensor:
     """Scores, softmax and attention [T,A,d] in pieces: [A,T,T] is never whole.
 
     A piece is a block of queries in the heads that share one key/value head.
     """
-    config, layer = operands.config, node.key.layer or 0
-    softmax_key, qkv_key = node.inputs
-    scores_key = StageKey(layer, "attn_scores")
-    q = values[StageKey(layer, "q_post_rope")]
-    k = values[StageKey(layer, "k_post_rope")]
-    v = ops.value_heads(values[qkv_key], config)
-    sinks = (tap.open_blocks(scores_key), tap.open_blocks(softmax_key))
-    out = torch.empty_like(q)
-    group = config.num_heads // config.num_kv_heads
+    soft = graph[node.inputs[0]]
+    scored = graph[soft.inputs[0]]
+    attend, softmax, score = node.op, soft.op, scored.op
+    assert isinstance(attend, Attend) and isinstance(softmax, Softmax) and isinstance(score, Scores)
+    q, k = (values[key] for key in scored.inputs)
+    v = ops.heads_of(values[node.inputs[1]], attend.values)
+    sinks = (tap.open_blocks(scored.key), tap.open_blocks(soft.key))
+    out = q.new_empty(q.shape[0], attend.heads, attend.values.size)
+    lost = None if softmax.sinks is None else ar.vector(softmax.sinks)
+    group = score.heads // score.kv_heads
     # On the CPU a key/value head a piece, for its threads; a device is given all in one launch.
-    at_once = 1 if q.device.type == "cpu" else config.num_kv_heads
-    part = replace(config, num_heads=group * at_once, num_kv_heads=at_once)
+    at_once = 1 if q.device.type == "cpu" else score.kv_heads
 
     def compute(piece: tuple[tuple[int, int], int]) -> None:
         (first, last), kv_head = piece
         heads = slice(kv_head * group, (kv_head + at_once) * group)
         kv_heads = slice(kv_head, kv_head + at_once)
-        seen = ops.visible(config, layer, first, last, last, q.device)
-        scores = ops.score_block(part, q[first:last, heads], k[:last, kv_heads], seen)
-        weights = ops.softmax_block(scores, seen)
-        out[first:last, heads] = ops.attend_block(part, weights, v[:last, kv_heads])
-        for sink, block in zip(sinks, (scores, weights), strict=True):
-            if sink is not None:
-                sink.put(heads.start, first, block)
+        keys = last if score.mask.causal else q.shape[0]
+        seen = ops.visible(score.mask, first, last, keys, q.device)
+        scores = ops.score_block(ar, score, q[first:last, heads], k[:keys, kv_heads], seen)
+        sink = None if lost is None else lost[heads]
+        weights = ops.softmax_block(scores, seen, sink)
+        out[first:last, heads] = ops.attend_block(weights, v[:keys, kv_heads])
+        for taken, block in zip(sinks, (scores, weights), strict=True):
+            if taken is not None:
+                taken.put(heads.start, first, block)
 
-    blocks = ops.attention_blocks(config, q.shape[0])
-    for_each(compute, product(blocks, range(0, config.num_kv_heads, at_once)), q.device)
-    for sink in sinks:
-        if sink is not None:
-            sink.close()
+    blocks = ops.attention_blocks(score.heads, q.shape[0])
+    for_each(compute, product(blocks, range(0, score.kv_heads, at_once)), q.device)
+    for taken in sinks:
+        if taken is not None:
+            taken.close()
     return out

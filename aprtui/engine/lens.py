@@ -26,8 +26,8 @@ from aprtui.engine.ops import normalise
 from aprtui.engine.weights import WeightStream
 from aprtui.errors import AprtuiError, BadFileError
 from aprtui.formats.aprt import read_values
+from aprtui.graph import Role
 from aprtui.model.open import Model, open_model
-from aprtui.model.roles import Role
 
 __all__ = ["TOP", "likeliest", "main", "read_rows"]
 

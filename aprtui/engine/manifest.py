@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from aprtui.engine.stages import Absent
 from aprtui.formats.tracedir import SCHEMA, StageKey, relative_path
+from aprtui.graph import Absent
 from aprtui.model.open import Model
 
 __all__ = ["Written", "build_manifest", "model_entry"]

@@ -1,24 +1,46 @@
-"""The operations of the stage graph, one function each; every one works in the dtype of its input.
+"""The kernels: one function an operation of ``graph.ops``, written once against an arithmetic.
 
-Shapes use the symbols of specs/stages.md: T tokens, H hidden, A query heads, K key/value heads,
-d head size, F ffn, V vocabulary, k experts per token. Families: specs/numerics.md 3.
+Each works in the dtype of its input and reads its operation's parameters alone. ``Pass`` is the
+exact arithmetic, in which ``cut``, ``step``, ``cached`` and ``queried`` change nothing; what rounds
+overrides them. Shapes use the symbols of docs/stages.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
 
-from aprtui.engine.stages import Node
 from aprtui.engine.staging import send
 from aprtui.engine.weights import WeightStream
-from aprtui.model.config import ModelConfig
-from aprtui.model.roles import Role
+from aprtui.graph import Role
+from aprtui.graph.node import Node
+from aprtui.graph.ops import (
+    Activate,
+    Add,
+    Attend,
+    Bias,
+    Choose,
+    Combine,
+    Embed,
+    Experts,
+    Heads,
+    Mask,
+    Multiply,
+    Norm,
+    Op,
+    Product,
+    Rope,
+    Route,
+    Scores,
+    Sigmoid,
+    Softmax,
+)
+from aprtui.graph.rope import RopeTable
 
-__all__ = ["OPERATIONS", "Operands", "attention_blocks", "visible"]
+__all__ = ["ACTIVATIONS", "KERNELS", "Pass", "attention_blocks", "compute", "heads_of", "visible"]
 
 Tensor = torch.Tensor
 
@@ -27,33 +49,51 @@ Tensor = torch.Tensor
 SCORE_BLOCK_VALUES = 1 << 23
 
 
-@dataclass(frozen=True)
-class Operands:
-    """What every operation may need beside its inputs."""
+class Pass:
+    """What kernels compute with: a model's weights, the tokens, and no rounding of their own.
 
-    config: ModelConfig
-    weights: WeightStream
-    tokens: tuple[int, ...]
-    logits: str = "last"
-    _angles: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(
-        default_factory=dict, compare=False, repr=False
-    )
+    ``logits``: "last", or "all" positions'.
+    """
 
-    def angles(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``rotation`` of a layer for x [T,heads,d], in x's wide dtype and on its device.
+    def __init__(
+        self, weights: WeightStream, tokens: tuple[int, ...] = (), logits: str = "last"
+    ) -> None:
+        self.weights, self.tokens, self.logits = weights, tokens, logits
+        self._angles: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+
+    def product(self, x: Tensor, role: Role) -> Tensor:
+        """x [n, columns] times the matrix transposed: [n, rows]."""
+        return self.weights.linear(x, role)
+
+    def vector(self, role: Role) -> Tensor:
+        return self.weights.vector(role)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """An inner result that an engine of low precision writes in its type."""
+        return x
+
+    def step(self, x: Tensor) -> Tensor:
+        """An elementary step of a norm or a rotation, which some write in their type too."""
+        return x
+
+    def cached(self, x: Tensor) -> Tensor:
+        """Keys or values as the KV cache holds them."""
+        return x
+
+    def activate(self, x: Tensor, name: str) -> Tensor:
+        return ACTIVATIONS[name](x)
+
+    def angles(self, table: RopeTable, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``rotation`` of a table for x [T,heads,d], in x's wide dtype and on its device.
 
         Kept: most layers turn by the same angles.
         """
-        theta, divisor = self.config.theta(layer), self.config.position_divisor(layer)
-        key = (theta, divisor, x.shape[0], x.dtype, x.device)
+        key = (table, x.shape[0], x.dtype, x.device)
         if key not in self._angles:
             dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-            cos, sin = rotation(self.config, layer, x.shape[0])
+            cos, sin = rotation(table, x.shape[0])
             self._angles[key] = send(cos.to(dtype), x.device), send(sin.to(dtype), x.device)
         return self._angles[key]
-
-
-Operation = Callable[[Operands, Node, tuple[Tensor, ...]], Tensor]
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -61,229 +101,218 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _role(node: Node, index: int = 0) -> Role:
-    return Role(node.kind.weights[index], node.key.layer)
+def heads_of(x: Tensor, heads: Heads) -> Tensor:
+    """A window of heads [T,heads,d] of rows [T,...]."""
+    rows = x.reshape(x.shape[0], -1)
+    return rows[:, heads.columns].reshape(x.shape[0], heads.count, heads.size)
 
 
-def embed(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """Rows of the token table [T,H], scaled."""
-    rows = op.weights.rows(Role("embedding"), op.tokens)
-    return rows * op.config.embedding_scale if op.config.embedding_scale != 1.0 else rows
+def embed(ar: Pass, op: Embed) -> Tensor:
+    rows = ar.weights.rows(op.table, ar.tokens)
+    return rows * op.scale if op.scale != 1.0 else rows
 
 
-def normalise(x: Tensor, weight: Tensor, config: ModelConfig) -> Tensor:
-    """RMSNorm over the last dimension: x / sqrt(mean(x^2) + eps) * (offset + w)."""
+def norm(ar: Pass, op: Norm, x: Tensor) -> Tensor:
+    if op.heads is not None and not op.whole:
+        return normalise(ar, op, heads_of(x, op.heads))
+    if op.heads is not None:
+        flat = x.reshape(x.shape[0], -1)[:, op.heads.columns]
+        return normalise(ar, op, flat).reshape(x.shape[0], op.heads.count, op.heads.size)
+    return normalise(ar, op, x)
+
+
+def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
+    """The norm over the last axis of x."""
     wide = _wide(x)
-    inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + config.rms_norm_eps)
-    return (wide * inverse * (_wide(weight) + config.norm_offset)).to(x.dtype)
+    if op.centred:
+        wide = wide - wide.mean(-1, keepdim=True)
+    made = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + op.eps)
+    if op.weight is not None:
+        made = ar.step(made) * (_wide(ar.vector(op.weight)) + op.offset)
+    if op.bias is not None:
+        made = made + _wide(ar.vector(op.bias))
+    return made.to(x.dtype)
 
 
-def rms_norm(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """[T,H] normalised."""
-    return normalise(inputs[0], op.weights.vector(_role(node)), op.config)
+def product(ar: Pass, op: Product, x: Tensor) -> Tensor:
+    rows = x.reshape(x.shape[0], -1)
+    if op.last and ar.logits == "last":
+        rows = rows[-1:]
+    made = [ar.product(rows, part.weight) for part in op.parts]
+    out = finish(ar, op, made[0] if len(made) == 1 else torch.cat(made, dim=1))
+    return out[0] if op.last and ar.logits == "last" else out
 
 
-def qkv(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """Q, then K, then V of each token [T, A*d + 2*K*d]."""
-    layer = node.key.layer
-    return torch.cat([op.weights.linear(inputs[0], Role(part, layer)) for part in "qkv"], dim=1)
+def finish(ar: Pass, op: Product, out: Tensor) -> Tensor:
+    """What follows the products inside their stage: biases, scale, cap."""
+    if any(part.bias is not None for part in op.parts):
+        out = out + _biases(ar, op)
+    if op.scale != 1.0:
+        out = out * op.scale
+    return out if op.cap is None else torch.tanh(out / op.cap) * op.cap
 
 
-def qkv_bias(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """The same plus the three biases."""
-    layer = node.key.layer
-    return inputs[0] + torch.cat([op.weights.vector(Role(f"{p}_bias", layer)) for p in "qkv"])
+def _biases(ar: Pass, op: Product | Bias) -> Tensor:
+    return torch.cat([
+        ar.vector(part.bias) if part.bias is not None
+        else torch.zeros(part.rows, dtype=ar.weights.dtype, device=ar.weights.device_of(part.weight.layer))
+        for part in op.parts
+    ])  # fmt: skip
 
 
-def query_heads(x: Tensor, config: ModelConfig) -> Tensor:
-    """Q [T,A,d], cut out of [T, A*d + 2*K*d] where it is not separate already."""
-    part = x if x.dim() == 3 else x[:, : config.q_size]
-    return part.reshape(x.shape[0], config.num_heads, config.head_dim)
+def bias(ar: Pass, op: Bias, x: Tensor) -> Tensor:
+    return x + _biases(ar, op)
 
 
-def key_heads(x: Tensor, config: ModelConfig) -> Tensor:
-    """K [T,K,d], likewise."""
-    part = x if x.dim() == 3 else x[:, config.q_size : config.q_size + config.kv_size]
-    return part.reshape(x.shape[0], config.num_kv_heads, config.head_dim)
-
-
-def value_heads(x: Tensor, config: ModelConfig) -> Tensor:
-    """V [T,K,d] out of [T, A*d + 2*K*d]."""
-    part = x[:, config.q_size + config.kv_size :]
-    return part.reshape(x.shape[0], config.num_kv_heads, config.head_dim)
-
-
-def q_norm(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """RMSNorm of each query head [T,A,d]."""
-    return normalise(query_heads(inputs[0], op.config), op.weights.vector(_role(node)), op.config)
-
-
-def k_norm(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """RMSNorm of each key head [T,K,d]."""
-    return normalise(key_heads(inputs[0], op.config), op.weights.vector(_role(node)), op.config)
-
-
-def rotation(config: ModelConfig, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, d/2] float64, on the CPU, of the angles position * theta^(-2i/d) / divisor_i.
+def rotation(table: RopeTable, tokens: int) -> tuple[Tensor, Tensor]:
+    """cos and sin [T, dims/2] float64, on the CPU, of the table's angles, times its magnitude.
 
     Angles are float64 whatever the dtype: float32 angles lose 1e-5 beyond 1,000 positions.
     """
-    half = config.head_dim // 2
-    pairs = torch.arange(half, dtype=torch.float64)
-    frequency = config.theta(layer) ** (-2.0 * pairs / config.head_dim)
-    if config.rope_divisors:
-        frequency = frequency / torch.tensor(config.rope_divisors, dtype=torch.float64)
-    positions = torch.arange(tokens, dtype=torch.float64) / config.position_divisor(layer)
+    pairs = torch.arange(table.dims // 2, dtype=torch.float64)
+    frequency = table.theta ** (-2.0 * pairs / table.dims)
+    if table.divisors:
+        frequency = frequency / torch.tensor(table.divisors, dtype=torch.float64)
+    positions = torch.arange(tokens, dtype=torch.float64) / table.position_divisor
     angles = torch.outer(positions, frequency)
-    return angles.cos(), angles.sin()
+    return angles.cos() * table.magnitude, angles.sin() * table.magnitude
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
-    """x [T,heads,d] with its pairs rotated: (i, i+d/2) for ``halves``, (2i, 2i+1) otherwise."""
+def rope(ar: Pass, op: Rope, x: Tensor) -> Tensor:
+    heads = heads_of(x, op.heads)
+    cos, sin = ar.angles(op.table, heads)
+    return rotate(ar, heads, cos, sin, op.table)
+
+
+def rotate(ar: Pass, x: Tensor, cos: Tensor, sin: Tensor, table: RopeTable) -> Tensor:
+    """x [T,heads,d] with the pairs of its first ``dims`` channels turned."""
     wide = _wide(x)
-    cos, sin = cos[:, None, :].to(wide), sin[:, None, :].to(wide)
-    if layout == "halves":
-        first, second = wide.chunk(2, dim=-1)
-        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    else:
-        first, second = wide[..., 0::2], wide[..., 1::2]
-        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.reshape(x.shape).to(x.dtype)
+    cos, sin = ar.step(cos[:, None, :].to(wide)), ar.step(sin[:, None, :].to(wide))
+    turned, rest = wide[..., : table.dims], wide[..., table.dims :]
+    halves = table.pairs == "halves"
+    one, two = turned.chunk(2, dim=-1) if halves else (turned[..., 0::2], turned[..., 1::2])
+    made = (
+        ar.step(one * cos) - ar.step(two * sin),
+        ar.step(two * cos) + ar.step(one * sin),
+    )
+    out = torch.cat(made, dim=-1) if halves else torch.stack(made, dim=-1).reshape(turned.shape)
+    if rest.shape[-1]:
+        out = torch.cat((out, rest), dim=-1)
+    return out.reshape(x.shape).to(x.dtype)
 
 
-def _rope(op: Operands, node: Node, heads: Tensor) -> Tensor:
-    layer = node.key.layer or 0
-    cos, sin = op.angles(layer, heads)
-    return rotate(heads, cos, sin, op.config.rope_layout)
-
-
-def q_rope(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """Q after RoPE [T,A,d]."""
-    return _rope(op, node, query_heads(inputs[0], op.config))
-
-
-def k_rope(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """K after RoPE [T,K,d]."""
-    return _rope(op, node, key_heads(inputs[0], op.config))
-
-
-def visible(
-    config: ModelConfig, layer: int, first: int, last: int, keys: int, device: torch.device
-) -> Tensor:
-    """Which keys the queries first..last see [last-first, keys] bool: causal, inside the window."""
+def visible(mask: Mask, first: int, last: int, keys: int, device: torch.device) -> Tensor:
+    """Which keys the queries first..last see [last-first, keys] bool."""
     queries = torch.arange(first, last, device=device)[:, None]
     key = torch.arange(keys, device=device)[None, :]
-    seen = key <= queries
-    window = config.window(layer)
-    return seen if window is None else seen & (queries - key < window)
+    seen = key <= queries if mask.causal else torch.ones_like(key <= queries)
+    if mask.window is not None:
+        seen = seen & (queries - key < mask.window)
+        if not mask.causal:
+            seen = seen & (key - queries < mask.window)
+    return seen if mask.chunk is None else seen & (queries // mask.chunk == key // mask.chunk)
 
 
-def score_block(config: ModelConfig, q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
-    """Scores [A,t,S] of queries [t,A,d] and keys [S,K,d]: scaled, capped, 0 where not seen."""
-    queries, keys = q.shape[0], k.shape[0]
-    groups = config.num_heads // config.num_kv_heads
-    grouped = q.reshape(queries, config.num_kv_heads, groups, config.head_dim)
-    grouped = grouped.permute(1, 2, 0, 3).reshape(config.num_kv_heads, -1, config.head_dim)
-    scores = torch.bmm(grouped, k.permute(1, 2, 0)) * config.scale
-    if config.score_softcap is not None:
-        scores = torch.tanh(scores / config.score_softcap) * config.score_softcap
-    return scores.reshape(config.num_heads, queries, keys).masked_fill(~seen, 0.0)
+def score_block(ar: Pass, op: Scores, q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
+    """Scores [a,t,S] of queries [t,a,d] and keys [S,b,d], a/b queries a key head: 0 where unseen."""
+    queries, keys, size = q.shape[0], k.shape[0], q.shape[2]
+    groups = q.shape[1] // k.shape[1]
+    grouped = q.reshape(queries, k.shape[1], groups, size)
+    grouped = grouped.permute(1, 2, 0, 3).reshape(k.shape[1], -1, size)
+    made = ar.cut(torch.bmm(grouped, k.permute(1, 2, 0))) * op.scale
+    if op.cap is not None:
+        made = ar.cut(torch.tanh(ar.cut(ar.cut(made) / op.cap))) * op.cap
+    return made.reshape(q.shape[1], queries, keys).masked_fill(~seen, 0.0)
 
 
-def softmax_block(scores: Tensor, seen: Tensor) -> Tensor:
-    """Softmax [A,t,S] over the keys that are seen, 0 elsewhere."""
+def softmax_block(scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> Tensor:
+    """Softmax [a,t,S] over the keys that are seen, 0 elsewhere; ``sinks`` [a] take their share."""
     masked = _wide(scores).masked_fill(~seen, float("-inf"))
-    return torch.softmax(masked, dim=-1).to(scores.dtype)
+    if sinks is None:
+        return torch.softmax(masked, dim=-1).to(scores.dtype)
+    sink = _wide(sinks)[:, None, None].expand(-1, masked.shape[1], 1)
+    return torch.softmax(torch.cat((masked, sink), dim=-1), dim=-1)[..., :-1].to(scores.dtype)
 
 
-def attend_block(config: ModelConfig, weights: Tensor, v: Tensor) -> Tensor:
-    """Attention [t,A,d] of softmax weights [A,t,S] over values [S,K,d]."""
-    queries = weights.shape[1]
-    grouped = weights.reshape(config.num_kv_heads, -1, weights.shape[2])
+def attend_block(weights: Tensor, v: Tensor) -> Tensor:
+    """Attention [t,a,d] of softmax weights [a,t,S] over values [S,b,d]."""
+    heads, queries = weights.shape[0], weights.shape[1]
+    grouped = weights.reshape(v.shape[1], -1, weights.shape[2])
     mixed = torch.bmm(grouped, v.permute(1, 0, 2))
-    return mixed.reshape(config.num_heads, queries, config.head_dim).permute(1, 0, 2).contiguous()
+    return mixed.reshape(heads, queries, v.shape[2]).permute(1, 0, 2).contiguous()
 
 
-def attention_blocks(config: ModelConfig, tokens: int) -> list[tuple[int, int]]:
+def attention_blocks(heads: int, tokens: int) -> list[tuple[int, int]]:
     """The blocks of queries (first, last) in which attention is computed."""
-    step = max(1, SCORE_BLOCK_VALUES // (config.num_heads * tokens))
+    step = max(1, SCORE_BLOCK_VALUES // (heads * tokens))
     return [(first, min(first + step, tokens)) for first in range(0, tokens, step)]
 
 
-def scores(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """All scores at once [A,T,T]; for replay. The pass itself goes block by block."""
-    q, k = inputs
-    seen = visible(op.config, node.key.layer or 0, 0, q.shape[0], k.shape[0], q.device)
-    return score_block(op.config, q, k, seen)
+def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> Tensor:
+    """All scores at once; for replay. The pass itself goes block by block."""
+    seen = visible(op.mask, 0, q.shape[0], k.shape[0], q.device)
+    return score_block(ar, op, q, k, seen)
 
 
-def softmax(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """All softmax rows at once [A,T,T]; for replay."""
-    size = inputs[0].shape[-1]
-    seen = visible(op.config, node.key.layer or 0, 0, size, size, inputs[0].device)
-    return softmax_block(inputs[0], seen)
+def softmax(ar: Pass, op: Softmax, x: Tensor) -> Tensor:
+    """All rows at once; for replay."""
+    seen = visible(op.mask, 0, x.shape[-1], x.shape[-1], x.device)
+    return softmax_block(x, seen, None if op.sinks is None else ar.vector(op.sinks))
 
 
-def attend(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """Softmax times V [T,A,d]; for replay."""
-    return attend_block(op.config, inputs[0], value_heads(inputs[1], op.config))
+def attend(ar: Pass, op: Attend, weights: Tensor, values: Tensor) -> Tensor:
+    """All queries at once; for replay."""
+    return attend_block(weights, heads_of(values, op.values))
 
 
-def linear(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """x times the matrix transposed, plus the bias where the model has one."""
-    x = inputs[0].reshape(inputs[0].shape[0], -1)
-    out = op.weights.linear(x, _role(node))
-    if len(node.kind.weights) > 1 and op.config.output_bias:
-        out += op.weights.vector(_role(node, 1))
-    return out
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "gelu": functional.gelu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": functional.relu,
+    "none": lambda x: x,
+}
+"""The functions of ``graph.ops.ACTIVATIONS``."""
 
 
-def add(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    return inputs[0] + inputs[1]
+def activation(ar: Pass, op: Activate, x: Tensor) -> Tensor:
+    return ar.activate(x, op.name)
 
 
-def multiply(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    return inputs[0] * inputs[1]
+def multiply(ar: Pass, op: Multiply, x: Tensor, y: Tensor) -> Tensor:
+    return x * y
 
 
-def activate(x: Tensor, name: str) -> Tensor:
-    """silu(x), or gelu(x) by its tanh formula."""
-    return functional.silu(x) if name == "silu" else functional.gelu(x, approximate="tanh")
+def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
+    return hidden + branch if op.scale == 1.0 else hidden + branch * op.scale
 
 
-def activation(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    return activate(inputs[0], op.config.activation)
+def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
+    return torch.sigmoid(ar.product(x, op.part.weight))
 
 
-def route(op: Operands, node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and ids [T,k] of the chosen experts: softmax over all, the top k, renormalised.
+def _scored(logits: Tensor, score: str) -> Tensor:
+    wide = _wide(logits)
+    return torch.softmax(wide, dim=-1) if score == "softmax" else torch.sigmoid(wide)
 
-    Equal probabilities go to the lower id, as a stable sort leaves them.
-    """
-    gate = op.weights.linear(x, Role("router", node.key.layer))
-    probabilities = torch.softmax(_wide(gate), dim=-1)
-    ordered, ids = torch.sort(probabilities, dim=-1, descending=True, stable=True)
-    chosen, ids = (
-        ordered[:, : op.config.num_experts_per_tok],
-        ids[:, : op.config.num_experts_per_tok],
-    )
-    if op.config.norm_topk_prob:
+
+def choose(ar: Pass, op: Choose, logits: Tensor) -> Tensor:
+    _, ids = torch.sort(_scored(logits, op.score), dim=-1, descending=True, stable=True)
+    return ids[:, : op.top]
+
+
+def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
+    chosen = _scored(logits, op.score).gather(1, ids.long())
+    if op.renormalise:
         chosen = chosen / chosen.sum(-1, keepdim=True)
-    return chosen.to(x.dtype), ids
+    if op.scale != 1.0:
+        chosen = chosen * op.scale
+    return chosen.to(logits.dtype)
 
 
-def router(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    return route(op, node, inputs[0])[0]
-
-
-def router_indices(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    return route(op, node, inputs[0])[1]
-
-
-def experts(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """The weighted sum [T,H] of each token's experts; only those that some token chose are read."""
-    x, weights, ids = inputs
-    layer = node.key.layer
+def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    """In order of their ids; only those that some token chose are read."""
     out = torch.zeros_like(x)
     places: dict[int, list[tuple[int, int]]] = {}
     for token, row in enumerate(ids.tolist()):  # a device is waited for here, and not again
@@ -291,51 +320,44 @@ def experts(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
             places.setdefault(int(expert), []).append((token, rank))
     for expert, chosen_at in sorted(places.items()):
         tokens, ranks = send(torch.tensor(chosen_at).T.contiguous(), x.device)
-        chosen = x[tokens]
-        gate = activate(
-            op.weights.linear(chosen, Role("expert_gate", layer, expert)), op.config.activation
-        )
-        up = op.weights.linear(chosen, Role("expert_up", layer, expert))
-        down = op.weights.linear(gate * up, Role("expert_down", layer, expert))
-        out[tokens] += down * weights[tokens, ranks, None]
+        gate, up, down = (role._replace(expert=expert) for role in op.roles)
+        rows = x[tokens]
+        inner = ar.cut(ar.activate(ar.product(rows, gate), op.activation))
+        made = ar.product(ar.cut(inner * ar.product(rows, up)), down)
+        out[tokens] = ar.cut(out[tokens] + ar.cut(made * weights[tokens, ranks, None]))
     return out
 
 
-def ffn_out(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """The down projection [T,H]; for experts their sum as it is."""
-    if op.config.num_experts:
-        return inputs[0]
-    return op.weights.linear(inputs[0], _role(node))
+def combine(
+    ar: Pass, op: Combine, routed: Tensor, shared: Tensor | None = None, gate: Tensor | None = None
+) -> Tensor:
+    if shared is None:
+        return routed
+    return routed + (shared if gate is None else shared * gate)
 
 
-def head(op: Operands, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
-    """Logits [V] of the last position, or [T,V] of all."""
-    x = inputs[0] if op.logits == "all" else inputs[0][-1:]
-    out = op.weights.linear(x, Role("head"))
-    if op.config.logit_softcap is not None:
-        out = torch.tanh(out / op.config.logit_softcap) * op.config.logit_softcap
-    return out if op.logits == "all" else out[0]
-
-
-OPERATIONS: dict[str, Operation] = {
-    "embed": embed,
-    "rms_norm": rms_norm,
-    "qkv": qkv,
-    "qkv_bias": qkv_bias,
-    "q_norm": q_norm,
-    "k_norm": k_norm,
-    "q_rope": q_rope,
-    "k_rope": k_rope,
-    "scores": scores,
-    "softmax": softmax,
-    "attend": attend,
-    "linear": linear,
-    "add": add,
-    "activation": activation,
-    "multiply": multiply,
-    "router": router,
-    "router_indices": router_indices,
-    "experts": experts,
-    "ffn_out": ffn_out,
-    "head": head,
+KERNELS: dict[type[Op], Callable[..., Tensor]] = {
+    Embed: embed,
+    Norm: norm,
+    Product: product,
+    Bias: bias,
+    Rope: rope,
+    Scores: scores,
+    Softmax: softmax,
+    Attend: attend,
+    Activate: activation,
+    Multiply: multiply,
+    Add: add,
+    Sigmoid: sigmoid,
+    Choose: choose,
+    Route: route,
+    Experts: experts,
+    Combine: combine,
 }
+
+
+def compute(ar: Pass, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    """A node's output from its inputs."""
+    kernel: Any = KERNELS[type(node.op)]
+    out: Tensor = kernel(ar, node.op, *inputs)
+    return out

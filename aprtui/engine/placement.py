@@ -40,7 +40,7 @@ class Placement:
     @classmethod
     def whole(cls, model: Model, device: torch.device) -> Placement:
         """Everything on one device, streamed."""
-        return cls((device,) * model.config.num_layers, device)
+        return cls((device,) * model.graph.num_layers, device)
 
     def device_of(self, layer: int | None) -> torch.device:
         return self.head if layer is None else self.layers[layer]
@@ -79,7 +79,7 @@ class Placement:
 
 def layer_bytes(model: Model) -> dict[int | None, int]:
     """The stored bytes of each layer's weights; under None those of the final norm and head."""
-    sizes: dict[int | None, int] = dict.fromkeys((*range(model.config.num_layers), None), 0)
+    sizes: dict[int | None, int] = dict.fromkeys((*range(model.graph.num_layers), None), 0)
     for role, matrix in model.weights.items():
         if role.name != "embedding":  # its rows are read where they are
             share = matrix.rows * matrix.columns / math.prod(matrix.entry.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +13,12 @@ from pathlib import Path
 from aprtui.engine import adapters
 from aprtui.engine.events import Planned
 from aprtui.engine.job import DTYPES, TraceJob, default_directory, device_names
-from aprtui.engine.stages import (
-    STAGES,
-    Absent,
-    absent_stages,
-    build_graph,
-    parse_layers,
-    parse_stages,
-    stage_axes,
-    stage_bytes,
-    stage_shape,
-)
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import StageHeader
 from aprtui.formats.tracedir import StageKey, holds_trace
-from aprtui.model.config import ModelConfig
+from aprtui.graph import Absent, Graph
+from aprtui.graph.ops import Scores, Softmax
+from aprtui.graph.select import parse_layers, parse_stages
 from aprtui.model.open import Model, open_model
 from aprtui.text import clean, size
 
@@ -96,11 +88,13 @@ class Plan:
     @property
     def activation_bytes(self) -> int:
         """An estimate of one layer's activations, and the logits."""
-        config, tokens = self.model.config, len(self.tokens)
-        width = 6 * config.hidden_size + 4 * config.q_size + 4 * config.kv_size
-        width += 4 * config.intermediate_size
+        graph, tokens = self.model.graph, len(self.tokens)
+        widths: Counter[int | None] = Counter()
+        for node in graph:
+            if not node.last and not isinstance(node.op, Scores | Softmax):
+                widths[node.key.layer] += math.prod(node.shape(1))
         rows = tokens if self.job.logits == "all" or self.job.engine == "llamacpp" else 1
-        return 4 * tokens * width + 4 * config.vocab_size * rows
+        return 4 * tokens * max(widths.values()) + 4 * graph.vocab_size * rows
 
     @property
     def _loaded_bytes(self) -> int:
@@ -112,12 +106,11 @@ class Plan:
         return each * sum(math.prod(shape) for shape in shapes.values())
 
     def event(self, device: str, device_name: str) -> Planned:
-        config = self.model.config
         return Planned(
             directory=str(self.directory),
             model=str(self.model.path),
-            architecture=config.architecture,
-            num_layers=config.num_layers,
+            architecture=self.model.config.architecture,
+            num_layers=self.model.graph.num_layers,
             tokens=self.tokens,
             token_texts=self.token_texts,
             stages=self.stages,
@@ -183,8 +176,8 @@ def make_plans(job: TraceJob, prompts: Sequence[str]) -> tuple[Plan, ...]:
 def _plan(job: TraceJob, model: Model) -> Plan:
     chosen = parse_stages(job.stages)
     job, not_computed = adapters.prepare(job, model)
-    config = model.config
-    layers = parse_layers(job.layers, config.num_layers)
+    config, graph = model.config, model.graph
+    layers = parse_layers(job.layers, graph.num_layers)
     notes = list(model.notes)
     tokens = _tokens(job, model)
     if config.max_positions and len(tokens) > config.max_positions:
@@ -192,10 +185,10 @@ def _plan(job: TraceJob, model: Model) -> Plan:
             f"{len(tokens):,} tokens exceed the {config.max_positions:,} positions the model "
             "was trained for"
         )
-    absent = (*absent_stages(config), *not_computed)
-    computed = {kind.name for kind in STAGES} - {item.stage for item in not_computed}
+    absent = (*graph.absent, *not_computed)
+    computed = set(graph.stages) - {item.stage for item in not_computed}
     chosen_here = computed if chosen is None else computed & set(chosen)
-    files = _files(config, chosen_here, layers, len(tokens), job.logits)
+    files = _files(graph, chosen_here, layers, len(tokens), job.logits)
     if chosen is not None:
         for missing in absent:
             if missing.stage in chosen:
@@ -257,7 +250,7 @@ def _prompt(job: TraceJob) -> str:
 
 
 def _tokens(job: TraceJob, model: Model) -> tuple[int, ...]:
-    vocab_size = model.config.vocab_size
+    vocab_size = model.graph.vocab_size
     if job.tokens is not None:
         if job.prompt is not None:
             raise UsageError("a prompt and tokens were both given", hint="give one of them")
@@ -276,7 +269,7 @@ def _tokens(job: TraceJob, model: Model) -> tuple[int, ...]:
 
 
 def _files(
-    config: ModelConfig,
+    graph: Graph,
     chosen: Collection[str],
     layers: tuple[int, ...],
     tokens: int,
@@ -286,12 +279,12 @@ def _files(
     files = tuple(
         PlannedFile(
             node.key,
-            stage_shape(node.key.stage, config, tokens, logits),
-            stage_axes(node.key.stage, logits),
-            "last" if node.key.stage == "lm_head" and logits == "last" else "all",
-            stage_bytes(node.key.stage, config, tokens, logits),
+            node.shape(tokens, logits),
+            node.axis_names(logits),
+            "last" if node.last and logits == "last" else "all",
+            node.file_bytes(tokens, logits),
         )
-        for node in build_graph(config)
+        for node in graph
         if node.key.stage in chosen and (node.key.layer is None or node.key.layer in layers)
     )
     for file in files:

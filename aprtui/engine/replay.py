@@ -25,13 +25,12 @@ from aprtui.engine.rounding import (
     round_f16,
     round_q8_1,
 )
-from aprtui.engine.stages import Node
 from aprtui.engine.ties import expert_flips
 from aprtui.engine.weights import WeightStream
 from aprtui.formats.modelfile import tensor_bytes
+from aprtui.graph import Node, Role
 from aprtui.model.config import ModelConfig
 from aprtui.model.open import Matrix, Model
-from aprtui.model.roles import Role
 
 __all__ = [
     "ACTIVATIONS", "CACHED", "EXACT", "FUSED", "NESTED", "SUMMED", "Arithmetic", "Part", "Replay",

@@ -168,7 +168,7 @@ def _manifest(plan: Plan, capture: Capture, done: Finished, ran: Ran) -> dict[st
         prompt=plan.prompt,
         logits=plan.job.logits,
         engine=ran.engine,
-        rope_layout=plan.model.config.rope_layout,
+        rope_layout=plan.model.graph.rope_layout,
         written=[
             Written(
                 file.key, file.shape, file.axes, file.positions, file.bytes, capture.stats[file.key]

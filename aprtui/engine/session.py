@@ -15,11 +15,12 @@ from aprtui.engine.capture import Capture
 from aprtui.engine.device import Devices, torch_settings
 from aprtui.engine.forward import forward
 from aprtui.engine.kernels import decoder_name
-from aprtui.engine.ops import SCORE_BLOCK_VALUES, Operands
+from aprtui.engine.ops import SCORE_BLOCK_VALUES, Pass
 from aprtui.engine.placement import Placement, Room, layer_bytes, place
 from aprtui.engine.plan import Plan, check_resident
 from aprtui.engine.weights import WeightStream, working_bytes
 from aprtui.errors import UsageError
+from aprtui.graph.ops import Scores
 from aprtui.text import clean
 
 __all__ = ["Session"]
@@ -80,7 +81,8 @@ class Session:
 
     @property
     def _heads(self) -> int:
-        return self._model.config.num_heads
+        ops = (node.op for node in self._model.graph)
+        return max((op.heads for op in ops if isinstance(op, Scores)), default=1)
 
     @property
     def device(self) -> str:
@@ -108,8 +110,9 @@ class Session:
         if plan.job.engine != "aprtui":
             ran = adapters.run(plan, self.placement.head, capture.put)
             return dataclasses.replace(ran, engine={**chosen, **ran.engine})
-        operands = Operands(self._model.config, self._stream, plan.tokens, plan.job.logits)
-        logits = forward(operands, capture)
+        logits = forward(
+            self._model.graph, Pass(self._stream, plan.tokens, plan.job.logits), capture
+        )
         engine = {"name": "aprtui", "version": __version__, **chosen, **torch_settings()}
         return Ran(logits, {**engine, **self._settings()})
 

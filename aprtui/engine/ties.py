@@ -9,8 +9,7 @@ import torch
 from aprtui.engine import ops
 from aprtui.engine.ops import Operands
 from aprtui.engine.rounding import ROUNDINGS
-from aprtui.engine.stages import Node
-from aprtui.model.roles import Role
+from aprtui.graph import Node, Role
 
 __all__ = ["expert_flips"]
 

@@ -15,8 +15,8 @@ from aprtui.engine.placement import Placement
 from aprtui.engine.staging import SLOTS, Staging, send
 from aprtui.engine.workers import for_each
 from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
+from aprtui.graph import Role
 from aprtui.model.open import Matrix, Model
-from aprtui.model.roles import Role
 
 __all__ = ["WeightStream", "largest_block_bytes", "working_bytes"]
 

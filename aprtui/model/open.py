@@ -16,9 +16,11 @@ from aprtui.formats.gguf import read_gguf
 from aprtui.formats.modelfile import ModelFile, TensorEntry, tensor_bytes
 from aprtui.formats.safetensors import read_safetensors
 from aprtui.formats.tracedir import holds_stage_files
+from aprtui.graph import Graph, Role
+from aprtui.model.build import build_graph
 from aprtui.model.config import ModelConfig
 from aprtui.model.families import architecture_of, read_config
-from aprtui.model.roles import Role, RoleTable, assign_roles
+from aprtui.model.roles import RoleTable, assign_roles
 from aprtui.model.tokenizer import (
     Tokenizer,
     TokenizerSpec,
@@ -65,6 +67,11 @@ class Model:
     config: ModelConfig
     weights: Mapping[Role, Matrix]
     notes: tuple[str, ...]
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The forward pass, in order of computation."""
+        return build_graph(self.config)
 
     def types(self) -> dict[str, tuple[str, ...]]:
         """The block types of each role's tensors, for the manifest."""

@@ -8,23 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from aprtui.formats.modelfile import TensorEntry
+from aprtui.graph import Role
 
-__all__ = ["Role", "RoleTable", "assign_roles"]
-
-
-class Role(NamedTuple):
-    """What a tensor is for. ``expert`` numbers one expert's own tensor; None for packed experts."""
-
-    name: str
-    layer: int | None = None
-    expert: int | None = None
-
-    def __str__(self) -> str:
-        text = self.name if self.layer is None else f"layer {self.layer} {self.name}"
-        return text if self.expert is None else f"{text} of expert {self.expert}"
+__all__ = ["RoleTable", "assign_roles", "role_of"]
 
 
 @dataclass(frozen=True)

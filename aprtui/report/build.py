@@ -12,9 +12,9 @@ from aprtui import __version__
 from aprtui.compare.bisection import Bisection, Culprit
 from aprtui.compare.diff import Comparison
 from aprtui.compare.pairs import PASSED, PairResult
-from aprtui.engine.stages import STAGES
 from aprtui.errors import BadFileError
 from aprtui.formats.tracedir import StageKey, TraceDir
+from aprtui.graph.vocabulary import STAGES
 from aprtui.model.open import Model
 from aprtui.report.model import (
     Capture,

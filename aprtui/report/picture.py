@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from aprtui.engine.stages import short_name
+from aprtui.graph.vocabulary import short_name
 from aprtui.report.model import Cell, Grid
 from aprtui.text import clean
 

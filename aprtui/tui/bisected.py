@@ -9,8 +9,8 @@ from typing import Any
 
 from textual.content import Content
 
-from aprtui.engine.stages import order_of
 from aprtui.formats.tracedir import StageKey
+from aprtui.graph.vocabulary import order_of
 from aprtui.text import clean, count, number
 
 __all__ = ["KINDS", "Bisected", "Finding", "read_result"]

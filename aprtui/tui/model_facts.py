@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aprtui.engine.stages import STAGES
 from aprtui.errors import AprtuiError
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.modelfile import ModelFile, TensorEntry
+from aprtui.graph import Role
+from aprtui.graph.vocabulary import STAGES
 from aprtui.model.families import architecture_of
 from aprtui.model.open import Model, sort_tensors
-from aprtui.model.roles import Role
 from aprtui.text import clean, count, number, size
 from aprtui.tui.weight_sample import WeightLook
 from aprtui.tui.widgets.facts import Fact

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.bisect import bisect
-from aprtui.engine.stages import order_of
+from aprtui.graph.vocabulary import order_of
 from aprtui.formats.tracedir import TraceDir, open_trace
 from aprtui.model.open import open_model
 from tests.support import FIXTURES

@@ -33,7 +33,7 @@ from aprtui.engine.staging import Staging
 from aprtui.engine.weights import WeightStream, largest_block_bytes, working_bytes
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey
-from aprtui.model.roles import Role
+from aprtui.graph import Role
 from tests.benchmarks.trace_speed import Bench, Row, report
 from tests.engine.test_unchanged import Keeping
 

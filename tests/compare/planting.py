@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.engine.replay import EXACT, Arithmetic, Replay
-from aprtui.engine.stages import Node, build_graph
+from aprtui.graph import Node
+from aprtui.model.build import build_graph
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import StageKey, TraceDir, open_trace, relative_path
 from aprtui.model.config import ModelConfig
 from aprtui.model.open import Model, open_model
-from aprtui.model.roles import Role
+from aprtui.graph import Role
 
 Array = npt.NDArray[np.float64]
 

@@ -18,7 +18,6 @@ from aprtui.compare.bisect import Options, bisect
 from aprtui.compare.bisection import Bisection
 from aprtui.compare.infer import open_any
 from aprtui.compare.metrics import Cancelled
-from aprtui.engine.stages import stage_axes, stage_shape
 from aprtui.errors import UsageError
 from aprtui.formats.aprt import read_values, write_stage
 from aprtui.formats.perop import PerOpDir

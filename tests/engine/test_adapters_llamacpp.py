@@ -26,7 +26,7 @@ from aprtui.engine.adapters.nodes import Collector, slot_of
 from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import make_plan
 from aprtui.engine.run import run_trace
-from aprtui.engine.stages import build_graph
+from aprtui.model.build import build_graph
 from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir, open_trace
 from aprtui.model.open import open_model

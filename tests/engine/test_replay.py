@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from aprtui.engine.replay import ACTIVATIONS, Replay, activate, halfway, representable
-from aprtui.engine.stages import build_graph, stage_shape
+from aprtui.model.build import build_graph
 from aprtui.formats.tracedir import StageKey, open_trace
 from aprtui.model.open import open_model
-from aprtui.model.roles import Role
+from aprtui.graph import Role
 from tests.support import FIXTURES, needs_fixtures
 
 MODELS = ("qwen2-q4_k_m", "llama-q4_k_m", "qwen3-q6_k", "qwen3moe-q4_k_m", "gemma3-q4_0")

@@ -24,7 +24,7 @@ from aprtui.engine.rounding import (
 from aprtui.formats.aprt import read_values
 from aprtui.formats.modelfile import TensorEntry
 from aprtui.model.open import Matrix, open_model
-from aprtui.model.roles import Role
+from aprtui.graph import Role
 from tests.support import FIXTURES, needs_fixtures
 
 

@@ -19,12 +19,12 @@ from aprtui.engine.ops import Operands
 from aprtui.engine.placement import Placement, layer_bytes
 from aprtui.engine.plan import make_plans
 from aprtui.engine.session import Session
-from aprtui.engine.stages import build_graph
+from aprtui.model.build import build_graph
 from aprtui.engine.weights import WeightStream
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.model.open import Model, open_model
-from aprtui.model.roles import Role
+from aprtui.graph import Role
 from tests.engine.test_unchanged import Keeping, Stages, same_bits
 from tests.support import FIXTURES, SMALL, needs_fixtures
 

@@ -27,7 +27,7 @@ from aprtui.engine.staging import SLOTS, Staging
 from aprtui.engine.weights import WeightStream, largest_block_bytes
 from aprtui.errors import BadFileError
 from aprtui.model.open import open_model
-from aprtui.model.roles import Role
+from aprtui.graph import Role
 from tests.engine.test_sessions import assert_same, stages
 from tests.support import FIXTURES, needs_fixtures
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from aprtui.cli.main import main
-from aprtui.engine.stages import stage_bytes
 from aprtui.formats.aprt import WHOLE_MODEL, read_header, read_values
 from aprtui.formats.tracedir import open_trace
 from aprtui.model.config import ModelConfig

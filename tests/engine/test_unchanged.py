@@ -13,13 +13,13 @@ from aprtui.engine.block_decoders import BLOCK_DECODERS
 from aprtui.engine.dequantise import Workspace, decode_tensor, dequantise
 from aprtui.engine.forward import forward
 from aprtui.engine.ops import OPERATIONS, Operands
-from aprtui.engine.stages import build_graph
+from aprtui.model.build import build_graph
 from aprtui.engine.weights import WeightStream
 from aprtui.engine.workers import for_each, one_core
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.tracedir import StageKey
 from aprtui.model.open import Model, open_model
-from aprtui.model.roles import Role
+from aprtui.graph import Role
 from tests.support import FIXTURES, needs_fixtures
 
 CPU = torch.device("cpu")

@@ -8,15 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from aprtui.engine.stages import (
-    STAGES,
-    absent_stages,
-    build_graph,
-    order_of,
-    parse_layers,
-    parse_stages,
-    stage_shape,
-)
+from aprtui.graph.select import parse_layers, parse_stages
+from aprtui.graph.vocabulary import STAGES, order_of
+from aprtui.model.build import build_graph
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey, key_of, relative_path
 from aprtui.model.config import ModelConfig

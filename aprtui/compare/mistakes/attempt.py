@@ -13,7 +13,7 @@ import numpy.typing as npt
 from aprtui.compare.case import Case
 from aprtui.compare.localerror import row_norms
 from aprtui.engine.replay import Arithmetic, Part
-from aprtui.engine.stages import Node
+from aprtui.graph import Node
 from aprtui.model.config import ModelConfig
 
 __all__ = ["Attempt", "Candidate", "Entry", "ProductAttempt", "neat"]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from aprtui.compare.mistakes.anywhere import fitted_scales, shifted
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
 from aprtui.engine.replay import ACTIVATIONS, activate
-from aprtui.model.roles import Role
+from aprtui.graph import Role
 
 __all__ = ["BRANCHES"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
-from aprtui.model.roles import Role
+from aprtui.graph import Role
 
 __all__ = ["EXPERTS"]
 

@@ -26,7 +26,7 @@ from aprtui.compare.mistakes.norms import NORMS
 from aprtui.compare.mistakes.products import PRODUCTS
 from aprtui.compare.mistakes.rope import ROPE
 from aprtui.engine.replay import EXACT, Arithmetic, Part
-from aprtui.engine.stages import Node
+from aprtui.graph import Node
 from aprtui.text import count
 
 __all__ = ["CATALOGUE", "name_mistake"]

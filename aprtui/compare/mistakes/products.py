@@ -10,7 +10,7 @@ import numpy.typing as npt
 from aprtui.compare.mistakes.anywhere import fitted_scales
 from aprtui.compare.mistakes.attempt import Candidate, Entry, ProductAttempt, neat
 from aprtui.formats.blocks import BLOCK_TYPES
-from aprtui.model.roles import Role
+from aprtui.graph import Role
 
 __all__ = ["PRODUCTS"]
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aprtui.engine.job import TraceJob
 from aprtui.engine.processors import processors
-from aprtui.engine.stages import Absent
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
+from aprtui.graph import Absent
 from aprtui.model.open import Model
 from aprtui.text import clean
 

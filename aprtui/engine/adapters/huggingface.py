@@ -20,7 +20,6 @@ from aprtui.engine import ops
 from aprtui.engine.adapters import Put, Ran
 from aprtui.engine.device import torch_settings
 from aprtui.engine.hooks import Stages, hooks
-from aprtui.engine.stages import stage_shape
 from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.model.config import ModelConfig

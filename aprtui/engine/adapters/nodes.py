@@ -15,11 +15,11 @@ import torch
 
 from aprtui.engine import ops
 from aprtui.engine.adapters.ggml import Node, Values
-from aprtui.engine.stages import stage_shape
 from aprtui.errors import EngineError
 from aprtui.formats.tracedir import StageKey
+from aprtui.graph import Role
 from aprtui.model.config import ModelConfig
-from aprtui.model.roles import Role, role_of
+from aprtui.model.roles import role_of
 
 __all__ = ["Collector", "Slot", "slot_of"]
 

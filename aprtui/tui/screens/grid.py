@@ -17,8 +17,8 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from aprtui.compare.pairs import Pair, PairResult
-from aprtui.engine.stages import short_name
 from aprtui.formats.tracedir import StageKey
+from aprtui.graph.vocabulary import short_name
 from aprtui.text import clean, count
 from aprtui.tui.bisected import Bisected
 from aprtui.tui.carry import copy, export_rows

@@ -25,8 +25,8 @@ from aprtui.engine.events import (
     Stopped,
 )
 from aprtui.engine.job import TraceJob, default_directory
-from aprtui.engine.stages import order_of
 from aprtui.formats.tracedir import StageKey, holds_trace
+from aprtui.graph.vocabulary import order_of
 from aprtui.text import clean
 from aprtui.tui.client import TraceClient, plan
 from aprtui.tui.keys import Key, bindings, keys_at

@@ -8,8 +8,8 @@ from rich.cells import cell_len, set_cell_size
 from textual.content import Content
 
 from aprtui.engine.events import Event, Failed, Finished, Planned, StageWritten, Stopped
-from aprtui.engine.stages import WHOLE_MODEL_STAGES
 from aprtui.formats.tracedir import StageKey
+from aprtui.graph.vocabulary import WHOLE_MODEL_STAGES
 from aprtui.text import clean, count, duration, number, size
 from aprtui.tui.widgets.bars import bar
 

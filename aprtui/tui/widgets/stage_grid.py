@@ -12,8 +12,8 @@ from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
 
-from aprtui.engine.stages import order_of, short_name
 from aprtui.formats.tracedir import StageKey
+from aprtui.graph.vocabulary import order_of, short_name
 from aprtui.tui.keys import bindings
 from aprtui.tui.widgets.lines import Lines, Part, joined, right
 

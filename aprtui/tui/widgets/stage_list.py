@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from aprtui.engine.stages import order_of
 from aprtui.formats.tracedir import StageKey, StageRecord
+from aprtui.graph.vocabulary import order_of
 from aprtui.text import count, number
 from aprtui.tui.widgets.lines import Part, RowList, fit
 

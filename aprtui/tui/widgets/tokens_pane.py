@@ -13,9 +13,9 @@ from textual import on, work
 from textual.message import Message
 from textual.worker import get_current_worker
 
-from aprtui.engine.stages import order_of
 from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageRecord, TraceDir
+from aprtui.graph.vocabulary import order_of
 from aprtui.text import clean
 from aprtui.tui.client import Child
 from aprtui.tui.lens import RESIDUAL, Lens, model_of, of_logits, read_lens

@@ -1,0 +1,185 @@
+"""Blocks that families are built of: each places its nodes and returns the key of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from aprtui.formats.tracedir import StageKey
+from aprtui.graph.node import Absent, Axis, Graph, Node
+from aprtui.graph.ops import (
+    Activate,
+    Add,
+    Attend,
+    Bias,
+    Choose,
+    Combine,
+    Embed,
+    Experts,
+    Heads,
+    Mask,
+    Multiply,
+    Norm,
+    Op,
+    Part,
+    Product,
+    Rope,
+    Route,
+    Scores,
+    Softmax,
+)
+from aprtui.graph.role import Role
+from aprtui.graph.rope import RopeTable
+from aprtui.graph.vocabulary import STAGES, axes_of
+
+__all__ = ["Attention", "Builder", "Routing"]
+
+_PER_TOKEN = ("token", "query", "key")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One layer's attention. ``norms``: the QK norm's parameters (weight and window are set
+    here), None without one; ``table`` None: nothing is rotated."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    mask: Mask
+    table: RopeTable | None
+    cap: float | None = None
+    qkv_bias: bool = False
+    output_bias: bool = False
+    norms: Norm | None = None
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a layer's experts are chosen and what they compute; ``size`` is F of one."""
+
+    choose: Choose
+    route: Route
+    size: int
+    activation: str
+
+
+class Builder:
+    """Places nodes in order of computation; ``layer`` None while whole-model stages are placed."""
+
+    def __init__(self, hidden_size: int) -> None:
+        self.hidden_size = hidden_size
+        self.layer: int | None = 0
+        self._nodes: list[Node] = []
+
+    def put(self, stage: str, op: Op, *inputs: StageKey, **extents: int) -> StageKey:
+        """A node of the current layer; ``extents`` by the names of the stage's axes."""
+        names = axes_of(stage) or ()
+        known = {"hidden": self.hidden_size, **extents}
+        axes = tuple(Axis(n, None if n in _PER_TOKEN else known[n]) for n in names)
+        key = StageKey(self.layer, stage)
+        self._nodes.append(Node(key, op, inputs, axes))
+        return key
+
+    def role(self, name: str) -> Role:
+        return Role(name, self.layer)
+
+    def graph(self) -> Graph:
+        """What was placed, and the stages of the vocabulary that were not."""
+        placed = {node.key.stage for node in self._nodes}
+        absent = (
+            Absent(stage.name, stage.why_absent) for stage in STAGES if stage.name not in placed
+        )
+        return Graph(tuple(self._nodes), tuple(absent))
+
+    # -- whole-model stages --
+
+    def embedding(self, scale: float = 1.0) -> StageKey:
+        return self.put("embedding", Embed(Role("embedding"), scale))
+
+    def head(self, hidden: StageKey, norm: Norm, vocab: int, cap: float | None = None) -> None:
+        """Final norm and logits; ``norm``'s weight is set here."""
+        self.layer = None
+        normalised = self.norm("final_norm", hidden, norm)
+        part = Part("head", Role("head"), vocab)
+        self.put("lm_head", Product((part,), cap=cap, last=True), normalised, vocab=vocab)
+
+    # -- parts of a layer --
+
+    def norm(self, stage: str, x: StageKey, norm: Norm) -> StageKey:
+        """A norm of [T,H] with the weight of the stage's own name."""
+        return self.put(stage, replace(norm, weight=self.role(stage)), x)
+
+    def residual(
+        self, stage: str, hidden: StageKey, branch: StageKey, scale: float = 1.0
+    ) -> StageKey:
+        return self.put(stage, Add(scale), hidden, branch)
+
+    def attention(self, x: StageKey, how: Attention) -> StageKey:
+        """From the normalised input to the output projection."""
+        q_size, kv_size = how.heads * how.head_dim, how.kv_heads * how.head_dim
+        sizes = {"q": q_size, "k": kv_size, "v": kv_size}
+        parts = tuple(
+            Part(n, self.role(n), rows, self.role(f"{n}_bias") if how.qkv_bias else None)
+            for n, rows in sizes.items()
+        )
+        plain = tuple(replace(part, bias=None) for part in parts)
+        qkv = self.put("qkv_matmul", Product(plain), x, qkv=q_size + 2 * kv_size)
+        if how.qkv_bias:
+            qkv = self.put("qkv_bias", Bias(parts), qkv, qkv=q_size + 2 * kv_size)
+        queries = Heads(0, how.heads, how.head_dim)
+        keys = Heads(q_size, how.kv_heads, how.head_dim)
+        values = replace(keys, first=q_size + kv_size)
+        q, k = self._rotated(qkv, queries, keys, how)
+        scores = self.put(
+            "attn_scores", Scores(how.heads, how.kv_heads, how.scale, how.mask, how.cap), q, k,
+            head=how.heads,
+        )  # fmt: skip
+        weights = self.put("attn_softmax", Softmax(how.mask), scores, head=how.heads)
+        mixed = self.put(
+            "attention", Attend(how.heads, values), weights, qkv,
+            head=how.heads, channel=how.head_dim,
+        )  # fmt: skip
+        bias = self.role("o_bias") if how.output_bias else None
+        out = Part("o", self.role("o"), self.hidden_size, bias)
+        return self.put("attn_out", Product((out,)), mixed)
+
+    def _rotated(
+        self, qkv: StageKey, queries: Heads, keys: Heads, how: Attention
+    ) -> tuple[StageKey, StageKey]:
+        """Q and K out of qkv: normalised where there is a QK norm, then turned."""
+        assert how.table is not None
+        found = []
+        placed = {"q": ("head", qkv, queries), "k": ("kv_head", qkv, keys)}
+        if how.norms is not None:
+            for which, (axis, x, heads) in placed.items():
+                norm = replace(how.norms, weight=self.role(f"{which}_norm"), heads=heads)
+                extents = {axis: heads.count, "channel": heads.size}
+                x = self.put(f"{which}_norm", norm, x, **extents)
+                placed[which] = (axis, x, replace(heads, first=0))
+        for which, (axis, x, heads) in placed.items():
+            extents = {axis: heads.count, "channel": heads.size}
+            found.append(self.put(f"{which}_post_rope", Rope(how.table, heads), x, **extents))
+        return found[0], found[1]
+
+    def gated_mlp(self, x: StageKey, size: int, activation: str) -> StageKey:
+        """down(activation(gate(x)) * up(x)), each with its stage."""
+        gate = self.put("ffn_gate", self._matrix("gate", size), x, ffn=size)
+        up = self.put("ffn_up", self._matrix("up", size), x, ffn=size)
+        act = self.put("ffn_silu", Activate(activation), gate, ffn=size)
+        inner = self.put("ffn_swigl", Multiply(), act, up, ffn=size)
+        return self.put("ffn_out", self._matrix("down", self.hidden_size), inner)
+
+    def _matrix(self, name: str, rows: int) -> Product:
+        return Product((Part(name, self.role(name), rows),))
+
+    def experts(self, x: StageKey, routing: Routing, shared: Sequence[StageKey] = ()) -> StageKey:
+        """Router, chosen experts and their sum; ``shared``: a shared expert's output and gate."""
+        count, top = routing.choose.experts, routing.choose.top
+        logits = self.put("router_logits", self._matrix("router", count), x, expert=count)
+        ids = self.put("moe_router_indices", routing.choose, logits, rank=top)
+        weights = self.put("moe_router", routing.route, logits, ids, rank=top)
+        roles = (self.role("expert_gate"), self.role("expert_up"), self.role("expert_down"))
+        sum_of = Experts(*roles, count, routing.size, routing.activation)
+        routed = self.put("moe_ffn_out", sum_of, x, weights, ids)
+        return self.put("ffn_out", Combine(), routed, *shared)

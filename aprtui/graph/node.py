@@ -1,0 +1,126 @@
+"""Nodes and graphs: one model's forward pass in order of computation, shapes resolved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from aprtui.formats.aprt import HEADER_BYTES
+from aprtui.formats.tracedir import StageKey
+from aprtui.graph.ops import Op, Product, Rope
+from aprtui.graph.role import Role
+
+__all__ = ["Absent", "Axis", "Graph", "Node"]
+
+
+class Axis(NamedTuple):
+    """A dimension of a stage; ``extent`` None: as many as the prompt has tokens."""
+
+    name: str
+    extent: int | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of one layer of one model: what the pass walks and replay runs.
+
+    ``last``: it holds the last position alone unless all logits are asked for; ``axes`` are then
+    those of one position.
+    """
+
+    key: StageKey
+    op: Op
+    inputs: tuple[StageKey, ...]
+    axes: tuple[Axis, ...]
+
+    @property
+    def last(self) -> bool:
+        return isinstance(self.op, Product) and self.op.last
+
+    def axis_names(self, logits: str = "last") -> tuple[str, ...]:
+        """The names of the dimensions."""
+        return tuple(axis.name for axis in self._axes(logits))
+
+    def shape(self, tokens: int, logits: str = "last") -> tuple[int, ...]:
+        """The row-major shape for a prompt of ``tokens`` tokens."""
+        extents = (axis.extent for axis in self._axes(logits))
+        return tuple(tokens if extent is None else extent for extent in extents)
+
+    def file_bytes(self, tokens: int, logits: str = "last") -> int:
+        """The exact size of the stage's file."""
+        return HEADER_BYTES + 4 * math.prod(self.shape(tokens, logits))
+
+    def _axes(self, logits: str) -> tuple[Axis, ...]:
+        return (Axis("token"), *self.axes) if self.last and logits == "all" else self.axes
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A stage that the model does not have, and why."""
+
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Every node of a model's forward pass, in order of computation."""
+
+    nodes: tuple[Node, ...]
+    absent: tuple[Absent, ...] = ()
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __getitem__(self, key: StageKey) -> Node:
+        return self.by_key[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.by_key
+
+    @cached_property
+    def by_key(self) -> Mapping[StageKey, Node]:
+        return {node.key: node for node in self.nodes}
+
+    @cached_property
+    def num_layers(self) -> int:
+        return 1 + max(node.key.layer for node in self.nodes if node.key.layer is not None)
+
+    @cached_property
+    def hidden_size(self) -> int:
+        """H, the width of the residual stream."""
+        return self.nodes[0].axes[-1].extent or 0
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """V, the number of logits."""
+        return self.nodes[-1].axes[-1].extent or 0
+
+    @cached_property
+    def rope_layout(self) -> str:
+        """The pairs that RoPE turns: "halves" or "adjacent"; "" where nothing is turned."""
+        tables = (node.op.table for node in self.nodes if isinstance(node.op, Rope))
+        return next((table.pairs for table in tables), "")
+
+    @cached_property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages, in order of their first computation."""
+        return tuple(dict.fromkeys(node.key.stage for node in self.nodes))
+
+    def reader(self, role: Role) -> Node | None:
+        """The first node that reads a weight of ``role``."""
+        return self._readers.get(role)
+
+    @cached_property
+    def _readers(self) -> Mapping[Role, Node]:
+        found: dict[Role, Node] = {}
+        for node in self.nodes:
+            for role in node.op.weights:
+                found.setdefault(role, node)
+        return found

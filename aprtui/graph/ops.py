@@ -1,0 +1,289 @@
+"""The operations of a forward pass, each with every parameter that decides its numbers. No torch.
+
+Shapes use the symbols of docs/stages.md: T tokens, H hidden, A query heads, K key/value heads,
+d head size, F ffn, V vocabulary, E experts, k experts per token. A kernel of ``engine.ops``
+computes each; replay and mistakes ask "what if" by ``dataclasses.replace``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import chain
+
+from aprtui.graph.role import Role
+from aprtui.graph.rope import RopeTable
+
+__all__ = [
+    "ACTIVATIONS",
+    "Activate",
+    "Add",
+    "Attend",
+    "Bias",
+    "Choose",
+    "Combine",
+    "Embed",
+    "Experts",
+    "Heads",
+    "Mask",
+    "Multiply",
+    "Norm",
+    "Op",
+    "Part",
+    "Product",
+    "Rope",
+    "Route",
+    "Scores",
+    "Sigmoid",
+    "Softmax",
+]
+
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "none")
+"""The activations that are met, by name."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A window of heads in the columns of a row: ``count`` heads of ``size`` from column ``first``.
+
+    Of [T,A,d] the columns are those of [T, A*d].
+    """
+
+    first: int
+    count: int
+    size: int
+
+    @property
+    def width(self) -> int:
+        return self.count * self.size
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.first, self.first + self.width)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which keys a query sees: itself and those before it; all where not ``causal``.
+
+    ``window``: so many, itself included (of a two-sided mask: fewer than so many away).
+    ``chunk``: only keys of the query's own chunk of so many positions.
+    """
+
+    causal: bool = True
+    window: int | None = None
+    chunk: int | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One matrix of a product: it makes ``rows`` columns of the output."""
+
+    name: str
+    weight: Role
+    rows: int
+    bias: Role | None = None
+
+
+class Op:
+    """An operation. ``row_wise``: the output's row of one position depends on the inputs' rows of
+    that position alone. ``weights``: the roles that it reads."""
+
+    row_wise = True
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Embed(Op):
+    """Rows of the token table [T,H] times ``scale``."""
+
+    table: Role
+    scale: float = 1.0
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return (self.table,)
+
+
+@dataclass(frozen=True)
+class Norm(Op):
+    """x / sqrt(mean(x^2) + eps) * (offset + w): over the last axis, or over each of ``heads``.
+
+    ``whole``: over all of the heads together. ``centred``: the mean is taken off first
+    (LayerNorm). Without ``weight`` the factor is one.
+    """
+
+    weight: Role | None
+    eps: float
+    offset: float = 0.0
+    heads: Heads | None = None
+    whole: bool = False
+    centred: bool = False
+    bias: Role | None = None
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return tuple(role for role in (self.weight, self.bias) if role is not None)
+
+
+@dataclass(frozen=True)
+class Product(Op):
+    """x times each part's matrix transposed, side by side, plus its bias; times ``scale``; then
+    tanh(y / cap) * cap. ``last``: of the last position alone, unless all logits are asked for."""
+
+    parts: tuple[Part, ...]
+    scale: float = 1.0
+    cap: float | None = None
+    last: bool = False
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        both = chain.from_iterable((part.weight, part.bias) for part in self.parts)
+        return tuple(role for role in both if role is not None)
+
+
+@dataclass(frozen=True)
+class Bias(Op):
+    """x plus the parts' biases, side by side; a part without one is left as it is."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return tuple(part.bias for part in self.parts if part.bias is not None)
+
+
+@dataclass(frozen=True)
+class Rope(Op):
+    """The heads [T,heads,d] of a window turned by the table's angles."""
+
+    table: RopeTable
+    heads: Heads
+
+
+@dataclass(frozen=True)
+class Scores(Op):
+    """q.k * scale, then tanh(s / cap) * cap: [A,T,T], 0 where the mask hides the key.
+
+    Query head h reads key/value head h div (A/K).
+    """
+
+    row_wise = False
+
+    heads: int
+    kv_heads: int
+    scale: float
+    mask: Mask = field(default_factory=Mask)
+    cap: float | None = None
+
+
+@dataclass(frozen=True)
+class Softmax(Op):
+    """Softmax of each row over the keys that the mask shows, 0 elsewhere: [A,T,T].
+
+    ``sinks`` [A]: a logit a head that takes its share and is thrown away.
+    """
+
+    row_wise = False
+
+    mask: Mask = field(default_factory=Mask)
+    sinks: Role | None = None
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return () if self.sinks is None else (self.sinks,)
+
+
+@dataclass(frozen=True)
+class Attend(Op):
+    """Softmax [A,T,T] times V, a window of the second input: [T,A,d]."""
+
+    row_wise = False
+
+    heads: int
+    values: Heads
+
+
+@dataclass(frozen=True)
+class Activate(Op):
+    """An activation by its name in ACTIVATIONS, element by element."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Multiply(Op):
+    """The product of both inputs, element by element."""
+
+
+@dataclass(frozen=True)
+class Add(Op):
+    """hidden + scale * branch."""
+
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sigmoid(Op):
+    """1 / (1 + exp(-x)) of a product [T,n] with ``part``'s matrix: a gate."""
+
+    part: Part
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return (self.part.weight,)
+
+
+@dataclass(frozen=True)
+class Choose(Op):
+    """Ids [T,k] of the ``top`` experts by the router's logits [T,E], the likeliest first.
+
+    Equal ones go to the lower id, as a stable sort leaves them. ``score``: "softmax" or "sigmoid",
+    of which the order is taken.
+    """
+
+    top: int
+    experts: int
+    score: str = "softmax"
+
+
+@dataclass(frozen=True)
+class Route(Op):
+    """Weights [T,k] of the chosen ids: ``score`` of the logits (softmax over all experts, or
+    sigmoid), divided by their sum where ``renormalise``, times ``scale``."""
+
+    score: str = "softmax"
+    renormalise: bool = True
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Experts(Op):
+    """The weighted sum [T,H] of each token's experts: down(activation(gate(x)) * up(x)).
+
+    ``gate``, ``up``, ``down`` are roles without a number; ``size`` is F of one expert.
+    """
+
+    gate: Role
+    up: Role
+    down: Role
+    count: int
+    size: int
+    activation: str = "silu"
+
+    @property
+    def roles(self) -> tuple[Role, Role, Role]:
+        return self.gate, self.up, self.down
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return tuple(
+            role._replace(expert=expert) for expert in range(self.count) for role in self.roles
+        )
+
+
+@dataclass(frozen=True)
+class Combine(Op):
+    """Routed experts plus the shared one (times its gate, where a third input is one)."""

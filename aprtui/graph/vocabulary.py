@@ -1,0 +1,118 @@
+"""The vocabulary of stages: each name declared once, with its axes and the facts of its tensor.
+
+Definitions: docs/stages.md 2. A capture may hold stages that are not here; they follow the known
+ones of their layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aprtui.formats.tracedir import StageKey
+
+__all__ = [
+    "ALIASES", "STAGES", "WHOLE_MODEL_STAGES", "Stage", "axes_of", "order_of", "short_name",
+    "stage_of",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage as declared. ``axes`` name its dimensions; ``why_absent`` says why a model may
+    not have it, empty for what every model has.
+
+    Facts: ``scope`` is "layer", "first" (only in layer 0) or "model"; ``integers``: compared as
+    such; ``rotated``: channels of its query and key heads lie in the order that RoPE's pairs need;
+    ``residual``: the stream that layers add to.
+    """
+
+    name: str
+    short: str  # at most three letters, for grids
+    axes: tuple[str, ...]
+    doc: str
+    why_absent: str = ""
+    scope: str = "layer"
+    integers: bool = False
+    rotated: bool = False
+    residual: bool = False
+
+
+_HIDDEN = ("token", "hidden")
+_FFN = ("token", "ffn")
+_QKV = ("token", "qkv")
+_QUERIES = ("token", "head", "channel")
+_KEYS = ("token", "kv_head", "channel")
+_SCORES = ("head", "query", "key")
+_NO_POST_NORM = "the family has no norm after this branch"
+_NO_QK_NORM = "the family has no QK norm"
+_NO_DENSE = "the FFN is made of experts"
+_NO_EXPERTS = "the FFN is dense: the model has no experts"
+
+STAGES: tuple[Stage, ...] = (
+    Stage("embedding", "emb", _HIDDEN, "rows of the token table, scaled where the family scales",
+          scope="first", residual=True),
+    Stage("attn_norm", "nrm", _HIDDEN, "normalised layer input"),
+    Stage("qkv_matmul", "qkv", _QKV, "Q, then K, then V of each token, before bias", rotated=True),
+    Stage("qkv_bias", "+b", _QKV, "Q, K and V after bias", "the layers have no q/k/v bias",
+          rotated=True),
+    Stage("q_norm", "qn", _QUERIES, "RMSNorm of each query head", _NO_QK_NORM, rotated=True),
+    Stage("k_norm", "kn", _KEYS, "RMSNorm of each key head", _NO_QK_NORM, rotated=True),
+    Stage("q_post_rope", "q", _QUERIES, "Q after RoPE", rotated=True),
+    Stage("k_post_rope", "k", _KEYS, "K after RoPE, heads not repeated", rotated=True),
+    Stage("attn_scores", "sco", _SCORES, "q.k scaled (and soft-capped), 0 where masked"),
+    Stage("attn_softmax", "smx", _SCORES, "softmax over the visible keys, 0 elsewhere"),
+    Stage("attention", "att", _QUERIES, "softmax times V"),
+    Stage("attn_out", "out", _HIDDEN, "after the output projection and its bias"),
+    Stage("attn_post_norm", "apn", _HIDDEN, "the attention branch normalised before it is added",
+          _NO_POST_NORM),
+    Stage("post_attn_residual", "+re", _HIDDEN, "hidden after adding the attention branch",
+          residual=True),
+    Stage("ffn_norm", "nrm", _HIDDEN, "normalised FFN input"),
+    Stage("ffn_gate", "gat", _FFN, "gate projection", _NO_DENSE),
+    Stage("ffn_up", "up", _FFN, "up projection", _NO_DENSE),
+    Stage("ffn_silu", "act", _FFN, "the activation of the gate", _NO_DENSE),
+    Stage("ffn_swigl", "gxu", _FFN, "activation times up", _NO_DENSE),
+    Stage("router_logits", "rlg", ("token", "expert"),
+          "the router's product, before any softmax or bias", _NO_EXPERTS),
+    Stage("moe_router_indices", "ids", ("token", "rank"), "ids of the chosen experts", _NO_EXPERTS,
+          integers=True),
+    Stage("moe_router", "rtr", ("token", "rank"), "weights of the chosen ids, in their order",
+          _NO_EXPERTS),
+    Stage("moe_ffn_out", "moe", _HIDDEN, "weighted sum of the experts", _NO_EXPERTS),
+    Stage("ffn_out", "out", _HIDDEN, "after the down projection; for experts their sum"),
+    Stage("ffn_post_norm", "fpn", _HIDDEN, "the FFN branch normalised before it is added",
+          _NO_POST_NORM),
+    Stage("post_ffn_residual", "+re", _HIDDEN, "the layer's output", residual=True),
+    Stage("final_norm", "fin", _HIDDEN, "normalised output of the last layer", scope="model"),
+    Stage("lm_head", "log", ("vocab",), "logits of the last position", scope="model"),
+)  # fmt: skip
+"""In order of computation."""
+
+ALIASES = {"layer_output": "post_ffn_residual"}
+WHOLE_MODEL_STAGES = frozenset(stage.name for stage in STAGES if stage.scope == "model")
+_BY_NAME = {stage.name: stage for stage in STAGES}
+_RANK = {stage.name: rank for rank, stage in enumerate(STAGES)}
+
+
+def stage_of(name: str) -> Stage | None:
+    """What is declared of a stage; None for one that the vocabulary does not know."""
+    return _BY_NAME.get(name)
+
+
+def axes_of(name: str) -> tuple[str, ...] | None:
+    """The names of a known stage's dimensions."""
+    stage = _BY_NAME.get(name)
+    return None if stage is None else stage.axes
+
+
+def order_of(key: StageKey) -> tuple[int, int, str]:
+    """A sort key: order of computation; unknown stages after the known ones of their layer."""
+    rank = _RANK.get(key.stage, len(_RANK))
+    layer = key.layer if key.layer is not None else 1 << 32
+    return (layer, rank, key.stage)
+
+
+def short_name(stage: str) -> str:
+    """At most three letters for the head of a grid's column."""
+    known = _BY_NAME.get(stage)
+    return known.short if known else stage[:3]
