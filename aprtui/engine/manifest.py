@@ -48,8 +48,8 @@ def model_entry(model: Model) -> dict[str, Any]:
         "format_version": model.file.version,
         "size_bytes": model.file.size_bytes,
         "digest": f"sha256:{model.file.digest}",
-        "architecture": model.config.architecture,
-        "config": model.config.to_json(),
+        "architecture": model.architecture,
+        "config": model.settings,
         "types": model.types(),
     }
 

@@ -109,7 +109,7 @@ class Plan:
         return Planned(
             directory=str(self.directory),
             model=str(self.model.path),
-            architecture=self.model.config.architecture,
+            architecture=self.model.architecture,
             num_layers=self.model.graph.num_layers,
             tokens=self.tokens,
             token_texts=self.token_texts,
@@ -176,13 +176,13 @@ def make_plans(job: TraceJob, prompts: Sequence[str]) -> tuple[Plan, ...]:
 def _plan(job: TraceJob, model: Model) -> Plan:
     chosen = parse_stages(job.stages)
     job, not_computed = adapters.prepare(job, model)
-    config, graph = model.config, model.graph
+    graph = model.graph
     layers = parse_layers(job.layers, graph.num_layers)
     notes = list(model.notes)
     tokens = _tokens(job, model)
-    if config.max_positions and len(tokens) > config.max_positions:
+    if model.max_positions and len(tokens) > model.max_positions:
         notes.append(
-            f"{len(tokens):,} tokens exceed the {config.max_positions:,} positions the model "
+            f"{len(tokens):,} tokens exceed the {model.max_positions:,} positions the model "
             "was trained for"
         )
     absent = (*graph.absent, *not_computed)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,21 @@ class Model:
     config: ModelConfig
     weights: Mapping[Role, Matrix]
     notes: tuple[str, ...]
+
+    @property
+    def architecture(self) -> str:
+        """The family, in our spelling."""
+        return self.config.architecture
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the configuration came to, as plain values: shown, and written to manifests."""
+        return self.config.to_json()
+
+    @property
+    def max_positions(self) -> int:
+        """The positions that the model was trained for; 0 where it is not said."""
+        return self.config.max_positions
 
     @cached_property
     def graph(self) -> Graph:
