@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from aprtui.engine.dequantise import StoredRows
-from aprtui.engine.device import Devices, resolve_devices, set_deterministic
+from aprtui.engine.device import Devices, deterministic, resolve_devices
 from aprtui.engine.forward import forward
 from aprtui.engine.kernels import decoder_name, same_bits
 from aprtui.engine.ops import Operands
@@ -189,6 +189,7 @@ def _same_weights(bench: GpuBench, here: WeightStream, role: Role) -> bool:
     return same_bits(there.cpu(), here.decode(stored, matrix.first_row, rows))
 
 
+@deterministic()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -202,7 +203,6 @@ def main(arguments: list[str] | None = None) -> int:
         devices = resolve_devices(options.device)
     except UsageError as error:
         parser.error(str(error))
-    set_deterministic()
     if devices.first.type == "cuda":
         torch.cuda.set_device(devices.first)
     scratch = Path(tempfile.mkdtemp(prefix="aprtui-gpu-"))
