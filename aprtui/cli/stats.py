@@ -22,7 +22,7 @@ from aprtui.compare.statistics import OutlierChannel, Statistics, outlier_channe
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
-from aprtui.graph.select import parse_layers, parse_stages
+from aprtui.graph.select import only_layers, parse_stages
 from aprtui.graph.vocabulary import order_of
 from aprtui.text import clean, count, number
 
@@ -64,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
     return 3 if any("error" in row for row in rows) else 0
 
 
-def _chosen(trace: TraceDir, stages: str, layers: str | None) -> list[StageRecord]:
+def _chosen(trace: TraceDir, stages: str, layers: str) -> list[StageRecord]:
     names = parse_stages(stages)
     highest = max((key.layer for key in trace.records if key.layer is not None), default=-1)
-    wanted = parse_layers(layers, highest + 1) if layers else None
+    wanted = only_layers(layers, highest + 1)
     keys = [
         key
         for key in sorted(trace.records, key=order_of)

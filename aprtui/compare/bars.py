@@ -16,6 +16,7 @@ from aprtui.graph.vocabulary import STAGES
 from aprtui.text import clean, nearest, number
 
 __all__ = [
+    "FILE_BARS",
     "METRICS",
     "Bars",
     "Exceeded",
@@ -111,6 +112,11 @@ class Bars:
         if self.overrides:
             text += f"; overridden by --bar {' '.join(map(str, self.overrides))}"
         return text
+
+
+FILE_BARS = Bars(
+    0.1, 0.4, "unknown arithmetic (two files, no manifest): one side may quantise activations"
+)
 
 
 def parse_bar(text: str) -> Override:

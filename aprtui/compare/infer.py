@@ -21,6 +21,7 @@ from aprtui.formats.perop import (
 from aprtui.formats.tracedir import (
     StageKey,
     StageRecord,
+    Told,
     TraceDir,
     key_of,
     open_trace,
@@ -35,10 +36,10 @@ _AXES = {kind.name: kind.axes for kind in STAGES}
 _SCORES = ("head", "query", "key")
 
 
-def open_any(path: Path) -> TraceDir | PerOpDir:
+def open_any(path: Path, told: Told | None = None) -> TraceDir | PerOpDir:
     """A trace directory, one side of a per-op folder (stacked), or both sides of one.
 
-    Raises BadFileError, UsageError for a file.
+    ``told`` as for ``list_stage_files``. Raises BadFileError, UsageError for a file.
     """
     if path.is_file():
         raise UsageError(
@@ -47,7 +48,7 @@ def open_any(path: Path) -> TraceDir | PerOpDir:
         )
     if is_per_op_side(path):
         return open_per_op_side(path)
-    return open_per_op(path) or open_trace(path)
+    return open_per_op(path) or open_trace(path, told)
 
 
 def open_pair(path: Path) -> tuple[TraceDir, TraceDir]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from aprtui.model.tokenizer import (
     spec_from_gguf,
     vocabulary_of,
 )
-from aprtui.text import beginning, clean, quoted
+from aprtui.notebook import html_table
+from aprtui.text import beginning, clean, quoted, size
 
 __all__ = [
     "Matrix",
@@ -59,7 +60,7 @@ class Matrix:
     columns: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """One model, opened: nothing of its weights is read yet."""
 
@@ -68,6 +69,7 @@ class Model:
     config: ModelConfig
     weights: Mapping[Role, Matrix]
     notes: tuple[str, ...]
+    overrides: Mapping[str, str] = field(default_factory=dict)  # what --set said
 
     @property
     def architecture(self) -> str:
@@ -88,6 +90,18 @@ class Model:
     def graph(self) -> Graph:
         """The forward pass, in order of computation."""
         return build_graph(self.config)
+
+    def __repr__(self) -> str:
+        types = sorted({matrix.entry.type for matrix in self.weights.values()})
+        return (
+            f"<model {quoted(self.path)}: {self.architecture}, {self.graph!r}, "
+            f"{self.file.format} {' '.join(types)}, {size(self.file.size_bytes)}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what the configuration came to, and what is odd about the file."""
+        rows = [(key, str(value)) for key, value in self.settings.items()]
+        return html_table(repr(self), ("", ""), [*rows, *(("note", note) for note in self.notes)])
 
     def types(self) -> dict[str, tuple[str, ...]]:
         """The block types of each role's tensors, for the manifest."""
@@ -170,13 +184,14 @@ def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
 
 
 def open_model(
-    path: Path, overrides: Mapping[str, str] | None = None, *, verify: bool = False
+    path: str | Path, overrides: Mapping[str, str] | None = None, *, verify: bool = False
 ) -> Model:
     """Open a model and settle its configuration; no weight is read.
 
     ``overrides`` are the ``--set`` values. Raises BadFileError for a damaged file, a missing tensor
     or a shape that contradicts the configuration; UsageError for an override that makes no sense.
     """
+    path = Path(path)
     file = read_model_file(path, verify=verify)
     overrides = dict(overrides or {})
     architecture = overrides.get("architecture") or architecture_of(file)
@@ -198,7 +213,7 @@ def open_model(
         notes.append("tied_embeddings is true, and the head has bytes of its own: they are used")
     if config.rope_layout == "adjacent" and not table.gguf_names:
         notes.append("Hugging Face names over GGUF rows (original_format gguf): adjacent pairs")
-    return Model(path, file, config, weights, tuple(dict.fromkeys(notes)))
+    return Model(path, file, config, weights, tuple(dict.fromkeys(notes)), overrides)
 
 
 def sort_tensors(file: ModelFile, architecture: str) -> RoleTable:
