@@ -29,13 +29,13 @@ __all__ = [
     "parse_bar",
 ]
 
-FLOORS = {  # relative RMS that rounding one matrix to the format leaves (specs/compare.md 3)
+FLOORS = {  # relative RMS that rounding one matrix to the format leaves (docs/compare.md 3)
     "F64": 0.0, "F32": 0.0, "F16": 3e-4, "BF16": 2.3e-3, "Q8_0": 0.005, "Q6_K": 0.017,
     "Q5_K": 0.035, "Q4_K": 0.07, "Q4_0": 0.08, "Q3_K": 0.14, "Q2_K": 0.27,
 }  # fmt: skip
 _FLOOR_BY_BITS = {8: 0.005, 6: 0.017, 5: 0.035, 4: 0.08, 3: 0.14, 2: 0.27, 1: 0.5}
 ROUNDS_ACTIVATIONS = frozenset({"llama.cpp", "apr"})
-LONG_PROMPT = 500  # tokens beyond which float32 sums agree to 3e-5 only (specs/numerics.md 1)
+LONG_PROMPT = 500  # tokens beyond which float32 sums agree to 3e-5 only (docs/numerics.md 1)
 
 # Metric -> how it is held against its bar.
 _AT_MOST = ("rel_l2", "worst_row_rel_l2", "max_abs", "rms", "kl", "mismatches")
@@ -196,7 +196,7 @@ class _Side:
 
 
 def choose_bars(a: TraceDir, b: TraceDir, overrides: Iterable[Override] = ()) -> Bars:
-    """The bars for comparing two captures, by the table of specs/compare.md 3."""
+    """The bars for comparing two captures, by the table of docs/compare.md 3."""
     chosen = tuple(overrides)
     sides = [_side(trace) for trace in (a, b)]
     if sides[0] is None or sides[1] is None:

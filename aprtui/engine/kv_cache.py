@@ -1,6 +1,6 @@
 """Attention over keys and values that a cache holds in 16 bits, as ggml's CPU computes it.
 
-Source: ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext (public), and specs/numerics.md 2.
+Source: ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext (public), and docs/numerics.md 2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The metadata of an ``.apr`` file made from another model: canonical keys, truthful values.
 
-Keys: specs/apr-format.md 1.12 and 4.1. What the format has no key for (window, soft-caps, RoPE
+Keys: docs/apr-format.md 1.12 and 4.1. What the format has no key for (window, soft-caps, RoPE
 scaling) is kept under its Hugging Face name, where our reader finds it.
 """
 

@@ -37,7 +37,7 @@ from aprtui.graph import Role
 from tests.benchmarks.trace_speed import Bench, Row, report
 from tests.engine.test_unchanged import Keeping
 
-_BAR = 1e-5  # relative RMS of a stage, device against CPU (specs/numerics.md 1); longer: 3e-5
+_BAR = 1e-5  # relative RMS of a stage, device against CPU (docs/numerics.md 1); longer: 3e-5
 _LONG = 500
 _CPU = torch.device("cpu")
 

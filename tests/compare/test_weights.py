@@ -380,7 +380,7 @@ def test_a_scale_error_below_the_rounding_of_the_format_is_found(tmp_path: Path)
     a = model.apr(tmp_path / "a.apr")
 
     def write(path: Path, factor: float) -> Path:
-        """APR-Q4 blocks of 32: a float16 scale, nibbles minus 8 (apr-format.md)."""
+        """APR-Q4 blocks of 32: a float16 scale, nibbles minus 8 (docs/apr-format.md)."""
         outgoing = []
         for name, values in model.tensors.items():
             stored, kind = values.astype("<f4").tobytes(), "F32"

@@ -18,7 +18,7 @@ from aprtui.formats.aprt import read_values
 transformers = pytest.importorskip("transformers", reason="transformers is a dev dependency")
 
 TOKENS = tuple((11 * place + 3) % 96 for place in range(24))
-BAR = 1e-5  # specs/numerics.md 1
+BAR = 1e-5  # docs/numerics.md 1
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 16}  # fmt: skip
 

@@ -205,7 +205,7 @@ def test_plan_is_what_is_written(
 
 
 def test_7b_file_sizes_follow_from_the_graph() -> None:
-    """specs/stages.md 1, check values for Qwen2.5-Coder-7B and seven tokens."""
+    """docs/stages.md 1, check values for Qwen2.5-Coder-7B and seven tokens."""
     config = ModelConfig(
         architecture="qwen2", num_layers=28, hidden_size=3584, num_heads=28, num_kv_heads=4,
         head_dim=128, intermediate_size=18944, vocab_size=152064, rms_norm_eps=1e-6,

@@ -1,6 +1,6 @@
 """llama.cpp's graph nodes to stages: told apart by operation, source weight and name.
 
-The table is specs/numerics.md 4. Names alone do not do: ``Qcur-N`` is a product, a sum, a view and
+The table is docs/numerics.md 4. Names alone do not do: ``Qcur-N`` is a product, a sum, a view and
 a rotation, and some products have no name at all.
 """
 
