@@ -40,6 +40,12 @@ class Node:
     def last(self) -> bool:
         return isinstance(self.op, Product) and self.op.last
 
+    @property
+    def position_axis(self) -> int:
+        """The axis that positions run along."""
+        names = [axis.name for axis in self.axes]
+        return names.index("query") if "query" in names else 0
+
     def axis_names(self, logits: str = "last") -> tuple[str, ...]:
         """The names of the dimensions."""
         return tuple(axis.name for axis in self._axes(logits))
