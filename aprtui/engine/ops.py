@@ -169,6 +169,7 @@ def rotation(table: RopeTable, tokens: int) -> tuple[Tensor, Tensor]:
 
     Angles are float64 whatever the dtype: float32 angles lose 1e-5 beyond 1,000 positions.
     """
+    table = table.at(tokens)
     pairs = torch.arange(table.dims // 2, dtype=torch.float64)
     frequency = table.theta ** (-2.0 * pairs / table.dims)
     if table.divisors:
