@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aprtui.families.settings import Settings
@@ -219,14 +220,15 @@ def query_scale(s: Settings, sizes: Sizes, by_heads: int) -> float:
         scalar = s.number("query_pre_attn_scalar")
     else:
         scalar = s.number("query_pre_attn_scalar", derived)
-    return float(scalar) ** -0.5
+    return float(pow(scalar, -0.5))
 
 
 def sparse_layers(s: Settings, layers: int) -> list[bool]:
     """Which layers' FFN is made of experts; in GGUF all."""
-    if s.file.format != "safetensors":
+    if _is_gguf(s):
         return [True] * layers
-    step, dense = s.integer("decoder_sparse_step"), s.take("mlp_only_layers") or []
+    step = s.integer("decoder_sparse_step", *_absent(s, "decoder_sparse_step", 1))
+    dense = s.take("mlp_only_layers", *_absent(s, "mlp_only_layers", None)) or []
     if step < 1 or not isinstance(dense, list) or not all(type(n) is int for n in dense):
         raise s.fail("decoder_sparse_step or mlp_only_layers cannot be read")
     sparse = [layer not in dense and (layer + 1) % step == 0 for layer in range(layers)]
@@ -294,7 +296,7 @@ def pre_norm_decoder(
     for layer in range(sizes.layers):
         build.layer = layer
         how = attention(layer)
-        hidden = build.branch(hidden, "attn", norm, lambda x, how=how: build.attention(x, how))
+        hidden = build.branch(hidden, "attn", norm, partial(build.attention, how=how))
         hidden = build.branch(hidden, "ffn", norm, lambda x: ffn(build, x))
     build.head(hidden, norm, sizes.vocab)
     return build.graph()

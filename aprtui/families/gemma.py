@@ -3,6 +3,8 @@ where 1 + w is meant (llama.cpp's converter adds the 1)."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from aprtui.families import decoder
 from aprtui.families.family import Family
 from aprtui.families.rope import read_rope
@@ -59,7 +61,7 @@ def build(s: Settings) -> Graph:
     hidden = b.embedding(sizes.vocab, embedding_scale(s, sizes))
     for layer in range(sizes.layers):
         b.layer = layer
-        hidden = b.branch(hidden, "attn", norm, lambda x: b.attention(x, how))
+        hidden = b.branch(hidden, "attn", norm, partial(b.attention, how=how))
         hidden = b.branch(hidden, "ffn", norm, lambda x: b.gated_mlp(x, ffn, activation))
     b.head(hidden, norm, sizes.vocab)
     return b.graph()

@@ -3,6 +3,8 @@ in every other layer."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from aprtui.families import decoder, gemma
 from aprtui.families.family import Family
 from aprtui.families.rope import read_rope
@@ -56,9 +58,7 @@ def build(s: Settings) -> Graph:
         how = decoder.attention_of(
             s, sizes, table=table, mask=mask, scale=scale, cap=caps[0], **biases
         )
-        hidden = b.branch(
-            hidden, "attn", norm, lambda x, how=how: b.attention(x, how), after=True
-        )
+        hidden = b.branch(hidden, "attn", norm, partial(b.attention, how=how), after=True)
         hidden = b.branch(
             hidden, "ffn", norm, lambda x: b.gated_mlp(x, ffn, activation), after=True
         )

@@ -129,7 +129,7 @@ def _layout(s: Settings) -> str:
     """Which channels are pairs: by the order of the q and k rows (docs/stages.md 3)."""
     due = "adjacent" if s.adjacent_rows else "halves"
     said = s.take("rope_type", None) if s.file.format == "apr" else None
-    claimed = {0: "adjacent", 2: "halves"}.get(said, due)
+    claimed = due if said is None else {0: "adjacent", 2: "halves"}.get(said, due)
     if claimed != due:
         s.note(f"rope_type says {said} ({claimed} pairs); these {s.family} rows need {due}")
     return s.choice("rope_layout", PAIRS, due)
@@ -273,10 +273,12 @@ def _scaled(s: Settings, group: _Group, kind: Any, table: RopeTable) -> RopeTabl
             raise s.fail("dynamic RoPE scaling needs max_position_embeddings and 4 channels")
         return replace(table, dynamic=group.need("factor"), trained=trained)
     if kind == "llama3":
-        factors = [group.need(n) for n in ("factor", "low_freq_factor", "high_freq_factor")]
-        if factors[1] == factors[2]:
+        factor = group.need("factor")
+        low, high = group.need("low_freq_factor"), group.need("high_freq_factor")
+        if low == high:
             raise s.fail("low_freq_factor and high_freq_factor of rope_scaling are equal")
-        return replace(table, divisors=llama3_divisors(dims, theta, *factors, _original(s, group)))
+        original = _original(s, group)
+        return replace(table, divisors=llama3_divisors(dims, theta, factor, low, high, original))
     if kind == "yarn":
         return _yarn(s, group, table)
     if kind == "longrope":

@@ -1,4 +1,4 @@
-"""The ledger of one model's keys: what a family takes, at which default, and what is left unread."""
+"""The ledger of one model's keys: what a family takes, at which default, what is left unread."""
 
 from __future__ import annotations
 
@@ -262,7 +262,9 @@ class Settings:
             if name in ignore or key in ignore:
                 stages = ("lm_head",) if name == "logits_scaling" else None
                 self.doubts.append(Doubt(key, clean(repr(value), 60), stages))
-                self.note(f"{clean(key)} = {clean(repr(value), 60)} was ignored (--set ignore_keys)")
+                self.note(
+                    f"{clean(key)} = {clean(repr(value), 60)} was ignored (--set ignore_keys)"
+                )
                 continue
             raise self._unread(name, key, value, len(left) - 1)
         unknown = ignore - {each for name, stated in left.items() for each in (name, stated.key)}

@@ -19,9 +19,13 @@ from aprtui.formats.modelfile import ModelFile, TensorEntry, tensor_bytes
 from aprtui.graph import Graph, Role
 from aprtui.text import clean
 
-__all__ = ["Settled", "settle", "sort_tensors"]
+__all__ = ["FREQUENCY_TENSORS", "Settled", "settle", "sort_tensors"]
 
 _FREQUENCY_ROLES = ("rope_freqs", "rope_long", "rope_short")
+FREQUENCY_TENSORS = frozenset({
+    "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight",
+})  # fmt: skip
+"""Tensors that hold RoPE's divisors: read into the graph, never multiplied by."""
 _MAX_FREQUENCIES = 65_536
 
 

@@ -249,9 +249,7 @@ def _left_out(who: Identity, found: Sorted) -> list[str]:
     ]
 
 
-def _matrices(
-    file: ModelFile, settled: Settled, table: Table, found: Sorted
-) -> dict[Role, Matrix]:
+def _matrices(file: ModelFile, settled: Settled, table: Table, found: Sorted) -> dict[Role, Matrix]:
     """The window of a tensor for every weight the pass needs. Raises BadFileError."""
     graph, settings = settled.graph, settled.settings
     weights: dict[Role, Matrix] = {}
@@ -322,8 +320,7 @@ def _locate(
     raise BadFileError(
         file.path,
         f"the tensor for {role} is missing",
-        hint=settled.settings.defaulted()
-        or "the file is incomplete; convert or download it again",
+        hint=settled.settings.defaulted() or "the file is incomplete; convert or download it again",
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from aprtui.errors import AprtuiError, BadFileError, UsageError
 from aprtui.model.open import open_model, read_model_file
 from aprtui.graph import Role
-from aprtui.model.rope import llama3_divisors
+from aprtui.families.rope import llama3_divisors
 from tests.support import FIXTURES, needs_fixtures
 from tests.tiny import HF_TENSORS, write_tiny
 
