@@ -49,8 +49,6 @@ def compare_configs(a: WeightSide, b: WeightSide) -> tuple[Setting, ...]:
             continue
         y = b.settings[name]
         silent = [name in side.unstated for side in (a, b)]
-        if name == "max_positions":  # how long a prompt may be: 0 where the file is silent
-            silent = [not x, not y]
         if all(silent):
             kind = "unstated" if name != "max_positions" else "equal"
         elif any(silent):

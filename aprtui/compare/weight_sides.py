@@ -155,6 +155,8 @@ def _side(
     notes: tuple[str, ...],
 ) -> WeightSide:  # fmt: skip
     settings = found.settings
+    if not settings.has("max_positions"):
+        unstated = (*unstated, "max_positions")
     weights = dict(_windows(table.entries, found.graph, load_family(settings.family).tensors))
     if _HEAD not in weights and _EMBEDDING in weights:
         weights[_HEAD] = weights[_EMBEDDING]

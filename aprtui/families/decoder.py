@@ -115,6 +115,8 @@ def read_tied(s: Settings) -> None:
             s.note("tie_word_embeddings is true, and the head has bytes of its own: they are used")
     else:
         s.must_be("tie_word_embeddings", (True, False), "")
+        if has_head and s.file.metadata.get("tied_embeddings") is True:
+            s.note("tied_embeddings is true, and the head has bytes of its own: they are used")
         if not has_head and s.known("tie_word_embeddings") and not s.take("tie_word_embeddings"):
             raise s.fail("the head (output.weight) is missing, and the family has no tied models")
     s.say("tied_head", not has_head)

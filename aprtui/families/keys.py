@@ -55,6 +55,8 @@ _HF = {
     "num_local_experts": "num_experts",
 }
 
+_OURS_ALONE = frozenset(_HF.values()) - {"num_experts"}  # names that no config.json has
+
 BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "num_layers": (1, 256),
     "hidden_size": (1, 65_536),
@@ -184,17 +186,16 @@ def stated_keys(file: ModelFile, config: Mapping[str, Any]) -> dict[str, Stated]
     """
     if file.format == "gguf":
         prefix = f"{file.metadata.get('general.architecture')}."
-        pairs = {
-            _GGUF.get(key.removeprefix(prefix), key.removeprefix(prefix)): Stated(key, value)
+        return {
+            _gguf_name(key.removeprefix(prefix), key): Stated(key, _plain(value))
             for key, value in file.metadata.items()
             if key.startswith(prefix)
         }
-        return {name: Stated(key, _plain(value)) for name, (key, value) in pairs.items()}
     if file.format == "apr":
         return _apr_keys(file)
     found: dict[str, Stated] = {}
     for key, value in config.items():
-        name = our_name(key)
+        name = f"config.{key}" if key in _OURS_ALONE else our_name(key)
         if name in found and found[name].value != value:
             raise BadFileError(
                 file.path,
@@ -203,6 +204,11 @@ def stated_keys(file: ModelFile, config: Mapping[str, Any]) -> dict[str, Stated]
             )
         found[name] = Stated(key, value)
     return found
+
+
+def _gguf_name(key: str, whole: str) -> str:
+    """Our name of a GGUF key; llama.cpp's own where we have none, which holds a dot."""
+    return _GGUF.get(key, key if "." in key or key == "vocab_size" else whole)
 
 
 def _apr_keys(file: ModelFile) -> dict[str, Stated]:

@@ -188,6 +188,8 @@ def open_model(
     settings.finish(frozenset(filter(None, ignore.split(","))))
     weights = _matrices(file, settled, load_family(who.name).tensors, found)
     notes += [*settings.notes, *_left_out(who, found)]
+    if settled.graph.rope_layout == "adjacent" and not (found.gguf_names or found.mistral_names):
+        notes.append("Hugging Face names over GGUF rows (original_format gguf): adjacent pairs")
     return Model(
         path,
         file,
