@@ -32,9 +32,13 @@ from aprtui.graph.role import Role
 from aprtui.graph.rope import RopeTable
 from aprtui.graph.vocabulary import STAGES, axes_of
 
-__all__ = ["Attention", "Builder", "Routing"]
+__all__ = ["Attention", "Branch", "Builder", "Routing"]
 
 _PER_TOKEN = ("token", "query", "key")
+
+
+Branch = Callable[[StageKey], StageKey]
+"""Places a branch that reads a stage; returns its output's key."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ class Builder:
 
     # -- whole-model stages --
 
-    def embedding(self, scale: float = 1.0) -> StageKey:
-        return self.put("embedding", Embed(Role("embedding"), scale))
+    def embedding(self, vocab: int, scale: float = 1.0) -> StageKey:
+        return self.put("embedding", Embed(Role("embedding"), vocab, scale))
 
     def head(self, hidden: StageKey, norm: Norm, vocab: int, cap: float | None = None) -> None:
         """Final norm and logits; ``norm``'s weight is set here."""
@@ -114,6 +118,26 @@ class Builder:
         self, stage: str, hidden: StageKey, branch: StageKey, scale: float = 1.0
     ) -> StageKey:
         return self.put(stage, Add(scale), hidden, branch)
+
+    def branch(
+        self,
+        hidden: StageKey,
+        name: str,
+        norm: Norm,
+        compute: Branch,
+        *,
+        before: bool = True,
+        after: bool = False,
+    ) -> StageKey:
+        """hidden + compute(hidden), normalised ``before`` the branch, ``after`` it, or both.
+
+        ``name`` is "attn" or "ffn".
+        """
+        x = self.norm(f"{name}_norm", hidden, norm) if before else hidden
+        made = compute(x)
+        if after:
+            made = self.norm(f"{name}_post_norm", made, norm)
+        return self.residual(f"post_{name}_residual", hidden, made)
 
     def attention(self, x: StageKey, how: Attention) -> StageKey:
         """From the normalised input to the output projection."""

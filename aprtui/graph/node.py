@@ -115,6 +115,17 @@ class Graph:
         return next((table.pairs for table in tables), "")
 
     @cached_property
+    def weights(self) -> Mapping[Role, tuple[int, ...]]:
+        """Every weight that the pass reads, in the order of its first use: its row-major shape."""
+        found: dict[Role, tuple[int, ...]] = {}
+        for node in self.nodes:
+            first = self.by_key[node.inputs[0]] if node.inputs else node
+            width = math.prod(axis.extent or 1 for axis in first.axes)
+            for role, shape in node.op.weight_shapes(width).items():
+                found.setdefault(role, shape)
+        return found
+
+    @cached_property
     def stages(self) -> tuple[str, ...]:
         """The names of the stages, in order of their first computation."""
         return tuple(dict.fromkeys(node.key.stage for node in self.nodes))
