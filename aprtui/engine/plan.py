@@ -125,6 +125,7 @@ class Plan:
             device_name=device_name,
             dtype=self.job.dtype,
             notes=self.notes,
+            only_in=self.model.graph.only_in(self.stages, self.layers),
         )
 
 
