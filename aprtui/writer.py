@@ -303,6 +303,7 @@ class CaptureWriter:
             device=str(self._engine.get("device", "")),
             device_name=str(self._engine.get("device_name", "")),
             dtype=str(self._engine.get("dtype", "")),
+            only_in=graph.only_in(graph.stages, range(graph.num_layers)),
         )
 
 
@@ -353,8 +354,7 @@ def _why_not(key: StageKey, graph: Graph) -> str:
         return f"the {key.stage} belongs to layer 0"
     if key.layer is None or key.layer >= graph.num_layers:
         return f"the model has layers 0..{graph.num_layers - 1}"
-    having = ranges(n for n in range(graph.num_layers) if StageKey(n, key.stage) in graph)
-    return f"that layer has no such stage; layers {having} have it"
+    return f"that layer has no such stage; layers {ranges(graph.layers_of[key.stage])} have it"
 
 
 def _fits(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
