@@ -10,7 +10,7 @@ import torch
 
 from aprtui.engine.workers import for_each
 
-__all__ = ["SLOTS", "Slot", "Staging", "off_device", "send"]
+__all__ = ["SLOTS", "Slot", "Staging", "off_device", "send", "wait_for"]
 
 SLOTS = 3  # one is filled by the host, one copied, one read by the device
 _FILL_BYTES = 2 << 20  # that one thread copies into a pinned buffer at a time
@@ -126,7 +126,15 @@ def off_device(value: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | No
     if value.device.type != "cuda":
         return value.to("cpu", torch.float32, copy=True).contiguous(), None
     pinned = torch.empty(value.shape, dtype=torch.float32, pin_memory=True)
-    pinned.copy_(value, non_blocking=True)
+    # Widened there: of another dtype torch copies through pageable memory, and waits.
+    pinned.copy_(value.to(torch.float32), non_blocking=True)
     copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     copied.record(torch.cuda.current_stream(value.device))
     return pinned, copied
+
+
+def wait_for(copied: torch.cuda.Event | None) -> None:
+    """Wait until a copy off the device is there (None: it is); other threads go on."""
+    if copied is not None:
+        with torch.cuda.device(copied.device):  # else this thread makes a context on the first GPU
+            copied.synchronize()
