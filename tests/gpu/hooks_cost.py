@@ -3,8 +3,9 @@
     python -m tests.gpu.hooks_cost --shape 7b --dtype bfloat16
 
 A qwen2 of that shape with random weights, made on the device. Untraced, with hooks that keep
-nothing, with one stage a layer captured, and with all that its modules show; ``queued`` is when the
-call came back, ``done`` when the device was done: capturing stops the stream where the two meet.
+nothing, with one stage a layer, and with all that its modules show: leaving the device alone, or
+written too. ``queued`` is when the call came back, ``done`` when the device was done, ``whole``
+when the files were there.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ import torch
 
 from aprtui import CaptureWriter, hooks
 from aprtui.engine.device import resolve_device
+from aprtui.engine.staging import off_device
 from tests.benchmarks.make_model import SHAPES, Shape
 
+_LONG = 100  # tokens
 _LAYER = "model.layers.{layer}."
 ONE = {_LAYER + "mlp.down_proj": "ffn_out"}
 ALL = {
@@ -51,6 +54,16 @@ class Nothing:
         return None
 
 
+class Leaving:
+    """A target whose values leave the device, and are not written."""
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+
+    def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
+        self._kept.append(off_device(value))
+
+
 @dataclass
 class Timed:
     """Calls of one kind: when each came back, and when the device was done."""
@@ -70,9 +83,16 @@ class Timed:
             base = 1000 * statistics.median(floor.written_s)
             versus = f"  {100 * (1 - base / written):5.1f} % of calls a second lost"
         return (
-            f"{self.name:26} queued {queued:8.2f} ms  done {done:8.2f} ms  "
+            f"{self.name:28} queued {queued:8.2f} ms  done {done:8.2f} ms  "
             f"whole {written:8.2f} ms{versus}"
         )
+
+
+Watched = tuple[dict[Any, str], Callable[[], Any]] | None
+
+
+def writer() -> CaptureWriter:
+    return CaptureWriter("", tokens=[1], engine={"name": "transformers"})
 
 
 class HookBench:
@@ -95,44 +115,51 @@ class HookBench:
         self.scratch = Path(tempfile.mkdtemp(prefix="aprtui-hooks-"))
         self._numbers = count()
 
-    def call(self, timed: Timed, stages: dict[Any, str] | None, run: Callable[[], object]) -> None:
-        """Once, with these stages captured; None: no hooks at all."""
-        self._wait()
-        start = time.perf_counter()
-        with ExitStack() as open_capture:
-            if stages is not None:
-                target: Any = Nothing()
-                if stages:
-                    folder = self.scratch / f"trace-{next(self._numbers)}"
-                    target = open_capture.enter_context(
-                        CaptureWriter(folder, tokens=[1], engine={"name": "transformers"})
-                    )
-                open_capture.enter_context(hooks(self.model, stages or ONE, target))
+    def call(self, timed: Timed, watched: Watched, run: Callable[[], object]) -> None:
+        """Once, so watched; None: no hooks at all. Setting hooks is not part of the time."""
+        folder = self.scratch / f"trace-{next(self._numbers)}"
+        with ExitStack() as open_capture, ExitStack() as watching:
+            if watched is not None:
+                stages, target = watched[0], watched[1]()
+                if isinstance(target, CaptureWriter):
+                    target.directory = folder
+                    open_capture.enter_context(target)
+                watching.enter_context(hooks(self.model, stages, target))
+            self._wait()
+            start = time.perf_counter()
             run()
             timed.queued_s.append(time.perf_counter() - start)
             self._wait()
             timed.done_s.append(time.perf_counter() - start)
-        timed.written_s.append(time.perf_counter() - start)
+            open_capture.close()
+            timed.written_s.append(time.perf_counter() - start)
+        shutil.rmtree(folder, ignore_errors=True)
 
     @torch.inference_mode()
     def measure(self, title: str, prompt: int, steps: int, repeats: int) -> None:
         """``steps`` of one token after a prompt; none: the prompt itself."""
-        kinds: dict[str, dict[Any, str] | None] = {
-            "untraced": None, "hooks that keep nothing": {},
-            "one stage a layer": ONE, "all its modules": ALL,
-        }  # fmt: skip
+        kinds: dict[str, Watched] = {
+            "untraced": None,
+            "hooks that keep nothing": (ONE, Nothing),
+            "one stage a layer, leaving": (ONE, Leaving),
+            "one stage a layer, written": (ONE, writer),
+            "all its modules, leaving": (ALL, Leaving),
+            "all its modules, written": (ALL, writer),
+        }
+        if prompt >= _LONG and not steps:  # gigabytes
+            del kinds["all its modules, leaving"], kinds["all its modules, written"]
         rows = {name: Timed(name) for name in kinds}
         ids = torch.arange(prompt, device=self.device)[None] % self.vocab
         one = ids[:, :1]
         for repeat in range(repeats + 1):
-            for name, stages in kinds.items():
+            for name, watched in kinds.items():
                 timed = rows[name] if repeat else Timed("warm")
                 if not steps:
-                    self.call(timed, stages, lambda: self.model(ids))
+                    self.call(timed, watched, lambda: self.model(ids))
                     continue
                 cache = self.model(ids, use_cache=True).past_key_values
                 for _ in range(steps):
-                    self.call(timed, stages, lambda c=cache: self.model(one, past_key_values=c))
+                    self.call(timed, watched, lambda c=cache: self.model(one, past_key_values=c))
         print(f"\n{title}")
         for row in rows.values():
             print("  " + row.told(None if row.name == "untraced" else rows["untraced"]))
