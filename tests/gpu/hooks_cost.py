@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,12 @@ from aprtui.engine.device import resolve_device
 from aprtui.engine.staging import off_device
 from tests.benchmarks.make_model import SHAPES, Shape
 
+Names = dict[str | tuple[str, ...], str]
+
 _LONG = 100  # tokens
 _LAYER = "model.layers.{layer}."
-ONE = {_LAYER + "mlp.down_proj": "ffn_out"}
-ALL = {
+ONE: Names = {_LAYER + "mlp.down_proj": "ffn_out"}
+ALL: Names = {
     **ONE,
     _LAYER + "input_layernorm": "attn_norm",
     (_LAYER + "self_attn.q_proj", _LAYER + "self_attn.k_proj", _LAYER + "self_attn.v_proj"): "qkv",
@@ -88,7 +91,7 @@ class Timed:
         )
 
 
-Watched = tuple[dict[Any, str], Callable[[], Any]] | None
+Watched = tuple[Names, Callable[[], Any]] | None
 
 
 def writer() -> CaptureWriter:
@@ -108,7 +111,8 @@ class HookBench:
         torch.set_default_dtype(dtype)
         try:
             with torch.device(device):
-                self.model: Any = Qwen2ForCausalLM(config).eval()
+                model: Any = Qwen2ForCausalLM(config)
+            self.model = model.eval()
         finally:
             torch.set_default_dtype(before)
         self.device, self.vocab = device, shape.vocab
@@ -159,7 +163,7 @@ class HookBench:
                     continue
                 cache = self.model(ids, use_cache=True).past_key_values
                 for _ in range(steps):
-                    self.call(timed, watched, lambda c=cache: self.model(one, past_key_values=c))
+                    self.call(timed, watched, partial(self.model, one, past_key_values=cache))
         print(f"\n{title}")
         for row in rows.values():
             print("  " + row.told(None if row.name == "untraced" else rows["untraced"]))

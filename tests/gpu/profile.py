@@ -39,7 +39,7 @@ def profiled(title: str, measure: Callable[[], None]) -> None:
         measure()
     events: list[Any] = list(found.key_averages())
     on_device = [event for event in events if event.self_device_time_total > 0]
-    kernels = [event for event in on_device if event.device_type != torch.autograd.DeviceType.CPU]
+    kernels = [event for event in on_device if event.device_type.name != "CPU"]
     busy_ms = sum(event.self_device_time_total for event in kernels) / 1000
     print(f"\n== {title}: {wall_ms:.1f} ms without the profiler; device busy {busy_ms:.1f} ms")
     for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:_ROWS]:
