@@ -18,6 +18,7 @@ import pytest
 from aprtui.cli.main import main
 from aprtui.formats.aprt import WHOLE_MODEL, read_header, read_values
 from aprtui.formats.tracedir import open_trace
+from tests.graphs import QWEN_7B, graph_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ["--prompt", "What is 2+2?"]
