@@ -154,11 +154,12 @@ class Builder:
         queries = Heads(0, how.heads, how.head_dim)
         keys = Heads(q_size, how.kv_heads, how.head_dim)
         values = replace(keys, first=q_size + kv_size)
-        q, k = self._rotated(qkv, queries, keys, how)
-        scores = self.put(
-            "attn_scores", Scores(how.heads, how.kv_heads, how.scale, how.mask, how.cap), q, k,
-            head=how.heads,
+        (q, queries), (k, keys) = self._turned(qkv, queries, keys, how)
+        score = Scores(
+            how.heads, how.kv_heads, how.scale, how.mask, how.cap,
+            queries if q == qkv else None, keys if k == qkv else None,
         )  # fmt: skip
+        scores = self.put("attn_scores", score, q, k, head=how.heads)
         weights = self.put("attn_softmax", Softmax(how.mask), scores, head=how.heads)
         mixed = self.put(
             "attention", Attend(how.heads, values), weights, qkv,
@@ -168,23 +169,24 @@ class Builder:
         out = Part("o", self.role("o"), self.hidden_size, bias)
         return self.put("attn_out", Product((out,)), mixed)
 
-    def _rotated(
+    def _turned(
         self, qkv: StageKey, queries: Heads, keys: Heads, how: Attention
-    ) -> tuple[StageKey, StageKey]:
-        """Q and K out of qkv: normalised where there is a QK norm, then turned."""
-        assert how.table is not None
-        found = []
+    ) -> tuple[tuple[StageKey, Heads], tuple[StageKey, Heads]]:
+        """Where Q and K lie once they are normalised, where there is a QK norm, and turned, where
+        there is a table."""
         placed = {"q": ("head", qkv, queries), "k": ("kv_head", qkv, keys)}
-        if how.norms is not None:
+        steps: list[tuple[str, Callable[[str, Heads], Op]]] = []
+        if (norm := how.norms) is not None:
+            steps.append(("norm", lambda which, heads: replace(
+                norm, weight=self.role(f"{which}_norm"), heads=heads)))  # fmt: skip
+        if (table := how.table) is not None:
+            steps.append(("post_rope", lambda which, heads: Rope(table, heads)))
+        for step, op in steps:
             for which, (axis, x, heads) in placed.items():
-                norm = replace(how.norms, weight=self.role(f"{which}_norm"), heads=heads)
                 extents = {axis: heads.count, "channel": heads.size}
-                x = self.put(f"{which}_norm", norm, x, **extents)
+                x = self.put(f"{which}_{step}", op(which, heads), x, **extents)
                 placed[which] = (axis, x, replace(heads, first=0))
-        for which, (axis, x, heads) in placed.items():
-            extents = {axis: heads.count, "channel": heads.size}
-            found.append(self.put(f"{which}_post_rope", Rope(how.table, heads), x, **extents))
-        return found[0], found[1]
+        return placed["q"][1:], placed["k"][1:]
 
     def gated_mlp(self, x: StageKey, size: int, activation: str) -> StageKey:
         """down(activation(gate(x)) * up(x)), each with its stage."""

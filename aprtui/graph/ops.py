@@ -7,7 +7,7 @@ computes each; replay and mistakes ask "what if" by ``dataclasses.replace``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from aprtui.graph.role import Role
@@ -66,12 +66,14 @@ class Mask:
     """Which keys a query sees: itself and those before it; all where not ``causal``.
 
     ``window``: so many, itself included (of a two-sided mask: fewer than so many away).
-    ``chunk``: only keys of the query's own chunk of so many positions.
+    ``chunk``: only keys of the query's own chunk of so many positions. ``ahead``: so many keys
+    beyond itself, which a causal mask of a right pass hides.
     """
 
     causal: bool = True
     window: int | None = None
     chunk: int | None = None
+    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class Part:
 
 class Op:
     """An operation. ``row_wise``: the output's row of one position depends on the inputs' rows of
-    that position alone. ``weights``: the roles that it reads."""
+    that position alone, and not on which position it is. ``weights``: the roles that it reads;
+    ``matrices``: those of them that it multiplies by, of experts the first one's."""
 
     row_wise = True
 
@@ -94,10 +97,25 @@ class Op:
     def weights(self) -> tuple[Role, ...]:
         return ()
 
+    @property
+    def matrices(self) -> tuple[Role, ...]:
+        return ()
+
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         """The row-major shape of each weight, where a row of the first input has ``width``
         values."""
         return {}
+
+
+class _OfParts(Op):
+    """An operation on columns that several parts make, side by side."""
+
+    parts: tuple[Part, ...]
+
+    def columns(self, part: Part) -> slice:
+        """The columns of the output that ``part`` makes."""
+        first = sum(each.rows for each in self.parts[: self.parts.index(part)])
+        return slice(first, first + part.rows)
 
 
 @dataclass(frozen=True)
@@ -143,7 +161,7 @@ class Norm(Op):
 
 
 @dataclass(frozen=True)
-class Product(Op):
+class Product(_OfParts):
     """x times each part's matrix transposed, side by side, plus its bias; times ``scale``; then
     tanh(y / cap) * cap. ``last``: of the last position alone, unless all logits are asked for."""
 
@@ -157,13 +175,21 @@ class Product(Op):
         both = chain.from_iterable((part.weight, part.bias) for part in self.parts)
         return tuple(role for role in both if role is not None)
 
+    @property
+    def matrices(self) -> tuple[Role, ...]:
+        return tuple(part.weight for part in self.parts)
+
+    def alone(self, part: Part) -> Product:
+        """The same with one of its parts."""
+        return replace(self, parts=(part,))
+
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         matrices = {part.weight: (part.rows, width) for part in self.parts}
         return {**matrices, **_bias_shapes(self.parts)}
 
 
 @dataclass(frozen=True)
-class Bias(Op):
+class Bias(_OfParts):
     """x plus the parts' biases, side by side; a part without one is left as it is."""
 
     parts: tuple[Part, ...]
@@ -184,6 +210,8 @@ def _bias_shapes(parts: tuple[Part, ...]) -> dict[Role, tuple[int, ...]]:
 class Rope(Op):
     """The heads [T,heads,d] of a window turned by the table's angles."""
 
+    row_wise = False
+
     table: RopeTable
     heads: Heads
 
@@ -192,7 +220,8 @@ class Rope(Op):
 class Scores(Op):
     """q.k * scale, then tanh(s / cap) * cap: [A,T,T], 0 where the mask hides the key.
 
-    Query head h reads key/value head h div (A/K).
+    Query head h reads key/value head h div (A/K). ``queries`` and ``keys`` are the windows of the
+    inputs that hold them, None where an input is these heads and no more.
     """
 
     row_wise = False
@@ -202,6 +231,8 @@ class Scores(Op):
     scale: float
     mask: Mask = field(default_factory=Mask)
     cap: float | None = None
+    queries: Heads | None = None
+    keys: Heads | None = None
 
 
 @dataclass(frozen=True)
@@ -264,6 +295,10 @@ class Sigmoid(Op):
     def weights(self) -> tuple[Role, ...]:
         return (self.part.weight,)
 
+    @property
+    def matrices(self) -> tuple[Role, ...]:
+        return self.weights
+
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         return {self.part.weight: (self.part.rows, width)}
 
@@ -314,6 +349,10 @@ class Experts(Op):
         return tuple(
             role._replace(expert=expert) for expert in range(self.count) for role in self.roles
         )
+
+    @property
+    def matrices(self) -> tuple[Role, ...]:
+        return tuple(role._replace(expert=0) for role in self.roles)
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         inner, outer = (self.size, width), (width, self.size)

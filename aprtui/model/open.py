@@ -47,16 +47,37 @@ INTEGER_TYPES = frozenset({"I8", "U8", "I16", "I32", "I64"})
 
 @dataclass(frozen=True)
 class Matrix:
-    """Rows ``first_row .. first_row + rows`` of a tensor seen as [rows, columns].
+    """A weight [rows, columns] as rows of a stored tensor, from ``first_row`` on.
 
-    Packed experts and fused projections are windows of one tensor. A vector is one row of
-    ``columns`` values; of a fused one, ``first_row`` is its first value.
+    Packed experts and fused projections are windows of one tensor. Where ``period`` is set the
+    rows come in groups of ``group``, ``period`` stored rows apart. ``transposed``: they are the
+    tensor's columns. A vector is one row of ``columns`` values, counted as rows are.
     """
 
     entry: TensorEntry
     first_row: int
     rows: int
     columns: int
+    group: int = 0
+    period: int = 0
+    transposed: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether its rows lie one after the other."""
+        return not self.period and not self.transposed
+
+    def runs(self, first: int, count: int) -> list[tuple[int, int]]:
+        """(first, count) of the stored rows, or of a vector's values, in runs without a gap."""
+        if not self.period:
+            return [(self.first_row + first, count)] if count else []
+        found, last = [], first + count
+        while first < last:
+            number, place = divmod(first, self.group)
+            length = min(self.group - place, last - first)
+            found.append((self.first_row + number * self.period + place, length))
+            first += length
+        return found
 
 
 @dataclass(frozen=True)

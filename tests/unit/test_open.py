@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pytest
 
 from aprtui.errors import AprtuiError, BadFileError, UsageError
-from aprtui.model.open import open_model, read_model_file
-from aprtui.graph import Role
 from aprtui.families.rope import llama3_divisors
+from aprtui.graph import Role
+from aprtui.model.open import open_model, read_model_file
 from tests.support import FIXTURES, needs_fixtures
 from tests.tiny import HF_TENSORS, write_tiny
 
