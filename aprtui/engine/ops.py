@@ -200,6 +200,7 @@ def rotation(table: RopeTable, positions: Sequence[float]) -> tuple[Tensor, Tens
 
     Angles are float64 whatever the dtype: float32 angles lose 1e-5 beyond 1,000 positions.
     """
+    table = table.at(1 + int(max(positions, default=0)))
     pairs = torch.arange(table.dims // 2, dtype=torch.float64)
     frequency = table.theta ** (-2.0 * pairs / table.dims)
     if table.divisors:

@@ -101,6 +101,11 @@ class Op:
     def matrices(self) -> tuple[Role, ...]:
         return ()
 
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        """The row-major shape of each weight, where a row of the first input has ``width``
+        values."""
+        return {}
+
 
 class _OfParts(Op):
     """An operation on columns that several parts make, side by side."""
@@ -115,14 +120,18 @@ class _OfParts(Op):
 
 @dataclass(frozen=True)
 class Embed(Op):
-    """Rows of the token table [T,H] times ``scale``."""
+    """Rows [T,H] of the token table [``rows``,H] times ``scale``."""
 
     table: Role
+    rows: int
     scale: float = 1.0
 
     @property
     def weights(self) -> tuple[Role, ...]:
         return (self.table,)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return {self.table: (self.rows, width)}
 
 
 @dataclass(frozen=True)
@@ -144,6 +153,11 @@ class Norm(Op):
     @property
     def weights(self) -> tuple[Role, ...]:
         return tuple(role for role in (self.weight, self.bias) if role is not None)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        if self.heads is not None:
+            width = self.heads.width if self.whole else self.heads.size
+        return dict.fromkeys(self.weights, (width,))
 
 
 @dataclass(frozen=True)
@@ -169,6 +183,10 @@ class Product(_OfParts):
         """The same with one of its parts."""
         return replace(self, parts=(part,))
 
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        matrices = {part.weight: (part.rows, width) for part in self.parts}
+        return {**matrices, **_bias_shapes(self.parts)}
+
 
 @dataclass(frozen=True)
 class Bias(_OfParts):
@@ -179,6 +197,13 @@ class Bias(_OfParts):
     @property
     def weights(self) -> tuple[Role, ...]:
         return tuple(part.bias for part in self.parts if part.bias is not None)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return _bias_shapes(self.parts)
+
+
+def _bias_shapes(parts: tuple[Part, ...]) -> dict[Role, tuple[int, ...]]:
+    return {part.bias: (part.rows,) for part in parts if part.bias is not None}
 
 
 @dataclass(frozen=True)
@@ -221,10 +246,14 @@ class Softmax(Op):
 
     mask: Mask = field(default_factory=Mask)
     sinks: Role | None = None
+    heads: int = 0  # A, where there are sinks
 
     @property
     def weights(self) -> tuple[Role, ...]:
         return () if self.sinks is None else (self.sinks,)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return dict.fromkeys(self.weights, (self.heads,))
 
 
 @dataclass(frozen=True)
@@ -269,6 +298,9 @@ class Sigmoid(Op):
     @property
     def matrices(self) -> tuple[Role, ...]:
         return self.weights
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return {self.part.weight: (self.part.rows, width)}
 
 
 @dataclass(frozen=True)
@@ -321,6 +353,11 @@ class Experts(Op):
     @property
     def matrices(self) -> tuple[Role, ...]:
         return tuple(role._replace(expert=0) for role in self.roles)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        inner, outer = (self.size, width), (width, self.size)
+        shapes = dict.fromkeys(self.weights, inner)
+        return {role: outer if role.name == self.down.name else inner for role in shapes}
 
 
 @dataclass(frozen=True)
