@@ -19,10 +19,15 @@ COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Tiny:
-    """``config``: the stem of the classes' names; ``settings`` beyond the common ones."""
+    """``config``: the stem of the classes' names; ``settings`` beyond the common ones.
+
+    ``fixtures``: folders of shared/fixtures/families, each a checkpoint and llama.cpp's GGUF of it
+    with both programs' logits.
+    """
 
     config: str
     settings: dict[str, Any] = field(default_factory=dict)
+    fixtures: tuple[str, ...] = ()
 
 
 TINY: dict[str, Tiny] = {
@@ -43,7 +48,7 @@ TINY: dict[str, Tiny] = {
     "gemma2": Tiny("Gemma2", {
         "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 20,
         "attn_logit_softcapping": 5.0, "final_logit_softcapping": 4.0,
-    }),
+    }, ("gemma2", "gemma2_q20")),
     "gemma3": Tiny("Gemma3Text", {
         "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 20, "num_hidden_layers": 4,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
