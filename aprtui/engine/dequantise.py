@@ -137,7 +137,7 @@ class StoredRows:
         self.columns = entry.shape[-1] if entry.shape else 1
         self.rows = math.prod(entry.shape[:-1])
         self._kind = BLOCK_TYPES[entry.type]
-        self._flat = entry.flat or entry.type in ("APR_Q4", "APR_Q8")
+        self.flat = entry.flat or entry.type in ("APR_Q4", "APR_Q8")
         self._scale = 0.0
         if entry.type == "APR_Q8" and stored.size:
             (self._scale,) = struct.unpack("<f", stored[:4].tobytes())
@@ -172,6 +172,18 @@ class StoredRows:
         type that has no decoder.
         """
         workspace.restart()
+        return self._decode(raw, first_row, out, workspace)
+
+    def decode_values(self, raw: Tensor, out: Tensor, workspace: Workspace) -> Tensor:
+        """Values of a type that stores each by itself, in whatever order, into ``out``.
+
+        The workspace keeps what was taken from it before.
+        """
+        kind = self._kind
+        _dequantise(self.entry.type, raw.view(-1, kind.bytes), out.view(-1, 1), workspace)
+        return out
+
+    def _decode(self, raw: Tensor, first_row: int, out: Tensor, workspace: Workspace) -> Tensor:
         if not out.numel():
             return out
         if self.entry.type == "APR_Q8":
@@ -183,7 +195,7 @@ class StoredRows:
             return out
         whole = workspace.take((blocks.shape[0], values), torch.float32, out.device)
         _dequantise(self.entry.type, blocks, whole, workspace)
-        if not self._flat:
+        if not self.flat:
             return out.copy_(whole.view(out.shape[0], -1)[:, : self.columns])
         skipped = first_row * self.columns % values
         out.view(-1).copy_(whole.view(-1)[skipped : skipped + out.numel()])
@@ -192,7 +204,7 @@ class StoredRows:
     def _blocks(self, first_row: int, rows: int) -> tuple[int, int]:
         """The first block that holds values of these rows, and the one after the last."""
         values = self._kind.values
-        if self._flat:
+        if self.flat:
             start = first_row * self.columns
             return start // values, math.ceil((start + rows * self.columns) / values)
         blocks_a_row = math.ceil(self.columns / values)

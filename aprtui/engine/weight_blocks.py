@@ -69,6 +69,8 @@ class WeightReader:
             self._buffer = np.empty(values, dtype=np.float32)
         if matrix.rows == 1:
             found = self._vector(matrix)
+        elif not matrix.plain:
+            found = self._by_codec(matrix, first, rows)
         else:
             found = self._buffer[:values].reshape(rows, matrix.columns)
             self._open(matrix.entry).decode(matrix.first_row + first, found)
@@ -92,6 +94,10 @@ class WeightReader:
         if matrix.rows == 1:
             return np.repeat(self.block(operand, 0, 1), len(indices), axis=0)
         found = np.empty((len(indices), matrix.columns), dtype=np.float32)
+        if not matrix.plain:
+            for place, row in enumerate(indices):
+                found[place] = self._by_codec(matrix, operand.stored_row(row), 1)
+            return _moved(found, operand)
         rows = [matrix.first_row + operand.stored_row(row) for row in indices]
         self._open(matrix.entry).decode_each(rows, found)
         self.release()
@@ -113,8 +119,24 @@ class WeightReader:
         entry = matrix.entry
         whole = np.empty((math.prod(entry.shape[:-1]), entry.shape[-1]), dtype=np.float32)
         self._open(entry).decode(0, whole)
-        window = whole.reshape(-1)[matrix.first_row : matrix.first_row + matrix.columns]
-        return window.reshape(1, -1)
+        parts = [
+            whole.reshape(-1)[start : start + n] for start, n in matrix.runs(0, matrix.columns)
+        ]
+        return np.concatenate(parts).reshape(1, -1)
+
+    def _by_codec(self, matrix: Matrix, first: int, rows: int) -> Float32:
+        """Rows that do not lie one after the other."""
+        import torch
+
+        from aprtui.engine.block_decoders import Workspace
+        from aprtui.engine.codecs import codec_of
+        from aprtui.engine.workers import one_core
+
+        with one_core(), torch.inference_mode():
+            codec = codec_of(matrix)
+            out = torch.empty((rows, matrix.columns), dtype=torch.float32)
+            codec.decode(codec.bytes_of(first, rows), first, out, Workspace())
+            return out.numpy()
 
     def _to_halves(self, found: Float32, head: int) -> Float32:
         """Rows (or, of a vector, values) 2i and 2i + 1 of each head moved to i and i + head/2."""

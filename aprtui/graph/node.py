@@ -40,6 +40,12 @@ class Node:
     def last(self) -> bool:
         return isinstance(self.op, Product) and self.op.last
 
+    @property
+    def position_axis(self) -> int:
+        """The axis that positions run along."""
+        names = [axis.name for axis in self.axes]
+        return names.index("query") if "query" in names else 0
+
     def axis_names(self, logits: str = "last") -> tuple[str, ...]:
         """The names of the dimensions."""
         return tuple(axis.name for axis in self._axes(logits))
@@ -107,6 +113,17 @@ class Graph:
         """The pairs that RoPE turns: "halves" or "adjacent"; "" where nothing is turned."""
         tables = (node.op.table for node in self.nodes if isinstance(node.op, Rope))
         return next((table.pairs for table in tables), "")
+
+    @cached_property
+    def weights(self) -> Mapping[Role, tuple[int, ...]]:
+        """Every weight that the pass reads, in the order of its first use: its row-major shape."""
+        found: dict[Role, tuple[int, ...]] = {}
+        for node in self.nodes:
+            first = self.by_key[node.inputs[0]] if node.inputs else node
+            width = math.prod(axis.extent or 1 for axis in first.axes)
+            for role, shape in node.op.weight_shapes(width).items():
+                found.setdefault(role, shape)
+        return found
 
     @cached_property
     def stages(self) -> tuple[str, ...]:

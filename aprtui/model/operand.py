@@ -71,10 +71,12 @@ def same_bytes(a: Operand, b: Operand) -> bool:
     return True
 
 
-def _form(operand: Operand) -> tuple[int, int, str, int, float]:
+def _form(operand: Operand) -> tuple[object, ...]:
     """What else must be the same where the bytes are."""
-    kind = operand.matrix.entry.type
-    return (operand.rows, operand.columns, kind, operand.head_rows, operand.offset)
+    matrix = operand.matrix
+    places = (matrix.group, matrix.period, matrix.transposed)
+    return (*places, operand.rows, operand.columns, matrix.entry.type, operand.head_rows,
+            operand.offset)  # fmt: skip
 
 
 def _equal(x: Bytes, y: Bytes) -> bool:
@@ -86,12 +88,13 @@ def _equal(x: Bytes, y: Bytes) -> bool:
 
 
 def _stored(matrix: Matrix) -> Bytes | None:
-    """The matrix's own bytes; None for a window of a type whose blocks run across rows."""
+    """The matrix's own bytes; None where they do not lie together: a window of a type whose blocks
+    run across rows, rows that are taken out one by one."""
     entry = matrix.entry
     stored = tensor_bytes(entry)
     if matrix.rows * matrix.columns == math.prod(entry.shape):
         return stored
-    if entry.flat or entry.type in ("APR_Q4", "APR_Q8") or matrix.rows == 1:
+    if not matrix.plain or entry.flat or entry.type in ("APR_Q4", "APR_Q8") or matrix.rows == 1:
         return None
     row_bytes = stored_bytes(entry.type, (1, matrix.columns))
     first = matrix.first_row * row_bytes
