@@ -123,7 +123,8 @@ class _Counted:
 
 
 def _window(matrix: Matrix) -> tuple[Any, ...]:
-    return matrix.entry.name, matrix.first_row, matrix.rows, matrix.columns
+    """What tells one weight from another: its place in its tensor."""
+    return matrix.entry.name, matrix.first_row, matrix.rows, matrix.columns, matrix.group
 
 
 def _shape(matrix: Matrix) -> tuple[int, ...]:
