@@ -14,7 +14,8 @@ from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.model.open import Model, is_model_path, open_model, read_model_file
+from aprtui.formats.quantised import assembled
+from aprtui.model.open import Model, is_model_path, list_model_file, open_model
 from aprtui.text import clean, count, number, ranges, size
 
 __all__ = ["configure", "run"]
@@ -156,10 +157,11 @@ _ENGINE_KEYS = ("name", "version", "device", "dtype")
 
 
 def _model(path: Path, args: argparse.Namespace) -> int:
-    file = read_model_file(path, verify=args.verify)
+    file = list_model_file(path, verify=args.verify)
     model: Model | None = None
     why_not = ""
     try:
+        file = assembled(file)
         model = open_model(path)
     except AprtuiError as error:
         why_not = str(error)
@@ -191,6 +193,7 @@ def _model_json(file: ModelFile, model: Model | None, why_not: str) -> dict[str,
         "why_not": why_not or None,
         "architecture": model.config.architecture if model else None,
         "config": model.config.to_json() if model else None,
+        "quantisation": file.quantisation.to_json() if file.quantisation else None,
         "header": [
             {
                 "name": field.name,
@@ -209,10 +212,28 @@ def _model_json(file: ModelFile, model: Model | None, why_not: str) -> dict[str,
                 "offset": entry.offset,
                 "size_bytes": entry.size_bytes,
                 "role": roles.get(entry.name),
+                **_parts(entry),
             }
             for entry in file.tensors.values()
         ],
         "notes": list(model.notes if model else file.notes),
+    }
+
+
+def _parts(entry: TensorEntry) -> dict[str, Any]:
+    """The stored tensors of a weight that is several."""
+    if entry.coding is None:
+        return {}
+    return {
+        "parts": [
+            {
+                "name": part.entry.name,
+                "type": part.entry.type,
+                "shape": part.entry.shape,
+                "size_bytes": part.entry.size_bytes,
+            }
+            for part in entry.coding.parts
+        ]
     }
 
 
@@ -251,6 +272,11 @@ def _print_model(file: ModelFile, model: Model | None, why_not: str, *, verified
             print(f"  {config.num_experts} experts, {config.num_experts_per_tok} per token")
     else:
         print(f"  cannot be traced: {clean(why_not, 500)}")
+    if file.quantisation is not None:
+        said = file.quantisation
+        runtime = f"; its own runtime rounds activations: {said.activations}"
+        print(f"  quantised: {clean(said.method, 60)} ({said.source})"
+              f"{runtime if said.activations else ''}")  # fmt: skip
     if verified:
         print(f"  {_verified(file)}")
     for field in file.header:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aprtui.errors import AprtuiError
 from aprtui.formats.modelfile import ModelFile, TensorEntry
+from aprtui.formats.quantised import refuse_unreadable
 from aprtui.graph import Role
 from aprtui.model.config import ModelConfig
 from aprtui.model.families import architecture_of
@@ -116,6 +117,7 @@ def _side(
     weights = dict(_windows(table.entries, config))
     if _HEAD not in weights and _EMBEDDING in weights:
         weights[_HEAD] = weights[_EMBEDDING]
+    refuse_unreadable(matrix.entry for matrix in weights.values())
     used = {entry.name for entry in table.entries.values()}
     unused = tuple(
         file.tensors[tensor]

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from aprtui.errors import BadFileError
-from aprtui.formats.blocks import stored_bytes
+from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.formats.modelfile import HeaderField, ModelFile, TensorEntry
 from aprtui.formats.strict_json import parse_object
 from aprtui.text import clean
@@ -27,7 +27,6 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 _MAX_JSON_BYTES = 64 << 20
-_TYPES = {name: name for name in ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8")}
 _LONGEST_NAME = 200  # of a shard, in characters; file systems allow 255 bytes
 
 
@@ -35,7 +34,7 @@ def read_safetensors(path: Path) -> ModelFile:
     """The model in a ``.safetensors`` file or in a folder that holds one, whole or in shards.
 
     ``metadata`` is the ``config.json`` beside the tensors as it stands, empty without one.
-    Raises BadFileError for a damaged file, a missing shard, a type that is no plain number.
+    Raises BadFileError for a damaged file or a missing shard.
     """
     folder = path if path.is_dir() else path.parent
     notes: list[str] = []
@@ -196,13 +195,8 @@ def _entry(path: Path, name: str, fields: Any, *, start: int, end: int) -> Tenso
         first, last = map(int, fields["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
         raise BadFileError(path, f"{what} lacks a dtype, shape or place") from error
-    if dtype not in _TYPES:
-        raise BadFileError(
-            path,
-            f"{what} is of the type {clean(dtype)}, which aprtui does not read",
-            hint=f"convert it to one of {', '.join(_TYPES)}",
-        )
-    if not 0 <= first <= last <= end - start or last - first != stored_bytes(dtype, shape):
+    needed = stored_bytes(dtype, shape) if dtype in BLOCK_TYPES else last - first
+    if not 0 <= first <= last <= end - start or last - first != needed:
         raise BadFileError(
             path,
             f"{what} takes bytes {first:,}..{last:,} of the data, which does not fit "

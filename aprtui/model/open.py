@@ -15,6 +15,7 @@ from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.apr import fits, read_apr, reversed_entry
 from aprtui.formats.gguf import read_gguf
 from aprtui.formats.modelfile import ModelFile, TensorEntry, tensor_bytes
+from aprtui.formats.quantised import assembled, refuse_unreadable
 from aprtui.formats.safetensors import read_safetensors
 from aprtui.formats.tracedir import holds_stage_files
 from aprtui.graph import Graph, Role
@@ -39,6 +40,7 @@ __all__ = [
     "Model",
     "is_model_path",
     "open_model",
+    "list_model_file",
     "read_model_file",
     "settle_config",
     "sort_tensors",
@@ -98,7 +100,8 @@ class Model:
     @property
     def settings(self) -> dict[str, Any]:
         """What the configuration came to, as plain values: shown, and written to manifests."""
-        return self.config.to_json()
+        said = self.file.quantisation
+        return self.config.to_json() | ({"quantisation": said.to_json()} if said else {})
 
     @property
     def max_positions(self) -> int:
@@ -160,7 +163,13 @@ def is_model_path(path: Path) -> bool:
 
 
 def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
-    """The file's metadata and tensor table, whatever its format, told by its first bytes.
+    """The file's metadata and its weights, each quantised one put together: ``list_model_file``
+    and ``formats.quantised.assembled``, and what they raise."""
+    return assembled(list_model_file(path, verify=verify))
+
+
+def list_model_file(path: Path, *, verify: bool = False) -> ModelFile:
+    """The file's metadata and stored tensors, whatever its format, told by its first bytes.
 
     ``verify`` reads the whole file to compare its checksum, where the format has one.
     """
@@ -215,6 +224,7 @@ def open_model(
     config, more = settle_config(file, architecture, table, overrides)
     notes.extend(more)
     weights = _matrices(file, config, table.entries)
+    refuse_unreadable(matrix.entry for matrix in weights.values())
     if file.metadata.get("tied_embeddings") is True and not config.tied_head:
         notes.append("tied_embeddings is true, and the head has bytes of its own: they are used")
     if config.rope_layout == "adjacent" and not table.gguf_names:
