@@ -98,7 +98,7 @@ def _each_group(numbers: Tensor, out: Tensor, width: int, apply: Callable[..., A
 
 
 def _affine(coding: Affine, pieces: Pieces, out: Tensor) -> None:
-    _unpack(pieces["codes"].view(torch.uint8), coding.bits, out)
+    _unpack(_row_bytes(pieces["codes"]), coding.bits, out)
     scale, groups = pieces.floats("scale"), pieces.get("groups")
     if pieces.get("bias") is not None:
         _by_group(scale, out, coding.group, groups, Tensor.mul_)
@@ -109,7 +109,7 @@ def _affine(coding: Affine, pieces: Pieces, out: Tensor) -> None:
     if zero is not None:
         per = 32 // coding.bits
         numbers = torch.empty((zero.shape[1], len(zero) * per), device=out.device)
-        _unpack(zero.T.contiguous().view(torch.uint8), coding.bits, numbers)
+        _unpack(_row_bytes(zero.T), coding.bits, numbers)
         skipped = pieces.first % per
         numbers = numbers[:, skipped : skipped + len(out)].T.contiguous().sub_(coding.middle)
         _by_group(numbers, out, coding.group, groups, Tensor.sub_)
@@ -135,8 +135,8 @@ def _turned(coding: Turned, pieces: Pieces, out: Tensor) -> None:
         out.copy_(_awq_values(codes)[:, skipped : skipped + n].T)
         zero = _awq_values(packed)[:, skipped : skipped + n].T.to(torch.float32).contiguous()
     else:
-        _unpack(codes.T.contiguous().view(torch.uint8), coding.bits, out)
-        stored = packed.contiguous().view(torch.uint8)
+        _unpack(_row_bytes(codes.T), coding.bits, out)
+        stored = _row_bytes(packed)
         numbers = torch.empty((len(stored), 8 * stored.shape[1] // coding.bits), device=out.device)
         _unpack(stored, coding.bits, numbers)
         skipped = pieces.first % (32 if coding.bits == 3 else 32 // coding.bits)
@@ -151,6 +151,11 @@ def _awq_values(words: Tensor) -> Tensor:
     """[n, words] int32 to [n, 8 words] in order."""
     shifts = torch.tensor(_AWQ_SHIFTS, dtype=torch.int32, device=words.device)
     return (words.unsqueeze(-1) >> shifts).bitwise_and_(15).view(len(words), -1)
+
+
+def _row_bytes(words: Tensor) -> Tensor:
+    """Rows of words [n, words] as rows of bytes, contiguous."""
+    return words.contiguous().view(-1).view(torch.uint8).view(len(words), -1)
 
 
 def _unpack(packed: Tensor, bits: int, out: Tensor) -> None:
@@ -196,8 +201,8 @@ def _e2m1(device: torch.device) -> Tensor:
 
 
 def _float4(coding: Float4, pieces: Pieces, out: Tensor) -> None:
-    codes = pieces["codes"].view(torch.uint8).to(torch.int32)
-    out.view(-1, 2).copy_(_e2m1(out.device)[codes.view(-1)])
+    codes = _row_bytes(pieces["codes"]).view(-1).to(torch.int32)
+    out.view(-1, 2).copy_(_e2m1(out.device)[codes])
     scale = pieces["scale"]
     if coding.exponents:
         numbers = _powers(scale)

@@ -138,7 +138,9 @@ class CodedRows:
             raise EngineError(
                 f"rows {first}..{first + rows} of {clean(self.entry.name)}, which has {self.rows}"
             )
-        start, stop = (place - self._gone[part.name] for place in self.coding.span(part, first, rows))
+        start, stop = (
+            place - self._gone[part.name] for place in self.coding.span(part, first, rows)
+        )
         whole = self._pieces[part.name]
         if part.lies == "columns":
             return whole[:, start * part.item_bytes : stop * part.item_bytes]

@@ -88,9 +88,7 @@ def with_declared(file: ModelFile) -> ModelFile:
     digest = hashlib.sha256(file.digest.encode())
     for path in beside:
         digest.update(_read(path))
-    return replace(
-        file, quantisation=found, digest=digest.hexdigest() if beside else file.digest
-    )
+    return replace(file, quantisation=found, digest=digest.hexdigest() if beside else file.digest)
 
 
 def _folder(file: ModelFile) -> Path:

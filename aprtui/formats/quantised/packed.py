@@ -87,9 +87,7 @@ def read_compressed(module: Module) -> Coding | None:
     module.need("weight_shape", packed, "packed codes")
     shape = tuple(module.numbers("weight_shape", 3))
     if len(shape) != len(packed.shape) or shape[:-1] != packed.shape[:-1]:
-        module.refuse(
-            packed, f"is {list(packed.shape)}, and its weight_shape says {list(shape)}"
-        )
+        module.refuse(packed, f"is {list(packed.shape)}, and its weight_shape says {list(shape)}")
     rows, columns = math.prod(shape[:-1]), shape[-1]
     bits = _compressed_bits(module, packed, columns)
     groups = scale.shape[-1] if len(scale.shape) == len(shape) else 1
@@ -220,9 +218,7 @@ def _turned_parts(
     return codes, Part("scale", scales, "columns", rows), zeros
 
 
-def _groups(
-    module: Module, name: str, columns: int, group: int, groups: int
-) -> tuple[Part, ...]:
+def _groups(module: Module, name: str, columns: int, group: int, groups: int) -> tuple[Part, ...]:
     """The part that says which group each column is of: beside where they are in sequence."""
     entry = module.parts.get(name)
     if entry is None:

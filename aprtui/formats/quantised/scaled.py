@@ -97,9 +97,7 @@ def _stated_block(module: Module) -> tuple[int, int] | None:
     return stated[0], stated[1]
 
 
-def _scale_part(
-    name: str, weight: TensorEntry, scale: TensorEntry, block: tuple[int, int]
-) -> Part:
+def _scale_part(name: str, weight: TensorEntry, scale: TensorEntry, block: tuple[int, int]) -> Part:
     if block == (0, 0):
         return Part(name, scale, "whole")
     rows = math.prod(weight.shape[:-1])
