@@ -102,7 +102,7 @@ def _run(args: argparse.Namespace) -> int:
     model = open_model(path, parse_overrides(args.overrides))
     options = Options(
         parse_stages(args.stages),
-        None if args.layers is None else parse_layers(args.layers, model.config.num_layers),
+        None if args.layers is None else parse_layers(args.layers, model.graph.num_layers),
         tuple(parse_bar(text) for text in args.bars),
     )
     with _progress(args) as tell:

@@ -45,9 +45,9 @@ from aprtui.model.open import is_model_path
 from aprtui.text import clean, count, quoted
 
 if TYPE_CHECKING:
-    from aprtui.model.config import ModelConfig
+    from aprtui.graph import Graph
 
-__all__ = ["configure", "open_model_config", "run"]
+__all__ = ["configure", "open_graph", "run"]
 
 _FILE_BARS = Bars(
     0.1, 0.4, "unknown arithmetic (two files, no manifest): one side may quantise activations"
@@ -147,23 +147,23 @@ def _show(comparison: Comparison, args: argparse.Namespace, is_files: bool) -> N
         print(diff_text.plain_pair(comparison) if is_files else diff_text.plain(comparison, width))
 
 
-def open_model_config(path: Path | None) -> ModelConfig | None:
-    """The dimensions of the model named on the command line, if one is."""
+def open_graph(path: Path | None) -> Graph | None:
+    """The graph of the model named on the command line, if one is: it tells shapes."""
     if path is None:
         return None
     from aprtui.model.open import open_model
 
-    return open_model(path).config
+    return open_model(path).graph
 
 
 def _files(args: argparse.Namespace, overrides: tuple[Override, ...]) -> Comparison:
     for path in (args.a, args.b):
         _refuse_model(path)
-    config = open_model_config(args.model)
+    graph = open_graph(args.model)
     options = DiffOptions(last_position=args.positions == "last", top=args.top)
     with _progress() as progress:
-        a, trace_a = record_in_trace(args.a, config)
-        b, trace_b = record_in_trace(args.b, config)
+        a, trace_a = record_in_trace(args.a, graph)
+        b, trace_b = record_in_trace(args.b, graph)
         bars = dataclasses.replace(_FILE_BARS, overrides=overrides)
         if trace_a is not None and trace_b is not None:
             if not args.ignore_tokens:
@@ -195,8 +195,8 @@ def _traces(args: argparse.Namespace, overrides: tuple[Override, ...]) -> Compar
         a, b = (_open(path) for path in (args.a, args.b))
     if not args.ignore_tokens:
         check_tokens(a, b, _OTHER_PROMPTS)
-    config = open_model_config(args.model)
-    a, b = with_shapes(a, config), with_shapes(b, config)
+    graph = open_graph(args.model)
+    a, b = with_shapes(a, graph), with_shapes(b, graph)
     layers = [key.layer for trace in (a, b) for key in trace.records if key.layer is not None]
     options = DiffOptions(
         parse_stages(args.stages),

@@ -12,9 +12,10 @@ from aprtui.errors import AprtuiError, BadFileError
 from aprtui.formats.aprt import HEADER_BYTES, MAGIC, read_header, read_values
 from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.formats.perop import PerOpDir
+from aprtui.formats.quantised import assembled
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.formats.quantised import assembled
+from aprtui.graph.summary import sizes
 from aprtui.model.open import Model, is_model_path, list_model_file, open_model
 from aprtui.text import clean, count, number, ranges, size
 
@@ -37,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     if path.is_dir() and not is_model_path(path):
         found = open_any(path)
         sides = (found.cpu, found.gpu) if isinstance(found, PerOpDir) else (found,)
-        config = open_model(Path(args.model)).config if args.model else None
-        return max(_trace(with_shapes(side, config), args.json) for side in sides)
+        graph = open_model(Path(args.model)).graph if args.model else None
+        return max(_trace(with_shapes(side, graph), args.json) for side in sides)
     if path.is_file() and _is_stage_file(path):
         return _stage(path, args.json)
     return _model(path, args)
@@ -191,8 +192,8 @@ def _model_json(file: ModelFile, model: Model | None, why_not: str) -> dict[str,
         "digest": f"sha256:{file.digest}",
         "traceable": model is not None,
         "why_not": why_not or None,
-        "architecture": model.config.architecture if model else None,
-        "config": model.config.to_json() if model else None,
+        "architecture": model.architecture if model else None,
+        "config": model.settings if model else None,
         "quantisation": file.quantisation.to_json() if file.quantisation else None,
         "header": [
             {
@@ -260,16 +261,7 @@ def _print_model(file: ModelFile, model: Model | None, why_not: str, *, verified
         f"{size(file.size_bytes)}{parts}, {count(len(file.tensors), 'tensor')}"
     )
     if model is not None:
-        config = model.config
-        print(
-            f"  {config.architecture}: {count(config.num_layers, 'layer')}, "
-            f"hidden {config.hidden_size}, "
-            f"heads {config.num_heads}/{config.num_kv_heads} x {config.head_dim}, "
-            f"ffn {config.intermediate_size}, vocab {config.vocab_size}, "
-            f"rope {config.rope_theta:g} {config.rope_layout}"
-        )
-        if config.num_experts:
-            print(f"  {config.num_experts} experts, {config.num_experts_per_tok} per token")
+        print(f"  {clean(model.architecture, 60)}: {', '.join(sizes(model.graph))}")
     else:
         print(f"  cannot be traced: {clean(why_not, 500)}")
     if file.quantisation is not None:

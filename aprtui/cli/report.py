@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
                 model, b, a, tokens=tokens,
                 progress=lambda done, total, key: tell(f"replaying {done} of {total}: {key}"),
             )  # fmt: skip
-    config = None if model is None else model.config
-    comparison = diff_traces(with_shapes(a, config), with_shapes(b, config))
+    graph = None if model is None else model.graph
+    comparison = diff_traces(with_shapes(a, graph), with_shapes(b, graph))
     report = build_report(
         a, b, comparison, model=model, bisection=bisection, token_ids=tokens,
         commands=_commands(args),

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from aprtui.cli.diff import open_model_config
+from aprtui.cli.diff import open_graph
 from aprtui.cli.options import add_choice
 from aprtui.cli.output import print_table
 from aprtui.compare.diff import finite_json
@@ -45,16 +45,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the statistics; 3 when a file is damaged, the others are printed all the same."""
-    config = open_model_config(args.model)
+    graph = open_graph(args.model)
     if args.path.is_dir():
         trace = open_any(args.path)
         if isinstance(trace, PerOpDir):
             raise UsageError(
                 f"{clean(str(args.path))}: holds two passes", hint="name its cpu or gpu folder"
             )
-        records = _chosen(with_shapes(trace, config), args.stages, args.layers)
+        records = _chosen(with_shapes(trace, graph), args.stages, args.layers)
     else:
-        records = [record_of(args.path, config)]
+        records = [record_of(args.path, graph)]
     rows = [_row(record) for record in records]
     if args.json:
         found = {"schema": "aprtui-stats-v1", "path": str(args.path), "stages": finite_json(rows)}

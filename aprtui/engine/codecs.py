@@ -86,6 +86,14 @@ class _Scattered(_Stored):
 
     _together = False  # whether they were moved: then they lie one after the other
 
+    def __init__(self, matrix: Matrix) -> None:
+        super().__init__(matrix)
+        if not self._tensor.separate:
+            raise EngineError(
+                f"{clean(matrix.entry.name)} ({matrix.entry.type}): its rows share blocks, words "
+                "or scales, and cannot be taken out one by one"
+            )
+
     def bytes_of(self, first: int, rows: int) -> Tensor:
         if self._together:
             return self._tensor.bytes_of(first, rows)

@@ -50,8 +50,6 @@ class CodedRows:
     Threads may share it. Raises BadFileError when a part's bytes are not those of its shape.
     """
 
-    flat = False
-
     def __init__(self, entry: TensorEntry) -> None:
         assert entry.coding is not None
         self.entry, self.coding = entry, entry.coding
@@ -65,6 +63,13 @@ class CodedRows:
         }
         self._whole = {cpu: whole}
 
+    @property
+    def separate(self) -> bool:
+        """Whether each row has places of its own in every part."""
+        return all(
+            part.lies == "rows" and part.step == part.run == 1 for part in self.coding.streamed
+        )
+
     def bytes_of(self, first: int, rows: int) -> Tensor:
         """The stored bytes [n] uint8 of these rows: the parts' pieces, each padded.
 
@@ -74,19 +79,12 @@ class CodedRows:
         return pieces[0].reshape(-1) if len(pieces) == 1 else _joined(pieces)
 
     def gathered(self, runs: Sequence[tuple[int, int]]) -> Tensor:
-        """The bytes of rows in runs, as ``bytes_of`` gives those of rows in one.
-
-        Raises EngineError for a coding of which rows cannot be taken out one by one.
-        """
+        """The bytes of rows in runs, as ``bytes_of`` gives those of rows in one, of a weight whose
+        rows are separate."""
         return _joined(list(self._taken(runs).values()))
 
     def _taken(self, runs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """Each part's places [rows, bytes] of rows in runs."""
-        if not self.coding.scattered:
-            raise EngineError(
-                f"{clean(self.entry.name)} ({self.entry.type}): rows share their scales or words, "
-                "and cannot be taken out one by one"
-            )
         rows = torch.cat([torch.arange(start, start + count) for start, count in runs])
         return {name: piece[rows] for name, piece in self._pieces.items()}
 

@@ -148,6 +148,11 @@ class StoredRows:
         self._stored = Readable.tensor(stored)
         self._gone = 0  # bytes of the tensor before the first that is stored
 
+    @property
+    def separate(self) -> bool:
+        """Whether each row has bytes of its own."""
+        return not self.flat
+
     def bytes_of(self, first_row: int, rows: int) -> Tensor:
         """The stored bytes [n] uint8 of these rows, whole blocks: a view of where they are.
 
@@ -162,13 +167,7 @@ class StoredRows:
         return self._stored[first - self._gone : last - self._gone]
 
     def gathered(self, runs: Sequence[tuple[int, int]]) -> Tensor:
-        """The bytes of rows in runs, one after the other. Raises EngineError where blocks run
-        across rows, and as ``bytes_of`` does."""
-        if self.flat:
-            raise EngineError(
-                f"{clean(self.entry.name)} ({self.entry.type}): its blocks run across rows, which "
-                "cannot be taken out one by one"
-            )
+        """The bytes of rows in runs, one after the other, of a tensor whose rows are separate."""
         return torch.cat([self.bytes_of(start, count) for start, count in runs])
 
     def moved(self, first_row: int, rows: int, move: Callable[[Tensor], Tensor]) -> StoredRows:

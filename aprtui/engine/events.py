@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -65,6 +65,8 @@ class Planned(Event):
     device_name: str
     dtype: str
     notes: tuple[str, ...] = ()
+    only_in: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Of each stage that not all of the layers have: those that have it."""
 
 
 @dataclass(frozen=True)

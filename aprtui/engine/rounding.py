@@ -15,6 +15,7 @@ from aprtui.formats.blocks import BLOCK_TYPES
 __all__ = [
     "PARTNERS",
     "ROUNDINGS",
+    "ROUND_TO",
     "gelu_f16_table",
     "round_bf16",
     "round_f16",
@@ -98,6 +99,14 @@ def gelu_f16_table(x: Tensor) -> Tensor:
     table = torch.where(wide <= -10.0, torch.zeros_like(wide), table)
     return torch.where(wide >= 10.0, wide, table)
 
+
+ROUND_TO: dict[str, Callable[[Tensor], Tensor]] = {
+    "": lambda x: x,
+    "BF16": round_bf16,
+    "F16": round_f16,
+    "F32": lambda x: x.float(),
+}
+"""Types of single numbers: what each makes of x; "F32" alone goes on in its own dtype."""
 
 # Name -> (what it does to the rows of a product, columns must be a multiple of).
 ROUNDINGS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {

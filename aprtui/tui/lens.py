@@ -13,9 +13,8 @@ from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.text import clean
 
-__all__ = ["RESIDUAL", "Guess", "Lens", "model_of", "of_logits", "read_lens"]
+__all__ = ["Guess", "Lens", "model_of", "of_logits", "read_lens"]
 
-RESIDUAL = ("embedding", "post_attn_residual", "post_ffn_residual", "final_norm")
 TOP = 8
 MOST_POSITIONS = 64
 

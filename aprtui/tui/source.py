@@ -20,7 +20,7 @@ from aprtui.formats.tracedir import (
     key_of,
     open_trace,
 )
-from aprtui.model.config import ModelConfig
+from aprtui.graph import Graph
 from aprtui.text import clean
 from aprtui.tui.opened import Opened
 
@@ -72,25 +72,25 @@ def load_trace(path: Path, model: str = "", told: Told | None = None) -> TraceDi
     ``told`` as for ``list_stage_files``. Raises BadFileError, and UsageError for a model that
     cannot be opened.
     """
-    config = None
+    graph = None
     if model:
         from aprtui.model.open import open_model  # the formats' tables: not for a mere look
 
-        config = open_model(Path(model)).config
+        graph = open_model(Path(model)).graph
     if is_per_op_side(path):
-        return with_shapes(open_per_op_side(path), config)
+        return with_shapes(open_per_op_side(path), graph)
     if path.is_dir():
-        return with_shapes(open_trace(path, told), config)
+        return with_shapes(open_trace(path, told), graph)
     try:
-        record = stage_file(path, config)
+        record = stage_file(path, graph)
     except BadFileError:
         record = _damaged(path)
     return TraceDir(path.absolute().parent, "file", {record.key: record}, None, None)
 
 
-def stage_file(path: Path, config: ModelConfig | None = None) -> StageRecord:
+def stage_file(path: Path, graph: Graph | None = None) -> StageRecord:
     """One stage file, its name fit to be shown. Raises BadFileError for a damaged one."""
-    record = record_of(path, config)
+    record = record_of(path, graph)
     key = StageKey(record.key.layer, clean(record.key.stage, 60))
     return dataclasses.replace(record, key=key)
 

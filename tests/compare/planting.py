@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from aprtui.model.build import build_graph
+from aprtui.model.config import ModelConfig
 
 from aprtui.engine.replay import EXACT, Arithmetic, Replay
-from aprtui.graph import Node
-from aprtui.model.build import build_graph
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import StageKey, TraceDir, open_trace, relative_path
-from aprtui.model.config import ModelConfig
+from aprtui.graph import Node, Role
 from aprtui.model.open import Model, open_model
-from aprtui.graph import Role
 
 Array = npt.NDArray[np.float64]
 

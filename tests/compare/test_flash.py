@@ -16,9 +16,9 @@ import pytest
 
 from aprtui.compare.bisect import Options, bisect
 from aprtui.compare.bisection import Bisection
-from aprtui.graph.select import parse_stages
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import open_trace
+from aprtui.graph.select import parse_stages
 from aprtui.model.open import Model, open_model
 from tests.support import FIXTURES, needs_fixtures
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from aprtui.model.build import build_graph
 
 from aprtui.engine.replay import ACTIVATIONS, Replay, activate, halfway, representable
-from aprtui.model.build import build_graph
 from aprtui.formats.tracedir import StageKey, open_trace
-from aprtui.model.open import open_model
 from aprtui.graph import Role
+from aprtui.model.open import open_model
 from tests.support import FIXTURES, needs_fixtures
 
 MODELS = ("qwen2-q4_k_m", "llama-q4_k_m", "qwen3-q6_k", "qwen3moe-q4_k_m", "gemma3-q4_0")

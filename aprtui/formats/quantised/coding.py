@@ -7,7 +7,6 @@ so that any rows can be read without the rest. ``engine.coded`` computes the val
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -97,11 +96,6 @@ class Coding:
             start, stop = self.span(part, 0, rows)
             total += padded((stop - start + 2 * part.run) * part.place_bytes)
         return total
-
-    @property
-    def scattered(self) -> bool:
-        """Whether single rows can be taken out: each has places of its own in every part."""
-        return all(part.lies == "rows" and part.step == part.run == 1 for part in self.streamed)
 
 
 def padded(size: int) -> int:

@@ -18,10 +18,10 @@ from aprtui.formats.modelfile import ModelFile
 from aprtui.formats.strict_json import parse_object
 from aprtui.text import clean
 
-__all__ = ["Quantisation", "declared", "with_declared"]
+__all__ = ["QUANTISATION_KEYS", "Quantisation", "declared", "with_declared"]
 
 _MAX_JSON_BYTES = 4 << 20
-_IN_CONFIG = ("quantization_config", "compression_config", "quantization")
+QUANTISATION_KEYS = ("quantization_config", "compression_config", "quantization")
 _FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq",
           "quant_config.json": "awq"}  # fmt: skip
 _COMPARED = ("bits", "group_size", "desc_act", "quant_algo")  # where a folder says them twice
@@ -103,7 +103,7 @@ def _from_config(file: ModelFile) -> Quantisation | None:
         if isinstance(inner, Mapping):
             places.append((f"{part}.", inner))
     for where, config in places:
-        for key in _IN_CONFIG:
+        for key in QUANTISATION_KEYS:
             value = config.get(key)
             if value is None:
                 continue

@@ -35,6 +35,7 @@ from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.trace_text import (
     hint_here,
     outcome_content,
+    output_stage,
     plan_content,
     planned_stages,
     progress_content,
@@ -82,6 +83,7 @@ class TraceScreen(BaseScreen):
         self._log: list[str] = []
         self._held: list[Event] = []
         self._to_come: list[StageKey] = []  # in order of computation
+        self._output = ""  # the stage that is each layer's output
         self.form = TraceForm(default_directory(self.path))
         self.grid = StageGrid(id="grid")
         self.plan_text = Static("", id="plan", markup=False, classes="frame")
@@ -233,6 +235,7 @@ class TraceScreen(BaseScreen):
         stages = planned_stages(self.planned)
         self.grid.set_stages(stages)
         self._to_come = sorted(stages, key=order_of, reverse=True)
+        self._output = output_stage(self.planned)
         self._arrange()
         self._engine(job)
 
@@ -292,10 +295,8 @@ class TraceScreen(BaseScreen):
                 bad = event.nan or event.inf
                 cells[StageKey(event.layer, event.stage)] = ("!", "bad") if bad else ("█", "good")
                 self._last = event
-                if event.stage == "post_ffn_residual" and event.layer is not None:
-                    value = event.rms
-                    rms = float(value)
-                    self._rms[event.layer] = (rms, f"NaN {event.nan}" if bad else "")
+                if event.layer is not None and event.stage == self._output:
+                    self._rms[event.layer] = float(event.rms), f"NaN {event.nan}" if bad else ""
             elif isinstance(event, Planned) or (isinstance(event, Failed) and not self.running):
                 self._show_plan(event)
             elif isinstance(event, Finished | Stopped | Failed):

@@ -9,7 +9,7 @@ from textual.content import Content
 
 from aprtui.engine.events import Event, Failed, Finished, Planned, StageWritten, Stopped
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph.vocabulary import WHOLE_MODEL_STAGES
+from aprtui.graph.vocabulary import WHOLE_MODEL_STAGES, facts_of
 from aprtui.text import clean, count, duration, number, size
 from aprtui.tui.widgets.bars import bar
 
@@ -17,6 +17,7 @@ __all__ = [
     "fitting",
     "hint_here",
     "outcome_content",
+    "output_stage",
     "plan_content",
     "planned_stages",
     "progress_content",
@@ -27,15 +28,20 @@ MOST_TOKENS = 400
 
 
 def planned_stages(event: Planned) -> list[StageKey]:
-    """The cells of the grid that a plan fills."""
+    """The cells of the grid that a plan fills; a layer has none for what it does not compute."""
     whole = [StageKey(None, stage) for stage in event.stages if stage in WHOLE_MODEL_STAGES]
     layered = [stage for stage in event.stages if stage not in WHOLE_MODEL_STAGES]
     return whole + [
         StageKey(layer, stage)
         for layer in event.layers
         for stage in layered
-        if stage != "embedding" or layer == 0
+        if layer in event.only_in.get(stage, event.layers)
     ]
+
+
+def output_stage(event: Planned) -> str:
+    """The last of the residual stream in a layer that is written; empty where none is."""
+    return next((name for name in reversed(event.stages) if facts_of(name).residual), "")
 
 
 def plan_content(event: Planned, width: int, taken: bool) -> Content:

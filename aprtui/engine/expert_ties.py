@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from aprtui.engine import ops
-from aprtui.engine.ops import Operands
+from aprtui.engine.arithmetic import Rounded, product_rounding
 from aprtui.engine.rounding import ROUNDINGS
 from aprtui.graph import Node, Role
+from aprtui.graph.ops import Experts
 
 __all__ = ["expert_flips"]
 
@@ -20,32 +22,37 @@ _HALF_UNIT = 0.5 / 127
 _MAX_FLIPS = 256
 
 
-def expert_flips(
-    op: Operands,
-    node: Node,
-    given: tuple[Tensor, ...],
-    rounding: Callable[[Role], str],
-    exact: Callable[[Tensor, Role], Tensor],
-) -> Tensor:
+class _Recording(Rounded):
+    """Keeps what each matrix was multiplied with."""
+
+    def __init__(self, *how: Any) -> None:
+        super().__init__(*how)
+        self.multiplied: list[tuple[Role, Tensor]] = []
+
+    def product(self, x: Tensor, role: Role) -> Tensor:
+        self.multiplied.append((role, x))
+        return super().product(x, role)
+
+
+def expert_flips(ar: Rounded, node: Node, given: Sequence[Tensor]) -> Tensor:
     """What each near tie adds to the experts' sum when it rounds the other way: [n, hidden].
 
     ``given`` are the inputs of one position: x [1,H], weights and ids [1,k]. Between its products
     an engine rounds act(gate) * up in blocks of integers; a value within float32's error of a half
-    may become either neighbour. ``rounding`` names the rounding before the product with a matrix
-    (of rounding.ROUNDINGS); types without a unit common to a block have no such ties here.
-    ``exact`` multiplies rows by a matrix as they are.
+    may become either neighbour. Types without a unit common to a block have no such ties.
     """
+    assert isinstance(node.op, Experts)
     x, weights, ids = given
+    recording = _Recording(ar.weights, ar.how)
+    ops.compute(recording, node, given)
+    shares = dict(zip(ids[0].long().tolist(), weights[0], strict=True))
     found = [torch.zeros(0, x.shape[1], dtype=torch.float64)]
-    for rank, expert in enumerate(ids[0].long().tolist()):
-        gate, up, down = (
-            Role(name, node.key.layer, expert)
-            for name in ("expert_gate", "expert_up", "expert_down")
-        )
-        inner = ops.activate(op.weights.linear(x, gate), op.config.activation)
-        changes = _changes(inner * op.weights.linear(x, up), rounding(down))
+    for role, inner in recording.multiplied:
+        if role.name != node.op.down.name or role.expert is None:
+            continue
+        changes = _changes(inner, product_rounding(ar.weights.type_of(role), ar.how))
         if len(changes):
-            found.append(exact(changes, down) * weights[0, rank])
+            found.append(ar.weights.linear(changes, role) * shares[role.expert])
     return torch.cat(found)[:_MAX_FLIPS]
 
 
