@@ -189,8 +189,8 @@ def make_fp8() -> None:
 def make_compressed() -> None:
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
-    from compressed_tensors.quantization.lifecycle.forward import dequantize
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization.lifecycle.forward import dequantize
 
     library = f"compressed-tensors {version('compressed-tensors')}"
 
@@ -319,7 +319,7 @@ def gptq_layer(scope: dict, parts: dict, bits: int, scale: Tensor) -> types.Simp
         shifts = torch.arange(0, 32, bits, dtype=torch.int32)[None]
     layer = types.SimpleNamespace(
         planar=False, bits=bits, pack_factor=32 // bits, maxq=2**bits - 1,
-        dequant_dtype=torch.int32, wf_unsqueeze_zero=shifts.unsqueeze(0 if bits != 3 else 0),
+        dequant_dtype=torch.int32, wf_unsqueeze_zero=shifts.unsqueeze(0),
         wf_unsqueeze_neg_one=shifts.unsqueeze(-1), scales=scale.T.contiguous(),
         qweight=parts["qweight"].contiguous(), qzeros=parts["qzeros"], g_idx=parts["g_idx"],
         in_features=len(parts["g_idx"]), _init_wf_unsqueeze_buffers=lambda: None,
@@ -415,7 +415,8 @@ def make_mlx() -> None:
                 given = [scale]
             values = mx.dequantize(codes, *given, group_size=group, bits=bits, mode=mode)
             parts = {"weight": torch_of(codes), "scales": torch_of(scale)}
-            parts |= {"biases": torch_of(each) for each in bias}
+            if bias:
+                parts["biases"] = torch_of(bias[0])
             return parts, torch_of(values.astype(mx.float32))
 
         keys = {"group_size": group, "bits": bits, **({} if mode == "affine" else {"mode": mode})}

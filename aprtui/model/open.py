@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from aprtui.families.settle import Settled, settle, sort_tensors
 from aprtui.families.tensors import Sorted, Table
 from aprtui.formats.apr import fits, read_apr
 from aprtui.formats.gguf import read_gguf
+from aprtui.formats.locate import holds_model, located
 from aprtui.formats.modelfile import ModelFile, TensorEntry
+from aprtui.formats.other_kinds import other_kind, refuse_beginning
 from aprtui.formats.quantised import assembled, refuse_unreadable
 from aprtui.formats.safetensors import read_safetensors
 from aprtui.formats.tracedir import holds_stage_files
@@ -131,16 +133,15 @@ class Model:
 
 
 def is_model_path(path: Path) -> bool:
-    """Whether ``path`` looks like a model: by its ending, or a folder with a config or weights.
+    """Whether ``path`` looks like a model, or like where programs keep one: by names, and a file's
+    first bytes.
 
     Raises BadFileError for a folder that cannot be read.
     """
     try:
-        if path.is_dir():
-            return (path / "config.json").is_file() or any(path.glob("*.safetensors"))
+        return holds_model(path)
     except OSError as error:
         raise BadFileError(path, f"cannot be read: {error.strerror}") from error
-    return path.suffix.lower() in (".apr", ".gguf", ".safetensors")
 
 
 def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
@@ -152,17 +153,25 @@ def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
 def list_model_file(path: Path, *, verify: bool = False) -> ModelFile:
     """The file's metadata and stored tensors, whatever its format, told by its first bytes.
 
-    ``verify`` reads the whole file to compare its checksum, where the format has one.
+    ``path`` may be where a program keeps the model (``formats.locate``). ``verify`` reads the whole
+    file to compare its checksum, where the format has one.
     """
+    place = located(path)
+    file = _read(place.path, verify=verify)
+    return replace(file, notes=(*place.notes, *file.notes)) if place.notes else file
+
+
+def _read(path: Path, *, verify: bool) -> ModelFile:
     if path.is_dir():
         if not is_model_path(path) and holds_stage_files(path):
             raise BadFileError(path, "a trace, not a model", hint=f"aprtui {quoted(path)} opens it")
         return read_safetensors(path)
     try:
         with path.open("rb") as file:
-            magic = file.read(4)
+            head = file.read(256)
     except OSError as error:
         raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    magic = head[:4]
     if magic == b"GGUF":
         return read_gguf(path)
     if magic[:3] == b"APR" and magic != b"APRT":
@@ -173,6 +182,7 @@ def list_model_file(path: Path, *, verify: bool = False) -> ModelFile:
         raise BadFileError(
             path, "a stage file, not a model", hint=f"aprtui {quoted(path)} opens it"
         )
+    refuse_beginning(path, head)
     raise BadFileError(
         path,
         f"not a model file: {beginning(magic)}",
@@ -202,6 +212,10 @@ def open_model(
     override that makes no sense.
     """
     file = read_model_file(path, verify=verify)
+    path = file.path
+    other = other_kind(file)
+    if other is not None:
+        raise other
     overrides = dict(overrides or {})
     who = identify(file, overrides.get("architecture"))
     found = sort_tensors(file, who.name)

@@ -139,7 +139,7 @@ def test_no_block_takes_more_than_the_room_that_is_made_for_it(case: str) -> Non
         assert codec_of(matrix).bytes_of(0, matrix.rows).numel() <= room
 
 
-# -- packed experts of gpt_oss, against transformers ------------------------------------------------
+# -- packed experts of gpt_oss, against transformers -----------------------------------------------
 
 
 @pytest.fixture
@@ -225,7 +225,8 @@ BAD: dict[str, tuple[str, dict[str, torch.Tensor | None], dict[str, object], tup
         "bnb-nf4", {f"{Q}.weight.absmax": torch.ones(3)}, {}, (f"{Q}.weight.absmax", "[256]"),
     ),
     "a packed shape that lies": (
-        "ct-int4", {f"{Q}.weight_shape": torch.tensor([128, 999])}, {}, (f"{Q}.weight_packed", "999"),
+        "ct-int4", {f"{Q}.weight_shape": torch.tensor([128, 999])}, {},
+        (f"{Q}.weight_packed", "999"),
     ),
     "a global scale that is missing": (
         "ct-nvfp4", {f"{Q}.weight_global_scale": None}, {}, (f"{Q}.weight_packed", "global"),
