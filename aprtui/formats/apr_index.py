@@ -252,9 +252,9 @@ def fits(entry: TensorEntry) -> bool:
 
     False only for block-quantised tensors listed fastest dimension first: see reversed_entry.
     """
-    return not entry.size_bytes or entry.size_bytes == stored_bytes(
-        entry.type, entry.shape, flat=entry.flat
-    )
+    if not entry.size_bytes or entry.coding is not None or entry.type not in BLOCK_TYPES:
+        return True  # codings are checked part by part; of an unknown type nothing can be said
+    return entry.size_bytes == stored_bytes(entry.type, entry.shape, flat=entry.flat)
 
 
 def reversed_entry(entry: TensorEntry) -> TensorEntry:

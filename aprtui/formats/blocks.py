@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["BLOCK_TYPES", "BY_GGML_CODE", "BlockType", "stored_bytes"]
+__all__ = ["BLOCK_TYPES", "BY_GGML_CODE", "INTEGERS", "BlockType", "stored_bytes"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,14 @@ BLOCK_TYPES: dict[str, BlockType] = {
         "APR_Q4", 32, 18, None
     ),  # f16 scale, nibbles in order; over the flat tensor
     "APR_Q8": BlockType("APR_Q8", 1, 1, None),  # one f32 scale, then a signed byte a value
-    "U8": BlockType("U8", 1, 1, None),
-}
+} | {
+    name: BlockType(name, 1, size, None)  # safetensors' own
+    for name, size in (("F8_E4M3", 1), ("F8_E5M2", 1), ("F8_E8M0", 1), ("BOOL", 1),
+                       ("U8", 1), ("U16", 2), ("U32", 4), ("U64", 8))
+}  # fmt: skip
+
+INTEGERS = frozenset({"I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL"})
+"""Types of numbers that a weight can hold as codes alone: what they mean is told by scales."""
 
 BY_GGML_CODE: dict[int, BlockType] = {
     kind.ggml_code: kind for kind in BLOCK_TYPES.values() if kind.ggml_code is not None

@@ -16,18 +16,18 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from aprtui.errors import BadFileError
-from aprtui.formats.blocks import stored_bytes
+from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.formats.modelfile import HeaderField, ModelFile, TensorEntry
+from aprtui.formats.other_kinds import refuse_beginning
+from aprtui.formats.shards import INDEX, shards_of
 from aprtui.formats.strict_json import parse_object
 from aprtui.text import clean
 
 __all__ = ["read_safetensors"]
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 _MAX_JSON_BYTES = 64 << 20
-_TYPES = {name: name for name in ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8")}
 _LONGEST_NAME = 200  # of a shard, in characters; file systems allow 255 bytes
 
 
@@ -35,13 +35,14 @@ def read_safetensors(path: Path) -> ModelFile:
     """The model in a ``.safetensors`` file or in a folder that holds one, whole or in shards.
 
     ``metadata`` is the ``config.json`` beside the tensors as it stands, empty without one.
-    Raises BadFileError for a damaged file, a missing shard, a type that is no plain number.
+    Raises BadFileError for a damaged file or a missing shard.
     """
     folder = path if path.is_dir() else path.parent
     notes: list[str] = []
     weight_map: Mapping[str, str] = {}
+    index = INDEX
     if path.is_dir():
-        shards, weight_map = _shards(path, notes)
+        shards, weight_map, index = shards_of(path, _weight_map, notes)
     else:
         shards = [path]
         if (folder / INDEX).is_file() and path.name in _weight_map(folder / INDEX).values():
@@ -61,7 +62,7 @@ def read_safetensors(path: Path) -> ModelFile:
         digest.update(head)
         size_bytes += shard_bytes
         header += (_header_field(shard, head, many=len(shards) > 1),)
-    _check_map(path, weight_map, tensors)
+    _check_map(path / index, weight_map, tensors)
     metadata, raw_config = _config(folder, notes)
     digest.update(raw_config)
     return ModelFile(
@@ -76,29 +77,6 @@ def read_safetensors(path: Path) -> ModelFile:
         notes=tuple(notes),
         header=header,
     )
-
-
-def _shards(folder: Path, notes: list[str]) -> tuple[list[Path], Mapping[str, str]]:
-    """The files that hold a folder's model, and which tensor the index expects in which."""
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"], {}
-    if (folder / INDEX).is_file():
-        weight_map = _weight_map(folder / INDEX)
-        shards = [folder / name for name in sorted(set(weight_map.values()))]
-        for shard in shards:
-            if not shard.is_file():
-                raise BadFileError(
-                    folder / INDEX,
-                    f"names the shard {clean(shard.name)}, which is not beside it",
-                    hint="download the missing file",
-                )
-        return shards, weight_map
-    found = sorted(folder.glob("*.safetensors"))
-    if not found:
-        raise BadFileError(folder, "no .safetensors file in this folder")
-    if len(found) > 1:
-        notes.append(f"no {INDEX}: its {len(found)} .safetensors files are taken as one model")
-    return found, {}
 
 
 def _weight_map(path: Path) -> dict[str, str]:
@@ -117,12 +95,12 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _check_map(
-    path: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorEntry]
+    index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorEntry]
 ) -> None:
     for name, shard in weight_map.items():
         if name not in tensors or tensors[name].path.name != shard:
             raise BadFileError(
-                path / INDEX,
+                index,
                 f"promises tensor {clean(name)} in {clean(shard)}, which does not hold it",
                 hint="the folder mixes two downloads, or a file is damaged",
             )
@@ -158,6 +136,8 @@ def _read_file(path: Path) -> tuple[dict[str, TensorEntry], bytes, int]:
             if size == 0:
                 raise BadFileError(path, "not a .safetensors file: it is empty")
             length = int.from_bytes(file.read(8), "little")
+            file.seek(0)
+            refuse_beginning(path, file.read(256))
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise BadFileError(
                     path,
@@ -196,13 +176,8 @@ def _entry(path: Path, name: str, fields: Any, *, start: int, end: int) -> Tenso
         first, last = map(int, fields["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
         raise BadFileError(path, f"{what} lacks a dtype, shape or place") from error
-    if dtype not in _TYPES:
-        raise BadFileError(
-            path,
-            f"{what} is of the type {clean(dtype)}, which aprtui does not read",
-            hint=f"convert it to one of {', '.join(_TYPES)}",
-        )
-    if not 0 <= first <= last <= end - start or last - first != stored_bytes(dtype, shape):
+    needed = stored_bytes(dtype, shape) if dtype in BLOCK_TYPES else last - first
+    if not 0 <= first <= last <= end - start or last - first != needed:
         raise BadFileError(
             path,
             f"{what} takes bytes {first:,}..{last:,} of the data, which does not fit "

@@ -8,6 +8,7 @@ from pathlib import Path
 from aprtui.compare.infer import record_of, with_shapes
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import MAGIC
+from aprtui.formats.locate import holds_model
 from aprtui.formats.perop import is_per_op_side, open_per_op_side
 from aprtui.formats.tracedir import (
     EVENTS,
@@ -40,7 +41,7 @@ def kind_of(path: Path) -> Opened:
         raise BadFileError(path, f"cannot be read: {error.strerror}") from error
     if head[:4] == MAGIC or (path.suffix == ".bin" and head[:4] not in (b"GGUF", b"APR\0")):
         return Opened("stage", path)
-    if path.suffix in MODEL_SUFFIXES or head[:4] in (b"GGUF", b"APR\0"):
+    if holds_model(path):
         return Opened("model", path)
     if path.name in (MANIFEST, EVENTS):
         return Opened("trace", path.parent)
@@ -58,9 +59,7 @@ def _folder_kind(path: Path) -> str:
         return "trace"
     if (path / MANIFEST).is_file() or (path / EVENTS).is_file() or holds_stage_files(path):
         return "trace"
-    if (path / "config.json").is_file() or any(
-        any(path.glob(f"*{suffix}")) for suffix in MODEL_SUFFIXES
-    ):
+    if holds_model(path):
         return "model"
     return "trace"  # opening it says what is missing
 
