@@ -62,7 +62,11 @@ def digest(path: Path) -> str | None:
     total = hashlib.sha256()
     if path.is_dir():
         for file in sorted(one for one in path.rglob("*") if one.is_file()):
-            total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
+            total.update(
+                f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode(
+                    "utf-8", "surrogateescape"
+                )
+            )
     elif path.is_file():
         with path.open("rb") as stream:
             while block := stream.read(1 << 20):
