@@ -9,7 +9,8 @@ from typing import Any
 from aprtui.cli.output import print_json, print_notes, print_table
 from aprtui.compare.infer import open_any, with_shapes
 from aprtui.errors import AprtuiError, BadFileError
-from aprtui.formats.aprt import HEADER_BYTES, MAGIC, read_header, read_values
+from aprtui.formats.aprt import MAGIC, read_header, read_values
+from aprtui.formats.files import first_bytes
 from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.summary import summarise
@@ -38,23 +39,18 @@ def run(args: argparse.Namespace) -> int:
         sides = (found.cpu, found.gpu) if isinstance(found, PerOpDir) else (found,)
         config = open_model(Path(args.model)).config if args.model else None
         return max(_trace(with_shapes(side, config), args.json) for side in sides)
-    if path.is_file() and _is_stage_file(path):
+    if not path.is_dir() and _is_stage_file(path):
         return _stage(path, args.json)
     return _model(path, args)
 
 
 def _is_stage_file(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == MAGIC or path.suffix == ".bin"
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    return first_bytes(path, 4) == MAGIC or path.suffix == ".bin"
 
 
 def _stage(path: Path, as_json: bool) -> int:
     header = read_header(path)
-    with path.open("rb") as file:
-        raw = file.read(HEADER_BYTES)
+    raw = header.pack()
     stats = summarise(read_values(path))
     if as_json:
         print_json(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from aprtui.errors import BadFileError
 from aprtui.text import clean
 
-__all__ = ["OpenFile", "cut_short", "open_file", "read_whole"]
+__all__ = ["OpenFile", "cut_short", "first_bytes", "open_file", "read_whole"]
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -51,7 +51,7 @@ class OpenFile:
     def array(self, offset: int, size: int) -> npt.NDArray[np.uint8]:
         """Exactly those bytes [size] uint8. Raises BadFileError where the file ends before them."""
         found = np.empty(size, dtype=np.uint8)
-        view, done = memoryview(found), 0
+        view, done = found.data, 0
         while done < size:
             count = os.preadv(self.fd, [view[done:]], offset + done)
             if not count:
@@ -89,6 +89,12 @@ def read_whole(path: Path, most: int, what: str) -> bytes:
     if len(raw) > most:
         raise BadFileError(path, f"{what} of over {most:,} bytes is refused")
     return raw
+
+
+def first_bytes(path: Path, size: int) -> bytes:
+    """Up to ``size`` bytes at the start of a file. Raises BadFileError."""
+    with open_file(path) as file:
+        return file.read(0, size)
 
 
 def cut_short(path: Path) -> BadFileError:

@@ -129,7 +129,7 @@ def _check_map(
 
 def _config(folder: Path, notes: list[str]) -> tuple[dict[str, Any], bytes]:
     path = folder / CONFIG
-    if not path.is_file():
+    if not path.exists():
         notes.append(f"no {CONFIG} beside it: the model's dimensions are not stated")
         return {}, b""
     raw = read_whole(path, MAX_JSON_BYTES, "the config")

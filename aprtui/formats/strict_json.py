@@ -59,7 +59,9 @@ def parse_object(path: Path, raw: bytes, what: str, *, unique: bool = True) -> d
             parse_int=_whole if large else None,
         )
     except UnicodeDecodeError as error:
-        raise BadFileError(path, f"{what} is not JSON: not UTF-8 at byte {error.start:,}") from error
+        raise BadFileError(
+            path, f"{what} is not JSON: not UTF-8 at byte {error.start:,}"
+        ) from error
     except RecursionError as error:
         raise BadFileError(path, f"{what} is nested deeper than {MAX_DEPTH} levels") from error
     except json.JSONDecodeError as error:

@@ -12,6 +12,7 @@ import numpy as np
 
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.apr import fits, read_apr, reversed_entry
+from aprtui.formats.files import first_bytes
 from aprtui.formats.gguf import read_gguf
 from aprtui.formats.modelfile import ModelFile, TensorEntry, tensor_bytes
 from aprtui.formats.safetensors import read_safetensors
@@ -124,11 +125,7 @@ def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
         if not is_model_path(path) and holds_stage_files(path):
             raise BadFileError(path, "a trace, not a model", hint=f"aprtui {quoted(path)} opens it")
         return read_safetensors(path)
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    magic = first_bytes(path, 4)
     if magic == b"GGUF":
         return read_gguf(path)
     if magic[:3] == b"APR" and magic != b"APRT":
