@@ -3,12 +3,13 @@
 from setuptools import Extension, setup
 
 
-def in_c(name: str, header: str, *options: str) -> Extension:
-    """``aprtui.engine.NAME``; without a C compiler torch computes the same."""
+def in_c(name: str, *options: str, header: str | None = None) -> Extension:
+    """``aprtui.NAME``; without a C compiler Python does the same by another way."""
+    folder = f"aprtui/{name.replace('.', '/').rpartition('/')[0]}"
     return Extension(
-        f"aprtui.engine.{name}",
-        [f"aprtui/engine/{name}.c"],
-        depends=[f"aprtui/engine/{header}"],
+        f"aprtui.{name}",
+        [f"aprtui/{name.replace('.', '/')}.c"],
+        depends=[f"{folder}/{header}"] if header else [],
         extra_compile_args=["-O3", *options],
         optional=True,
     )
@@ -16,7 +17,8 @@ def in_c(name: str, header: str, *options: str) -> Extension:
 
 setup(
     ext_modules=[
-        in_c("_native", "_native_decoders.h", "-ffp-contract=off"),
-        in_c("_row_sums", "_row_sums_kernel.h"),
+        in_c("engine._native", "-ffp-contract=off", header="_native_decoders.h"),
+        in_c("engine._row_sums", header="_row_sums_kernel.h"),
+        in_c("formats._guard"),
     ]
 )

@@ -8,13 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.apr import fits, read_apr, reversed_entry
-from aprtui.formats.files import first_bytes
+from aprtui.formats.files import first_bytes, open_file
 from aprtui.formats.gguf import read_gguf
-from aprtui.formats.modelfile import ModelFile, TensorEntry, tensor_bytes
+from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.formats.safetensors import read_safetensors
 from aprtui.formats.tracedir import holds_stage_files
 from aprtui.model.config import ModelConfig
@@ -259,7 +257,9 @@ def _small_vector(entry: TensorEntry | None) -> tuple[float, ...]:
     kind = {"F32": "<f4", "F16": "<f2"}.get(entry.type)
     if kind is None or math.prod(entry.shape) > 65_536:
         raise BadFileError(entry.path, f"{clean(entry.name)} is {entry.type}, not a small vector")
-    return tuple(float(value) for value in np.frombuffer(tensor_bytes(entry).tobytes(), kind))
+    with open_file(entry.path) as file:
+        values = file.array(entry.offset, entry.size_bytes).view(kind)
+    return tuple(map(float, values))
 
 
 def _expected(config: ModelConfig) -> Iterable[tuple[Role, tuple[int, ...]]]:
