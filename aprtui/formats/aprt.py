@@ -16,7 +16,7 @@ import numpy.typing as npt
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.atomic import whole_file
 from aprtui.formats.files import OpenFile, open_file
-from aprtui.formats.maps import GUARDED, map_file
+from aprtui.formats.maps import GUARDED, check_maps, map_file
 from aprtui.text import beginning
 
 __all__ = [
@@ -143,4 +143,6 @@ def create_stage(path: Path, layer: int | None, shape: tuple[int, ...]) -> Itera
             yield np.empty(shape, dtype=np.float32)
             return
         opened = OpenFile(path, file.fileno(), os.fstat(file.fileno()))
-        yield map_file(opened, writable=True)[HEADER_BYTES:].view("<f4").reshape(shape)
+        mapped = map_file(opened, writable=True)
+        yield mapped[HEADER_BYTES:].view("<f4").reshape(shape)
+        check_maps(mapped)

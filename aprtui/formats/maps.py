@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 _watched: dict[int, Path] = {}  # by the guard's slot
+_told: set[int] = set()  # slots of maps whose loss has been raised
+_untold: list[Path] = []  # files whose maps are gone, with a loss that nobody has been told of
 
 
 class _Map(mmap.mmap):
@@ -46,14 +48,16 @@ class _Map(mmap.mmap):
 
     def watch(self, path: Path, *, writable: bool) -> None:
         self.slot = _guard.watch(self, writable)
-        self._ends = (_guard.forget, _watched.pop)  # a module is emptied before its last maps go
         _watched[self.slot] = path
 
     def __del__(self) -> None:
-        if self.slot >= 0:  # before the addresses can be another map's
-            forget, pop = self._ends
-            forget(self.slot)
-            pop(self.slot, None)
+        if self.slot < 0 or not _watched:  # which is None once the module itself is taken down
+            return
+        path, gone = _watched.pop(self.slot), _guard.lost(self.slot)
+        _guard.forget(self.slot)  # from here on the addresses can be another map's
+        if gone and self.slot not in _told:
+            _untold.append(path)
+        _told.discard(self.slot)
 
 
 def map_file(file: OpenFile, *, writable: bool = False) -> npt.NDArray[np.uint8]:
@@ -87,13 +91,20 @@ def _kept(path: Path, size: int, mtime_ns: int) -> npt.NDArray[np.uint8]:
 def check_maps(*arrays: npt.NDArray[Any]) -> None:
     """Raise BadFileError where a map was read beyond what its file still holds.
 
-    Of the maps that ``arrays`` are views of; without any, of all that there are.
+    Of the maps that ``arrays`` are views of; without any, of all that there are and have been,
+    each once.
     """
-    slots = [getattr(_map_of(array), "slot", -1) for array in arrays] or list(_watched)
-    for slot in slots:
+    slots = [getattr(_map_of(array), "slot", -1) for array in arrays]
+    for slot in slots if arrays else _watched.keys() - _told:
         if slot >= 0 and _guard.lost(slot):
+            path = _watched[slot]
+            _told.add(slot)
             _kept.cache_clear()
-            raise cut_short(_watched[slot])
+            raise cut_short(path)
+    if not arrays and _untold:
+        path = _untold[-1]
+        _untold.clear()
+        raise cut_short(path)
 
 
 def is_whole(array: npt.NDArray[Any]) -> bool:
