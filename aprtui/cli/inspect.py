@@ -10,7 +10,8 @@ from aprtui.cli.inspect_graph import print_graph
 from aprtui.cli.output import print_json, print_notes, print_table
 from aprtui.compare.infer import open_any, with_shapes
 from aprtui.errors import AprtuiError, BadFileError, UsageError
-from aprtui.formats.aprt import HEADER_BYTES, MAGIC, read_header, read_values
+from aprtui.formats.aprt import MAGIC, read_header, read_values
+from aprtui.formats.files import first_bytes
 from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.quantised import assembled
@@ -59,17 +60,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_stage_file(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == MAGIC or path.suffix == ".bin"
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    return first_bytes(path, 4) == MAGIC or path.suffix == ".bin"
 
 
 def _stage(path: Path, as_json: bool) -> int:
     header = read_header(path)
-    with path.open("rb") as file:
-        raw = file.read(HEADER_BYTES)
+    raw = header.pack()
     stats = summarise(read_values(path))
     if as_json:
         print_json(
