@@ -1,14 +1,17 @@
 """The one part of the build that pyproject.toml cannot say without a warning: what is in C."""
 
+from pathlib import Path
+
 from setuptools import Extension, setup
 
 
-def in_c(name: str, header: str, *options: str) -> Extension:
-    """``aprtui.engine.NAME``; without a C compiler torch computes the same."""
+def in_c(name: str, headers: tuple[str, ...], *options: str) -> Extension:
+    """``aprtui.NAME``; without a C compiler Python does the same by another way."""
+    source = Path("aprtui", *name.split("."))
     return Extension(
-        f"aprtui.engine.{name}",
-        [f"aprtui/engine/{name}.c"],
-        depends=[f"aprtui/engine/{header}"],
+        f"aprtui.{name}",
+        [f"{source}.c"],
+        depends=[str(source.with_name(header)) for header in headers],
         extra_compile_args=["-O3", *options],
         optional=True,
     )
@@ -16,7 +19,9 @@ def in_c(name: str, header: str, *options: str) -> Extension:
 
 setup(
     ext_modules=[
-        in_c("_native", "_native_decoders.h", "-ffp-contract=off"),
-        in_c("_row_sums", "_row_sums_kernel.h"),
+        in_c("engine._native", ("_native_decoders.h",), "-ffp-contract=off"),
+        in_c("engine._row_sums", ("_row_sums_kernel.h",)),
+        in_c("formats._guard", ()),
+        in_c("formats._stage_file", (), "-ffp-contract=off"),
     ]
 )

@@ -4,7 +4,7 @@
 
     model = aprtui.open_model("model.gguf")
     found = aprtui.trace(model, prompt="The capital of France is", directory="trace")
-    gate = found["layer-3/ffn_gate"]  # float32 [token, ffn], memory-mapped; gate.axes names them
+    gate = found["layer-3/ffn_gate"]  # float32 [token, ffn], read-only; gate.axes names them
     print(aprtui.bisect("suspect", a=found, model=model))  # which stage computes wrongly, and how
 
 ``open_trace`` reads what any program captured, ``diff`` compares two of them, ``diff_models`` two

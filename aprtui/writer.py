@@ -7,13 +7,14 @@
             ...
             capture.put("ffn_gate", gate, layer=layer)
 
-Importing it needs neither torch nor textual. Stage names and shapes: ``aprtui.engine.stages``.
+Importing it needs neither torch nor textual. Stage names and shapes: ``aprtui.graph.vocabulary``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from aprtui.engine.arrays import Float32, as_float32
+from aprtui.engine.behind import Behind
 from aprtui.engine.events import Event, Failed, Finished, Planned, StageWritten, Started, Stopped
 from aprtui.engine.folder import trace_folder
 from aprtui.engine.manifest import Written, build_manifest, model_entry
@@ -29,12 +31,10 @@ from aprtui.errors import AprtuiError, UsageError
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, key_of, relative_path, write_manifest
-from aprtui.graph import Absent
-from aprtui.graph.vocabulary import ALIASES, STAGES, WHOLE_MODEL_STAGES, order_of
-from aprtui.model.build import build_graph
-from aprtui.model.config import ModelConfig
+from aprtui.graph import Absent, Graph
+from aprtui.graph.vocabulary import ALIASES, STAGES, axes_of, facts_of, order_of
 from aprtui.model.open import Model, open_model
-from aprtui.text import clean, nearest
+from aprtui.text import clean, nearest, ranges
 
 __all__ = ["CaptureWriter"]
 
@@ -46,10 +46,13 @@ _ENGINE_FIELDS = frozenset(
 
 
 class CaptureWriter:
-    """A trace being written: every ``put`` is a whole file, the manifest comes at the end.
+    """A trace being written: every ``put`` becomes a whole file, the manifest comes at the end.
+
+    A CUDA tensor leaves its device through pinned memory, in order with what is queued there, and
+    is written by a thread: ``put`` waits for neither. What is queued later may overwrite it.
 
     ``tokens`` are the ids that the pass was run on. ``model`` (a model file or folder, an opened
-    ``Model`` or a ``ModelConfig``) lets stages and shapes be checked and the trace be replayed;
+    ``Model`` or a ``Graph``) lets stages and shapes be checked and the trace be replayed;
     without it nothing is checked but the names. ``engine`` says who computed: ``name``, and what
     else is known (``version``, ``device``, ``dtype``, ``threads``; other keys are its settings).
     ``activations="float32"`` says that it does not round activations before products.
@@ -64,21 +67,23 @@ class CaptureWriter:
         *,
         tokens: Sequence[int],
         engine: Mapping[str, Any],
-        model: str | Path | Model | ModelConfig | None = None,
+        model: str | Path | Model | Graph | None = None,
         prompt: str | None = None,
         overwrite: bool = False,
     ) -> None:
         self.directory = Path(directory)
         self._engine = _engine_entry(engine)
-        self._model = open_model(Path(model)) if isinstance(model, (str, Path)) else model
-        config = self._model.config if isinstance(self._model, Model) else self._model
-        self._config: ModelConfig | None = config
-        self._tokens = _checked_tokens(tokens, config)
+        opened = open_model(Path(model)) if isinstance(model, (str, Path)) else model
+        self._model = opened if isinstance(opened, Model) else None
+        self._graph = opened.graph if isinstance(opened, Model) else opened
+        self._tokens = _checked_tokens(tokens, self._graph)
         self._prompt = prompt
         self._overwrite = overwrite
-        self._graph = {node.key for node in build_graph(config)} if config else frozenset()
+        self._put: set[StageKey] = set()
         self._written: dict[StageKey, Written] = {}
         self._written_bytes = 0
+        self._behind: Behind | None = None  # made when the first tensor leaves a device
+        self._landing = threading.Lock()
         self._absent: dict[str, str] = {}
         self._notes: list[str] = []
         self._open = ExitStack()
@@ -104,16 +109,46 @@ class CaptureWriter:
         """
         if self._events is None:
             raise UsageError("the capture is not open", hint="with CaptureWriter(...) as capture:")
+        self._raise_failure()
         key = self._key(stage, layer)
-        values = as_float32(value, str(key))
-        shape, names = self._shape(key, values, axes)
+        if getattr(value, "is_cuda", False) and not value.is_complex():
+            self._leave(key, value, axes)
+        else:
+            values = as_float32(value, str(key))
+            self._land(key, values, *self._shape(key, values.shape, axes))
+        self._put.add(key)
+
+    def _leave(self, key: StageKey, value: Any, axes: Sequence[str] | None) -> None:
+        """Queue a CUDA tensor's way off the device, and its file."""
+        from aprtui.engine.staging import off_device, wait_for  # torch is there: it made the tensor
+
+        shape, names = self._shape(key, tuple(value.shape), axes)
+        values, copied = off_device(value.detach())
+
+        def land() -> None:
+            wait_for(copied)
+            self._land(key, values.numpy(), shape, names)
+
+        self._behind = self._behind or Behind("capture-writer")
+        self._behind.do(values.numel(), land)
+
+    def _land(
+        self, key: StageKey, values: Float32, shape: tuple[int, ...], names: tuple[str, ...]
+    ) -> None:
+        """Write one stage and say so."""
         path = self.directory / relative_path(key)
         size = write_stage(path, key.layer, values)
-        positions = "last" if key.stage == "lm_head" and len(shape) == 1 else "all"
+        positions = "last" if facts_of(key.stage).logits and len(shape) == 1 else "all"
         stats = summarise(values)
-        self._written[key] = Written(key, shape, names, positions, size, stats)
-        self._written_bytes += size
-        self._announce(self._written[key])
+        with self._landing:
+            self._written[key] = Written(key, shape, names, positions, size, stats)
+            self._written_bytes += size
+            self._announce(self._written[key])
+
+    def _raise_failure(self) -> None:
+        """Raises what a file met that was written behind the caller's back."""
+        if self._behind is not None and self._behind.failure is not None:
+            raise self._behind.failure
 
     def absent(self, stage: str, reason: str) -> None:
         """Say why this runtime does not show a stage; otherwise it is listed as not captured."""
@@ -129,8 +164,8 @@ class CaptureWriter:
         folder = trace_folder(self.directory, overwrite=self._overwrite)
         self._events = self._open.enter_context(folder)
         self._start = time.monotonic()
-        if self._config is not None:
-            self._tell(self._plan(self._config))
+        if self._graph is not None:
+            self._tell(self._plan(self._graph))
         self._tell(Started(pid=os.getpid()))
         return self
 
@@ -142,7 +177,10 @@ class CaptureWriter:
     ) -> None:
         with self._open:
             try:
+                if self._behind is not None:
+                    self._behind.end()
                 if error is None:
+                    self._raise_failure()
                     self._finish()
             except AprtuiError as failure:
                 error = failure
@@ -169,22 +207,17 @@ class CaptureWriter:
         self._tell(done)
 
     def _manifest(self, files: list[Written], done: Finished) -> dict[str, Any]:
-        model, config = self._model, self._config
-        vocabulary = model.vocabulary if isinstance(model, Model) else None
-        head = self._written.get(StageKey(None, "lm_head"))
-        entry: dict[str, Any] = {}
-        if isinstance(model, Model):
-            entry = model_entry(model)
-        elif config is not None:
-            entry = {"architecture": config.architecture, "config": config.to_json()}
+        model, graph = self._model, self._graph
+        vocabulary = model.vocabulary if model is not None else None
+        logits = [file.positions for file in files if facts_of(file.key.stage).logits]
         return build_manifest(
-            model=entry,
+            model=model_entry(model) if model is not None else {},
             tokens=self._tokens,
             token_texts=[vocabulary.text_of(token) for token in self._tokens] if vocabulary else [],
             prompt=self._prompt,
-            logits="all" if head is not None and head.positions == "all" else "last",
+            logits="all" if "all" in logits else "last",
             engine=self._engine,
-            rope_layout=config.rope_layout if config else None,
+            rope_layout=(graph.rope_layout or None) if graph is not None else None,
             written=files,
             layers=sorted({file.key.layer for file in files if file.key.layer is not None}),
             absent=self._absent_stages(),
@@ -197,9 +230,9 @@ class CaptureWriter:
     def _absent_stages(self) -> list[Absent]:
         """What the model does not have, and what this runtime did not show in any layer."""
         there = {key.stage for key in self._written}
-        lacking = list(absent_stages(self._config)) if self._config else []
+        lacking = list(self._graph.absent) if self._graph is not None else []
         known = {item.stage for item in lacking}
-        expected = {key.stage for key in self._graph} | self._absent.keys()
+        expected = {*(self._graph.stages if self._graph is not None else ()), *self._absent}
         for name in sorted(expected - there - known, key=lambda name: order_of(StageKey(0, name))):
             lacking.append(Absent(name, self._absent.get(name, "not captured by this engine")))
         return lacking
@@ -217,19 +250,19 @@ class CaptureWriter:
     def _key(self, stage: str, layer: int | None) -> StageKey:
         """The stage's place. Raises UsageError for one that the model cannot have."""
         name = _stage_name(stage)
-        layer = 0 if name == "embedding" and layer is None else layer
-        known = name in _NAMES
-        if known and name in WHOLE_MODEL_STAGES and layer is not None:
+        scope, known = facts_of(name).scope, name in _NAMES
+        layer = 0 if scope == "first" and layer is None else layer
+        if scope == "model" and layer is not None:
             raise UsageError(f"{name} belongs to the whole model, not to layer {layer}")
-        if known and name not in WHOLE_MODEL_STAGES and layer is None:
+        if known and scope != "model" and layer is None:
             raise UsageError(f"{name} needs its layer", hint=f"capture.put({name!r}, x, layer=0)")
         if layer is not None and not 0 <= int(layer) < 1 << 24:
             raise UsageError(f"layer {layer} is no layer's number")
         key = StageKey(None if layer is None else int(layer), name)
-        if key in self._written:
+        if key in self._put:
             raise UsageError(f"{key} was put already", hint="one forward pass makes one capture")
-        if self._config is not None and known and key not in self._graph:
-            raise UsageError(f"{key}: {_why_not(key, self._config)}")
+        if self._graph is not None and known and key not in self._graph:
+            raise UsageError(f"{key}: {_why_not(key, self._graph)}")
         if not known and (near := nearest(name, _NAMES)):
             self._note_once(f"{name} is no stage of ours and was kept; {near} is one")
         return key
@@ -239,18 +272,17 @@ class CaptureWriter:
             self._notes.append(text)
 
     def _shape(
-        self, key: StageKey, values: Float32, axes: Sequence[str] | None
+        self, key: StageKey, given: tuple[int, ...], axes: Sequence[str] | None
     ) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """The shape and axes as the manifest states them. Raises UsageError."""
-        given = values.shape
-        if key.stage not in _NAMES or self._config is None:
+        if self._graph is None or key not in self._graph:
             return given, self._axes(key, len(given), axes)
-        tokens = len(self._tokens)
-        for logits in ("last", "all") if key.stage == "lm_head" else ("last",):
-            shape = stage_shape(key.stage, self._config, tokens, logits)
+        node, tokens = self._graph[key], len(self._tokens)
+        for logits in ("last", "all"):
+            shape = node.shape(tokens, logits)
             if _fits(given, shape):
-                return shape, stage_axes(key.stage, logits)
-        expected, names = stage_shape(key.stage, self._config, tokens), stage_axes(key.stage)
+                return shape, node.axis_names(logits)
+        expected, names = node.shape(tokens), node.axis_names()
         raise UsageError(
             f"{key} is {list(given)} where {list(expected)} ({', '.join(names)}) was expected",
             hint=f"{tokens} tokens, row-major, the first dimension slowest",
@@ -261,10 +293,10 @@ class CaptureWriter:
             if len(axes) != count:
                 raise UsageError(f"{key} has {count} dimensions and {len(axes)} axes")
             return tuple(clean(str(axis), 40) for axis in axes)
-        if key.stage in _NAMES:
-            for logits in ("last", "all"):
-                if len(stage_axes(key.stage, logits)) == count:
-                    return stage_axes(key.stage, logits)
+        names = axes_of(key.stage) or ()
+        for found in (names, ("token", *names)):
+            if len(found) == count and (found == names or facts_of(key.stage).logits):
+                return found
         return tuple(f"dim{place}" for place in range(count))
 
     # -- events --------------------------------------------------------------------------------
@@ -282,7 +314,7 @@ class CaptureWriter:
                 path=relative_path(file.key),
                 bytes=file.bytes,
                 done=len(self._written),
-                files=max(len(self._graph), len(self._written)),
+                files=max(len(self._graph or ()), len(self._written)),
                 written_bytes=self._written_bytes,
                 elapsed_s=round(time.monotonic() - self._start, 4),
                 rms=file.stats["rms"],
@@ -291,19 +323,19 @@ class CaptureWriter:
             )
         )
 
-    def _plan(self, config: ModelConfig) -> Planned:
+    def _plan(self, graph: Graph) -> Planned:
         """The first event: tokens and model, so that a capture that breaks off can be read."""
         model = self._model
         return Planned(
             directory=str(self.directory),
-            model=str(model.path) if isinstance(model, Model) else "",
-            architecture=config.architecture,
-            num_layers=config.num_layers,
+            model=str(model.path) if model is not None else "",
+            architecture=model.architecture if model is not None else "",
+            num_layers=graph.num_layers,
             tokens=self._tokens,
             token_texts=(),
-            stages=tuple(dict.fromkeys(key.stage for key in sorted(self._graph, key=order_of))),
-            layers=tuple(range(config.num_layers)),
-            files=len(self._graph),
+            stages=graph.stages,
+            layers=tuple(range(graph.num_layers)),
+            files=len(graph),
             write_bytes=0,
             free_bytes=0,
             read_bytes=0,
@@ -311,6 +343,7 @@ class CaptureWriter:
             device=str(self._engine.get("device", "")),
             device_name=str(self._engine.get("device_name", "")),
             dtype=str(self._engine.get("dtype", "")),
+            only_in=graph.only_in(graph.stages, range(graph.num_layers)),
         )
 
 
@@ -329,13 +362,13 @@ def _engine_entry(engine: Mapping[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _checked_tokens(tokens: Sequence[int], config: ModelConfig | None) -> tuple[int, ...]:
+def _checked_tokens(tokens: Sequence[int], graph: Graph | None) -> tuple[int, ...]:
     ids = tuple(int(token) for token in tokens)
     if not ids or min(ids) < 0:
         raise UsageError("a capture needs the token ids of its prompt", hint="tokens=[1, 2, 3]")
-    if config is not None and max(ids) >= config.vocab_size:
+    if graph is not None and max(ids) >= graph.vocab_size:
         raise UsageError(
-            f"token {max(ids):,} lies outside the vocabulary of {config.vocab_size:,} tokens"
+            f"token {max(ids):,} lies outside the vocabulary of {graph.vocab_size:,} tokens"
         )
     return ids
 
@@ -352,14 +385,16 @@ def _stage_name(stage: str) -> str:
     return stage
 
 
-def _why_not(key: StageKey, config: ModelConfig) -> str:
+def _why_not(key: StageKey, graph: Graph) -> str:
     """Why the model has no such stage there."""
-    for item in absent_stages(config):
+    for item in graph.absent:
         if item.stage == key.stage:
             return f"it does not exist in this model: {item.reason}"
-    if key.stage == "embedding":
-        return "the embedding belongs to layer 0"
-    return f"the model has layers 0..{config.num_layers - 1}"
+    if facts_of(key.stage).scope == "first":
+        return f"the {key.stage} belongs to layer 0"
+    if key.layer is None or key.layer >= graph.num_layers:
+        return f"the model has layers 0..{graph.num_layers - 1}"
+    return f"that layer has no such stage; layers {ranges(graph.layers_of[key.stage])} have it"
 
 
 def _fits(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:

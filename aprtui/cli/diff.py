@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from aprtui import api
 from aprtui.cli import diff_text
@@ -31,10 +30,7 @@ from aprtui.errors import UsageError
 from aprtui.model.open import is_model_path
 from aprtui.text import count
 
-if TYPE_CHECKING:
-    from aprtui.model.config import ModelConfig
-
-__all__ = ["configure", "open_model_config", "run"]
+__all__ = ["configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -139,15 +135,6 @@ def _show(comparison: Comparison, args: argparse.Namespace) -> None:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         one = comparison.of_files
         print(diff_text.plain_pair(comparison) if one else diff_text.plain(comparison, width))
-
-
-def open_model_config(path: Path | None) -> ModelConfig | None:
-    """The dimensions of the model named on the command line, if one is."""
-    if path is None:
-        return None
-    from aprtui.model.open import open_model
-
-    return open_model(path).config
 
 
 @contextmanager

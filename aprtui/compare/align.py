@@ -9,14 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.formats.tracedir import StageRecord
-from aprtui.graph.vocabulary import STAGES
+from aprtui.graph.vocabulary import facts_of
 from aprtui.text import count
 
 __all__ = ["Aligned", "align"]
 
 Float32 = npt.NDArray[np.float32]
-
-_AXES = {kind.name: kind.axes for kind in STAGES}
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,8 @@ def _contradict(a: StageRecord, b: StageRecord) -> bool:
 
 
 def _is_token_first(record: StageRecord) -> bool:
-    return _AXES.get(record.key.stage, ("",))[0] == "token" or record.key.stage == "lm_head"
+    facts = facts_of(record.key.stage)
+    return facts.axes[:1] == ("token",) or facts.logits
 
 
 def _is_row_of(whole: Float32, record: StageRecord, row: Float32) -> bool:
@@ -105,8 +104,6 @@ def _last_row(
     record: StageRecord, values: Float32
 ) -> tuple[Float32, tuple[int, ...], tuple[str, ...]] | None:
     shape, axes = record.shape, record.axes
-    if record.key.stage == "lm_head" and shape is None:
-        return None
     if not shape or not axes or math.prod(shape) != values.size or not values.size:
         return None
     if axes[0] == "token":

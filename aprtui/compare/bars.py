@@ -12,7 +12,7 @@ from typing import Any
 from aprtui.compare.metrics import Metrics
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.graph.vocabulary import STAGES
+from aprtui.graph.vocabulary import STAGES, facts_of
 from aprtui.text import clean, nearest, number
 
 __all__ = [
@@ -99,7 +99,7 @@ class Bars:
         Expert ids are whole numbers: only how many differ counts.
         """
         found = {o.metric: o.limit for o in self.overrides if o.matches(key)}
-        if key.stage == "moe_router_indices":
+        if facts_of(key.stage).integers:
             return {"mismatches": found.get("mismatches", 0.0)}
         limits = {"rel_l2": self.rel_l2, "worst_row_rel_l2": self.worst_row_rel_l2}
         if "rel_l2" in found and self.rel_l2:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +30,8 @@ from aprtui.compare.spans import ExactTypes, may_be_rounding
 from aprtui.engine.replay import Replay, representable
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.graph import Node, Role
+from aprtui.graph import Node
+from aprtui.graph.ops import Choose, Embed, Op
 from aprtui.model.open import Model
 from aprtui.text import clean
 
@@ -80,8 +80,8 @@ def bisect(
         check_tokens(a, b)
     ids = tokens if tokens is not None else b.token_ids
     _check_ids(ids, model)
-    captured = open_captured(b, model.config, ids)
-    check_overrides(options.overrides, (*captured.by_key, *b.records))
+    captured = open_captured(b, model.graph, ids)
+    check_overrides(options.overrides, (*captured.graph.by_key, *b.records))
     found = _replayed(_Worker(model, captured, ids, a, options), progress, cancelled)
     reference = None if a is None else str(a.root)
     found = replace(found, model=str(model.path), a=reference, b=str(b.root))
@@ -92,7 +92,7 @@ def bisect(
     if divergence is None or found.culprits or not options.reference:
         return found
     try:
-        other = _Worker(model, open_captured(a, model.config, ids), ids, None, options, name="A")
+        other = _Worker(model, open_captured(a, model.graph, ids), ids, None, options, name="A")
         return replace(found, reference=_replayed(other, progress, cancelled))
     except (UsageError, BadFileError) as error:
         return replace(found, notes=(*found.notes, f"A could not be replayed: {error.message}"))
@@ -116,7 +116,7 @@ def _replayed(
 
 
 def _check_ids(ids: tuple[int, ...] | None, model: Model) -> None:
-    size = model.config.vocab_size
+    size = model.graph.vocab_size
     outside = next((each for each in ids or () if not 0 <= each < size), None)
     if outside is not None:
         raise UsageError(
@@ -128,7 +128,7 @@ def _check_ids(ids: tuple[int, ...] | None, model: Model) -> None:
 def _first_divergence(
     a: TraceDir, b: TraceDir, model: Model, cancelled: Callable[[], bool] | None
 ) -> PairResult | None:
-    a = with_shapes(a, model.config)
+    a = with_shapes(a, model.graph)
     results = compare_traces(a, b, choose_bars(a, b), cancelled=cancelled)
     return next((result for result in results if result.kind in FAILED), None)
 
@@ -159,7 +159,7 @@ class _Worker:
         self.exact = ExactTypes(bar)
         self.covered: set[StageKey] = set()
         self.missing: list[StageKey] = []
-        self.numerics: dict[str, Numerics] = {}
+        self.numerics: dict[type[Op], Numerics] = {}
         self.notes: list[str] = [captured.reordered] if captured.reordered else []
         said = (captured.trace.manifest or {}).get("model")
         digest = said.get("digest") if isinstance(said, dict) else None
@@ -182,8 +182,8 @@ class _Worker:
             self._skip(key, clean(str(self.captured.errors[key]), 300), damaged=True)
         elif state == "size":
             self._size(node, source)
-        elif node.kind.operation == "embed":
-            self._embedding(node, source)
+        elif isinstance(node.op, Embed):
+            self._embedding(node, node.op, source)
         elif source.blocked:
             self._skip(key, source.blocked, damaged="cannot be read" in source.blocked)
         else:
@@ -217,10 +217,10 @@ class _Worker:
     def _count(self, key: StageKey) -> int:
         return self.captured.trace.records[key].count
 
-    def _embedding(self, node: Node, source: Source) -> None:
+    def _embedding(self, node: Node, op: Embed, source: Source) -> None:
         if self.token_source == "unknown":
             rows = self.captured.wide(node.key)
-            found = self._tokens_in(node.key, rows)
+            found = self._tokens_in(node.key, op, rows)
             ids = tuple(each for each in found if each is not None)
             if len(ids) < len(found):
                 lost = found.index(None)
@@ -238,13 +238,12 @@ class _Worker:
             )
         self._replay(node, source)
 
-    def _tokens_in(self, key: StageKey, rows: Float64) -> list[int | None]:
+    def _tokens_in(self, key: StageKey, op: Embed, rows: Float64) -> list[int | None]:
         """The table's row that each captured row is, scaled as the family does, or wrongly so."""
         kind = representable(self.captured.values(key).reshape(-1))
-        config = self.captured.config
         found: list[int | None] = []
-        for scale in dict.fromkeys((config.embedding_scale, 1.0, config.hidden_size**0.5)):
-            found = self.replay.find_rows(Role("embedding"), rows, scale, kind)
+        for scale in dict.fromkeys((op.scale, 1.0, rows.shape[-1] ** 0.5)):
+            found = self.replay.find_rows(op.table, rows, scale, kind)
             if any(each is not None for each in found):
                 break
         return found
@@ -283,7 +282,7 @@ class _Worker:
             self._culprit(case, found, inherited)
 
     def _explained(self, case: Case, found: Explanation, inherited: float | None) -> None:
-        self.numerics[case.operation] = found.numerics
+        self.numerics[type(case.op)] = found.numerics
         self.exact.learn(case, found)
         self.explained.append(
             Explained(
@@ -349,42 +348,30 @@ class _Worker:
             self.captured.tokens,
             self.token_source,
             (*trace.notes, *self.notes),
+            weighted=frozenset(node.key.stage for node in self.captured.graph if node.op.weights),
         )
 
 
 def _reference(a: TraceDir, b: Captured) -> Captured:
-    return Captured(with_shapes(a, b.config), b.config, b.tokens, b.logits)
+    return Captured(with_shapes(a, b.graph), b.graph, b.tokens, b.logits)
 
 
 def _wrong_experts(case: Case) -> str:
     """Why B's expert ids cannot be used as an input; empty when they can, or are none."""
-    count = case.config.num_experts
     for key, ids in case.given.items():
-        if key.stage == "moe_router_indices" and not (
-            np.isfinite(ids).all() and (ids >= 0).all() and (ids < count).all()
-        ):
-            return f"its input {key} names experts that the model (with {count}) does not have"
+        op = case.captured.graph[key].op
+        if isinstance(op, Choose) and not ((ids >= 0) & (ids < op.experts)).all():
+            return f"its input {key} names experts that the model (with {op.experts}) does not have"
     return ""
 
 
 def _place(case: Case, index: tuple[int, ...]) -> dict[str, int]:
     """An index named by the stage's axes: position, head, channel."""
-    axes: Iterable[str] = case.node.kind.axes
-    if len(index) == 2 and case.node.kind.axes == ("vocab",):
-        axes = ("token", "vocab")
     names = {"token": "position", "query": "position", "kv_head": "head", "hidden": "channel",
              "ffn": "channel", "qkv": "channel", "vocab": "channel"}  # fmt: skip
-    found = {names.get(axis, axis): i for axis, i in zip(axes, index, strict=False)}
-    if case.node.kind.axes == ("token", "qkv"):
-        found |= _qkv_place(case, found["channel"])
+    found = {names.get(axis, axis): i for axis, i in zip(case.axes, index, strict=False)}
+    if "channel" in found and "head" not in found:  # heads side by side: of Q, K or V in turn
+        for heads in (window.heads for window in case.captured.windows.get(case.key, ())):
+            if heads.columns.start <= found["channel"] < heads.columns.stop:
+                found["head"] = (found["channel"] - heads.first) // heads.size
     return found
-
-
-def _qkv_place(case: Case, channel: int) -> dict[str, Any]:
-    """The head (of Q, K or V in turn) that a channel of qkv belongs to."""
-    config = case.config
-    for size in (config.q_size, config.kv_size, config.kv_size):
-        if channel < size:
-            return {"head": channel // config.head_dim}
-        channel -= size
-    return {}

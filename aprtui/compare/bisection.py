@@ -10,7 +10,6 @@ from typing import Any
 from aprtui.compare.diff import finite_json
 from aprtui.compare.pairs import PairResult
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph.vocabulary import STAGES
 from aprtui.notebook import html_table
 from aprtui.text import clean, count, number
 
@@ -88,7 +87,8 @@ class Bisection:
     """Everything that one bisection found, in order of computation.
 
     ``model``, ``a`` and ``b`` are the paths of what was replayed. ``reference`` is what replaying A
-    found: it is replayed where B has no culprit and they differ all the same.
+    found: it is replayed where B has no culprit and they differ all the same. ``weighted`` names
+    the stages whose operation reads weights.
     """
 
     culprits: tuple[Culprit, ...]
@@ -100,6 +100,7 @@ class Bisection:
     token_source: str
     notes: tuple[str, ...]
     reference: Bisection | None = None
+    weighted: frozenset[str] = frozenset()
     model: str = ""
     a: str | None = None
     b: str = ""
@@ -135,9 +136,8 @@ class Bisection:
     @property
     def other_model(self) -> bool:
         """Whether so many of the stages that use weights are wrong that these may be another's."""
-        weighted = {kind.name for kind in STAGES if kind.weights}
-        wrong = sum(each.key.stage in weighted for each in self.culprits)
-        right = sum(each.key.stage in weighted for each in self.explained)
+        wrong = sum(each.key.stage in self.weighted for each in self.culprits)
+        right = sum(each.key.stage in self.weighted for each in self.explained)
         return wrong >= _MANY and wrong >= 9 * right
 
     @property

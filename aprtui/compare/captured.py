@@ -12,27 +12,16 @@ import numpy.typing as npt
 from aprtui.compare.infer import with_shapes
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
-from aprtui.graph import Node
-from aprtui.graph.vocabulary import STAGES
-from aprtui.model.build import build_graph
-from aprtui.model.config import ModelConfig
+from aprtui.graph import Graph, Node
+from aprtui.graph.heads import head_windows
+from aprtui.graph.rope import PAIRS
 from aprtui.text import clean, count
 
-__all__ = ["ROW_WISE", "Captured", "Source", "open_captured"]
+__all__ = ["Captured", "Source", "open_captured"]
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
-ROW_WISE = frozenset({
-    "rms_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "linear", "add", "activation", "multiply",
-    "router", "router_indices", "experts", "ffn_out", "head",
-})  # fmt: skip
-"""Operations whose row of one position depends on the inputs' rows of that position alone."""
-
-_AXES = {kind.name: kind.axes for kind in STAGES}
-_ROTATED = frozenset({
-    "qkv_matmul", "qkv_bias", "q_norm", "k_norm", "q_post_rope", "k_post_rope"
-})  # fmt: skip
 _KEPT_BYTES = 256_000_000  # float64 copies of inputs that several stages share
 
 
@@ -51,16 +40,15 @@ class Source:
 
 
 class Captured:
-    """One capture seen through a model's stage graph. ``state`` of a key:
+    """One capture seen through a model's graph. ``state`` of a key:
 
     "whole", "last" (the last position only), "size" (its count contradicts the model),
     "unreadable", "absent".
     """
 
-    def __init__(self, trace: TraceDir, config: ModelConfig, tokens: int, logits: str) -> None:
-        self.trace, self.config, self.tokens, self.logits = trace, config, tokens, logits
-        self.graph = build_graph(config)
-        self.by_key = {node.key: node for node in self.graph}
+    def __init__(self, trace: TraceDir, graph: Graph, tokens: int, logits: str) -> None:
+        self.trace, self.graph, self.tokens, self.logits = trace, graph, tokens, logits
+        self.windows = head_windows(graph)
         self.errors: dict[StageKey, BadFileError] = {}
         self._states = {node.key: self._state(node.key) for node in self.graph}
         self._kept: OrderedDict[StageKey, Float64] = OrderedDict()
@@ -72,7 +60,7 @@ class Captured:
     def shape(self, key: StageKey) -> tuple[int, ...]:
         """The shape that the model gives the stage, of the positions that are held."""
         last = self._states.get(key) == "last"
-        return stage_shape(key.stage, self.config, 1 if last else self.tokens, self.logits)
+        return self.graph[key].shape(1 if last else self.tokens, self.logits)
 
     def values(self, key: StageKey) -> Float32:
         """The captured values, shaped; a memory map. Raises BadFileError."""
@@ -94,28 +82,30 @@ class Captured:
     def reordered(self) -> str:
         """What is done about q and k rows that the manifest says are in another order."""
         said = (self.trace.manifest or {}).get("rope_layout")
-        right = self.config.rope_layout
-        if said not in ("halves", "adjacent") or said == right:
+        right = self.graph.rope_layout
+        if said not in PAIRS or not right or said == right:
             return ""
         return f"B rotates {said} pairs, this model {right}: q and k were reordered in each head"
 
     def _reordered(self, key: StageKey, values: Float64) -> Float64:
-        """Channels of each head of q and k in the model's order, where B's is the other one."""
-        if not self.reordered or key.stage not in _ROTATED:
+        """Channels of each head that is turned in the model's order, where B's is the other one;
+        ``values`` are changed."""
+        if not self.reordered:
             return values
-        pair = (2, -1) if self.config.rope_layout == "adjacent" else (-1, 2)
-        order = np.arange(self.config.head_dim).reshape(pair).T.reshape(-1)
-        width = values.shape[-1]
-        if values.ndim == 2:
-            width = self.config.q_size + self.config.kv_size
-        heads = values[..., :width].reshape(len(values), -1, self.config.head_dim)[..., order]
-        made = values.copy()
-        made[..., :width] = heads.reshape(*values.shape[:-1], width)
-        return made
+        rows = values.reshape(len(values), -1)
+        for heads, table in ((each.heads, each.table) for each in self.windows.get(key, ())):
+            if table is None:
+                continue
+            pair = (2, -1) if table.pairs == "adjacent" else (-1, 2)
+            order = np.arange(table.dims).reshape(pair).T.reshape(-1)
+            cut = rows[:, heads.columns].reshape(len(rows), heads.count, heads.size)
+            cut[..., : table.dims] = cut[..., order]
+            rows[:, heads.columns] = cut.reshape(len(rows), heads.width)
+        return rows.reshape(values.shape)
 
     def expectation(self, key: StageKey) -> str:
         """``2,304 values where 9 x 8 x 64 = 4,608 were expected``."""
-        shape = stage_shape(key.stage, self.config, self.tokens, self.logits)
+        shape = self.graph[key].shape(self.tokens, self.logits)
         return (
             f"{count(self.trace.records[key].count)} values where "
             f"{' x '.join(map(str, shape))} = {count(math.prod(shape))} were expected"
@@ -123,8 +113,9 @@ class Captured:
 
     def head_dim_of(self, key: StageKey) -> int | None:
         """The head size that a count of the wrong size means, where heads are an axis."""
-        shape = stage_shape(key.stage, self.config, self.tokens)
-        if _AXES[key.stage][-1] != "channel":
+        node = self.graph[key]
+        shape = node.shape(self.tokens)
+        if node.axis_names()[-1] != "channel":
             return None
         used, rest = divmod(self.trace.records[key].count, math.prod(shape[:-1]))
         return None if rest or not used else used
@@ -146,21 +137,25 @@ class Captured:
                     blocked = blocked or self._why_absent(key, earlier)
                     inputs |= dict.fromkeys(earlier.inputs)
                     between |= {each.key: each for each in earlier.between}
-                    between[key] = self.by_key[key]
+                    between[key] = self.graph[key]
                     last |= earlier.last
                 else:
                     blocked = blocked or self._why_wrong(key, state)
             chain = (*between.values(), node)
-            if last and not blocked and any(n.kind.operation not in ROW_WISE for n in chain):
+            if last and not blocked and not all(each.op.row_wise for each in chain):
                 blocked = "an input holds the last position only"
             found[node.key] = Source(tuple(inputs), tuple(between.values()), blocked, last)
         return found
 
     def _why_absent(self, key: StageKey, source: Source) -> str:
-        if key.stage == "embedding":
-            return "its input embedding was not captured"
+        if not self.graph[key].inputs:
+            return f"its input {key.stage} was not captured"
         if "not captured" in source.blocked:
-            return f"its input {key} was not captured, nor what that could be recomputed from"
+            lost = (each for each in self.graph[key].inputs if self._states[each] == "absent")
+            return (
+                f"its input {key} was not captured, nor what that could be recomputed from "
+                f"({', '.join(map(str, lost))})"
+            )
         return source.blocked and f"its input {key} was not captured: {source.blocked}"
 
     def _why_wrong(self, key: StageKey, state: str) -> str:
@@ -175,32 +170,33 @@ class Captured:
         except BadFileError as error:
             self.errors[key] = error
             return "unreadable"
-        if held == math.prod(stage_shape(key.stage, self.config, self.tokens, self.logits)):
+        node = self.graph[key]
+        if held == math.prod(node.shape(self.tokens, self.logits)):
             return "whole"
-        one = math.prod(stage_shape(key.stage, self.config, 1))
-        return "last" if held == one and _AXES[key.stage][0] == "token" else "size"
+        one = math.prod(node.shape(1))
+        return "last" if held == one and node.axis_names()[0] == "token" else "size"
 
 
-def open_captured(trace: TraceDir, config: ModelConfig, tokens: tuple[int, ...] | None) -> Captured:
+def open_captured(trace: TraceDir, graph: Graph, tokens: tuple[int, ...] | None) -> Captured:
     """The capture through the model's graph; the number of positions from ``tokens`` or the counts.
 
     Raises UsageError when the model does not fit the capture, or ``tokens`` do not.
     """
-    trace = with_shapes(trace, config)
+    trace = with_shapes(trace, graph)
     votes: Counter[int] = Counter()
     for key, record in trace.records.items():
-        if _AXES.get(key.stage, ("vocab",))[0] != "vocab" and (held := _tokens_in(record, config)):
+        if key in graph and not graph[key].last and (held := _tokens_in(record, graph[key])):
             votes[held] += 1
-    head = trace.records.get(StageKey(None, "lm_head"))
-    if not votes and head is not None and head.count and head.count % config.vocab_size == 0:
-        votes[head.count // config.vocab_size] = 1
+    head = next((trace.records[n.key] for n in graph if n.last and n.key in trace.records), None)
+    if not votes and head is not None and head.count and head.count % graph.vocab_size == 0:
+        votes[head.count // graph.vocab_size] = 1
     outside = max((key.layer or 0 for key in trace.records), default=0)
     where = clean(str(trace.root))
-    if outside >= config.num_layers or not votes:
+    if outside >= graph.num_layers or not votes:
         raise UsageError(
             f"{where}: this is not a capture of that model: "
             + (
-                f"it has a layer {outside}, the model {config.num_layers} layers"
+                f"it has a layer {outside}, the model {graph.num_layers} layers"
                 if votes
                 else "no file's size fits the model"
             ),
@@ -216,17 +212,17 @@ def open_captured(trace: TraceDir, config: ModelConfig, tokens: tuple[int, ...] 
                 f"{where}: holds {likeliest} positions, and {length} tokens were given",
                 hint="give the tokens that were traced, or none",
             )
-    whole = head is not None and length > 1 and head.count == length * config.vocab_size
-    return Captured(trace, config, length, "all" if whole else "last")
+    whole = head is not None and length > 1 and head.count == length * graph.vocab_size
+    return Captured(trace, graph, length, "all" if whole else "last")
 
 
-def _tokens_in(record: StageRecord, config: ModelConfig) -> int | None:
+def _tokens_in(record: StageRecord, node: Node) -> int | None:
     """How many positions the file's count means; None when it cannot be."""
-    one = math.prod(stage_shape(record.key.stage, config, 1))
+    one = math.prod(node.shape(1))
     if not one or not record.count or record.count % one:
         return None
     held = record.count // one
-    if _AXES[record.key.stage][0] != "head":
+    if "key" not in node.axis_names():
         return held
     root = math.isqrt(held)
     return root if root * root == held else None

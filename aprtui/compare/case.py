@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,14 +13,11 @@ from aprtui.compare.localerror import LocalError, local_error
 from aprtui.engine.replay import EXACT, Arithmetic, Replay, representable
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Node
-from aprtui.model.config import ModelConfig
+from aprtui.graph.ops import Op, Part, Product
 
-__all__ = ["Case", "Change", "open_case"]
+__all__ = ["Case", "open_case"]
 
 Float64 = npt.NDArray[np.float64]
-
-Change = Callable[[tuple[Float64, ...]], Float64]
-"""A node's output made otherwise from its inputs."""
 
 
 @dataclass
@@ -47,16 +44,22 @@ class Case:
         return self.node.key
 
     @property
-    def operation(self) -> str:
-        return self.node.kind.operation
+    def op(self) -> Op:
+        return self.node.op
 
     @property
-    def config(self) -> ModelConfig:
-        return self.replay.config
+    def parts(self) -> tuple[Part, ...]:
+        """The matrices of a product, in order of its output; none of any other operation."""
+        return self.op.parts if isinstance(self.op, Product) else ()
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of y's dimensions."""
+        return self.node.axis_names(self.captured.logits)[-self.y.ndim :]
 
     @property
     def axis(self) -> int:
-        return 1 if self.node.kind.axes[0] == "head" else 0
+        return self.node.position_axis
 
     @property
     def chain(self) -> tuple[Node, ...]:
@@ -74,13 +77,13 @@ class Case:
             self._memo[key, how] = self.replay.run(node, self.inputs(node, how), how)
         return self._memo[key, how]
 
-    def run(self, how: Arithmetic = EXACT, config: ModelConfig | None = None) -> Float64:
-        """The stage replayed from B's inputs; ``config`` replaces the model's in its own node."""
-        return self.shaped(self.replay.run(self.node, self.inputs(how=how), how, config))
+    def run(self, how: Arithmetic = EXACT) -> Float64:
+        """The stage replayed from B's inputs."""
+        return self.shaped(self.replay.run(self.node, self.inputs(how=how), how))
 
-    def run_changed(self, at: Node, change: Change, how: Arithmetic = EXACT) -> Float64:
-        """The stage replayed with ``change`` in place of one node of the chain."""
-        values = {at.key: change(self.inputs(at, how))}
+    def run_from(self, at: Node, made: Float64, how: Arithmetic = EXACT) -> Float64:
+        """The stage replayed with ``made`` as the output of one node of the chain."""
+        values = {at.key: made}
         later = self.chain[self.chain.index(at) + 1 :]
         for node in later:
             given = tuple(
@@ -91,9 +94,15 @@ class Case:
 
     def shaped(self, made: Float64) -> Float64:
         """A replay's output in y's shape; the last position where y holds no other."""
-        if made.size > self.y.size and self.node.kind.axes[0] == "token":
+        if made.size > self.y.size and self.axes[0] == "token":
             made = made[-self.y.shape[0] :]
         return made.reshape(self.y.shape)
+
+    def columns(self, part: Part) -> Float64:
+        """B's output [n, rows] of one matrix of a product."""
+        assert isinstance(self.op, Product)
+        rows = self.y[None] if self.y.ndim == 1 else self.y.reshape(self.y.shape[0], -1)
+        return rows[:, self.op.columns(part)]
 
     def error(self, made: Float64, rounded: str = "") -> LocalError:
         """How far y lies from an output, however it was made."""
@@ -113,7 +122,7 @@ def open_case(
     y = captured.wide(node.key)
     if source.last:
         given = {key: value[-1:] for key, value in given.items()}
-        if node.kind.axes[0] == "token":
+        if node.axes[0].name == "token":
             y = y[-1:]
     return Case(
         replay,

@@ -10,9 +10,20 @@ import numpy.typing as npt
 
 from aprtui.compare.case import Case
 from aprtui.compare.localerror import LocalError, local_error, row_norms
-from aprtui.engine.replay import CACHED, EXACT, FUSED, NESTED, SUMMED, Arithmetic, Part
+from aprtui.engine.replay import CACHED, EXACT, FUSED, INSIDE, STEPS, SUMMED, Arithmetic
+from aprtui.graph.ops import (
+    Activate,
+    Attend,
+    Choose,
+    Experts,
+    Multiply,
+    Norm,
+    Op,
+    Product,
+    Scores,
+)
 
-__all__ = ["Explanation", "Numerics", "explain", "numerics_of", "part_columns"]
+__all__ = ["Explanation", "Numerics", "activated", "explain", "numerics_of"]
 
 Float64 = npt.NDArray[np.float64]
 
@@ -89,48 +100,57 @@ def numerics_of(case: Case) -> Iterator[Numerics]:
             yield Numerics(how, output)
 
 
+def _has(case: Case, *operations: type[Op]) -> bool:
+    """Whether one of the operations is part of the chain."""
+    return any(isinstance(node.op, operations) for node in case.chain)
+
+
+def activated(case: Case) -> set[str]:
+    """The names of the activations in the chain, and of the one that its end multiplies."""
+    ops = [node.op for node in case.chain]
+    if isinstance(case.op, Multiply):
+        ops.append(case.captured.graph[case.node.inputs[0]].op)
+    names = {op.name for op in ops if isinstance(op, Activate)}
+    return names | {op.activation for op in ops if isinstance(op, Experts)}
+
+
 def _arithmetics(case: Case, output: str) -> Iterator[Arithmetic]:
-    operations = {node.kind.operation for node in case.chain}
-    products = operations & {"qkv", "linear", "head", "ffn_out", "experts", "router",
-                             "router_indices"}  # fmt: skip
-    attention = operations & {"scores", "attend"}
-    gelu = case.config.activation == "gelu_tanh" and operations & {"activation", "multiply"}
+    products = any(node.op.matrices for node in case.chain)
     rounded = ("partner", "Q8_0", "Q8_K", "F16", "BF16") if products else ()
     yield EXACT
-    kinds: tuple[str, ...] = ("", *CACHED) if attention else ("",)
-    if {"scores", "attend"} <= operations:  # in one step, or in several that B did not capture
+    kinds: tuple[str, ...] = ("", *CACHED) if _has(case, Scores, Attend) else ("",)
+    if _has(case, Scores) and _has(case, Attend):  # in one step, or in some that B did not capture
         kinds += FUSED
     for kind in kinds:
-        for table in (False, True) if gelu else (False,):
+        for table in (False, True) if "gelu_tanh" in activated(case) else (False,):
             for product in ("", *rounded):
                 for choice in (0, 1) if product == "partner" else (0,):
                     how = Arithmetic(product, choice, "", kind, table)
                     if how != EXACT:
                         yield how
-    if case.operation in ("rms_norm", "q_norm", "k_norm"):
+    if isinstance(case.op, Norm):
         yield Arithmetic(stage="F32")
     for kind in (output,) if output else () if case.rounded else ("F16", "BF16"):
         yield Arithmetic(stage=kind)
         yield Arithmetic(product=kind if products else "", weights=kind, stage=kind)
-        if output and operations & NESTED:
+        if output and _has(case, *INSIDE, *STEPS):
             yield Arithmetic(product=kind if products else "", stage=kind, steps=True)
             yield Arithmetic(product=kind if products else "", weights=kind, stage=kind, steps=True)
 
 
 def explain(case: Case) -> Explanation:
     """Find the numerics that reproduce B's output, part by part where a stage is one product."""
-    if case.operation == "router_indices":
-        return _explain_indices(case)
-    parts = case.replay.parts(case.node)
-    if parts and not case.between:
-        return _explain_product(case, parts)
+    if isinstance(case.op, Choose):
+        return _explain_choice(case)
+    if isinstance(case.op, Product) and not case.between:
+        return _explain_product(case, case.op)
     tried: list[tuple[LocalError, Float64, Numerics]] = []
     for numerics in numerics_of(case):
         made = _run(case, numerics.how)
         if made is None:
             continue
         error = case.error(made, numerics.output)
-        if case.operation == "experts" and not error.within(case.limits):
+        if isinstance(case.op, Experts) and not error.within(case.limits):
             made, numerics = _with_ties(case, made, numerics)
             error = case.error(made, numerics.output)
         tried.append((error, made, numerics))
@@ -161,12 +181,11 @@ def explain(case: Case) -> Explanation:
 def _limits(case: Case, numerics: Numerics) -> tuple[float, float]:
     """The bars for one arithmetic. Where it rounds more than once inside a stage, a float32 sum
     that lies next to a tie flips a whole unit: an eighth of the type's unit is allowed then."""
-    operations = {node.kind.operation for node in case.chain}
     if numerics.how.attention == SUMMED:
         loose = _UNITS["F16"] / 8
         return max(case.limits[0], loose), max(case.limits[1], 4 * loose)
-    nested = operations & (NESTED if numerics.how.steps else {"scores", "experts"})
-    if not nested or not numerics.output or numerics.output != numerics.how.stage:
+    nested = (*INSIDE, *STEPS) if numerics.how.steps else INSIDE
+    if not _has(case, *nested) or not numerics.output or numerics.output != numerics.how.stage:
         return case.limits
     loose = _UNITS[numerics.output] / 8
     return max(case.limits[0], loose), max(case.limits[1], 4 * loose)
@@ -175,7 +194,7 @@ def _limits(case: Case, numerics: Numerics) -> tuple[float, float]:
 def _run(case: Case, how: Arithmetic) -> Float64 | None:
     """The stage in one arithmetic; None where a rounding does not fit the matrices."""
     try:
-        if how.gelu_table and case.operation == "multiply" and not case.between:
+        if how.gelu_table and isinstance(case.op, Multiply) and not case.between:
             return _fused_gelu(case, how)
         return case.run(how)
     except RuntimeError:  # torch: columns that are no multiple of the rounding's block
@@ -205,29 +224,40 @@ def _with_ties(case: Case, made: Float64, numerics: Numerics) -> tuple[Float64, 
 
 def _partners(case: Case, how: Arithmetic) -> str:
     """The types that activations were rounded to, by the weights of the chain's products."""
-    roles = {role for node in case.chain for role in case.replay.matrices(node)}
+    roles = {role for node in case.chain for role in node.op.matrices}
     found = {case.replay.partner(role, how.choice) for role in roles}
     return " and ".join(sorted(found - {""})) or "nothing"
 
 
-def _explain_indices(case: Case) -> Explanation:
-    """Expert ids are compared as integers; of equal probabilities either may come first."""
-    x = case.inputs()[0]
-    role = next(iter(case.replay.matrices(case.node)))
-    likely, other = case.replay.roundings(role, x.shape[1])
-    names = (*likely, *other)
-    tried = []
-    for name, logits in zip(names, case.replay.products(role, x, names), strict=True):
-        numerics = Numerics(Arithmetic(name))
-        ids = np.argsort(-logits, axis=1, kind="stable")[:, : case.y.shape[1]]
+def _explain_choice(case: Case) -> Explanation:
+    """Expert ids are compared as integers; of equal logits either may come first."""
+    tried: list[tuple[LocalError, Float64, Numerics]] = []
+    for how in _logit_arithmetics(case):
+        try:
+            logits = case.inputs(how=how)[0]
+        except RuntimeError:  # torch: columns that are no multiple of the rounding's block
+            continue
+        ids = case.replay.run(case.node, (logits,), how)
         wrong = _wrong_ids(case.y, logits, ids.shape[1])
-        tried.append((_ids_error(wrong), ids.astype(np.float64), numerics))
+        tried.append((_ids_error(wrong), ids, Numerics(how)))
+        if not wrong.any():
+            break
     best = min(tried, key=lambda each: each[0].rel_l2)
     bad = best[0].rel_l2 > 0
     by = "" if bad else best[2].text()
     unexplained = (case.key.stage,) if bad else ()
     made = tried[0][1] if bad else best[1]
     return Explanation(tried[0][0], best[0], by, {}, unexplained, made, best[2])
+
+
+def _logit_arithmetics(case: Case) -> Iterator[Arithmetic]:
+    """How the logits may have been computed, plain first; one way where they were captured."""
+    roles = [role for node in case.between for role in node.op.matrices]
+    if not roles:
+        yield EXACT
+        return
+    likely, other = case.replay.roundings(roles[-1])
+    yield from (Arithmetic(name) for name in (*likely, *other))
 
 
 def _wrong_ids(y: Float64, logits: Float64, rank: int) -> npt.NDArray[np.bool_]:
@@ -250,12 +280,12 @@ def _ids_error(wrong: npt.NDArray[np.bool_]) -> LocalError:
 
 def _fused_gelu(case: Case, how: Arithmetic) -> Float64 | None:
     """ggml computes activation and product in one step, from the gate, through its table."""
-    act = case.captured.by_key[case.node.inputs[0]]
+    act = case.captured.graph[case.node.inputs[0]]
     gate = act.inputs[0]
     if case.captured.state(gate) != "whole" or case.last:
         return None
-    activated = case.replay.run(act, (case.captured.wide(gate),), how)
-    return case.shaped(activated * case.inputs()[1])
+    through = case.replay.run(act, (case.captured.wide(gate),), how)
+    return case.shaped(case.replay.run(case.node, (through, case.inputs()[1]), how))
 
 
 # -- stages that are one product -------------------------------------------------------------------
@@ -268,12 +298,12 @@ class _Fit:
     numerics: Numerics
 
 
-def _explain_product(case: Case, parts: tuple[Part, ...]) -> Explanation:
-    x = case.replay.product_input(case.node, case.inputs())
+def _explain_product(case: Case, op: Product) -> Explanation:
+    x, parts = case.replay.product_input(op, case.inputs()[0]), op.parts
     plain: list[Float64] = []
     fits: list[_Fit] = []
     for part in parts:
-        first, fit = _fit_part(case, part, x)
+        first, fit = _fit_part(case, op.alone(part), case.columns(part), x)
         plain.append(first)
         fits.append(fit)
     alone = len(parts) == 1
@@ -295,10 +325,11 @@ def _explain_product(case: Case, parts: tuple[Part, ...]) -> Explanation:
     )
 
 
-def _fit_part(case: Case, part: Part, x: Float64) -> tuple[Float64, _Fit]:
-    """(the plain product, the best fit) of one matrix; stops at the first round that fits."""
-    y = part_columns(case, part)
-    likely, other = case.replay.roundings(part.role, x.shape[1])
+def _fit_part(case: Case, op: Product, y: Float64, x: Float64) -> tuple[Float64, _Fit]:
+    """(the plain product, the best fit) of one matrix, a product of which is the only part and
+    ``y`` what B made of it; stops at the first round that fits."""
+    (role,) = op.matrices
+    likely, other = case.replay.roundings(role)
     plain: Float64 | None = None
     best: _Fit | None = None
     rounds = [(likely, ""), (other, "")]
@@ -306,8 +337,8 @@ def _fit_part(case: Case, part: Part, x: Float64) -> tuple[Float64, _Fit]:
     for names, weights in rounds:
         if not names:
             continue
-        made = case.replay.products(part.role, x, names, weights)
-        made = [case.replay.finish(case.node, each) for each in made]
+        made = case.replay.products(role, x, names, weights)
+        made = [case.replay.finish(op, each) for each in made]
         if plain is None:
             plain = made[0]
         for name, values in zip(names, made, strict=True):
@@ -326,9 +357,3 @@ def _rank(fit: _Fit, case: Case) -> tuple[bool, bool, float]:
     """Fits inside the bars first, among them those that do not lean on the output's rounding."""
     inside = fit.error.within(case.limits)
     return (not inside, inside and bool(fit.numerics.output), fit.error.rel_l2)
-
-
-def part_columns(case: Case, part: Part) -> Float64:
-    if case.y.ndim == 1:
-        return case.y[None, part.first : part.last]
-    return case.y.reshape(case.y.shape[0], -1)[:, part.first : part.last]

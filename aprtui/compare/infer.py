@@ -26,14 +26,11 @@ from aprtui.formats.tracedir import (
     key_of,
     open_trace,
 )
-from aprtui.graph.vocabulary import STAGES, order_of
-from aprtui.model.config import ModelConfig
+from aprtui.graph import Graph
+from aprtui.graph.vocabulary import axes_of, facts_of, order_of
 from aprtui.text import clean, count, ranges
 
-__all__ = ["open_any", "open_pair", "record_in_trace", "record_of", "with_shapes"]
-
-_AXES = {kind.name: kind.axes for kind in STAGES}
-_SCORES = ("head", "query", "key")
+__all__ = ["open_any", "open_pair", "record_in_trace", "with_shapes"]
 
 
 def open_any(path: Path, told: Told | None = None) -> TraceDir | PerOpDir:
@@ -62,14 +59,7 @@ def open_pair(path: Path) -> tuple[TraceDir, TraceDir]:
     return sides.cpu, sides.gpu
 
 
-def record_of(path: Path, config: ModelConfig | None = None) -> StageRecord:
-    """One stage file with the shape that the trace around it tells; see ``record_in_trace``."""
-    return record_in_trace(path, config)[0]
-
-
-def record_in_trace(
-    path: Path, config: ModelConfig | None = None
-) -> tuple[StageRecord, TraceDir | None]:
+def record_in_trace(path: Path, graph: Graph | None = None) -> tuple[StageRecord, TraceDir | None]:
     """One stage file with the shape that the trace around it tells, and that trace.
 
     The trace is the folder that the layout puts the file in; a file that lies elsewhere, or whose
@@ -81,19 +71,20 @@ def record_in_trace(
     key = key_of(f"{path.absolute().parent.name}/{path.name}" if in_layer else path.name)
     if key is not None and (in_layer or header.layer is None):
         try:
-            trace = with_shapes(open_trace(root), config)
+            trace = with_shapes(open_trace(root), graph)
         except BadFileError:
             trace = None
         found = trace.records.get(key) if trace is not None else None
         if found is not None and found.size_bytes == header.file_bytes:
             return dataclasses.replace(found, path=path), trace
-    return StageRecord(StageKey(header.layer, path.stem), path, header.file_bytes), None
+    alone = StageKey(header.layer, clean(path.stem, 60))
+    return StageRecord(alone, path, header.file_bytes), None
 
 
-def with_shapes(trace: TraceDir, config: ModelConfig | None = None) -> TraceDir:
+def with_shapes(trace: TraceDir, graph: Graph | None = None) -> TraceDir:
     """``trace`` with shape, axes and positions of the records that state none.
 
-    With the model's ``config``: its shapes (``shape_source`` "model"), the number of tokens from
+    With the model's ``graph``: its shapes (``shape_source`` "model"), the number of tokens from
     the counts; a file whose count contradicts them stays flat and is noted. Without one: the
     shapes of the only reading that fits every file ("inferred", noted); otherwise all stay flat
     and the note says why. A manifest's own shapes are left alone.
@@ -105,22 +96,20 @@ def with_shapes(trace: TraceDir, config: ModelConfig | None = None) -> TraceDir:
     }
     if not open_records or trace.manifest is not None:
         return trace
-    if config is not None:
-        return _from_model(trace, open_records, config)
+    if graph is not None:
+        return _from_model(trace, open_records, graph)
     return _inferred(trace, open_records)
 
 
 # -- with a model ----------------------------------------------------------------------------------
 
 
-def _from_model(
-    trace: TraceDir, records: dict[StageKey, StageRecord], config: ModelConfig
-) -> TraceDir:
-    kv_widths = {key: config.kv_size for key in records}
-    trace = without_padding(trace, kv_widths, "the model tells")
+def _from_model(trace: TraceDir, records: dict[StageKey, StageRecord], graph: Graph) -> TraceDir:
+    widths = {key: math.prod(graph[key].shape(1)) for key in records if key in graph}
+    trace = without_padding(trace, widths, "the model tells")
     records = {key: trace.records[key] for key in records}
     votes = Counter(
-        tokens for record in records.values() if (tokens := _tokens_in(record, config)) is not None
+        tokens for record in records.values() if (tokens := _tokens_in(record, graph)) is not None
     )
     known = _known_tokens(trace)
     tokens = known or (max(votes, key=lambda t: (votes[t], t)) if votes else 0)
@@ -129,7 +118,7 @@ def _from_model(
     wrong: dict[str, list[StageRecord]] = {}
     for key in sorted(records, key=order_of):
         record = records[key]
-        fitted = _fit(record, config, tokens, only_last)
+        fitted = _fit(record, graph, tokens, only_last)
         if fitted is None:
             wrong.setdefault(key.stage, []).append(record)
         else:
@@ -141,62 +130,60 @@ def _from_model(
         layers = [record.key.layer for record in found if record.key.layer is not None]
         where = f" (layer{'s' * (len(layers) > 1)} {ranges(layers)})" if layers else ""
         notes.append(
-            f"{clean(stage)}{where} contradicts the model: {_expectation(found[0], config, tokens)}"
+            f"{clean(stage)}{where} contradicts the model: {_expectation(found[0], graph, tokens)}"
             "; shown flat"
         )
-    outside = {key.layer for key in records if (key.layer or 0) >= config.num_layers}
+    outside = {key.layer for key in records if (key.layer or 0) >= graph.num_layers}
     if outside:
         notes.append(
             f"layers {', '.join(map(str, sorted(n for n in outside if n is not None)))} lie "
-            f"outside the model, which has {config.num_layers}"
+            f"outside the model, which has {graph.num_layers}"
         )
     return dataclasses.replace(trace, records=shaped, notes=(*trace.notes, *notes))
 
 
-def _tokens_in(record: StageRecord, config: ModelConfig) -> int | None:
+def _tokens_in(record: StageRecord, graph: Graph) -> int | None:
     """How many tokens the file's count means for this model; None when it cannot tell."""
-    axes = _AXES.get(record.key.stage)
-    if axes is None or axes[0] == "vocab":
+    if record.key not in graph or graph[record.key].last:
         return None
-    one = math.prod(stage_shape(record.key.stage, config, 1))
+    one = math.prod(graph[record.key].shape(1))
     if one == 0 or record.count % one:
         return None
     tokens = record.count // one
-    if axes == _SCORES:
+    if facts_of(record.key.stage).scores:
         root = math.isqrt(tokens)
         return root if root * root == tokens else None
     return tokens
 
 
-def _fit(
-    record: StageRecord, config: ModelConfig, tokens: int, only_last: bool
-) -> StageRecord | None:
+def _fit(record: StageRecord, graph: Graph, tokens: int, only_last: bool) -> StageRecord | None:
     """The record with the model's shape when its count allows one, else None."""
-    stage = record.key.stage
-    if stage not in _AXES:
+    if record.key not in graph:
         return None
+    node = graph[record.key]
     for logits, length, positions in (
-        ("last", tokens, "last" if stage == "lm_head" or only_last else "all"),
+        ("last", tokens, "last" if node.last or only_last else "all"),
         ("all", tokens, "all"),
         ("last", 1, "last"),
     ):
-        shape = stage_shape(stage, config, length, logits)
+        shape = node.shape(length, logits)
         if length and record.count == math.prod(shape):
             return dataclasses.replace(
                 record,
                 shape=shape,
-                axes=stage_axes(stage, logits),
+                axes=node.axis_names(logits),
                 positions=record.positions if record.parts else positions,
                 shape_source="model",
             )
     return None
 
 
-def _expectation(record: StageRecord, config: ModelConfig, tokens: int) -> str:
-    stage = record.key.stage
-    if stage not in _AXES:
+def _expectation(record: StageRecord, graph: Graph, tokens: int) -> str:
+    if axes_of(record.key.stage) is None:
         return "a stage that is not known"
-    shape = stage_shape(stage, config, tokens)
+    if record.key not in graph:
+        return "it has no such stage there"
+    shape = graph[record.key].shape(tokens)
     return (
         f"{count(record.count)} values where {' x '.join(map(str, shape))} = "
         f"{count(math.prod(shape))} were expected"
@@ -212,7 +199,7 @@ def _known_tokens(trace: TraceDir) -> int | None:
 
 
 def _experts_only(records: Iterable[StageKey]) -> bool:
-    return all(key.stage.startswith("moe_") for key in records)
+    return all(facts_of(key.stage).experts for key in records)
 
 
 # -- without one -----------------------------------------------------------------------------------
@@ -247,7 +234,7 @@ def _is_whole(record: StageRecord) -> bool:
 
 
 def _read_as(record: StageRecord, reading: Reading, positions: str) -> StageRecord:
-    axes = _AXES.get(record.key.stage)
+    axes = axes_of(record.key.stage)
     if axes is None:
         return record
     extent = {
@@ -259,7 +246,7 @@ def _read_as(record: StageRecord, reading: Reading, positions: str) -> StageReco
         "channel": reading.channel,
         "vocab": reading.vocab,
     }
-    if axes == ("vocab",):
+    if facts_of(record.key.stage).logits:
         axes = ("token", "vocab") if record.parts else axes
         positions = "all" if record.parts else "last"
     shape = tuple(extent.get(axis, record.count // reading.tokens) for axis in axes)

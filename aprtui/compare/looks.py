@@ -15,7 +15,7 @@ Float64 = npt.NDArray[np.float64]
 _SHARE = 0.999  # of the squared error that a place must hold to be named
 _AXIS_NAMES = {
     "token": "position", "query": "position", "key": "key", "head": "head", "kv_head": "kv head",
-    "rank": "rank", "vocab": "token id",
+    "rank": "rank", "expert": "expert", "vocab": "token id",
 }  # fmt: skip
 
 
@@ -32,8 +32,7 @@ def looks_like(case: Case, found: Explanation) -> str:
     if not total:
         return "no finite value differs"
     words = [*_whole(y[use], made[use])]
-    axes = case.node.kind.axes[-y.ndim :]
-    for axis, name in enumerate(axes):
+    for axis, name in enumerate(case.axes):
         other = tuple(place for place in range(y.ndim) if place != axis)
         held = squared.sum(axis=other)
         words.extend(_places(held, total, _AXIS_NAMES.get(name, "channel"), y.shape[axis]))
@@ -49,7 +48,7 @@ def looks_like(case: Case, found: Explanation) -> str:
 def _born(case: Case, made: Float64) -> str:
     born = ~np.isfinite(case.y) & np.isfinite(made)
     words = [f"{int(born.sum()):,} of {born.size:,} values are NaN or Inf, born here"]
-    for axis, name in enumerate(case.node.kind.axes[-born.ndim :]):
+    for axis, name in enumerate(case.axes):
         other = tuple(place for place in range(born.ndim) if place != axis)
         hit = np.flatnonzero(born.any(axis=other))
         if 0 < hit.size <= 3 < born.shape[axis]:

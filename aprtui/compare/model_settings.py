@@ -13,7 +13,6 @@ from typing import Any
 from aprtui.compare.weight_sides import WeightSide
 from aprtui.errors import UsageError
 from aprtui.formats.gguf import StringArray
-from aprtui.model.config import ModelConfig
 from aprtui.model.tokenizer import TokenizerSpec
 from aprtui.text import clean, count
 
@@ -40,23 +39,24 @@ class Setting:
 
 
 def compare_configs(a: WeightSide, b: WeightSide) -> tuple[Setting, ...]:
-    """Every configuration value that the arithmetic depends on, in ModelConfig's order."""
+    """Every configuration value that both arithmetics depend on, in the order A's family reads.
+
+    A key of one format alone comes to settings that both have.
+    """
     found = []
-    for each in dataclasses.fields(ModelConfig):
-        if each.name in _RECONCILED:
+    for name, x in a.settings.items():
+        if name in _RECONCILED or name not in b.settings:
             continue
-        x, y = getattr(a.config, each.name), getattr(b.config, each.name)
-        silent = [each.name in side.unstated for side in (a, b)]
-        if each.name == "max_positions":  # how long a prompt may be: 0 where the file is silent
-            silent = [not x, not y]
+        y = b.settings[name]
+        silent = [name in side.unstated for side in (a, b)]
         if all(silent):
-            kind = "unstated" if each.name != "max_positions" else "equal"
+            kind = "unstated" if name != "max_positions" else "equal"
         elif any(silent):
             kind = "missing-a" if silent[0] else "missing-b"
         else:
             kind = "equal" if _same(x, y) else "differs"
         texts = ["not stated" if s else _shown(v) for s, v in zip(silent, (x, y), strict=True)]
-        found.append(Setting(each.name, kind, texts[0], texts[1]))
+        found.append(Setting(name, kind, texts[0], texts[1]))
     return tuple(found)
 
 

@@ -6,8 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from aprtui.compare.infer import open_any, open_pair, record_in_trace, with_shapes
-from aprtui.errors import BadFileError, UsageError
+from aprtui.errors import UsageError
 from aprtui.formats.aprt import MAGIC
+from aprtui.formats.files import first_bytes
 from aprtui.formats.perop import PerOpDir, is_per_op_side
 from aprtui.formats.tracedir import StageRecord, Told, TraceDir
 from aprtui.graph import Graph
@@ -83,16 +84,12 @@ def open_stage_file(path: Path, graph: Graph | None = None) -> tuple[StageRecord
 
 
 def _refuse_model(path: Path) -> None:
-    """Raise UsageError for a model file, where a capture is due."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    """Raise UsageError for a model file."""
+    magic = first_bytes(path, 4)
     if magic == MAGIC:
         return
     if path.suffix in (".apr", ".gguf", ".safetensors") or magic in (b"GGUF", b"APR\0"):
         raise UsageError(
-            f"{clean(str(path))}: a model file; a model is compared with a model only",
+            f"{clean(str(path))}: a model file, where a trace or a stage file is due",
             hint=f"aprtui trace {quoted(path)} makes a trace",
         )

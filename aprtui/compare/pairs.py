@@ -15,8 +15,9 @@ from aprtui.compare.bars import Bars, Exceeded, describe, judge
 from aprtui.compare.logits import logits_metrics
 from aprtui.compare.metrics import Metrics, compare_values
 from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.maps import check_maps
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir, key_of
-from aprtui.graph.vocabulary import order_of
+from aprtui.graph.vocabulary import STAGES, facts_of, order_of
 from aprtui.text import clean, count
 
 __all__ = [
@@ -45,8 +46,7 @@ Float32 = npt.NDArray[np.float32]
 Reorder = Callable[[Float32], Float32]
 
 _MAX_LOGITS = 1 << 24
-_HEAD_STAGES = frozenset({"q_norm", "k_norm", "q_post_rope", "k_post_rope"})
-_QKV_STAGES = frozenset({"qkv_matmul", "qkv_bias"})
+_BY_HEADS = tuple(stage for stage in STAGES if stage.rotated and len(stage.axes) == 3)
 
 
 @dataclass(frozen=True)
@@ -178,25 +178,41 @@ def _reorderings(a: TraceDir, b: TraceDir) -> Callable[[StageKey, StageRecord], 
     if not rope_note(a, b):
         return lambda key, record: None
     to_adjacent = _rope_layout(a) == "adjacent"
+
+    def choose(key: StageKey, record: StageRecord) -> Reorder | None:
+        if record.shape is None or not facts_of(key.stage).rotated:
+            return None
+        if len(record.shape) == 3:
+            channel = record.shape[-1]
+            return None if channel % 2 else lambda rows: _permute(rows, channel, to_adjacent)
+        heads, kv_heads, size = _heads(a, b, key.layer)
+        turned = (heads + kv_heads) * size
+        if not turned or size % 2 or record.shape[-1] != turned + kv_heads * size:
+            return None
+        return lambda rows: np.concatenate(
+            [_permute(rows[:, :turned], size, to_adjacent), rows[:, turned:]], axis=1
+        )
+
+    return choose
+
+
+def _heads(a: TraceDir, b: TraceDir, layer: int | None) -> tuple[int, int, int]:
+    """Query heads, key heads and the size of one in a layer: from its own stages, of either side,
+    that are split into heads, else as B's manifest says of the whole model; 0 where not known."""
+    extents: dict[str, int] = {}
+    for trace in (b, a):
+        for stage in _BY_HEADS:
+            record = trace.records.get(StageKey(layer, stage.name))
+            if record is not None and record.shape is not None and len(record.shape) == 3:
+                extents |= {stage.axes[1]: record.shape[1], "channel": record.shape[2]}
+    if len(extents) == 3:
+        return extents["head"], extents["kv_head"], extents["channel"]
     config: Any = ((b.manifest or {}).get("model") or {}).get("config")
-    heads, kv_heads, channel = (
+    heads, kv_heads, size = (
         value if isinstance(config, dict) and isinstance(value := config.get(name), int) else 0
         for name in ("num_heads", "num_kv_heads", "head_dim")
     )
-
-    def choose(key: StageKey, record: StageRecord) -> Reorder | None:
-        if record.shape is None or channel <= 0 or channel % 2:
-            return None
-        if key.stage in _HEAD_STAGES and record.shape[-1] == channel:
-            return lambda rows: _permute(rows, channel, to_adjacent)
-        rotated = (heads + kv_heads) * channel
-        if key.stage in _QKV_STAGES and record.shape[-1] == rotated + kv_heads * channel:
-            return lambda rows: np.concatenate(
-                [_permute(rows[:, :rotated], channel, to_adjacent), rows[:, rotated:]], axis=1
-            )
-        return None
-
-    return choose
+    return heads, kv_heads, size
 
 
 def _permute(rows: Float32, channel: int, to_adjacent: bool) -> Float32:
@@ -241,12 +257,16 @@ def compare_pair(
         shape=aligned.shape,
         axes=aligned.axes,
         top=options.top,
-        integers=pair.key.stage == "moe_router_indices",
+        integers=facts_of(pair.key.stage).integers,
         reorder=pair.reorder,
         cancelled=cancelled,
         progress=progress,
     )
-    if pair.key.stage == "lm_head":
+    try:
+        check_maps(*sides)
+    except BadFileError as error:
+        return dataclasses.replace(base, kind="unreadable", message=clean(str(error), 500))
+    if facts_of(pair.key.stage).logits:
         row = aligned.shape[-1] if aligned.shape else aligned.x.size
         if 0 < row <= _MAX_LOGITS:
             logits = logits_metrics(aligned.x[-row:], aligned.y[-row:])

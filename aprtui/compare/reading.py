@@ -10,13 +10,11 @@ import numpy as np
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import read_values
 from aprtui.formats.tracedir import StageKey, StageRecord
-from aprtui.graph.vocabulary import STAGES
+from aprtui.graph.vocabulary import axes_of, facts_of
 from aprtui.text import count
 
 __all__ = ["Reading", "distinct_experts", "readings"]
 
-_AXES = {kind.name: kind.axes for kind in STAGES}
-_SCORES = ("head", "query", "key")
 _MASK_ROWS = 256  # rows of the first head that are looked at to tell the mask
 
 
@@ -77,14 +75,14 @@ def readings(records: dict[StageKey, StageRecord], known: int | None) -> tuple[l
 
 def _size_class(stage: str) -> str | None:
     """Stages of one class have equal counts."""
-    axes = _AXES.get(stage)
+    axes = axes_of(stage)
     if axes is None:
         return None
     if axes == ("token", "head", "channel"):
         return "q"
     if axes == ("token", "kv_head", "channel"):
         return "kv"
-    return "scores" if axes == _SCORES else axes[-1]
+    return "scores" if facts_of(stage).scores else axes[-1]
 
 
 def _reading(sizes: dict[str, int], tokens: int, stacked: bool) -> Reading | None:
@@ -130,7 +128,8 @@ def _mask_fits(records: dict[StageKey, StageRecord], tokens: int) -> bool:
     """
     verdicts = []
     for key, record in records.items():
-        if key.stage not in ("attn_scores", "attn_softmax") or record.parts:
+        facts = facts_of(key.stage)
+        if not facts.scores or record.parts:
             continue
         values = read_values(record.path)
         rows = min(_MASK_ROWS, values.size // tokens)
@@ -139,13 +138,13 @@ def _mask_fits(records: dict[StageKey, StageRecord], tokens: int) -> bool:
         masked = not np.any(block[hidden & np.isfinite(block)])
         sums = block.astype(np.float64).sum(axis=1)
         off = np.abs(sums[np.isfinite(sums)] - 1) > 0.02
-        verdicts.append(masked and not (key.stage == "attn_softmax" and off.any()))
+        verdicts.append(masked and not (facts.shares and off.any()))
     return 2 * sum(verdicts) > len(verdicts)
 
 
 def distinct_experts(records: dict[StageKey, StageRecord]) -> bool:
     for key, record in records.items():
-        if key.stage == "moe_router_indices":
+        if facts_of(key.stage).integers:
             try:
                 values = read_values(record.path)
             except BadFileError:

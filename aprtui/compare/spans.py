@@ -8,10 +8,10 @@ from aprtui.compare.case import Case
 from aprtui.compare.explain import Explanation
 from aprtui.engine.replay import Replay
 from aprtui.graph import Node
+from aprtui.graph.ops import Choose, Experts, Product, Route
 
 __all__ = ["ExactTypes", "may_be_rounding"]
 
-_PRODUCTS = frozenset({"qkv", "linear", "ffn_out", "experts", "head"})
 _SPAN = 0.1  # what rounding of activations may make of a span with products inside
 _FLIPPED = 1 / 32  # what a few activations that rounded the other way may make of one position:
 # a unit is 1/127 of its block's largest
@@ -26,7 +26,7 @@ def may_be_rounding(case: Case, found: Explanation, *, shown_exact: bool = False
     types do not round at all.
     """
     error = found.residual
-    products = [node.kind.operation in _PRODUCTS for node in case.chain]
+    products = _products(case)
     if not case.between or not any(products) or error.born:
         return False
     if shown_exact:
@@ -37,6 +37,16 @@ def may_be_rounding(case: Case, found: Explanation, *, shown_exact: bool = False
     if error.median_row_rel_l2 <= bar:
         return error.worst_row_rel_l2 <= _FLIPPED
     return any(products[:-1]) and error.rel_l2 < _SPAN
+
+
+def _products(case: Case) -> list[bool]:
+    """Which nodes of the chain round what nothing shows. A router's logits are not among them:
+    experts are chosen from them by every engine alike, so each rounding of them is tried whole."""
+    chosen_by = (node for node in case.chain if isinstance(node.op, Choose | Route))
+    routed = {key for node in chosen_by for key in node.inputs}
+    return [
+        isinstance(node.op, Product | Experts) and node.key not in routed for node in case.chain
+    ]
 
 
 class ExactTypes:
@@ -51,12 +61,12 @@ class ExactTypes:
         """Take in what explains a product that was replayed from captured inputs."""
         if case.between or found.residual.rel_l2 > self._bar:  # a bar that was moved
             return
-        for part in case.replay.parts(case.node):
+        for part in case.parts:
             plain = found.parts.get(part.name, found.by) == "float32"
             kinds = self._exact if plain else self._rounded
-            kinds.add(case.replay.type_of(part.role))
+            kinds.add(case.replay.type_of(part.weight))
 
     def cover(self, replay: Replay, span: Iterable[Node]) -> bool:
         """Whether every product of ``span`` is with weights of such a type."""
-        types = {replay.type_of(role) for node in span for role in replay.matrices(node)}
+        types = {replay.type_of(role) for node in span for role in node.op.matrices}
         return types <= self._exact - self._rounded

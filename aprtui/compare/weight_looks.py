@@ -143,9 +143,9 @@ def _pair_order(suspect: Suspect) -> Look | None:
     sums = suspect.sums
     if sums is None or suspect.role.name not in ("q", "k", "q_bias", "k_bias"):
         return None
-    head = suspect.sides[0].config.head_dim
+    head = suspect.sides[0].head_size(suspect.role)
     unit = suspect.b.rows if suspect.b.rows > 1 else suspect.b.columns
-    if unit % head:
+    if not head or unit % head:
         return None
     for place, text in ((1, "adjacent pairs where halves are due"),
                         (0, "halves where adjacent pairs are due")):  # fmt: skip
@@ -286,8 +286,8 @@ def _rows_shifted(
 
 def _heads_permuted(suspect: Suspect, sums: RowSums, residual: float) -> Look | None:
     """Each head of B is another one of A: ``heads`` says which, in B's order."""
-    head = suspect.sides[0].config.head_dim
-    if suspect.role.name not in ("q", "k", "v") or suspect.a.rows % head:
+    head = suspect.sides[0].head_size(suspect.role)
+    if suspect.role.name not in ("q", "k", "v") or not head or suspect.a.rows % head:
         return None
     a, b = (
         sample.astype(np.float64).reshape(-1, head * sample.shape[1])

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from aprtui.errors import AprtuiError
+from aprtui.families.registry import Identity, identify, load_family
+from aprtui.families.settle import FREQUENCY_TENSORS, Settled, settle, sort_tensors
+from aprtui.families.tensors import Sorted, Table, Tensor
 from aprtui.formats.modelfile import ModelFile, TensorEntry
-from aprtui.graph import Role
-from aprtui.model.config import ModelConfig
-from aprtui.model.families import architecture_of
-from aprtui.model.open import Matrix, Model, read_model_file, settle_config, sort_tensors
+from aprtui.formats.quantised import refuse_unreadable
+from aprtui.graph import Graph, Role
+from aprtui.graph.ops import Attend, Bias, Norm, Product
+from aprtui.model.open import Matrix, read_model_file, tokenizer_spec_of
 from aprtui.model.operand import Operand
-from aprtui.model.roles import RoleTable
 from aprtui.model.tokenizer import TokenizerSpec
 from aprtui.text import clean
 
@@ -34,7 +38,8 @@ class WeightSide:
 
     path: Path
     file: ModelFile
-    config: ModelConfig
+    graph: Graph
+    settings: Mapping[str, Any]
     weights: Mapping[Role, Matrix]
     unused: tuple[TensorEntry, ...]
     unstated: tuple[str, ...]
@@ -48,116 +53,168 @@ class WeightSide:
     @property
     def tokenizer_spec(self) -> TokenizerSpec:
         """As Model.tokenizer_spec. Raises UsageError when the file has none."""
-        return Model(self.path, self.file, self.config, {}, ()).tokenizer_spec
+        return tokenizer_spec_of(self.file, self.path, self.architecture)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.settings["architecture"])
+
+    @property
+    def rope_layout(self) -> str:
+        return self.graph.rope_layout
+
+    @property
+    def norm_offset(self) -> float:
+        """1 where the stored weights of norms mean 1 + w."""
+        norms = (node.op for node in self.graph if isinstance(node.op, Norm))
+        return next((norm.offset for norm in norms if norm.weight is not None), 0.0)
+
+    def head_size(self, role: Role) -> int:
+        """The width d of a head of the queries, keys or values that a weight makes, or 0."""
+        return self._head_sizes.get(role, 0)
+
+    @cached_property
+    def _head_sizes(self) -> Mapping[Role, int]:
+        return dict(_head_sizes(self.graph))
+
+
+def _head_sizes(graph: Graph) -> Iterator[tuple[Role, int]]:
+    """The roles of q, k and v (and their biases) with the head sizes that Attend reads."""
+    for node in graph:
+        if isinstance(node.op, Product | Bias) and len(node.op.parts) > 1:
+            size = _attended(graph, node.key.layer)
+            for part in node.op.parts:
+                yield part.weight, size
+                if part.bias is not None:
+                    yield part.bias, size
+
+
+def _attended(graph: Graph, layer: int | None) -> int:
+    ops = (node.op for node in graph if node.key.layer == layer)
+    return next((op.values.size for op in ops if isinstance(op, Attend)), 0)
 
 
 def read_sides(a: Path, b: Path) -> tuple[WeightSide, WeightSide]:
     """Both models' tensor tables and configurations; no weight is read.
 
-    Missing tensors, wrong shapes and tensors that play no part are for the comparison to name.
-    Raises BadFileError for a damaged file or one whose configuration contradicts itself.
+    Missing tensors, wrong shapes, unread keys and tensors that play no part are for the comparison
+    to name. Raises BadFileError for a damaged file or one whose configuration contradicts itself.
     """
     files = [read_model_file(path) for path in (a, b)]
-    names = [architecture_of(file) for file in files]
-    tables = [sort_tensors(file, name) for file, name in zip(files, names, strict=True)]
-    read = [_try_config(*each, {}) for each in zip(files, names, tables, strict=True)]
+    who = [identify(file) for file in files]
+    tables = [sort_tensors(file, each.name) for file, each in zip(files, who, strict=True)]
+    read = [_try_settle(*each, {}) for each in zip(files, who, tables, strict=True)]
     sides = []
-    for place, (path, file, name, table) in enumerate(
-        zip((a, b), files, names, tables, strict=True)
-    ):
+    for place, (path, file, name, table) in enumerate(zip((a, b), files, who, tables, strict=True)):
         found, other = read[place], read[1 - place]
         unstated: tuple[str, ...] = ()
+        notes: tuple[str, ...] = ()
         if isinstance(found, AprtuiError):
-            lent = other[0] if isinstance(other, tuple) else None
+            lent = other if isinstance(other, Settled) else None
+            notes = (found.message,)
             found, unstated = _with_lent(file, name, table, lent, found)
-        sides.append(_side(path, file, table, found, unstated))
+        sides.append(_side(path, file, table, found, unstated, notes))
     return sides[0], sides[1]
 
 
-_Settled = tuple[ModelConfig, list[str]]
-
-
-def _try_config(
-    file: ModelFile, name: str, table: RoleTable, lent: Mapping[str, str]
-) -> _Settled | AprtuiError:
+def _try_settle(
+    file: ModelFile, who: Identity, table: Sorted, lent: Mapping[str, str]
+) -> Settled | AprtuiError:
     try:
-        return settle_config(file, name, table, lent)
+        return settle(file, who, table, lent)
     except AprtuiError as error:
         return error
 
 
+_LENT = (
+    "num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "intermediate_size",
+    "moe_intermediate_size", "vocab_size", "num_experts_per_tok",
+)  # fmt: skip
+
+
 def _with_lent(
-    file: ModelFile, name: str, table: RoleTable, other: ModelConfig | None, error: AprtuiError
-) -> tuple[_Settled, tuple[str, ...]]:
+    file: ModelFile, who: Identity, table: Sorted, other: Settled | None, error: AprtuiError
+) -> tuple[Settled, tuple[str, ...]]:
     """The configuration with what the file leaves out taken from the other model's.
 
     Weights can be compared without these keys; that they are missing is told. Where a tensor's own
     shape contradicts the file, the number of experts chosen is not the reason: the error stands.
     """
-    per_token = 1 if other is None else max(other.num_experts_per_tok, 1)
-    lent = {"num_experts_per_tok": str(per_token)}
-    found = _try_config(file, name, table, lent)
+    theirs = {} if other is None else other.settings.values
+    lent = {"num_experts_per_tok": str(theirs.get("num_experts_per_tok") or 1)}
+    found = _try_settle(file, who, table, lent)
     if isinstance(found, AprtuiError) and other is not None:
-        keys = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim",
-                "intermediate_size", "vocab_size", *lent)  # fmt: skip
-        values = {key: getattr(other, key) for key in keys}
-        lent = {key: str(value) for key, value in values.items() if value}
-        found = _try_config(file, name, table, lent)
+        lent = {key: str(theirs[key]) for key in _LENT if theirs.get(key)}
+        found = _try_settle(file, who, table, lent)
     if isinstance(found, AprtuiError):
         raise error
-    config, notes = found
-    return (config, [*notes, error.message]), tuple(lent)
+    return found, tuple(lent)
 
 
 def _side(
-    path: Path, file: ModelFile, table: RoleTable, found: _Settled, unstated: tuple[str, ...]
-) -> WeightSide:
-    config, notes = found
-    weights = dict(_windows(table.entries, config))
+    path: Path, file: ModelFile, table: Sorted, found: Settled, unstated: tuple[str, ...],
+    notes: tuple[str, ...],
+) -> WeightSide:  # fmt: skip
+    settings = found.settings
+    if not settings.has("max_positions"):
+        unstated = (*unstated, "max_positions")
+    weights = dict(_windows(table.entries, found.graph, load_family(settings.family).tensors))
     if _HEAD not in weights and _EMBEDDING in weights:
         weights[_HEAD] = weights[_EMBEDDING]
+    refuse_unreadable(matrix.entry for matrix in weights.values())
     used = {entry.name for entry in table.entries.values()}
     unused = tuple(
         file.tensors[tensor]
         for tensor in sorted(file.tensors)
         if tensor not in used and file.tensors[tensor].size_bytes
     )
-    told = dict.fromkeys(clean(note, 500) for note in (*file.notes, *table.notes, *notes))
-    return WeightSide(path, file, config, weights, unused, unstated, tuple(told))
+    unread = (f"{key} = {value!r} is read by no one" for key, value in settings.unread().values())
+    told = (*file.notes, *table.notes, *settings.notes, *notes, *unread)
+    return WeightSide(
+        path, file, found.graph, settings.values, weights, unused, unstated,
+        tuple(dict.fromkeys(clean(note, 500) for note in told)),
+    )  # fmt: skip
 
 
 def _windows(
-    entries: Mapping[Role, TensorEntry], config: ModelConfig
+    entries: Mapping[Role, TensorEntry], graph: Graph, table: Table
 ) -> Iterator[tuple[Role, Matrix]]:
     """Each weight's window of a tensor: packed experts and fused projections taken apart."""
+    holds = {tensor.role: tensor for tensor in table.tensors if tensor.holds}
     for role, entry in entries.items():
-        shape = entry.shape
-        if role.name == "rope_freqs":  # stands in the configuration, computed or read
+        if entry.name in FREQUENCY_TENSORS:  # stands in the configuration, computed or read
             continue
-        if role.name in ("qkv", "qkv_bias"):
-            yield from _fused(role, entry, config)
-        elif len(shape) == 3 and role.expert is None:
-            for expert in range(shape[0]):
-                window = Matrix(entry, expert * shape[1], shape[1], shape[2])
-                yield Role(role.name, role.layer, expert), window
-        elif len(shape) == 2 and min(shape) > 1:
-            yield role, Matrix(entry, 0, *shape)
+        if role.name in holds:
+            yield from _held(role, entry, graph, holds[role.name])
+        elif len(entry.shape) == 2 and min(entry.shape) > 1:
+            yield role, Matrix(entry, 0, *entry.shape)
         else:
-            yield role, Matrix(entry, 0, 1, math.prod(shape))
+            yield role, Matrix(entry, 0, 1, math.prod(entry.shape))
 
 
-def _fused(role: Role, entry: TensorEntry, config: ModelConfig) -> Iterator[tuple[Role, Matrix]]:
-    sizes = (config.q_size, config.kv_size, config.kv_size)
-    if entry.shape[0] != sum(sizes) or len(entry.shape) > 2:
-        yield role, Matrix(entry, 0, entry.shape[0], math.prod(entry.shape[1:]))
+def _held(
+    role: Role, entry: TensorEntry, graph: Graph, tensor: Tensor
+) -> Iterator[tuple[Role, Matrix]]:
+    """The windows of a fused or packed tensor; one window where its rows are not the model's."""
+    shape = entry.shape
+    packs = shape[0] if tensor.packed and len(shape) == 3 else 1
+    rows, columns = (
+        (1, shape[0]) if len(shape) == 1 else (math.prod(shape[:-1]) // packs, shape[-1])
+    )
+    each = [Role(part, role.layer, 0 if packs > 1 else None) for part in tensor.holds]
+    sizes = [graph.weights[part][0] if part in graph.weights else 0 for part in each]
+    if len(each) == 1:
+        sizes = [rows]
+    if not all(sizes) or sum(sizes) != (columns if len(shape) == 1 else rows):
+        yield role, Matrix(entry, 0, math.prod(shape[:-1]), columns)
         return
-    first = 0
-    for part, size in zip("qkv", sizes, strict=True):
-        if len(entry.shape) == 2:
-            yield Role(part, role.layer), Matrix(entry, first, size, entry.shape[1])
-        else:
-            yield Role(f"{part}_bias", role.layer), Matrix(entry, first, 1, size)
-        first += size
+    for expert in range(packs):
+        first = expert * rows
+        for part, size in zip(each, sizes, strict=True):
+            own = part._replace(expert=expert if tensor.packed else None)
+            window = (1, size) if len(shape) == 1 else (size, columns)
+            yield own, Matrix(entry, first, *window)
+            first += size
 
 
 def operands(a: WeightSide, b: WeightSide, role: Role) -> tuple[Operand, Operand]:
@@ -168,16 +225,17 @@ def operands(a: WeightSide, b: WeightSide, role: Role) -> tuple[Operand, Operand
     """
     found = []
     for side, other in ((a, b), (b, a)):
-        matrix, config = side.weights[role], side.config
+        matrix, size = side.weights[role], side.head_size(role)
         turned = (
             role.name in _REORDERED
-            and config.rope_layout == "adjacent" != other.config.rope_layout
-            and (matrix.rows if matrix.rows > 1 else matrix.columns) % config.head_dim == 0
+            and side.rope_layout == "adjacent" != other.rope_layout
+            and size > 0
+            and (matrix.rows if matrix.rows > 1 else matrix.columns) % size == 0
         )
         offset = (
-            config.norm_offset
-            if role.name.endswith("norm") and config.norm_offset != other.config.norm_offset
+            side.norm_offset
+            if role.name.endswith("norm") and side.norm_offset != other.norm_offset
             else 0.0
         )
-        found.append(Operand(matrix, config.head_dim if turned else 0, offset))
+        found.append(Operand(matrix, size if turned else 0, offset))
     return found[0], found[1]

@@ -126,7 +126,7 @@ def _place(matrix: Matrix | None) -> TensorSide | None:
 def _head(side: WeightSide) -> ModelSide:
     types = sorted({matrix.entry.type for matrix in side.weights.values()})
     return ModelSide(
-        clean(str(side.path), 500), side.file.format, side.config.architecture,
+        clean(str(side.path), 500), side.file.format, side.architecture,
         side.file.size_bytes, side.file.digest, tuple(types), side.tied,
     )  # fmt: skip
 
@@ -139,11 +139,11 @@ def _unused(entry: TensorEntry) -> TensorSide:
 def _reconciled(a: WeightSide, b: WeightSide) -> list[str]:
     """What was made the same before the values were compared."""
     notes = []
-    if a.config.rope_layout != b.config.rope_layout:
-        adjacent = "A" if a.config.rope_layout == "adjacent" else "B"
+    if a.rope_layout != b.rope_layout:
+        adjacent = "A" if a.rope_layout == "adjacent" else "B"
         notes.append(f"{adjacent}'s q and k rows are adjacent pairs: they are read as halves")
-    if a.config.norm_offset != b.config.norm_offset:
-        stored = "A" if a.config.norm_offset else "B"
+    if a.norm_offset != b.norm_offset:
+        stored = "A" if a.norm_offset else "B"
         notes.append(f"{stored} stores norm weights as w and means 1 + w: 1 is added")
     if a.tied != b.tied:
         tied, own = ("A", "B") if a.tied else ("B", "A")

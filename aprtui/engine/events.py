@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 __all__ = [
+    "CardSeen",
     "Emit",
     "Event",
     "Failed",
@@ -65,6 +66,8 @@ class Planned(Event):
     device_name: str
     dtype: str
     notes: tuple[str, ...] = ()
+    only_in: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Of each stage that not all of the layers have: those that have it."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,19 @@ class StageWritten(Event):
     inf: int
     device_bytes: int = 0
     memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class CardSeen(Event):
+    """What a device of the trace does now, by NVML: all its processes, not this one alone."""
+
+    event: ClassVar[str] = "card"
+    device: str
+    used_bytes: int
+    total_bytes: int
+    busy_percent: int | None  # None: the card does not tell
+    watts: float | None
+    most_watts: float | None
 
 
 @dataclass(frozen=True)
@@ -153,7 +169,8 @@ class Failed(Event):
 
 
 _KINDS: dict[str, type[Event]] = {
-    kind.event: kind for kind in (Planned, Started, StageWritten, Log, Finished, Stopped, Failed)
+    kind.event: kind
+    for kind in (Planned, Started, StageWritten, CardSeen, Log, Finished, Stopped, Failed)
 }
 
 
@@ -169,5 +186,5 @@ def parse_event(line: str | bytes) -> Event | None:
             if name in known
         }
         return kind(**values)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

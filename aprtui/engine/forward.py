@@ -92,7 +92,7 @@ def _attention(
     scored = graph[soft.inputs[0]]
     attend, softmax, score = node.op, soft.op, scored.op
     assert isinstance(attend, Attend) and isinstance(softmax, Softmax) and isinstance(score, Scores)
-    q, k = (values[key] for key in scored.inputs)
+    q, k = ops.query_key_heads(score, *(values[key] for key in scored.inputs))
     v = ops.heads_of(values[node.inputs[1]], attend.values)
     sinks = (tap.open_blocks(scored.key), tap.open_blocks(soft.key))
     out = q.new_empty(q.shape[0], attend.heads, attend.values.size)
@@ -105,12 +105,12 @@ def _attention(
         (first, last), kv_head = piece
         heads = slice(kv_head * group, (kv_head + at_once) * group)
         kv_heads = slice(kv_head, kv_head + at_once)
-        keys = last if score.mask.causal else q.shape[0]
+        keys = min(last + score.mask.ahead, len(q)) if score.mask.causal else len(q)
         seen = ops.visible(score.mask, first, last, keys, q.device)
         scores = ops.score_block(ar, score, q[first:last, heads], k[:keys, kv_heads], seen)
         sink = None if lost is None else lost[heads]
         weights = ops.softmax_block(scores, seen, sink)
-        out[first:last, heads] = ops.attend_block(weights, v[:keys, kv_heads])
+        out[first:last, heads] = ops.attend_block(ar, weights, v[:keys, kv_heads])
         for taken, block in zip(sinks, (scores, weights), strict=True):
             if taken is not None:
                 taken.put(heads.start, first, block)

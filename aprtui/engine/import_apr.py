@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,8 @@ import torch
 
 from aprtui.engine.dequantise import Workspace, decode_rows
 from aprtui.errors import EngineError, UsageError
+from aprtui.families.registry import identify
+from aprtui.families.settle import FREQUENCY_TENSORS, settle, sort_tensors
 from aprtui.formats.apr_write import TYPE_CODES, OutgoingTensor, write_apr
 from aprtui.formats.modelfile import TensorEntry, tensor_bytes
 from aprtui.formats.quantise import encode
@@ -55,8 +59,10 @@ def import_apr(
     if model.file.format == "apr":
         raise UsageError(f"{clean(str(model.path))}: is an .apr file already")
     entries = {matrix.entry.name: matrix.entry for matrix in model.weights.values()}
-    if "rope_freqs.weight" in model.file.tensors:
-        entries["rope_freqs.weight"] = model.file.tensors["rope_freqs.weight"]
+    for name in FREQUENCY_TENSORS & set(model.file.tensors):
+        entries[name] = model.file.tensors[name]
+    metadata, notes = apr_metadata(model, out.stem)
+    _check_carried(model, metadata, entries)
     total = sum(entry.size_bytes for entry in entries.values())
     meter = _Meter(total, progress)
     conversions: Counter[str] = Counter()
@@ -66,7 +72,6 @@ def import_apr(
         if type_name != entry.type:
             conversions[f"{entry.type} -> {type_name}"] += 1
         outgoing.append(_outgoing(entry, type_name, meter))
-    metadata, notes = apr_metadata(model, out.stem)
     notes += [
         f"{number} tensors of a type that .apr does not hold were written anew: {change}"
         for change, number in sorted(conversions.items())
@@ -74,6 +79,25 @@ def import_apr(
     size = write_apr(out, metadata, outgoing)
     kept = len(outgoing) - sum(conversions.values())
     return Imported(str(out), size, len(outgoing), kept, dict(conversions), tuple(notes))
+
+
+def _check_carried(
+    model: Model, metadata: Mapping[str, Any], entries: Mapping[str, TensorEntry]
+) -> None:
+    """The file that is about to be written means the same model, stage by stage.
+
+    Raises UsageError that names the first stage which .apr would make another of.
+    """
+    file = replace(model.file, format="apr", metadata=metadata, tensors=entries)
+    who = identify(file)
+    again = settle(file, who, sort_tensors(file, who.name)).graph
+    for node, other in zip_longest(model.graph, again):
+        if node != other:
+            key = (node or other).key
+            raise UsageError(
+                f"{clean(str(model.path))}: .apr has no keys for what its {key.stage} is computed "
+                "with; a reader of the file would compute another model",
+            )
 
 
 class _Meter:

@@ -2,9 +2,10 @@
 
     python -m aprtui.engine.lens --model MODEL FILE...
 
-Each stage file [T, hidden] goes through the final norm (not final_norm.bin, which did) and the
-head. One JSON line a file: its path, the first position told of, and of each position the likeliest
-tokens; or what is wrong with it. The first file is worked on by itself so that it comes soon.
+Each stage file [T, hidden] goes through the model's final norm (not the norm's own, which did) and
+its head. One JSON line a file: its path, the first position told of, and of each position the
+likeliest tokens; or what is wrong with it. The first file is worked on by itself so that it comes
+soon.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from aprtui.engine.ops import normalise
+from aprtui.engine.ops import Pass, normalise
 from aprtui.engine.weights import WeightStream
 from aprtui.errors import AprtuiError, BadFileError
 from aprtui.formats.aprt import read_values
-from aprtui.graph import Role
+from aprtui.graph import Graph, Node
+from aprtui.graph.ops import Norm, Product
 from aprtui.model.open import Model, open_model
 
 __all__ = ["TOP", "likeliest", "main", "read_rows"]
@@ -50,7 +52,6 @@ def read_rows(path: Path, hidden: int) -> tuple[int, torch.Tensor]:
     return first, torch.from_numpy(np.array(rows[first:]))
 
 
-@torch.inference_mode()
 def likeliest(
     stream: WeightStream, rows: torch.Tensor, top: int = TOP
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,14 +59,20 @@ def likeliest(
 
     The head is read once, block by block; of the logits only the largest and their sum are kept.
     """
-    cap = stream.model.config.logit_softcap
+    head = stream.model.graph.nodes[-1].op
+    assert isinstance(head, Product)
+    (part,) = head.parts
+    bias = None if part.bias is None else stream.vector(part.bias)
     total = torch.full((len(rows),), -math.inf, dtype=torch.float64)
     ids = torch.empty((len(rows), 0), dtype=torch.int64)
     best = torch.empty((len(rows), 0), dtype=torch.float64)
-    for first, block in stream.blocks(Role("head")):
-        logits = (rows @ block.T).double()
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
+    for first, block in stream.blocks(part.weight):
+        logits = rows @ block.T
+        if bias is not None:
+            logits = logits + bias[first : first + len(block)]
+        logits = logits.double() * head.scale
+        if head.cap is not None:
+            logits = torch.tanh(logits / head.cap) * head.cap
         total = torch.logaddexp(total, logits.logsumexp(dim=1))
         values, places = logits.topk(min(top, logits.shape[1]), dim=1)
         best, ids = torch.cat([best, values], dim=1), torch.cat([ids, places + first], dim=1)
@@ -86,21 +93,29 @@ class _Held:
 def _lines(model: Model, files: list[Path]) -> Iterator[dict[str, Any]]:
     """What is printed, file by file."""
     stream = WeightStream(model, torch.device("cpu"), torch.float32)
-    weight = stream.vector(Role("final_norm"))
+    arithmetic, norm = Pass(stream), _final_norm(model.graph)
     batch: list[_Held] = []
     for number, path in enumerate(files):
         try:
-            first, rows = read_rows(path, model.config.hidden_size)
+            first, rows = read_rows(path, model.graph.hidden_size)
         except AprtuiError as error:
             yield _error(error, str(path))
         else:
-            normal = rows if path.stem == "final_norm" else normalise(rows, weight, model.config)
-            batch.append(_Held(path, first, normal))
+            if norm is not None and path.stem != norm.key.stage:
+                assert isinstance(norm.op, Norm)
+                rows = normalise(arithmetic, norm.op, rows)
+            batch.append(_Held(path, first, rows))
         if batch and (number == 0 or sum(len(held.rows) for held in batch) >= BATCH_ROWS):
             yield from _read(stream, batch)
             batch = []
     if batch:
         yield from _read(stream, batch)
+
+
+def _final_norm(graph: Graph) -> Node | None:
+    """What the head reads, where that is a norm of the residual stream."""
+    before = graph[graph.nodes[-1].inputs[0]]
+    return before if isinstance(before.op, Norm) else None
 
 
 def _read(stream: WeightStream, batch: list[_Held]) -> Iterator[dict[str, Any]]:
@@ -147,8 +162,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.parent is not None:
         threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
     try:
-        for line in _lines(open_model(options.model), options.files):
-            print(json.dumps(line), flush=True)
+        with torch.inference_mode():
+            for line in _lines(open_model(options.model), options.files):
+                print(json.dumps(line), flush=True)
     except AprtuiError as error:
         print(json.dumps(_error(error)), flush=True)
         return error.exit_code

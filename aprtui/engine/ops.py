@@ -1,8 +1,8 @@
 """The kernels: one function an operation of ``graph.ops``, written once against an arithmetic.
 
 Each works in the dtype of its input and reads its operation's parameters alone. ``Pass`` is the
-exact arithmetic, in which ``cut``, ``step``, ``cached`` and ``queried`` change nothing; what rounds
-overrides them. Shapes use the symbols of docs/stages.md.
+exact arithmetic, which rounds nothing of its own accord; one that does overrides the places where
+it rounds. Shapes use the symbols of docs/stages.md.
 """
 
 from __future__ import annotations
@@ -52,13 +52,19 @@ SCORE_BLOCK_VALUES = 1 << 23
 class Pass:
     """What kernels compute with: a model's weights, the tokens, and no rounding of their own.
 
-    ``logits``: "last", or "all" positions'.
+    ``logits``: "last", or "all" positions'. ``positions``: of each row, where they are not
+    0, 1, 2 and so on.
     """
 
     def __init__(
-        self, weights: WeightStream, tokens: tuple[int, ...] = (), logits: str = "last"
+        self,
+        weights: WeightStream,
+        tokens: tuple[int, ...] = (),
+        logits: str = "last",
+        positions: tuple[float, ...] = (),
     ) -> None:
         self.weights, self.tokens, self.logits = weights, tokens, logits
+        self.positions = positions
         self._angles: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
     def product(self, x: Tensor, role: Role) -> Tensor:
@@ -66,6 +72,7 @@ class Pass:
         return self.weights.linear(x, role)
 
     def vector(self, role: Role) -> Tensor:
+        """A norm's weight, a bias or sinks."""
         return self.weights.vector(role)
 
     def cut(self, x: Tensor) -> Tensor:
@@ -80,7 +87,23 @@ class Pass:
         """Keys or values as the KV cache holds them."""
         return x
 
+    def queried(self, x: Tensor) -> Tensor:
+        """Queries as they meet cached keys."""
+        return x
+
+    def weighed(self, x: Tensor) -> Tensor:
+        """Softmax weights as they meet cached values."""
+        return x
+
+    def mix(self, weights: Tensor, v: Tensor) -> Tensor:
+        """Softmax weights [a,t,S] times values [S,b,d], a/b heads a value head: [t,a,d]."""
+        heads, queries = weights.shape[0], weights.shape[1]
+        grouped = weights.reshape(v.shape[1], -1, weights.shape[2])
+        mixed = torch.bmm(grouped, v.permute(1, 0, 2))
+        return mixed.reshape(heads, queries, v.shape[2]).permute(1, 0, 2).contiguous()
+
     def activate(self, x: Tensor, name: str) -> Tensor:
+        """An activation of ACTIVATIONS, element by element."""
         return ACTIVATIONS[name](x)
 
     def angles(self, table: RopeTable, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +114,7 @@ class Pass:
         key = (table, x.shape[0], x.dtype, x.device)
         if key not in self._angles:
             dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-            cos, sin = rotation(table, x.shape[0])
+            cos, sin = rotation(table, self.positions or range(x.shape[0]))
             self._angles[key] = send(cos.to(dtype), x.device), send(sin.to(dtype), x.device)
         return self._angles[key]
 
@@ -108,11 +131,13 @@ def heads_of(x: Tensor, heads: Heads) -> Tensor:
 
 
 def embed(ar: Pass, op: Embed) -> Tensor:
+    """The tokens' rows of the table times ``scale``: [T,H]."""
     rows = ar.weights.rows(op.table, ar.tokens)
     return rows * op.scale if op.scale != 1.0 else rows
 
 
 def norm(ar: Pass, op: Norm, x: Tensor) -> Tensor:
+    """[T,H], or the heads [T,heads,d] of a window, each normalised or all of them together."""
     if op.heads is not None and not op.whole:
         return normalise(ar, op, heads_of(x, op.heads))
     if op.heads is not None:
@@ -122,7 +147,8 @@ def norm(ar: Pass, op: Norm, x: Tensor) -> Tensor:
 
 
 def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
-    """The norm over the last axis of x."""
+    """x / sqrt(mean(x^2) + eps) * (offset + w) + bias over the last axis; x less its mean where
+    ``centred``."""
     wide = _wide(x)
     if op.centred:
         wide = wide - wide.mean(-1, keepdim=True)
@@ -135,6 +161,8 @@ def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
 
 
 def product(ar: Pass, op: Product, x: Tensor) -> Tensor:
+    """cap * tanh((x W' + b) * scale / cap) with the parts side by side: [T, rows], or [rows]
+    where only the last position is asked for. x [T,...] is taken as rows."""
     rows = x.reshape(x.shape[0], -1)
     if op.last and ar.logits == "last":
         rows = rows[-1:]
@@ -153,39 +181,45 @@ def finish(ar: Pass, op: Product, out: Tensor) -> Tensor:
 
 
 def _biases(ar: Pass, op: Product | Bias) -> Tensor:
+    """The parts' biases side by side [rows], 0 where a part has none."""
+    device = ar.weights.device_of(op.parts[0].weight.layer)
     return torch.cat([
-        ar.vector(part.bias) if part.bias is not None
-        else torch.zeros(part.rows, dtype=ar.weights.dtype, device=ar.weights.device_of(part.weight.layer))
+        torch.zeros(part.rows, dtype=ar.weights.dtype, device=device) if part.bias is None
+        else ar.vector(part.bias)
         for part in op.parts
     ])  # fmt: skip
 
 
 def bias(ar: Pass, op: Bias, x: Tensor) -> Tensor:
+    """x [T, rows] + b."""
     return x + _biases(ar, op)
 
 
-def rotation(table: RopeTable, tokens: int) -> tuple[Tensor, Tensor]:
+def rotation(table: RopeTable, positions: Sequence[float]) -> tuple[Tensor, Tensor]:
     """cos and sin [T, dims/2] float64, on the CPU, of the table's angles, times its magnitude.
 
     Angles are float64 whatever the dtype: float32 angles lose 1e-5 beyond 1,000 positions.
     """
+    table = table.at(1 + int(max(positions, default=0)))
     pairs = torch.arange(table.dims // 2, dtype=torch.float64)
     frequency = table.theta ** (-2.0 * pairs / table.dims)
     if table.divisors:
         frequency = frequency / torch.tensor(table.divisors, dtype=torch.float64)
-    positions = torch.arange(tokens, dtype=torch.float64) / table.position_divisor
-    angles = torch.outer(positions, frequency)
+    rows = torch.tensor(positions, dtype=torch.float64) / table.position_divisor
+    angles = torch.outer(rows, frequency)
     return angles.cos() * table.magnitude, angles.sin() * table.magnitude
 
 
 def rope(ar: Pass, op: Rope, x: Tensor) -> Tensor:
+    """The heads [T,heads,d] of a window turned by their positions' angles."""
     heads = heads_of(x, op.heads)
     cos, sin = ar.angles(op.table, heads)
     return rotate(ar, heads, cos, sin, op.table)
 
 
 def rotate(ar: Pass, x: Tensor, cos: Tensor, sin: Tensor, table: RopeTable) -> Tensor:
-    """x [T,heads,d] with the pairs of its first ``dims`` channels turned."""
+    """x [T,heads,d] with the pairs (a, b) of its first ``dims`` channels turned to
+    (a cos - b sin, b cos + a sin)."""
     wide = _wide(x)
     cos, sin = ar.step(cos[:, None, :].to(wide)), ar.step(sin[:, None, :].to(wide))
     turned, rest = wide[..., : table.dims], wide[..., table.dims :]
@@ -205,7 +239,9 @@ def visible(mask: Mask, first: int, last: int, keys: int, device: torch.device) 
     """Which keys the queries first..last see [last-first, keys] bool."""
     queries = torch.arange(first, last, device=device)[:, None]
     key = torch.arange(keys, device=device)[None, :]
-    seen = key <= queries if mask.causal else torch.ones_like(key <= queries)
+    seen = key <= queries + mask.ahead
+    if not mask.causal:
+        seen = torch.ones_like(seen)
     if mask.window is not None:
         seen = seen & (queries - key < mask.window)
         if not mask.causal:
@@ -214,7 +250,9 @@ def visible(mask: Mask, first: int, last: int, keys: int, device: torch.device) 
 
 
 def score_block(ar: Pass, op: Scores, q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
-    """Scores [a,t,S] of queries [t,a,d] and keys [S,b,d], a/b queries a key head: 0 where unseen."""
+    """Scores [a,t,S] of queries [t,a,d] and keys [S,b,d], a/b queries a key head: q.k * scale,
+    then cap * tanh(s / cap), 0 where unseen."""
+    q, k = ar.queried(q), ar.cached(k)
     queries, keys, size = q.shape[0], k.shape[0], q.shape[2]
     groups = q.shape[1] // k.shape[1]
     grouped = q.reshape(queries, k.shape[1], groups, size)
@@ -234,12 +272,9 @@ def softmax_block(scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> 
     return torch.softmax(torch.cat((masked, sink), dim=-1), dim=-1)[..., :-1].to(scores.dtype)
 
 
-def attend_block(weights: Tensor, v: Tensor) -> Tensor:
+def attend_block(ar: Pass, weights: Tensor, v: Tensor) -> Tensor:
     """Attention [t,a,d] of softmax weights [a,t,S] over values [S,b,d]."""
-    heads, queries = weights.shape[0], weights.shape[1]
-    grouped = weights.reshape(v.shape[1], -1, weights.shape[2])
-    mixed = torch.bmm(grouped, v.permute(1, 0, 2))
-    return mixed.reshape(heads, queries, v.shape[2]).permute(1, 0, 2).contiguous()
+    return ar.mix(ar.weighed(weights), ar.cached(v))
 
 
 def attention_blocks(heads: int, tokens: int) -> list[tuple[int, int]]:
@@ -248,21 +283,30 @@ def attention_blocks(heads: int, tokens: int) -> list[tuple[int, int]]:
     return [(first, min(first + step, tokens)) for first in range(0, tokens, step)]
 
 
+def query_key_heads(op: Scores, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [T,A,d] and keys [T,K,d] out of the inputs of scores."""
+    return (
+        q if op.queries is None else heads_of(q, op.queries),
+        k if op.keys is None else heads_of(k, op.keys),
+    )
+
+
 def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> Tensor:
-    """All scores at once; for replay. The pass itself goes block by block."""
+    """All scores at once [A,T,T]; for replay. The pass itself goes block by block."""
+    q, k = query_key_heads(op, q, k)
     seen = visible(op.mask, 0, q.shape[0], k.shape[0], q.device)
     return score_block(ar, op, q, k, seen)
 
 
 def softmax(ar: Pass, op: Softmax, x: Tensor) -> Tensor:
-    """All rows at once; for replay."""
+    """All rows at once [A,T,T]; for replay."""
     seen = visible(op.mask, 0, x.shape[-1], x.shape[-1], x.device)
     return softmax_block(x, seen, None if op.sinks is None else ar.vector(op.sinks))
 
 
 def attend(ar: Pass, op: Attend, weights: Tensor, values: Tensor) -> Tensor:
-    """All queries at once; for replay."""
-    return attend_block(weights, heads_of(values, op.values))
+    """All queries at once [T,A,d]; for replay."""
+    return attend_block(ar, weights, heads_of(values, op.values))
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -277,32 +321,39 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation(ar: Pass, op: Activate, x: Tensor) -> Tensor:
+    """[T,F], element by element."""
     return ar.activate(x, op.name)
 
 
 def multiply(ar: Pass, op: Multiply, x: Tensor, y: Tensor) -> Tensor:
+    """x * y, element by element."""
     return x * y
 
 
 def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
-    return hidden + branch if op.scale == 1.0 else hidden + branch * op.scale
+    """hidden + scale * branch, [T,H]."""
+    return hidden + (branch if op.scale == 1.0 else ar.cut(branch * op.scale))
 
 
 def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x W')): [T, rows]."""
     return torch.sigmoid(ar.product(x, op.part.weight))
 
 
 def _scored(logits: Tensor, score: str) -> Tensor:
+    """Softmax over all experts, or sigmoid of each: [T,E]."""
     wide = _wide(logits)
     return torch.softmax(wide, dim=-1) if score == "softmax" else torch.sigmoid(wide)
 
 
 def choose(ar: Pass, op: Choose, logits: Tensor) -> Tensor:
+    """Ids [T,k] of the largest scores, descending; of equal ones the lower id first."""
     _, ids = torch.sort(_scored(logits, op.score), dim=-1, descending=True, stable=True)
     return ids[:, : op.top]
 
 
 def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
+    """Scores [T,k] of the chosen ids, over their sum where ``renormalise``, times ``scale``."""
     chosen = _scored(logits, op.score).gather(1, ids.long())
     if op.renormalise:
         chosen = chosen / chosen.sum(-1, keepdim=True)
@@ -312,7 +363,10 @@ def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-    """In order of their ids; only those that some token chose are read."""
+    """[T,H]: the sum over a token's ids of weight * down(activation(gate(x)) * up(x)).
+
+    In order of the ids; only experts that some token chose are read.
+    """
     out = torch.zeros_like(x)
     places: dict[int, list[tuple[int, int]]] = {}
     for token, row in enumerate(ids.tolist()):  # a device is waited for here, and not again
@@ -331,9 +385,10 @@ def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> T
 def combine(
     ar: Pass, op: Combine, routed: Tensor, shared: Tensor | None = None, gate: Tensor | None = None
 ) -> Tensor:
+    """routed + gate * shared, [T,H]; gate [T,1]."""
     if shared is None:
         return routed
-    return routed + (shared if gate is None else shared * gate)
+    return routed + (shared if gate is None else ar.cut(shared * gate))
 
 
 KERNELS: dict[type[Op], Callable[..., Tensor]] = {

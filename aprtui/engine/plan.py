@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aprtui.engine import adapters
+from aprtui.engine.cards import planned_on
 from aprtui.engine.events import Planned
 from aprtui.engine.job import DTYPES, TraceJob, default_directory, device_names
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import StageHeader
 from aprtui.formats.tracedir import StageKey, holds_trace
 from aprtui.graph import Absent, Graph
-from aprtui.graph.ops import Scores, Softmax
+from aprtui.graph.ops import Embed, Scores, Softmax
 from aprtui.graph.select import parse_layers, parse_stages
 from aprtui.model.open import Model, open_model
 from aprtui.text import clean, size
@@ -73,10 +74,11 @@ class Plan:
     @property
     def read_bytes(self) -> int:
         """The weights that the pass reads: each tensor once, of the token table only rows."""
+        tables = {node.op.table for node in self.model.graph if isinstance(node.op, Embed)}
         entries = {
             matrix.entry.name: matrix.entry.size_bytes
             for role, matrix in self.model.weights.items()
-            if role.name != "embedding"
+            if role not in tables
         }
         return sum(entries.values())
 
@@ -105,6 +107,13 @@ class Plan:
         each = 4 if self.job.dtype == "float32" else 2
         return each * sum(math.prod(shape) for shape in shapes.values())
 
+    def foreseen(self) -> Planned:
+        """The event of a plan that is not run: of its device what can be known without torch."""
+        job = self.job
+        return self.event(
+            job.device, planned_on(job.device, self.read_bytes, resident=job.resident)
+        )
+
     def event(self, device: str, device_name: str) -> Planned:
         return Planned(
             directory=str(self.directory),
@@ -124,6 +133,7 @@ class Plan:
             device_name=device_name,
             dtype=self.job.dtype,
             notes=self.notes,
+            only_in=self.model.graph.only_in(self.stages, self.layers),
         )
 
 
@@ -197,7 +207,7 @@ def _plan(job: TraceJob, model: Model) -> Plan:
     if not files:
         raise UsageError(
             "nothing to write: none of the stages asked for exists in this model and these layers",
-            hint="; ".join(notes[-3:]) or "embedding exists in layer 0 only",
+            hint="; ".join(notes[-3:]) or f"{graph.nodes[0].key.stage} exists in layer 0 only",
         )
     directory = _directory(job)
     vocabulary = model.vocabulary

@@ -15,6 +15,7 @@ from aprtui.formats.blocks import BLOCK_TYPES
 __all__ = [
     "PARTNERS",
     "ROUNDINGS",
+    "ROUND_TO",
     "gelu_f16_table",
     "round_bf16",
     "round_f16",
@@ -99,6 +100,14 @@ def gelu_f16_table(x: Tensor) -> Tensor:
     return torch.where(wide >= 10.0, wide, table)
 
 
+ROUND_TO: dict[str, Callable[[Tensor], Tensor]] = {
+    "": lambda x: x,
+    "BF16": round_bf16,
+    "F16": round_f16,
+    "F32": lambda x: x.float(),
+}
+"""Types of single numbers: what each makes of x; "F32" alone goes on in its own dtype."""
+
 # Name -> (what it does to the rows of a product, columns must be a multiple of).
 ROUNDINGS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "Q8_0": (round_q8_0, 32),
@@ -122,5 +131,12 @@ def _partner(name: str) -> tuple[str, ...]:
     return ("Q8_K",) if BLOCK_TYPES[name].values == 256 else ()
 
 
-PARTNERS: dict[str, tuple[str, ...]] = {name: _partner(name) for name in BLOCK_TYPES}
+class _Partners(dict[str, tuple[str, ...]]):
+    """None for what is no block type of GGUF or .apr: a quantised checkpoint's weight."""
+
+    def __missing__(self, name: str) -> tuple[str, ...]:
+        return ()
+
+
+PARTNERS = _Partners({name: _partner(name) for name in BLOCK_TYPES})
 """Block type of a weight -> what ggml's CPU rounds the activations to before the product."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 
 import torch
 
 from aprtui.engine.ahead import Ahead, Expected
-from aprtui.engine.dequantise import StoredRows, Workspace
+from aprtui.engine.block_decoders import Workspace
+from aprtui.engine.codecs import Codec, codec_of
 from aprtui.engine.placement import Placement
 from aprtui.engine.staging import SLOTS, Staging, send
 from aprtui.engine.workers import for_each
-from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
+from aprtui.formats.modelfile import block_bytes
 from aprtui.graph import Role
 from aprtui.model.open import Matrix, Model
 
@@ -24,8 +25,9 @@ __all__ = ["WeightStream", "largest_block_bytes", "working_bytes"]
 # (docs/numerics.md 5). Whole groups of rows: of others the products' kernels round the last rows
 # in another order than the rest.
 BLOCK_VALUES = 1 << 20
-# On another device each block costs the host some launches, which its arithmetic must outlast.
-DEVICE_BLOCK_VALUES = 1 << 24
+# On another device each block costs the host some launches, which its arithmetic must outlast:
+# most matrices are one block (tests/benchmarks/README.md).
+DEVICE_BLOCK_VALUES = 1 << 26
 _ROW_GROUP = 32
 # Beyond some tokens the activations no longer fit the cache: wider blocks read them less often.
 _FEW_TOKENS = 64
@@ -54,12 +56,7 @@ def largest_block_bytes(model: Model, device: torch.device) -> int:
     """Stored bytes of the largest block that a product reads."""
     largest = 0
     for matrix in model.weights.values():
-        entry, shape = matrix.entry, (_most_rows(matrix, device), matrix.columns)
-        stored = stored_bytes(entry.type, shape, flat=entry.flat)
-        if entry.flat or entry.type == "APR_Q4":
-            # Blocks run across rows: a block of rows may begin and end inside one.
-            stored += BLOCK_TYPES[entry.type].bytes
-        largest = max(largest, stored)
+        largest = max(largest, block_bytes(matrix.entry, _most_rows(matrix, device)))
     return largest
 
 
@@ -101,7 +98,7 @@ class WeightStream:
         self.dtype = dtype
         self._scratch = _Scratch()
         self._vectors: dict[Role, torch.Tensor] = {}
-        self._kept: dict[Role, StoredRows] = {}
+        self._kept: dict[Role, Codec] = {}
         cuda = [device for device in self.placement.devices if device.type == "cuda"]
         slot_bytes = largest_block_bytes(model, self.device) if cuda else 0
         self._staging = {device: Staging(device, slot_bytes) for device in cuda}
@@ -141,13 +138,13 @@ class WeightStream:
 
     def _expected(self, role: Role, tokens: int) -> Iterator[Expected]:
         matrix = self.model.weights[role]
+        source = cache(partial(self._source, role))  # looked at when the first block is read
 
         def read(first: int, rows: int) -> torch.Tensor:
-            return self._source(role).bytes_of(first, rows)
+            return source().bytes_of(first, rows)
 
         for first, rows in self.spans(matrix, tokens):
-            start = matrix.first_row + first
-            yield Expected((role, start, rows), partial(read, start, rows))
+            yield Expected((role, first, rows), partial(read, first, rows))
 
     def blocks(self, role: Role) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, block [rows, columns] in the stream's dtype) of a matrix, in order of rows.
@@ -157,7 +154,7 @@ class WeightStream:
         matrix = self.model.weights[role]
         stored, device = self._source(role), self.device_of(role.layer)
         for first, rows in self.spans(matrix):
-            yield first, self.decode(stored, matrix.first_row + first, rows, device, role)
+            yield first, self.decode(stored, first, rows, device, role)
 
     def vector(self, role: Role) -> torch.Tensor:
         """A norm's weight or a bias [columns] in the stream's dtype."""
@@ -169,23 +166,18 @@ class WeightStream:
         return self._vectors[role]
 
     def _vector(self, role: Role) -> torch.Tensor:
-        matrix = self.model.weights[role]
-        stored = StoredRows(matrix.entry)
-        whole = self.decode(stored, 0, 1, _CPU).reshape(-1)
-        if len(matrix.entry.shape) == 1 and matrix.first_row:
-            whole = whole[matrix.first_row : matrix.first_row + matrix.columns]
-        return whole.clone()
+        stored = codec_of(self.model.weights[role])
+        return self.decode(stored, 0, 1, _CPU).reshape(-1).clone()
 
     def rows(self, role: Role, indices: tuple[int, ...]) -> torch.Tensor:
         """Chosen rows [len(indices), columns] of a matrix in the stream's dtype, on ``device``.
 
         They are few: read and decoded by the host, wherever they are used.
         """
-        matrix = self.model.weights[role]
-        stored = StoredRows(matrix.entry)
-        table = torch.empty((len(indices), matrix.columns), dtype=self.dtype)
+        stored = codec_of(self.model.weights[role])
+        table = torch.empty((len(indices), stored.columns), dtype=self.dtype)
         for place, index in enumerate(indices):
-            table[place] = self.decode(stored, matrix.first_row + index, 1, _CPU)[0]
+            table[place] = self.decode(stored, index, 1, _CPU)[0]
         return send(table, self.device)
 
     def linear(self, x: torch.Tensor, role: Role) -> torch.Tensor:
@@ -209,20 +201,17 @@ class WeightStream:
 
         def decode(span: tuple[int, int]) -> None:
             first, rows = span
-            use(first, self.decode(stored, matrix.first_row + first, rows, device, role))
+            use(first, self.decode(stored, first, rows, device, role))
 
         for_each(decode, self.spans(matrix, tokens), device)
 
-    def _source(self, role: Role) -> StoredRows:
-        """The stored rows of a matrix: in the file's map, or kept on the device."""
+    def _source(self, role: Role) -> Codec:
+        """The codec of a matrix: its bytes in the file's map, or kept on the device."""
         if role in self._kept:
             return self._kept[role]
-        matrix = self.model.weights[role]
-        stored = StoredRows(matrix.entry)
+        stored = codec_of(self.model.weights[role])
         if role.layer in self.placement.kept:
-            stored = stored.moved(
-                matrix.first_row, matrix.rows, partial(self._keep, self.device_of(role.layer))
-            )
+            stored = stored.moved(partial(self._keep, self.device_of(role.layer)))
             self._kept[role] = stored
         return stored
 
@@ -233,13 +222,13 @@ class WeightStream:
 
     def decode(
         self,
-        stored: StoredRows,
+        stored: Codec,
         first: int,
         rows: int,
         device: torch.device | None = None,
         role: Role | None = None,
     ) -> torch.Tensor:
-        """Rows of a tensor in the stream's dtype, valid until this thread's next block.
+        """Rows of a weight in the stream's dtype, valid until this thread's next block.
 
         ``role`` says whose they are, for those that are expected.
         """
@@ -250,7 +239,7 @@ class WeightStream:
         return out.to(self.dtype)
 
     def _on_device(
-        self, stored: StoredRows, first: int, rows: int, device: torch.device, role: Role | None
+        self, stored: Codec, first: int, rows: int, device: torch.device, role: Role | None
     ) -> AbstractContextManager[torch.Tensor]:
         """The rows' bytes where they are decoded."""
         if device in self._ahead and self._ahead[device].expects((role, first, rows)):

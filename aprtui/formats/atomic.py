@@ -12,9 +12,33 @@ from pathlib import Path
 from typing import BinaryIO
 
 from aprtui.errors import EngineError
+from aprtui.formats.maps import check_maps
 from aprtui.text import clean
 
-__all__ = ["whole_file"]
+try:
+    from aprtui.formats._stage_file import write as write_in_c
+except ImportError:  # there was no compiler when aprtui was installed
+    _HAS_C = False
+else:
+    _HAS_C = os.environ.get("APRTUI_NATIVE") != "off"
+
+__all__ = ["whole_file", "write_whole"]
+
+
+def write_whole(path: Path, header: bytes, values: memoryview, *, hint: str = "") -> None:
+    """A whole file of two parts, made as ``whole_file`` makes one; its folders too.
+
+    Hundreds a trace: in C without Python's lock where that was compiled. Raises EngineError.
+    """
+    if _HAS_C:
+        try:
+            if write_in_c(_unfinished(path), path, header, values):
+                return
+        except OSError as error:
+            raise _cannot_be_written(path, error, hint) from error
+    with whole_file(path, parents=True, hint=hint) as file:
+        file.write(header)
+        file.write(values)
 
 
 @contextmanager
@@ -37,26 +61,36 @@ def whole_file(
     temporary: Path | None = None
     try:
         path = _replaceable(path)
-        unfinished = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+        unfinished = _unfinished(path)
         fd = _created(unfinished, parents=parents)
         temporary = unfinished
         with os.fdopen(fd, "w+b") as file:
             if needed_bytes:
                 _check_room(fd, needed_bytes)
             yield file
+            check_maps()  # nothing is kept that was made of bytes which were no longer there
             if durable:
                 file.flush()
                 os.fsync(fd)
         temporary.replace(path)
         temporary = None
     except OSError as error:
-        raise EngineError(
-            f"{clean(str(path))}: cannot be written: {error.strerror or error}",
-            hint=hint or "free space or choose another folder",
-        ) from error
+        raise _cannot_be_written(path, error, hint) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> Path:
+    """The name of a file until it is whole."""
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+
+
+def _cannot_be_written(path: Path, error: OSError, hint: str) -> EngineError:
+    return EngineError(
+        f"{clean(str(path))}: cannot be written: {error.strerror or error}",
+        hint=hint or "free space or choose another folder",
+    )
 
 
 def _replaceable(path: Path) -> Path:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from aprtui.formats.layout import StageKey
+from aprtui.formats.maps import check_maps, mapping
 from aprtui.text import clean
 
 __all__ = ["StageArray"]
@@ -24,8 +25,10 @@ class StageArray(NDArrayOperatorsMixin):
     Works wherever numpy takes an array: ``np.abs(x)``, ``x - y``, ``x[3, 301]``. What comes out of
     arithmetic and indexing is a plain numpy array.
 
-    ``values``: a read-only memory map of the stage file (``mapped``), so that a file larger than
-    memory can be opened; a copy where a folder keeps one file a position. ``copy()`` is writable.
+    ``values``: a memory map of a large stage file (``mapped``), so that one larger than memory can
+    be opened; of a small one, and of a folder with one file a position, a copy. ``copy()`` is
+    writable. A file that becomes shorter while it is mapped reads as zeros: arithmetic, indexing
+    and ``copy()`` then raise BadFileError; after other work on ``values`` ask ``check()``.
     ``axes`` name the dimensions, ("token", "ffn"); None where nothing tells the shape, and the
     values are then flat. ``positions``: "all", "last", a tuple of position numbers, or None.
     ``shape_source``: who says so: "manifest", "model", "inferred", "layout" or "".
@@ -36,7 +39,11 @@ class StageArray(NDArrayOperatorsMixin):
     axes: tuple[str, ...] | None
     positions: str | tuple[int, ...] | None
     shape_source: str
-    mapped: bool
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the values are read from the file as they are asked for."""
+        return mapping(self.values) is not None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,25 +61,35 @@ class StageArray(NDArrayOperatorsMixin):
     def dtype(self) -> np.dtype[np.float32]:
         return self.values.dtype
 
+    def check(self) -> None:
+        """Raise BadFileError where the file no longer holds what was read of it."""
+        check_maps(self.values)
+
     def copy(self) -> Float32:
-        """The values in memory, to be written to."""
-        return np.array(self.values)
+        """The values in memory, to be written to. Raises BadFileError."""
+        copied = np.array(self.values)
+        self.check()
+        return copied
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.values[index]
+        found = self.values[index]
+        self.check()
+        return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        if copy:
-            return np.array(self.values, dtype=dtype)
-        return np.asarray(self.values, dtype=dtype)
+        if copy or (dtype is not None and dtype != self.dtype):
+            return self.copy() if dtype is None else self.copy().astype(dtype)
+        return self.values
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if "out" in kwargs:
             kwargs["out"] = tuple(map(_plain, kwargs["out"]))
-        return getattr(ufunc, method)(*map(_plain, inputs), **kwargs)
+        made = getattr(ufunc, method)(*map(_plain, inputs), **kwargs)
+        check_maps(*(each.values for each in inputs if isinstance(each, StageArray)))
+        return made
 
     def __repr__(self) -> str:
         if self.axes is None:

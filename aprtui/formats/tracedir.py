@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from aprtui.errors import BadFileError, MissingStageError, UsageError
 from aprtui.formats.aprt import HEADER_BYTES, MAGIC, StageHeader, read_header, read_values
+from aprtui.formats.files import first_bytes
 from aprtui.formats.layout import EVENTS, LAYER_FOLDER, MANIFEST, StageKey, key_of, relative_path
 from aprtui.formats.manifest import (
     SCHEMA,
@@ -106,17 +107,13 @@ class StageRecord:
         return joined.reshape(-1)
 
     def array(self) -> StageArray:
-        """The values with their axes; flat where no shape fits their number. Raises BadFileError.
-
-        A read-only memory map of the file, or a copy where ``parts`` are joined.
-        """
-        values = self.values().view(np.ndarray)
+        """The values with their axes, flat where no shape fits them. Raises BadFileError."""
+        values = self.values().view()
         values.flags.writeable = False
-        mapped = not self.parts
         if self.shape is None or self.axes is None or math.prod(self.shape) != values.size:
-            return StageArray(self.key, values, None, self.positions, "", mapped)
+            return StageArray(self.key, values, None, self.positions, "")
         shaped = values.reshape(self.shape)
-        return StageArray(self.key, shaped, self.axes, self.positions, self.shape_source, mapped)
+        return StageArray(self.key, shaped, self.axes, self.positions, self.shape_source)
 
     def header(self) -> StageHeader:
         """The file's header, checked against its size; raises BadFileError."""
@@ -315,12 +312,11 @@ def _unstated(root: Path, key: StageKey, stat: os.stat_result) -> StageRecord:
 def _read_plan(events: Path) -> dict[str, Any]:
     """The plan among the first lines of the events file; empty when there is none."""
     try:
-        with events.open("rb") as lines:
-            for line in lines.readlines(1 << 20)[:20]:
-                event = json.loads(line)
-                if isinstance(event, dict) and event.get("event") == "plan":
-                    return event
-    except (OSError, ValueError):
+        for line in first_bytes(events, 1 << 20).splitlines()[:20]:
+            event = json.loads(line)
+            if isinstance(event, dict) and event.get("event") == "plan":
+                return event
+    except (BadFileError, ValueError, RecursionError):
         pass
     return {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from aprtui.formats.tracedir import StageKey
@@ -26,21 +26,26 @@ from aprtui.graph.ops import (
     Rope,
     Route,
     Scores,
+    Sigmoid,
     Softmax,
 )
 from aprtui.graph.role import Role
 from aprtui.graph.rope import RopeTable
 from aprtui.graph.vocabulary import STAGES, axes_of
 
-__all__ = ["Attention", "Builder", "Routing"]
+__all__ = ["Attention", "Branch", "Builder", "Routing"]
 
 _PER_TOKEN = ("token", "query", "key")
+
+
+Branch = Callable[[StageKey], StageKey]
+"""Places a branch that reads a stage; returns its output's key."""
 
 
 @dataclass(frozen=True)
 class Attention:
     """One layer's attention. ``norms``: the QK norm's parameters (weight and window are set
-    here), None without one; ``table`` None: nothing is rotated."""
+    where it is placed), None without one; ``table`` None: nothing is rotated."""
 
     heads: int
     kv_heads: int
@@ -56,12 +61,17 @@ class Attention:
 
 @dataclass(frozen=True)
 class Routing:
-    """How a layer's experts are chosen and what they compute; ``size`` is F of one."""
+    """How a layer's experts are chosen and what they compute; ``size`` is F of one.
+
+    ``shared_size``: F of an expert that every token goes through, weighed by a sigmoid; 0 without
+    one.
+    """
 
     choose: Choose
     route: Route
     size: int
     activation: str
+    shared_size: int = 0
 
 
 class Builder:
@@ -94,8 +104,8 @@ class Builder:
 
     # -- whole-model stages --
 
-    def embedding(self, scale: float = 1.0) -> StageKey:
-        return self.put("embedding", Embed(Role("embedding"), scale))
+    def embedding(self, vocab: int, scale: float = 1.0) -> StageKey:
+        return self.put("embedding", Embed(Role("embedding"), vocab, scale))
 
     def head(self, hidden: StageKey, norm: Norm, vocab: int, cap: float | None = None) -> None:
         """Final norm and logits; ``norm``'s weight is set here."""
@@ -115,6 +125,26 @@ class Builder:
     ) -> StageKey:
         return self.put(stage, Add(scale), hidden, branch)
 
+    def branch(
+        self,
+        hidden: StageKey,
+        name: str,
+        norm: Norm,
+        compute: Branch,
+        *,
+        before: bool = True,
+        after: bool = False,
+    ) -> StageKey:
+        """hidden + compute(hidden), normalised ``before`` the branch, ``after`` it, or both.
+
+        ``name`` is "attn" or "ffn".
+        """
+        x = self.norm(f"{name}_norm", hidden, norm) if before else hidden
+        made = compute(x)
+        if after:
+            made = self.norm(f"{name}_post_norm", made, norm)
+        return self.residual(f"post_{name}_residual", hidden, made)
+
     def attention(self, x: StageKey, how: Attention) -> StageKey:
         """From the normalised input to the output projection."""
         q_size, kv_size = how.heads * how.head_dim, how.kv_heads * how.head_dim
@@ -130,11 +160,12 @@ class Builder:
         queries = Heads(0, how.heads, how.head_dim)
         keys = Heads(q_size, how.kv_heads, how.head_dim)
         values = replace(keys, first=q_size + kv_size)
-        q, k = self._rotated(qkv, queries, keys, how)
-        scores = self.put(
-            "attn_scores", Scores(how.heads, how.kv_heads, how.scale, how.mask, how.cap), q, k,
-            head=how.heads,
+        (q, queries), (k, keys) = self._turned(qkv, queries, keys, how)
+        score = Scores(
+            how.heads, how.kv_heads, how.scale, how.mask, how.cap,
+            queries if q == qkv else None, keys if k == qkv else None,
         )  # fmt: skip
+        scores = self.put("attn_scores", score, q, k, head=how.heads)
         weights = self.put("attn_softmax", Softmax(how.mask), scores, head=how.heads)
         mixed = self.put(
             "attention", Attend(how.heads, values), weights, qkv,
@@ -144,37 +175,40 @@ class Builder:
         out = Part("o", self.role("o"), self.hidden_size, bias)
         return self.put("attn_out", Product((out,)), mixed)
 
-    def _rotated(
+    def _turned(
         self, qkv: StageKey, queries: Heads, keys: Heads, how: Attention
-    ) -> tuple[StageKey, StageKey]:
-        """Q and K out of qkv: normalised where there is a QK norm, then turned."""
-        assert how.table is not None
-        found = []
+    ) -> tuple[tuple[StageKey, Heads], tuple[StageKey, Heads]]:
+        """Where Q and K lie once they are normalised, where there is a QK norm, and turned, where
+        there is a table."""
         placed = {"q": ("head", qkv, queries), "k": ("kv_head", qkv, keys)}
-        if how.norms is not None:
+        steps: list[tuple[str, Callable[[str, Heads], Op]]] = []
+        if (norm := how.norms) is not None:
+            steps.append(("norm", lambda which, heads: replace(
+                norm, weight=self.role(f"{which}_norm"), heads=heads)))  # fmt: skip
+        if (table := how.table) is not None:
+            steps.append(("post_rope", lambda which, heads: Rope(table, heads)))
+        for step, op in steps:
             for which, (axis, x, heads) in placed.items():
-                norm = replace(how.norms, weight=self.role(f"{which}_norm"), heads=heads)
                 extents = {axis: heads.count, "channel": heads.size}
-                x = self.put(f"{which}_norm", norm, x, **extents)
+                x = self.put(f"{which}_{step}", op(which, heads), x, **extents)
                 placed[which] = (axis, x, replace(heads, first=0))
-        for which, (axis, x, heads) in placed.items():
-            extents = {axis: heads.count, "channel": heads.size}
-            found.append(self.put(f"{which}_post_rope", Rope(how.table, heads), x, **extents))
-        return found[0], found[1]
+        return placed["q"][1:], placed["k"][1:]
 
-    def gated_mlp(self, x: StageKey, size: int, activation: str) -> StageKey:
-        """down(activation(gate(x)) * up(x)), each with its stage."""
-        gate = self.put("ffn_gate", self._matrix("gate", size), x, ffn=size)
-        up = self.put("ffn_up", self._matrix("up", size), x, ffn=size)
-        act = self.put("ffn_silu", Activate(activation), gate, ffn=size)
-        inner = self.put("ffn_swigl", Multiply(), act, up, ffn=size)
-        return self.put("ffn_out", self._matrix("down", self.hidden_size), inner)
+    def gated_mlp(
+        self, x: StageKey, size: int, activation: str, stages: str = "ffn", roles: str = ""
+    ) -> StageKey:
+        """down(activation(gate(x)) * up(x)); ``stages`` and ``roles`` begin the names."""
+        gate = self.put(f"{stages}_gate", self._matrix(f"{roles}gate", size), x, ffn=size)
+        up = self.put(f"{stages}_up", self._matrix(f"{roles}up", size), x, ffn=size)
+        act = self.put(f"{stages}_silu", Activate(activation), gate, ffn=size)
+        inner = self.put(f"{stages}_swigl", Multiply(), act, up, ffn=size)
+        return self.put(f"{stages}_out", self._matrix(f"{roles}down", self.hidden_size), inner)
 
     def _matrix(self, name: str, rows: int) -> Product:
         return Product((Part(name, self.role(name), rows),))
 
-    def experts(self, x: StageKey, routing: Routing, shared: Sequence[StageKey] = ()) -> StageKey:
-        """Router, chosen experts and their sum; ``shared``: a shared expert's output and gate."""
+    def experts(self, x: StageKey, routing: Routing) -> StageKey:
+        """Router, chosen experts and their sum, and the shared expert where there is one."""
         count, top = routing.choose.experts, routing.choose.top
         logits = self.put("router_logits", self._matrix("router", count), x, expert=count)
         ids = self.put("moe_router_indices", routing.choose, logits, rank=top)
@@ -182,4 +216,11 @@ class Builder:
         roles = (self.role("expert_gate"), self.role("expert_up"), self.role("expert_down"))
         sum_of = Experts(*roles, count, routing.size, routing.activation)
         routed = self.put("moe_ffn_out", sum_of, x, weights, ids)
-        return self.put("ffn_out", Combine(), routed, *shared)
+        if not routing.shared_size:
+            return self.put("ffn_out", Combine(), routed)
+        shared = self.gated_mlp(
+            x, routing.shared_size, routing.activation, "shared_ffn", "shared_expert_"
+        )
+        part = Part("shared_gate", self.role("shared_gate"), 1)
+        gate = self.put("shared_gate", Sigmoid(part), x, gate=1)
+        return self.put("ffn_out", Combine(), routed, shared, gate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -40,6 +40,12 @@ class Node:
     @property
     def last(self) -> bool:
         return isinstance(self.op, Product) and self.op.last
+
+    @property
+    def position_axis(self) -> int:
+        """The axis that positions run along."""
+        names = [axis.name for axis in self.axes]
+        return names.index("query") if "query" in names else 0
 
     def axis_names(self, logits: str = "last") -> tuple[str, ...]:
         """The names of the dimensions."""
@@ -116,9 +122,38 @@ class Graph:
         return next((table.pairs for table in tables), "")
 
     @cached_property
+    def weights(self) -> Mapping[Role, tuple[int, ...]]:
+        """Every weight that the pass reads, in the order of its first use: its row-major shape."""
+        found: dict[Role, tuple[int, ...]] = {}
+        for node in self.nodes:
+            first = self.by_key[node.inputs[0]] if node.inputs else node
+            width = math.prod(axis.extent or 1 for axis in first.axes)
+            for role, shape in node.op.weight_shapes(width).items():
+                found.setdefault(role, shape)
+        return found
+
+    @cached_property
     def stages(self) -> tuple[str, ...]:
         """The names of the stages, in order of their first computation."""
         return tuple(dict.fromkeys(node.key.stage for node in self.nodes))
+
+    @cached_property
+    def layers_of(self) -> Mapping[str, tuple[int, ...]]:
+        """The layers that have each stage; none for a stage of the whole model."""
+        found: dict[str, list[int]] = {}
+        for node in self.nodes:
+            layers = found.setdefault(node.key.stage, [])
+            layers += [] if node.key.layer is None else [node.key.layer]
+        return {stage: tuple(layers) for stage, layers in found.items()}
+
+    def only_in(self, stages: Iterable[str], layers: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """Of these stages those of a layer that not all of ``layers`` have, and which have them."""
+        found = {
+            stage: tuple(layer for layer in self.layers_of[stage] if layer in layers)
+            for stage in stages
+            if self.layers_of[stage]
+        }
+        return {stage: having for stage, having in found.items() if having != tuple(layers)}
 
     def reader(self, role: Role) -> Node | None:
         """The first node that reads a weight of ``role``."""

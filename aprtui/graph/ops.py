@@ -7,7 +7,7 @@ computes each; replay and mistakes ask "what if" by ``dataclasses.replace``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from aprtui.graph.role import Role
@@ -66,12 +66,14 @@ class Mask:
     """Which keys a query sees: itself and those before it; all where not ``causal``.
 
     ``window``: so many, itself included (of a two-sided mask: fewer than so many away).
-    ``chunk``: only keys of the query's own chunk of so many positions.
+    ``chunk``: only keys of the query's own chunk of so many positions. ``ahead``: so many keys
+    beyond itself, which a causal mask of a right pass hides.
     """
 
     causal: bool = True
     window: int | None = None
     chunk: int | None = None
+    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class Part:
 
 class Op:
     """An operation. ``row_wise``: the output's row of one position depends on the inputs' rows of
-    that position alone. ``weights``: the roles that it reads."""
+    that position alone, and not on which position it is. ``weights``: the roles that it reads;
+    ``matrices``: those of them that it multiplies by, of experts the first one's."""
 
     row_wise = True
 
@@ -94,17 +97,41 @@ class Op:
     def weights(self) -> tuple[Role, ...]:
         return ()
 
+    @property
+    def matrices(self) -> tuple[Role, ...]:
+        return ()
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        """The row-major shape of each weight, where a row of the first input has ``width``
+        values."""
+        return {}
+
+
+class _OfParts(Op):
+    """An operation on columns that several parts make, side by side."""
+
+    parts: tuple[Part, ...]
+
+    def columns(self, part: Part) -> slice:
+        """The columns of the output that ``part`` makes."""
+        first = sum(each.rows for each in self.parts[: self.parts.index(part)])
+        return slice(first, first + part.rows)
+
 
 @dataclass(frozen=True)
 class Embed(Op):
-    """Rows of the token table [T,H] times ``scale``."""
+    """Rows [T,H] of the token table [``rows``,H] times ``scale``."""
 
     table: Role
+    rows: int
     scale: float = 1.0
 
     @property
     def weights(self) -> tuple[Role, ...]:
         return (self.table,)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return {self.table: (self.rows, width)}
 
 
 @dataclass(frozen=True)
@@ -127,9 +154,14 @@ class Norm(Op):
     def weights(self) -> tuple[Role, ...]:
         return tuple(role for role in (self.weight, self.bias) if role is not None)
 
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        if self.heads is not None:
+            width = self.heads.width if self.whole else self.heads.size
+        return dict.fromkeys(self.weights, (width,))
+
 
 @dataclass(frozen=True)
-class Product(Op):
+class Product(_OfParts):
     """x times each part's matrix transposed, side by side, plus its bias; times ``scale``; then
     tanh(y / cap) * cap. ``last``: of the last position alone, unless all logits are asked for."""
 
@@ -143,9 +175,21 @@ class Product(Op):
         both = chain.from_iterable((part.weight, part.bias) for part in self.parts)
         return tuple(role for role in both if role is not None)
 
+    @property
+    def matrices(self) -> tuple[Role, ...]:
+        return tuple(part.weight for part in self.parts)
+
+    def alone(self, part: Part) -> Product:
+        """The same with one of its parts."""
+        return replace(self, parts=(part,))
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        matrices = {part.weight: (part.rows, width) for part in self.parts}
+        return {**matrices, **_bias_shapes(self.parts)}
+
 
 @dataclass(frozen=True)
-class Bias(Op):
+class Bias(_OfParts):
     """x plus the parts' biases, side by side; a part without one is left as it is."""
 
     parts: tuple[Part, ...]
@@ -154,10 +198,19 @@ class Bias(Op):
     def weights(self) -> tuple[Role, ...]:
         return tuple(part.bias for part in self.parts if part.bias is not None)
 
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return _bias_shapes(self.parts)
+
+
+def _bias_shapes(parts: tuple[Part, ...]) -> dict[Role, tuple[int, ...]]:
+    return {part.bias: (part.rows,) for part in parts if part.bias is not None}
+
 
 @dataclass(frozen=True)
 class Rope(Op):
     """The heads [T,heads,d] of a window turned by the table's angles."""
+
+    row_wise = False
 
     table: RopeTable
     heads: Heads
@@ -167,7 +220,8 @@ class Rope(Op):
 class Scores(Op):
     """q.k * scale, then tanh(s / cap) * cap: [A,T,T], 0 where the mask hides the key.
 
-    Query head h reads key/value head h div (A/K).
+    Query head h reads key/value head h div (A/K). ``queries`` and ``keys`` are the windows of the
+    inputs that hold them, None where an input is these heads and no more.
     """
 
     row_wise = False
@@ -177,6 +231,8 @@ class Scores(Op):
     scale: float
     mask: Mask = field(default_factory=Mask)
     cap: float | None = None
+    queries: Heads | None = None
+    keys: Heads | None = None
 
 
 @dataclass(frozen=True)
@@ -190,10 +246,14 @@ class Softmax(Op):
 
     mask: Mask = field(default_factory=Mask)
     sinks: Role | None = None
+    heads: int = 0  # A, where there are sinks
 
     @property
     def weights(self) -> tuple[Role, ...]:
         return () if self.sinks is None else (self.sinks,)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return dict.fromkeys(self.weights, (self.heads,))
 
 
 @dataclass(frozen=True)
@@ -234,6 +294,13 @@ class Sigmoid(Op):
     @property
     def weights(self) -> tuple[Role, ...]:
         return (self.part.weight,)
+
+    @property
+    def matrices(self) -> tuple[Role, ...]:
+        return self.weights
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return {self.part.weight: (self.part.rows, width)}
 
 
 @dataclass(frozen=True)
@@ -282,6 +349,15 @@ class Experts(Op):
         return tuple(
             role._replace(expert=expert) for expert in range(self.count) for role in self.roles
         )
+
+    @property
+    def matrices(self) -> tuple[Role, ...]:
+        return tuple(role._replace(expert=0) for role in self.roles)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        inner, outer = (self.size, width), (width, self.size)
+        shapes = dict.fromkeys(self.weights, inner)
+        return {role: outer if role.name == self.down.name else inner for role in shapes}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from aprtui.formats.tracedir import StageKey
 
 __all__ = [
-    "ALIASES", "STAGES", "WHOLE_MODEL_STAGES", "Stage", "axes_of", "order_of", "short_name",
-    "stage_of",
+    "ALIASES", "STAGES", "WHOLE_MODEL_STAGES", "Stage", "axes_of", "facts_of", "order_of",
+    "short_name", "stage_of",
 ]  # fmt: skip
 
 
@@ -23,7 +23,8 @@ class Stage:
 
     Facts: ``scope`` is "layer", "first" (only in layer 0) or "model"; ``integers``: compared as
     such; ``rotated``: channels of its query and key heads lie in the order that RoPE's pairs need;
-    ``residual``: the stream that layers add to.
+    ``residual``: the stream that layers add to; ``shares``: each row sums to one; ``experts``: of
+    the routing and the experts, which some tools show of the last position alone.
     """
 
     name: str
@@ -35,6 +36,24 @@ class Stage:
     integers: bool = False
     rotated: bool = False
     residual: bool = False
+    shares: bool = False
+    experts: bool = False
+
+    @property
+    def logits(self) -> bool:
+        """Whether it scores the vocabulary: tokens are read from it as it is."""
+        return self.axes == ("vocab",)
+
+    @property
+    def lens(self) -> bool:
+        """Whether tokens are read from it through the model's end: the residual stream, and what
+        the final norm makes of it."""
+        return self.residual or (self.scope == "model" and not self.logits)
+
+    @property
+    def scores(self) -> bool:
+        """Whether it holds a number for each head, query and key."""
+        return self.axes == _SCORES
 
 
 _HIDDEN = ("token", "hidden")
@@ -43,42 +62,55 @@ _QKV = ("token", "qkv")
 _QUERIES = ("token", "head", "channel")
 _KEYS = ("token", "kv_head", "channel")
 _SCORES = ("head", "query", "key")
+_NO_ROPE = "the layer turns nothing by its position"
+_NO_PRE_NORM = "the family normalises only after its branches"
 _NO_POST_NORM = "the family has no norm after this branch"
 _NO_QK_NORM = "the family has no QK norm"
 _NO_DENSE = "the FFN is made of experts"
+_NO_SHARED = "the model has no shared expert"
 _NO_EXPERTS = "the FFN is dense: the model has no experts"
 
 STAGES: tuple[Stage, ...] = (
     Stage("embedding", "emb", _HIDDEN, "rows of the token table, scaled where the family scales",
           scope="first", residual=True),
-    Stage("attn_norm", "nrm", _HIDDEN, "normalised layer input"),
+    Stage("attn_norm", "nrm", _HIDDEN, "normalised layer input", _NO_PRE_NORM),
     Stage("qkv_matmul", "qkv", _QKV, "Q, then K, then V of each token, before bias", rotated=True),
     Stage("qkv_bias", "+b", _QKV, "Q, K and V after bias", "the layers have no q/k/v bias",
           rotated=True),
     Stage("q_norm", "qn", _QUERIES, "RMSNorm of each query head", _NO_QK_NORM, rotated=True),
     Stage("k_norm", "kn", _KEYS, "RMSNorm of each key head", _NO_QK_NORM, rotated=True),
-    Stage("q_post_rope", "q", _QUERIES, "Q after RoPE", rotated=True),
-    Stage("k_post_rope", "k", _KEYS, "K after RoPE, heads not repeated", rotated=True),
+    Stage("q_post_rope", "q", _QUERIES, "Q after RoPE", _NO_ROPE, rotated=True),
+    Stage("k_post_rope", "k", _KEYS, "K after RoPE, heads not repeated", _NO_ROPE,
+          rotated=True),
     Stage("attn_scores", "sco", _SCORES, "q.k scaled (and soft-capped), 0 where masked"),
-    Stage("attn_softmax", "smx", _SCORES, "softmax over the visible keys, 0 elsewhere"),
+    Stage("attn_softmax", "smx", _SCORES, "softmax over the visible keys, 0 elsewhere",
+          shares=True),
     Stage("attention", "att", _QUERIES, "softmax times V"),
     Stage("attn_out", "out", _HIDDEN, "after the output projection and its bias"),
     Stage("attn_post_norm", "apn", _HIDDEN, "the attention branch normalised before it is added",
           _NO_POST_NORM),
     Stage("post_attn_residual", "+re", _HIDDEN, "hidden after adding the attention branch",
           residual=True),
-    Stage("ffn_norm", "nrm", _HIDDEN, "normalised FFN input"),
+    Stage("ffn_norm", "nrm", _HIDDEN, "normalised FFN input", _NO_PRE_NORM),
     Stage("ffn_gate", "gat", _FFN, "gate projection", _NO_DENSE),
     Stage("ffn_up", "up", _FFN, "up projection", _NO_DENSE),
     Stage("ffn_silu", "act", _FFN, "the activation of the gate", _NO_DENSE),
     Stage("ffn_swigl", "gxu", _FFN, "activation times up", _NO_DENSE),
     Stage("router_logits", "rlg", ("token", "expert"),
-          "the router's product, before any softmax or bias", _NO_EXPERTS),
+          "the router's product, before any softmax or bias", _NO_EXPERTS, experts=True),
     Stage("moe_router_indices", "ids", ("token", "rank"), "ids of the chosen experts", _NO_EXPERTS,
-          integers=True),
+          integers=True, experts=True),
     Stage("moe_router", "rtr", ("token", "rank"), "weights of the chosen ids, in their order",
-          _NO_EXPERTS),
-    Stage("moe_ffn_out", "moe", _HIDDEN, "weighted sum of the experts", _NO_EXPERTS),
+          _NO_EXPERTS, experts=True),
+    Stage("moe_ffn_out", "moe", _HIDDEN, "weighted sum of the experts", _NO_EXPERTS,
+          experts=True),
+    Stage("shared_ffn_gate", "sga", _FFN, "gate projection of the shared expert", _NO_SHARED),
+    Stage("shared_ffn_up", "sup", _FFN, "up projection of the shared expert", _NO_SHARED),
+    Stage("shared_ffn_silu", "sac", _FFN, "the activation of its gate", _NO_SHARED),
+    Stage("shared_ffn_swigl", "sgu", _FFN, "its activation times up", _NO_SHARED),
+    Stage("shared_ffn_out", "sou", _HIDDEN, "the shared expert's output", _NO_SHARED),
+    Stage("shared_gate", "sgt", ("token", "gate"), "sigmoid that weighs the shared expert",
+          _NO_SHARED),
     Stage("ffn_out", "out", _HIDDEN, "after the down projection; for experts their sum"),
     Stage("ffn_post_norm", "fpn", _HIDDEN, "the FFN branch normalised before it is added",
           _NO_POST_NORM),
@@ -99,6 +131,11 @@ def stage_of(name: str) -> Stage | None:
     return _BY_NAME.get(name)
 
 
+def facts_of(name: str) -> Stage:
+    """What is declared of a stage; of one that is unknown no axes and no facts."""
+    return _BY_NAME.get(name) or Stage(name, name[:3], (), "")
+
+
 def axes_of(name: str) -> tuple[str, ...] | None:
     """The names of a known stage's dimensions."""
     stage = _BY_NAME.get(name)
@@ -113,6 +150,7 @@ def order_of(key: StageKey) -> tuple[int, int, str]:
 
 
 def short_name(stage: str) -> str:
-    """At most three letters for the head of a grid's column."""
+    """At most three letters for the head of a grid's column. An unknown stage's name is whole:
+    letters that nobody chose may stand for several."""
     known = _BY_NAME.get(stage)
-    return known.short if known else stage[:3]
+    return known.short if known else stage

@@ -12,6 +12,7 @@ from typing import Any
 
 from aprtui import __version__
 from aprtui.errors import AprtuiError
+from aprtui.families.registry import identify
 from aprtui.model.jsontokenizer import json_vocabulary, load_library
 from aprtui.model.open import Model
 from aprtui.model.pretokenizers import name_of_pattern
@@ -30,10 +31,9 @@ def apr_metadata(model: Model, name: str) -> tuple[dict[str, Any], list[str]]:
         "hf_architecture": architectures[0] if isinstance(architectures, list) else None,
         "hf_model_type": model.file.metadata.get("model_type"),
     }
-    config = model.config
     entries = {matrix.entry.name: matrix.entry for matrix in model.weights.values()}
     metadata: dict[str, Any] = {
-        "model_type": config.architecture,
+        "model_type": model.architecture,
         "name": name,
         "license": None,
         "data_license": None,
@@ -43,7 +43,7 @@ def apr_metadata(model: Model, name: str) -> tuple[dict[str, Any], list[str]]:
         **({"original_format": "gguf"} if from_gguf else {}),
         "total_size": sum(entry.size_bytes for entry in entries.values()),
         "param_count": sum(math.prod(entry.shape) for entry in entries.values()),
-        "architecture": config.architecture,
+        "architecture": model.architecture,
         **{key: value for key, value in hf.items() if not from_gguf and isinstance(value, str)},
         **_dimensions(model),
     }
@@ -55,46 +55,54 @@ def apr_metadata(model: Model, name: str) -> tuple[dict[str, Any], list[str]]:
     return metadata, notes
 
 
+# Settings by our names, and the keys that hold them in .apr; the reader of a family takes them.
+_CANONICAL = (
+    "hidden_size", "num_layers", "num_heads", "num_kv_heads", "vocab_size", "intermediate_size",
+    "rope_theta", "rms_norm_eps", "head_dim", "num_experts", "num_experts_per_tok",
+    "moe_intermediate_size", "shared_expert_intermediate_size", "norm_topk_prob", "sliding_window",
+)  # fmt: skip
+_HF_NAMED = {
+    "score_softcap": "attn_logit_softcapping",
+    "logit_softcap": "final_logit_softcapping",
+    "rope_theta_local": "rope_local_base_freq",
+    "query_pre_attn_scalar": "query_pre_attn_scalar",
+}
+_CARRIED = (
+    "hidden_act", "hidden_activation", "partial_rotary_factor", "original_max_position_embeddings",
+    "no_rope_layers", "mlp_only_layers", "decoder_sparse_step",
+)  # fmt: skip
+"""Keys of a config.json that are carried over as they stand."""
+
+
 def _dimensions(model: Model) -> dict[str, Any]:
-    config = model.config
+    settings = model.settings
     dimensions: dict[str, Any] = {
-        "hidden_size": config.hidden_size,
-        "num_layers": config.num_layers,
-        "num_heads": config.num_heads,
-        "num_kv_heads": config.num_kv_heads,
-        "vocab_size": config.vocab_size,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.max_positions,
-        "rope_theta": config.rope_theta,
-        "rope_type": _ROPE_TYPE[config.rope_layout],
-        "rms_norm_eps": config.rms_norm_eps,
-        "head_dim": config.head_dim,
+        "max_position_embeddings": model.max_positions,
+        "rope_type": _ROPE_TYPE[settings["rope_layout"]],
     }
-    if config.num_experts:
-        dimensions |= {
-            "num_experts": config.num_experts,
-            "num_experts_per_tok": config.num_experts_per_tok,
-            "moe_intermediate_size": config.intermediate_size,
-            "norm_topk_prob": config.norm_topk_prob,
-        }
-    extras = {
-        "sliding_window": config.sliding_window,
-        "attn_logit_softcapping": config.score_softcap,
-        "final_logit_softcapping": config.logit_softcap,
-        "rope_local_base_freq": config.rope_theta_local,
-        "query_pre_attn_scalar": None if config.score_scale is None else config.score_scale**-2,
-    }
-    dimensions |= {key: value for key, value in extras.items() if value is not None}
-    if config.sliding_window is not None and config.window_layers:
+    kept = {key: key for key in _CANONICAL} | _HF_NAMED
+    dimensions |= {key: settings.get(name) for name, key in kept.items()}
+    if windows := settings.get("window_layers"):
         dimensions["layer_types"] = [
-            "sliding_attention" if slides else "full_attention" for slides in config.window_layers
+            "sliding_attention" if slides else "full_attention" for slides in windows
         ]
-    if config.rope_scale != 1.0:
-        dimensions["rope_scaling"] = {"rope_type": "linear", "factor": config.rope_scale}
-    elif isinstance(scaling := model.file.metadata.get("rope_scaling"), Mapping):
-        kept = {key: value for key, value in scaling.items() if value is not None}
-        dimensions |= {"rope_scaling": kept} if kept else {}
-    return dimensions
+    config = identify(model.file, model.architecture).config
+    if model.file.format == "safetensors":
+        dimensions |= {key: config.get(key) for key in _CARRIED}
+    dimensions["rope_scaling"] = _rope_scaling(model, config)
+    return {key: value for key, value in dimensions.items() if value is not None}
+
+
+def _rope_scaling(model: Model, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """RoPE's scaling as a config.json has it; a linear one of a GGUF too."""
+    scaling: Any = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    scaling = scaling.get("full_attention", scaling) if isinstance(scaling, Mapping) else {}
+    kept = {key: value for key, value in scaling.items() if value is not None}
+    kept.pop("rope_theta", None)
+    if kept.get("rope_type", kept.get("type", "default")) != "default":
+        return kept
+    divisor = model.settings["rope_scale"]
+    return {"rope_type": "linear", "factor": divisor} if divisor != 1.0 else None
 
 
 def _tokenizer(spec: TokenizerSpec, notes: list[str]) -> dict[str, Any]:

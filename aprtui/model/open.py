@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from aprtui.errors import BadFileError, UsageError
-from aprtui.formats.apr import fits, read_apr, reversed_entry
+from aprtui.families.registry import Identity, identify, load_family
+from aprtui.families.settings import Doubt, Settings
+from aprtui.families.settle import Settled, settle, sort_tensors
+from aprtui.families.tensors import Sorted, Table
+from aprtui.formats.apr import fits, read_apr
+from aprtui.formats.files import first_bytes
 from aprtui.formats.gguf import read_gguf
-from aprtui.formats.modelfile import ModelFile, TensorEntry, tensor_bytes
+from aprtui.formats.locate import holds_model, located
+from aprtui.formats.modelfile import ModelFile, TensorEntry
+from aprtui.formats.other_kinds import other_kind, refuse_beginning
+from aprtui.formats.quantised import assembled, refuse_unreadable
 from aprtui.formats.safetensors import read_safetensors
 from aprtui.formats.tracedir import holds_stage_files
 from aprtui.graph import Graph, Role
-from aprtui.model.build import build_graph
-from aprtui.model.config import ModelConfig
-from aprtui.model.families import architecture_of, read_config
-from aprtui.model.roles import RoleTable, assign_roles
+from aprtui.graph.ops import Experts
 from aprtui.model.tokenizer import (
     Tokenizer,
     TokenizerSpec,
@@ -33,63 +36,74 @@ from aprtui.model.tokenizer import (
     vocabulary_of,
 )
 from aprtui.notebook import html_table
-from aprtui.text import beginning, clean, quoted, size
+from aprtui.text import beginning, clean, count, quoted, size
 
 __all__ = [
     "Matrix",
     "Model",
     "is_model_path",
+    "list_model_file",
     "open_model",
     "read_model_file",
-    "settle_config",
-    "sort_tensors",
+    "tokenizer_spec_of",
 ]
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Rows ``first_row .. first_row + rows`` of a tensor seen as [rows, columns].
+    """A weight [rows, columns] as rows of a stored tensor, from ``first_row`` on.
 
-    Packed experts and fused projections are windows of one tensor. A vector is one row of
-    ``columns`` values; of a fused one, ``first_row`` is its first value.
+    Packed experts and fused projections are windows of one tensor. Where ``period`` is set the
+    rows come in groups of ``group``, ``period`` stored rows apart. ``transposed``: they are the
+    tensor's columns. A vector is one row of ``columns`` values, counted as rows are.
     """
 
     entry: TensorEntry
     first_row: int
     rows: int
     columns: int
+    group: int = 0
+    period: int = 0
+    transposed: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether its rows lie one after the other."""
+        return not self.period and not self.transposed
+
+    def runs(self, first: int, count: int) -> list[tuple[int, int]]:
+        """(first, count) of the stored rows, or of a vector's values, in runs without a gap."""
+        if not self.period:
+            return [(self.first_row + first, count)] if count else []
+        found, last = [], first + count
+        while first < last:
+            number, place = divmod(first, self.group)
+            length = min(self.group - place, last - first)
+            found.append((self.first_row + number * self.period + place, length))
+            first += length
+        return found
 
 
 @dataclass(frozen=True, repr=False)
 class Model:
-    """One model, opened: nothing of its weights is read yet."""
+    """One model, opened: nothing of its weights is read yet.
+
+    ``architecture``: the family, in our spelling; ``settings``: what the configuration came to, as
+    plain values: shown, and written to manifests; ``max_positions``: those it was trained for, 0
+    where it is not said. ``doubts``: what was ignored or overridden on a person's word;
+    ``overrides``: that word, as ``--set`` gave it.
+    """
 
     path: Path
     file: ModelFile
-    config: ModelConfig
+    architecture: str
+    graph: Graph
+    settings: Mapping[str, Any]
+    max_positions: int
     weights: Mapping[Role, Matrix]
     notes: tuple[str, ...]
-    overrides: Mapping[str, str] = field(default_factory=dict)  # what --set said
-
-    @property
-    def architecture(self) -> str:
-        """The family, in our spelling."""
-        return self.config.architecture
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the configuration came to, as plain values: shown, and written to manifests."""
-        return self.config.to_json()
-
-    @property
-    def max_positions(self) -> int:
-        """The positions that the model was trained for; 0 where it is not said."""
-        return self.config.max_positions
-
-    @cached_property
-    def graph(self) -> Graph:
-        """The forward pass, in order of computation."""
-        return build_graph(self.config)
+    doubts: tuple[Doubt, ...] = ()
+    overrides: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         types = sorted({matrix.entry.type for matrix in self.weights.values()})
@@ -113,12 +127,7 @@ class Model:
     @cached_property
     def tokenizer_spec(self) -> TokenizerSpec:
         """What the file says of its tokenizer. Raises UsageError when it has none."""
-        if self.file.format == "gguf":
-            return spec_from_gguf(self.file.metadata, path=self.path)
-        if self.file.format == "apr":
-            return spec_from_apr(self.file.metadata, self.config.architecture, path=self.path)
-        folder = self.path if self.path.is_dir() else self.path.parent
-        return spec_from_folder(folder)
+        return tokenizer_spec_of(self.file, self.path, self.architecture)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -140,32 +149,41 @@ class Model:
 
 
 def is_model_path(path: Path) -> bool:
-    """Whether ``path`` looks like a model: by its ending, or a folder with a config or weights.
+    """Whether ``path`` looks like a model, or like where programs keep one: by names, and a file's
+    first bytes.
 
     Raises BadFileError for a folder that cannot be read.
     """
     try:
-        if path.is_dir():
-            return (path / "config.json").is_file() or any(path.glob("*.safetensors"))
+        return holds_model(path)
     except OSError as error:
         raise BadFileError(path, f"cannot be read: {error.strerror}") from error
-    return path.suffix.lower() in (".apr", ".gguf", ".safetensors")
 
 
 def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
-    """The file's metadata and tensor table, whatever its format, told by its first bytes.
+    """The file's metadata and its weights, each quantised one put together: ``list_model_file``
+    and ``formats.quantised.assembled``, and what they raise."""
+    return assembled(list_model_file(path, verify=verify))
 
-    ``verify`` reads the whole file to compare its checksum, where the format has one.
+
+def list_model_file(path: Path, *, verify: bool = False) -> ModelFile:
+    """The file's metadata and stored tensors, whatever its format, told by its first bytes.
+
+    ``path`` may be where a program keeps the model (``formats.locate``). ``verify`` reads the whole
+    file to compare its checksum, where the format has one.
     """
+    place = located(path)
+    file = _read(place.path, verify=verify)
+    return replace(file, notes=(*place.notes, *file.notes)) if place.notes else file
+
+
+def _read(path: Path, *, verify: bool) -> ModelFile:
     if path.is_dir():
         if not is_model_path(path) and holds_stage_files(path):
             raise BadFileError(path, "a trace, not a model", hint=f"aprtui {quoted(path)} opens it")
         return read_safetensors(path)
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    head = first_bytes(path, 256)
+    magic = head[:4]
     if magic == b"GGUF":
         return read_gguf(path)
     if magic[:3] == b"APR" and magic != b"APRT":
@@ -176,6 +194,7 @@ def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
         raise BadFileError(
             path, "a stage file, not a model", hint=f"aprtui {quoted(path)} opens it"
         )
+    refuse_beginning(path, head)
     raise BadFileError(
         path,
         f"not a model file: {beginning(magic)}",
@@ -183,209 +202,195 @@ def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
     )
 
 
+def tokenizer_spec_of(file: ModelFile, path: Path, architecture: str) -> TokenizerSpec:
+    """What a file says of its tokenizer. Raises UsageError when it has none."""
+    if file.format == "gguf":
+        return spec_from_gguf(file.metadata, path=path)
+    if file.format == "apr":
+        return spec_from_apr(file.metadata, architecture, path=path)
+    return spec_from_folder(path if path.is_dir() else path.parent)
+
+
+_OPEN_KEYS = ("architecture", "ignore_keys", "unknown_tensors")
+
+
 def open_model(
     path: str | Path, overrides: Mapping[str, str] | None = None, *, verify: bool = False
 ) -> Model:
     """Open a model and settle its configuration; no weight is read.
 
-    ``overrides`` are the ``--set`` values. Raises BadFileError for a damaged file, a missing tensor
-    or a shape that contradicts the configuration; UsageError for an override that makes no sense.
+    ``overrides`` are the ``--set`` values. Raises BadFileError for a damaged file, a key that
+    nothing reads, a missing tensor or a shape that contradicts the configuration; UsageError for an
+    override that makes no sense.
     """
-    path = Path(path)
-    file = read_model_file(path, verify=verify)
+    file = read_model_file(Path(path), verify=verify)
+    other = other_kind(file)
+    if other is not None:
+        raise other
     overrides = dict(overrides or {})
-    architecture = overrides.get("architecture") or architecture_of(file)
-    table = sort_tensors(file, architecture)
-    notes = [*file.notes, *table.notes]
-    if table.unknown and overrides.get("unknown_tensors") != "ignore":
-        raise BadFileError(
-            file.path,
-            f"{len(table.unknown)} tensors play no part in the {architecture} pass, "
-            f"the first {clean(table.unknown[0])}",
-            hint="--set unknown_tensors=ignore computes without them",
-        )
-    if table.unknown:
-        notes.append(f"{len(table.unknown)} tensors ignored, the first {clean(table.unknown[0])}")
-    config, more = settle_config(file, architecture, table, overrides)
-    notes.extend(more)
-    weights = _matrices(file, config, table.entries)
-    if file.metadata.get("tied_embeddings") is True and not config.tied_head:
-        notes.append("tied_embeddings is true, and the head has bytes of its own: they are used")
-    if config.rope_layout == "adjacent" and not table.gguf_names:
+    who = identify(file, overrides.get("architecture"))
+    found = sort_tensors(file, who.name)
+    doubts = _architecture_doubt(file, who, overrides)
+    notes = [*file.notes, *found.notes, *(str(doubt) for doubt in doubts)]
+    doubts += _ignored_tensors(file, who, found, overrides.get("unknown_tensors"), notes)
+    keys = {key: text for key, text in overrides.items() if key not in _OPEN_KEYS}
+    settled = settle(file, who, found, keys)
+    settings = settled.settings
+    ignore = overrides.get("ignore_keys", "").replace(" ", "")
+    settings.finish(frozenset(filter(None, ignore.split(","))))
+    weights = _matrices(file, settled, load_family(who.name).tensors, found)
+    notes += [*settings.notes, *_left_out(who, found)]
+    if settled.graph.rope_layout == "adjacent" and not (found.gguf_names or found.mistral_names):
         notes.append("Hugging Face names over GGUF rows (original_format gguf): adjacent pairs")
-    return Model(path, file, config, weights, tuple(dict.fromkeys(notes)), overrides)
-
-
-def sort_tensors(file: ModelFile, architecture: str) -> RoleTable:
-    """The file's tensors by role, their dims outermost first whatever order they are listed in.
-
-    Raises BadFileError when only some dims are reversed; complete or not is for the caller to say.
-    """
-    table = assign_roles(file.tensors.values(), architecture)
-    entries, turned = _oriented(file, table)
-    return replace(table, entries=entries, notes=(*table.notes, *turned))
-
-
-def settle_config(
-    file: ModelFile, architecture: str, table: RoleTable, overrides: Mapping[str, str]
-) -> tuple[ModelConfig, list[str]]:
-    """The configuration that metadata and tensors give, and notes. Raises as read_config does."""
-    return read_config(
+    return Model(
+        file.path,
         file,
-        architecture,
-        _Shapes(table.entries),
-        gguf_names=table.gguf_names,
-        freqs=_small_vector(table.entries.get(Role("rope_freqs"))),
-        overrides=overrides,
+        who.name,
+        settled.graph,
+        {**settings.values, **_quantisation(file)},
+        settings.values["max_positions"],
+        weights,
+        tuple(dict.fromkeys(notes)),
+        (*doubts, *settings.doubts),
+        overrides,
     )
 
 
-@dataclass(frozen=True)
-class _Shapes:
-    """The shape of the tensor in a role, of layer 0 where it is a layer's."""
-
-    entries: Mapping[Role, TensorEntry]
-
-    def __call__(self, name: str) -> tuple[int, ...] | None:
-        for role in (Role(name), Role(name, 0), Role(name, 0, 0)):
-            if role in self.entries:
-                return self.entries[role].shape
-        return None
+def _quantisation(file: ModelFile) -> dict[str, Any]:
+    """What a manifest and ``inspect`` say of it; nothing where the weights are plain."""
+    return {"quantisation": file.quantisation.to_json()} if file.quantisation is not None else {}
 
 
-def _oriented(file: ModelFile, table: RoleTable) -> tuple[dict[Role, TensorEntry], list[str]]:
-    """The entries with their dims outermost first, whatever order the writer listed them in.
-
-    ``apr convert`` lists 2-D dims fastest first: all are reversed when the embedding says so
-    (docs/stages.md 3). Packed experts come as [E, out, in] or [in, out, E]
-    (docs/apr-format.md 3.2).
-    """
-    entries = dict(table.entries)
-    notes: list[str] = []
-    norm = entries.get(Role("final_norm")) or entries.get(Role("attn_norm", 0))
-    embedding = entries.get(Role("embedding"))
-    if file.format == "apr" and norm is not None and embedding is not None:
-        hidden = math.prod(norm.shape)
-        if _is_reversed(embedding, hidden):
-            entries = {role: _reverse(file, role, entry) for role, entry in entries.items()}
-            notes.append("2-D dims are listed fastest first (apr convert); all were reversed")
-    router = entries.get(Role("router", 0))
-    experts = router.shape[0] if router is not None else 0
-    for role, entry in entries.items():
-        if len(entry.shape) == 3 and entry.shape[0] != experts and entry.shape[2] == experts:
-            entries[role] = reversed_entry(entry)
-            notes.append("experts' dims are listed in GGUF order; they were reversed")
-    return entries, notes
-
-
-def _is_reversed(embedding: TensorEntry, hidden: int) -> bool:
-    shape = embedding.shape
-    return len(shape) == 2 and shape[0] == hidden and shape[1] != hidden
-
-
-def _reverse(file: ModelFile, role: Role, entry: TensorEntry) -> TensorEntry:
+def _architecture_doubt(
+    file: ModelFile, who: Identity, overrides: Mapping[str, str]
+) -> list[Doubt]:
+    """The doubt that ``--set architecture=`` casts where the file says another one."""
+    if "architecture" not in overrides:
+        return []
     try:
-        return reversed_entry(entry) if len(entry.shape) == 2 else entry
-    except BadFileError as error:
+        said = identify(file).name
+    except BadFileError:
+        said = ""
+    if said == who.name:
+        return []
+    return [Doubt("architecture", f"--set architecture={who.name}, which the file does not say")]
+
+
+def _ignored_tensors(
+    file: ModelFile, who: Identity, found: Sorted, how: str | None, notes: list[str]
+) -> list[Doubt]:
+    """Tensors that no part of the pass reads: refused, or ignored as ``how`` says."""
+    if how not in (None, "ignore"):
+        raise UsageError(f"--set unknown_tensors={clean(how)}", hint="ignore")
+    if not found.unknown:
+        return []
+    first = clean(min(found.unknown))
+    if how is None:
         raise BadFileError(
             file.path,
-            f"{clean(entry.name)} ({role}): the embedding's dims are reversed, this tensor's not",
-            hint="some dims are reversed and some are not: convert the model again",
-        ) from error
+            f"{count(len(found.unknown), 'tensor')} that the {who.name} family does not know, the "
+            f"first {first}",
+            hint="the model computes with what is not computed here: its numbers cannot be had",
+        )
+    told = f"{len(found.unknown)} tensors ignored, the first {first}"
+    notes.append(told)
+    return [Doubt("unknown_tensors", told)]
 
 
-def _small_vector(entry: TensorEntry | None) -> tuple[float, ...]:
-    """The values of a small F32 or F16 vector; empty when there is none."""
-    if entry is None:
-        return ()
-    kind = {"F32": "<f4", "F16": "<f2"}.get(entry.type)
-    if kind is None or math.prod(entry.shape) > 65_536:
-        raise BadFileError(entry.path, f"{clean(entry.name)} is {entry.type}, not a small vector")
-    return tuple(float(value) for value in np.frombuffer(tensor_bytes(entry).tobytes(), kind))
+def _left_out(who: Identity, found: Sorted) -> list[str]:
+    """What of a composite model is not traced."""
+    if not found.others and not who.outer:
+        return []
+    kind = clean(str(who.outer.get("model_type", "a composite model")), 40)
+    size_bytes = sum(entry.size_bytes for entry in found.others)
+    return [
+        f"the text part of {kind} is traced; left out: {len(found.others)} tensors of other parts"
+        + (f", {size(size_bytes)}, the first {clean(found.others[0].name)}" if found.others else "")
+    ]
 
 
-def _expected(config: ModelConfig) -> Iterable[tuple[Role, tuple[int, ...]]]:
-    """Every tensor that the pass needs, with its row-major shape."""
-    hidden, ffn = config.hidden_size, config.intermediate_size
-    q, kv = config.q_size, config.kv_size
-    yield Role("embedding"), (config.vocab_size, hidden)
-    for layer in range(config.num_layers):
-        shapes: dict[str, tuple[int, ...]] = {
-            "attn_norm": (hidden,), "q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden),
-            "o": (hidden, q), "ffn_norm": (hidden,),
-        }  # fmt: skip
-        if config.qkv_bias:
-            shapes |= {"q_bias": (q,), "k_bias": (kv,), "v_bias": (kv,)}
-        if config.output_bias:
-            shapes["o_bias"] = (hidden,)
-        if config.qk_norm:
-            shapes |= {"q_norm": (config.head_dim,), "k_norm": (config.head_dim,)}
-        if config.post_norms:
-            shapes |= {"attn_post_norm": (hidden,), "ffn_post_norm": (hidden,)}
-        if config.num_experts:
-            shapes["router"] = (config.num_experts, hidden)
-        else:
-            shapes |= {"gate": (ffn, hidden), "up": (ffn, hidden), "down": (hidden, ffn)}
-        for name, shape in shapes.items():
-            yield Role(name, layer), shape
-        for expert in range(config.num_experts):
-            yield Role("expert_gate", layer, expert), (ffn, hidden)
-            yield Role("expert_up", layer, expert), (ffn, hidden)
-            yield Role("expert_down", layer, expert), (hidden, ffn)
-    yield Role("final_norm"), (hidden,)
-    if not config.tied_head:
-        yield Role("head"), (config.vocab_size, hidden)
-
-
-def _matrices(
-    file: ModelFile, config: ModelConfig, entries: Mapping[Role, TensorEntry]
-) -> dict[Role, Matrix]:
+def _matrices(file: ModelFile, settled: Settled, table: Table, found: Sorted) -> dict[Role, Matrix]:
     """The window of a tensor for every weight the pass needs. Raises BadFileError."""
+    graph, settings = settled.graph, settled.settings
     weights: dict[Role, Matrix] = {}
-    for role, shape in _expected(config):
-        rows, columns = shape if len(shape) == 2 else (1, shape[0])
-        entry, first_row, whole = _locate(file, config, entries, role, shape)
-        if entry.shape != whole and not (len(shape) == 1 and math.prod(entry.shape) == shape[0]):
-            raise BadFileError(
-                file.path,
-                f"{clean(entry.name)} ({role}) is {list(entry.shape)} where the configuration "
-                f"needs {list(whole)}",
-                hint="the file contradicts itself; --set KEY=VALUE overrides its configuration",
-            )
-        if entry.size_bytes == 0 or not fits(entry):
-            raise BadFileError(
-                file.path,
-                f"{clean(entry.name)} ({role}) has {entry.size_bytes:,} bytes, "
-                f"not those of {list(entry.shape)} in {entry.type}",
-            )
-        weights[role] = Matrix(entry, first_row, rows, columns)
-    if config.tied_head:
+    used: set[str] = set()
+    tied = settings.values["tied_head"]
+    for role, shape in graph.weights.items():
+        if tied and role == Role("head"):
+            continue
+        weights[role] = _matrix(file, settled, table, found, role, shape)
+        used.add(weights[role].entry.name)
+    if tied:
         weights[Role("head")] = weights[Role("embedding")]
+    _check_unused(file, settings, found, used)
     return weights
 
 
-def _locate(
-    file: ModelFile,
-    config: ModelConfig,
-    entries: Mapping[Role, TensorEntry],
-    role: Role,
+def _matrix(
+    file: ModelFile, settled: Settled, table: Table, found: Sorted, role: Role,
     shape: tuple[int, ...],
-) -> tuple[TensorEntry, int, tuple[int, ...]]:
+) -> Matrix:  # fmt: skip
+    rows, columns = shape if len(shape) == 2 else (1, shape[0])
+    entry, first_row, whole = _locate(file, settled, table, found, role, shape)
+    if entry.shape != whole and not (rows == 1 and math.prod(entry.shape) == columns):
+        raise BadFileError(
+            file.path,
+            f"{clean(entry.name)} ({role}) is {list(entry.shape)} where the configuration "
+            f"needs {list(whole)}",
+            hint=settled.settings.defaulted() or "the file contradicts itself",
+        )
+    refuse_unreadable([entry])
+    if entry.size_bytes == 0 or not fits(entry):
+        raise BadFileError(
+            file.path,
+            f"{clean(entry.name)} ({role}) has {entry.size_bytes:,} bytes, "
+            f"not those of {list(entry.shape)} in {entry.type}",
+        )
+    return Matrix(entry, first_row, rows, columns)
+
+
+def _locate(
+    file: ModelFile, settled: Settled, table: Table, found: Sorted, role: Role,
+    shape: tuple[int, ...],
+) -> tuple[TensorEntry, int, tuple[int, ...]]:  # fmt: skip
     """The tensor that holds a weight, the first row in it, and the whole tensor's needed shape."""
-    if role in entries:
-        return entries[role], 0, shape
-    packed = entries.get(Role(role.name, role.layer))
-    if role.expert is not None and packed is not None:
-        return packed, role.expert * shape[0], (config.num_experts, *shape)
-    part = role.name[0]
-    fused_name = "qkv_bias" if role.name.endswith("_bias") else "qkv"
-    fused = entries.get(Role(fused_name, role.layer))
-    if fused is not None and part in "qkv" and role.name in (part, f"{part}_bias"):
-        first = {"q": 0, "k": config.q_size, "v": config.q_size + config.kv_size}[part]
-        total = config.q_size + 2 * config.kv_size
-        return fused, first, (total, *shape[1:])
+    if role in found.entries:
+        return found.entries[role], 0, shape
+    needed = settled.graph.weights
+    for tensor in table.holders.get(role.name, ()):
+        entry = found.entries.get(Role(tensor.role, role.layer))
+        if entry is None:
+            continue
+        parts = [needed.get(role._replace(name=part), ()) for part in tensor.holds]
+        if () in parts:
+            continue
+        before = sum(part[0] for part in parts[: tensor.holds.index(role.name)])
+        total = sum(part[0] for part in parts)
+        if not tensor.packed:
+            return entry, before, (total, *shape[1:])
+        reader = settled.graph.reader(role)
+        experts = reader.op.count if reader and isinstance(reader.op, Experts) else 0
+        return entry, (role.expert or 0) * total + before, (experts, total, *shape[1:])
     raise BadFileError(
         file.path,
         f"the tensor for {role} is missing",
-        hint="the file is incomplete; convert or download it again",
+        hint=settled.settings.defaulted() or "the file is incomplete; convert or download it again",
     )
+
+
+def _check_unused(file: ModelFile, settings: Settings, found: Sorted, used: set[str]) -> None:
+    """A tensor that the family knows and this configuration does not read contradicts it."""
+    spare = {"rope_freqs", "rope_long", "rope_short", "head"}
+    for role, entry in found.entries.items():
+        if entry.name not in used and role.name not in spare and entry.size_bytes:
+            stated = {
+                name: settings.values[name]
+                for name in ("num_layers", "num_experts", "qkv_bias", "output_bias")
+                if name in settings.values
+            }
+            said = ", ".join(f"{name} {value}" for name, value in stated.items())
+            raise BadFileError(
+                file.path,
+                f"{clean(entry.name)} ({role}) plays no part by the configuration ({said})",
+                hint=settings.defaulted() or "the file contradicts itself",
+            )

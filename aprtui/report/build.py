@@ -14,7 +14,8 @@ from aprtui.compare.diff import Comparison
 from aprtui.compare.pairs import PASSED, PairResult
 from aprtui.errors import BadFileError
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.graph.vocabulary import STAGES
+from aprtui.graph.vocabulary import order_of
+from aprtui.graph.words import sizes
 from aprtui.model.open import Model
 from aprtui.report.model import (
     Capture,
@@ -219,9 +220,8 @@ def _unmeasured(comparison: Comparison, bisection: Bisection | None) -> tuple[tu
 
 
 def _grid(comparison: Comparison, culprits: frozenset[StageKey]) -> Grid:
-    ranks = {kind.name: place for place, kind in enumerate(STAGES)}
     keys = {result.key for result in comparison.results} | culprits
-    stages = sorted({key.stage for key in keys}, key=lambda s: (ranks.get(s, len(ranks)), s))
+    stages = sorted({key.stage for key in keys}, key=lambda name: order_of(StageKey(0, name)))
     layers = sorted({key.layer for key in keys}, key=lambda n: (n is None, n or 0))
     cells = {
         (result.key.layer, result.key.stage): _cell(result, result.key in culprits)
@@ -297,16 +297,14 @@ def _digest(trace: TraceDir) -> tuple[str, str]:
 
 
 def _facts(model: Model) -> ModelFacts:
-    config, file = model.config, model.file
-    experts = f", {config.num_experts} experts" if config.num_experts else ""
+    file = model.file
     return ModelFacts(
         str(model.path),
         f"{file.format} {file.version}".strip(),
-        config.architecture,
+        model.architecture,
         file.size_bytes,
         tuple(sorted({matrix.entry.type for matrix in model.weights.values()})),
-        f"{config.num_layers} layers, hidden {config.hidden_size:,}, {config.num_heads} heads "
-        f"({config.num_kv_heads} for keys), vocabulary {config.vocab_size:,}{experts}",
+        ", ".join(sizes(model.graph)),
         file.digest,
     )
 

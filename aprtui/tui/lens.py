@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from aprtui.errors import UsageError
+from aprtui.formats.maps import check_maps
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.text import clean
 
-__all__ = ["RESIDUAL", "Guess", "Lens", "model_of", "of_logits", "read_lens"]
+__all__ = ["Guess", "Lens", "model_of", "of_logits", "read_lens"]
 
-RESIDUAL = ("embedding", "post_attn_residual", "post_ffn_residual", "final_norm")
 TOP = 8
 MOST_POSITIONS = 64
 
@@ -85,6 +85,7 @@ def of_logits(record: StageRecord, model: Path | None) -> Lens:
                   float(weights[i] / weights.sum()))
             for i in ids
         ))  # fmt: skip
+    check_maps(values)
     return Lens(first, tuple(rows))
 
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aprtui.errors import AprtuiError
+from aprtui.families.registry import identify
+from aprtui.families.settle import sort_tensors
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.graph import Role
-from aprtui.graph.vocabulary import STAGES
-from aprtui.model.families import architecture_of
-from aprtui.model.open import Model, sort_tensors
+from aprtui.graph.ops import Scores
+from aprtui.model.open import Model
 from aprtui.text import clean, count, number, size
 from aprtui.tui.weight_sample import WeightLook
 from aprtui.tui.widgets.facts import Fact
 
 __all__ = [
     "TensorRow", "config_facts", "header_facts", "layer_facts", "metadata_facts",
-    "role_rank", "tensor_facts", "tensor_rows", "value_facts",
+    "tensor_facts", "tensor_rows", "value_facts",
 ]  # fmt: skip
 
 FIRST_ITEMS = 16  # of a list in the metadata
@@ -31,12 +32,18 @@ MOST_TEXT = 4000
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor of the file: ``role`` empty where it plays none, ``label`` as people say it."""
+    """One tensor of the file: ``role`` empty where it plays none, ``label`` as people say it.
+
+    ``used_by`` names the stages that read it, ``place`` is where the first one stands in the pass;
+    of a model that has no graph the tensor's place in the file.
+    """
 
     role: str
     layer: int | None
     entry: TensorEntry
     expert: int | None = None
+    used_by: tuple[str, ...] = ()
+    place: float = math.inf
 
     @property
     def label(self) -> str:
@@ -44,34 +51,32 @@ class TensorRow:
         return text if self.expert is None else f"{text} of expert {self.expert}"
 
 
-_ORDER = list(dict.fromkeys(role for kind in STAGES for role in kind.weights))
-_RANK = {role: float(rank) for rank, role in enumerate(_ORDER)} | {
-    "qkv": _ORDER.index("q") - 0.5, "qkv_bias": _ORDER.index("q_bias") - 0.5,
-}  # fmt: skip
-
-
-def role_rank(role: str) -> float:
-    """Where the role's stage stands in the pass; what plays none comes last."""
-    return _RANK.get(role, math.inf)
-
-
-def _stages_of(role: str) -> str:
-    wanted = set("qkv" if role == "qkv" else ())
-    wanted |= {"q_bias", "k_bias", "v_bias"} if role == "qkv_bias" else {role}
-    return ", ".join(kind.name for kind in STAGES if wanted & set(kind.weights))
-
-
 def tensor_rows(file: ModelFile, model: Model | None) -> list[TensorRow]:
     """Every tensor of the file, in the order of the file, with its role where it has one."""
-    roles: dict[str, TensorRow] = {}
+    readers = _readers(model)
+    rows: dict[str, TensorRow] = {}
     for role, entry in _entries_by_role(file, model):
         packed = len(entry.shape) == 3  # all experts in one tensor
         expert = None if packed else role.expert
-        roles.setdefault(entry.name, TensorRow(role.name, role.layer, entry, expert))
-    return [
-        roles.get(entry.name) or TensorRow("", _layer_in(entry.name), entry)
+        row = rows.setdefault(entry.name, TensorRow(role.name, role.layer, entry, expert))
+        for place, stage in readers.get(role, ()):
+            used_by = tuple(dict.fromkeys((*row.used_by, stage)))
+            row = replace(row, used_by=used_by, place=min(row.place, place))
+        rows[entry.name] = row
+    found = [
+        rows.get(entry.name) or TensorRow("", _layer_in(entry.name), entry)
         for entry in file.tensors.values()
     ]
+    return found if model is not None else [replace(r, place=n) for n, r in enumerate(found)]
+
+
+def _readers(model: Model | None) -> Mapping[Role, list[tuple[int, str]]]:
+    """The stages that read each weight, with their places in the pass."""
+    found: dict[Role, list[tuple[int, str]]] = {}
+    for place, node in enumerate(model.graph if model is not None else ()):
+        for role in node.op.weights:
+            found.setdefault(role, []).append((place, node.key.stage))
+    return found
 
 
 def _entries_by_role(file: ModelFile, model: Model | None) -> Iterable[tuple[Role, TensorEntry]]:
@@ -79,7 +84,7 @@ def _entries_by_role(file: ModelFile, model: Model | None) -> Iterable[tuple[Rol
     if model is not None:
         return [(role, matrix.entry) for role, matrix in model.weights.items()]
     try:
-        return sort_tensors(file, architecture_of(file)).entries.items()
+        return sort_tensors(file, identify(file).name).entries.items()
     except AprtuiError:
         return ()
 
@@ -105,7 +110,7 @@ def tensor_facts(row: TensorRow) -> list[Fact]:
     aligned = min(entry.offset & -entry.offset if entry.offset else 4096, 4096)
     facts = [
         Fact("name", clean(entry.name, 400)),
-        Fact("used by", _stages_of(row.role) or "no stage of the pass"),
+        Fact("used by", ", ".join(row.used_by) or "no stage of the pass"),
         Fact("type", entry.type, f"{bits:.4g} bits a value"),
         Fact("shape", " x ".join(map(count, entry.shape)) or "scalar", f"{count(values)} values"),
         Fact("bytes", f"{entry.offset:,} .. {entry.offset + entry.size_bytes:,}",
@@ -180,14 +185,12 @@ def header_facts(file: ModelFile, notes: Iterable[str]) -> list[Fact]:
 
 def config_facts(model: Model) -> list[Fact]:
     """Every field of the configuration as the pass uses it, and what follows from it."""
-    config = model.config
-    fields = config.to_json()
+    fields = model.settings
     unset = [name for name, value in fields.items() if value is None or value == ()]
+    scales = {node.op.scale for node in model.graph if isinstance(node.op, Scores)}
     facts = [Fact(name, _told(value)) for name, value in fields.items() if name not in unset]
     facts += [
-        Fact("q_size", str(config.q_size), "heads x head_dim"),
-        Fact("kv_size", str(config.kv_size), "kv heads x head_dim"),
-        Fact("scale", number(config.scale, 6), "the factor on q.k"),
+        Fact("scale", ", ".join(number(s, 6) for s in sorted(scales)), "the factor on q.k"),
         Fact("not set", ", ".join(unset) or "nothing"),
     ]
     return facts

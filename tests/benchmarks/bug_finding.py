@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.bisect import bisect
-from aprtui.graph.vocabulary import order_of
 from aprtui.formats.tracedir import TraceDir, open_trace
+from aprtui.graph.vocabulary import order_of
 from aprtui.model.open import open_model
 from tests.support import FIXTURES
 

@@ -29,11 +29,11 @@ import numpy as np
 import torch
 
 from aprtui.engine.capture import Capture
-from aprtui.engine.dequantise import StoredRows
+from aprtui.engine.codecs import Codec, codec_of
 from aprtui.engine.device import deterministic, resolve_device
 from aprtui.engine.forward import BlockSink, forward
 from aprtui.engine.job import TraceJob
-from aprtui.engine.ops import Operands
+from aprtui.engine.ops import Pass
 from aprtui.engine.plan import PlannedFile, make_plan
 from aprtui.engine.weights import BLOCK_VALUES, WeightStream
 from aprtui.engine.workers import for_each, one_core
@@ -74,14 +74,14 @@ class Bench:
         self.path = path
         self.model: Model = open_model(path)
         self.device = device
-        self.tokens = tuple(i * 37 % self.model.config.vocab_size for i in range(tokens))
+        self.tokens = tuple(i * 37 % self.model.graph.vocab_size for i in range(tokens))
         self.scratch = scratch
         self._numbers = itertools.count()
         self.stream = WeightStream(self.model, device, torch.float32)
         widest = max(matrix.columns for matrix in self.matrices())
         self._ones = torch.ones(max(2 * BLOCK_VALUES, 128 * widest, tokens * widest))
         self.peak_memory_bytes: list[int] = []
-        self._planned: dict[str, tuple[PlannedFile, ...]] = {}
+        self._planned: dict[tuple[str, str], tuple[PlannedFile, ...]] = {}
 
     def matrices(self) -> list[Matrix]:
         """The matrices that a pass multiplies with."""
@@ -98,7 +98,7 @@ class Bench:
         """Every matrix's bytes copied by numpy into memory that is reused."""
         memory = np.empty(_PIECE, np.uint8)
         for matrix in self.matrices():
-            stored = StoredRows(matrix.entry).bytes_of(matrix.first_row, matrix.rows).numpy()
+            stored = codec_of(matrix).bytes_of(0, matrix.rows).numpy()
             for first in range(0, stored.size, _PIECE):
                 piece = stored[first : first + _PIECE]
                 memory[: piece.size] = piece
@@ -106,18 +106,17 @@ class Bench:
     def copy_to_device(self) -> None:
         """The same bytes copied to the device, as torch does it."""
         for matrix in self.matrices():
-            stored = StoredRows(matrix.entry)
-            stored.bytes_of(matrix.first_row, matrix.rows).to(self.device)
+            codec_of(matrix).bytes_of(0, matrix.rows).to(self.device)
         self._wait()
 
     def decode(self) -> None:
         """Every matrix dequantised, by blocks, on all threads; nothing multiplied."""
         with one_core():
             for matrix in self.matrices():
-                decode = partial(self._decode, StoredRows(matrix.entry))
+                decode = partial(self._decode, codec_of(matrix))
                 for_each(decode, self.spans(matrix), self.device)
 
-    def _decode(self, stored: StoredRows, span: tuple[int, int]) -> None:
+    def _decode(self, stored: Codec, span: tuple[int, int]) -> None:
         self.stream.decode(stored, *span)
 
     def multiply(self) -> None:
@@ -138,24 +137,28 @@ class Bench:
         self._pass(Unwatched())
         self._wait()
 
-    def traced(self, layers: str) -> None:
-        capture = Capture(self._new_folder(), self._files(layers), lambda event: None, lambda: 0)
+    def traced(self, layers: str, stages: str = "all") -> None:
+        capture = self.capture(layers, stages)
         self._pass(capture)
         capture.close()
+
+    def capture(self, layers: str, stages: str = "all") -> Capture:
+        files = self.files(layers, stages)
+        return Capture(self._new_folder(), files, lambda event: None, lambda: 0)
 
     def _new_folder(self) -> Path:
         """As a trace is written: where older files are replaced, ext4 flushes them to the disk."""
         return self.scratch / f"trace-{next(self._numbers)}"
 
-    def _files(self, layers: str) -> tuple[PlannedFile, ...]:
+    def files(self, layers: str, stages: str = "all") -> tuple[PlannedFile, ...]:
         """The files of a trace; planned once, which opens the model a second time."""
-        if layers not in self._planned:
-            job = TraceJob(str(self.path), tokens=self.tokens, layers=layers)
+        if (layers, stages) not in self._planned:
+            job = TraceJob(str(self.path), tokens=self.tokens, layers=layers, stages=stages)
             only = {0} if layers == "0" else None  # nor what follows the layers
-            self._planned[layers] = tuple(
+            self._planned[layers, stages] = tuple(
                 file for file in make_plan(job).files if only is None or file.key.layer in only
             )
-        return self._planned[layers]
+        return self._planned[layers, stages]
 
     def process(self) -> None:
         """``aprtui trace --save-tensor all``, from the start of Python to its end."""
@@ -171,7 +174,7 @@ class Bench:
 
     def _pass(self, tap: Unwatched | Capture) -> None:
         with torch.inference_mode():
-            forward(Operands(self.model.config, self.stream, self.tokens), tap)
+            forward(self.model.graph, Pass(self.stream, self.tokens), tap)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from aprtui.graph.vocabulary import STAGES, WHOLE_MODEL_STAGES
 from aprtui.formats.aprt import create_stage, write_stage
 from aprtui.formats.tracedir import SCHEMA, write_manifest
+from aprtui.graph.vocabulary import STAGES, WHOLE_MODEL_STAGES
 from aprtui.tui.running import running_pid
 from tests.pty.terminal import Terminal, in_terminal
 

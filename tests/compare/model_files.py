@@ -39,6 +39,12 @@ _NAMES = {
     "mlp.gate.": "ffn_gate_inp.",
     "model.layers.": "blk.",
 }
+_HF_NAMES = {
+    "qwen3moe": "qwen3_moe",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+}
 
 
 @dataclass
@@ -51,7 +57,10 @@ class SmallModel:
 
     def folder(self, path: Path) -> Path:
         path.mkdir()
-        (path / "config.json").write_text(json.dumps({"model_type": self.family, **self.config}))
+        said = {_HF_NAMES.get(key, key): value for key, value in self.config.items()}
+        said |= {"model_type": _HF_NAMES.get(self.family, self.family)}
+        said |= {"tie_word_embeddings": "lm_head.weight" not in self.tensors}
+        (path / "config.json").write_text(json.dumps(said))
         save_file(self.tensors, path / "model.safetensors")
         return path
 
@@ -122,4 +131,5 @@ def small_model(family: str = "llama", *, tied: bool = False, seed: int = 1) -> 
     }  # fmt: skip
     if family == "qwen3moe":
         config |= {"num_experts": EXPERTS, "num_experts_per_tok": 2, "norm_topk_prob": True}
+        config["moe_intermediate_size"] = FFN
     return SmallModel(family, tensors, config)

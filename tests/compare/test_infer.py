@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from aprtui.model.config import ModelConfig
 
 from aprtui.compare.infer import open_any, open_pair, record_in_trace, with_shapes
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import read_values, write_stage
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.model.config import ModelConfig
 from tests.compare.captures import split_by_position
 from tests.support import FIXTURES, needs_fixtures
 

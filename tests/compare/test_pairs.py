@@ -14,10 +14,10 @@ from aprtui.compare.bars import parse_bar
 from aprtui.compare.diff import Comparison, diff_traces
 from aprtui.compare.infer import open_any, with_shapes
 from aprtui.compare.pairs import DiffOptions, pair_up
-from aprtui.graph.vocabulary import order_of
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import StageKey, TraceDir, open_trace
+from aprtui.graph.vocabulary import order_of
 from tests.compare.captures import write_capture
 from tests.support import FIXTURES, needs_fixtures
 

@@ -22,11 +22,10 @@ from aprtui.cli.main import main
 from aprtui.engine import adapters
 from aprtui.engine.adapters import LlamaSettings
 from aprtui.engine.adapters.ggml import Ggml, Node
-from aprtui.engine.adapters.nodes import Collector, slot_of
+from aprtui.engine.adapters.nodes import Collector, NodeMap
 from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import make_plan
 from aprtui.engine.run import run_trace
-from aprtui.model.build import build_graph
 from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir, open_trace
 from aprtui.model.open import open_model
@@ -72,12 +71,12 @@ def recorded_tokens(name: str) -> tuple[int, ...]:
 def test_every_stage_of_a_layer_has_one_node_and_no_node_two_stages(name: str) -> None:
     if not model_path(name).is_file():
         pytest.skip(f"the large fixtures are not at {FIXTURES}")
-    config = open_model(model_path(name)).config
-    graph = [node.key for node in build_graph(config) if node.key.layer in (0, None)]
-    wanted = [key for key in graph if key.stage != "lm_head"]
+    model = open_model(model_path(name))
+    wanted = [node.key for node in model.graph if node.key.layer in (0, None) and not node.last]
     shown: list[StageKey] = []
-    collector = Collector(config, 12, wanted, lambda key, value: shown.append(key))
-    slots = [slot for node in nodes_of(name) if (slot := slot_of(node, config)) is not None]
+    nodes = NodeMap(model.graph, model.weights)
+    collector = Collector(nodes, 12, wanted, lambda key, value: shown.append(key))
+    slots = [slot for node in nodes_of(name) for slot in nodes.slots(node)]
     assert len(set(slots)) == len(slots)
     for node in nodes_of(name):
         if collector.wants(node):
@@ -88,30 +87,30 @@ def test_every_stage_of_a_layer_has_one_node_and_no_node_two_stages(name: str) -
 
 def test_stages_are_made_of_nodes_as_the_recorded_capture_holds_them(qwen2: Path) -> None:
     """Parts joined, padded keys cut, scores scaled and masked, the activation derived."""
-    config, recorded = open_model(qwen2).config, open_trace(
-        SMALL / "captures" / "qwen2-q4_k_m" / "float64"
-    )  # fmt: skip
+    model = open_model(qwen2)
+    recorded = open_trace(SMALL / "captures" / "qwen2-q4_k_m" / "float64")
+    nodes = NodeMap(model.graph, model.weights)
     expected = {
         key: np.array(record.values())
         for key, record in recorded.records.items()
         if key.layer == 0 or key.stage == "final_norm"
     }
-    given: dict[str, npt.NDArray[Any]] = {
-        key.stage: values for key, values in expected.items() if key.stage != "ffn_silu"
+    given: dict[tuple[str, int], npt.NDArray[Any]] = {
+        (key.stage, 0): values for key, values in expected.items() if key.stage != "ffn_silu"
     }
     for stage in ("qkv_matmul", "qkv_bias"):
-        joined = given.pop(stage).reshape(12, -1)
-        cuts = (config.q_size, config.q_size + config.kv_size)
-        for part, values in zip("qkv", np.split(joined, cuts, axis=1), strict=True):
-            given[f"{stage}.{part}"] = values
-    given["scores"] = padded(given.pop("attn_scores") / np.float32(config.scale), 7.0)
-    given["softmax"] = padded(given.pop("attn_softmax"), 0.0)
+        joined = given.pop((stage, 0)).reshape(12, -1)
+        for part, values in enumerate(np.split(joined, (256, 320), axis=1)):
+            given[stage, part] = values
+    unscaled = given["attn_scores", 0] / np.float32(32**-0.5)
+    given["attn_scores", 0] = padded(unscaled, 7.0)
+    given["attn_softmax", 0] = padded(given["attn_softmax", 0], 0.0)
     shown: dict[StageKey, torch.Tensor] = {}
-    collector = Collector(config, 12, expected, lambda key, value: shown.update({key: value}))
+    collector = Collector(nodes, 12, expected, lambda key, value: shown.update({key: value}))
     for node in nodes_of("qwen2-q4_k_m"):
-        slot = slot_of(node, config)
-        if collector.wants(node) and slot is not None:
-            collector.take(node, given[slot.name].reshape(node.shape))
+        if collector.wants(node):
+            (slot,) = nodes.slots(node)
+            collector.take(node, given[slot.key.stage, slot.part].reshape(node.shape))
     assert shown.keys() == expected.keys()
     for key, values in expected.items():
         assert np.allclose(shown[key].numpy().ravel(), values, rtol=1e-6, atol=1e-7), key
@@ -126,8 +125,9 @@ def padded(values: npt.NDArray[Any], hidden: float) -> npt.NDArray[Any]:
 
 
 def test_a_node_of_another_size_is_an_error_that_names_it(qwen2: Path) -> None:
-    config = open_model(qwen2).config
-    collector = Collector(config, 12, [StageKey(0, "ffn_up")], lambda key, value: None)
+    model = open_model(qwen2)
+    nodes = NodeMap(model.graph, model.weights)
+    collector = Collector(nodes, 12, [StageKey(0, "ffn_up")], lambda key, value: None)
     node = Node("ffn_up-0", "MUL_MAT", ("blk.0.ffn_up.weight", "x"), (12, 100))
     with pytest.raises(EngineError, match=r"ffn_up-0 is \[12, 100\] where \[12, 512\]"):
         collector.take(node, np.zeros((12, 100), dtype=np.float32))

@@ -146,7 +146,7 @@ def test_a_prompt_of_1500_tokens_is_causal(qwen2: Path, tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_layers(qwen2: Path, tmp_path: Path) -> None:
     """What Python and torch hold at the end of a pass is no more than one layer's values."""
     from aprtui.engine.forward import forward
-    from aprtui.engine.ops import Operands
+    from aprtui.engine.ops import Pass
     from aprtui.engine.weights import WeightStream
     from aprtui.formats.tracedir import StageKey
     from aprtui.model.open import open_model
@@ -169,7 +169,7 @@ def test_memory_does_not_grow_with_layers(qwen2: Path, tmp_path: Path) -> None:
     tap = Counting()
     tracemalloc.start()
     with torch.inference_mode():
-        forward(Operands(model.config, stream, (1, 2, 3)), tap)
+        forward(model.graph, Pass(stream, (1, 2, 3)), tap)
     tracemalloc.stop()
     assert tap.alive[3] <= tap.alive[1] + 100_000
 

@@ -50,7 +50,7 @@ def test_every_family_computes_the_same_after_import(name: str, tmp_path: Path) 
     """Configuration, row order, windows, tokenizer and weights arrive; f16 rounds by 2^-11."""
     source = FIXTURES / "models" / f"{name}.gguf"
     assert convert(source, tmp_path / "m.apr") == 0
-    before, after = open_model(source).config, open_model(tmp_path / "m.apr").config
+    before, after = open_model(source).graph, open_model(tmp_path / "m.apr").graph
     assert before == after
     assert open_model(source).tokenizer.encode("a = 1") == (
         open_model(tmp_path / "m.apr").tokenizer.encode("a = 1")

@@ -23,8 +23,8 @@ from aprtui.engine.rounding import (
 )
 from aprtui.formats.aprt import read_values
 from aprtui.formats.modelfile import TensorEntry
-from aprtui.model.open import Matrix, open_model
 from aprtui.graph import Role
+from aprtui.model.open import Matrix, open_model
 from tests.support import FIXTURES, needs_fixtures
 
 

@@ -11,20 +11,19 @@ import pytest
 import torch
 
 from aprtui.engine import weights
-from aprtui.engine.dequantise import StoredRows
+from aprtui.engine.codecs import Codec, codec_of
 from aprtui.engine.device import Devices, resolve_devices
 from aprtui.engine.forward import _bring, forward
 from aprtui.engine.job import TraceJob
-from aprtui.engine.ops import Operands
+from aprtui.engine.ops import Pass
 from aprtui.engine.placement import Placement, layer_bytes
 from aprtui.engine.plan import make_plans
 from aprtui.engine.session import Session
-from aprtui.model.build import build_graph
 from aprtui.engine.weights import WeightStream
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey
-from aprtui.model.open import Model, open_model
 from aprtui.graph import Role
+from aprtui.model.open import Matrix, Model, open_model
 from tests.engine.test_unchanged import Keeping, Stages, same_bits
 from tests.support import FIXTURES, SMALL, needs_fixtures
 
@@ -36,7 +35,7 @@ TOKENS = tuple((i * 37 + 5) % 500 for i in range(9))
 def stages(stream: WeightStream, tokens: tuple[int, ...] = TOKENS) -> Stages:
     tap = Keeping()
     with torch.inference_mode():
-        forward(Operands(stream.model.config, stream, tokens), tap)
+        forward(stream.model.graph, Pass(stream, tokens), tap)
     return tap.stages
 
 
@@ -52,7 +51,7 @@ def assert_same(a: Stages, b: Stages) -> None:
 @pytest.mark.parametrize("kept", [False, True])
 def test_layers_on_two_devices_give_the_bits_of_one(name: str, kept: bool) -> None:
     model = open_model(FIXTURES / "models" / f"{name}.gguf")
-    layers = model.config.num_layers
+    layers = model.graph.num_layers
     split = (HERE,) * (layers // 2) + (THERE,) * (layers - layers // 2)
     keep = frozenset({0, layers - 1, None}) if kept else frozenset()
     stream = WeightStream(model, Placement(split, THERE, keep), torch.float32)
@@ -85,7 +84,7 @@ class _Crossing:
 
 
 def test_a_value_crosses_once_and_stays() -> None:
-    graph = build_graph(open_model(SMALL / "models" / "qwen2-q4_k_m.gguf").config)
+    graph = open_model(SMALL / "models" / "qwen2-q4_k_m.gguf").graph
     node = next(node for node in graph if node.key == StageKey(1, "attn_norm"))
     values: dict[Any, Any] = {key: _Crossing(HERE) for key in node.inputs}
     before = dict(values)
@@ -106,18 +105,17 @@ def model() -> Model:
 def test_kept_weights_are_read_from_the_file_once(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = model.config.num_layers
+    count = model.graph.num_layers
     placed = Placement((HERE,) * count, HERE, frozenset({*range(count), None}))
     stream = WeightStream(model, placed, torch.float32)
     first = stages(stream)
     read: list[str] = []
 
-    class Counting(StoredRows):
-        def __init__(self, entry: Any) -> None:
-            read.append(entry.name)
-            super().__init__(entry)
+    def counted(matrix: Matrix) -> Codec:
+        read.append(matrix.entry.name)
+        return codec_of(matrix)
 
-    monkeypatch.setattr(weights, "StoredRows", Counting)
+    monkeypatch.setattr(weights, "codec_of", counted)
     assert_same(stages(stream), first)
     vectors = {m.entry.name for m in model.weights.values() if len(m.entry.shape) == 1}
     assert set(read) <= vectors | {model.weights[Role("embedding")].entry.name}
@@ -127,7 +125,7 @@ def test_kept_weights_are_read_from_the_file_once(
 
 
 def test_kept_weights_serve_prompts_of_any_length(model: Model) -> None:
-    count = model.config.num_layers
+    count = model.graph.num_layers
     placed = Placement((HERE,) * count, HERE, frozenset({*range(count), None}))
     stream = WeightStream(model, placed, torch.float32)
     for length in (3, 90, 9):
@@ -235,7 +233,7 @@ def test_devices_are_named_one_by_one_or_all_together(monkeypatch: pytest.Monkey
     for unknown in ("cuda:x", "gpu", "cuda:0,", "", "cuda:²"):
         with pytest.raises(UsageError, match="unknown device"):
             resolve_devices(unknown)
-    with pytest.raises(UsageError, match="there are 3 CUDA devices"):
+    with pytest.raises(UsageError, match=r"3 CUDA devices are here: cuda:0 \(GPU 0\), cuda:1"):
         resolve_devices("cuda:3")
 
 

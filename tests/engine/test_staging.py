@@ -20,19 +20,21 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from aprtui.engine import staging as staging_module
 from aprtui.engine import weights
 from aprtui.engine.ahead import Ahead, Expected
 from aprtui.engine.placement import Placement
 from aprtui.engine.staging import SLOTS, Staging
 from aprtui.engine.weights import WeightStream, largest_block_bytes
 from aprtui.errors import BadFileError
-from aprtui.model.open import open_model
 from aprtui.graph import Role
+from aprtui.model.open import open_model
 from tests.engine.test_sessions import assert_same, stages
 from tests.support import FIXTURES, needs_fixtures
 
 CPU = torch.device("cpu")
 BLOCK = 64
+PIECE = 24  # a block goes through pinned memory in several
 
 
 class Event:
@@ -150,6 +152,7 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(torch.cuda, "stream", played.on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: played.current)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    monkeypatch.setattr(staging_module, "_PIECE_BYTES", PIECE)
     return played
 
 
@@ -302,7 +305,7 @@ def test_a_pass_through_staging_gives_the_bits_of_one_without(
     expected = stages(WeightStream(model, CPU, torch.float32))
     monkeypatch.setattr(weights, "for_each", one_after_the_other)
     monkeypatch.setattr(gpu.computing, "wait_event", lambda event: gpu.finish())
-    count = model.config.num_layers
+    count = model.graph.num_layers
     keep = frozenset({None, *range(0, count, 2)}) if kept else frozenset()
     stream = WeightStream(model, Placement((CPU,) * count, CPU, keep), torch.float32)
     with gpu:

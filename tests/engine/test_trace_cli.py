@@ -18,7 +18,7 @@ import pytest
 from aprtui.cli.main import main
 from aprtui.formats.aprt import WHOLE_MODEL, read_header, read_values
 from aprtui.formats.tracedir import open_trace
-from aprtui.model.config import ModelConfig
+from tests.graphs import QWEN_7B, graph_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ["--prompt", "What is 2+2?"]
@@ -206,11 +206,7 @@ def test_plan_is_what_is_written(
 
 def test_7b_file_sizes_follow_from_the_graph() -> None:
     """docs/stages.md 1, check values for Qwen2.5-Coder-7B and seven tokens."""
-    config = ModelConfig(
-        architecture="qwen2", num_layers=28, hidden_size=3584, num_heads=28, num_kv_heads=4,
-        head_dim=128, intermediate_size=18944, vocab_size=152064, rms_norm_eps=1e-6,
-        rope_theta=1e6, qkv_bias=True,
-    )  # fmt: skip
+    graph = graph_of("qwen2", QWEN_7B)
     expected = {
         100_364: ("embedding", "attn_norm", "q_post_rope", "attention", "ffn_out", "final_norm"),
         129_036: ("qkv_matmul", "qkv_bias"),
@@ -221,7 +217,8 @@ def test_7b_file_sizes_follow_from_the_graph() -> None:
     }
     for size, stages in expected.items():
         for stage in stages:
-            assert stage_bytes(stage, config, 7) == size, stage
+            node = next(node for node in graph if node.key.stage == stage)
+            assert node.file_bytes(7) == size, stage
 
 
 def test_full_disk_is_refused_beforehand(

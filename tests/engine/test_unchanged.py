@@ -8,18 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from aprtui.engine import native, weights, workers
+from aprtui.engine import native, ops, weights, workers
 from aprtui.engine.block_decoders import BLOCK_DECODERS
 from aprtui.engine.dequantise import Workspace, decode_tensor, dequantise
 from aprtui.engine.forward import forward
-from aprtui.engine.ops import OPERATIONS, Operands
-from aprtui.model.build import build_graph
+from aprtui.engine.ops import Pass
 from aprtui.engine.weights import WeightStream
 from aprtui.engine.workers import for_each, one_core
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.tracedir import StageKey
-from aprtui.model.open import Model, open_model
 from aprtui.graph import Role
+from aprtui.model.open import Model, open_model
 from tests.support import FIXTURES, needs_fixtures
 
 CPU = torch.device("cpu")
@@ -78,12 +77,11 @@ class Pieces:
 
 def plain_pass(model: Model, tokens: tuple[int, ...]) -> Stages:
     """Every stage by its whole operation, one after the other, on one core."""
-    operands = Operands(model.config, PlainWeights(model, CPU, torch.float32), tokens)
+    ar = Pass(PlainWeights(model, CPU, torch.float32), tokens)
     values: Stages = {}
     with torch.inference_mode(), one_core():
-        for node in build_graph(model.config):
-            inputs = tuple(values[key] for key in node.inputs)
-            values[node.key] = OPERATIONS[node.kind.operation](operands, node, inputs)
+        for node in model.graph:
+            values[node.key] = ops.compute(ar, node, [values[key] for key in node.inputs])
     return values
 
 
@@ -91,7 +89,7 @@ def streamed_pass(model: Model, tokens: tuple[int, ...], tap: Keeping | None = N
     tap = tap or Keeping()
     stream = WeightStream(model, CPU, torch.float32)
     with torch.inference_mode():
-        forward(Operands(model.config, stream, tokens), tap)
+        forward(model.graph, Pass(stream, tokens), tap)
     return tap.stages
 
 

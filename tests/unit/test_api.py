@@ -16,6 +16,7 @@ import pytest
 import aprtui
 from aprtui.cli.main import main
 from aprtui.formats.aprt import write_stage
+from aprtui.formats.maps import GUARDED
 from aprtui.formats.tracedir import StageKey
 
 ROOT = Path(aprtui.__file__).resolve().parents[1]
@@ -82,7 +83,7 @@ def test_a_stage_is_an_array_with_its_axes(captured: aprtui.TraceDir) -> None:
     gate = captured["layer-3/ffn_gate"]
     assert (gate.shape, gate.axes, gate.positions) == ((3, 512), ("token", "ffn"), "all")
     assert (gate.ndim, gate.size, len(gate)) == (2, 1536, 3) and gate.dtype == np.float32
-    assert gate.mapped and gate.shape_source == "manifest"
+    assert gate.shape_source == "manifest"
     raw = (captured.root / "layer-3" / "ffn_gate.bin").read_bytes()[12:]
     assert np.asarray(gate).tobytes() == raw
     assert captured["lm_head"].axes == ("vocab",) and captured["lm_head"].positions == "last"
@@ -147,6 +148,24 @@ def test_a_stage_that_is_not_there_is_explained(
         captured[name]
     assert said in str(caught.value)
     assert isinstance(caught.value, KeyError) and caught.value.exit_code == 2
+
+
+def test_a_large_file_is_mapped_and_one_cut_short_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "layer-0" / "large.bin"
+    write_stage(path, 0, np.ones(1 << 20, dtype=np.float32))
+    write_stage(path.with_name("small.bin"), 0, np.ones(4, dtype=np.float32))
+    found = aprtui.open_trace(tmp_path)
+    large, small = found["layer-0/large"], found["layer-0/small"]
+    assert (large.mapped, small.mapped) == (GUARDED, False)
+    assert "memory-mapped" in repr(large) or not GUARDED
+    assert "copied" in repr(small) and float(np.sum(large * 2)) == 2 << 20
+    with path.open("r+b") as file:
+        file.truncate(100)
+    if not GUARDED:
+        return
+    for use in (large.copy, lambda: large + 1, lambda: large[1000:].sum() + large[-1]):
+        with pytest.raises(aprtui.BadFileError):
+            use()
 
 
 def test_one_stage_file_opens_as_a_trace_of_one(captured: aprtui.TraceDir) -> None:

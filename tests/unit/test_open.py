@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pytest
 
 from aprtui.errors import AprtuiError, BadFileError, UsageError
-from aprtui.model.open import open_model, read_model_file
+from aprtui.families.rope import llama3_divisors
 from aprtui.graph import Role
-from aprtui.model.rope import llama3_divisors
+from aprtui.model.open import open_model, read_model_file
 from tests.support import FIXTURES, needs_fixtures
 from tests.tiny import HF_TENSORS, write_tiny
 
@@ -21,8 +21,8 @@ def test_a_whole_model_opens_with_every_weight_in_its_role(tmp_path: Path) -> No
     assert len(model.weights) == 3 + 2 * 9
     q = model.weights[Role("q", 1)]
     assert (q.entry.name, q.rows, q.columns) == ("model.layers.1.self_attn.q_proj.weight", 16, 16)
-    assert model.config.head_dim == 4
-    assert model.config.rope_layout == "halves"
+    assert model.settings["head_dim"] == 4
+    assert model.settings["rope_layout"] == "halves"
     assert model.types()["embedding"] == ("F32",)
 
 
@@ -30,7 +30,7 @@ def test_a_whole_model_opens_with_every_weight_in_its_role(tmp_path: Path) -> No
 def test_a_missing_tensor_is_named_by_its_role(name: str, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.apr", without=(name,))
     if name == "lm_head.weight":
-        assert open_model(path).config.tied_head, "no head means that it is the embedding"
+        assert open_model(path).settings["tied_head"], "no head means that it is the embedding"
         return
     with pytest.raises(BadFileError, match=r"missing|does not say|no experts"):
         open_model(path)
@@ -60,7 +60,7 @@ def test_configuration_that_does_not_hold(
 
 def test_what_the_file_lacks_can_be_set(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.apr", metadata={"num_layers": None})
-    assert open_model(path, {"num_layers": "2"}).config.num_layers == 2
+    assert open_model(path, {"num_layers": "2"}).settings["num_layers"] == 2
 
 
 @pytest.mark.parametrize(
@@ -75,23 +75,23 @@ def test_overrides_that_make_no_sense(key: str, value: str, tmp_path: Path) -> N
 
 def test_a_default_is_noted(tmp_path: Path) -> None:
     model = open_model(write_tiny(tmp_path / "m.apr", metadata={"rms_norm_eps": None}))
-    assert model.config.rms_norm_eps == 1e-5
+    assert model.settings["rms_norm_eps"] == 1e-5
     assert any("rms_norm_eps is not stated" in note for note in model.notes)
 
 
 def test_a_rope_type_that_lies_is_noted_and_not_followed(tmp_path: Path) -> None:
     model = open_model(write_tiny(tmp_path / "m.apr", metadata={"rope_type": 0}))
-    assert model.config.rope_layout == "halves"
+    assert model.settings["rope_layout"] == "halves"
     assert any("rope_type says 0" in note for note in model.notes)
     forced = open_model(tmp_path / "m.apr", {"rope_layout": "adjacent"})
-    assert forced.config.rope_layout == "adjacent"
+    assert forced.settings["rope_layout"] == "adjacent"
 
 
 def test_gguf_rows_under_hugging_face_names(tmp_path: Path) -> None:
     """docs/stages.md 3, rule 3."""
     metadata = {"original_format": "gguf", "model.architecture": "llama"}
     model = open_model(write_tiny(tmp_path / "m.apr", metadata=metadata))
-    assert model.config.rope_layout == "adjacent"
+    assert model.settings["rope_layout"] == "adjacent"
 
 
 def test_a_tensor_that_no_pass_uses_stops_the_opening(tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_fused_qkv_is_three_windows(tmp_path: Path) -> None:
 
 def test_llama3_scaling_as_text_is_what_a_config_says(tmp_path: Path) -> None:
     model = open_model(write_tiny(tmp_path / "m.apr"), {"rope_scaling": "llama3:8:1:4:16"})
-    assert model.config.rope_divisors == llama3_divisors(4, 1e4, 8, 1, 4, 16)
-    assert model.config.rope_divisors[0] == 1.0 or model.config.rope_divisors[0] < 8
+    assert model.settings["rope_divisors"] == llama3_divisors(4, 1e4, 8, 1, 4, 16)
+    assert model.settings["rope_divisors"][0] == 1.0 or model.settings["rope_divisors"][0] < 8
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import sys
 from dataclasses import replace
 
 import pytest
-
-from aprtui.graph.select import parse_layers, parse_stages
-from aprtui.graph.vocabulary import STAGES, order_of
 from aprtui.model.build import build_graph
+from aprtui.model.config import ModelConfig
+
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey, key_of, relative_path
-from aprtui.model.config import ModelConfig
+from aprtui.graph.select import parse_layers, parse_stages
+from aprtui.graph.vocabulary import STAGES, order_of
 
 QWEN2 = ModelConfig(
     architecture="qwen2", num_layers=2, hidden_size=8, num_heads=4, num_kv_heads=2, head_dim=2,

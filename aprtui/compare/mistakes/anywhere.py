@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry, neat
+from aprtui.graph.ops import Op
 
 __all__ = ["ANYWHERE", "fitted_scales", "shifted"]
 
@@ -16,7 +17,7 @@ Float64 = npt.NDArray[np.float64]
 MAX_SHIFT = 8  # positions
 
 
-def zeros(at: Attempt) -> Iterator[Candidate]:
+def zeros(at: Attempt[Op]) -> Iterator[Candidate]:
     if np.any(at.base):
         yield Candidate(np.zeros_like(at.base), "the output is all zero")
 
@@ -33,7 +34,7 @@ def fitted_scales(y: Float64, base: Float64, rounded: str) -> Iterator[float]:
         yield from (each for each in found if each != 1.0)
 
 
-def scaled(at: Attempt) -> Iterator[Candidate]:
+def scaled(at: Attempt[Op]) -> Iterator[Candidate]:
     if at.y is None:
         return
     for factor in fitted_scales(at.y, at.base, at.rounded):
@@ -53,10 +54,10 @@ def shifted(values: Float64, by: int, axis: int, wrap: bool) -> Float64:
     return moved
 
 
-def rows_shifted(at: Attempt) -> Iterator[Candidate]:
-    axis = 1 if at.node.kind.axes[0] == "head" else 0
+def rows_shifted(at: Attempt[Op]) -> Iterator[Candidate]:
+    axis = at.node.position_axis
     positions = at.base.shape[axis]
-    if at.node.kind.axes == ("vocab",) or at.operation in ("scores", "softmax"):
+    if at.node.axes[axis].name != "token":  # of one position, or of queries and keys
         return
     for by in range(1, min(MAX_SHIFT, positions - 1) + 1):
         for step in (by, -by):

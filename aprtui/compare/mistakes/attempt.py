@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.case import Case
 from aprtui.compare.localerror import row_norms
-from aprtui.engine.replay import Arithmetic, Part
-from aprtui.graph import Node
-from aprtui.model.config import ModelConfig
+from aprtui.engine.replay import Arithmetic
+from aprtui.formats.tracedir import StageKey
+from aprtui.graph import Graph, Node
+from aprtui.graph.ops import Op, Part, Product
 
 __all__ = ["Attempt", "Candidate", "Entry", "ProductAttempt", "neat"]
 
 Float64 = npt.NDArray[np.float64]
+O = TypeVar("O", bound=Op)  # noqa: E741
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,11 @@ class Candidate:
 
 
 @dataclass
-class Attempt:
+class Attempt(Generic[O]):
     """A node computed in one arithmetic: its inputs, what it should have made, what B captured.
 
     ``y`` is None for a node inside a span, whose output B did not capture: nothing can be fitted
-    then, only tried. ``inputs`` are rounded as ``how`` says, ``base`` is the right output.
+    then, only tried. ``base`` is the right output.
     """
 
     case: Case
@@ -45,20 +47,16 @@ class Attempt:
     rounded: str
 
     @property
-    def config(self) -> ModelConfig:
-        return self.case.config
+    def op(self) -> O:
+        return cast(O, self.node.op)
 
     @property
-    def operation(self) -> str:
-        return self.node.kind.operation
-
-    @property
-    def layer(self) -> int:
-        return self.node.key.layer or 0
+    def graph(self) -> Graph:
+        return self.case.captured.graph
 
     @cached_property
     def inputs(self) -> tuple[Float64, ...]:
-        return self.case.replay.given(self.node, self.case.inputs(self.node, self.how), self.how)
+        return self.case.inputs(self.node, self.how)
 
     @cached_property
     def base(self) -> Float64:
@@ -79,49 +77,88 @@ class Attempt:
         finite = np.isfinite(self.y) & np.isfinite(self.base)
         away = np.where(finite, self.y - self.base, 0.0)
         norms = row_norms(np.where(finite, self.base, 0.0), self.case.axis)
-        bar = 8e-3 if self.rounded else self.case.limits[1]
         if error.born:
             return ()
-        return tuple(np.flatnonzero(row_norms(away, self.case.axis) > bar * norms).tolist())
+        return tuple(np.flatnonzero(row_norms(away, self.case.axis) > self.bar * norms).tolist())
 
-    def remade(self, config: ModelConfig | None = None) -> Float64:
-        """The node's output with another configuration."""
-        return self.case.replay.run(
-            self.node, self.case.inputs(self.node, self.how), self.how, config
-        )
+    @property
+    def bar(self) -> float:
+        """How far a right row, head or part may lie from B's."""
+        return 8e-3 if self.rounded else self.case.limits[1]
+
+    def remade(
+        self,
+        op: Op | None = None,
+        *,
+        inputs: Sequence[Float64] | None = None,
+        positions: Sequence[float] = (),
+    ) -> Float64:
+        """The node's output by another operation, from other inputs, or at other positions."""
+        given = self.inputs if inputs is None else inputs
+        return self.case.replay.run(self.node, given, self.how, op=op, positions=positions)
+
+    def elsewhere(self, node: Node, op: Op, *inputs: Float64) -> Float64:
+        """Another node's output by ``op``, in the same arithmetic."""
+        return self.case.replay.run(node, inputs, self.how, op=op)
+
+    def captured(self, key: StageKey) -> Float64 | None:
+        """All positions of another stage as B captured it; None where it did not."""
+        whole = self.case.captured.state(key) == "whole" and not self.case.last
+        return self.case.captured.wide(key) if whole else None
 
     def finish(self, made: Float64) -> Float64:
         """An output of the node carried on to the end of the span, in y's shape."""
         if self.node is self.case.node:
             return self.case.shaped(made)
-        return self.case.run_changed(self.node, lambda inputs: made, self.how)
+        return self.case.run_from(self.node, made, self.how)
 
 
 @dataclass
 class ProductAttempt:
     """One matrix of a product stage, its activations rounded by ``name``.
 
-    ``x`` [n, columns] is as B captured it, ``rounded_x`` as multiplied; ``y`` and ``base``
-    [n, rows] are B's output and the right one.
+    ``op`` has the one part. ``x`` [n, columns] is as B captured it, ``rounded_x`` as multiplied;
+    ``y`` and ``base`` [n, rows] are B's output and the right one.
     """
 
     case: Case
-    part: Part
+    op: Product
     name: str
     x: Float64
     y: Float64
     base: Float64
 
+    @property
+    def part(self) -> Part:
+        return self.op.parts[0]
+
     @cached_property
     def rounded_x(self) -> Float64:
         return self.case.replay.rounded(self.x, self.name)
 
-    @property
-    def config(self) -> ModelConfig:
-        return self.case.config
+    def product(self, x: Float64) -> Float64:
+        """The matrix's output from other rows."""
+        return self.finish(self.case.replay.products(self.part.weight, x, (self.name,))[0])
 
     def finish(self, product: Float64) -> Float64:
-        return self.case.replay.finish(self.case.node, product)
+        """What follows the product inside the stage."""
+        return self.case.replay.finish(self.op, product)
+
+    @property
+    def output_head(self) -> int | None:
+        """The size of the heads that the matrix makes; None where it makes none."""
+        assert isinstance(self.case.op, Product)
+        columns = self.case.op.columns(self.part)
+        windows = self.case.captured.windows.get(self.case.key, ())
+        own = (each.heads for each in windows if each.heads.columns == columns)
+        return next((heads.size for heads in own), None)
+
+    @property
+    def input_head(self) -> int | None:
+        """The size of the heads that the matrix reads; None where they are none."""
+        axes = self.case.captured.graph[self.case.node.inputs[0]].axes
+        heads = [axis.name for axis in axes[1:]] == ["head", "channel"]
+        return axes[-1].extent if heads else None
 
 
 @dataclass(frozen=True)
@@ -130,7 +167,7 @@ class Entry:
     the function that tries it."""
 
     id: str
-    operations: tuple[str, ...]
+    operations: tuple[type[Op], ...]
     candidates: Callable[[Any], Iterator[Candidate]]
 
 

@@ -2,190 +2,168 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.mistakes.anywhere import fitted_scales
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
-from aprtui.formats.tracedir import StageKey
-from aprtui.model.config import ModelConfig
+from aprtui.engine.replay import heads_of
+from aprtui.graph.ops import Attend, Mask, Scores, Softmax
 
 __all__ = ["ATTENTION"]
 
 Float64 = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 
 # -- scores ----------------------------------------------------------------------------------------
 
 
-def _raw_scores(q: Float64, k: Float64, config: ModelConfig, groups: list[int]) -> Float64:
-    """Scores [A,T,T] of q [T,A,d] and k [T,K,d] without a mask; head h reads kv head groups[h]."""
-    product: Float64 = np.einsum("thd,shd->hts", q, k[:, groups], optimize=True)
-    scores = product * config.scale
-    cap = config.score_softcap
-    return scores if cap is None else np.tanh(scores / cap) * cap
+def _queries_and_keys(op: Scores, inputs: Sequence[Float64]) -> tuple[Float64, Float64]:
+    """Queries [T,A,d] and keys [T,K,d] out of the inputs of scores."""
+    q, k = inputs
+    return (
+        q if op.queries is None else heads_of(q, op.queries),
+        k if op.keys is None else heads_of(k, op.keys),
+    )
 
 
-def _grouped(config: ModelConfig) -> list[int]:
-    return [head // (config.num_heads // config.num_kv_heads) for head in range(config.num_heads)]
-
-
-def _dealt(config: ModelConfig) -> list[int]:
-    return [head % config.num_kv_heads for head in range(config.num_heads)]
-
-
-def _seen(config: ModelConfig, layer: int, tokens: int) -> Mask:
-    window = config.window(layer)
-    return _mask(tokens, 0, window)
-
-
-def _mask(tokens: int, ahead: int, window: int | None) -> Mask:
-    """Which keys each query sees: up to ``ahead`` beyond itself, ``window`` of them back."""
-    away = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
-    seen = away >= -ahead
-    return seen if window is None else seen & (away < window)
-
-
-def score_scale(at: Attempt) -> Iterator[Candidate]:
+def score_scale(at: Attempt[Scores]) -> Iterator[Candidate]:
     if at.y is None:
         return
-    cap, right = at.config.score_softcap, at.config.scale
-    seen = _seen(at.config, at.layer, at.y.shape[-1])
+    cap, right = at.op.cap, at.op.scale
     y = at.y if cap is None else np.arctanh(np.clip(at.y / cap, -1 + 1e-7, 1 - 1e-7)) * cap
-    plain = at.remade(dataclasses.replace(at.config, score_softcap=None))
-    usual = [1.0 / right, at.config.head_dim**-0.5 / right, at.config.head_dim**-0.5]
-    for factor in (*usual, *fitted_scales(y[:, seen], plain[:, seen], at.rounded)):
-        config = dataclasses.replace(at.config, score_scale=right * factor)
+    plain = at.remade(replace(at.op, cap=None))  # 0 where a key is hidden: such take no part
+    root = float(_queries_and_keys(at.op, at.inputs)[0].shape[-1]) ** -0.5
+    usual = [1.0 / right, root / right, root]
+    for factor in (*usual, *fitted_scales(np.where(plain != 0.0, y, 0.0), plain, at.rounded)):
         text = f"q.k is scaled by {right * factor:.7g} where {right:.7g} is right"
         parameters = {"factor": factor, "scale": right * factor, "right": right}
         if factor != 1.0:
-            yield Candidate(at.remade(config), text, parameters)
+            yield Candidate(at.remade(replace(at.op, scale=right * factor)), text, parameters)
 
 
-def kv_tiling(at: Attempt) -> Iterator[Candidate]:
-    dealt = _dealt(at.config)
-    if dealt == _grouped(at.config):
-        return
-    text = "query heads are dealt round the kv heads (h mod K) where they are grouped (h div A/K)"
-    if at.operation == "scores":
-        q, k = at.inputs
-        made = _raw_scores(q, k, at.config, dealt)
-        made[:, ~_seen(at.config, at.layer, q.shape[0])] = 0.0
-    else:
-        made = _attend(at, at.inputs[0], dealt)
-    yield Candidate(made, text)
+def _dealt(heads: int, kv_heads: int) -> list[int] | None:
+    """The query heads in the order in which grouping hands each the kv head that dealing would
+    (h mod K); None where both are the same."""
+    order = [head for kv_head in range(kv_heads) for head in range(kv_head, heads, kv_heads)]
+    return None if order == list(range(heads)) else order
 
 
-def softcap_missing(at: Attempt) -> Iterator[Candidate]:
-    if at.config.score_softcap is not None:
-        made = at.remade(dataclasses.replace(at.config, score_softcap=None))
+_DEALT = "query heads are dealt round the kv heads (h mod K) where they are grouped (h div A/K)"
+
+
+def scores_dealt(at: Attempt[Scores]) -> Iterator[Candidate]:
+    order = _dealt(at.op.heads, at.op.kv_heads)
+    if order is not None:
+        q, k = _queries_and_keys(at.op, at.inputs)
+        made = at.remade(replace(at.op, queries=None, keys=None), inputs=(q[:, order], k))
+        yield Candidate(made[np.argsort(order)], _DEALT)
+
+
+def values_dealt(at: Attempt[Attend]) -> Iterator[Candidate]:
+    order = _dealt(at.op.heads, at.op.values.count)
+    if order is not None:
+        weights, values = at.inputs
+        made = at.remade(inputs=(weights[order], values))
+        yield Candidate(made[:, np.argsort(order)], _DEALT)
+
+
+def softcap_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
+    if at.op.cap is not None:
+        made = at.remade(replace(at.op, cap=None))
         yield Candidate(made, "the soft-cap on the scores was left out")
 
 
 # -- masks: scores and softmax ---------------------------------------------------------------------
 
 
-def _softmax(scores: Float64, seen: Mask) -> Float64:
-    held = np.where(seen, scores, -np.inf)
-    powers = np.exp(held - held.max(-1, keepdims=True))
-    return np.asarray(powers / powers.sum(-1, keepdims=True))
+def _masked(at: Attempt[Scores | Softmax], mask: Mask) -> Iterator[tuple[Float64, str]]:
+    """The output by another mask. A softmax needs scores of keys that B's captured ones hide:
+    they are made of captured q and k, and else taken as they are."""
+    if isinstance(at.op, Softmax):
+        scored = at.graph[at.node.inputs[0]]
+        q, k = (at.captured(key) for key in scored.inputs[:2])
+        if isinstance(scored.op, Scores) and q is not None and k is not None:
+            scores = at.elsewhere(scored, replace(scored.op, mask=mask), q, k)
+            yield at.remade(replace(at.op, mask=mask), inputs=(scores,)), ""
+        yield at.remade(replace(at.op, mask=mask)), ", their scores taken as 0"
+    else:
+        yield at.remade(replace(at.op, mask=mask)), ""
 
 
-def _unmasked(at: Attempt) -> Iterator[tuple[Float64, str]]:
-    """Scores of every key: of captured q and k, and the captured scores as they are."""
-    if at.operation == "scores":
-        q, k = at.inputs
-        yield _raw_scores(q, k, at.config, _grouped(at.config)), ""
+def mask_leak(at: Attempt[Scores | Softmax]) -> Iterator[Candidate]:
+    tokens = at.base.shape[-1]
+    if not at.op.mask.causal:
         return
-    captured = at.case.captured
-    keys = [StageKey(at.layer, stage) for stage in ("q_post_rope", "k_post_rope")]
-    if all(captured.state(key) == "whole" for key in keys):
-        q, k = (captured.wide(key) for key in keys)
-        yield _raw_scores(q, k, at.config, _grouped(at.config)), ""
-    yield at.inputs[0], ", their scores taken as 0"
-
-
-def _masked(at: Attempt, scores: Float64, seen: Mask) -> Float64:
-    return np.where(seen, scores, 0.0) if at.operation == "scores" else _softmax(scores, seen)
-
-
-def mask_leak(at: Attempt) -> Iterator[Candidate]:
-    tokens, window = at.inputs[0].shape[-1], at.config.window(at.layer)
-    if at.operation == "scores":
-        tokens = at.inputs[0].shape[0]
-    for scores, how in _unmasked(at):
-        for ahead in _leaks(at, tokens):
-            what = "every later key" if ahead >= tokens - 1 else f"{ahead} keys beyond their own"
-            made = _masked(at, scores, _mask(tokens, ahead, window))
+    for ahead in _leaks(at, tokens):
+        what = "every later key" if ahead >= tokens - 1 else f"{ahead} keys beyond their own"
+        for made, how in _masked(at, replace(at.op.mask, ahead=ahead)):
             yield Candidate(made, f"queries see {what}{how}", {"ahead": ahead})
 
 
-def _leaks(at: Attempt, tokens: int) -> list[int]:
+def _leaks(at: Attempt[Scores | Softmax], tokens: int) -> list[int]:
     """How far ahead queries may see, told by B's own non-zero values where there are any."""
     if at.y is None:
         return [tokens - 1, 1]
-    away = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
-    held = (at.y != 0).any(axis=0)
-    ahead = int(away[held].max()) if held.any() else 0
+    ahead = max(_reach(at.y), default=0)
     return [ahead] if ahead > 0 else []
 
 
-def window(at: Attempt) -> Iterator[Candidate]:
-    tokens = at.inputs[0].shape[0] if at.operation == "scores" else at.inputs[0].shape[-1]
-    right = at.config.window(at.layer)
-    choices: list[int | None] = [None, at.config.sliding_window, _window_of(at)]
-    if right is not None:
-        choices += [right - 1, right + 1]
-    for scores, _ in _unmasked(at):
-        for used in dict.fromkeys(choices):
-            if used == right or (used is not None and used < 1):
-                continue
-            says = "the whole prompt" if right is None else f"{right}"
-            text = (
-                f"the sliding window of {right} keys is ignored"
-                if used is None
-                else f"a window of {used} keys where the model says {says}"
-            )
-            made = _masked(at, scores, _mask(tokens, 0, used))
-            yield Candidate(made, text, {"window": used, "right": right})
+def _reach(y: Float64) -> list[int]:
+    """How far after each query the keys lie that B's [A,T,T] holds a value for."""
+    away = np.arange(y.shape[2])[None, :] - np.arange(y.shape[1])[:, None]
+    reached: list[int] = np.unique(away[(y != 0).any(axis=0)]).tolist()
+    return reached
 
 
-def _window_of(at: Attempt) -> int | None:
-    """The window that B's own non-zero values tell."""
-    if at.y is None:
-        return None
-    away = np.arange(at.y.shape[1])[:, None] - np.arange(at.y.shape[2])[None, :]
-    held = (at.y != 0).any(axis=0)
-    return int(away[held].max()) + 1 if held.any() else None
+def window(at: Attempt[Scores | Softmax]) -> Iterator[Candidate]:
+    right = at.op.mask
+    others = (node.op.mask.window for node in at.graph if isinstance(node.op, Scores))
+    choices: list[int | None] = [None, *(each for each in others if each is not None)]
+    if at.y is not None:
+        choices += [1 - min(_reach(at.y), default=1)]
+    if right.window is not None:
+        choices += [right.window - 1, right.window + 1]
+    for used in dict.fromkeys(choices):
+        if used == right.window or (used is not None and used < 1):
+            continue
+        says = "the whole prompt" if right.window is None else f"{right.window}"
+        text = (
+            f"the sliding window of {right.window} keys is ignored"
+            if used is None
+            else f"a window of {used} keys where the model says {says}"
+        )
+        for made, _ in _masked(at, replace(right, window=used)):
+            yield Candidate(made, text, {"window": used, "right": right.window})
+
+
+def chunk(at: Attempt[Scores | Softmax]) -> Iterator[Candidate]:
+    right = at.op.mask
+    if right.chunk is not None:
+        text = f"the chunks of {right.chunk} positions are ignored"
+        for made, _ in _masked(at, replace(right, chunk=None)):
+            yield Candidate(made, text, {"chunk": None, "right": right.chunk})
+
+
+def sinks_missing(at: Attempt[Softmax]) -> Iterator[Candidate]:
+    if at.op.sinks is not None:
+        made = at.remade(replace(at.op, sinks=None))
+        yield Candidate(made, "the attention sinks were left out")
 
 
 # -- attention -------------------------------------------------------------------------------------
 
 
-def _values(at: Attempt) -> Float64:
-    config, qkv = at.config, at.inputs[1]
-    start = config.q_size + config.kv_size
-    return qkv[:, start:].reshape(qkv.shape[0], config.num_kv_heads, config.head_dim)
-
-
-def _attend(at: Attempt, weights: Float64, groups: list[int]) -> Float64:
-    mixed: Float64 = np.einsum("hts,shd->thd", weights, _values(at)[:, groups], optimize=True)
-    return mixed
-
-
-def other_head(at: Attempt) -> Iterator[Candidate]:
+def other_head(at: Attempt[Scores | Softmax | Attend]) -> Iterator[Candidate]:
     """Heads that hold what another head (or another kv head) makes; the rest must be right."""
     if at.y is None:
         return
-    axis = 1 if at.operation == "attend" else 0
+    axis = at.node.axis_names().index("head")
     y, base = np.moveaxis(at.y, axis, 0), np.moveaxis(at.base, axis, 0)
-    heads = range(y.shape[0])
-    bar = 8e-3 if at.rounded else at.case.limits[1]
-    wrong = [h for h in heads if _far(y[h], base[h]) > bar]
+    wrong = [h for h in range(y.shape[0]) if _far(y[h], base[h]) > at.bar]
     if not wrong or len(wrong) == y.shape[0] == 1:
         return
     made = base.copy()
@@ -193,7 +171,7 @@ def other_head(at: Attempt) -> Iterator[Candidate]:
     for head in wrong:
         found = next(
             ((name, other, values) for name, other, values in _instead(at, head, base)
-             if _far(y[head], values) <= bar), None)  # fmt: skip
+             if _far(y[head], values) <= at.bar), None)  # fmt: skip
         if found is None:
             return
         uses.setdefault(found[0], {})[str(head)] = found[1]
@@ -210,21 +188,36 @@ def other_head(at: Attempt) -> Iterator[Candidate]:
     yield Candidate(np.moveaxis(made, 0, axis), said, parameters)
 
 
-def _instead(at: Attempt, head: int, base: Float64) -> Iterator[tuple[str, int, Float64]]:
-    config = at.config
+def _instead(
+    at: Attempt[Scores | Softmax | Attend], head: int, base: Float64
+) -> Iterator[tuple[str, int, Float64]]:
+    """What another head makes, and what this one makes of each other kv head."""
     for other in range(base.shape[0]):
         if other != head:
             yield "output_of_head", other, base[other]
-    groups = config.num_heads // config.num_kv_heads
-    for kv_head in range(config.num_kv_heads):
-        if kv_head == head // groups:
-            continue
-        if at.operation == "attend":
-            yield "kv_head", kv_head, at.inputs[0][head] @ _values(at)[:, kv_head]
-        elif at.operation == "scores":
-            q, k = at.inputs
-            single = _raw_scores(q[:, [head]], k, config, [kv_head])[0]
-            yield "kv_head", kv_head, single * _seen(config, at.layer, q.shape[0])
+    op = at.op
+    if isinstance(op, Softmax):
+        return
+    kv_heads = op.values.count if isinstance(op, Attend) else op.kv_heads
+    for kv_head in range(kv_heads):
+        if kv_head != head // (op.heads // kv_heads):
+            yield "kv_head", kv_head, _with_kv_head(at, head, kv_head)
+
+
+def _with_kv_head(at: Attempt[Scores | Softmax | Attend], head: int, kv_head: int) -> Float64:
+    """One head's scores [T,T] or attention [T,d] by one kv head."""
+    op = at.op
+    if isinstance(op, Attend):
+        weights, values = at.inputs
+        first = op.values.first + kv_head * op.values.size
+        alone = replace(op, heads=1, values=replace(op.values, first=first, count=1))
+        made: Float64 = at.remade(alone, inputs=(weights[[head]], values))[:, 0]
+        return made
+    assert isinstance(op, Scores)
+    q, k = _queries_and_keys(op, at.inputs)
+    single = replace(op, heads=1, kv_heads=1, queries=None, keys=None)
+    made = at.remade(single, inputs=(q[:, [head]], k[:, [kv_head]]))[0]
+    return made
 
 
 def _far(y: Float64, made: Float64) -> float:
@@ -232,14 +225,15 @@ def _far(y: Float64, made: Float64) -> float:
     return float(np.linalg.norm(y - made)) / norm if norm else float(np.linalg.norm(y) > 0)
 
 
-def stale_row(at: Attempt) -> Iterator[Candidate]:
+def stale_row(at: Attempt[Attend]) -> Iterator[Candidate]:
     """One key's value row is not this pass's: which row it is instead is fitted."""
     if at.y is None:
         return
-    weights, values, config = at.inputs[0], _values(at), at.config
-    tokens, groups = values.shape[0], config.num_heads // config.num_kv_heads
-    away = (at.y - at.base).reshape(tokens, config.num_kv_heads, groups, config.head_dim)
-    split = weights.reshape(config.num_kv_heads, groups, tokens, tokens)
+    weights, values = at.inputs[0], heads_of(at.inputs[1], at.op.values)
+    tokens, kv_heads, size = values.shape
+    groups = at.op.heads // kv_heads
+    away = (at.y - at.base).reshape(tokens, kv_heads, groups, size)
+    split = weights.reshape(kv_heads, groups, tokens, tokens)
     for key in at.wrong_rows[:1]:  # its own query is the first that sees it
         column = split[..., key]  # [K, groups, T]
         moved = np.einsum("kgt,tkgd->kd", column, away, optimize=True)
@@ -247,21 +241,19 @@ def stale_row(at: Attempt) -> Iterator[Candidate]:
         rest = away - np.einsum("kgt,kd->tkgd", column, moved, optimize=True)
         if groups * (tokens - key) < 2 or np.linalg.norm(rest) > 0.1 * np.linalg.norm(away):
             continue
-        yield from _stale(at, key, values[key] + moved)
+        yield from _stale(at, key, values, values[key] + moved)
 
 
-def _stale(at: Attempt, key: int, used: Float64) -> Iterator[Candidate]:
-    values, weights, config = _values(at), at.inputs[0], at.config
-    tokens = values.shape[0]
+def _stale(at: Attempt[Attend], key: int, values: Float64, used: Float64) -> Iterator[Candidate]:
     choices: list[tuple[Float64, int | str | None]] = [
-        (values[other], other) for other in range(tokens) if other != key
+        (values[other], other) for other in range(len(values)) if other != key
     ]
     choices.sort(key=lambda choice: float(np.linalg.norm(choice[0] - used)))
     choices = [*choices[:2], (np.zeros_like(used), "zero"), (used, None)]
-    groups = config.num_heads // config.num_kv_heads
     for row, source in choices:
-        change = np.repeat(row - values[key], groups, axis=0)  # [A, d]
-        made = at.base + np.einsum("ht,hd->thd", weights[:, :, key], change, optimize=True)
+        changed = at.inputs[1].reshape(len(values), -1).copy()
+        changed[key, at.op.values.columns] = row.reshape(-1)
+        made = at.remade(inputs=(at.inputs[0], changed))
         said = {None: "a row of no position of this prompt", "zero": "zeros"}.get(
             source if not isinstance(source, int) else "", f"the row of position {source}"
         )
@@ -270,11 +262,14 @@ def _stale(at: Attempt, key: int, used: Float64) -> Iterator[Candidate]:
 
 
 ATTENTION = (
-    Entry("kv_tiling", ("scores", "attend"), kv_tiling),
-    Entry("softcap_missing", ("scores",), softcap_missing),
-    Entry("score_scale", ("scores",), score_scale),
-    Entry("window", ("scores", "softmax"), window),
-    Entry("mask_leak", ("scores", "softmax"), mask_leak),
-    Entry("other_head", ("scores", "softmax", "attend"), other_head),
-    Entry("stale_row", ("attend",), stale_row),
+    Entry("kv_tiling", (Scores,), scores_dealt),
+    Entry("kv_tiling", (Attend,), values_dealt),
+    Entry("softcap_missing", (Scores,), softcap_missing),
+    Entry("score_scale", (Scores,), score_scale),
+    Entry("window", (Scores, Softmax), window),
+    Entry("chunk_missing", (Scores, Softmax), chunk),
+    Entry("mask_leak", (Scores, Softmax), mask_leak),
+    Entry("sinks_missing", (Softmax,), sinks_missing),
+    Entry("other_head", (Scores, Softmax, Attend), other_head),
+    Entry("stale_row", (Attend,), stale_row),
 )

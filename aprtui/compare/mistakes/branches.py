@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from aprtui.compare.mistakes.anywhere import fitted_scales, shifted
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
 from aprtui.engine.replay import ACTIVATIONS, activate
-from aprtui.graph import Role
+from aprtui.graph.ops import Activate, Add, Bias, Embed, Multiply, Norm, Part
 
 __all__ = ["BRANCHES"]
 
@@ -21,29 +22,28 @@ Float64 = npt.NDArray[np.float64]
 # -- embedding -------------------------------------------------------------------------------------
 
 
-def embedding_scale(at: Attempt) -> Iterator[Candidate]:
-    root = math.sqrt(at.config.hidden_size)
-    right = at.config.embedding_scale
+def embedding_scale(at: Attempt[Embed]) -> Iterator[Candidate]:
+    right, root = at.op.scale, math.sqrt(at.base.shape[-1])
     if right != 1.0:
-        yield Candidate(
-            at.base / right, f"not multiplied by sqrt(H) = {right:g}", {"used": 1.0, "right": right}
-        )
+        made, factor = at.remade(replace(at.op, scale=1.0)), f"{right:g}"
+        factor = f"sqrt(H) = {factor}" if math.isclose(right, root) else factor
+        yield Candidate(made, f"not multiplied by {factor}", {"used": 1.0, "right": right})
     else:
         text = f"multiplied by sqrt(H) = {root:g}, which this family does not do"
-        yield Candidate(at.base * root, text, {"used": root, "right": 1.0})
+        made = at.remade(replace(at.op, scale=root))
+        yield Candidate(made, text, {"used": root, "right": 1.0})
 
 
-def wrong_token(at: Attempt) -> Iterator[Candidate]:
+def wrong_token(at: Attempt[Embed]) -> Iterator[Candidate]:
     if at.y is None or not at.wrong_rows or not at.case.replay.tokens:
         return
     replay, rows = at.case.replay, list(at.wrong_rows)
-    scale = at.config.embedding_scale
-    found = replay.find_rows(Role("embedding"), at.y[rows], scale, at.rounded)
+    found = replay.find_rows(at.op.table, at.y[rows], at.op.scale, at.rounded)
     tokens = [each for each in found if each is not None]
     if len(tokens) < len(rows):
         return
     made = at.base.copy()
-    made[rows] = replay.rows(Role("embedding"), tokens) * scale
+    made[rows] = replay.rows(at.op.table, tokens) * at.op.scale
     right = [replay.tokens[row] for row in rows]
     text = "; ".join(
         f"position {p} holds token {used} where {want} was given"
@@ -58,148 +58,155 @@ def wrong_token(at: Attempt) -> Iterator[Candidate]:
 # -- biases ----------------------------------------------------------------------------------------
 
 
-def _bias_parts(at: Attempt) -> dict[str, tuple[int, int]]:
-    q, kv = at.config.q_size, at.config.kv_size
-    return {"q": (0, q), "k": (q, q + kv), "v": (q + kv, q + 2 * kv)}
-
-
-def _wrong_parts(at: Attempt) -> dict[str, tuple[int, int]]:
+def _wrong_parts(at: Attempt[Bias]) -> list[Part]:
+    """The parts with a bias whose columns are wrong; all of them where that is not known."""
+    biased = [part for part in at.op.parts if part.bias is not None]
     if at.y is None:
-        return _bias_parts(at)
-    bar = 8e-3 if at.rounded else at.case.limits[1]
-    return {
-        name: (first, last)
-        for name, (first, last) in _bias_parts(at).items()
-        if np.linalg.norm((at.y - at.base)[:, first:last])
-        > bar * np.linalg.norm(at.base[:, first:last])
-    }
+        return biased
+    away = at.y - at.base
+    return [
+        part
+        for part in biased
+        for columns in (at.op.columns(part),)
+        if np.linalg.norm(away[:, columns]) > at.bar * np.linalg.norm(at.base[:, columns])
+    ]
 
 
-def _with_factors(at: Attempt, factors: dict[str, float]) -> Float64:
-    made = at.base.copy()
-    for part, factor in factors.items():
-        first, last = _bias_parts(at)[part]
-        bias = at.case.replay.vector(Role(f"{part}_bias", at.layer))
-        made[:, first:last] += (factor - 1.0) * bias
-    return made
+def _bias(at: Attempt[Bias], part: Part) -> Float64:
+    assert part.bias is not None
+    return at.case.replay.vector(part.bias)
 
 
-def bias_missing(at: Attempt) -> Iterator[Candidate]:
+def bias_missing(at: Attempt[Bias]) -> Iterator[Candidate]:
     parts = _wrong_parts(at)
     if parts:
-        names = " and ".join(parts)
-        parameters = {"part": "".join(parts)}
-        made = _with_factors(at, dict.fromkeys(parts, 0.0))
-        yield Candidate(made, f"the bias of {names} was not added", parameters)
+        names = [part.name for part in parts]
+        left = tuple(replace(p, bias=None) if p in parts else p for p in at.op.parts)
+        text = f"the bias of {' and '.join(names)} was not added"
+        yield Candidate(at.remade(replace(at.op, parts=left)), text, {"part": "".join(names)})
 
 
-def bias_scaled(at: Attempt) -> Iterator[Candidate]:
+def bias_scaled(at: Attempt[Bias]) -> Iterator[Candidate]:
     if at.y is None:
         return
     factors: dict[str, float] = {}
-    for part, (first, last) in _wrong_parts(at).items():
-        bias = at.case.replay.vector(Role(f"{part}_bias", at.layer))
-        off = (at.y - at.inputs[0])[:, first:last]
+    made = at.base.copy()
+    for part in _wrong_parts(at):
+        columns, bias = at.op.columns(part), _bias(at, part)
+        off = (at.y - at.inputs[0])[:, columns]
         fitted = fitted_scales(off, np.broadcast_to(bias, off.shape), at.rounded)
-        factors[part] = next(fitted, 0.0)
+        factors[part.name] = next(fitted, 0.0)
+        made[:, columns] += (factors[part.name] - 1.0) * bias
     if factors:
         said = ", ".join(f"that of {part} by {factor:g}" for part, factor in factors.items())
         parameters: dict[str, object] = {"factors": factors}
         if len(factors) == 1:
-            part, factor = next(iter(factors.items()))
-            parameters = {"part": part, "factor": factor}
-        yield Candidate(_with_factors(at, factors), f"the bias is multiplied: {said}", parameters)
+            name, factor = next(iter(factors.items()))
+            parameters = {"part": name, "factor": factor}
+        yield Candidate(made, f"the bias is multiplied: {said}", parameters)
 
 
 # -- residuals -------------------------------------------------------------------------------------
 
 
-def _names(at: Attempt) -> tuple[str, str]:
-    return "hidden", at.node.inputs[1].stage
+def _branch(at: Attempt[Add]) -> str:
+    return at.node.inputs[1].stage
 
 
-def branch_missing(at: Attempt) -> Iterator[Candidate]:
+def branch_missing(at: Attempt[Add]) -> Iterator[Candidate]:
     hidden, branch = at.inputs
-    yield Candidate(hidden, f"{_names(at)[1]} was not added", {"missing": _names(at)[1]})
-    yield Candidate(
-        branch, "only the branch was kept: the residual stream was lost", {"missing": "hidden"}
-    )
-    earlier = at.case.captured.by_key[at.node.inputs[0]]
-    if earlier.kind.operation == "add":
-        key = earlier.inputs[0]
-        if at.case.captured.state(key) == "whole" and not at.case.last:
-            made = at.case.captured.wide(key) + branch
-            text = f"added to {key} where {at.node.inputs[0].stage} is right"
-            yield Candidate(made, text, {"missing": earlier.inputs[1].stage})
+    name = _branch(at)
+    yield Candidate(hidden, f"{name} was not added", {"missing": name})
+    alone = at.remade(inputs=(np.zeros_like(hidden), branch))
+    text = "only the branch was kept: the residual stream was lost"
+    yield Candidate(alone, text, {"missing": "hidden"})
+    earlier = at.graph[at.node.inputs[0]]
+    before = at.captured(earlier.inputs[0]) if isinstance(earlier.op, Add) else None
+    if before is not None:
+        text = f"added to {earlier.inputs[0]} where {earlier.key.stage} is right"
+        made = at.remade(inputs=(before, branch))
+        yield Candidate(made, text, {"missing": earlier.inputs[1].stage})
 
 
-def branch_twice(at: Attempt) -> Iterator[Candidate]:
+def branch_twice(at: Attempt[Add]) -> Iterator[Candidate]:
     hidden, branch = at.inputs
-    yield Candidate(
-        hidden + 2 * branch, f"{_names(at)[1]} was added twice", {"twice": _names(at)[1]}
-    )
-    yield Candidate(2 * hidden + branch, "hidden was added twice", {"twice": "hidden"})
+    name = _branch(at)
+    twice = at.remade(replace(at.op, scale=2 * at.op.scale))
+    yield Candidate(twice, f"{name} was added twice", {"twice": name})
+    made = at.remade(inputs=(2 * hidden, branch))
+    yield Candidate(made, "hidden was added twice", {"twice": "hidden"})
 
 
-def residual_shift(at: Attempt) -> Iterator[Candidate]:
+def residual_shift(at: Attempt[Add]) -> Iterator[Candidate]:
     hidden, branch = at.inputs
-    for name, moved, other in (("hidden", hidden, branch), (_names(at)[1], branch, hidden)):
-        for by in range(1, min(4, hidden.shape[0] - 1) + 1):
-            for step in (by, -by):
+    steps = (step for by in range(1, min(4, len(hidden) - 1) + 1) for step in (by, -by))
+    for step in steps:
+        for wrap in (True, False):
+            for name, given in (
+                ("hidden", (shifted(hidden, step, 0, wrap), branch)),
+                (_branch(at), (hidden, shifted(branch, step, 0, wrap))),
+            ):
                 text = f"the rows of {name} are shifted by {step:+d} positions"
-                for wrap in (True, False):
-                    made = shifted(moved, step, 0, wrap) + other
-                    yield Candidate(made, text, {"by": step, "of": name})
+                made = at.remade(inputs=given)
+                yield Candidate(made, text, {"by": step, "of": name})
 
 
-def post_norm_missing(at: Attempt) -> Iterator[Candidate]:
-    norm = at.case.captured.by_key[at.node.inputs[1]]
-    if norm.kind.operation != "rms_norm" or at.case.last:
-        return
-    key = norm.inputs[0]
-    if at.case.captured.state(key) == "whole":
-        made = at.inputs[0] + at.case.captured.wide(key)
-        text = f"{key.stage} was added without its norm ({norm.key.stage})"
+def post_norm_missing(at: Attempt[Add]) -> Iterator[Candidate]:
+    norm = at.graph[at.node.inputs[1]]
+    plain = at.captured(norm.inputs[0]) if isinstance(norm.op, Norm) else None
+    if plain is not None:
+        made = at.remade(inputs=(at.inputs[0], plain))
+        text = f"{norm.inputs[0].stage} was added without its norm ({norm.key.stage})"
         yield Candidate(made, text, {"norm": norm.key.stage})
 
 
-def branch_scaled(at: Attempt) -> Iterator[Candidate]:
+def branch_scaled(at: Attempt[Add]) -> Iterator[Candidate]:
     if at.y is None:
         return
     hidden, branch = at.inputs
-    for name, one, other in ((_names(at)[1], branch, hidden), ("hidden", hidden, branch)):
-        for factor in fitted_scales(at.y - other, one, at.rounded):
-            text = f"{name} is multiplied by {factor:g} before it is added"
-            yield Candidate(other + factor * one, text, {"of": name, "factor": factor})
+    right, name = at.op.scale, _branch(at)
+    for factor in fitted_scales(at.y - hidden, right * branch, at.rounded):
+        text = f"{name} is multiplied by {factor * right:g} before it is added"
+        text += f" where the model says {right:g}" if right != 1.0 else ""
+        made = at.remade(replace(at.op, scale=factor * right))
+        yield Candidate(made, text, {"of": name, "factor": factor * right})
+    for factor in fitted_scales(at.y - right * branch, hidden, at.rounded):
+        text = f"hidden is multiplied by {factor:g} before it is added"
+        made = at.remade(inputs=(factor * hidden, branch))
+        yield Candidate(made, text, {"of": "hidden", "factor": factor})
 
 
 # -- activations -----------------------------------------------------------------------------------
 
 
-def activation(at: Attempt) -> Iterator[Candidate]:
-    right = at.config.activation
+def activation(at: Attempt[Activate]) -> Iterator[Candidate]:
+    right = at.op.name
     for used in ACTIVATIONS:
         if used != right:
             text = f"{used} where the model says {right}"
-            yield Candidate(activate(at.inputs[0], used), text, {"used": used, "right": right})
+            made = at.remade(replace(at.op, name=used))
+            yield Candidate(made, text, {"used": used, "right": right})
 
 
-def gate_activation(at: Attempt) -> Iterator[Candidate]:
+def gate_activation(at: Attempt[Multiply]) -> Iterator[Candidate]:
     """A product of gate and up that did not use the activation as captured."""
-    captured = at.case.captured
-    act = captured.by_key[at.node.inputs[0]]
-    if captured.state(act.inputs[0]) != "whole" or at.case.last:
+    act = at.graph[at.node.inputs[0]]
+    gate = at.captured(act.inputs[0]) if isinstance(act.op, Activate) else None
+    if gate is None or not isinstance(act.op, Activate):
         return
-    gate, up, right = captured.wide(act.inputs[0]), at.inputs[1], at.config.activation
+    up, right = at.inputs[1], act.op.name
     for used in ACTIVATIONS:
         if used != right:
+            through = at.elsewhere(act, replace(act.op, name=used), gate)
             text = f"{used}(gate) * up where the model says {right}"
-            yield Candidate(activate(gate, used) * up, text, {"used": used, "right": right})
-    yield Candidate(activate(up, right) * gate, f"{right}(up) * gate: the two are swapped",
-                    {"used": right, "right": right, "applied_to": "ffn_up"})  # fmt: skip
+            made = at.remade(inputs=(through, up))
+            yield Candidate(made, text, {"used": used, "right": right})
+    swapped = at.remade(inputs=(at.elsewhere(act, act.op, up), gate))
+    parameters = {"used": right, "right": right, "applied_to": at.node.inputs[1].stage}
+    yield Candidate(swapped, f"{right}(up) * gate: the two are swapped", parameters)
 
 
-def clipped(at: Attempt) -> Iterator[Candidate]:
+def clipped(at: Attempt[Activate | Multiply]) -> Iterator[Candidate]:
     if at.y is None:
         return
     low, high = float(at.y.min()), float(at.y.max())
@@ -208,18 +215,15 @@ def clipped(at: Attempt) -> Iterator[Candidate]:
                     {"low": low, "high": high})  # fmt: skip
     yield Candidate(np.minimum(at.base, high), f"the output is clipped at {high:g}",
                     {"high": high})  # fmt: skip
-    if at.operation != "activation":
-        return
-    x, name = at.inputs[0], at.config.activation
-    limit = _preimage(high, name)
+    limit = _preimage(high, at.op.name) if isinstance(at.op, Activate) else None
     if limit is not None:
-        text = f"the input is clipped at {limit:g}"
-        yield Candidate(activate(np.minimum(x, limit), name), text, {"input": limit})
-        yield Candidate(activate(np.clip(x, -limit, limit), name), text, {"input": limit})
+        x, text = at.inputs[0], f"the input is clipped at {limit:g}"
+        for used in (np.minimum(x, limit), np.clip(x, -limit, limit)):
+            yield Candidate(at.remade(inputs=(used,)), text, {"input": limit})
 
 
 def _preimage(high: float, name: str) -> float | None:
-    """The positive input whose activation is ``high``; both activations rise there."""
+    """The positive input whose activation is ``high``: all activations rise there."""
     if high <= 0:
         return None
     low, up = 0.0, high + 10.0
@@ -231,16 +235,16 @@ def _preimage(high: float, name: str) -> float | None:
 
 
 BRANCHES = (
-    Entry("embedding_scale", ("embed",), embedding_scale),
-    Entry("wrong_token", ("embed",), wrong_token),
-    Entry("bias_missing", ("qkv_bias",), bias_missing),
-    Entry("bias_scaled", ("qkv_bias",), bias_scaled),
-    Entry("branch_missing", ("add",), branch_missing),
-    Entry("branch_twice", ("add",), branch_twice),
-    Entry("residual_shift", ("add",), residual_shift),
-    Entry("post_norm_missing", ("add",), post_norm_missing),
-    Entry("scaled", ("add",), branch_scaled),
-    Entry("activation", ("activation",), activation),
-    Entry("activation", ("multiply",), gate_activation),
-    Entry("clipped", ("activation", "multiply"), clipped),
+    Entry("embedding_scale", (Embed,), embedding_scale),
+    Entry("wrong_token", (Embed,), wrong_token),
+    Entry("bias_missing", (Bias,), bias_missing),
+    Entry("bias_scaled", (Bias,), bias_scaled),
+    Entry("branch_missing", (Add,), branch_missing),
+    Entry("branch_twice", (Add,), branch_twice),
+    Entry("residual_shift", (Add,), residual_shift),
+    Entry("post_norm_missing", (Add,), post_norm_missing),
+    Entry("scaled", (Add,), branch_scaled),
+    Entry("activation", (Activate,), activation),
+    Entry("activation", (Multiply,), gate_activation),
+    Entry("clipped", (Activate, Multiply), clipped),
 )

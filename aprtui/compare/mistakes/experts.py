@@ -2,83 +2,83 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
-from aprtui.graph import Role
+from aprtui.graph.ops import Choose, Experts, Route
 
 __all__ = ["EXPERTS"]
-
-Float64 = npt.NDArray[np.float64]
 
 _MAX_PAIRS = 64
 
 
-def _probabilities(at: Attempt) -> Float64:
-    name = at.case.replay.product_rounding(Role("router", at.layer), at.how)
-    logits = at.case.replay.products(Role("router", at.layer), at.inputs[0], (name,))[0]
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(powers / powers.sum(-1, keepdims=True))
-
-
-def _ranked(probabilities: Float64) -> npt.NDArray[np.int64]:
-    return np.argsort(-probabilities, axis=1, kind="stable")
-
-
-def _normalised(values: Float64) -> Float64:
-    return np.asarray(values / values.sum(-1, keepdims=True))
-
-
-def not_renormalised(at: Attempt) -> Iterator[Candidate]:
-    right = at.config.norm_topk_prob
-    made = at.remade(dataclasses.replace(at.config, norm_topk_prob=not right))
+def not_renormalised(at: Attempt[Route]) -> Iterator[Candidate]:
+    right = at.op.renormalise
     text = (
         "the chosen experts' weights are not divided by their sum"
         if right
         else "the chosen experts' weights are divided by their sum, which this model does not do"
     )
-    yield Candidate(made, text)
+    yield Candidate(at.remade(replace(at.op, renormalise=not right)), text)
 
 
-def second(at: Attempt) -> Iterator[Candidate]:
-    probabilities, k = _probabilities(at), at.config.num_experts_per_tok
-    order = _ranked(probabilities)
-    for by in range(1, probabilities.shape[1] - k + 1):
-        ids = order[:, by : by + k]
-        text = f"ranks {by + 1} to {by + k} were chosen where 1 to {k} are right"
-        if at.operation == "router_indices":
-            yield Candidate(ids.astype(np.float64), text, {"by": by})
-            continue
-        chosen = np.take_along_axis(probabilities, ids, axis=1)
-        yield Candidate(_normalised(chosen), text, {"by": by})
-        yield Candidate(chosen, f"{text}, and not renormalised", {"by": by})
+def _ranks(by: int, top: int) -> str:
+    return f"ranks {by + 1} to {by + top} were chosen where 1 to {top} are right"
 
 
-def softmax_after(at: Attempt) -> Iterator[Candidate]:
+def second_ids(at: Attempt[Choose]) -> Iterator[Candidate]:
+    top = at.op.top
+    order = at.remade(replace(at.op, top=at.op.experts))
+    for by in range(1, at.op.experts - top + 1):
+        yield Candidate(order[:, by : by + top], _ranks(by, top), {"by": by})
+
+
+def second_weights(at: Attempt[Route]) -> Iterator[Candidate]:
+    """Weights of the next ranks, while the ids are those of the first."""
+    chosen, (logits, ids) = at.graph[at.node.inputs[1]], at.inputs
+    if not isinstance(chosen.op, Choose):
+        return
+    experts, top = chosen.op.experts, ids.shape[1]
+    order = at.elsewhere(chosen, replace(chosen.op, top=experts), logits)
+    plain = replace(at.op, renormalise=False)
+    for by in range(1, experts - top + 1):
+        given, text = (logits, order[:, by : by + top]), _ranks(by, top)
+        yield Candidate(at.remade(inputs=given), text, {"by": by})
+        if at.op.renormalise:
+            made = at.remade(plain, inputs=given)
+            yield Candidate(made, f"{text}, and not renormalised", {"by": by})
+
+
+def softmax_after(at: Attempt[Route]) -> Iterator[Candidate]:
     """Softmax over the chosen alone: of their logits it equals renormalising, of their
     probabilities it does not."""
-    probabilities, k = _probabilities(at), at.config.num_experts_per_tok
-    chosen = np.take_along_axis(probabilities, _ranked(probabilities)[:, :k], axis=1)
-    powers = np.exp(chosen)
-    yield Candidate(
-        _normalised(powers),
-        "a softmax is taken over the chosen probabilities again",
-        {"of": "probabilities"},
-    )
-    if not at.config.norm_topk_prob:
-        yield Candidate(
-            _normalised(chosen),
-            "softmax over the chosen experts' logits where it is over all experts'",
-            {"of": "logits"},
-        )
+    chosen = at.remade(replace(at.op, renormalise=False, scale=1.0))
+    again = replace(at.op, score="softmax", renormalise=False)
+    ranks = np.broadcast_to(np.arange(chosen.shape[1], dtype=np.float64), chosen.shape)
+    text = "a softmax is taken over the chosen probabilities again"
+    yield Candidate(at.remade(again, inputs=(chosen, ranks)), text, {"of": "probabilities"})
 
 
-def swapped(at: Attempt) -> Iterator[Candidate]:
+def other_score(at: Attempt[Route]) -> Iterator[Candidate]:
+    right = at.op.score
+    used = "sigmoid" if right == "softmax" else "softmax"
+    text = f"{used} of the logits where the model says {right}"
+    made = at.remade(replace(at.op, score=used))
+    yield Candidate(made, text, {"used": used, "right": right})
+
+
+def scale_missing(at: Attempt[Route]) -> Iterator[Candidate]:
+    if at.op.scale != 1.0:
+        text = f"the weights are not multiplied by {at.op.scale:g}"
+        made = at.remade(replace(at.op, scale=1.0))
+        yield Candidate(made, text, {"used": 1.0, "right": at.op.scale})
+
+
+def swapped(at: Attempt[Experts]) -> Iterator[Candidate]:
     """Two experts' weights in each other's place: every wrong token uses one of them."""
     if at.y is None:
         return
@@ -90,7 +90,7 @@ def swapped(at: Attempt) -> Iterator[Candidate]:
         return
     innocent: set[int] = set().union(*right)
     tried = 0
-    for one, other in combinations(range(at.config.num_experts), 2):
+    for one, other in combinations(range(at.op.count), 2):
         pair = {one, other}
         if pair & innocent or not all(row & pair for row in wrong):
             continue
@@ -99,14 +99,17 @@ def swapped(at: Attempt) -> Iterator[Candidate]:
             return
         renamed = ids.copy()
         renamed[ids == one], renamed[ids == other] = other, one
-        made = at.case.replay.run(at.node, (x, weights, renamed), at.how)
+        made = at.remade(inputs=(x, weights, renamed))
         text = f"experts {one} and {other} are swapped"
         yield Candidate(made, text, {"experts": [one, other]})
 
 
 EXPERTS = (
-    Entry("router_not_renormalised", ("router",), not_renormalised),
-    Entry("router_second", ("router", "router_indices"), second),
-    Entry("router_softmax_after", ("router",), softmax_after),
-    Entry("experts_swapped", ("experts",), swapped),
+    Entry("router_not_renormalised", (Route,), not_renormalised),
+    Entry("router_second", (Choose,), second_ids),
+    Entry("router_second", (Route,), second_weights),
+    Entry("router_softmax_after", (Route,), softmax_after),
+    Entry("router_score", (Route,), other_score),
+    Entry("router_scale_missing", (Route,), scale_missing),
+    Entry("experts_swapped", (Experts,), swapped),
 )

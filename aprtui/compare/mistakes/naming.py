@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from aprtui.compare.bisection import Mistake
 from aprtui.compare.case import Case
-from aprtui.compare.explain import Explanation, Numerics, part_columns
+from aprtui.compare.explain import Explanation, Numerics, activated
 from aprtui.compare.localerror import LocalError, local_error
 from aprtui.compare.mistakes.anywhere import ANYWHERE
 from aprtui.compare.mistakes.attempt import (
@@ -25,8 +25,9 @@ from aprtui.compare.mistakes.experts import EXPERTS
 from aprtui.compare.mistakes.norms import NORMS
 from aprtui.compare.mistakes.products import PRODUCTS
 from aprtui.compare.mistakes.rope import ROPE
-from aprtui.engine.replay import EXACT, Arithmetic, Part
+from aprtui.engine.replay import EXACT, Arithmetic
 from aprtui.graph import Node
+from aprtui.graph.ops import Attend, Choose, Experts, Op, Part, Product, Route, Scores
 from aprtui.text import count
 
 __all__ = ["CATALOGUE", "name_mistake"]
@@ -40,7 +41,7 @@ CATALOGUE: tuple[Entry, ...] = (
 
 
 def name_mistake(
-    case: Case, found: Explanation, neighbours: Mapping[str, Numerics]
+    case: Case, found: Explanation, neighbours: Mapping[type[Op], Numerics]
 ) -> Mistake | None:
     """What B did instead at a culprit, proven by a residual inside the bars; None if nothing fits.
 
@@ -48,12 +49,11 @@ def name_mistake(
     """
     if found.residual.born:
         return _nonfinite(case, found.residual)
-    parts = case.replay.parts(case.node)
-    if parts and not case.between:
-        return _in_product(case, found, parts)
+    if isinstance(case.op, Product) and not case.between:
+        return _in_product(case, found, case.op)
     trials = [trial for node in reversed(case.chain) for trial in _trials(case, node, neighbours)]
     for attempt in trials:
-        mistake = _first_fit(attempt, _entries(attempt.operation))
+        mistake = _first_fit(attempt, _entries(attempt.op))
         if mistake is not None:
             return mistake
     for attempt in trials:
@@ -62,30 +62,33 @@ def name_mistake(
     return None
 
 
-def _entries(operation: str) -> list[Entry]:
-    return [e for e in CATALOGUE if not e.operations or operation in e.operations]
+def _entries(op: Op) -> list[Entry]:
+    return [e for e in CATALOGUE if not e.operations or isinstance(op, e.operations)]
 
 
-def _trials(case: Case, node: Node, neighbours: Mapping[str, Numerics]) -> Iterator[Attempt]:
+def _trials(
+    case: Case, node: Node, neighbours: Mapping[type[Op], Numerics]
+) -> Iterator[Attempt[Op]]:
     """The node in every arithmetic that its neighbours are known to use, plain first."""
     hows = [EXACT]
-    for operation in dict.fromkeys((node.kind.operation, "attend", "scores")):
+    operations: tuple[type[Op], ...] = (type(node.op), Attend, Scores)
+    for operation in dict.fromkeys(operations):
         if operation in neighbours:
             hows.append(neighbours[operation].how)
-    if node.kind.operation in ("experts", "router", "router_indices") or case.between:
+    if isinstance(node.op, Experts | Route | Choose) or case.between:
         hows += [Arithmetic("partner"), Arithmetic("partner", 1)]
-    if node.kind.operation in ("scores", "attend"):
+    if isinstance(node.op, Scores | Attend):
         hows.append(Arithmetic(attention="F16"))
     if case.rounded:
         hows.append(Arithmetic(stage=case.rounded))
-    if case.captured.config.activation == "gelu_tanh":
+    if "gelu_tanh" in activated(case):
         hows.append(Arithmetic(gelu_table=True))
     for how in dict.fromkeys(hows):
         for rounded in dict.fromkeys(("", case.rounded)):
             yield Attempt(case, node, how, rounded)
 
 
-def _first_fit(attempt: Attempt, entries: list[Entry]) -> Mistake | None:
+def _first_fit(attempt: Attempt[Op], entries: list[Entry]) -> Mistake | None:
     for entry in entries:
         if attempt.y is None and not entry.operations:
             continue
@@ -99,7 +102,7 @@ def _first_fit(attempt: Attempt, entries: list[Entry]) -> Mistake | None:
     return None
 
 
-def _hold(attempt: Attempt, made: Float64) -> LocalError | None:
+def _hold(attempt: Attempt[Op], made: Float64) -> LocalError | None:
     """A candidate against B's output; None where it has another size or nothing is left."""
     finished = attempt.finish(made)
     error = attempt.case.error(finished, attempt.rounded)
@@ -113,8 +116,7 @@ def _nonfinite(case: Case, error: LocalError) -> Mistake | None:
         return None
     value = float(case.y[error.worst])
     what = "NaN" if np.isnan(value) else "Inf"
-    head = case.node.kind.axes[: len(error.worst)]
-    place = dict(zip(head, error.worst, strict=False))
+    place = dict(zip(case.axes, error.worst, strict=False))
     said = ", ".join(f"{axis} {i}" for axis, i in place.items())
     values = f"{count(error.born, 'value')} {'is' if error.born == 1 else 'are'} {what}"
     text = f"{values} where the inputs make finite ones, the first at {said}"
@@ -124,11 +126,11 @@ def _nonfinite(case: Case, error: LocalError) -> Mistake | None:
 # -- one wrong position ----------------------------------------------------------------------------
 
 
-def _at_position(attempt: Attempt) -> Mistake | None:
+def _at_position(attempt: Attempt[Op]) -> Mistake | None:
     """Only one position is wrong: the others prove it; a mistake that fits its row says how."""
     case, row = attempt.case, attempt.wrong_rows[0]
     index: tuple[slice | int, ...] = (slice(None),) * case.axis + (row,)
-    for entry in _entries(attempt.operation):
+    for entry in _entries(attempt.op):
         for candidate in entry.candidates(attempt):
             made = attempt.base.copy()
             made[index] = candidate.made[index]
@@ -156,13 +158,13 @@ class _Found:
     residual: float
 
 
-def _in_product(case: Case, found: Explanation, parts: tuple[Part, ...]) -> Mistake | None:
+def _in_product(case: Case, found: Explanation, op: Product) -> Mistake | None:
     """Each matrix that nothing explains gets its own mistake; the others are innocent."""
-    x = case.replay.product_input(case.node, case.inputs())
+    x, parts = case.replay.product_input(op, case.inputs()[0]), op.parts
     bad = [p for p in parts if p.name in found.unexplained or len(parts) == 1]
     named: list[_Found] = []
     for part in bad:
-        mistake = _part_mistake(case, part, x)
+        mistake = _part_mistake(case, op.alone(part), case.columns(part), x)
         if mistake is None:
             return None
         named.append(mistake)
@@ -175,15 +177,15 @@ def _in_product(case: Case, found: Explanation, parts: tuple[Part, ...]) -> Mist
     return Mistake(first.id, text, parameters, residual)
 
 
-def _part_mistake(case: Case, part: Part, x: Float64) -> _Found | None:
-    replay = case.replay
-    y = part_columns(case, part)
-    names = [*replay.roundings(part.role, x.shape[1])[0]]
+def _part_mistake(case: Case, op: Product, y: Float64, x: Float64) -> _Found | None:
+    """The mistake in one matrix, ``op``'s only part, which made ``y`` of ``x``."""
+    replay, (part,) = case.replay, op.parts
+    names = [*replay.roundings(part.weight)[0]]
     if case.rounded:
         names.append(case.rounded)
-    products = replay.products(part.role, x, names)
+    products = replay.products(part.weight, x, names)
     trials = [
-        (ProductAttempt(case, part, name, x, y, replay.finish(case.node, made)), rounded)
+        (ProductAttempt(case, op, name, x, y, replay.finish(op, made)), rounded)
         for name, made in zip(names, products, strict=True)
         for rounded in dict.fromkeys(("", case.rounded))
     ]
@@ -198,7 +200,7 @@ def _part_mistake(case: Case, part: Part, x: Float64) -> _Found | None:
                 error = local_error(y, candidate.made, 0, rounded)
                 if error.within(case.limits):
                     return _Found(part, entry.id, candidate, error.rel_l2)
-    return _general(case, part, trials)
+    return _general(case, trials)
 
 
 def _median_off(attempt: ProductAttempt) -> float:
@@ -206,7 +208,7 @@ def _median_off(attempt: ProductAttempt) -> float:
     return float(np.median(np.abs(attempt.y - attempt.base)))
 
 
-def _general(case: Case, part: Part, trials: list[tuple[ProductAttempt, str]]) -> _Found | None:
+def _general(case: Case, trials: list[tuple[ProductAttempt, str]]) -> _Found | None:
     """Positions shifted, or one wrong position, in a product."""
     for attempt, rounded in trials:
         rows = attempt.base.shape[0]
@@ -220,7 +222,7 @@ def _general(case: Case, part: Part, trials: list[tuple[ProductAttempt, str]]) -
                     if error.within(case.limits):
                         text = f"each position holds the row of position p{-step:+d}"
                         candidate = Candidate(made, text, {"by": step, "axis": "position"})
-                        return _Found(part, "rows_shifted", candidate, error.rel_l2)
+                        return _Found(attempt.part, "rows_shifted", candidate, error.rel_l2)
         off = np.linalg.norm(attempt.y - attempt.base, axis=1)
         row = int(np.argmax(off))
         if rows < 3:
@@ -230,5 +232,5 @@ def _general(case: Case, part: Part, trials: list[tuple[ProductAttempt, str]]) -
         error = local_error(attempt.y, made, 0, rounded)
         if error.within(case.limits):
             candidate = Candidate(made, f"only position {row} is wrong", {"position": row})
-            return _Found(part, "position", candidate, error.rel_l2)
+            return _Found(attempt.part, "position", candidate, error.rel_l2)
     return None

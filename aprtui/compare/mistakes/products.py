@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +12,12 @@ from aprtui.compare.mistakes.anywhere import fitted_scales
 from aprtui.compare.mistakes.attempt import Candidate, Entry, ProductAttempt, neat
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.graph import Role
+from aprtui.graph.ops import Attend, Embed, Product
 
 __all__ = ["PRODUCTS"]
 
 Float64 = npt.NDArray[np.float64]
 
-_SWAPS = {"gate": ("up",), "up": ("gate",), "q": ("k", "v", "o"), "k": ("v", "q"),
-          "v": ("k", "q"), "o": ("q",), "down": (), "head": ("embedding",)}  # fmt: skip
 _BLOCKS = (32, 256, 16, 64, 128)
 _SAMPLE = 32  # rows of a matrix that are looked at first
 _MAX_WHOLE = 1 << 24  # elements of a matrix that may be held whole
@@ -28,7 +28,7 @@ def _norms(values: Float64) -> Float64:
 
 
 def transposed(at: ProductAttempt) -> Iterator[Candidate]:
-    role, replay = at.part.role, at.case.replay
+    role, replay = at.part.weight, at.case.replay
     rows, columns = replay.shape(role)
     text = "multiplied by the transposed matrix"
     if rows == columns:
@@ -40,14 +40,8 @@ def transposed(at: ProductAttempt) -> Iterator[Candidate]:
 
 
 def other_weight(at: ProductAttempt) -> Iterator[Candidate]:
-    replay, own = at.case.replay, at.part.role
-    roles = [Role(name, own.layer) for name in _SWAPS.get(own.name, ())]
-    if own.layer is not None:
-        layers = sorted(range(at.config.num_layers), key=lambda n: abs(n - (own.layer or 0)))
-        roles += [Role(own.name, layer) for layer in layers if layer != own.layer]
-    if own.name == "head":
-        roles = [Role("embedding")]
-    for role in roles:
+    replay, own = at.case.replay, at.part.weight
+    for role in _others(at):
         if not replay.has(role) or replay.shape(role) != replay.shape(own):
             continue
         if replay.model.weights[role] == replay.model.weights[own] or not _plausible(at, role):
@@ -57,52 +51,60 @@ def other_weight(at: ProductAttempt) -> Iterator[Candidate]:
         yield Candidate(made, text, {"weight": str(role)})
 
 
+def _others(at: ProductAttempt) -> Iterator[Role]:
+    """The other matrices of the layer, then the same one of the other layers, the nearest first.
+    The table counts among the matrices of the whole model."""
+    own, graph = at.part.weight, at.case.captured.graph
+    tables = (node.op.table for node in graph if isinstance(node.op, Embed))
+    matrices = (role for node in graph if isinstance(node.op, Product) for role in node.op.matrices)
+    roles = list(dict.fromkeys((*tables, *matrices)))
+    yield from (role for role in roles if role.layer == own.layer and role != own)
+    alike = [role for role in roles if role.name == own.name and role.layer != own.layer]
+    yield from sorted(alike, key=lambda role: abs((role.layer or 0) - (own.layer or 0)))
+
+
 def _plausible(at: ProductAttempt, role: Role) -> bool:
     """Whether a few rows of another matrix come near B's output: a whole product costs more."""
-    config = at.config
-    if config.output_bias or (at.part.name == "head" and config.logit_softcap is not None):
+    if at.part.bias is not None or at.op.cap is not None:
         return True
     count = at.case.replay.shape(role)[0]
     rows = np.unique(np.linspace(0, count - 1, _SAMPLE).astype(int)).tolist()
-    made, y = at.x @ at.case.replay.rows(role, rows).T, at.y[:, rows]
+    made, y = at.finish(at.x @ at.case.replay.rows(role, rows).T), at.y[:, rows]
     return bool(np.linalg.norm(y - made) <= 0.3 * np.linalg.norm(made))
 
 
 def _name_for(at: ProductAttempt, role: Role) -> str:
     """The rounding that goes with another matrix: its own partner where ours is a partner."""
-    own = at.case.replay.roundings(at.part.role, at.x.shape[1])[0]
-    likely = at.case.replay.roundings(role, at.x.shape[1])[0]
+    own = at.case.replay.roundings(at.part.weight)[0]
+    likely = at.case.replay.roundings(role)[0]
     place = own.index(at.name) if at.name in own else 0
     return likely[place] if place < len(likely) else at.name
 
 
 def head_tied(at: ProductAttempt) -> Iterator[Candidate]:
-    if at.part.name == "head":
+    if at.op.last:
         for found in other_weight(at):
-            yield Candidate(
-                found.made, "the embedding was used where the model has a head of its own",
-                {"weight": "embedding"},
-            )  # fmt: skip
+            text = "the embedding was used where the model has a head of its own"
+            yield Candidate(found.made, text, found.parameters)
 
 
 def head_position(at: ProductAttempt) -> Iterator[Candidate]:
     """Logits of another position than the last; a few rows of the head tell which."""
-    rows, replay, role = at.case.inputs()[0], at.case.replay, at.part.role
-    if at.part.name != "head" or len(at.x) != 1 or len(rows) < 2:
+    rows, replay, role = at.case.inputs()[0], at.case.replay, at.part.weight
+    if not at.op.last or at.part.bias is not None or len(at.x) != 1 or len(rows) < 2:
         return
     sample = np.unique(np.linspace(0, at.y.shape[1] - 1, _SAMPLE).astype(int)).tolist()
-    made, cap = rows @ replay.rows(role, sample).T, at.config.logit_softcap
-    made = made if cap is None else np.tanh(made / cap) * cap
+    made = at.finish(rows @ replay.rows(role, sample).T)
     position = int(np.argmin(np.linalg.norm(made - at.y[:, sample], axis=1)))
     if position != len(rows) - 1:
-        logits = at.finish(replay.products(role, rows[[position]], (at.name,))[0])
         text = f"the logits of position {position} where the last is asked for"
-        yield Candidate(logits, text, {"position": position})
+        yield Candidate(at.product(rows[[position]]), text, {"position": position})
 
 
 def softcap_missing(at: ProductAttempt) -> Iterator[Candidate]:
-    if at.part.name == "head" and at.config.logit_softcap is not None:
-        made = at.case.replay.products(at.part.role, at.x, (at.name,))[0]
+    if at.op.cap is not None:
+        made = at.case.replay.products(at.part.weight, at.x, (at.name,))[0]
+        made = at.case.replay.finish(replace(at.op, cap=None), made)
         yield Candidate(made, "the soft-cap on the logits was left out")
 
 
@@ -137,11 +139,10 @@ def rows_shifted(at: ProductAttempt) -> Iterator[Candidate]:
 
 
 def heads_permuted(at: ProductAttempt) -> Iterator[Candidate]:
-    size = at.config.head_dim
-    if at.part.name in "qkv":
-        yield from _outputs_permuted(at, size)
-    elif at.part.name == "o":
-        yield from _inputs_permuted(at, size)
+    if at.output_head is not None:
+        yield from _outputs_permuted(at, at.output_head)
+    elif at.input_head is not None:
+        yield from _inputs_permuted(at, at.input_head)
 
 
 def _outputs_permuted(at: ProductAttempt, size: int) -> Iterator[Candidate]:
@@ -166,23 +167,21 @@ def _inputs_permuted(at: ProductAttempt, size: int) -> Iterator[Candidate]:
     heads = at.x.shape[1] // size
     if at.y.size < heads * heads or heads < 2:
         return
-    tried = [_dealt_order(at), _grouped_order(at), _fitted_order(at, heads, size)]
+    tried = [*_regrouped(at), _fitted_order(at, heads, size)]
     for order in tried:
         if order is None or order == list(range(heads)):
             continue
         permuted = at.x.reshape(at.x.shape[0], heads, size)[:, order].reshape(at.x.shape)
-        made = at.finish(at.case.replay.products(at.part.role, permuted, (at.name,))[0])
         text = f"the heads come permuted: slot h holds head {_short(order)}"
-        yield Candidate(made, text, {"heads": order, "side": "input"})
+        yield Candidate(at.product(permuted), text, {"heads": order, "side": "input"})
 
 
-def _dealt_order(at: ProductAttempt) -> list[int]:
-    groups = at.config.num_heads // at.config.num_kv_heads
-    return np.arange(at.config.num_heads).reshape(-1, groups).T.reshape(-1).tolist()
-
-
-def _grouped_order(at: ProductAttempt) -> list[int]:
-    return np.arange(at.config.num_heads).reshape(-1, at.config.num_kv_heads).T.reshape(-1).tolist()
+def _regrouped(at: ProductAttempt) -> Iterator[list[int]]:
+    """Heads dealt round their kv heads where they are grouped, and the other way about."""
+    op = at.case.captured.graph[at.case.node.inputs[0]].op
+    if isinstance(op, Attend):
+        for size in (op.heads // op.values.count, op.values.count):
+            yield np.arange(op.heads).reshape(-1, size).T.reshape(-1).tolist()
 
 
 def _fitted_order(at: ProductAttempt, heads: int, size: int) -> list[int] | None:
@@ -210,7 +209,7 @@ def _per_head(at: ProductAttempt, heads: int, size: int) -> Float64 | None:
         for head in range(heads):
             alone[head, :, slot] = x[:, head]
         rows = alone.reshape(heads * x.shape[0], -1)
-        product = at.case.replay.products(at.part.role, rows)[0]
+        product = at.case.replay.products(at.part.weight, rows)[0]
         made.append(product.reshape(heads, -1))
     return np.stack(made)
 
@@ -226,10 +225,10 @@ def bad_block(at: ProductAttempt) -> Iterator[Candidate]:
     """One block of one row of the matrix, or the whole row, multiplied by a wrong factor."""
     away = at.y - at.base
     row = int(np.argmax(_norms(away)))
-    weight = at.case.replay.rows(at.part.role, (row,))[0]
+    weight = at.op.scale * at.case.replay.rows(at.part.weight, (row,))[0]
     terms = at.rounded_x * weight  # [n, columns]
     target = away[:, row]
-    kind = BLOCK_TYPES[at.case.replay.type_of(at.part.role)].values
+    kind = BLOCK_TYPES[at.case.replay.type_of(at.part.weight)].values
     ranked = []
     for size in dict.fromkeys((kind, *_BLOCKS, terms.shape[1])):
         if size < 2 or terms.shape[1] % size:
@@ -262,16 +261,16 @@ def zero_part(at: ProductAttempt) -> Iterator[Candidate]:
         first, last = int(columns[0]), int(columns[-1])
         made = at.base.copy()
         made[:, columns] = 0.0
-        size = at.config.head_dim
+        size = at.output_head
         parameters: dict[str, object] = {"columns": [first, last], "count": int(columns.size)}
         whose = ""
-        if at.part.name in "qkv" and first % size == 0 and (last + 1) % size == 0:
+        if size is not None and first % size == 0 and (last + 1) % size == 0:
             heads = list(range(first // size, (last + 1) // size))
             parameters |= {"head": heads[0]} if len(heads) == 1 else {"heads": heads}
             whose = f" (head {_short(heads)} of {at.part.name})"
         yield Candidate(made, f"outputs {first} to {last} are zero{whose}", parameters)
-    if at.part.name == "o":
-        yield from _input_head_zero(at, at.config.head_dim)
+    if at.input_head is not None:
+        yield from _input_head_zero(at, at.input_head)
 
 
 def _input_head_zero(at: ProductAttempt, size: int) -> Iterator[Candidate]:
@@ -280,8 +279,8 @@ def _input_head_zero(at: ProductAttempt, size: int) -> Iterator[Candidate]:
     alone = np.zeros_like(rows)
     for head in range(heads):
         alone[head, :, head] = rows[head, :, head]
-    made = at.case.replay.products(at.part.role, alone.reshape(-1, heads * size))[0]
-    shares = made.reshape(heads, *at.base.shape)
+    made = at.case.replay.products(at.part.weight, alone.reshape(-1, heads * size))[0]
+    shares = at.op.scale * made.reshape(heads, *at.base.shape)
     away = at.y - at.base
     head = int(np.argmin([np.linalg.norm(away + share) for share in shares]))
     columns = [head * size, (head + 1) * size - 1]
@@ -290,14 +289,14 @@ def _input_head_zero(at: ProductAttempt, size: int) -> Iterator[Candidate]:
 
 
 PRODUCTS = (
-    Entry("head_tied", (), head_tied),
-    Entry("softcap_missing", (), softcap_missing),
-    Entry("position", (), head_position),
-    Entry("scaled", (), scaled),
-    Entry("rows_shifted", (), rows_shifted),
-    Entry("zero_part", (), zero_part),
-    Entry("heads_permuted", (), heads_permuted),
-    Entry("bad_block", (), bad_block),
-    Entry("transposed", (), transposed),
-    Entry("other_weight", (), other_weight),
+    Entry("head_tied", (Product,), head_tied),
+    Entry("softcap_missing", (Product,), softcap_missing),
+    Entry("position", (Product,), head_position),
+    Entry("scaled", (Product,), scaled),
+    Entry("rows_shifted", (Product,), rows_shifted),
+    Entry("zero_part", (Product,), zero_part),
+    Entry("heads_permuted", (Product,), heads_permuted),
+    Entry("bad_block", (Product,), bad_block),
+    Entry("transposed", (Product,), transposed),
+    Entry("other_weight", (Product,), other_weight),
 )

@@ -2,161 +2,160 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry, neat
-from aprtui.compare.mistakes.norms import heads_of
+from aprtui.engine.replay import heads_of
+from aprtui.graph.ops import Rope
 
 __all__ = ["ROPE"]
 
 Float64 = npt.NDArray[np.float64]
 
-_OPERATIONS = ("q_rope", "k_rope")
 _USUAL_BASES = (1e4, 5e5, 1e6, 1e5, 1e7, 1.6e5, 8e6, 5e6)
 _MAX_SHIFT = 32
 
 
-def _x(at: Attempt) -> Float64:
-    return heads_of(at, at.operation[0])
+def _x(at: Attempt[Rope]) -> Float64:
+    """The heads [T,heads,d] that are turned."""
+    return heads_of(at.inputs[0], at.op.heads)
 
 
-def _frequencies(at: Attempt, theta: float | None = None) -> Float64:
-    """Angle by which each pair turns from one position to the next [d/2]."""
-    config = at.config
-    pairs = np.arange(config.head_dim // 2)
-    base = config.theta(at.layer) if theta is None else theta
-    turn = base ** (-2.0 * pairs / config.head_dim)
-    if config.rope_divisors:
-        turn = turn / np.asarray(config.rope_divisors)
-    return np.asarray(turn / config.position_divisor(at.layer))
+def _tabled(at: Attempt[Rope], **changes: object) -> Float64:
+    """The rotation by a table that is changed so."""
+    return at.remade(replace(at.op, table=replace(at.op.table, **changes)))  # type: ignore[arg-type]
 
 
-def _halves(x: Float64, layout: str) -> tuple[Float64, Float64]:
-    half = x.shape[-1] // 2
-    return (x[..., :half], x[..., half:]) if layout == "halves" else (x[..., ::2], x[..., 1::2])
-
-
-def _rotate(x: Float64, angles: Float64, layout: str) -> Float64:
-    """x [T,heads,d] turned by angles [T, d/2]."""
-    cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
-    first, second = _halves(x, layout)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    if layout == "halves":
-        return np.concatenate(turned, axis=-1)
-    return np.stack(turned, axis=-1).reshape(x.shape)
-
-
-def _at_positions(at: Attempt, positions: Float64, theta: float | None = None) -> Float64:
-    angles = np.outer(positions, _frequencies(at, theta))
-    return _rotate(_x(at), angles, at.config.rope_layout)
-
-
-def missing(at: Attempt) -> Iterator[Candidate]:
+def missing(at: Attempt[Rope]) -> Iterator[Candidate]:
     yield Candidate(_x(at), "not rotated at all")
 
 
-def style(at: Attempt) -> Iterator[Candidate]:
-    right = at.config.rope_layout
+def style(at: Attempt[Rope]) -> Iterator[Candidate]:
+    right = at.op.table.pairs
     used = "adjacent" if right == "halves" else "halves"
     pairs = {"adjacent": "adjacent pairs (2i, 2i+1)", "halves": "halves (i, i+d/2)"}
-    made = at.remade(dataclasses.replace(at.config, rope_layout=used))
     text = f"rotated {pairs[used]} where these rows need {pairs[right]}"
-    yield Candidate(made, text, {"used": used, "right": right})
+    yield Candidate(_tabled(at, pairs=used), text, {"used": used, "right": right})
 
 
-def theta(at: Attempt) -> Iterator[Candidate]:
-    right = at.config.theta(at.layer)
-    positions = np.arange(_x(at).shape[0], dtype=np.float64)
-    others = (at.config.rope_theta, at.config.rope_theta_local or right, *_USUAL_BASES)
-    tried = [each for each in dict.fromkeys(others) if each != right]
+def theta(at: Attempt[Rope]) -> Iterator[Candidate]:
+    right = at.op.table.theta
+    others = (node.op.table.theta for node in at.graph if isinstance(node.op, Rope))
+    tried = [each for each in dict.fromkeys((*others, *_USUAL_BASES)) if each != right]
     for used in (*tried, *_fitted_bases(at)):
         text = f"base {used:g} where the model says {right:g}"
-        parameters = {"theta": used, "right": right}
-        yield Candidate(_at_positions(at, positions, used), text, parameters)
+        yield Candidate(_tabled(at, theta=used), text, {"theta": used, "right": right})
 
 
-def _fitted_bases(at: Attempt) -> Iterator[float]:
+def _turns(at: Attempt[Rope], x: Float64) -> npt.NDArray[np.complex128]:
+    """The pairs of what is turned of x [T,heads,d] as complex numbers [T,heads,dims/2]."""
+    dims = at.op.table.dims
+    turned = x[..., :dims]
+    if at.op.table.pairs == "halves":
+        return np.asarray(turned[..., : dims // 2] + 1j * turned[..., dims // 2 :])
+    return np.asarray(turned[..., ::2] + 1j * turned[..., 1::2])
+
+
+def _fitted_bases(at: Attempt[Rope]) -> Iterator[float]:
     """The base that the angles at position 1 tell, then refined on the last position."""
     if at.y is None or at.y.shape[0] < 2:
         return
-    config, layout = at.config, at.config.rope_layout
-    x, y = (first + 1j * second for first, second in
-            (_halves(_x(at), layout), _halves(at.y, layout)))  # fmt: skip
-    turn = (y * np.conj(x)).sum(axis=1)  # [T, d/2]
-    pairs = np.arange(1, config.head_dim // 2)
-    known = _frequencies(at, 1.0)[1:]  # divisors alone
+    table = at.op.table
+    dims, divisors = table.dims, np.asarray(table.divisors or np.ones(table.dims // 2))
+    turn = (_turns(at, at.y) * np.conj(_turns(at, _x(at)))).sum(axis=1)  # [T, dims/2]
+    pairs = np.arange(1, dims // 2)
+    known = 1.0 / (divisors[1:] * table.position_divisor)
     angle = np.angle(turn[1, 1:]) / known
     use = (angle > 1e-4) & (angle < 3.0)
     if not use.any():
         return
-    slopes = -np.log(angle[use]) * config.head_dim / (2.0 * pairs[use])
+    slopes = -np.log(angle[use]) * dims / (2.0 * pairs[use])
     weight = pairs[use] * angle[use]
     log_base = float((slopes * weight).sum() / weight.sum())
     for position in range(2, at.y.shape[0]):
-        guess = position * known * np.exp(-2.0 * pairs * log_base / config.head_dim)
+        guess = position * known * np.exp(-2.0 * pairs * log_base / dims)
         off = np.angle(turn[position, 1:] * np.exp(-1j * guess))
-        slope = -guess * 2.0 * pairs / config.head_dim
+        slope = -guess * 2.0 * pairs / dims
         strength = np.abs(turn[position, 1:])
         log_base += float((off * slope * strength).sum() / (slope**2 * strength).sum())
     yield from neat(float(np.exp(log_base)), 1e-2 if at.rounded else 1e-4)
 
 
-def freqs_ignored(at: Attempt) -> Iterator[Candidate]:
-    if at.config.rope_divisors:
-        made = at.remade(dataclasses.replace(at.config, rope_divisors=()))
-        yield Candidate(made, "the model's rope_freqs (llama3 scaling) were ignored")
+def freqs_ignored(at: Attempt[Rope]) -> Iterator[Candidate]:
+    if at.op.table.divisors:
+        text = "the model's rope_freqs (llama3 scaling) were ignored"
+        yield Candidate(_tabled(at, divisors=()), text)
 
 
-def shift(at: Attempt) -> Iterator[Candidate]:
-    positions = np.arange(_x(at).shape[0], dtype=np.float64)
+def magnitude(at: Attempt[Rope]) -> Iterator[Candidate]:
+    right = at.op.table.magnitude
+    if right != 1.0:
+        text = f"cos and sin are not multiplied by {right:g}"
+        yield Candidate(_tabled(at, magnitude=1.0), text, {"used": 1.0, "right": right})
+
+
+def partial(at: Attempt[Rope]) -> Iterator[Candidate]:
+    right, size = at.op.table.dims, at.op.heads.size
+    if right != size and not at.op.table.divisors:
+        text = f"all {size} channels of a head are rotated where the first {right} are"
+        yield Candidate(_tabled(at, dims=size), text, {"used": size, "right": right})
+
+
+def shift(at: Attempt[Rope]) -> Iterator[Candidate]:
     steps = [by for by in range(-_MAX_SHIFT, _MAX_SHIFT + 1) if by]
     if at.y is not None:
-        steps = [steps[_nearest(at, 0, np.asarray(steps, np.float64))]]
+        steps = [steps[_nearest(at, 0, steps)]]
     for by in steps:
         text = f"every position is counted {by:+d}"
-        yield Candidate(_at_positions(at, positions + by), text, {"by": by})
+        positions = range(by, by + len(_x(at)))
+        yield Candidate(at.remade(positions=positions), text, {"by": by})
 
 
-def _nearest(at: Attempt, row: int, positions: Float64) -> int:
+def _nearest(at: Attempt[Rope], row: int, positions: Sequence[float]) -> int:
     """Which of ``positions`` turns one row of the input nearest to what B holds there."""
     assert at.y is not None
     heads = _x(at)[row]
+    op = replace(at.op, heads=replace(at.op.heads, first=0))
     apart = []
-    for first in range(0, positions.size, 256):
-        angles = np.outer(positions[first : first + 256], _frequencies(at))
-        x = np.broadcast_to(heads, (len(angles), *heads.shape))
-        turned = _rotate(x, angles, at.config.rope_layout)
+    for first in range(0, len(positions), 256):
+        some = positions[first : first + 256]
+        x = np.broadcast_to(heads, (len(some), *heads.shape))
+        turned = at.remade(op, inputs=(x,), positions=some)
         apart.append(np.square(turned - at.y[row]).sum(axis=(1, 2)))
     return int(np.argmin(np.concatenate(apart)))
 
 
-def position(at: Attempt) -> Iterator[Candidate]:
-    right = np.arange(_x(at).shape[0], dtype=np.float64)
-    if at.config.position_divisor(at.layer) != 1.0:
-        divisor = at.config.position_divisor(at.layer)
+def position(at: Attempt[Rope]) -> Iterator[Candidate]:
+    right = list(range(len(_x(at))))
+    divisor = at.op.table.position_divisor
+    if divisor != 1.0:
         text = f"positions are not divided by {divisor:g}"
-        yield Candidate(_at_positions(at, right * divisor), text, {"divisor": 1.0})
+        yield Candidate(_tabled(at, position_divisor=1.0), text, {"divisor": 1.0})
     if len(at.wrong_rows) == 1:
         wrong, positions = at.wrong_rows[0], right.copy()
-        used = _nearest(at, wrong, np.arange(max(64.0, 4.0 * right.size)))
+        used = _nearest(at, wrong, range(max(64, 4 * len(right))))
         positions[wrong] = used
         text = f"position {wrong} is rotated as position {used}"
-        yield Candidate(_at_positions(at, positions), text, {"position": wrong, "used": used})
+        made = at.remade(positions=positions)
+        yield Candidate(made, text, {"position": wrong, "used": used})
         return
-    for used in dict.fromkeys((right.size - 1, 1, 0)):
+    for used in dict.fromkeys((len(right) - 1, 1, 0)):
         text = f"every position is rotated as position {used}"
-        yield Candidate(_at_positions(at, np.full_like(right, used)), text, {"used": used})
+        made = at.remade(positions=[used] * len(right))
+        yield Candidate(made, text, {"used": used})
 
 
 ROPE = (
-    Entry("rope_missing", _OPERATIONS, missing),
-    Entry("rope_style", _OPERATIONS, style),
-    Entry("rope_freqs_ignored", _OPERATIONS, freqs_ignored),
-    Entry("rope_shift", _OPERATIONS, shift),
-    Entry("rope_position", _OPERATIONS, position),
-    Entry("rope_theta", _OPERATIONS, theta),
+    Entry("rope_missing", (Rope,), missing),
+    Entry("rope_style", (Rope,), style),
+    Entry("rope_freqs_ignored", (Rope,), freqs_ignored),
+    Entry("rope_magnitude", (Rope,), magnitude),
+    Entry("rope_partial", (Rope,), partial),
+    Entry("rope_shift", (Rope,), shift),
+    Entry("rope_position", (Rope,), position),
+    Entry("rope_theta", (Rope,), theta),
 )

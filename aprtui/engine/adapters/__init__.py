@@ -19,6 +19,7 @@ from aprtui.engine.processors import processors
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Absent
+from aprtui.graph.ops import Scores, Softmax
 from aprtui.model.open import Model
 from aprtui.text import clean
 
@@ -157,7 +158,7 @@ def prepare(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]]:
         raise UsageError(f"{engine.title} is not installed", hint=engine.how_to_install)
     if why := suits(job.engine, model):
         raise UsageError(why, hint="--engine aprtui reads it")
-    return _llamacpp(job) if job.engine == "llamacpp" else (_without_arguments(job), ())
+    return _llamacpp(job, model) if job.engine == "llamacpp" else (_without_arguments(job), ())
 
 
 def _without_arguments(job: TraceJob) -> TraceJob:
@@ -168,7 +169,7 @@ def _without_arguments(job: TraceJob) -> TraceJob:
     return job
 
 
-def _llamacpp(job: TraceJob) -> tuple[TraceJob, tuple[Absent, ...]]:
+def _llamacpp(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]]:
     settings = LlamaSettings.parse(job.engine_args)
     if job.dtype != "float32":
         raise UsageError(
@@ -183,7 +184,10 @@ def _llamacpp(job: TraceJob) -> tuple[TraceJob, tuple[Absent, ...]]:
     if job.overrides:
         raise UsageError("llama.cpp reads the file as it is: --set does not reach it")
     fused = "flash attention computes it fused, without keeping it"
-    absent = (Absent("attn_scores", fused), Absent("attn_softmax", fused)) if settings.flash else ()
+    inside = (node.key.stage for node in model.graph if isinstance(node.op, Scores | Softmax))
+    absent = (
+        tuple(Absent(stage, fused) for stage in dict.fromkeys(inside)) if settings.flash else ()
+    )
     return dataclasses.replace(job, device="cpu"), absent
 
 

@@ -7,9 +7,12 @@ model's eager attention, watches its arguments, and the tensor that meets softma
 from __future__ import annotations
 
 import importlib
+import math
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +25,9 @@ from aprtui.engine.device import torch_settings
 from aprtui.engine.hooks import Stages, hooks
 from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
-from aprtui.model.config import ModelConfig
+from aprtui.graph import Graph
+from aprtui.graph.ops import Norm, Scores, Sigmoid
+from aprtui.graph.vocabulary import facts_of, order_of
 from aprtui.text import clean
 
 if TYPE_CHECKING:
@@ -31,52 +36,69 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _ATTENTION = "aprtui-capture"  # our name in the registry
-_LAYER = "layers.{layer}."
-_PARTS = tuple(f"{_LAYER}self_attn.{part}_proj" for part in "qkv")
-
-_ALWAYS: Stages = {
-    "embed_tokens": "embedding",
-    f"{_LAYER}input_layernorm": "attn_norm",
-    f"{_LAYER}self_attn.o_proj": "attn_out",
-    f"{_LAYER}mlp": "ffn_out",
-    "layers.{layer}": "post_ffn_residual",
-    "norm": "final_norm",
-}
-_QK_NORM: Stages = {
-    f"{_LAYER}self_attn.q_norm": "q_norm",
-    f"{_LAYER}self_attn.k_norm": "k_norm",
-}
-_TWO_NORMS: Stages = {
-    f"{_LAYER}post_attention_layernorm:input": "post_attn_residual",
-    f"{_LAYER}post_attention_layernorm": "ffn_norm",
-}
-_FOUR_NORMS: Stages = {
-    f"{_LAYER}post_attention_layernorm": "attn_post_norm",
-    f"{_LAYER}pre_feedforward_layernorm:input": "post_attn_residual",
-    f"{_LAYER}pre_feedforward_layernorm": "ffn_norm",
-    f"{_LAYER}post_feedforward_layernorm": "ffn_post_norm",
-}
-_DENSE: Stages = {
-    f"{_LAYER}mlp.gate_proj": "ffn_gate",
-    f"{_LAYER}mlp.up_proj": "ffn_up",
-    f"{_LAYER}mlp.act_fn": "ffn_silu",
-    f"{_LAYER}mlp.down_proj:input": "ffn_swigl",
-}
-_EXPERTS: Stages = {
-    f"{_LAYER}mlp.gate[1]": "moe_router",
-    f"{_LAYER}mlp.gate[2]": "moe_router_indices",
-}
 
 
-def _stages(config: ModelConfig) -> Stages:
-    """Which module of the decoder gives which stage, for this model."""
-    return {
-        **_ALWAYS,
-        _PARTS: "qkv_bias" if config.qkv_bias else "qkv_matmul",
-        **(_QK_NORM if config.qk_norm else {}),
-        **(_FOUR_NORMS if config.post_norms else _TWO_NORMS),
-        **(_EXPERTS if config.num_experts else _DENSE),
-    }
+@dataclass(frozen=True)
+class _Source:
+    """Modules that give a stage, named as ``hooks`` names them: of the decoder for a stage of the
+    whole model, else of its layer (whose own name is empty).
+
+    ``unless``: not where the layer has this stage too; one module's name has two meanings then.
+    """
+
+    stage: str
+    modules: str | tuple[str, ...]
+    unless: str = ""
+
+
+_PROJECTIONS = tuple(f"self_attn.{part}_proj" for part in "qkv")
+_GATE_UP, _HALVES = "mlp.gate_up_proj", ("ffn_gate", "ffn_up")  # two stages, side by side
+
+# The first that the model has the modules of is taken.
+_SOURCES = (
+    _Source("embedding", "embed_tokens"),
+    _Source("attn_norm", "input_layernorm"),
+    _Source("qkv_matmul", _PROJECTIONS, unless="qkv_bias"),
+    _Source("qkv_matmul", "self_attn.qkv_proj", unless="qkv_bias"),
+    _Source("qkv_bias", _PROJECTIONS),
+    _Source("qkv_bias", "self_attn.qkv_proj"),
+    _Source("q_norm", "self_attn.q_norm"),
+    _Source("k_norm", "self_attn.k_norm"),
+    _Source("attn_out", "self_attn.o_proj"),
+    _Source("attn_post_norm", "post_attention_layernorm"),
+    _Source("post_attn_residual", "pre_feedforward_layernorm:input"),
+    _Source("post_attn_residual", "post_attention_layernorm:input", unless="attn_post_norm"),
+    _Source("post_attn_residual", "mlp:input", unless="ffn_norm"),
+    _Source("ffn_norm", "pre_feedforward_layernorm"),
+    _Source("ffn_norm", "post_attention_layernorm", unless="attn_post_norm"),
+    _Source("ffn_gate", "mlp.gate_proj"),
+    _Source("ffn_gate", _GATE_UP),
+    _Source("ffn_up", "mlp.up_proj"),
+    _Source("ffn_up", _GATE_UP),
+    _Source("ffn_silu", "mlp.act_fn"),
+    _Source("ffn_silu", "mlp.activation_fn"),
+    _Source("ffn_swigl", "mlp.down_proj:input"),
+    _Source("router_logits", "mlp.gate[0]"),
+    _Source("moe_router", "mlp.gate[1]"),
+    _Source("moe_router_indices", "mlp.gate[2]"),
+    _Source("moe_ffn_out", "mlp.experts"),
+    _Source("shared_ffn_gate", "mlp.shared_expert.gate_proj"),
+    _Source("shared_ffn_up", "mlp.shared_expert.up_proj"),
+    _Source("shared_ffn_silu", "mlp.shared_expert.act_fn"),
+    _Source("shared_ffn_swigl", "mlp.shared_expert.down_proj:input"),
+    _Source("shared_ffn_out", "mlp.shared_expert.down_proj"),
+    _Source("shared_gate", "mlp.shared_expert_gate"),
+    _Source("ffn_out", "mlp"),
+    _Source("ffn_post_norm", "post_feedforward_layernorm"),
+    _Source("post_ffn_residual", ""),
+    _Source("final_norm", "norm"),
+)
+_OF_DECODER = frozenset({"embedding", "final_norm"})
+# The stages of what the attention function is given, meets and returns.
+_QUERY, _KEY, _SCORES, _WEIGHTS, _MIXED = _INSIDE = (
+    "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention",
+)  # fmt: skip
+_PRODUCT, _BIASED = "qkv_matmul", "qkv_bias"
 
 
 def run(plan: Plan, device: torch.device, put: Put) -> Ran:
@@ -89,32 +111,28 @@ def run(plan: Plan, device: torch.device, put: Put) -> Ran:
 
     version = str(transformers.__version__)
     model = _load(plan, device)
-    config = plan.model.config
-    shown = _Shown(config, len(plan.tokens), put, version)
+    shown = _Shown(plan, put, version)
     try:
         with ExitStack() as watching:
             decoder = model.get_decoder()
-            watching.enter_context(hooks(decoder, _stages(config), shown))
-            if config.qkv_bias:
-                watching.enter_context(_before_bias(decoder, shown))
+            for watch in _watches(decoder, shown):
+                watching.enter_context(watch)
             watching.enter_context(_inside_attention(shown))
             keep = 0 if plan.job.logits == "all" else 1
             tokens = torch.tensor([plan.tokens], device=device)
             logits = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits[0]
     except UsageError as error:
-        raise EngineError(
-            f"transformers {version} builds this model differently: {error.message}",
-            hint="5.23 is known to work",
-        ) from error
+        raise shown.differs(error.message) from error
     logits = logits if plan.job.logits == "all" else logits[-1]
-    put(StageKey(None, "lm_head"), logits)
+    put(shown.graph.nodes[-1].key, logits)
     engine = {
         "name": "transformers",
         "version": version,
         **torch_settings(),
         "settings": {"attention": "eager"},
     }
-    notes = ("qkv_matmul is computed once more without its bias",) if config.qkv_bias else ()
+    again = any(key.stage == _BIASED for key in shown.graph.by_key)
+    notes = (f"{_PRODUCT} is computed once more without its bias",) if again else ()
     return Ran(logits, engine, notes)
 
 
@@ -151,51 +169,105 @@ def _load(plan: Plan, device: torch.device) -> Any:
 class _Shown:
     """Takes what the hooks see and puts it in our shapes."""
 
-    def __init__(self, config: ModelConfig, tokens: int, put: Put, version: str) -> None:
-        self.config = config
-        self.tokens = tokens
+    def __init__(self, plan: Plan, put: Put, version: str) -> None:
+        self.graph: Graph = plan.model.graph
+        self.wanted = frozenset(file.key for file in plan.files)
+        self.tokens = len(plan.tokens)
         self._put = put
         self._version = version
 
     def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
         """Raises EngineError when the tensor is of another size than the stage."""
-        layer = 0 if stage == "embedding" else layer
-        shape = stage_shape(stage, self.config, self.tokens)
-        if stage in ("q_norm", "k_norm") and value.stride()[0] < value.stride()[1]:
+        key = StageKey(layer, stage)
+        if key not in self.wanted:
+            return
+        node = self.graph[key]
+        shape = node.shape(self.tokens)
+        if isinstance(node.op, Norm) and value.dim() == 3 and value.stride(0) < value.stride(1):
             value = value.transpose(0, 1)  # gemma3 norms [heads, T, d], a view of [T, heads, d]
-        if value.numel() != torch.Size(shape).numel():
-            raise EngineError(
-                f"transformers {self._version} gives {stage} as {list(value.shape)} where "
-                f"{list(shape)} was expected",
-                hint="5.23 is known to work",
+        if isinstance(node.op, Sigmoid):  # the module is the product before it
+            value = value.sigmoid()
+        if value.numel() != math.prod(shape):
+            raise self.differs(
+                f"it gives {key} as {list(value.shape)} where {list(shape)} was expected"
             )
-        self._put(StageKey(layer, stage), value.reshape(shape))
-        if stage == "ffn_out" and self.config.num_experts:
-            self._put(StageKey(layer, "moe_ffn_out"), value.reshape(shape))
+        self._put(key, value.reshape(shape))
+
+    def differs(self, why: str) -> EngineError:
+        return EngineError(
+            f"transformers {self._version} builds this model differently: {why}",
+            hint="5.23 is known to work; --engine aprtui needs none",
+        )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What ``hooks`` put into: the modules of one layer, or with None the decoder's own."""
+
+    shown: _Shown
+    layer: int | None
+
+    def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
+        """The stage, or both of a fused gate and up; the embedding is a stage of layer 0."""
+        if stage == _GATE_UP:
+            for name, half in zip(_HALVES, value.chunk(2, dim=-1), strict=True):
+                self.shown.put(name, half, layer=self.layer)
+        else:
+            first = facts_of(stage).scope == "first"
+            self.shown.put(stage, value, layer=0 if first else self.layer)
+
+
+def _watches(decoder: Any, shown: _Shown) -> Iterator[AbstractContextManager[None]]:
+    """The hooks that show what is wanted. Raises EngineError where a module for it is not there."""
+    yield hooks(decoder, _chosen(decoder, None, shown), _Part(shown, None))
+    for number, layer in enumerate(decoder.layers):
+        yield hooks(layer, _chosen(layer, number, shown), _Part(shown, number))
+        if StageKey(number, _PRODUCT) in shown.wanted and StageKey(number, _BIASED) in shown.graph:
+            yield _before_bias(layer, number, shown)
+
+
+def _chosen(module: torch.nn.Module, layer: int | None, shown: _Shown) -> Stages:
+    """Which module gives each wanted stage of the decoder or of a layer, and has it whole."""
+    names = {name for name, _ in module.named_modules()}
+    chosen: dict[str | tuple[str, ...], str] = {}
+    for key in sorted(shown.wanted, key=order_of):
+        of_decoder = key.stage in _OF_DECODER
+        if of_decoder != (layer is None) or (not of_decoder and key.layer != layer):
+            continue
+        again = key.stage == _PRODUCT and StageKey(layer, _BIASED) in shown.graph
+        if key.stage in _INSIDE or again:
+            continue
+        source = next((s for s in _SOURCES if _gives(s, key, names, shown.graph)), None)
+        if source is None:
+            raise shown.differs(f"no module of it is known to give {key}")
+        chosen[source.modules] = _GATE_UP if source.modules == _GATE_UP else key.stage
+    return chosen
+
+
+def _gives(source: _Source, key: StageKey, names: Collection[str], graph: Graph) -> bool:
+    """Whether the modules are there and mean this stage."""
+    if source.stage != key.stage or StageKey(key.layer, source.unless) in graph:
+        return False
+    modules = (source.modules,) if isinstance(source.modules, str) else source.modules
+    return all(re.split(r"[:\[]", name)[0] in names for name in modules)
 
 
 @contextmanager
-def _before_bias(decoder: torch.nn.Module, shown: _Shown) -> Iterator[None]:
-    """qkv_matmul, which the library fuses with its bias: the product alone, computed once more."""
-    handles = []
+def _before_bias(layer: Any, number: int, shown: _Shown) -> Iterator[None]:
+    """The product of q, k and v, which the library fuses with its bias: alone, once more."""
+    attention = layer.self_attn
+    fused = getattr(attention, "qkv_proj", None)
+    parts = [getattr(attention, f"{part}_proj") for part in "qkv"] if fused is None else [fused]
 
-    def watch(layer: int, attention: Any) -> None:
-        parts = [getattr(attention, f"{part}_proj") for part in "qkv"]
+    def product(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        joined = [torch.nn.functional.linear(inputs[0][0], part.weight) for part in parts]
+        shown.put(_PRODUCT, torch.cat(joined, dim=1), layer=number)
 
-        def product(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            joined = [torch.nn.functional.linear(inputs[0][0], part.weight) for part in parts]
-            shown.put("qkv_matmul", torch.cat(joined, dim=1), layer=layer)
-
-        handles.append(parts[0].register_forward_pre_hook(product))
-
-    layers: Any = decoder.layers
+    handle = parts[0].register_forward_pre_hook(product)
     try:
-        for number, layer in enumerate(layers):
-            watch(number, layer.self_attn)
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 # -- attention -------------------------------------------------------------------------------------
@@ -256,12 +328,20 @@ def _attention(
     if _watching:
         shown = _watching[-1]
         layer = int(getattr(module, "layer_idx"))  # noqa: B009 - a plain number, not a module
-        seen = ops.visible(shown.config, layer, 0, shown.tokens, shown.tokens, query.device)
-        shown.put("q_post_rope", query[0].transpose(0, 1), layer=layer)
-        shown.put("k_post_rope", key[0].transpose(0, 1), layer=layer)
-        if inside.scores is not None:
-            shown.put("attn_scores", inside.scores[0].masked_fill(~seen, 0.0), layer=layer)
+        shown.put(_QUERY, query[0].transpose(0, 1), layer=layer)
+        shown.put(_KEY, key[0].transpose(0, 1), layer=layer)
+        if (scores := _masked(shown, layer, inside.scores)) is not None:
+            shown.put(_SCORES, scores, layer=layer)
         if weights is not None:
-            shown.put("attn_softmax", weights[0], layer=layer)
-        shown.put("attention", output[0], layer=layer)
+            shown.put(_WEIGHTS, weights[0], layer=layer)
+        shown.put(_MIXED, output[0], layer=layer)
     return output, weights
+
+
+def _masked(shown: _Shown, layer: int, scores: torch.Tensor | None) -> torch.Tensor | None:
+    """What met the softmax [A,T,T], 0 where the layer's mask hides the key."""
+    node = shown.graph.by_key.get(StageKey(layer, _SCORES))
+    if scores is None or node is None or not isinstance(node.op, Scores):
+        return None
+    seen = ops.visible(node.op.mask, 0, shown.tokens, shown.tokens, scores.device)
+    return scores[0].masked_fill(~seen, 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,9 @@ import torch
 
 from aprtui.engine.adapters import LlamaSettings, Put, Ran
 from aprtui.engine.adapters.ggml import Ggml
-from aprtui.engine.adapters.nodes import Collector
+from aprtui.engine.adapters.nodes import Collector, NodeMap
 from aprtui.errors import BadFileError, EngineError, UsageError
-from aprtui.formats.tracedir import StageKey
+from aprtui.graph.ops import Activate
 from aprtui.text import clean
 
 if TYPE_CHECKING:
@@ -50,14 +51,15 @@ def run(plan: Plan, device: torch.device, put: Put) -> Ran:
             hint="reinstall it with CMAKE_ARGS=-DGGML_CUDA=on, or leave gpu_layers out",
         )
     version = str(llama_cpp.__version__)
-    planned = [file.key for file in plan.files]
-    collector = Collector(plan.model.config, len(plan.tokens), planned, put)
+    graph, planned = plan.model.graph, [file.key for file in plan.files]
+    nodes = NodeMap(graph, plan.model.weights)
+    collector = Collector(nodes, len(plan.tokens), planned, put)
     watch = _Watch(Ggml(lib._lib, version), collector)
     with _said(lib) as errors, _model(lib, plan, settings, errors) as model:
         _check_vocabulary(lib, model, plan)
         with _context(lib, model, plan, settings, watch, errors) as context:
             logits = _prefill(lib, context, plan, watch, errors)
-    put(StageKey(None, "lm_head"), logits)
+    put(graph.nodes[-1].key, logits)
     engine = {
         "name": "llama.cpp",
         "version": f"llama-cpp-python {version}",
@@ -66,7 +68,9 @@ def run(plan: Plan, device: torch.device, put: Put) -> Ran:
         "threads": settings.threads,
         "settings": {**dataclasses.asdict(settings), "repack": False},
     }
-    return Ran(logits, engine, ("ffn_silu is derived: llama.cpp fuses it with the product",))
+    fused = sorted({node.key.stage for node in graph if isinstance(node.op, Activate)})
+    notes = (f"{' and '.join(fused)} is derived: llama.cpp fuses it with the product",)
+    return Ran(logits, engine, notes if fused else ())
 
 
 class _Watch:
@@ -120,7 +124,7 @@ def _model(lib: Any, plan: Plan, settings: LlamaSettings, errors: list[str]) -> 
     params = lib.llama_model_default_params()
     params.n_gpu_layers = settings.gpu_layers
     params.use_extra_bufts = False  # repacked weights have kernels of their own
-    model = lib.llama_model_load_from_file(str(plan.model.path).encode(), params)
+    model = lib.llama_model_load_from_file(os.fsencode(plan.model.path), params)
     if not model:
         raise BadFileError(
             plan.model.path, f"llama.cpp refuses it: {_first(errors)}", hint="--engine aprtui"
@@ -184,7 +188,7 @@ def _prefill(lib: Any, context: Any, plan: Plan, watch: _Watch, errors: list[str
         raise watch.failure
     if status:
         raise EngineError(f"llama.cpp's pass failed with {status}: {_first(errors)}")
-    width = plan.model.config.vocab_size
+    width = plan.model.graph.vocab_size
     first = 0 if plan.job.logits == "all" else tokens - 1
     rows = [
         np.ctypeslib.as_array(lib.llama_get_logits_ith(context, place), (width,)).copy()

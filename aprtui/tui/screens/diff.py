@@ -19,6 +19,7 @@ from aprtui.compare.pairs import FAILED, UNMEASURED, Pair, PairResult
 from aprtui.compare.reference import model_trace
 from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageKey, TraceDir
+from aprtui.graph.vocabulary import facts_of
 from aprtui.text import clean, count
 from aprtui.tui.bisected import Bisected
 from aprtui.tui.carry import copy
@@ -214,7 +215,7 @@ class DiffScreen(GridScreen):
         if finding is not None:
             tone = "bad" if finding.kind == "culprit" else "good"
             blocks.insert(1, finding_block(finding, tone, width))
-        if key.stage == "lm_head":
+        if facts_of(key.stage).logits:
             pair = self.pairs[key]
             blocks.insert(1, top_block(top_of(pair.a), top_of(pair.b), result))
         used = sum(len(block) + 1 for block in blocks)

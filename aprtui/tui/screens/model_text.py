@@ -5,26 +5,11 @@ from __future__ import annotations
 from textual.content import Content
 
 from aprtui.formats.modelfile import ModelFile
-from aprtui.model.config import ModelConfig
+from aprtui.graph.words import sizes
 from aprtui.model.open import Model
-from aprtui.text import clean, count, size
+from aprtui.text import clean, size
 
 __all__ = ["summary"]
-
-
-def config_line(config: ModelConfig) -> str:
-    """``qwen2 · 4 layers · hidden 256 · heads 8/2 x 32 · ...``."""
-    parts = [
-        config.architecture, count(config.num_layers, "layer"), f"hidden {config.hidden_size}",
-        f"heads {config.num_heads}/{config.num_kv_heads} x {config.head_dim}",
-        f"ffn {config.intermediate_size}", f"vocab {count(config.vocab_size)}",
-        f"rope {config.rope_theta:g} {config.rope_layout}".replace("e+0", "e"),
-    ]  # fmt: skip
-    if config.num_experts:
-        parts.append(f"experts {config.num_experts_per_tok} of {config.num_experts}")
-    if config.sliding_window:
-        parts.append(f"window {config.sliding_window}")
-    return " · ".join(clean(part, 60) for part in parts)
 
 
 def summary(file: ModelFile, model: Model | None, why: str) -> Content:
@@ -36,7 +21,8 @@ def summary(file: ModelFile, model: Model | None, why: str) -> Content:
     common = sorted(types, key=lambda name: -types[name])
     lines = []
     if model is not None:
-        lines.append(Content.styled(config_line(model.config), "bold"))
+        words = (clean(model.architecture, 60), *sizes(model.graph))
+        lines.append(Content.styled(" · ".join(words), "bold"))
     else:
         lines.append(Content.styled(f"! {clean(why, 400)}", "bold $text-error"))
     lines.append(

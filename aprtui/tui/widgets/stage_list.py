@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aprtui.formats.tracedir import StageKey, StageRecord
-from aprtui.graph.vocabulary import order_of
+from aprtui.graph.vocabulary import facts_of, order_of
 from aprtui.text import count, number
 from aprtui.tui.widgets.lines import Part, RowList, fit
 
@@ -163,7 +163,7 @@ class StageList(RowList):
 
     def _residual(self, keys: list[StageKey], width: int) -> str:
         """The rms of the layer's output, which a folded layer is judged by."""
-        if self.by_stage or keys[-1].stage != "post_ffn_residual":
+        if self.by_stage or not facts_of(keys[-1].stage).residual:
             return ""
         value = self.rms.get(keys[-1])
         word = "rms " if width >= 24 else ""

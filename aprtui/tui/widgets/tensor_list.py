@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from aprtui.text import clean
-from aprtui.tui.model_facts import TensorRow, role_rank
+from aprtui.tui.model_facts import TensorRow
 from aprtui.tui.widgets.lines import Part, RowList, fit, right
 
 __all__ = ["SORTS", "TensorList"]
@@ -34,9 +34,7 @@ class TensorList(RowList):
         self.sort = "role"
 
     def set_tensors(self, tensors: Iterable[TensorRow]) -> None:
-        self._tensors = tuple(
-            sorted(tensors, key=lambda row: (role_rank(row.role), row.expert or 0))
-        )
+        self._tensors = tuple(sorted(tensors, key=lambda row: (row.place, row.expert or 0)))
         self._total = max(sum(row.entry.size_bytes for row in self._tensors), 1)
         self.rebuild()
 
@@ -78,7 +76,7 @@ class TensorList(RowList):
         for row in found:
             if row.layer is not None:
                 layers.setdefault(row.layer, []).append(row)
-            elif row.role == "embedding":
+            elif not layers:
                 rows.append(_Row(None, row, row.entry.size_bytes))
             else:
                 after.append(_Row(None, row, row.entry.size_bytes))

@@ -15,10 +15,10 @@ from textual.worker import get_current_worker
 
 from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageRecord, TraceDir
-from aprtui.graph.vocabulary import order_of
+from aprtui.graph.vocabulary import STAGES, facts_of, order_of
 from aprtui.text import clean
 from aprtui.tui.client import Child
-from aprtui.tui.lens import RESIDUAL, Lens, model_of, of_logits, read_lens
+from aprtui.tui.lens import Lens, model_of, of_logits, read_lens
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.widgets.lines import Part, RowList, fit
 
@@ -74,9 +74,11 @@ class TokensPane(RowList):
         self.lens = known if isinstance(known, Lens) else None
         self.note = ("", "")
         stage = record.key.stage
-        if self.lens is None and stage != "lm_head" and stage not in RESIDUAL:
+        facts = facts_of(stage)
+        if self.lens is None and not (facts.lens or facts.logits):
+            *those, last = (each.name for each in STAGES if each.lens or each.logits)
             self.note = (f"{stage} is no residual stream: nothing to read tokens from",
-                         f"they are read from {', '.join(RESIDUAL)} and lm_head")  # fmt: skip
+                         f"they are read from {', '.join(those)} and {last}")  # fmt: skip
         elif self.lens is None:
             self.note = ("reading tokens …", "")
             self._find(record, trace, model)
@@ -92,7 +94,7 @@ class TokensPane(RowList):
         except AprtuiError as error:
             model, why = None, error
         try:
-            if record.key.stage == "lm_head":
+            if facts_of(record.key.stage).logits:
                 lens = of_logits(record, model)
                 answer: Message = Ready(place, lens)
             elif model is None:
@@ -113,7 +115,7 @@ class TokensPane(RowList):
         others = [
             record
             for key, record in sorted(event.trace.records.items(), key=lambda kv: order_of(kv[0]))
-            if key.stage in RESIDUAL and key != event.record.key and not record.parts
+            if facts_of(key.stage).lens and key != event.record.key and not record.parts
         ]
         wanted = [
             record.path

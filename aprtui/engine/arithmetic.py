@@ -1,0 +1,142 @@
+"""How other engines compute: an arithmetic is what is rounded, to what, and where.
+
+Sources: ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext (public), and docs/numerics.md 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from aprtui.engine.ops import Pass
+from aprtui.engine.rounding import PARTNERS, ROUND_TO, gelu_f16_table, round_f16
+from aprtui.engine.wide import WideStream
+from aprtui.graph import Role
+from aprtui.graph.ops import Experts, Norm, Rope, Scores
+
+__all__ = [
+    "CACHED", "EXACT", "FUSED", "INSIDE", "STEPS", "SUMMED", "TILED", "Arithmetic", "Rounded",
+    "product_rounding",
+]  # fmt: skip
+
+Tensor = torch.Tensor
+
+CACHED = ("F16", "BF16")
+"""Scores and softmax are computed one after the other, and rounded as the cache is."""
+
+TILED = "F16 flash attention"
+"""Fused, for 64 queries and more: keys and values come from the cache, all else is float32."""
+
+SUMMED = "F16 flash attention summed in f16"
+"""Fused, for fewer: the query is rounded as well, and the sum over values is kept in float16."""
+
+FUSED = (TILED, SUMMED)
+
+INSIDE = (Scores, Experts)
+"""Operations inside which an engine of low precision rounds partial results."""
+
+STEPS = (Norm, Rope)
+"""Operations of elementary steps, each of which some engines round."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How an engine rounds. All empty: float64.
+
+    ``product``: a name of rounding.ROUNDINGS, or "partner" (by the weight's type, ``choice``-th
+    of rounding.PARTNERS), applied to activations before a product; ``weights``: "BF16" or "F16"
+    when the weights are rounded too. ``attention``: one of CACHED or, where one step makes scores,
+    softmax and attention, of FUSED. ``gelu_table``: ggml's. ``stage``: "BF16" or "F16" rounds
+    inside a stage wherever an engine that computes in that type does (``steps``: after each
+    elementary step of a norm or a rotation too); "F32" computes a norm in float32, which may
+    overflow.
+    """
+
+    product: str = ""
+    choice: int = 0
+    weights: str = ""
+    attention: str = ""
+    gelu_table: bool = False
+    stage: str = ""
+    steps: bool = False
+
+
+EXACT = Arithmetic()
+
+
+def product_rounding(kind: str, how: Arithmetic) -> str:
+    """What ``how`` rounds activations to before a product with weights of a type; "" nothing."""
+    if how.product != "partner":
+        return how.product
+    partners = PARTNERS[kind]
+    return partners[min(how.choice, len(partners) - 1)] if partners else ""
+
+
+class Rounded(Pass):
+    """Float64, rounded where ``how`` says."""
+
+    weights: WideStream
+
+    def __init__(
+        self,
+        weights: WideStream,
+        how: Arithmetic,
+        tokens: tuple[int, ...] = (),
+        logits: str = "last",
+        positions: tuple[float, ...] = (),
+    ) -> None:
+        super().__init__(weights, tokens, logits, positions)
+        self.how = how
+        self._cache = ROUND_TO[how.attention.partition(" ")[0]]
+
+    def product(self, x: Tensor, role: Role) -> Tensor:
+        name = product_rounding(self.weights.type_of(role), self.how)
+        return self.cut(self.weights.products(x, role, (name,), self.how.weights)[0])
+
+    def vector(self, role: Role) -> Tensor:
+        return ROUND_TO[self.how.weights](super().vector(role))
+
+    def cut(self, x: Tensor) -> Tensor:
+        return ROUND_TO[self.how.stage](x)
+
+    def step(self, x: Tensor) -> Tensor:
+        return self.cut(x) if self.how.steps else x
+
+    def cached(self, x: Tensor) -> Tensor:
+        return self._cache(x)
+
+    def queried(self, x: Tensor) -> Tensor:
+        return x if self.how.attention == TILED else self._cache(x)
+
+    def weighed(self, x: Tensor) -> Tensor:
+        return x if self.how.attention in FUSED else self._cache(x)
+
+    def mix(self, weights: Tensor, v: Tensor) -> Tensor:
+        summed = self.how.attention == SUMMED
+        return _mix_in_f16(weights, v) if summed else super().mix(weights, v)
+
+    def activate(self, x: Tensor, name: str) -> Tensor:
+        if self.how.gelu_table and name == "gelu_tanh":
+            return gelu_f16_table(x)
+        return super().activate(x, name)
+
+
+def _mix_in_f16(weights: Tensor, v: Tensor) -> Tensor:
+    """Attention [T,A,d] of softmax weights [A,T,T] over values [T,K,d], summed in float16.
+
+    Key after key, the sum is rounded after each value and whenever a larger score rescales it; the
+    division by the sum of weights comes last. The running maximum is told by the weights alone.
+    """
+    heads, queries, keys = weights.shape
+    values = v.repeat_interleave(heads // v.shape[1], dim=1).transpose(0, 1)
+    total = torch.zeros(heads, queries, v.shape[2], dtype=torch.float64)
+    top = torch.zeros(heads, queries, 1, dtype=torch.float64)
+    for key in range(keys):
+        p, held, largest = weights[:, key:, key, None], total[:, key:], top[:, key:]
+        rises, seen = p > largest, p > 0
+        rescaled = torch.where(rises, round_f16(held * (largest / p)), held)
+        largest.copy_(torch.maximum(largest, p))
+        added = round_f16(rescaled + values[:, key, None] * (p / largest))
+        held.copy_(torch.where(seen, added, held))
+    return (total * top / weights.sum(-1, keepdim=True)).transpose(0, 1).contiguous()

@@ -1,0 +1,318 @@
+"""What decoder families read alike: sizes, masks, heads, and the order of their layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from aprtui.families.settings import Settings
+from aprtui.formats.tracedir import StageKey
+from aprtui.graph import Graph
+from aprtui.graph.blocks import Attention, Builder, Routing
+from aprtui.graph.ops import Choose, Mask, Norm, Route
+
+__all__ = [
+    "FULL", "SLIDING", "Frame", "Sizes", "all_windows", "attention_of", "build_decoder",
+    "layer_types", "mask_of", "query_scale", "read_biases", "read_causal", "read_experts",
+    "read_ffn", "read_sizes", "read_tied", "read_window", "say_windows", "sparse_layers",
+    "windows_by_pattern",
+]  # fmt: skip
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+_MISSING: Any = object()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The dimensions that all layers share: symbols of docs/stages.md."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    eps: float
+
+    def norm(self, offset: float = 0.0) -> Norm:
+        """A norm over the last axis; its weight is set where it is placed."""
+        return Norm(None, self.eps, offset)
+
+
+def read_sizes(s: Settings) -> Sizes:
+    """The dimensions, checked against each other; of an .apr the tensors fill what it lacks."""
+    s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
+    layers, hidden = s.integer("num_layers"), s.integer("hidden_size")
+    heads = s.integer("num_heads")
+    head_dim = _head_dim(s, hidden, heads)
+    kv_heads = _kv_heads(s, heads, head_dim)
+    if heads % kv_heads:
+        raise s.fail(f"{heads} query heads cannot share {kv_heads} key/value heads (num_kv_heads)")
+    if s.integer("value_dim", head_dim) != head_dim:
+        raise s.fail(f"value_dim is not head_dim, {head_dim}, which {s.family} needs")
+    eps = s.number("rms_norm_eps")
+    return Sizes(layers, hidden, heads, kv_heads, head_dim, _vocab(s), eps)
+
+
+def _absent(s: Settings, name: str, otherwise: Any) -> tuple[Any, ...]:
+    """A default to pass where the family has none."""
+    return () if s.known(name) else (otherwise,)
+
+
+def _head_dim(s: Settings, hidden: int, heads: int) -> int:
+    derived = hidden // heads
+    if s.file.format == "apr" and not s.has("head_dim"):
+        derived = _head_dim_of_tensors(s, derived, heads)
+        if derived * heads != hidden:
+            s.note(f"head_dim {derived} is not stated; it follows from the q rows")
+    if not s.known("head_dim"):
+        stated = s.integer("head_dim", derived)
+    else:
+        stated = s.integer("head_dim", null=derived)
+    if stated % 2:
+        raise s.fail(f"head_dim {stated} is odd: RoPE needs pairs")
+    return int(s.say("head_dim", stated))
+
+
+def _head_dim_of_tensors(s: Settings, derived: int, heads: int) -> int:
+    norm, rows = s.shape("q_norm"), s.shape("q")
+    if norm is not None:
+        return norm[-1]
+    return rows[0] // heads if rows is not None and rows[0] % heads == 0 else derived
+
+
+def _kv_heads(s: Settings, heads: int, head_dim: int) -> int:
+    derived = heads
+    rows = s.shape("k")
+    if s.file.format == "apr" and not s.has("num_kv_heads") and rows is not None:
+        derived = rows[0] // head_dim
+        if derived != heads:
+            s.note(f"num_kv_heads {derived} is not stated; it follows from the k rows")
+    return int(s.integer("num_kv_heads", *_absent(s, "num_kv_heads", derived), null=derived))
+
+
+def _vocab(s: Settings) -> int:
+    embedding = s.shape("embedding")
+    rows = embedding[0] if embedding else None
+    found = s.integer("vocab_size", *(() if s.known("vocab_size") or not rows else (rows,)))
+    if rows is not None and found != rows:
+        raise s.fail(f"vocab_size is {found:,} and the embedding has {rows:,} rows")
+    return int(found)
+
+
+def read_tied(s: Settings) -> None:
+    """Whether the head is the embedding. Raises for an untied model without a head."""
+    has_head = s.shape("head") is not None or not s.file.tensors
+    if s.file.format == "safetensors":
+        tied = s.flag("tie_word_embeddings")
+        if not tied and not has_head:
+            raise s.fail(
+                "tie_word_embeddings is false and there is no lm_head.weight",
+                hint="the file is incomplete: download or convert it again",
+            )
+        if tied and has_head:
+            s.note("tie_word_embeddings is true, and the head has bytes of its own: they are used")
+    else:
+        s.must_be("tie_word_embeddings", (True, False), "")
+        if has_head and s.file.metadata.get("tied_embeddings") is True:
+            s.note("tied_embeddings is true, and the head has bytes of its own: they are used")
+        if not has_head and s.known("tie_word_embeddings") and not s.take("tie_word_embeddings"):
+            raise s.fail("the head (output.weight) is missing, and the family has no tied models")
+    s.say("tied_head", not has_head)
+
+
+def read_causal(s: Settings) -> bool:
+    """Whether a token sees only itself and those before it: transformers takes it from any
+    config.json, llama.cpp from ``attention.causal``."""
+    return bool(s.say("is_causal", bool(s.take("is_causal", True))))
+
+
+def mask_of(causal: bool, window: int | None) -> Mask:
+    """A layer's mask; transformers' two-sided window counts the key that far away as seen."""
+    return Mask(causal, window if causal or window is None else window + 1)
+
+
+def layer_types(s: Settings, default: list[str]) -> list[str]:
+    """``layer_types``: "full_attention" or "sliding_attention" of each layer."""
+    found = s.per_layer("layer_types", (str,), None)
+    found = default if found is None else found
+    others = set(found) - {FULL, SLIDING}
+    if others:
+        raise s.fail(f"layer_types has {sorted(others)[0]!r}, which is not computed here")
+    return list(found)
+
+
+def read_window(s: Settings) -> int | None:
+    """``sliding_window``; None where there is none. llama.cpp takes 0 for none too."""
+    window = s.integer("sliding_window", *_absent(s, "sliding_window", None), null=None)
+    if window == 0:
+        if s.file.format == "safetensors":
+            raise s.fail("sliding_window is 0: no token would see even itself")
+        return None
+    return None if window is None else int(window)
+
+
+def all_windows(s: Settings, layers: int, window: Any = _MISSING) -> list[int | None]:
+    """The same window in every layer, ``sliding_window`` where none is given.
+
+    transformers does not ask ``layer_types`` here: where it is stated it must say the same.
+    """
+    window = read_window(s) if window is _MISSING else window
+    kind = FULL if window is None else SLIDING
+    s.must_be("layer_types", (None, [kind] * layers), "its layers differ")
+    return say_windows(s, window, [kind] * layers)
+
+
+def windows_by_pattern(
+    s: Settings, layers: int, period: int, *, stated: bool = True
+) -> list[int | None]:
+    """Windows in all but every ``period``-th layer, or as ``layer_types`` says.
+
+    ``stated``: Hugging Face's ``sliding_window_pattern`` counts; llama.cpp's always does, as a
+    period or as one flag a layer.
+    """
+    window = read_window(s)
+    pattern = s.take("sliding_window_pattern", period) if stated or _is_gguf(s) else period
+    if isinstance(pattern, list) and _is_gguf(s) and len(pattern) >= layers:
+        default = [SLIDING if flag else FULL for flag in pattern[:layers]]
+    elif type(pattern) is int and pattern > 0:
+        default = [SLIDING if (layer + 1) % pattern else FULL for layer in range(layers)]
+    else:
+        raise s.fail(f"sliding_window_pattern is {pattern!r:.60}")
+    if window is None and not s.has("layer_types") and s.file.format != "safetensors":
+        default = [FULL] * layers
+    return say_windows(s, window, layer_types(s, default))
+
+
+def _is_gguf(s: Settings) -> bool:
+    return s.file.format == "gguf"
+
+
+def say_windows(s: Settings, window: int | None, types: list[str]) -> list[int | None]:
+    """Each layer's window, recorded among the settings."""
+    if window is None and SLIDING in types:
+        raise s.fail("a layer slides (layer_types) and there is no sliding_window")
+    windows = [window if kind == SLIDING else None for kind in types]
+    s.say("sliding_window", window if any(windows) else None)
+    s.say("window_layers", tuple(each is not None for each in windows) if any(windows) else ())
+    return windows
+
+
+def read_biases(s: Settings) -> dict[str, bool]:
+    """Which products of attention have a bias: Hugging Face's ``attention_bias`` speaks of all
+    four; in the other formats the tensors tell."""
+    if s.file.format == "safetensors":
+        bias = s.flag("attention_bias", *_absent(s, "attention_bias", False))
+        return {"qkv_bias": bias, "output_bias": bias}
+    s.must_be("attention_bias", (True, False), "")
+    has_qkv = s.shape("q_bias") is not None or s.shape("qkv_bias") is not None
+    return {"qkv_bias": has_qkv, "output_bias": s.shape("o_bias") is not None}
+
+
+def query_scale(s: Settings, sizes: Sizes, by_heads: int) -> float:
+    """The factor on q.k: 1/sqrt(``query_pre_attn_scalar``).
+
+    GGUF and .apr do not hold it: there it is the head size, but H/A of the published model that
+    has ``by_heads`` layers, as in llama.cpp.
+    """
+    whole = sizes.layers == by_heads
+    derived = sizes.hidden / sizes.heads if whole else sizes.head_dim
+    if s.file.format == "safetensors":
+        scalar = s.number("query_pre_attn_scalar")
+    else:
+        scalar = s.number("query_pre_attn_scalar", derived)
+    return float(pow(scalar, -0.5))
+
+
+def sparse_layers(s: Settings, layers: int) -> list[bool]:
+    """Which layers' FFN is made of experts; in GGUF all."""
+    if _is_gguf(s):
+        return [True] * layers
+    step = s.integer("decoder_sparse_step", *_absent(s, "decoder_sparse_step", 1))
+    dense = s.take("mlp_only_layers", *_absent(s, "mlp_only_layers", None)) or []
+    if step < 1 or not isinstance(dense, list) or not all(type(n) is int for n in dense):
+        raise s.fail("decoder_sparse_step or mlp_only_layers cannot be read")
+    sparse = [layer not in dense and (layer + 1) % step == 0 for layer in range(layers)]
+    s.say("sparse_layers", tuple(sparse))
+    return sparse
+
+
+def attention_of(s: Settings, sizes: Sizes, **how: Any) -> Attention:
+    """Attention of the family's plain kind; ``how`` replaces its parts."""
+    plain: dict[str, Any] = {
+        "scale": sizes.head_dim**-0.5,
+        "qkv_bias": False,
+        "output_bias": False,
+    }
+    made = Attention(sizes.heads, sizes.kv_heads, sizes.head_dim, **{**plain, **how})
+    for name in ("qkv_bias", "output_bias"):
+        s.say(name, getattr(made, name))
+    s.say("score_softcap", made.cap)
+    s.say("score_scale", made.scale)
+    s.say("qk_norm", made.norms is not None)
+    return made
+
+
+def read_ffn(s: Settings) -> int:
+    """F of a dense FFN; of an .apr that does not say it, the gate's rows."""
+    gate = s.shape("gate")
+    if s.file.format == "apr" and not s.has("intermediate_size") and gate is not None:
+        return int(s.say("intermediate_size", gate[0]))
+    return int(s.integer("intermediate_size"))
+
+
+def read_experts(s: Settings, size_key: str, activation: str, *, renormalise: bool) -> Routing:
+    """Softmax over all experts, of which the likeliest are chosen; F of one from ``size_key``."""
+    router, gate = s.shape("router"), s.shape("expert_gate") or s.shape("experts_gate")
+    count = s.integer("num_experts", *_absent_in(s, "num_experts", router))
+    if router is not None and count != router[0]:
+        raise s.fail(f"num_experts is {count} and the router has {router[0]} rows")
+    top = s.integer("num_experts_per_tok")
+    if not 1 <= top <= count:
+        raise s.fail(f"num_experts_per_tok is {top} of {count} experts")
+    if s.file.format == "safetensors" or s.has(size_key):
+        size = s.integer(size_key)
+    elif gate is None:
+        raise s.fail("the model has a router and no experts' gate tensors")
+    else:
+        size = gate[-2]
+    s.say("norm_topk_prob", renormalise)
+    s.say("moe_intermediate_size", size)
+    return Routing(Choose(top, count), Route(renormalise=renormalise), size, activation)
+
+
+def _absent_in(s: Settings, name: str, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    return () if s.known(name) or shape is None else (shape[0],)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What surrounds the branches: norms ``before`` and ``after`` them, ``offset`` of the norms'
+    weights, the embedding's scale, the logits' cap."""
+
+    before: bool = True
+    after: bool = False
+    offset: float = 0.0
+    embedding_scale: float = 1.0
+    logit_cap: float | None = None
+
+
+def build_decoder(
+    sizes: Sizes,
+    attention: Callable[[int], Attention],
+    ffn: Callable[[Builder, StageKey], StageKey],
+    frame: Frame = Frame(),
+) -> Graph:
+    """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer."""
+    build, norm = Builder(sizes.hidden), sizes.norm(frame.offset)
+    order = {"before": frame.before, "after": frame.after}
+    hidden = build.embedding(sizes.vocab, frame.embedding_scale)
+    for layer in range(sizes.layers):
+        build.layer = layer
+        mix = partial(build.attention, how=attention(layer))
+        hidden = build.branch(hidden, "attn", norm, mix, **order)
+        hidden = build.branch(hidden, "ffn", norm, partial(ffn, build), **order)
+    build.head(hidden, norm, sizes.vocab, frame.logit_cap)
+    return build.graph()

@@ -1,0 +1,27 @@
+"""What a family's file declares, as one value that the registry loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from aprtui.families.settings import Defaults, Settings
+from aprtui.families.tensors import Table
+from aprtui.graph import Graph
+
+__all__ = ["Family"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """``tensors``: the roles and their names; ``defaults``: what a silent file means; ``build``:
+    the graph, from settings.
+
+    ``adjacent_in_gguf``: llama.cpp's converter permutes the q and k rows, so that RoPE's pairs are
+    adjacent there.
+    """
+
+    tensors: Table
+    build: Callable[[Settings], Graph]
+    defaults: Defaults = field(default_factory=Defaults)
+    adjacent_in_gguf: bool = False

@@ -1,0 +1,170 @@
+"""One row a family: our name, the names it answers to, the module that is loaded when it is met.
+
+Another package brings a family by an entry point of the group ``aprtui.families`` whose object is
+a ``Row``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from aprtui.errors import BadFileError, UsageError
+from aprtui.families.family import Family
+from aprtui.formats.modelfile import ModelFile
+from aprtui.text import clean, nearest, quoted
+
+__all__ = ["Identity", "Row", "family_names", "identify", "load_family", "rows"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A family and the names it answers to: config.json's ``model_type``, GGUF's
+    ``general.architecture``, .apr's ``architecture``.
+
+    ``text_of``: composite model types whose text part is this family where it does not say.
+    """
+
+    name: str
+    module: str
+    hf: tuple[str, ...] = ()
+    gguf: tuple[str, ...] = ()
+    apr: tuple[str, ...] = ()
+    text_of: tuple[str, ...] = ()
+
+    def names(self, file_format: str) -> tuple[str, ...]:
+        """The names in a file of one format; .apr files bear any."""
+        by_format = {"safetensors": self.hf, "gguf": self.gguf}
+        return by_format.get(file_format, (self.name, *self.apr, *self.hf, *self.gguf))
+
+
+_OURS = (
+    Row("qwen2", "aprtui.families.qwen2", ("qwen2",), ("qwen2",), ("qwen2.5",)),
+    Row("llama", "aprtui.families.llama", ("llama",), ("llama",), text_of=("llava", "llava_next")),
+    Row("mistral", "aprtui.families.mistral", ("mistral",), text_of=("mistral3", "pixtral")),
+    Row("mixtral", "aprtui.families.mixtral", ("mixtral",)),
+    Row("qwen3", "aprtui.families.qwen3", ("qwen3",), ("qwen3",)),
+    Row("qwen3moe", "aprtui.families.qwen3moe", ("qwen3_moe",), ("qwen3moe",)),
+    Row("gemma", "aprtui.families.gemma", ("gemma",), ("gemma",), text_of=("paligemma",)),
+    Row("gemma2", "aprtui.families.gemma2", ("gemma2",), ("gemma2",)),
+    Row("gemma3", "aprtui.families.gemma3", ("gemma3_text",), ("gemma3",), text_of=("gemma3",)),
+)
+
+
+@cache
+def rows() -> tuple[Row, ...]:
+    """Every family, ours first; one of another package may not take a name that is taken."""
+    found = {row.name: row for row in _OURS}
+    for entry in entry_points(group="aprtui.families"):
+        row = entry.load()
+        if not isinstance(row, Row):
+            raise UsageError(f"the entry point {entry.name} of aprtui.families is no Row")
+        found.setdefault(row.name, row)
+    return tuple(found.values())
+
+
+def family_names() -> tuple[str, ...]:
+    return tuple(row.name for row in rows())
+
+
+@cache
+def load_family(name: str) -> Family:
+    """The family of our name ``name``. Raises UsageError for one that is not there."""
+    row = next((row for row in rows() if row.name == name), None)
+    if row is None:
+        near = nearest(name, family_names())
+        raise UsageError(
+            f"--set architecture={clean(name)}: no such family",
+            hint=f"did you mean {near}?" if near else f"these are: {', '.join(family_names())}",
+        )
+    found = import_module(row.module).FAMILY
+    assert isinstance(found, Family)
+    return found
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which family a file is of, and the part of its metadata that describes the model.
+
+    ``outer``: the composite model's keys, of which the text part is traced; empty for most.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    outer: Mapping[str, Any]
+
+
+def identify(file: ModelFile, override: str | None = None) -> Identity:
+    """The family of a file; ``override`` names it instead of the file.
+
+    Raises BadFileError that names an unknown one, says what works all the same, and what is
+    nearest; UsageError for an override that is no family.
+    """
+    config, outer = _text_part(file)
+    if override is not None:
+        load_family(override)
+        return Identity(override, config, outer)
+    named = _named(file, config, outer)
+    if not isinstance(named, str) or not named:
+        raise BadFileError(
+            file.path,
+            "the file does not say its architecture",
+            hint="a .safetensors model needs its config.json beside it"
+            if file.format == "safetensors"
+            else "add --set architecture=NAME",
+        )
+    for row in rows():
+        if named.lower() in row.names(file.format) or (outer and named in row.text_of):
+            return Identity(row.name, config, outer)
+    raise _unknown(file, named)
+
+
+def _named(file: ModelFile, config: Mapping[str, Any], outer: Mapping[str, Any]) -> Any:
+    meta = file.metadata
+    if file.format == "gguf":
+        return meta.get("general.architecture")
+    if file.format == "apr":
+        keys = ("architecture", "model.architecture", "hf_model_type", "model_type")
+        return next((meta[key] for key in keys if meta.get(key)), None)
+    return config.get("model_type") or outer.get("model_type")
+
+
+def _text_part(file: ModelFile) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The configuration of a composite model's text part, and what surrounds it."""
+    meta = file.metadata
+    for key in ("text_config", "llm_config", "language_config"):
+        text = meta.get(key) if file.format == "safetensors" else None
+        if isinstance(text, Mapping):
+            outer = {name: value for name, value in meta.items() if name != key}
+            inner = dict(text)
+            if "tie_word_embeddings" in outer:  # transformers ties by the whole model's
+                inner["tie_word_embeddings"] = outer["tie_word_embeddings"]
+            return inner, outer
+    return meta, {}
+
+
+def _unknown(file: ModelFile, named: str) -> BadFileError:
+    """An architecture without a family file: what works, which is nearest, what that one lacks."""
+    every = {name for row in rows() for name in row.names("apr")}
+    near = nearest(named.lower(), every) or _longest_beginning(named.lower(), every)
+    works = (
+        f"aprtui trace {quoted(file.path)} --engine hf captures it, and captures compare by diff"
+        if file.format == "safetensors"
+        else "its weights can be compared; captures of other engines compare by diff"
+    )
+    nearby = f"; the nearest family is {near}, which lacks what differs" if near else ""
+    return BadFileError(
+        file.path,
+        f"architecture '{clean(named)}' cannot be traced: no family here computes it{nearby}",
+        hint=f"these can: {', '.join(family_names())}; {works}",
+    )
+
+
+def _longest_beginning(named: str, every: set[str]) -> str | None:
+    """The known name that is the longest beginning of ``named``."""
+    begins = [name for name in every if named.startswith(name)]
+    return max(begins, key=len, default=None)

@@ -1,0 +1,387 @@
+"""What a model says of RoPE, in any format, as tables.
+
+Formulas: transformers' modeling_rope_utils.py, llama.cpp's ggml_rope_yarn and its loader.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from aprtui.errors import UsageError
+from aprtui.families.settings import Settings
+from aprtui.graph.rope import PAIRS, RopeTable
+from aprtui.text import clean
+
+__all__ = ["llama3_divisors", "read_rope", "read_rope_by_layer_type", "yarn_divisors"]
+
+_TEXT_KEYS = {
+    "none": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
+
+
+def llama3_divisors(
+    dims: int, theta: float, factor: float, low: float, high: float, original: float
+) -> tuple[float, ...]:
+    """Llama 3.1's scaling as dims/2 divisors of the angles; the values of a GGUF's rope_freqs.
+
+    Wavelengths shorter than original/high stay, those longer than original/low are divided by
+    ``factor``, between them the two are blended.
+    """
+    divisors = []
+    for pair in range(dims // 2):
+        wavelength = 2 * math.pi * theta ** (2 * pair / dims)
+        if wavelength < original / high:
+            divisors.append(1.0)
+        elif wavelength > original / low:
+            divisors.append(factor)
+        else:
+            smooth = (original / wavelength - low) / (high - low)
+            divisors.append(1.0 / ((1.0 - smooth) / factor + smooth))
+    return tuple(divisors)
+
+
+def yarn_divisors(
+    dims: int, theta: float, factor: float, original: float,
+    fast: float = 32.0, slow: float = 1.0, *, truncate: bool = True,
+) -> tuple[float, ...]:  # fmt: skip
+    """YaRN's scaling as dims/2 divisors of the angles.
+
+    Pairs that turn more than ``fast`` times within ``original`` positions stay, those that turn
+    less than ``slow`` times are divided by ``factor``, between them the two are blended.
+    """
+
+    def pair_of(rotations: float) -> float:
+        return dims * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair_of(fast), pair_of(slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dims - 1)
+    high = high + 0.001 if low == high else high
+    divisors = []
+    for pair in range(dims // 2):
+        divided = min(max((pair - low) / (high - low), 0.0), 1.0)
+        divisors.append(1.0 / (divided / factor + (1.0 - divided)))
+    return tuple(divisors)
+
+
+def read_rope(s: Settings, head_dim: int, *, partial: bool = False) -> RopeTable:
+    """The one table of a model's layers. ``partial``: the family may rotate some channels only."""
+    table = _gguf_table(s, head_dim, partial) if s.file.format == "gguf" else _one_table(
+        s, head_dim, partial
+    )  # fmt: skip
+    return _said(s, table)
+
+
+def read_rope_by_layer_type(s: Settings, head_dim: int, local: float) -> dict[str, RopeTable]:
+    """The tables of "full_attention" and "sliding_attention" layers.
+
+    ``local``: the base of the latter where the file is silent.
+    """
+    layout = _layout(s)
+    if s.file.format == "gguf":
+        full = _gguf_table(s, head_dim, partial=False)
+        sliding = RopeTable(head_dim, s.number("rope_theta_local", local), layout)
+        return {"full_attention": _said(s, full), "sliding_attention": sliding}
+    scaling = _mapping(s, "rope_scaling")
+    by_type = dict(_mapping(s, "rope_parameters"))
+    if by_type and not set(by_type) <= {"full_attention", "sliding_attention"}:
+        raise s.fail(
+            f"rope_parameters has {', '.join(map(clean, by_type))} where this family has one table "
+            "for full_attention and one for sliding_attention"
+        )
+    full_keys = {**(by_type.get("full_attention") or {}), **scaling}
+    found = {
+        "full_attention": _table(s, head_dim, full_keys, "rope_theta", layout, partial=False),
+        "sliding_attention": _table(
+            s, head_dim, by_type.get("sliding_attention") or {}, "rope_theta_local", layout,
+            partial=False,
+        ),
+    }  # fmt: skip
+    _said(s, found["full_attention"])
+    s.say("rope_theta_local", found["sliding_attention"].theta)
+    return found
+
+
+def _said(s: Settings, table: RopeTable) -> RopeTable:
+    """The table, its parts recorded among the settings."""
+    s.say("rope_theta", table.theta)
+    s.say("rope_layout", table.pairs)
+    s.say("rope_dim", table.dims)
+    s.say("rope_scale", table.position_divisor)
+    s.say("rope_divisors", table.divisors)
+    s.say("rope_magnitude", table.magnitude)
+    if table.long_divisors:
+        s.say("rope_long_divisors", table.long_divisors)
+    if table.trained:
+        s.say("rope_trained", table.trained)
+    return table
+
+
+def _layout(s: Settings) -> str:
+    """Which channels are pairs: by the order of the q and k rows (docs/stages.md 3)."""
+    due = "adjacent" if s.adjacent_rows else "halves"
+    said = s.take("rope_type", None) if s.file.format == "apr" else None
+    claimed = due if said is None else {0: "adjacent", 2: "halves"}.get(said, due)
+    if claimed != due:
+        s.note(f"rope_type says {said} ({claimed} pairs); these {s.family} rows need {due}")
+    return s.choice("rope_layout", PAIRS, due)
+
+
+def _mapping(s: Settings, name: str) -> Mapping[str, Any]:
+    """A key that holds an object, or text from ``--set``; empty where it is null or absent."""
+    value = s.take(name, None)
+    if isinstance(value, str):
+        return _from_text(value)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise s.fail(f"{name} cannot be read: {clean(repr(value), 80)}")
+    return value
+
+
+def _from_text(text: str) -> dict[str, Any]:
+    """``none``, ``linear:FACTOR``, ``llama3:FACTOR:LOW:HIGH:ORIGINAL``, as ``--set`` gives it."""
+    kind, *rest = text.split(":")
+    names = _TEXT_KEYS.get(kind)
+    try:
+        numbers = [float(part) for part in rest]
+    except ValueError:
+        names = None
+    if names is None or len(names) != len(rest):
+        forms = ", ".join(":".join((kind, *keys)) for kind, keys in _TEXT_KEYS.items())
+        raise UsageError(f"--set rope_scaling={clean(text)} cannot be read", hint=forms)
+    return {"rope_type": "default" if kind == "none" else kind,
+            **dict(zip(names, numbers, strict=True))}  # fmt: skip
+
+
+def _one_table(s: Settings, head_dim: int, partial: bool) -> RopeTable:
+    """The table of rope_scaling, which transformers prefers, or of rope_parameters."""
+    scaling, parameters = _mapping(s, "rope_scaling"), _mapping(s, "rope_parameters")
+    table = _table(s, head_dim, scaling or parameters, "rope_theta", _layout(s), partial=partial)
+    freqs = s.freqs.get("rope_freqs", ())
+    if freqs:
+        return replace(table, divisors=_checked(s, "rope_freqs", freqs, table.dims))
+    return table
+
+
+class _Group:
+    """The keys of one rope object, each taken once."""
+
+    def __init__(self, s: Settings, keys: Mapping[str, Any]) -> None:
+        self._s, self._keys, self._read = s, keys, {"rope_type", "type", "rope_theta"}
+
+    def number(self, name: str, default: Any = None) -> Any:
+        """A positive number; ``default`` where the key is absent; null where it is null."""
+        self._read.add(name)
+        value = self._keys.get(name, default)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
+            raise self._s.fail(f"{name} of rope_scaling is {clean(repr(value), 60)}")
+        return float(value)
+
+    def need(self, name: str) -> float:
+        value = self.number(name)
+        if value is None:
+            raise self._s.fail(f"rope_scaling does not say {name}")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        self._read.add(name)
+        value = self._keys.get(name, default)
+        if not isinstance(value, bool):
+            raise self._s.fail(f"{name} of rope_scaling is {clean(repr(value), 60)}")
+        return value
+
+    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        self._read.add(name)
+        values = self._keys.get(name)
+        if not isinstance(values, list):
+            raise self._s.fail(f"rope_scaling does not say {name}")
+        return _checked(self._s, name, tuple(values), 2 * count)
+
+    def finish(self, kind: str) -> None:
+        """Every key is read, or the table is not what the object says."""
+        left = sorted(set(self._keys) - self._read)
+        if left:
+            value = clean(repr(self._keys[left[0]]), 60)
+            raise self._s.fail(
+                f"{clean(left[0])} = {value} of rope_scaling is not read for its type {kind}"
+            )
+
+
+def _table(
+    s: Settings, head_dim: int, keys: Mapping[str, Any], theta_key: str, layout: str, *,
+    partial: bool,
+) -> RopeTable:  # fmt: skip
+    """The table of one rope object; what it leaves out stands beside it or is the family's."""
+    group = _Group(s, keys)
+    if "rope_theta" in keys:
+        s.take(theta_key, None)
+        theta = group.need("rope_theta")
+    else:
+        theta = s.number(theta_key)
+    share = _share(s, group, partial)
+    dims = int(head_dim * share)
+    if dims < 2 or dims % 2:
+        raise s.fail(f"RoPE over {dims} of {head_dim} channels: it needs pairs")
+    table = RopeTable(dims, theta, layout)
+    kind = keys.get("rope_type", keys.get("type", "default"))
+    made = _scaled(s, group, kind, table)
+    group.finish(str(kind))
+    return made
+
+
+def _share(s: Settings, group: _Group, partial: bool) -> float:
+    outer = s.number("partial_rotary_factor", 1.0, null=1.0)
+    share = float(group.number("partial_rotary_factor", outer) or 1.0)
+    if share != 1.0 and not partial:
+        raise s.fail(f"partial_rotary_factor is {share}, and {s.family} rotates all channels")
+    if not 0 < share <= 1:
+        raise s.fail(f"partial_rotary_factor is {share}, outside 0..1")
+    return share
+
+
+def _original(s: Settings, group: _Group) -> float:
+    """The positions of the first training: beside the object, in it, or those of the model."""
+    inner = group.number("original_max_position_embeddings")
+    outer = s.integer("original_max_position_embeddings", None, null=None)
+    found = outer or inner or s.values.get("max_positions")
+    if not found:
+        raise s.fail("rope_scaling does not say original_max_position_embeddings")
+    return float(found)
+
+
+def _scaled(s: Settings, group: _Group, kind: Any, table: RopeTable) -> RopeTable:
+    """``table`` with the scaling of a kind that is computed here."""
+    dims, theta = table.dims, table.theta
+    if kind == "default":
+        return table
+    if kind == "linear":
+        return replace(table, position_divisor=group.need("factor"))
+    if kind == "dynamic":
+        trained = s.values.get("max_positions") or 0
+        if not trained or dims <= 2:
+            raise s.fail("dynamic RoPE scaling needs max_position_embeddings and 4 channels")
+        return replace(table, dynamic=group.need("factor"), trained=trained)
+    if kind == "llama3":
+        factor = group.need("factor")
+        low, high = group.need("low_freq_factor"), group.need("high_freq_factor")
+        if low == high:
+            raise s.fail("low_freq_factor and high_freq_factor of rope_scaling are equal")
+        original = _original(s, group)
+        return replace(table, divisors=llama3_divisors(dims, theta, factor, low, high, original))
+    if kind == "yarn":
+        return _yarn(s, group, table)
+    if kind == "longrope":
+        return _longrope(s, group, table)
+    raise s.fail(
+        f"RoPE scaling {clean(str(kind))!r} is not computed here",
+        hint="default, linear, dynamic, llama3, yarn and longrope are",
+    )
+
+
+def _yarn(s: Settings, group: _Group, table: RopeTable) -> RopeTable:
+    original = _original(s, group)
+    factor = group.number("factor") or (s.values.get("max_positions") or original) / original
+    fast, slow = group.number("beta_fast") or 32.0, group.number("beta_slow") or 1.0
+    divisors = yarn_divisors(
+        table.dims, table.theta, factor, original, fast, slow,
+        truncate=group.flag("truncate", True),
+    )  # fmt: skip
+    one, all_dims = group.number("mscale"), group.number("mscale_all_dim")
+    magnitude = group.number("attention_factor")
+    if magnitude is None and one and all_dims:
+        magnitude = _mscale(factor, one) / _mscale(factor, all_dims)
+    return replace(
+        table,
+        divisors=divisors,
+        magnitude=_mscale(factor) if magnitude is None else magnitude,
+    )
+
+
+def _mscale(factor: float, by: float = 1.0) -> float:
+    return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _longrope(s: Settings, group: _Group, table: RopeTable) -> RopeTable:
+    original = _original(s, group)
+    factor = group.number("factor") or (s.values.get("max_positions") or original) / original
+    magnitude = group.number("attention_factor")
+    if magnitude is None:
+        magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return replace(
+        table,
+        divisors=group.numbers("short_factor", table.dims // 2),
+        long_divisors=group.numbers("long_factor", table.dims // 2),
+        trained=int(original),
+        magnitude=magnitude,
+    )
+
+
+def _gguf_table(s: Settings, head_dim: int, partial: bool) -> RopeTable:
+    """The table as llama.cpp makes it: without a type a factor is linear."""
+    dims = s.integer("rope_dim", head_dim)
+    if dims != head_dim and not partial:
+        raise s.fail(f"RoPE over {dims} of {head_dim} channels, and {s.family} rotates all")
+    if not 2 <= dims <= head_dim or dims % 2:
+        raise s.fail(f"RoPE over {dims} of {head_dim} channels")
+    table = RopeTable(dims, s.number("rope_theta"), _layout(s))
+    override = _mapping(s, "rope_scaling")
+    if override:
+        return _scaled(s, _Group(s, override), override["rope_type"], table)
+    kind = s.take("rope.scaling.type", "linear")
+    factor = s.number("rope.scaling.factor", None)
+    older = s.number("rope.scale_linear", None)
+    factor = (older if factor is None else factor) or 1.0
+    magnitude = s.number("rope.scaling.attn_factor", None) or 1.0
+    original = s.integer("rope.scaling.original_context_length", None)
+    original = original or s.values.get("max_positions") or 0
+    if s.freqs.get("rope_freqs"):
+        divisors = _checked(s, "rope_freqs", s.freqs["rope_freqs"], dims)
+        table = replace(table, divisors=divisors)
+    if kind == "none":
+        return replace(table, magnitude=magnitude)
+    if kind == "linear":
+        return replace(table, position_divisor=factor, magnitude=magnitude)
+    if kind == "yarn":
+        fast = s.number("rope.scaling.yarn_beta_fast", 32.0)
+        slow = s.number("rope.scaling.yarn_beta_slow", 1.0)
+        divisors = yarn_divisors(dims, table.theta, factor, original or 1, fast, slow)
+        return replace(table, divisors=divisors, magnitude=magnitude * _mscale(factor))
+    if kind == "longrope":
+        return _gguf_longrope(s, replace(table, position_divisor=factor), original, magnitude)
+    raise s.fail(f"RoPE scaling {clean(str(kind))!r} is not computed here")
+
+
+def _gguf_longrope(s: Settings, table: RopeTable, original: int, magnitude: float) -> RopeTable:
+    short, long = s.freqs.get("rope_short", ()), s.freqs.get("rope_long", ())
+    if not short or not long:
+        raise s.fail("longrope without its tensors rope_factors_short and rope_factors_long")
+    return replace(
+        table,
+        divisors=_checked(s, "rope_factors_short", short, table.dims),
+        long_divisors=_checked(s, "rope_factors_long", long, table.dims),
+        trained=original,
+        magnitude=magnitude,
+    )
+
+
+def _checked(s: Settings, name: str, values: tuple[Any, ...], dims: int) -> tuple[float, ...]:
+    """The divisors of dims/2 pairs, positive finite numbers."""
+    if len(values) != dims // 2:
+        raise s.fail(f"{name} has {len(values)} values for {dims // 2} pairs of channels")
+    if not all(
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
+        for value in values
+    ):
+        raise s.fail(f"{name} holds values that are not positive numbers")
+    return tuple(float(value) for value in values)
