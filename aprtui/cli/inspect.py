@@ -10,13 +10,15 @@ from aprtui.cli.inspect_graph import print_graph
 from aprtui.cli.output import print_json, print_notes, print_table
 from aprtui.compare.infer import open_any, with_shapes
 from aprtui.errors import AprtuiError, BadFileError, UsageError
-from aprtui.formats.aprt import HEADER_BYTES, MAGIC, read_header, read_values
+from aprtui.formats.aprt import MAGIC, read_header, read_values
+from aprtui.formats.files import first_bytes
 from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.formats.perop import PerOpDir
+from aprtui.formats.quantised import assembled
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph.words import sizes
-from aprtui.model.open import Model, is_model_path, open_model, read_model_file
+from aprtui.model.open import Model, is_model_path, list_model_file, open_model
 from aprtui.text import clean, count, number, ranges, size
 
 __all__ = ["configure", "run"]
@@ -58,17 +60,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_stage_file(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == MAGIC or path.suffix == ".bin"
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    return first_bytes(path, 4) == MAGIC or path.suffix == ".bin"
 
 
 def _stage(path: Path, as_json: bool) -> int:
     header = read_header(path)
-    with path.open("rb") as file:
-        raw = file.read(HEADER_BYTES)
+    raw = header.pack()
     stats = summarise(read_values(path))
     if as_json:
         print_json(
@@ -170,13 +167,14 @@ _ENGINE_KEYS = ("name", "version", "device", "dtype")
 
 
 def _model(path: Path, args: argparse.Namespace) -> int:
-    file = read_model_file(path, verify=args.verify)
+    file = list_model_file(path, verify=args.verify)
     if args.graph:
         print_graph(open_model(path), as_json=args.json)
         return 0
     model: Model | None = None
     why_not = ""
     try:
+        file = assembled(file)
         model = open_model(path)
     except AprtuiError as error:
         why_not = str(error)
@@ -208,6 +206,7 @@ def _model_json(file: ModelFile, model: Model | None, why_not: str) -> dict[str,
         "why_not": why_not or None,
         "architecture": model.architecture if model else None,
         "config": model.settings if model else None,
+        "quantisation": file.quantisation.to_json() if file.quantisation else None,
         "header": [
             {
                 "name": field.name,
@@ -226,10 +225,28 @@ def _model_json(file: ModelFile, model: Model | None, why_not: str) -> dict[str,
                 "offset": entry.offset,
                 "size_bytes": entry.size_bytes,
                 "role": roles.get(entry.name),
+                **_parts(entry),
             }
             for entry in file.tensors.values()
         ],
         "notes": list(model.notes if model else file.notes),
+    }
+
+
+def _parts(entry: TensorEntry) -> dict[str, Any]:
+    """The stored tensors of a weight that is several."""
+    if entry.coding is None:
+        return {}
+    return {
+        "parts": [
+            {
+                "name": part.entry.name,
+                "type": part.entry.type,
+                "shape": part.entry.shape,
+                "size_bytes": part.entry.size_bytes,
+            }
+            for part in entry.coding.parts
+        ]
     }
 
 
@@ -259,6 +276,11 @@ def _print_model(file: ModelFile, model: Model | None, why_not: str, *, verified
         print(f"  {clean(model.architecture, 60)}: {', '.join(sizes(model.graph))}")
     else:
         print(f"  cannot be traced: {clean(why_not, 500)}")
+    if file.quantisation is not None:
+        said = file.quantisation
+        runtime = f"; its own runtime rounds activations: {said.activations}"
+        print(f"  quantised: {clean(said.method, 60)} ({said.source})"
+              f"{runtime if said.activations else ''}")  # fmt: skip
     if verified:
         print(f"  {_verified(file)}")
     for field in file.header:

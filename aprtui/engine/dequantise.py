@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from aprtui.engine.block_decoders import BLOCK_DECODERS, Fields, Workspace
+from aprtui.engine.coded import CodedRows, Readable
 from aprtui.engine.kernels import decode_by_kernel
 from aprtui.engine.native import decode_blocks
 from aprtui.errors import EngineError
@@ -28,6 +28,7 @@ __all__ = [
     "decode_tensor",
     "dequantise",
     "dequantise_apr_q8",
+    "rows_of",
 ]
 
 _CODEC_BLOCKS = 4096  # blocks a call of gguf's numpy codecs: bounds their temporaries
@@ -36,6 +37,8 @@ _PLAIN: dict[str, torch.dtype] = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "I8": torch.int8,
     "I16": torch.int16,
     "I32": torch.int32,
@@ -142,8 +145,13 @@ class StoredRows:
         if entry.type == "APR_Q8" and stored.size:
             (self._scale,) = struct.unpack("<f", stored[:4].tobytes())
             stored = stored[4:]
-        self._stored = torch.from_numpy(np.asarray(_Readable(stored)))
+        self._stored = Readable.tensor(stored)
         self._gone = 0  # bytes of the tensor before the first that is stored
+
+    @property
+    def separate(self) -> bool:
+        """Whether each row has bytes of its own."""
+        return not self.flat
 
     def bytes_of(self, first_row: int, rows: int) -> Tensor:
         """The stored bytes [n] uint8 of these rows, whole blocks: a view of where they are.
@@ -158,11 +166,23 @@ class StoredRows:
         first, last = (block * self._kind.bytes for block in self._blocks(first_row, rows))
         return self._stored[first - self._gone : last - self._gone]
 
+    def gathered(self, runs: Sequence[tuple[int, int]]) -> Tensor:
+        """The bytes of rows in runs, one after the other, of a tensor whose rows are separate."""
+        return torch.cat([self.bytes_of(start, count) for start, count in runs])
+
     def moved(self, first_row: int, rows: int, move: Callable[[Tensor], Tensor]) -> StoredRows:
         """The same tensor with what ``move`` makes of these rows' bytes; it has no other rows."""
         there = copy(self)
         there._stored = move(self.bytes_of(first_row, rows))
         there._gone = self._blocks(first_row, rows)[0] * self._kind.bytes
+        return there
+
+    def moved_runs(
+        self, runs: Sequence[tuple[int, int]], move: Callable[[Tensor], Tensor]
+    ) -> StoredRows:
+        """A tensor of what ``move`` makes of the rows in these runs, counted from 0."""
+        there = copy(self)
+        there._stored, there._gone = move(self.gathered(runs)), 0
         return there
 
     def decode(self, raw: Tensor, first_row: int, out: Tensor, workspace: Workspace) -> Tensor:
@@ -211,6 +231,11 @@ class StoredRows:
         return first_row * blocks_a_row, (first_row + rows) * blocks_a_row
 
 
+def rows_of(entry: TensorEntry) -> StoredRows | CodedRows:
+    """A stored tensor, or the weight that several are, as rows. Raises as their makers do."""
+    return StoredRows(entry) if entry.coding is None else CodedRows(entry)
+
+
 def decode_rows(
     entry: TensorEntry,
     first_row: int,
@@ -225,7 +250,7 @@ def decode_rows(
     receives them where given. Raises BadFileError when the tensor's bytes are not what its shape
     and type need, EngineError for rows outside the tensor or a type that has no decoder.
     """
-    stored = StoredRows(entry)
+    stored = rows_of(entry)
     raw = stored.bytes_of(first_row, rows)
     if out is None:
         out = torch.empty((rows, stored.columns), dtype=torch.float32, device=device)
@@ -238,16 +263,3 @@ def decode_tensor(
     """A whole stored tensor, [shape] float32. Raises as decode_rows does."""
     rows = math.prod(entry.shape[:-1])
     return decode_rows(entry, 0, rows, device, workspace=workspace).view(entry.shape)
-
-
-class _Readable:
-    """Read-only memory shown to torch without its warning: torch has no read-only tensors.
-
-    Nothing here writes to a stored tensor; a write would be a fault, never a changed file.
-    """
-
-    def __init__(self, array: npt.NDArray[np.uint8]) -> None:
-        self._array = array
-        interface: dict[str, Any] = dict(array.__array_interface__)
-        interface["data"] = (interface["data"][0], False)
-        self.__array_interface__ = interface

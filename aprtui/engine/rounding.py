@@ -131,5 +131,12 @@ def _partner(name: str) -> tuple[str, ...]:
     return ("Q8_K",) if BLOCK_TYPES[name].values == 256 else ()
 
 
-PARTNERS: dict[str, tuple[str, ...]] = {name: _partner(name) for name in BLOCK_TYPES}
+class _Partners(dict[str, tuple[str, ...]]):
+    """None for what is no block type of GGUF or .apr: a quantised checkpoint's weight."""
+
+    def __missing__(self, name: str) -> tuple[str, ...]:
+        return ()
+
+
+PARTNERS = _Partners({name: _partner(name) for name in BLOCK_TYPES})
 """Block type of a weight -> what ggml's CPU rounds the activations to before the product."""

@@ -15,7 +15,7 @@ from aprtui.engine.codecs import Codec, codec_of
 from aprtui.engine.placement import Placement
 from aprtui.engine.staging import SLOTS, Staging, send
 from aprtui.engine.workers import for_each
-from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
+from aprtui.formats.modelfile import block_bytes
 from aprtui.graph import Role
 from aprtui.model.open import Matrix, Model
 
@@ -56,12 +56,7 @@ def largest_block_bytes(model: Model, device: torch.device) -> int:
     """Stored bytes of the largest block that a product reads."""
     largest = 0
     for matrix in model.weights.values():
-        entry, shape = matrix.entry, (_most_rows(matrix, device), matrix.columns)
-        stored = stored_bytes(entry.type, shape, flat=entry.flat)
-        if entry.flat or entry.type == "APR_Q4":
-            # Blocks run across rows: a block of rows may begin and end inside one.
-            stored += BLOCK_TYPES[entry.type].bytes
-        largest = max(largest, stored)
+        largest = max(largest, block_bytes(matrix.entry, _most_rows(matrix, device)))
     return largest
 
 

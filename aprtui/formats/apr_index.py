@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from aprtui.errors import BadFileError
-from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
+from aprtui.formats.blocks import BLOCK_TYPES, MAX_TENSORS, stored_bytes
 from aprtui.formats.modelfile import TensorEntry
 from aprtui.text import clean
 
@@ -26,7 +26,6 @@ __all__ = [
     "reversed_entry",
 ]
 
-MAX_TENSORS = 200_000
 MAX_NAME_BYTES = 256
 MAX_DIMS = 8
 MAX_ELEMENTS = 1 << 48
@@ -252,9 +251,9 @@ def fits(entry: TensorEntry) -> bool:
 
     False only for block-quantised tensors listed fastest dimension first: see reversed_entry.
     """
-    return not entry.size_bytes or entry.size_bytes == stored_bytes(
-        entry.type, entry.shape, flat=entry.flat
-    )
+    if not entry.size_bytes or entry.coding is not None or entry.type not in BLOCK_TYPES:
+        return True  # codings are checked part by part; of an unknown type nothing can be said
+    return entry.size_bytes == stored_bytes(entry.type, entry.shape, flat=entry.flat)
 
 
 def reversed_entry(entry: TensorEntry) -> TensorEntry:

@@ -8,6 +8,8 @@ from pathlib import Path
 from aprtui.compare.infer import record_of, with_shapes
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import MAGIC
+from aprtui.formats.files import first_bytes
+from aprtui.formats.locate import holds_model
 from aprtui.formats.perop import is_per_op_side, open_per_op_side
 from aprtui.formats.tracedir import (
     EVENTS,
@@ -33,14 +35,10 @@ def kind_of(path: Path) -> Opened:
     """What ``path`` is, from its name and first bytes. Raises BadFileError when it is none."""
     if path.is_dir():
         return Opened(_folder_kind(path), path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    head = first_bytes(path, 8)
     if head[:4] == MAGIC or (path.suffix == ".bin" and head[:4] not in (b"GGUF", b"APR\0")):
         return Opened("stage", path)
-    if path.suffix in MODEL_SUFFIXES or head[:4] in (b"GGUF", b"APR\0"):
+    if holds_model(path):
         return Opened("model", path)
     if path.name in (MANIFEST, EVENTS):
         return Opened("trace", path.parent)
@@ -58,9 +56,7 @@ def _folder_kind(path: Path) -> str:
         return "trace"
     if (path / MANIFEST).is_file() or (path / EVENTS).is_file() or holds_stage_files(path):
         return "trace"
-    if (path / "config.json").is_file() or any(
-        any(path.glob(f"*{suffix}")) for suffix in MODEL_SUFFIXES
-    ):
+    if holds_model(path):
         return "model"
     return "trace"  # opening it says what is missing
 

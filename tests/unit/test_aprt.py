@@ -145,7 +145,7 @@ def test_a_link_is_followed_and_a_folder_refused(writing: str, tmp_path: Path) -
 
 
 def test_both_ways_of_writing_make_the_same_files(writing: str, tmp_path: Path) -> None:
-    values = np.float32([1.5, np.nan, -0.0, np.inf])
+    values = np.array([1.5, np.nan, -0.0, np.inf], dtype=np.float32)
     write_stage(tmp_path / "a" / "b" / "s.bin", 7, values)
     assert (tmp_path / "a" / "b" / "s.bin").read_bytes() == (
         b"APRT\x07\x00\x00\x00\x04\x00\x00\x00" + values.tobytes()
@@ -165,7 +165,7 @@ def test_a_stages_numbers_are_the_same_by_c(
     values = random.standard_normal(count, dtype=np.float32)
     values[::7] = 0.0
     places = random.integers(0, max(count, 1), len(bad))
-    values = np.insert(values, np.sort(places), np.float32(bad))
+    values = np.insert(values, np.sort(places), np.array(bad, dtype=np.float32))
     in_c = summary.summarise(values)
     monkeypatch.setattr(summary, "_HAS_C", False)
     in_numpy = summary.summarise(values)
