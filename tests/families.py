@@ -53,6 +53,7 @@ TINY: dict[str, Tiny] = {
         "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 20, "num_hidden_layers": 4,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     }),
+    "olmo2": Tiny("Olmo2", {}, ("olmo2",)),
 }  # fmt: skip
 
 
