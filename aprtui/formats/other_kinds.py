@@ -34,10 +34,12 @@ def refuse_beginning(path: Path, head: bytes) -> None:
         )
     if head[8:9] == b"{":
         return  # the JSON of a .safetensors header, whose length may begin with any byte
-    if head[:4] == b"PK\3\4" or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"):
+    zipped = head[:4] == b"PK\3\4"
+    if zipped or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"):
+        what = "a zip archive, as PyTorch packs its pickles" if zipped else "a PyTorch pickle"
         raise BadFileError(
             path,
-            "a PyTorch pickle, which can run code as it is opened; aprtui opens none",
+            f"{what}, which can run code as it is opened; aprtui opens none",
             hint="transformers' save_pretrained writes it as .safetensors",
         )
     if head[:4] in _OLD_GGML:
