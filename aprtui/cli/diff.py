@@ -36,8 +36,9 @@ from aprtui.compare.diff import (
 )
 from aprtui.compare.infer import open_any, open_pair, record_in_trace, with_shapes
 from aprtui.compare.pairs import DiffOptions, check_tokens
-from aprtui.errors import BadFileError, UsageError
+from aprtui.errors import UsageError
 from aprtui.formats.aprt import MAGIC
+from aprtui.formats.files import first_bytes
 from aprtui.formats.perop import PerOpDir, is_per_op_side
 from aprtui.formats.tracedir import TraceDir
 from aprtui.graph.select import parse_layers, parse_stages
@@ -174,11 +175,7 @@ def _files(args: argparse.Namespace, overrides: tuple[Override, ...]) -> Compari
 
 def _refuse_model(path: Path) -> None:
     """Raise UsageError for a model file: what stands on the other side is none."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    magic = first_bytes(path, 4)
     if magic == MAGIC:
         return
     if path.suffix in (".apr", ".gguf", ".safetensors") or magic in (b"GGUF", b"APR\0"):

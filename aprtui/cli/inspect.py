@@ -6,16 +6,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from aprtui.cli.inspect_graph import print_graph
 from aprtui.cli.output import print_json, print_notes, print_table
 from aprtui.compare.infer import open_any, with_shapes
-from aprtui.errors import AprtuiError, BadFileError
-from aprtui.formats.aprt import HEADER_BYTES, MAGIC, read_header, read_values
+from aprtui.errors import AprtuiError, BadFileError, UsageError
+from aprtui.formats.aprt import MAGIC, read_header, read_values
+from aprtui.formats.files import first_bytes
 from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.quantised import assembled
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.graph.summary import sizes
+from aprtui.graph.words import sizes
 from aprtui.model.open import Model, is_model_path, list_model_file, open_model
 from aprtui.text import clean, count, number, ranges, size
 
@@ -29,34 +31,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="read the whole file and compare its checksum"
     )
+    parser.add_argument(
+        "--graph", action="store_true",
+        help="of a model: every stage in order of computation, with its operation and weights",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     path = Path(args.path)
     if not path.exists():
         raise BadFileError(path, "does not exist")
-    if path.is_dir() and not is_model_path(path):
+    is_trace = path.is_dir() and not is_model_path(path)
+    is_stage = path.is_file() and _is_stage_file(path)
+    if args.graph and (is_trace or is_stage):
+        raise UsageError(
+            f"{clean(str(path))}: {'a trace' if is_trace else 'a stage file'}, and a graph is a "
+            "model's",
+            hint="aprtui inspect MODEL --graph",
+        )
+    if is_trace:
         found = open_any(path)
         sides = (found.cpu, found.gpu) if isinstance(found, PerOpDir) else (found,)
         graph = open_model(Path(args.model)).graph if args.model else None
         return max(_trace(with_shapes(side, graph), args.json) for side in sides)
-    if path.is_file() and _is_stage_file(path):
+    if is_stage:
         return _stage(path, args.json)
     return _model(path, args)
 
 
 def _is_stage_file(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == MAGIC or path.suffix == ".bin"
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    return first_bytes(path, 4) == MAGIC or path.suffix == ".bin"
 
 
 def _stage(path: Path, as_json: bool) -> int:
     header = read_header(path)
-    with path.open("rb") as file:
-        raw = file.read(HEADER_BYTES)
+    raw = header.pack()
     stats = summarise(read_values(path))
     if as_json:
         print_json(
@@ -159,6 +168,9 @@ _ENGINE_KEYS = ("name", "version", "device", "dtype")
 
 def _model(path: Path, args: argparse.Namespace) -> int:
     file = list_model_file(path, verify=args.verify)
+    if args.graph:
+        print_graph(open_model(path), as_json=args.json)
+        return 0
     model: Model | None = None
     why_not = ""
     try:

@@ -115,6 +115,8 @@ def _run(name: str, words: list[str]) -> int:
             hint = f"did you mean --prompt {quoted(' '.join(left))}?"
         raise UsageError(f"{name} does not take {_words(left)}", hint=hint)
     code: int = module.run(args)
+    if maps := sys.modules.get("aprtui.formats.maps"):  # imported where something was read
+        maps.check_maps()  # what was printed may be of a file that was cut short meanwhile
     return code
 
 

@@ -98,7 +98,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 def write_report(report: Report, output: Path, *, overwrite: bool) -> int:
     """Write it as its ending says, whole or not at all; how many bytes. Raises UsageError."""
-    written = _WRITERS[output.suffix.lower()](report).encode("utf-8")
+    written = _WRITERS[output.suffix.lower()](report).encode("utf-8", "backslashreplace")
     check_output(output, overwrite=overwrite)
     with whole_file(output, needed_bytes=len(written)) as file:
         file.write(written)

@@ -11,6 +11,7 @@ import gc
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress  # imported only where a bar is drawn
 
 __all__ = ["configure", "run"]
+
+_MOST_BYTES = 16 << 20  # of a file of prompts
 
 _EPILOG = """\
 examples:
@@ -169,7 +172,10 @@ def _job(args: argparse.Namespace) -> TraceJob:
 def _text_of(name: str) -> str:
     """What a file of UTF-8 text holds; ``-`` is stdin."""
     try:
-        raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise BadFileError(name, f"a prompt of over {_MOST_BYTES:,} bytes is refused")
         return raw.decode("utf-8")
     except OSError as error:
         raise BadFileError(name, f"cannot be read: {error.strerror}") from error

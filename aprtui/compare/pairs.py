@@ -15,6 +15,7 @@ from aprtui.compare.bars import Bars, Exceeded, describe, judge
 from aprtui.compare.logits import logits_metrics
 from aprtui.compare.metrics import Metrics, compare_values
 from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.maps import check_maps
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir, key_of
 from aprtui.graph.vocabulary import STAGES, facts_of, order_of
 from aprtui.text import clean, count
@@ -261,6 +262,10 @@ def compare_pair(
         cancelled=cancelled,
         progress=progress,
     )
+    try:
+        check_maps(*sides)
+    except BadFileError as error:
+        return dataclasses.replace(base, kind="unreadable", message=clean(str(error), 500))
     if facts_of(pair.key.stage).logits:
         row = aligned.shape[-1] if aligned.shape else aligned.x.size
         if 0 < row <= _MAX_LOGITS:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.strict_json import read_object
 from aprtui.text import clean
 
 __all__ = ["SCHEMA", "Evidence", "digest", "evidence_path", "load_evidence", "save_evidence"]
@@ -62,7 +63,11 @@ def digest(path: Path) -> str | None:
     total = hashlib.sha256()
     if path.is_dir():
         for file in sorted(one for one in path.rglob("*") if one.is_file()):
-            total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
+            total.update(
+                f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode(
+                    "utf-8", "surrogateescape"
+                )
+            )
     elif path.is_file():
         with path.open("rb") as stream:
             while block := stream.read(1 << 20):
@@ -99,10 +104,8 @@ def load_evidence(contract: Path, test_id: str) -> Evidence | None:
     if not path.is_file():
         return None
     try:
-        with path.open("rb") as stream:
-            fields = json.loads(stream.read(_MAX_BYTES))
-        return _from_json(fields)
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        return _from_json(read_object(path, "the evidence", _MAX_BYTES))
+    except (ValueError, KeyError, TypeError, BadFileError) as error:
         raise BadFileError(path, "is not evidence", hint="aprtui contract run again") from error
 
 

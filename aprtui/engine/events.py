@@ -171,5 +171,5 @@ def parse_event(line: str | bytes) -> Event | None:
             if name in known
         }
         return kind(**values)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -52,7 +52,6 @@ def read_rows(path: Path, hidden: int) -> tuple[int, torch.Tensor]:
     return first, torch.from_numpy(np.array(rows[first:]))
 
 
-@torch.inference_mode()
 def likeliest(
     stream: WeightStream, rows: torch.Tensor, top: int = TOP
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,8 +162,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.parent is not None:
         threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
     try:
-        for line in _lines(open_model(options.model), options.files):
-            print(json.dumps(line), flush=True)
+        with torch.inference_mode():
+            for line in _lines(open_model(options.model), options.files):
+                print(json.dumps(line), flush=True)
     except AprtuiError as error:
         print(json.dumps(_error(error)), flush=True)
         return error.exit_code

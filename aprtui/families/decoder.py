@@ -1,4 +1,4 @@
-"""What decoder families read alike: sizes, masks, heads, and the order of pre-normed layers."""
+"""What decoder families read alike: sizes, masks, heads, and the order of their layers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from aprtui.graph.blocks import Attention, Builder, Routing
 from aprtui.graph.ops import Choose, Mask, Norm, Route
 
 __all__ = [
-    "FULL", "SLIDING", "Sizes", "all_windows", "attention_of", "layer_types", "mask_of",
-    "pre_norm_decoder", "query_scale", "read_biases", "read_causal", "read_experts", "read_ffn",
-    "read_sizes", "read_tied", "read_window", "say_windows", "sparse_layers", "windows_by_pattern",
+    "FULL", "SLIDING", "Frame", "Sizes", "all_windows", "attention_of", "build_decoder",
+    "layer_types", "mask_of", "query_scale", "read_biases", "read_causal", "read_experts",
+    "read_ffn", "read_sizes", "read_tied", "read_window", "say_windows", "sparse_layers",
+    "windows_by_pattern",
 ]  # fmt: skip
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -103,7 +104,7 @@ def _vocab(s: Settings) -> int:
 
 def read_tied(s: Settings) -> None:
     """Whether the head is the embedding. Raises for an untied model without a head."""
-    has_head = s.shape("head") is not None
+    has_head = s.shape("head") is not None or not s.file.tensors
     if s.file.format == "safetensors":
         tied = s.flag("tie_word_embeddings")
         if not tied and not has_head:
@@ -286,19 +287,32 @@ def _absent_in(s: Settings, name: str, shape: tuple[int, ...] | None) -> tuple[i
     return () if s.known(name) or shape is None else (shape[0],)
 
 
-def pre_norm_decoder(
-    s: Settings,
+@dataclass(frozen=True)
+class Frame:
+    """What surrounds the branches: norms ``before`` and ``after`` them, ``offset`` of the norms'
+    weights, the embedding's scale, the logits' cap."""
+
+    before: bool = True
+    after: bool = False
+    offset: float = 0.0
+    embedding_scale: float = 1.0
+    logit_cap: float | None = None
+
+
+def build_decoder(
     sizes: Sizes,
     attention: Callable[[int], Attention],
     ffn: Callable[[Builder, StageKey], StageKey],
+    frame: Frame = Frame(),
 ) -> Graph:
     """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer."""
-    build, norm = Builder(sizes.hidden), sizes.norm()
-    hidden = build.embedding(sizes.vocab)
+    build, norm = Builder(sizes.hidden), sizes.norm(frame.offset)
+    order = {"before": frame.before, "after": frame.after}
+    hidden = build.embedding(sizes.vocab, frame.embedding_scale)
     for layer in range(sizes.layers):
         build.layer = layer
-        how = attention(layer)
-        hidden = build.branch(hidden, "attn", norm, partial(build.attention, how=how))
-        hidden = build.branch(hidden, "ffn", norm, lambda x: ffn(build, x))
-    build.head(hidden, norm, sizes.vocab)
+        mix = partial(build.attention, how=attention(layer))
+        hidden = build.branch(hidden, "attn", norm, mix, **order)
+        hidden = build.branch(hidden, "ffn", norm, partial(ffn, build), **order)
+    build.head(hidden, norm, sizes.vocab, frame.logit_cap)
     return build.graph()

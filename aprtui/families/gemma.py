@@ -3,9 +3,8 @@ where 1 + w is meant (llama.cpp's converter adds the 1)."""
 
 from __future__ import annotations
 
-from functools import partial
-
 from aprtui.families import decoder
+from aprtui.families.decoder import Frame
 from aprtui.families.family import Family
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import ACTIVATION_NAMES, Defaults, Settings
@@ -19,7 +18,6 @@ from aprtui.families.tensors import (
     Table,
 )
 from aprtui.graph import Graph
-from aprtui.graph.blocks import Builder
 
 __all__ = ["FAMILY", "embedding_scale", "norm_offset", "other_activation"]
 
@@ -54,17 +52,13 @@ def build(s: Settings) -> Graph:
     other_activation(s, "hidden_activation", activation)
     s.must_be("use_bidirectional_attention", (None, False), "tokens see those that follow")
     table, biases = read_rope(s, sizes.head_dim), decoder.read_biases(s)
-    norm, mask = sizes.norm(norm_offset(s)), decoder.mask_of(decoder.read_causal(s), None)
+    mask = decoder.mask_of(decoder.read_causal(s), None)
     how = decoder.attention_of(s, sizes, table=table, mask=mask, **biases)
+    frame = Frame(offset=norm_offset(s), embedding_scale=embedding_scale(s, sizes))
     decoder.read_tied(s)
-    b = Builder(sizes.hidden)
-    hidden = b.embedding(sizes.vocab, embedding_scale(s, sizes))
-    for layer in range(sizes.layers):
-        b.layer = layer
-        hidden = b.branch(hidden, "attn", norm, partial(b.attention, how=how))
-        hidden = b.branch(hidden, "ffn", norm, lambda x: b.gated_mlp(x, ffn, activation))
-    b.head(hidden, norm, sizes.vocab)
-    return b.graph()
+    return decoder.build_decoder(
+        sizes, lambda layer: how, lambda b, x: b.gated_mlp(x, ffn, activation), frame
+    )
 
 
 FAMILY = Family(

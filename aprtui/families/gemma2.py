@@ -3,9 +3,8 @@ in every other layer."""
 
 from __future__ import annotations
 
-from functools import partial
-
 from aprtui.families import decoder, gemma
+from aprtui.families.decoder import Frame
 from aprtui.families.family import Family
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
@@ -20,7 +19,6 @@ from aprtui.families.tensors import (
     Table,
 )
 from aprtui.graph import Graph
-from aprtui.graph.blocks import Builder
 
 __all__ = ["FAMILY"]
 
@@ -47,23 +45,23 @@ def build(s: Settings) -> Graph:
     s.must_be("rope_theta_local", (table.theta,), "layers with a window turn by another base")
     windows, causal = _windows(s, sizes.layers), decoder.read_causal(s)
     scale = decoder.query_scale(s, sizes, _27B_LAYERS)
-    caps = s.number("score_softcap", null=None), s.number("logit_softcap", null=None)
-    norm = sizes.norm(gemma.norm_offset(s))
+    cap = s.number("score_softcap", null=None)
+    frame = Frame(
+        after=True,
+        offset=gemma.norm_offset(s),
+        embedding_scale=gemma.embedding_scale(s, sizes),
+        logit_cap=s.number("logit_softcap", null=None),
+    )
     decoder.read_tied(s)
-    b = Builder(sizes.hidden)
-    hidden = b.embedding(sizes.vocab, gemma.embedding_scale(s, sizes))
-    for layer in range(sizes.layers):
-        b.layer = layer
-        mask = decoder.mask_of(causal, windows[layer])
-        how = decoder.attention_of(
-            s, sizes, table=table, mask=mask, scale=scale, cap=caps[0], **biases
-        )
-        hidden = b.branch(hidden, "attn", norm, partial(b.attention, how=how), after=True)
-        hidden = b.branch(
-            hidden, "ffn", norm, lambda x: b.gated_mlp(x, ffn, activation), after=True
-        )
-    b.head(hidden, norm, sizes.vocab, caps[1])
-    return b.graph()
+    return decoder.build_decoder(
+        sizes,
+        lambda layer: decoder.attention_of(
+            s, sizes, table=table, mask=decoder.mask_of(causal, windows[layer]), scale=scale,
+            cap=cap, **biases,
+        ),
+        lambda b, x: b.gated_mlp(x, ffn, activation),
+        frame,
+    )  # fmt: skip
 
 
 FAMILY = Family(

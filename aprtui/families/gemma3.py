@@ -3,9 +3,8 @@ window and their own RoPE base."""
 
 from __future__ import annotations
 
-from functools import partial
-
 from aprtui.families import decoder, gemma
+from aprtui.families.decoder import FULL, SLIDING, Frame
 from aprtui.families.family import Family
 from aprtui.families.rope import read_rope_by_layer_type
 from aprtui.families.settings import Defaults, Settings
@@ -21,7 +20,6 @@ from aprtui.families.tensors import (
     Table,
 )
 from aprtui.graph import Graph
-from aprtui.graph.blocks import Builder
 from aprtui.graph.ops import Mask
 
 __all__ = ["FAMILY"]
@@ -66,23 +64,22 @@ def build(s: Settings) -> Graph:
     masks = _masks(s, sizes.layers)
     scale = decoder.query_scale(s, sizes, _27B_LAYERS)
     s.must_be("score_softcap", (None,), "the scores are capped")
-    cap = s.number("logit_softcap", None, null=None)
-    norm = sizes.norm(gemma.norm_offset(s))
+    frame = Frame(
+        after=True,
+        offset=gemma.norm_offset(s),
+        embedding_scale=gemma.embedding_scale(s, sizes),
+        logit_cap=s.number("logit_softcap", None, null=None),
+    )
     decoder.read_tied(s)
-    b = Builder(sizes.hidden)
-    hidden = b.embedding(sizes.vocab, gemma.embedding_scale(s, sizes))
-    for layer, mask in enumerate(masks):
-        b.layer = layer
-        table = tables[decoder.FULL if mask.window is None else decoder.SLIDING]
-        how = decoder.attention_of(
-            s, sizes, table=table, mask=mask, scale=scale, norms=norm, **biases
-        )
-        hidden = b.branch(hidden, "attn", norm, partial(b.attention, how=how), after=True)
-        hidden = b.branch(
-            hidden, "ffn", norm, lambda x: b.gated_mlp(x, ffn, activation), after=True
-        )
-    b.head(hidden, norm, sizes.vocab, cap)
-    return b.graph()
+    return decoder.build_decoder(
+        sizes,
+        lambda layer: decoder.attention_of(
+            s, sizes, table=tables[FULL if masks[layer].window is None else SLIDING],
+            mask=masks[layer], scale=scale, norms=sizes.norm(frame.offset), **biases,
+        ),
+        lambda b, x: b.gated_mlp(x, ffn, activation),
+        frame,
+    )  # fmt: skip
 
 
 FAMILY = Family(

@@ -31,7 +31,7 @@ _HF = {
 def build_with_windows(s: Settings, sizes: decoder.Sizes, windows: list[int | None]) -> Graph:
     """The graph with a window for each layer; the FFN is made of experts where there are any."""
     activation = s.activation("hidden_act", "silu")
-    s.must_be("mlp_bias", (False, None), "the FFN's products have biases")
+    s.must_be("mlp_bias", (False,), "the FFN's products have biases")
     table = read_rope(s, sizes.head_dim)
     causal = decoder.read_causal(s)
     biases = decoder.read_biases(s)
@@ -42,8 +42,7 @@ def build_with_windows(s: Settings, sizes: decoder.Sizes, windows: list[int | No
         ffn = decoder.read_ffn(s)
         s.must_be("num_experts", (0,), "experts are stated and the file holds none")
         s.must_be("num_experts_per_tok", (0,), "experts are stated and the file holds none")
-    return decoder.pre_norm_decoder(
-        s,
+    return decoder.build_decoder(
         sizes,
         lambda layer: decoder.attention_of(
             s, sizes, table=table, mask=decoder.mask_of(causal, windows[layer]), **biases

@@ -38,8 +38,7 @@ def build(s: Settings) -> Graph:
     table = read_rope(s, sizes.head_dim)
     windows, causal = windows_above(s, sizes), decoder.read_causal(s)
     decoder.read_tied(s)
-    return decoder.pre_norm_decoder(
-        s,
+    return decoder.build_decoder(
         sizes,
         lambda layer: decoder.attention_of(
             s, sizes, table=table, mask=decoder.mask_of(causal, windows[layer]), qkv_bias=True

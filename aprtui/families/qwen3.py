@@ -37,8 +37,7 @@ def build(s: Settings) -> Graph:
     windows, causal = windows_above(s, sizes), decoder.read_causal(s)
     biases = decoder.read_biases(s)
     decoder.read_tied(s)
-    return decoder.pre_norm_decoder(
-        s,
+    return decoder.build_decoder(
         sizes,
         lambda layer: decoder.attention_of(
             s, sizes, table=table, mask=decoder.mask_of(causal, windows[layer]),

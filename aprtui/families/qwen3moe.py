@@ -52,8 +52,7 @@ def build(s: Settings) -> Graph:
         s, "moe_intermediate_size", activation, renormalise=s.flag("norm_topk_prob")
     )
     ffn = decoder.read_ffn(s) if not all(sparse) else s.take("intermediate_size", None)
-    return decoder.pre_norm_decoder(
-        s,
+    return decoder.build_decoder(
         sizes,
         lambda layer: decoder.attention_of(
             s, sizes, table=table, mask=decoder.mask_of(causal, windows[layer]),

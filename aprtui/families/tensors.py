@@ -15,7 +15,7 @@ from aprtui.graph import Role
 
 __all__ = [
     "ATTENTION", "DENSE", "EXPERTS", "OUTPUT_BIAS", "POST_NORMS", "PRE_NORMS", "QKV_BIAS",
-    "QK_NORM", "SANDWICH_NORMS", "WHOLE", "Sorted", "Table", "Tensor",
+    "QK_NORM", "SANDWICH_NORMS", "WHOLE", "Sorted", "Table", "Tensor", "layer_tensor",
 ]  # fmt: skip
 
 
@@ -34,7 +34,9 @@ class Tensor:
     packed: bool = False
 
 
-def _layer(role: str, *suffixes: str, holds: tuple[str, ...] = (), packed: bool = False) -> Tensor:
+def layer_tensor(
+    role: str, *suffixes: str, holds: tuple[str, ...] = (), packed: bool = False
+) -> Tensor:
     """A layer's tensor: suffixes behind ``layers.N.`` (Hugging Face's and Mistral's) and ``blk.N.``
     (llama.cpp's); any may stand behind either, as some converters mix them."""
     heads = ("layers.{layer}.", "blk.{layer}.")
@@ -56,56 +58,58 @@ WHOLE = (
 
 ATTENTION = (
     *(
-        _layer(part, f"self_attn.{part}_proj.weight", f"attention.w{part}.weight",
+        layer_tensor(part, f"self_attn.{part}_proj.weight", f"attention.w{part}.weight",
                f"attn_{part}.weight")
         for part in "qkv"
     ),
-    _layer("qkv", "self_attn.qkv_proj.weight", "attn_qkv.weight", holds=("q", "k", "v")),
-    _layer("o", "self_attn.o_proj.weight", "attention.wo.weight", "attn_output.weight"),
+    layer_tensor("qkv", "self_attn.qkv_proj.weight", "attn_qkv.weight", holds=("q", "k", "v")),
+    layer_tensor("o", "self_attn.o_proj.weight", "attention.wo.weight", "attn_output.weight"),
 )  # fmt: skip
 
 QKV_BIAS = (
-    *(_layer(f"{part}_bias", f"self_attn.{part}_proj.bias", f"attn_{part}.bias") for part in "qkv"),
-    _layer("qkv_bias", "self_attn.qkv_proj.bias", "attn_qkv.bias",
+    *(layer_tensor(f"{part}_bias", f"self_attn.{part}_proj.bias", f"attn_{part}.bias") for part in "qkv"),
+    layer_tensor("qkv_bias", "self_attn.qkv_proj.bias", "attn_qkv.bias",
            holds=("q_bias", "k_bias", "v_bias")),
 )  # fmt: skip
 
-OUTPUT_BIAS = (_layer("o_bias", "self_attn.o_proj.bias", "attn_output.bias"),)
+OUTPUT_BIAS = (layer_tensor("o_bias", "self_attn.o_proj.bias", "attn_output.bias"),)
 
 QK_NORM = (
-    _layer("q_norm", "self_attn.q_norm.weight", "attn_q_norm.weight"),
-    _layer("k_norm", "self_attn.k_norm.weight", "attn_k_norm.weight"),
+    layer_tensor("q_norm", "self_attn.q_norm.weight", "attn_q_norm.weight"),
+    layer_tensor("k_norm", "self_attn.k_norm.weight", "attn_k_norm.weight"),
 )
 
 PRE_NORMS = (
-    _layer("attn_norm", "input_layernorm.weight", "attention_norm.weight", "attn_norm.weight"),
-    _layer("ffn_norm", "post_attention_layernorm.weight", "ffn_norm.weight"),
+    layer_tensor(
+        "attn_norm", "input_layernorm.weight", "attention_norm.weight", "attn_norm.weight"
+    ),
+    layer_tensor("ffn_norm", "post_attention_layernorm.weight", "ffn_norm.weight"),
 )
 """The norms before each branch; Hugging Face's second is named after its place."""
 
 SANDWICH_NORMS = (
     PRE_NORMS[0],
-    _layer("ffn_norm", "pre_feedforward_layernorm.weight", "ffn_norm.weight"),
+    layer_tensor("ffn_norm", "pre_feedforward_layernorm.weight", "ffn_norm.weight"),
 )
 """The norms before each branch where each has one after it too."""
 
 POST_NORMS = (
-    _layer("attn_post_norm", "post_attention_layernorm.weight", "post_attention_norm.weight"),
-    _layer("ffn_post_norm", "post_feedforward_layernorm.weight", "post_ffw_norm.weight"),
+    layer_tensor("attn_post_norm", "post_attention_layernorm.weight", "post_attention_norm.weight"),
+    layer_tensor("ffn_post_norm", "post_feedforward_layernorm.weight", "post_ffw_norm.weight"),
 )
 """The norms of each branch before it is added."""
 
 DENSE = (
-    _layer("gate", "mlp.gate_proj.weight", "feed_forward.w1.weight", "ffn_gate.weight"),
-    _layer("up", "mlp.up_proj.weight", "feed_forward.w3.weight", "ffn_up.weight"),
-    _layer("down", "mlp.down_proj.weight", "feed_forward.w2.weight", "ffn_down.weight"),
+    layer_tensor("gate", "mlp.gate_proj.weight", "feed_forward.w1.weight", "ffn_gate.weight"),
+    layer_tensor("up", "mlp.up_proj.weight", "feed_forward.w3.weight", "ffn_up.weight"),
+    layer_tensor("down", "mlp.down_proj.weight", "feed_forward.w2.weight", "ffn_down.weight"),
 )
 
 _MIXTRAL_PARTS = {"gate": "w1", "up": "w3", "down": "w2"}
 EXPERTS = (
-    _layer("router", "mlp.gate.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight"),
+    layer_tensor("router", "mlp.gate.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight"),
     *(
-        _layer(
+        layer_tensor(
             f"expert_{part}", f"mlp.experts.{{expert}}.{part}_proj.weight",
             f"block_sparse_moe.experts.{{expert}}.{short}.weight",
             f"ffn_{part}.{{expert}}.weight",
@@ -113,12 +117,12 @@ EXPERTS = (
         for part, short in _MIXTRAL_PARTS.items()
     ),
     *(
-        _layer(f"experts_{part}", f"ffn_{part}_exps.weight", holds=(f"expert_{part}",), packed=True)
+        layer_tensor(f"experts_{part}", f"ffn_{part}_exps.weight", holds=(f"expert_{part}",), packed=True)
         for part in _MIXTRAL_PARTS
     ),
-    _layer("experts_gate_up", "mlp.experts.gate_up_proj", holds=("expert_gate", "expert_up"),
+    layer_tensor("experts_gate_up", "mlp.experts.gate_up_proj", holds=("expert_gate", "expert_up"),
            packed=True),
-    _layer("experts_down_hf", "mlp.experts.down_proj", holds=("expert_down",), packed=True),
+    layer_tensor("experts_down_hf", "mlp.experts.down_proj", holds=("expert_down",), packed=True),
 )  # fmt: skip
 
 _PREFIXES = (

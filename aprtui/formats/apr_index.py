@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from aprtui.errors import BadFileError
-from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
+from aprtui.formats.blocks import BLOCK_TYPES, MAX_TENSORS, stored_bytes
 from aprtui.formats.modelfile import TensorEntry
 from aprtui.text import clean
 
@@ -26,7 +26,6 @@ __all__ = [
     "reversed_entry",
 ]
 
-MAX_TENSORS = 200_000
 MAX_NAME_BYTES = 256
 MAX_DIMS = 8
 MAX_ELEMENTS = 1 << 48

@@ -12,7 +12,7 @@ from aprtui.text import clean
 
 __all__ = ["ALIASES", "MAX_METADATA_BYTES", "NULLABLE", "read_metadata"]
 
-MAX_METADATA_BYTES = 128 << 20
+MAX_METADATA_BYTES = 64 << 20
 MAX_VOCABULARY = 1_000_000
 MAX_TOKEN_BYTES = 64 << 10
 MAX_MERGES = 2_000_000

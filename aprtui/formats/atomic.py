@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from aprtui.errors import EngineError
+from aprtui.formats.maps import check_maps
 from aprtui.text import clean
 
 try:
@@ -67,6 +68,7 @@ def whole_file(
             if needed_bytes:
                 _check_room(fd, needed_bytes)
             yield file
+            check_maps()  # nothing is kept that was made of bytes which were no longer there
             if durable:
                 file.flush()
                 os.fsync(fd)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from aprtui.errors import BadFileError
 from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
+from aprtui.formats.maps import map_once
 from aprtui.text import clean
 
 if TYPE_CHECKING:
@@ -71,12 +71,6 @@ class ModelFile:
     quantisation: Quantisation | None = None  # what its configuration says of its weights' coding
 
 
-@lru_cache(maxsize=64)
-def _mapped(path: Path, size: int, mtime_ns: int) -> npt.NDArray[np.uint8]:
-    """The file as a read-only memory map; keyed by identity, so that a new file is mapped anew."""
-    return np.memmap(path, dtype=np.uint8, mode="r", shape=(size,))
-
-
 def block_bytes(entry: TensorEntry, rows: int) -> int:
     """The most bytes that a block of so many of its rows takes, wherever it begins."""
     if entry.coding is not None:
@@ -103,7 +97,7 @@ def whole_bytes(entry: TensorEntry) -> npt.NDArray[np.uint8]:
 
 
 def tensor_bytes(entry: TensorEntry) -> npt.NDArray[np.uint8]:
-    """The tensor's bytes [size_bytes] uint8, a view of the memory map.
+    """The tensor's bytes [size_bytes] uint8, a view of the memory map (``maps.check_maps``).
 
     Raises BadFileError when the file is gone or has become shorter than its index says.
     """
@@ -112,14 +106,14 @@ def tensor_bytes(entry: TensorEntry) -> npt.NDArray[np.uint8]:
         return np.empty(0, dtype=np.uint8)
     try:
         stat = entry.path.stat()
-        if entry.offset + entry.size_bytes > stat.st_size:
-            raise BadFileError(
-                entry.path,
-                f"tensor bytes {entry.offset:,}..{entry.offset + entry.size_bytes:,} lie beyond "
-                f"the end of the file ({stat.st_size:,} bytes)",
-                hint="the file was cut short; copy it again",
-            )
-        mapped = _mapped(entry.path, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise BadFileError(entry.path, f"cannot be read: {error.strerror}") from error
+    if entry.offset + entry.size_bytes > stat.st_size:
+        raise BadFileError(
+            entry.path,
+            f"tensor bytes {entry.offset:,}..{entry.offset + entry.size_bytes:,} lie beyond "
+            f"the end of the file ({stat.st_size:,} bytes)",
+            hint="the file was cut short; copy it again",
+        )
+    mapped = map_once(entry.path, stat.st_size, stat.st_mtime_ns)
     return mapped[entry.offset : entry.offset + entry.size_bytes]

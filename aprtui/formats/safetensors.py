@@ -7,8 +7,6 @@ offsets, which the library does not tell, so that tensors stay in the memory map
 from __future__ import annotations
 
 import hashlib
-import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,18 +14,19 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from aprtui.errors import BadFileError
-from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
+from aprtui.formats.blocks import BLOCK_TYPES, MAX_TENSORS, stored_bytes, value_count
+from aprtui.formats.files import cut_short, open_file, read_whole
 from aprtui.formats.modelfile import HeaderField, ModelFile, TensorEntry
 from aprtui.formats.other_kinds import refuse_beginning
 from aprtui.formats.shards import INDEX, shards_of
-from aprtui.formats.strict_json import parse_object
+from aprtui.formats.strict_json import parse_object, read_object
 from aprtui.text import clean
 
 __all__ = ["read_safetensors"]
 
 CONFIG = "config.json"
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
-_MAX_JSON_BYTES = 64 << 20
+MAX_JSON_BYTES = 64 << 20
 _LONGEST_NAME = 200  # of a shard, in characters; file systems allow 255 bytes
 
 
@@ -81,7 +80,7 @@ def read_safetensors(path: Path) -> ModelFile:
 
 def _weight_map(path: Path) -> dict[str, str]:
     """Tensor name to shard file name, each shard a plain name in the index's own folder."""
-    weight_map = parse_object(path, _read_whole(path), "the index").get("weight_map")
+    weight_map = read_object(path, "the index", MAX_JSON_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadFileError(path, "the index has no weight_map of tensors to files")
     for shard in set(map(str, weight_map.values())):
@@ -108,45 +107,46 @@ def _check_map(
 
 def _config(folder: Path, notes: list[str]) -> tuple[dict[str, Any], bytes]:
     path = folder / CONFIG
-    if not path.is_file():
+    if not path.exists():
         notes.append(f"no {CONFIG} beside it: the model's dimensions are not stated")
         return {}, b""
-    raw = _read_whole(path)
+    raw = read_whole(path, MAX_JSON_BYTES, "the config")
     return parse_object(path, raw, "the config"), raw
-
-
-def _read_whole(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
-    if len(raw) > _MAX_JSON_BYTES:
-        raise BadFileError(path, f"is larger than {_MAX_JSON_BYTES:,} bytes")
-    return raw
 
 
 def _read_file(path: Path) -> tuple[dict[str, TensorEntry], bytes, int]:
     """The tensors of one file, the bytes of its header (length included), and its size."""
-    if path.exists() and not path.is_file():
-        raise BadFileError(path, "a device, not a .safetensors file")
+    with open_file(path) as file:
+        size = file.size
+        if size == 0:
+            raise BadFileError(path, "not a .safetensors file: it is empty")
+        refuse_beginning(path, file.read(0, 256))
+        length = int.from_bytes(file.read(0, 8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise BadFileError(
+                path,
+                f"not a whole .safetensors file: its header takes {length:,} bytes, "
+                f"the file has {size:,}",
+                hint="the file was cut short or is of another kind; copy it again",
+            )
+        head = file.read(0, 8 + length)
+    if len(head) < 8 + length:
+        raise cut_short(path)
+    listed = parse_object(path, head[8:], "its header")  # bounds what the library will build, too
+    listed.pop("__metadata__", None)
+    if len(listed) > MAX_TENSORS:
+        raise BadFileError(path, f"{len(listed):,} tensors; {MAX_TENSORS:,} is the most")
+    _check_valid(path)
+    entries = {
+        name: _entry(path, name, fields, start=len(head), end=size)
+        for name, fields in listed.items()
+    }
+    return entries, head, size
+
+
+def _check_valid(path: Path) -> None:
+    """Have the library look at the file's header. Raises BadFileError."""
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                raise BadFileError(path, "not a .safetensors file: it is empty")
-            length = int.from_bytes(file.read(8), "little")
-            file.seek(0)
-            refuse_beginning(path, file.read(256))
-            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-                raise BadFileError(
-                    path,
-                    f"not a whole .safetensors file: its header takes {length:,} bytes, "
-                    f"the file has {size:,}",
-                    hint="the file was cut short or is of another kind; copy it again",
-                )
-            file.seek(0)
-            head = file.read(8 + length)
         with safe_open(path, framework="numpy"):
             pass
     except SafetensorError as error:
@@ -159,13 +159,6 @@ def _read_file(path: Path) -> tuple[dict[str, TensorEntry], bytes, int]:
         raise BadFileError(
             path, f"cannot be read: {error.strerror or clean(str(error))}"
         ) from error
-    listed = parse_object(path, head[8:], "its header")
-    listed.pop("__metadata__", None)
-    entries = {
-        name: _entry(path, name, fields, start=len(head), end=size)
-        for name, fields in listed.items()
-    }
-    return entries, head, size
 
 
 def _entry(path: Path, name: str, fields: Any, *, start: int, end: int) -> TensorEntry:
@@ -173,6 +166,7 @@ def _entry(path: Path, name: str, fields: Any, *, start: int, end: int) -> Tenso
     what = f"tensor {clean(name)}"
     try:
         dtype, shape = str(fields["dtype"]), tuple(map(int, fields["shape"]))
+        values = value_count(shape)
         first, last = map(int, fields["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
         raise BadFileError(path, f"{what} lacks a dtype, shape or place") from error
@@ -181,7 +175,7 @@ def _entry(path: Path, name: str, fields: Any, *, start: int, end: int) -> Tenso
         raise BadFileError(
             path,
             f"{what} takes bytes {first:,}..{last:,} of the data, which does not fit "
-            f"{math.prod(shape):,} values of {dtype} or the file",
+            f"{values:,} values of {dtype} or the file",
         )
     return TensorEntry(name, dtype, shape, path, start + first, last - first)
 

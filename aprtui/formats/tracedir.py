@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import HEADER_BYTES, MAGIC, StageHeader, read_header, read_values
+from aprtui.formats.files import first_bytes
 from aprtui.formats.layout import EVENTS, LAYER_FOLDER, MANIFEST, StageKey, key_of, relative_path
 from aprtui.formats.manifest import (
     SCHEMA,
@@ -233,12 +234,11 @@ def _unstated(root: Path, key: StageKey, stat: os.stat_result) -> StageRecord:
 def _read_plan(events: Path) -> dict[str, Any]:
     """The plan among the first lines of the events file; empty when there is none."""
     try:
-        with events.open("rb") as lines:
-            for line in lines.readlines(1 << 20)[:20]:
-                event = json.loads(line)
-                if isinstance(event, dict) and event.get("event") == "plan":
-                    return event
-    except (OSError, ValueError):
+        for line in first_bytes(events, 1 << 20).splitlines()[:20]:
+            event = json.loads(line)
+            if isinstance(event, dict) and event.get("event") == "plan":
+                return event
+    except (BadFileError, ValueError, RecursionError):
         pass
     return {}
 

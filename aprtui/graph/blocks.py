@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from aprtui.formats.tracedir import StageKey
@@ -26,6 +26,7 @@ from aprtui.graph.ops import (
     Rope,
     Route,
     Scores,
+    Sigmoid,
     Softmax,
 )
 from aprtui.graph.role import Role
@@ -44,7 +45,7 @@ Branch = Callable[[StageKey], StageKey]
 @dataclass(frozen=True)
 class Attention:
     """One layer's attention. ``norms``: the QK norm's parameters (weight and window are set
-    here), None without one; ``table`` None: nothing is rotated."""
+    where it is placed), None without one; ``table`` None: nothing is rotated."""
 
     heads: int
     kv_heads: int
@@ -60,12 +61,17 @@ class Attention:
 
 @dataclass(frozen=True)
 class Routing:
-    """How a layer's experts are chosen and what they compute; ``size`` is F of one."""
+    """How a layer's experts are chosen and what they compute; ``size`` is F of one.
+
+    ``shared_size``: F of an expert that every token goes through, weighed by a sigmoid; 0 without
+    one.
+    """
 
     choose: Choose
     route: Route
     size: int
     activation: str
+    shared_size: int = 0
 
 
 class Builder:
@@ -188,19 +194,21 @@ class Builder:
                 placed[which] = (axis, x, replace(heads, first=0))
         return placed["q"][1:], placed["k"][1:]
 
-    def gated_mlp(self, x: StageKey, size: int, activation: str) -> StageKey:
-        """down(activation(gate(x)) * up(x)), each with its stage."""
-        gate = self.put("ffn_gate", self._matrix("gate", size), x, ffn=size)
-        up = self.put("ffn_up", self._matrix("up", size), x, ffn=size)
-        act = self.put("ffn_silu", Activate(activation), gate, ffn=size)
-        inner = self.put("ffn_swigl", Multiply(), act, up, ffn=size)
-        return self.put("ffn_out", self._matrix("down", self.hidden_size), inner)
+    def gated_mlp(
+        self, x: StageKey, size: int, activation: str, stages: str = "ffn", roles: str = ""
+    ) -> StageKey:
+        """down(activation(gate(x)) * up(x)); ``stages`` and ``roles`` begin the names."""
+        gate = self.put(f"{stages}_gate", self._matrix(f"{roles}gate", size), x, ffn=size)
+        up = self.put(f"{stages}_up", self._matrix(f"{roles}up", size), x, ffn=size)
+        act = self.put(f"{stages}_silu", Activate(activation), gate, ffn=size)
+        inner = self.put(f"{stages}_swigl", Multiply(), act, up, ffn=size)
+        return self.put(f"{stages}_out", self._matrix(f"{roles}down", self.hidden_size), inner)
 
     def _matrix(self, name: str, rows: int) -> Product:
         return Product((Part(name, self.role(name), rows),))
 
-    def experts(self, x: StageKey, routing: Routing, shared: Sequence[StageKey] = ()) -> StageKey:
-        """Router, chosen experts and their sum; ``shared``: a shared expert's output and gate."""
+    def experts(self, x: StageKey, routing: Routing) -> StageKey:
+        """Router, chosen experts and their sum, and the shared expert where there is one."""
         count, top = routing.choose.experts, routing.choose.top
         logits = self.put("router_logits", self._matrix("router", count), x, expert=count)
         ids = self.put("moe_router_indices", routing.choose, logits, rank=top)
@@ -208,4 +216,11 @@ class Builder:
         roles = (self.role("expert_gate"), self.role("expert_up"), self.role("expert_down"))
         sum_of = Experts(*roles, count, routing.size, routing.activation)
         routed = self.put("moe_ffn_out", sum_of, x, weights, ids)
-        return self.put("ffn_out", Combine(), routed, *shared)
+        if not routing.shared_size:
+            return self.put("ffn_out", Combine(), routed)
+        shared = self.gated_mlp(
+            x, routing.shared_size, routing.activation, "shared_ffn", "shared_expert_"
+        )
+        part = Part("shared_gate", self.role("shared_gate"), 1)
+        gate = self.put("shared_gate", Sigmoid(part), x, gate=1)
+        return self.put("ffn_out", Combine(), routed, shared, gate)

@@ -62,22 +62,26 @@ _QKV = ("token", "qkv")
 _QUERIES = ("token", "head", "channel")
 _KEYS = ("token", "kv_head", "channel")
 _SCORES = ("head", "query", "key")
+_NO_ROPE = "the layer turns nothing by its position"
+_NO_PRE_NORM = "the family normalises only after its branches"
 _NO_POST_NORM = "the family has no norm after this branch"
 _NO_QK_NORM = "the family has no QK norm"
 _NO_DENSE = "the FFN is made of experts"
+_NO_SHARED = "the model has no shared expert"
 _NO_EXPERTS = "the FFN is dense: the model has no experts"
 
 STAGES: tuple[Stage, ...] = (
     Stage("embedding", "emb", _HIDDEN, "rows of the token table, scaled where the family scales",
           scope="first", residual=True),
-    Stage("attn_norm", "nrm", _HIDDEN, "normalised layer input"),
+    Stage("attn_norm", "nrm", _HIDDEN, "normalised layer input", _NO_PRE_NORM),
     Stage("qkv_matmul", "qkv", _QKV, "Q, then K, then V of each token, before bias", rotated=True),
     Stage("qkv_bias", "+b", _QKV, "Q, K and V after bias", "the layers have no q/k/v bias",
           rotated=True),
     Stage("q_norm", "qn", _QUERIES, "RMSNorm of each query head", _NO_QK_NORM, rotated=True),
     Stage("k_norm", "kn", _KEYS, "RMSNorm of each key head", _NO_QK_NORM, rotated=True),
-    Stage("q_post_rope", "q", _QUERIES, "Q after RoPE", rotated=True),
-    Stage("k_post_rope", "k", _KEYS, "K after RoPE, heads not repeated", rotated=True),
+    Stage("q_post_rope", "q", _QUERIES, "Q after RoPE", _NO_ROPE, rotated=True),
+    Stage("k_post_rope", "k", _KEYS, "K after RoPE, heads not repeated", _NO_ROPE,
+          rotated=True),
     Stage("attn_scores", "sco", _SCORES, "q.k scaled (and soft-capped), 0 where masked"),
     Stage("attn_softmax", "smx", _SCORES, "softmax over the visible keys, 0 elsewhere",
           shares=True),
@@ -87,7 +91,7 @@ STAGES: tuple[Stage, ...] = (
           _NO_POST_NORM),
     Stage("post_attn_residual", "+re", _HIDDEN, "hidden after adding the attention branch",
           residual=True),
-    Stage("ffn_norm", "nrm", _HIDDEN, "normalised FFN input"),
+    Stage("ffn_norm", "nrm", _HIDDEN, "normalised FFN input", _NO_PRE_NORM),
     Stage("ffn_gate", "gat", _FFN, "gate projection", _NO_DENSE),
     Stage("ffn_up", "up", _FFN, "up projection", _NO_DENSE),
     Stage("ffn_silu", "act", _FFN, "the activation of the gate", _NO_DENSE),
@@ -100,6 +104,13 @@ STAGES: tuple[Stage, ...] = (
           _NO_EXPERTS, experts=True),
     Stage("moe_ffn_out", "moe", _HIDDEN, "weighted sum of the experts", _NO_EXPERTS,
           experts=True),
+    Stage("shared_ffn_gate", "sga", _FFN, "gate projection of the shared expert", _NO_SHARED),
+    Stage("shared_ffn_up", "sup", _FFN, "up projection of the shared expert", _NO_SHARED),
+    Stage("shared_ffn_silu", "sac", _FFN, "the activation of its gate", _NO_SHARED),
+    Stage("shared_ffn_swigl", "sgu", _FFN, "its activation times up", _NO_SHARED),
+    Stage("shared_ffn_out", "sou", _HIDDEN, "the shared expert's output", _NO_SHARED),
+    Stage("shared_gate", "sgt", ("token", "gate"), "sigmoid that weighs the shared expert",
+          _NO_SHARED),
     Stage("ffn_out", "out", _HIDDEN, "after the down projection; for experts their sum"),
     Stage("ffn_post_norm", "fpn", _HIDDEN, "the FFN branch normalised before it is added",
           _NO_POST_NORM),

@@ -15,6 +15,7 @@ from aprtui.families.settings import Doubt, Settings
 from aprtui.families.settle import Settled, settle, sort_tensors
 from aprtui.families.tensors import Sorted, Table
 from aprtui.formats.apr import fits, read_apr
+from aprtui.formats.files import first_bytes
 from aprtui.formats.gguf import read_gguf
 from aprtui.formats.locate import holds_model, located
 from aprtui.formats.modelfile import ModelFile, TensorEntry
@@ -166,11 +167,7 @@ def _read(path: Path, *, verify: bool) -> ModelFile:
         if not is_model_path(path) and holds_stage_files(path):
             raise BadFileError(path, "a trace, not a model", hint=f"aprtui {quoted(path)} opens it")
         return read_safetensors(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(256)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    head = first_bytes(path, 256)
     magic = head[:4]
     if magic == b"GGUF":
         return read_gguf(path)

@@ -14,8 +14,8 @@ from aprtui.compare.diff import Comparison
 from aprtui.compare.pairs import PASSED, PairResult
 from aprtui.errors import BadFileError
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.graph.summary import sizes
 from aprtui.graph.vocabulary import order_of
+from aprtui.graph.words import sizes
 from aprtui.model.open import Model
 from aprtui.report.model import (
     Capture,

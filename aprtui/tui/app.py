@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
 from textual.binding import BindingType
 from textual.command import Provider
+from textual.filter import LineFilter
 
 from aprtui.tui.commands import KeyCommands
 from aprtui.tui.config import Config
+from aprtui.tui.harmless import Harmless
 from aprtui.tui.keys import bindings, keys_at, remapped, shown
 from aprtui.tui.opened import Opened
 from aprtui.tui.screens.base import MODES, BaseScreen
@@ -61,6 +63,11 @@ class AprtuiApp(App[int]):
         self.model = model
         self.config = config or Config()
         self._trail: list[str] = []
+        self._harmless = Harmless()
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """What every line of every widget goes through on its way to the terminal."""
+        return [self._harmless, *super().get_line_filters()]
 
     def on_mount(self) -> None:
         environment = dict(os.environ) | ({"NO_COLOR": "1"} if self.no_color else {})

@@ -25,13 +25,20 @@ def clipboard_file() -> Path:
 
 
 def copy(app: App[int], text: str) -> str:
-    """Send ``text`` to the terminal by OSC 52 and into a file; an honest note about both."""
-    app.copy_to_clipboard(text)
+    """Send ``text`` to the terminal by OSC 52 and into a file; an honest note about both.
+
+    The file gets a path's own bytes; the terminal takes only UTF-8.
+    """
+    try:
+        raw = os.fsencode(text)
+    except UnicodeEncodeError:  # half a surrogate pair, as JSON can write one
+        raw = text.encode("utf-8", "backslashreplace")
+    app.copy_to_clipboard(raw.decode("utf-8", "replace"))
     shown = clean(text, 40)
     file = clipboard_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text + "\n", encoding="utf-8")
+        file.write_bytes(raw + b"\n")
     except OSError:
         return f"copied by OSC 52, if the terminal takes it: {shown}"
     home = Path.home()
@@ -57,7 +64,7 @@ def export_rows(rows: Iterable[Sequence[str]], target: Path) -> str:
     def write(file: BinaryIO) -> None:
         text = io.StringIO()
         csv.writer(text).writerows(rows)
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode("utf-8", "backslashreplace"))
 
     return _new_file(target, (".csv",), write)
 

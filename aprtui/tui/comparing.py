@@ -14,6 +14,7 @@ from aprtui.compare.bars import Bars, choose_bars
 from aprtui.compare.logits import TopLogits, top_logits
 from aprtui.compare.pairs import Pair, PairResult, check_tokens, compare_pair, pair_up, rope_note
 from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.maps import check_maps
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
 from aprtui.text import count
 from aprtui.tui.following import counted
@@ -180,7 +181,9 @@ def top_of(record: StageRecord | None) -> tuple[TopLogits, ...]:
         return ()
     try:
         values = record.values()
+        row = record.shape[-1] if record.shape else values.size
+        top = top_logits(values[-row:])
+        check_maps(values)
     except BadFileError:
         return ()
-    row = record.shape[-1] if record.shape else values.size
-    return top_logits(values[-row:])
+    return top

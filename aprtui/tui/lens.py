@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from aprtui.errors import UsageError
+from aprtui.formats.maps import check_maps
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.text import clean
 
@@ -84,6 +85,7 @@ def of_logits(record: StageRecord, model: Path | None) -> Lens:
                   float(weights[i] / weights.sum()))
             for i in ids
         ))  # fmt: skip
+    check_maps(values)
     return Lens(first, tuple(rows))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from aprtui.compare.infer import record_of, with_shapes
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import MAGIC
+from aprtui.formats.files import first_bytes
 from aprtui.formats.locate import holds_model
 from aprtui.formats.perop import is_per_op_side, open_per_op_side
 from aprtui.formats.tracedir import (
@@ -34,11 +35,7 @@ def kind_of(path: Path) -> Opened:
     """What ``path`` is, from its name and first bytes. Raises BadFileError when it is none."""
     if path.is_dir():
         return Opened(_folder_kind(path), path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    head = first_bytes(path, 8)
     if head[:4] == MAGIC or (path.suffix == ".bin" and head[:4] not in (b"GGUF", b"APR\0")):
         return Opened("stage", path)
     if holds_model(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,66 +15,45 @@ from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import make_plan
 from aprtui.engine.run import run_trace
 from aprtui.formats.aprt import read_values
+from tests.families import TINY, save_tiny
 
 transformers = pytest.importorskip("transformers", reason="transformers is a dev dependency")
 
 TOKENS = tuple((11 * place + 3) % 96 for place in range(24))
-BAR = 1e-5  # specs/numerics.md 1
+BAR = 1e-5  # docs/numerics.md 1
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 16}  # fmt: skip
 
-COMMON: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
-    "attn_implementation": "eager", "initializer_range": 0.2,
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+        "original_max_position_embeddings": 8}  # fmt: skip
+TRUNCATED = {"beta_fast": 4.0, "beta_slow": 2.0, "truncate": False}
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-biases": ("llama", {"attention_bias": True}),
+    "llama-relu": ("llama", {"hidden_act": "relu"}),
+    "llama-two-sided": ("llama", {"is_causal": False}),
+    "llama-linear": ("llama", {"rope_parameters": {
+        "rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
+    "llama-llama3": ("llama", {"rope_parameters": LLAMA3}),
+    "llama-dynamic": ("llama", {"max_position_embeddings": 16, "rope_parameters": {
+        "rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}),
+    "llama-yarn": ("llama", {"rope_parameters": YARN}),
+    "llama-yarn-truncate": ("llama", {"rope_parameters": YARN | TRUNCATED}),
+    "llama-yarn-mscale": ("llama", {"rope_parameters": YARN | {
+        "mscale": 1.0, "mscale_all_dim": 0.5}}),
+    "qwen3moe-plain": ("qwen3moe", {"norm_topk_prob": False}),
+    "qwen3moe-window": ("qwen3moe", {"use_sliding_window": True, "sliding_window": 5}),
+    "gemma2-uncapped": ("gemma2", {
+        "attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "gemma2-gelu": ("gemma2", {"hidden_activation": "gelu"}),
+    "gemma3-two-sided": ("gemma3", {"use_bidirectional_attention": True, "sliding_window": 9}),
+    "gemma3-scaled": ("gemma3", {"rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5e3}}}),
 }  # fmt: skip
-
-# family -> (class of the config, its settings beyond the common ones)
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen2": ("Qwen2", {}),
-    "llama": ("Llama", {"rms_norm_eps": 1e-5}),
-    "llama3-scaling": ("Llama", {"rope_parameters": LLAMA3}),
-    "llama-head_dim": ("Llama", {"head_dim": 20}),
-    "mistral-window": ("Mistral", {"sliding_window": 5}),
-    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
-    "qwen3": ("Qwen3", {"head_dim": 16}),
-    "qwen3-tied": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
-    "qwen3moe": (
-        "Qwen3Moe",
-        {"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
-         "norm_topk_prob": True},
-    ),
-    "qwen3moe-plain": (
-        "Qwen3Moe",
-        {"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
-         "norm_topk_prob": False},
-    ),
-    "gemma": ("Gemma", {"head_dim": 16}),
-    "gemma2": (
-        "Gemma2",
-        {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 20,
-         "attn_logit_softcapping": 5.0, "final_logit_softcapping": 4.0},
-    ),
-    "gemma3": (
-        "Gemma3Text", {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 20,
-                       "num_hidden_layers": 7},
-    ),
-}  # fmt: skip
-
-
-def save_model(family: str, folder: Path) -> Any:
-    """A tiny model with seeded random weights, saved as safetensors; norms away from their 1."""
-    name, settings = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**{**COMMON, **settings})
-    torch.manual_seed(7)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    model = model.to(torch.float32).eval()
-    with torch.no_grad():
-        for key, value in model.named_parameters():
-            if "norm" in key or key.endswith("bias"):
-                value.add_(torch.randn_like(value) * 0.2)
-    model.save_pretrained(folder)
-    return model
+"""What a family may be besides its row of tests/families.py."""
+CASES = {**{name: (name, {}) for name in TINY}, **VARIANTS}
 
 
 def assert_near(found: Path, expected: torch.Tensor) -> None:
@@ -84,9 +64,12 @@ def assert_near(found: Path, expected: torch.Tensor) -> None:
     assert error <= BAR, f"{found.relative_to(found.parents[1])}: {error:.2e}"
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_family_agrees_with_transformers(family: str, tmp_path: Path) -> None:
-    model = save_model(family, tmp_path / "model")
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_family_agrees_with_transformers(case: str, tmp_path: Path) -> None:
+    family, settings = CASES[case]
+    tiny = TINY[family]
+    tiny = replace(tiny, settings={**tiny.settings, **settings})
+    model = save_tiny(tiny, tmp_path / "model")
     with torch.no_grad():
         theirs = model(torch.tensor([TOKENS]), output_hidden_states=True, output_attentions=True)
     job = TraceJob(

@@ -77,6 +77,10 @@ class Terminal:
         self.screen.resize(rows, columns)
         os.killpg(self.process.pid, signal.SIGWINCH)
 
+    def modes(self) -> list[object]:
+        """How the terminal treats what is typed: raw, or a line at a time with an echo."""
+        return termios.tcgetattr(self.master)
+
     def hang_up(self) -> None:
         """The terminal goes away, as when a connection breaks."""
         os.close(self.master)

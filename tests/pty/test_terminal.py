@@ -58,6 +58,17 @@ def test_a_signal_leaves_the_terminal_as_it_was(tmp_path: Path, number: signal.S
         assert b"\x1b[?1049l" in terminal.raw and b"\x1b[?25h" in terminal.raw
 
 
+def test_what_kills_the_app_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+    with in_terminal(str(small_trace(tmp_path))) as terminal:
+        before = terminal.modes()
+        terminal.until_text("attn_norm")
+        assert terminal.modes() != before
+        os.killpg(terminal.process.pid, signal.SIGKILL)
+        assert terminal.wait() == -signal.SIGKILL
+        terminal.until(lambda: terminal.modes() == before)
+        terminal.until(lambda: b"\x1b[?1049l" in terminal.raw and b"\x1b[?25h" in terminal.raw)
+
+
 def test_a_terminal_that_is_gone_ends_the_app(tmp_path: Path) -> None:
     with in_terminal(str(small_trace(tmp_path))) as terminal:
         terminal.until_text("attn_norm")

@@ -191,7 +191,7 @@ REFUSED: dict[str, bytes] = {
     "string 0 of a reaches beyond": gguf_bytes(
         [key("a", 9, struct.pack("<IQQ", 8, 2, 1 << 63) + bytes(8))]
     ),
-    "over the limit of 268,435,456": gguf_bytes([key("a", 8, struct.pack("<Q", 1 << 62))]),
+    "over the limit of 16,777,216": gguf_bytes([key("a", 8, struct.pack("<Q", 1 << 62))]),
 }
 
 

@@ -156,8 +156,11 @@ class BrowseScreen(PaneKeysScreen):
 
     @on(Surveyed)
     def _surveyed(self, event: Surveyed) -> None:
+        new = event.damage.keys() - self.stages.damage.keys()
         self.stages.survey(event.rms, event.damage)
         self._retitle()
+        if self._key in new:  # it was cut short while it was shown
+            self._show_stage()
 
     def _retitle(self) -> None:
         assert self.trace is not None

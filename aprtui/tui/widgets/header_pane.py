@@ -11,6 +11,7 @@ import numpy as np
 
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import HEADER_BYTES, MAGIC, WHOLE_MODEL, read_header
+from aprtui.formats.files import first_bytes
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.text import clean, number, size
 from aprtui.tui.stage_table import describe_shape
@@ -62,9 +63,8 @@ class HeaderPane(RowList):
 
 def _first_bytes(path: Path, limit: int) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(limit)
-    except OSError:
+        return first_bytes(path, limit)
+    except BadFileError:
         return b""
 
 

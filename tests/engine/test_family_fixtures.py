@@ -1,0 +1,47 @@
+"""Checkpoints and the GGUFs that llama.cpp's converter made of them: each gives the numbers of the
+program that it was made for (shared/fixtures/families/README.md)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tests.engine.mutations import our_logits
+from tests.families import TINY
+from tests.support import FIXTURES, needs_fixtures
+
+BAR = 1e-5  # docs/numerics.md 1
+GELU_TABLE = 1e-3  # ggml's CPU GELU is a table in f16 (docs/numerics.md 1)
+CASES = [name for tiny in TINY.values() for name in tiny.fixtures]
+
+
+def distance(found: npt.NDArray[np.float64], expected: npt.NDArray[np.float32]) -> float:
+    wide = expected.astype(np.float64)
+    return float(np.linalg.norm(found - wide) / np.linalg.norm(wide))
+
+
+def logits(path: Path, expected: dict[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
+    tokens = tuple(int(token) for token in expected["tokens"])
+    return np.asarray(our_logits(path, tokens).double().numpy())
+
+
+@needs_fixtures
+@pytest.mark.parametrize("name", CASES)
+def test_the_folder_has_transformers_numbers(name: str) -> None:
+    folder = FIXTURES / "families" / name
+    expected = dict(np.load(folder / "expected.npz"))
+    assert distance(logits(folder, expected), expected["hf_logits"]) <= BAR
+
+
+@needs_fixtures
+@pytest.mark.parametrize("name", CASES)
+def test_the_gguf_has_llama_cpps_numbers(name: str) -> None:
+    folder = FIXTURES / "families" / name
+    expected = dict(np.load(folder / "expected.npz"))
+    about = json.loads((folder / "about.json").read_text())
+    bar = GELU_TABLE if about["rel_l2_against_hf_logits_gelu_f16"] is not None else BAR
+    assert distance(logits(folder / "model.gguf", expected), expected["llamacpp_logits"]) <= bar

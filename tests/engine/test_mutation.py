@@ -1,0 +1,63 @@
+"""No key is read otherwise than transformers reads it: changed one by one, the logits change alike,
+or the model is refused (docs/families.md)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.mutations import BAR, mutations_of, try_mutation
+from tests.families import TINY, save_tiny
+
+transformers = pytest.importorskip("transformers", reason="transformers is a dev dependency")
+_EVERY = 23  # mutations to one of the sample
+
+
+def published(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as published folders spell it, before transformers 5."""
+    made = dict(config)
+    parameters = made.pop("rope_parameters", None) or {}
+    local = parameters.get("sliding_attention")
+    whole = parameters.get("full_attention", parameters)
+    made["rope_theta"] = whole.get("rope_theta")
+    if local is not None:
+        made["rope_local_base_freq"] = local["rope_theta"]
+    scaled = {key: value for key, value in whole.items() if key != "rope_theta"}
+    if scaled.get("rope_type", "default") != "default":
+        made["rope_scaling"] = scaled
+    made.pop("layer_types", None)
+    made["torch_dtype"] = made.pop("dtype", "float32")
+    return made
+
+
+def found_wrong(family: str, folder: Path, *, older: bool, every: int) -> list[str]:
+    """The mutations whose numbers are not transformers'. The unmutated base must agree."""
+    transformers.logging.set_verbosity_error()
+    save_tiny(TINY[family], folder / "base")
+    config = json.loads((folder / "base" / "config.json").read_text())
+    config = published(config) if older else config
+    weights = folder / "base" / "model.safetensors"
+    base = try_mutation(config, None, weights, folder / "mutated")
+    assert base.verdict == "agree", f"{family} as it is: {base.detail} > {BAR}"
+    tried = mutations_of(config)[::every]
+    outcomes = [(each, try_mutation(config, each, weights, folder / "mutated")) for each in tried]
+    verdicts = {outcome.verdict for _, outcome in outcomes}
+    assert verdicts >= {"agree", "refused"}, "a sample that tries both"
+    return [f"{each}: {it.detail}" for each, it in outcomes if it.verdict == "silent"]
+
+
+@pytest.mark.parametrize("family", sorted(TINY))
+def test_a_sample_of_keys_changes_logits_alike_or_is_refused(family: str, tmp_path: Path) -> None:
+    assert found_wrong(family, tmp_path, older=False, every=_EVERY) == []
+
+
+@pytest.mark.mutation
+@pytest.mark.parametrize("older", [False, True], ids=["saved", "published"])
+@pytest.mark.parametrize("family", sorted(TINY))
+def test_every_key_changes_logits_alike_or_is_refused(
+    family: str, older: bool, tmp_path: Path
+) -> None:
+    assert found_wrong(family, tmp_path, older=older, every=1) == []

@@ -1,0 +1,75 @@
+"""One row a family: a tiny configuration of it in transformers. A new family adds its row here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["COMMON", "TINY", "Tiny", "save_tiny"]
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """``config``: the stem of the classes' names; ``settings`` beyond the common ones.
+
+    ``fixtures``: folders of shared/fixtures/families, each a checkpoint and llama.cpp's GGUF of it
+    with both programs' logits.
+    """
+
+    config: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    fixtures: tuple[str, ...] = ()
+
+
+TINY: dict[str, Tiny] = {
+    "qwen2": Tiny("Qwen2", {
+        "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1,
+    }),
+    "llama": Tiny("Llama", {"head_dim": 12}),
+    "mistral": Tiny("Mistral", {"sliding_window": 4, "head_dim": 16}),
+    "mixtral": Tiny("Mixtral", {
+        "num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 16,
+    }),
+    "qwen3": Tiny("Qwen3", {"head_dim": 16}),
+    "qwen3moe": Tiny("Qwen3Moe", {
+        "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "norm_topk_prob": True, "mlp_only_layers": [1],
+    }),
+    "gemma": Tiny("Gemma", {"head_dim": 16}),
+    "gemma2": Tiny("Gemma2", {
+        "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 20,
+        "attn_logit_softcapping": 5.0, "final_logit_softcapping": 4.0,
+    }, ("gemma2", "gemma2_q20")),
+    "gemma3": Tiny("Gemma3Text", {
+        "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 20, "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    }),
+}  # fmt: skip
+
+
+def save_tiny(tiny: Tiny, folder: Path) -> Any:
+    """A model with seeded random weights, saved as safetensors; norms and biases away from 1 and 0.
+
+    Returns it.
+    """
+    import transformers
+
+    config = getattr(transformers, f"{tiny.config}Config")(**{**COMMON, **tiny.settings})
+    torch.manual_seed(7)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = model.to(torch.float32).eval()
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if "norm" in key or key.endswith("bias"):
+                value.add_(torch.randn_like(value) * 0.2)
+    model.save_pretrained(folder)
+    return model
