@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from aprtui.errors import BadFileError
+from aprtui.formats.files import first_bytes
 from aprtui.formats.modelfile import ModelFile
 from aprtui.text import clean, quoted, size
 
@@ -55,8 +56,7 @@ def refuse_folder(folder: Path) -> None:
     for pattern in ("pytorch_model*.bin", "consolidated*.pth", "*.pt", "*.ckpt"):
         found = sorted(folder.glob(pattern))
         if found:
-            with found[0].open("rb") as file:
-                refuse_beginning(found[0], file.read(256))
+            refuse_beginning(found[0], first_bytes(found[0], 256))
             raise BadFileError(
                 folder,
                 f"no .safetensors file; {clean(found[0].name, 80)} is PyTorch's, which aprtui "
