@@ -1,15 +1,17 @@
 """The one part of the build that pyproject.toml cannot say without a warning: what is in C."""
 
+from pathlib import Path
+
 from setuptools import Extension, setup
 
 
-def in_c(name: str, *options: str, header: str | None = None) -> Extension:
+def in_c(name: str, headers: tuple[str, ...], *options: str) -> Extension:
     """``aprtui.NAME``; without a C compiler Python does the same by another way."""
-    folder = f"aprtui/{name.replace('.', '/').rpartition('/')[0]}"
+    source = Path("aprtui", *name.split("."))
     return Extension(
         f"aprtui.{name}",
-        [f"aprtui/{name.replace('.', '/')}.c"],
-        depends=[f"{folder}/{header}"] if header else [],
+        [f"{source}.c"],
+        depends=[str(source.with_name(header)) for header in headers],
         extra_compile_args=["-O3", *options],
         optional=True,
     )
@@ -17,8 +19,9 @@ def in_c(name: str, *options: str, header: str | None = None) -> Extension:
 
 setup(
     ext_modules=[
-        in_c("engine._native", "-ffp-contract=off", header="_native_decoders.h"),
-        in_c("engine._row_sums", header="_row_sums_kernel.h"),
-        in_c("formats._guard"),
+        in_c("engine._native", ("_native_decoders.h",), "-ffp-contract=off"),
+        in_c("engine._row_sums", ("_row_sums_kernel.h",)),
+        in_c("formats._stage_file", (), "-ffp-contract=off"),
+        in_c("formats._guard", ()),
     ]
 )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from aprtui.engine.arrays import Float32, as_float32
+from aprtui.engine.behind import Behind
 from aprtui.engine.events import Event, Failed, Finished, Planned, StageWritten, Started, Stopped
 from aprtui.engine.folder import trace_folder
 from aprtui.engine.manifest import Written, build_manifest, model_entry
@@ -54,7 +56,10 @@ _ENGINE_FIELDS = frozenset(
 
 
 class CaptureWriter:
-    """A trace being written: every ``put`` is a whole file, the manifest comes at the end.
+    """A trace being written: every ``put`` becomes a whole file, the manifest comes at the end.
+
+    A CUDA tensor leaves its device through pinned memory, in order with what is queued there, and
+    is written by a thread: ``put`` waits for neither. What is queued later may overwrite it.
 
     ``tokens`` are the ids that the pass was run on. ``model`` (a model file or folder, an opened
     ``Model`` or a ``ModelConfig``) lets stages and shapes be checked and the trace be replayed;
@@ -85,8 +90,11 @@ class CaptureWriter:
         self._prompt = prompt
         self._overwrite = overwrite
         self._graph = {node.key for node in build_graph(config)} if config else frozenset()
+        self._put: set[StageKey] = set()
         self._written: dict[StageKey, Written] = {}
         self._written_bytes = 0
+        self._behind: Behind | None = None  # made when the first tensor leaves a device
+        self._landing = threading.Lock()
         self._absent: dict[str, str] = {}
         self._notes: list[str] = []
         self._open = ExitStack()
@@ -112,16 +120,46 @@ class CaptureWriter:
         """
         if self._events is None:
             raise UsageError("the capture is not open", hint="with CaptureWriter(...) as capture:")
+        self._raise_failure()
         key = self._key(stage, layer)
-        values = as_float32(value, str(key))
-        shape, names = self._shape(key, values, axes)
+        if getattr(value, "is_cuda", False) and not value.is_complex():
+            self._leave(key, value, axes)
+        else:
+            values = as_float32(value, str(key))
+            self._land(key, values, *self._shape(key, values.shape, axes))
+        self._put.add(key)
+
+    def _leave(self, key: StageKey, value: Any, axes: Sequence[str] | None) -> None:
+        """Queue a CUDA tensor's way off the device, and its file."""
+        from aprtui.engine.staging import off_device, wait_for  # torch is there: it made the tensor
+
+        shape, names = self._shape(key, tuple(value.shape), axes)
+        values, copied = off_device(value.detach())
+
+        def land() -> None:
+            wait_for(copied)
+            self._land(key, values.numpy(), shape, names)
+
+        self._behind = self._behind or Behind("capture-writer")
+        self._behind.do(values.numel(), land)
+
+    def _land(
+        self, key: StageKey, values: Float32, shape: tuple[int, ...], names: tuple[str, ...]
+    ) -> None:
+        """Write one stage and say so."""
         path = self.directory / relative_path(key)
         size = write_stage(path, key.layer, values)
         positions = "last" if key.stage == "lm_head" and len(shape) == 1 else "all"
         stats = summarise(values)
-        self._written[key] = Written(key, shape, names, positions, size, stats)
-        self._written_bytes += size
-        self._announce(self._written[key])
+        with self._landing:
+            self._written[key] = Written(key, shape, names, positions, size, stats)
+            self._written_bytes += size
+            self._announce(self._written[key])
+
+    def _raise_failure(self) -> None:
+        """Raises what a file met that was written behind the caller's back."""
+        if self._behind is not None and self._behind.failure is not None:
+            raise self._behind.failure
 
     def absent(self, stage: str, reason: str) -> None:
         """Say why this runtime does not show a stage; otherwise it is listed as not captured."""
@@ -150,7 +188,10 @@ class CaptureWriter:
     ) -> None:
         with self._open:
             try:
+                if self._behind is not None:
+                    self._behind.end()
                 if error is None:
+                    self._raise_failure()
                     self._finish()
             except AprtuiError as failure:
                 error = failure
@@ -234,7 +275,7 @@ class CaptureWriter:
         if layer is not None and not 0 <= int(layer) < 1 << 24:
             raise UsageError(f"layer {layer} is no layer's number")
         key = StageKey(None if layer is None else int(layer), name)
-        if key in self._written:
+        if key in self._put:
             raise UsageError(f"{key} was put already", hint="one forward pass makes one capture")
         if self._config is not None and known and key not in self._graph:
             raise UsageError(f"{key}: {_why_not(key, self._config)}")
@@ -247,10 +288,9 @@ class CaptureWriter:
             self._notes.append(text)
 
     def _shape(
-        self, key: StageKey, values: Float32, axes: Sequence[str] | None
+        self, key: StageKey, given: tuple[int, ...], axes: Sequence[str] | None
     ) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """The shape and axes as the manifest states them. Raises UsageError."""
-        given = values.shape
         if key.stage not in _NAMES or self._config is None:
             return given, self._axes(key, len(given), axes)
         tokens = len(self._tokens)

@@ -184,7 +184,7 @@ def _text_of(name: str) -> str:
 
 
 def _show_dry_run(plans: Sequence[Plan], args: argparse.Namespace) -> None:
-    events = [plan.event(plan.job.device, "") for plan in plans]
+    events = [plan.foreseen() for plan in plans]
     if args.json or args.events:
         _print_each([event.to_json() for event in events], args)
         return

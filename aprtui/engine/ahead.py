@@ -80,7 +80,6 @@ class Ahead:
 
     @torch.inference_mode()
     def _fill(self, blocks: Sequence[Expected]) -> None:
-        torch.set_num_threads(1)  # of this thread: for_each has its own
         free, ready = self._free, self._ready
         try:
             if self._staging.device.type == "cuda":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import queue
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from aprtui.engine.behind import Behind
 from aprtui.engine.device import own_memory_bytes
 from aprtui.engine.events import Emit, StageWritten
 from aprtui.engine.plan import PlannedFile
-from aprtui.engine.staging import off_device
+from aprtui.engine.staging import off_device, wait_for
 from aprtui.engine.stopping import raise_if_stopped, uninterrupted
 from aprtui.formats.aprt import create_stage, write_stage
 from aprtui.formats.summary import summarise
@@ -30,7 +30,6 @@ __all__ = ["Capture"]
 Float32 = npt.NDArray[np.float32]
 _MEMORY_EVERY_S = 0.02  # asking the kernel costs as much as writing a small file
 _MAPPED_VALUES = 4 << 20  # a larger tensor [A,T,T] never is in memory as a whole
-_QUEUE_VALUES = 64 << 20  # float32 values that may wait for the disk: 256 MB
 
 
 @dataclass
@@ -61,13 +60,6 @@ class _Piece:
 
 
 _Item = _Whole | _Mapped | _Piece
-
-
-def _await(copied: torch.cuda.Event | None) -> None:
-    """Wait until a copy off the device is there; the other threads go on."""
-    if copied is not None:
-        with torch.cuda.device(copied.device):  # else this thread makes a context on the first GPU
-            copied.synchronize()
 
 
 class _BlockSink:
@@ -129,10 +121,6 @@ class Capture:
         self._emit = emit
         self._device_bytes = device_bytes
         self._start = time.monotonic()
-        self._queue: queue.Queue[_Item | None] = queue.Queue()
-        self._room = threading.Condition()
-        self._waiting_values = 0
-        self._failure: BaseException | None = None
         self._abandoned = False
         self._open_sinks: dict[StageKey, _BlockSink] = {}
         self._written_bytes = 0
@@ -141,8 +129,7 @@ class Capture:
         self._memory_due_s = 0.0
         self.peak_memory_bytes = 0
         self.peak_device_bytes = 0
-        self._thread = threading.Thread(target=self._write_all, name="capture-writer", daemon=True)
-        self._thread.start()
+        self._writer = Behind("capture-writer")
 
     def path_of(self, file: PlannedFile) -> Path:
         return self._directory / relative_path(file.key)
@@ -168,17 +155,13 @@ class Capture:
         with uninterrupted():
             if not isinstance(item, _Piece):
                 self._open_sinks.pop(item.file.key, None)
-            with self._room:
-                self._room.wait_for(lambda: self._waiting_values < _QUEUE_VALUES)
-                self._waiting_values += item.values.size
-            self._queue.put(item)
+            self._writer.do(item.values.size, partial(self._write, item))
         raise_if_stopped()
 
     def close(self) -> None:
         """Wait until every file is written. Raises what the writer met."""
         with uninterrupted():
-            self._queue.put(None)
-            self._thread.join()
+            self._writer.end()
         self._raise_failure()
 
     def abort(self) -> None:
@@ -186,8 +169,7 @@ class Capture:
         self._abandoned = True
         for sink in self._open_sinks.values():
             sink.abort()
-        self._queue.put(None)
-        self._thread.join()
+        self._writer.end()
 
     @property
     def written(self) -> int:
@@ -199,24 +181,14 @@ class Capture:
 
     def _raise_failure(self) -> None:
         raise_if_stopped()
-        if self._failure is not None:
-            raise self._failure
-
-    def _write_all(self) -> None:
-        while (item := self._queue.get()) is not None:
-            try:
-                self._write(item)
-            except BaseException as error:  # raised again in the pass, by _raise_failure
-                self._failure = self._failure or error
-            with self._room:
-                self._waiting_values -= item.values.size
-                self._room.notify_all()
+        if self._writer.failure is not None:
+            raise self._writer.failure
 
     def _write(self, item: _Item) -> None:
-        discard = self._abandoned or self._failure is not None
+        discard = self._abandoned or self._writer.failure is not None
         if isinstance(item, _Piece):
             if not discard:
-                _await(item.copied)
+                wait_for(item.copied)
                 item.place[:] = item.values
             return
         if isinstance(item, _Mapped):
@@ -230,7 +202,7 @@ class Capture:
         elif discard:
             return
         else:
-            _await(item.copied)
+            wait_for(item.copied)
             stats = summarise(item.values)
             write_stage(self.path_of(item.file), item.file.key.layer, item.values)
         self._announce(item.file, stats)

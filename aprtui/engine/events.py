@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 __all__ = [
+    "CardSeen",
     "Emit",
     "Event",
     "Failed",
@@ -96,6 +97,19 @@ class StageWritten(Event):
 
 
 @dataclass(frozen=True)
+class CardSeen(Event):
+    """What a device of the trace does now, by NVML: all its processes, not this one alone."""
+
+    event: ClassVar[str] = "card"
+    device: str
+    used_bytes: int
+    total_bytes: int
+    busy_percent: int | None  # None: the card does not tell
+    watts: float | None
+    most_watts: float | None
+
+
+@dataclass(frozen=True)
 class Log(Event):
     """A line for people: a note, a warning."""
 
@@ -153,7 +167,8 @@ class Failed(Event):
 
 
 _KINDS: dict[str, type[Event]] = {
-    kind.event: kind for kind in (Planned, Started, StageWritten, Log, Finished, Stopped, Failed)
+    kind.event: kind
+    for kind in (Planned, Started, StageWritten, CardSeen, Log, Finished, Stopped, Failed)
 }
 
 

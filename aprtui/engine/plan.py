@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aprtui.engine import adapters
+from aprtui.engine.cards import planned_on
 from aprtui.engine.events import Planned
 from aprtui.engine.job import DTYPES, TraceJob, default_directory, device_names
 from aprtui.engine.stages import (
@@ -110,6 +111,13 @@ class Plan:
         shapes = {m.entry.name: m.entry.shape for m in self.model.weights.values()}
         each = 4 if self.job.dtype == "float32" else 2
         return each * sum(math.prod(shape) for shape in shapes.values())
+
+    def foreseen(self) -> Planned:
+        """The event of a plan that is not run: of its device what can be known without torch."""
+        job = self.job
+        return self.event(
+            job.device, planned_on(job.device, self.read_bytes, resident=job.resident)
+        )
 
     def event(self, device: str, device_name: str) -> Planned:
         config = self.model.config

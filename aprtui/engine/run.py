@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,16 +14,22 @@ import torch
 
 from aprtui.engine.adapters import Ran
 from aprtui.engine.capture import Capture
-from aprtui.engine.device import own_memory_bytes, resolve_devices, set_deterministic
+from aprtui.engine.device import (
+    card_uuids,
+    own_memory_bytes,
+    resolve_devices,
+    set_deterministic,
+)
 from aprtui.engine.events import Emit, Event, Failed, Finished, Log, Started, Stopped
 from aprtui.engine.folder import check_folder, trace_folder
 from aprtui.engine.manifest import Written, build_manifest, model_entry
 from aprtui.engine.plan import Plan, check_space
 from aprtui.engine.session import Session
 from aprtui.engine.stopping import TraceStopped, raise_if_stopped
+from aprtui.engine.watching import watching
 from aprtui.errors import AprtuiError, EngineError
 from aprtui.formats.tracedir import write_manifest
-from aprtui.text import clean
+from aprtui.text import clean, size
 
 __all__ = ["run_trace", "run_traces"]
 
@@ -57,11 +64,13 @@ def run_traces(plans: Sequence[Plan], emit: Emit) -> tuple[Finished, ...]:
 def _run_one(plan: Plan, session: Session, emit: Emit) -> Finished:
     plan = dataclasses.replace(plan, notes=(*plan.notes, *session.notes))
     with trace_folder(plan.directory, overwrite=plan.job.overwrite) as events:
+        one_at_a_time = threading.Lock()  # the writer's thread tells, and the one at the cards
 
         def tell(event: Event) -> None:
-            events.write(event.line() + "\n")
-            events.flush()
-            emit(event)
+            with one_at_a_time:
+                events.write(event.line() + "\n")
+                events.flush()
+                emit(event)
 
         tell(plan.event(session.device, session.device_name))
         tell(Started(pid=os.getpid()))
@@ -75,9 +84,10 @@ def _run(plan: Plan, session: Session, tell: Emit) -> Finished:
     capture = Capture(plan.directory, plan.files, tell, session.peak_device_bytes)
     start = time.monotonic()
     try:
-        with torch.inference_mode(), _engine_errors():
-            ran = session.compute(plan, capture)
-        capture.close()
+        with _engine_errors(), watching(card_uuids(session.placement.devices), tell):
+            with torch.inference_mode():
+                ran = session.compute(plan, capture)
+            capture.close()  # waits for the device too
         raise_if_stopped()
         _check_complete(plan, capture, ran)
     except BaseException as error:
@@ -127,16 +137,36 @@ def _engine_errors() -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        raise EngineError(
-            "the device is out of memory",
-            hint="fewer tokens, no --resident, --dtype bfloat16 or --device cpu",
-        ) from error
+        raise _device_full() from error
     except MemoryError as error:
         raise EngineError("out of memory", hint="fewer tokens") from error
     except RuntimeError as error:
         first = clean(str(error).split("\n", 1)[0], 300)
-        hint = "fewer tokens" if "allocate" in first else "--device cpu may still work"
-        raise EngineError(f"the engine failed: {first}", hint=hint) from error
+        if "CUDA" not in first:
+            hint = "fewer tokens" if "allocate" in first else "--device cpu may still work"
+            raise EngineError(f"the engine failed: {first}", hint=hint) from error
+        if "out of memory" in first:  # where not even a context fits beside another process
+            raise _device_full() from error
+        hint = "--device cpu computes the same; nvidia-smi says whether the card is still there"
+        if "no kernel image" in first:
+            hint = "--device cpu computes the same; another build of torch may know this card"
+        raise EngineError(
+            f"the device failed: {first}; what was written before is whole", hint=hint
+        ) from error
+
+
+def _device_full() -> EngineError:
+    """Says who has the memory: the card may be another process's."""
+    try:
+        free, total = torch.cuda.mem_get_info()
+        others = max(total - free - torch.cuda.memory_reserved(), 0)
+        said = f": of {size(total)} other processes and the driver hold {size(others)}"
+    except (RuntimeError, AssertionError):  # not even this can be asked
+        said = ": no room is left on it, which another process may hold"
+    return EngineError(
+        f"the device is out of memory{said}",
+        hint="fewer tokens, no --resident, --dtype bfloat16 or --device cpu",
+    )
 
 
 def _top_tokens(plan: Plan, logits: torch.Tensor) -> tuple[dict[str, Any], ...]:

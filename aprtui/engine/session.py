@@ -44,9 +44,9 @@ class Session:
                 hint="--device cuda:0",
             )
         self.placement = self._place(plans)
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = (devices.note,) if devices.note else ()
         if job.resident:
-            self.notes = (self.placement.kept_note(layer_bytes(self._model)),)
+            self.notes += (self.placement.kept_note(layer_bytes(self._model)),)
 
     def _place(self, plans: Sequence[Plan]) -> Placement:
         """The layers on the devices by their free memory; asked for only where it matters."""

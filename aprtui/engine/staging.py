@@ -8,24 +8,32 @@ from itertools import cycle
 
 import torch
 
-from aprtui.engine.workers import for_each
+from aprtui.engine.processors import processors
 
-__all__ = ["SLOTS", "Slot", "Staging", "off_device", "send"]
+__all__ = ["SLOTS", "Slot", "Staging", "off_device", "send", "wait_for"]
 
-SLOTS = 3  # one is filled by the host, one copied, one read by the device
-_FILL_BYTES = 2 << 20  # that one thread copies into a pinned buffer at a time
+SLOTS = 3  # one is expected next, one copied, one read by the device
+# Of pinned memory, which takes half a millisecond a MB to have: one piece is filled, one copied.
+_PIECE_BYTES = 8 << 20
+_PIECES = 4
+_FILL_THREADS = min(8, processors())  # more wait for memory
 
-_CPU = torch.device("cpu")
+
+class _Piece:
+    """Pinned memory, and when it may be overwritten."""
+
+    def __init__(self, size: int) -> None:
+        self.pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
 class Slot:
-    """A pinned buffer, its twin on the device, and when each may be overwritten.
+    """Memory of one block on the device: when it is filled, and when it may be overwritten.
 
-    The twin is the copying stream's own memory: nothing that computes was ever given it.
+    It is the copying stream's own: nothing that computes was ever given it.
     """
 
     def __init__(self, size: int, device: torch.device, stream: torch.cuda.Stream) -> None:
-        self.pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         with torch.cuda.stream(stream):
             self.twin = torch.empty(size, dtype=torch.uint8, device=device)
         self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -35,15 +43,16 @@ class Slot:
 class Staging:
     """Uploads blocks so that copying the next ones overlaps with computing on this one.
 
-    The host never waits for the device but for a slot that is still being copied from: kernels
-    queue up behind the copy that they need. One thread feeds a device; others help it to copy into
-    pinned memory. ``slot_bytes`` is the largest block that ``on_device`` will be given.
+    The host never waits for the device but for pinned memory that is still being copied from:
+    kernels queue up behind the copy that they need. One thread feeds a device. ``slot_bytes`` is
+    the largest block that ``on_device`` will be given.
     """
 
     def __init__(self, device: torch.device, slot_bytes: int) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._slot_bytes = slot_bytes
+        self._piece_bytes = min(slot_bytes, _PIECE_BYTES)
+        self._pieces = cycle([_Piece(self._piece_bytes) for _ in range(_PIECES)])
         self.slots = [Slot(slot_bytes, device, self._stream) for _ in range(SLOTS)]
         self._turn = cycle(self.slots)
 
@@ -60,7 +69,8 @@ class Staging:
         there = slot.twin[: stored.numel()]
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(slot.read)
-        self._copy(slot, stored, there)
+        self._copy(stored, there)
+        slot.copied.record(self._stream)
         return there
 
     @contextmanager
@@ -75,36 +85,38 @@ class Staging:
         """``stored`` [n] uint8 in device memory of its own, for all that is queued from now on."""
         with torch.cuda.stream(self._stream):
             there = torch.empty(stored.numel(), dtype=torch.uint8, device=self.device)
+        self._copy(stored, there)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record(self._stream)
         computing = torch.cuda.current_stream(self.device)
-        for first in range(0, stored.numel(), self._slot_bytes):
-            slot = next(self._turn)
-            last = first + self._slot_bytes
-            self._copy(slot, stored[first:last], there[first:last])
-            computing.wait_event(slot.copied)
+        computing.wait_event(copied)
         there.record_stream(computing)  # given back only when what was queued has read it
         return there
 
-    def _copy(self, slot: Slot, stored: torch.Tensor, there: torch.Tensor) -> None:
-        """Queue the copy of ``stored`` to the device; the slot's event comes when it is done."""
-        slot.copied.synchronize()
-        pinned = slot.pinned[: stored.numel()]
-        _fill(pinned, stored)
-        with torch.cuda.stream(self._stream):
-            there.copy_(pinned, non_blocking=True)
-            slot.copied.record(self._stream)
+    def _copy(self, stored: torch.Tensor, there: torch.Tensor) -> None:
+        """Queue the copy of ``stored`` to the device, piece by piece through pinned memory."""
+        for first in range(0, stored.numel(), self._piece_bytes):
+            last = first + self._piece_bytes
+            piece, part = next(self._pieces), stored[first:last]
+            piece.copied.synchronize()
+            pinned = piece.pinned[: part.numel()]
+            _fill(pinned, part)
+            with torch.cuda.stream(self._stream):
+                there[first:last].copy_(pinned, non_blocking=True)
+                piece.copied.record(self._stream)
 
 
 def _fill(pinned: torch.Tensor, stored: torch.Tensor) -> None:
-    """Copy out of the file's map on all threads: one alone is slower than the bus."""
+    """Copy out of the file's map on several of torch's threads: one alone is slower than the bus.
 
-    def copy(first: int) -> None:
-        pinned[first : first + _FILL_BYTES].copy_(stored[first : first + _FILL_BYTES])
-
-    pieces = range(0, stored.numel(), _FILL_BYTES)
-    if len(pieces) <= 1:
+    Threads of ours, which take turns with Python's lock, are slower too.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(_FILL_THREADS)  # of the calling thread alone
+    try:
         pinned.copy_(stored)
-    else:
-        for_each(copy, pieces, _CPU)
+    finally:
+        torch.set_num_threads(before)
 
 
 def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -126,7 +138,15 @@ def off_device(value: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | No
     if value.device.type != "cuda":
         return value.to("cpu", torch.float32, copy=True).contiguous(), None
     pinned = torch.empty(value.shape, dtype=torch.float32, pin_memory=True)
-    pinned.copy_(value, non_blocking=True)
+    # Widened there: of another dtype torch copies through pageable memory, and waits.
+    pinned.copy_(value.to(torch.float32), non_blocking=True)
     copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     copied.record(torch.cuda.current_stream(value.device))
     return pinned, copied
+
+
+def wait_for(copied: torch.cuda.Event | None) -> None:
+    """Wait until a copy off the device is there (None: it is); other threads go on."""
+    if copied is not None:
+        with torch.cuda.device(copied.device):  # else this thread makes a context on the first GPU
+            copied.synchronize()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -24,8 +24,9 @@ __all__ = ["WeightStream", "largest_block_bytes", "working_bytes"]
 # (specs/numerics.md 5). Whole groups of rows: of others the products' kernels round the last rows
 # in another order than the rest.
 BLOCK_VALUES = 1 << 20
-# On another device each block costs the host some launches, which its arithmetic must outlast.
-DEVICE_BLOCK_VALUES = 1 << 24
+# On another device each block costs the host some launches, which its arithmetic must outlast:
+# most matrices are one block (tests/benchmarks/README.md).
+DEVICE_BLOCK_VALUES = 1 << 26
 _ROW_GROUP = 32
 # Beyond some tokens the activations no longer fit the cache: wider blocks read them less often.
 _FEW_TOKENS = 64
@@ -141,9 +142,10 @@ class WeightStream:
 
     def _expected(self, role: Role, tokens: int) -> Iterator[Expected]:
         matrix = self.model.weights[role]
+        source = cache(partial(self._source, role))  # looked at when the first block is read
 
         def read(first: int, rows: int) -> torch.Tensor:
-            return self._source(role).bytes_of(first, rows)
+            return source().bytes_of(first, rows)
 
         for first, rows in self.spans(matrix, tokens):
             start = matrix.first_row + first

@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         plan = make_plan(TraceJob.from_json(options.job))
         if options.plan:
-            emit(plan.event(plan.job.device, ""))
+            emit(plan.foreseen())
             return 0
         return _trace(plan, options.parent, emit)
     except AprtuiError as error:

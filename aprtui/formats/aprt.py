@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.errors import BadFileError, UsageError
-from aprtui.formats.atomic import whole_file
+from aprtui.formats.atomic import whole_file, write_whole
 from aprtui.formats.files import OpenFile, open_file
 from aprtui.formats.maps import GUARDED, check_maps, map_file
 from aprtui.text import beginning
@@ -118,9 +118,7 @@ def write_stage(path: Path, layer: int | None, values: Float32) -> int:
     """
     flat = np.ascontiguousarray(values, dtype="<f4").reshape(-1)
     header = StageHeader(layer, flat.size)
-    with whole_file(path, parents=True, hint=_HINT) as file:
-        file.write(header.pack())
-        file.write(flat.view(np.uint8).data)
+    write_whole(path, header.pack(), flat.view(np.uint8).data, hint=_HINT)
     return header.file_bytes
 
 

@@ -15,7 +15,31 @@ from aprtui.errors import EngineError
 from aprtui.formats.maps import check_maps
 from aprtui.text import clean
 
-__all__ = ["whole_file"]
+try:
+    from aprtui.formats._stage_file import write as write_in_c
+except ImportError:  # there was no compiler when aprtui was installed
+    _HAS_C = False
+else:
+    _HAS_C = os.environ.get("APRTUI_NATIVE") != "off"
+
+__all__ = ["whole_file", "write_whole"]
+
+
+def write_whole(path: Path, header: bytes, values: memoryview, *, hint: str = "") -> None:
+    """A whole file of two parts, made as ``whole_file`` makes one; its folders too.
+
+    Hundreds a trace: in C without Python's lock where that was compiled. Raises EngineError.
+    """
+    check_maps()  # no file is made of bytes that were no longer there
+    if _HAS_C:
+        try:
+            if write_in_c(_unfinished(path), path, header, values):
+                return
+        except OSError as error:
+            raise _cannot_be_written(path, error, hint) from error
+    with whole_file(path, parents=True, hint=hint) as file:
+        file.write(header)
+        file.write(values)
 
 
 @contextmanager
@@ -38,7 +62,7 @@ def whole_file(
     temporary: Path | None = None
     try:
         path = _replaceable(path)
-        unfinished = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+        unfinished = _unfinished(path)
         fd = _created(unfinished, parents=parents)
         temporary = unfinished
         with os.fdopen(fd, "w+b") as file:
@@ -52,13 +76,22 @@ def whole_file(
         temporary.replace(path)
         temporary = None
     except OSError as error:
-        raise EngineError(
-            f"{clean(str(path))}: cannot be written: {error.strerror or error}",
-            hint=hint or "free space or choose another folder",
-        ) from error
+        raise _cannot_be_written(path, error, hint) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> Path:
+    """The name of a file until it is whole."""
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+
+
+def _cannot_be_written(path: Path, error: OSError, hint: str) -> EngineError:
+    return EngineError(
+        f"{clean(str(path))}: cannot be written: {error.strerror or error}",
+        hint=hint or "free space or choose another folder",
+    )
 
 
 def _replaceable(path: Path) -> Path:

@@ -81,7 +81,7 @@ class Bench:
         widest = max(matrix.columns for matrix in self.matrices())
         self._ones = torch.ones(max(2 * BLOCK_VALUES, 128 * widest, tokens * widest))
         self.peak_memory_bytes: list[int] = []
-        self._planned: dict[str, tuple[PlannedFile, ...]] = {}
+        self._planned: dict[tuple[str, str], tuple[PlannedFile, ...]] = {}
 
     def matrices(self) -> list[Matrix]:
         """The matrices that a pass multiplies with."""
@@ -138,24 +138,28 @@ class Bench:
         self._pass(Unwatched())
         self._wait()
 
-    def traced(self, layers: str) -> None:
-        capture = Capture(self._new_folder(), self._files(layers), lambda event: None, lambda: 0)
+    def traced(self, layers: str, stages: str = "all") -> None:
+        capture = self.capture(layers, stages)
         self._pass(capture)
         capture.close()
+
+    def capture(self, layers: str, stages: str = "all") -> Capture:
+        files = self.files(layers, stages)
+        return Capture(self._new_folder(), files, lambda event: None, lambda: 0)
 
     def _new_folder(self) -> Path:
         """As a trace is written: where older files are replaced, ext4 flushes them to the disk."""
         return self.scratch / f"trace-{next(self._numbers)}"
 
-    def _files(self, layers: str) -> tuple[PlannedFile, ...]:
+    def files(self, layers: str, stages: str = "all") -> tuple[PlannedFile, ...]:
         """The files of a trace; planned once, which opens the model a second time."""
-        if layers not in self._planned:
-            job = TraceJob(str(self.path), tokens=self.tokens, layers=layers)
+        if (layers, stages) not in self._planned:
+            job = TraceJob(str(self.path), tokens=self.tokens, layers=layers, stages=stages)
             only = {0} if layers == "0" else None  # nor what follows the layers
-            self._planned[layers] = tuple(
+            self._planned[layers, stages] = tuple(
                 file for file in make_plan(job).files if only is None or file.key.layer in only
             )
-        return self._planned[layers]
+        return self._planned[layers, stages]
 
     def process(self) -> None:
         """``aprtui trace --save-tensor all``, from the start of Python to its end."""

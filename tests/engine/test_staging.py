@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from aprtui.engine import staging as staging_module
 from aprtui.engine import weights
 from aprtui.engine.ahead import Ahead, Expected
 from aprtui.engine.placement import Placement
@@ -33,6 +34,7 @@ from tests.support import FIXTURES, needs_fixtures
 
 CPU = torch.device("cpu")
 BLOCK = 64
+PIECE = 24  # a block goes through pinned memory in several
 
 
 class Event:
@@ -150,6 +152,7 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(torch.cuda, "stream", played.on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: played.current)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    monkeypatch.setattr(staging_module, "_PIECE_BYTES", PIECE)
     return played
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aprtui.errors import AprtuiError, BadFileError, UsageError
+from aprtui.formats import atomic, summary
 from aprtui.formats.aprt import (
     StageHeader,
     create_stage,
@@ -101,20 +104,78 @@ def test_blocks_become_a_whole_file_or_none(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["layer-0"]
 
 
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(params=["C", "Python"])
+def writing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Files written by C, and by Python as where no compiler was."""
+    if request.param == "Python":
+        monkeypatch.setattr(atomic, "_HAS_C", False)
+    elif not atomic._HAS_C:
+        pytest.skip("installed without a C compiler")
+    return str(request.param)
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 64 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_failed_write_leaves_the_old_file(writing: str, full_disk: None, tmp_path: Path) -> None:
     path = tmp_path / "s.bin"
     write_stage(path, 1, np.ones(3, dtype=np.float32))
-
-    def full(unfinished: Path, target: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("aprtui.formats.atomic.Path.replace", full)
-    with pytest.raises(AprtuiError, match="No space left on device"):
-        write_stage(path, 1, np.zeros(9, dtype=np.float32))
+    with pytest.raises(AprtuiError, match=r"s\.bin: cannot be written: File too large"):
+        write_stage(path, 1, np.zeros(900, dtype=np.float32))
     assert read_values(path).tolist() == [1, 1, 1]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_link_is_followed_and_a_folder_refused(writing: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "there.bin")
+    write_stage(tmp_path / "there.bin", 1, np.zeros(2, dtype=np.float32))
+    write_stage(tmp_path / "link", 1, np.ones(3, dtype=np.float32))
+    assert (tmp_path / "link").is_symlink()
+    assert read_values(tmp_path / "there.bin").tolist() == [1, 1, 1]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(AprtuiError, match="a folder or a device stands there"):
+        write_stage(tmp_path / "folder", 1, np.ones(3, dtype=np.float32))
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "there.bin", "folder"}
+
+
+def test_both_ways_of_writing_make_the_same_files(writing: str, tmp_path: Path) -> None:
+    values = np.array([1.5, np.nan, -0.0, np.inf], dtype=np.float32)
+    write_stage(tmp_path / "a" / "b" / "s.bin", 7, values)
+    assert (tmp_path / "a" / "b" / "s.bin").read_bytes() == (
+        b"APRT\x07\x00\x00\x00\x04\x00\x00\x00" + values.tobytes()
+    )
+    write_stage(tmp_path / "empty.bin", None, np.empty((0, 3), dtype=np.float32))
+    assert (tmp_path / "empty.bin").read_bytes() == b"APRT" + b"\xff" * 4 + b"\x00" * 4
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 4097, 70_000])
+@pytest.mark.parametrize("bad", [(), (np.nan,), (np.inf, -np.inf, np.nan)])
+def test_a_stages_numbers_are_the_same_by_c(
+    count: int, bad: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not summary._HAS_C:
+        pytest.skip("installed without a C compiler")
+    random = np.random.default_rng(count)
+    values = random.standard_normal(count, dtype=np.float32)
+    values[::7] = 0.0
+    places = random.integers(0, max(count, 1), len(bad))
+    values = np.insert(values, np.sort(places), np.array(bad, dtype=np.float32))
+    in_c = summary.summarise(values)
+    monkeypatch.setattr(summary, "_HAS_C", False)
+    in_numpy = summary.summarise(values)
+    counts = ("zeros", "nan", "inf", "min", "max")
+    assert [in_c[name] for name in counts] == [in_numpy[name] for name in counts]
+    for name in ("mean", "std", "rms"):
+        if isinstance(in_numpy[name], str):
+            assert in_c[name] == in_numpy[name]
+        else:
+            assert in_c[name] == pytest.approx(in_numpy[name], rel=1e-12, abs=1e-15)
 
 
 def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from aprtui.engine.events import (
+    CardSeen,
     Event,
     Failed,
     Finished,
@@ -80,6 +81,7 @@ class TraceScreen(BaseScreen):
         self._rms: dict[int, tuple[float, str]] = {}
         self._shown_rms = -1
         self._log: list[str] = []
+        self._cards: dict[str, CardSeen] = {}  # what each was seen doing last
         self._held: list[Event] = []
         self._to_come: list[StageKey] = []  # in order of computation
         self.form = TraceForm(default_directory(self.path))
@@ -230,6 +232,7 @@ class TraceScreen(BaseScreen):
         assert self.planned is not None
         self.running, self.stopped, self.ended = True, False, None
         self._last, self._rms, self._log, self._shown_rms = None, {}, [], -1
+        self._cards = {}
         stages = planned_stages(self.planned)
         self.grid.set_stages(stages)
         self._to_come = sorted(stages, key=order_of, reverse=True)
@@ -300,6 +303,8 @@ class TraceScreen(BaseScreen):
                 self._show_plan(event)
             elif isinstance(event, Finished | Stopped | Failed):
                 self.ended = event
+            elif isinstance(event, CardSeen):
+                self._cards[event.device] = event
             elif isinstance(event, Log):
                 self._log.append(f"{event.level}: {clean(event.message, 300)}")
             elif isinstance(event, Started):
@@ -386,8 +391,14 @@ class TraceScreen(BaseScreen):
         if self.planned is None or not self.progress.display:
             return
         self.progress.update(
-            progress_content(self.planned, self._last, self.ended, max(self.size.width - 2, 10)),
-            layout=False,
+            progress_content(
+                self.planned,
+                self._last,
+                self.ended,
+                max(self.size.width - 2, 10),
+                tuple(self._cards.values()),
+            ),
+            layout=bool(self._cards),  # their line comes and goes
         )
         if len(self._rms) != self._shown_rms:  # it grows by a line a layer
             self._shown_rms = len(self._rms)
