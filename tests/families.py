@@ -53,6 +53,12 @@ TINY: dict[str, Tiny] = {
         "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 20, "num_hidden_layers": 4,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     }),
+    "olmo2": Tiny("Olmo2", {}, ("olmo2",)),
+    "qwen2moe": Tiny("Qwen2Moe", {
+        "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 40, "mlp_only_layers": [1], "use_sliding_window": True,
+        "sliding_window": 4, "max_window_layers": 3,
+    }, ("qwen2_moe",)),
 }  # fmt: skip
 
 

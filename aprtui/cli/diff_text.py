@@ -10,7 +10,7 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.graph.vocabulary import order_of, short_name
 from aprtui.text import clean, count, number, quoted
 
-__all__ = ["markdown", "next_step", "plain", "plain_pair", "verdict_line"]
+__all__ = ["markdown", "next_step", "plain", "plain_pair"]
 
 MARKS = {
     "equal": "=",
@@ -49,21 +49,8 @@ def plain(comparison: Comparison, width: int | None = None) -> str:
 def _head(comparison: Comparison) -> str:
     lines = [f"A  {_side(comparison.a)}", f"B  {_side(comparison.b)}", f"bar: {comparison.bars}"]
     lines += [f"note: {clean(note, 500)}" for note in comparison.notes]
-    lines.append(f"\n{verdict_line(comparison)}")
+    lines.append(f"\n{comparison.headline}")
     return "\n".join(lines)
-
-
-def verdict_line(comparison: Comparison) -> str:
-    """The answer in one line."""
-    counts = ", ".join(f"{count(n)} {kind}" for kind, n in comparison.counts.items())
-    first = comparison.first_divergence
-    if first is not None:
-        detail = f": {clean(first.message, 300)}" if first.message else ""
-        return f"FAIL ({counts}). First divergence: {first.key} ({first.kind}){detail}"
-    if comparison.verdict == "unmeasured":
-        rest = "What was compared passes; the rest was captured once only"
-        return f"UNMEASURED ({counts}). {rest if comparison.measured else 'Nothing was compared'}"
-    return f"PASS ({counts})" + (" within a loose bar" if comparison.may_hide else "")
 
 
 def next_step(comparison: Comparison) -> str:
@@ -233,7 +220,7 @@ def _place(axes: Sequence[str] | None, at: Sequence[int]) -> str:
 def markdown(comparison: Comparison) -> str:
     """For an issue: the verdict first, the failing pairs, then every pair folded away."""
     lines = [
-        f"**{_escape(verdict_line(comparison))}**",
+        f"**{_escape(comparison.headline)}**",
         "",
         f"* A: {_escape(_side(comparison.a))}",
         f"* B: {_escape(_side(comparison.b))}",

@@ -21,15 +21,12 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from aprtui.cli.diff import open_graph
+from aprtui import api
 from aprtui.cli.output import check_new_file
-from aprtui.compare.infer import open_any, record_of, with_shapes
 from aprtui.errors import UsageError
 from aprtui.formats.atomic import whole_file
-from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import StageRecord
-from aprtui.graph import Graph
-from aprtui.graph.vocabulary import order_of
+from aprtui.model.open import Model, open_model
 from aprtui.text import clean, count
 
 __all__ = ["configure", "run"]
@@ -69,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     """Write, and print what was written."""
     if str(args.output) == "-":
         raise UsageError("-o -: an export is written into files, not to stdout", hint="-o FILE")
-    graph = open_graph(args.model)
-    tensors = [_tensor(record) for path in args.paths for record in _records(path, graph)]
+    model = None if args.model is None else open_model(args.model)
+    tensors = [_tensor(record) for path in args.paths for record in _records(path, model)]
     _tell_shapes(tensors)
     names = [tensor.name for tensor in tensors]
     if len(set(names)) != len(names):
@@ -87,16 +84,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _records(path: Path, graph: Graph | None) -> list[StageRecord]:
-    if not path.is_dir():
-        return [record_of(path, graph)]
-    trace = open_any(path)
-    if isinstance(trace, PerOpDir):
-        raise UsageError(f"{clean(str(path))}: holds two passes", hint="name its cpu or gpu folder")
-    shaped = with_shapes(trace, graph)
-    for note in shaped.notes:
+def _records(path: Path, model: Model | None) -> list[StageRecord]:
+    trace = api.open_trace(path, model=model)
+    for note in trace.notes:
         print(f"note: {clean(note, 500)}", file=sys.stderr)
-    return [shaped.records[key] for key in sorted(shaped.records, key=order_of)]
+    return list(trace.records.values())
 
 
 def _tensor(record: StageRecord) -> _Tensor:

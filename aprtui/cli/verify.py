@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aprtui.cli import diff_text
 from aprtui.cli.options import parse_overrides, parse_tokens
 from aprtui.cli.output import print_json, print_notes
 from aprtui.cli.report import check_output, write_report
-from aprtui.compare.bisection import Bisection, bisection_json
+from aprtui.compare.bisection import Bisection
 from aprtui.compare.diff import Comparison, diff_traces, finite_json
 from aprtui.compare.pairs import PASSED
 from aprtui.engine.adapters import available, suits
@@ -259,7 +258,7 @@ def _show(engines: tuple[Verified, ...], args: argparse.Namespace) -> None:
     for each in engines:
         print(f"\n{each.engine}: {_engine_words(each)}: {each.verdict}")
         if each.comparison is not None:
-            print(f"  against {engines[0].engine}: {diff_text.verdict_line(each.comparison)}")
+            print(f"  against {engines[0].engine}: {each.comparison.headline}")
             print(f"  bar: {clean(str(each.comparison.bars), 300)}")
         replay = each.replay
         print(f"  replayed: {len(replay.explained)} stages as the model says")
@@ -307,7 +306,7 @@ def _engine_json(each: Verified, first: Verified, args: argparse.Namespace) -> d
                 max((p.metrics.rel_l2 for p in comparison.results if p.metrics), default=None)
             ),
         },
-        "replay": bisection_json(each.replay, model=str(args.model), a=reference, b=root),
+        "replay": {**each.replay.to_json(), "a": reference, "b": root},
     }
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from aprtui.errors import UsageError
 from aprtui.formats.tracedir import TraceDir
 
-__all__ = ["model_trace", "named_model"]
+__all__ = ["find_model", "model_trace", "named_model"]
 
 
 def named_model(trace: TraceDir) -> Path | None:
@@ -30,3 +31,15 @@ def model_trace(a: TraceDir | None, b: TraceDir) -> TraceDir:
         return b
     digests = [(trace.manifest or {}).get("model", {}).get("digest") for trace in (a, b)]
     return a if digests[0] is not None and digests[0] == digests[1] else b
+
+
+def find_model(a: TraceDir | None, b: TraceDir) -> tuple[Path, str]:
+    """The model to replay B with where none is named, and whose manifest names it: "A" or "B".
+
+    Raises UsageError where no manifest names one that is there.
+    """
+    trace = model_trace(a, b)
+    path = named_model(trace)
+    if path is None:
+        raise UsageError("the model is needed to replay a stage", hint="--model MODEL")
+    return path, "A" if trace is a else "B"

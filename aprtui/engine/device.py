@@ -7,7 +7,8 @@ import platform
 import resource
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from aprtui.text import clean, count
 __all__ = [
     "Devices",
     "card_uuids",
+    "deterministic",
     "own_memory_bytes",
     "resolve_device",
     "resolve_devices",
-    "set_deterministic",
     "torch_settings",
 ]
 
@@ -146,20 +147,46 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def set_deterministic() -> None:
-    """Exact float32 products (no TF32) and the same bits from run to run."""
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Inside: exact float32 products (no TF32) and the same bits from run to run.
+
+    Torch's switches are the whole process's: they are put back, for whoever else computes in it.
+    """
     if os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # of others each product is an error
+    backends, filling = torch.backends, torch.utils.deterministic
+    mode = torch.get_deterministic_debug_mode()
     # not use_deterministic_algorithms, which imports the compiler: a second
     torch.set_deterministic_debug_mode("error")
-    # It would also fill all fresh memory, pinned and device memory too: nothing here reads any.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    products = torch.backends.cuda.matmul
-    products.allow_tf32 = False
-    products.allow_fp16_reduced_precision_reduction = False
-    products.allow_bf16_reduced_precision_reduction = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
+    with (
+        # It would also fill all fresh memory, pinned and device memory too: nothing here reads any.
+        _set(filling, fill_uninitialized_memory=False),
+        _set(
+            backends.cuda.matmul,
+            allow_tf32=False,
+            allow_fp16_reduced_precision_reduction=False,
+            allow_bf16_reduced_precision_reduction=False,
+        ),
+        _set(backends.cudnn, allow_tf32=False, benchmark=False),
+    ):
+        try:
+            yield
+        finally:
+            torch.set_deterministic_debug_mode(mode)
+
+
+@contextmanager
+def _set(switches: Any, **values: bool) -> Iterator[None]:
+    """Set attributes, and put back what they were."""
+    before = {name: getattr(switches, name) for name in values}
+    for name, value in values.items():
+        setattr(switches, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(switches, name, value)
 
 
 def torch_settings() -> dict[str, Any]:

@@ -149,13 +149,14 @@ def check_space(plans: Sequence[Plan]) -> None:
         )
 
 
-def make_plan(job: TraceJob) -> Plan:
+def make_plan(job: TraceJob, model: Model | None = None) -> Plan:
     """Resolve a job: opens the model, encodes the prompt, checks stages, layers and options.
 
-    Raises UsageError for a request that makes no sense, BadFileError for a damaged model.
+    ``model``: the job's model, where it is open already. Raises UsageError for a request that makes
+    no sense, BadFileError for a damaged model.
     """
     _check_choices(job)
-    return _plan(job, open_model(Path(job.model), job.overrides))
+    return _plan(job, model or open_model(Path(job.model), job.overrides))
 
 
 def make_plans(job: TraceJob, prompts: Sequence[str]) -> tuple[Plan, ...]:

@@ -14,12 +14,7 @@ import torch
 
 from aprtui.engine.adapters import Ran
 from aprtui.engine.capture import Capture
-from aprtui.engine.device import (
-    card_uuids,
-    own_memory_bytes,
-    resolve_devices,
-    set_deterministic,
-)
+from aprtui.engine.device import card_uuids, deterministic, own_memory_bytes, resolve_devices
 from aprtui.engine.events import Emit, Event, Failed, Finished, Log, Started, Stopped
 from aprtui.engine.folder import check_folder, trace_folder
 from aprtui.engine.manifest import Written, build_manifest, model_entry
@@ -52,13 +47,13 @@ def run_traces(plans: Sequence[Plan], emit: Emit) -> tuple[Finished, ...]:
     traces before the one that ended so are whole.
     """
     devices = resolve_devices(plans[0].job.device)
-    set_deterministic()
     check_space(plans)
     for plan in plans:
         check_folder(plan.directory, overwrite=plan.job.overwrite)
-    with _engine_errors():
-        session = Session(plans, devices)
-    return tuple(_run_one(plan, session, emit) for plan in plans)
+    with deterministic():
+        with _engine_errors():
+            session = Session(plans, devices)
+        return tuple(_run_one(plan, session, emit) for plan in plans)
 
 
 def _run_one(plan: Plan, session: Session, emit: Emit) -> Finished:

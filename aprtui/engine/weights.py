@@ -22,7 +22,7 @@ from aprtui.model.open import Matrix, Model
 __all__ = ["WeightStream", "largest_block_bytes", "working_bytes"]
 
 # float32 values of one block of rows: 4 MiB stay in the cache between dequantising and multiplying
-# (specs/numerics.md 5). Whole groups of rows: of others the products' kernels round the last rows
+# (docs/numerics.md 5). Whole groups of rows: of others the products' kernels round the last rows
 # in another order than the rest.
 BLOCK_VALUES = 1 << 20
 # On another device each block costs the host some launches, which its arithmetic must outlast:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.errors import BadFileError, UsageError
+from aprtui.errors import BadFileError, MissingStageError, UsageError
 from aprtui.formats.aprt import HEADER_BYTES, MAGIC, StageHeader, read_header, read_values
 from aprtui.formats.files import first_bytes
 from aprtui.formats.layout import EVENTS, LAYER_FOLDER, MANIFEST, StageKey, key_of, relative_path
@@ -25,7 +25,9 @@ from aprtui.formats.manifest import (
     stage_entries,
     write_manifest,
 )
-from aprtui.text import clean
+from aprtui.formats.stagearray import StageArray
+from aprtui.notebook import html_table
+from aprtui.text import clean, count, nearest, quoted, ranges
 
 __all__ = [
     "EVENTS",
@@ -104,17 +106,28 @@ class StageRecord:
             joined[:, query, : query + 1] = row.reshape(heads, -1)
         return joined.reshape(-1)
 
+    def array(self) -> StageArray:
+        """The values with their axes, flat where no shape fits them. Raises BadFileError."""
+        values = self.values().view()
+        values.flags.writeable = False
+        if self.shape is None or self.axes is None or math.prod(self.shape) != values.size:
+            return StageArray(self.key, values, None, self.positions, "")
+        shaped = values.reshape(self.shape)
+        return StageArray(self.key, shaped, self.axes, self.positions, self.shape_source)
+
     def header(self) -> StageHeader:
         """The file's header, checked against its size; raises BadFileError."""
         return read_header(self.path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TraceDir:
-    """A trace directory as it lay there when it was read.
+    """A trace directory as it lay there when it was read; looked up by stage it gives arrays.
 
-    ``status``: "complete" (its manifest is there and every file it names), "incomplete" (events or
-    a manifest without all files), "foreign" (stage files without manifest or events).
+    ``trace["layer-3/ffn_gate"]`` and ``trace["lm_head"]`` open one stage file each; iterating gives
+    the keys and opens none. ``status``: "complete" (its manifest is there and every file that it
+    names), "incomplete" (events or a manifest without all files), "foreign" (stage files without
+    manifest or events), "file" (one stage file by itself).
     """
 
     root: Path
@@ -124,6 +137,71 @@ class TraceDir:
     expected: int | None  # how many files there should be, when something says so
     notes: tuple[str, ...] = ()
     planned_tokens: tuple[int, ...] | None = None  # of a trace without manifest: from its plan
+
+    def __getitem__(self, name: str | StageKey) -> StageArray:
+        """The stage's values. Raises MissingStageError (a KeyError, too) and BadFileError."""
+        key = key_of(f"{name}.bin") if isinstance(name, str) else StageKey(*name)
+        if key is None or key not in self.records:
+            raise self._missing(str(name), key)
+        return self.records[key].array()
+
+    def __iter__(self) -> Iterator[StageKey]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __contains__(self, name: object) -> bool:
+        return (key_of(f"{name}.bin") if isinstance(name, str) else name) in self.records
+
+    def keys(self) -> Iterable[StageKey]:
+        """The stages that are there; opens no file."""
+        return self.records.keys()
+
+    def items(self) -> Iterator[tuple[StageKey, StageArray]]:
+        """Each stage with its array, opened one after the other. Raises BadFileError."""
+        return ((key, record.array()) for key, record in self.records.items())
+
+    def _missing(self, name: str, key: StageKey | None) -> MissingStageError:
+        """Why a stage is not there: the manifest may say it, or another name or layer is meant."""
+        stage = name.rpartition("/")[2] if key is None else key.stage
+        layers = [held.layer for held in self.records if held.stage == stage]
+        for item in (self.manifest or {}).get("absent", ()):
+            if item.get("stage") == stage and not layers:
+                return MissingStageError(f"{clean(name)}: {clean(str(item.get('reason')), 300)}")
+        if layers:
+            of_layers = [layer for layer in layers if layer is not None]
+            where = f"layers {ranges(of_layers)} hold it" if of_layers else "the whole model has it"
+            hint = f"{where}: {clean(str(StageKey(layers[0], stage)))!r}"
+        else:
+            near = nearest(stage, {held.stage for held in self.records})
+            hint = f"did you mean {clean(near)}?" if near else "list(trace) names what is there"
+        return MissingStageError(f"{clean(name)} is not in {clean(str(self.root))}", hint=hint)
+
+    def __repr__(self) -> str:
+        of = f" of {self.expected:,}" if self.expected not in (None, len(self)) else ""
+        tokens = "" if self.token_ids is None else f", {count(len(self.token_ids), 'token')}"
+        layers = sorted({key.layer for key in self.records if key.layer is not None})
+        told = f", layers {ranges(layers)}" if layers else ""
+        files = f"{len(self):,}{of} stage files"
+        return f"<trace {quoted(self.root)}: {self.status}, {files}{told}{tokens}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: one row a stage, with its shape and the layers that hold it."""
+        alike: dict[tuple[str, tuple[str, ...], tuple[int, ...]], list[StageRecord]] = {}
+        for record in self.records.values():
+            shape = (record.count,) if record.shape is None else record.shape
+            alike.setdefault((record.key.stage, record.axes or (), shape), []).append(record)
+        rows = [
+            (
+                stage,
+                ", ".join(axes) or "not known",
+                " x ".join(f"{extent:,}" for extent in shape),
+                ranges(r.key.layer for r in records if r.key.layer is not None) or "whole model",
+            )
+            for (stage, axes, shape), records in alike.items()
+        ]
+        return html_table(repr(self), ("stage", "axes", "shape", "layers"), rows)
 
     @property
     def may_grow(self) -> bool:

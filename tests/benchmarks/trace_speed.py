@@ -30,7 +30,7 @@ import torch
 
 from aprtui.engine.capture import Capture
 from aprtui.engine.codecs import Codec, codec_of
-from aprtui.engine.device import resolve_device, set_deterministic
+from aprtui.engine.device import deterministic, resolve_device
 from aprtui.engine.forward import BlockSink, forward
 from aprtui.engine.job import TraceJob
 from aprtui.engine.ops import Pass
@@ -227,6 +227,7 @@ def report(bench: Bench, rows: Sequence[Row]) -> None:
         print(f"peak anonymous memory of the process: {max(bench.peak_memory_bytes) / 1e6:.0f} MB")
 
 
+@deterministic()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -238,7 +239,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-process", action="store_true", help="measure inside this one alone")
     options = parser.parse_args(arguments)
     device, name = resolve_device(options.device)
-    set_deterministic()
     threads = torch.get_num_threads()
     print(f"{options.model.name}, {options.tokens} tokens, {name}, {threads} threads")
     scratch = Path(tempfile.mkdtemp(prefix="aprtui-benchmark-"))

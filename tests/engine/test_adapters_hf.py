@@ -19,7 +19,7 @@ pytest.importorskip("transformers", reason="transformers is a dev dependency")
 
 from tests.engine.test_against_transformers import FAMILIES, TOKENS, save_model
 
-BAR = 1e-5  # specs/numerics.md 1
+BAR = 1e-5  # docs/numerics.md 1
 
 
 def trace(model: Path, directory: Path, engine: str, **job: object) -> TraceDir:

@@ -205,7 +205,7 @@ def test_plan_is_what_is_written(
 
 
 def test_7b_file_sizes_follow_from_the_graph() -> None:
-    """specs/stages.md 1, check values for Qwen2.5-Coder-7B and seven tokens."""
+    """docs/stages.md 1, check values for Qwen2.5-Coder-7B and seven tokens."""
     graph = graph_of("qwen2", QWEN_7B)
     expected = {
         100_364: ("embedding", "attn_norm", "q_post_rope", "attention", "ffn_out", "final_norm"),

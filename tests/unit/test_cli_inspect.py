@@ -27,7 +27,9 @@ def inspect(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
 def test_a_model_in_words_and_as_json(qwen2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text, _ = inspect(capsys, qwen2)
     assert code == 0
-    assert "qwen2: 4 layers, hidden 256, heads 8/2 x 32, ffn 512, vocab 2,048, rope 1e6 halves" in text
+    assert (
+        "qwen2: 4 layers, hidden 256, heads 8/2 x 32, ffn 512, vocab 2,048, rope 1e6 halves" in text
+    )
     assert "47 47 55 46" in text
     said = json.loads(inspect(capsys, qwen2, "--json")[1])
     assert (said["kind"], said["traceable"], len(said["tensors"])) == ("model", True, 51)
