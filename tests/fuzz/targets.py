@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from aprtui.cli.main import main
 from aprtui.compare.diff import comparison_json, diff_traces
-from aprtui.compare.infer import open_any, record_of, with_shapes
+from aprtui.compare.infer import open_any, record_in_trace, with_shapes
 from aprtui.compare.pairs import reclassify
 from aprtui.compare.saved import load
 from aprtui.contracts.document import NotReadable
@@ -244,7 +244,7 @@ def _read_stage(path: Path, number: int) -> None:
     _command(number, "inspect", str(path), "--json")
     read_header(path)
     summarise(read_values(path))
-    table = table_of(record_of(path, None))
+    table = table_of(record_in_trace(path)[0])
     measure(table, lambda: False)
     table.row_label(0)
 
