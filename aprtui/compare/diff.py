@@ -39,7 +39,6 @@ __all__ = [
     "comparison_json",
     "diff_files",
     "diff_traces",
-    "file_pair_json",
     "finite_json",
     "judge_again",
     "pair_json",
@@ -142,7 +141,7 @@ class Comparison:
     def to_json(self, *, allow_unmeasured: bool = False) -> dict[str, Any]:
         """What ``aprtui diff --json`` prints: contracts/diff.schema.json, of two files one pair."""
         if self.of_files:
-            return file_pair_json(self)
+            return _file_pair_json(self)
         return comparison_json(self, allow_unmeasured=allow_unmeasured)
 
     def __repr__(self) -> str:
@@ -356,7 +355,7 @@ def comparison_json(comparison: Comparison, *, allow_unmeasured: bool = False) -
     }
 
 
-def file_pair_json(comparison: Comparison) -> dict[str, Any]:
+def _file_pair_json(comparison: Comparison) -> dict[str, Any]:
     """Two stage files as the public tool's JSON, ours beside."""
     return {
         "schema": PAIR_SCHEMA,

@@ -105,7 +105,7 @@ def test_a_stage_that_is_cut_short_while_it_is_written_is_no_stage(tmp_path: Pat
 @guarded
 def test_a_pair_that_is_cut_short_while_it_is_compared_is_unreadable(tmp_path: Path) -> None:
     a, b = (large_stage(tmp_path / side / "layer-0" / "attn_norm.bin") for side in "ab")
-    left, right = (record_in_trace(side)[0] for side in (a, b))
+    left, right = record_in_trace(a)[0], record_in_trace(b)[0]
     empty = TraceDir(tmp_path, "file", {}, None, None)
 
     def cut() -> bool:
