@@ -20,12 +20,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from aprtui.engine.arrays import Float32, as_float32
 from aprtui.engine.behind import Behind
 from aprtui.engine.events import Event, Failed, Finished, Planned, StageWritten, Started, Stopped
-from aprtui.engine.folder import trace_folder
+from aprtui.engine.folder import TraceFolder, trace_folder
 from aprtui.engine.manifest import Written, build_manifest, model_entry
 from aprtui.engine.stages import (
     ALIASES,
@@ -39,9 +39,8 @@ from aprtui.engine.stages import (
     stage_shape,
 )
 from aprtui.errors import AprtuiError, UsageError
-from aprtui.formats.aprt import write_stage
 from aprtui.formats.summary import summarise
-from aprtui.formats.tracedir import StageKey, key_of, relative_path, write_manifest
+from aprtui.formats.tracedir import StageKey, key_of, relative_path
 from aprtui.model.config import ModelConfig
 from aprtui.model.open import Model, open_model
 from aprtui.text import clean, nearest
@@ -98,7 +97,7 @@ class CaptureWriter:
         self._absent: dict[str, str] = {}
         self._notes: list[str] = []
         self._open = ExitStack()
-        self._events: IO[str] | None = None
+        self._folder: TraceFolder | None = None
         self._start = 0.0
 
     # -- what a runtime calls ------------------------------------------------------------------
@@ -118,7 +117,7 @@ class CaptureWriter:
         be the stage's; a leading batch of one and heads not yet split are fine. A name that is no
         stage of ours is kept; ``axes`` name its dimensions. Raises UsageError.
         """
-        if self._events is None:
+        if self._folder is None:
             raise UsageError("the capture is not open", hint="with CaptureWriter(...) as capture:")
         self._raise_failure()
         key = self._key(stage, layer)
@@ -147,8 +146,8 @@ class CaptureWriter:
         self, key: StageKey, values: Float32, shape: tuple[int, ...], names: tuple[str, ...]
     ) -> None:
         """Write one stage and say so."""
-        path = self.directory / relative_path(key)
-        size = write_stage(path, key.layer, values)
+        assert self._folder is not None
+        size = self._folder.write_stage(key, values)
         positions = "last" if key.stage == "lm_head" and len(shape) == 1 else "all"
         stats = summarise(values)
         with self._landing:
@@ -173,7 +172,7 @@ class CaptureWriter:
 
     def __enter__(self) -> CaptureWriter:
         folder = trace_folder(self.directory, overwrite=self._overwrite)
-        self._events = self._open.enter_context(folder)
+        self._folder = self._open.enter_context(folder)
         self._start = time.monotonic()
         if self._config is not None:
             self._tell(self._plan(self._config))
@@ -199,7 +198,7 @@ class CaptureWriter:
             finally:
                 if error is not None:
                     self._tell(self._end(error))
-                self._events = None
+                self._folder = None
 
     def _finish(self) -> None:
         if not self._written:
@@ -214,20 +213,16 @@ class CaptureWriter:
             peak_device_bytes=0,
             nonfinite=tuple(str(f.key) for f in files if f.stats["nan"] or f.stats["inf"]),
         )
-        write_manifest(self.directory, self._manifest(files, done))
+        assert self._folder is not None
+        self._folder.finish(self._manifest(files, done))
         self._tell(done)
 
     def _manifest(self, files: list[Written], done: Finished) -> dict[str, Any]:
         model, config = self._model, self._config
         vocabulary = model.vocabulary if isinstance(model, Model) else None
         head = self._written.get(StageKey(None, "lm_head"))
-        entry: dict[str, Any] = {}
-        if isinstance(model, Model):
-            entry = model_entry(model)
-        elif config is not None:
-            entry = {"architecture": config.architecture, "config": config.to_json()}
         return build_manifest(
-            model=entry,
+            model=self._model_entry(),
             tokens=self._tokens,
             token_texts=[vocabulary.text_of(token) for token in self._tokens] if vocabulary else [],
             prompt=self._prompt,
@@ -242,6 +237,13 @@ class CaptureWriter:
             peak_memory_bytes=None,
             peak_device_bytes=None,
         )
+
+    def _model_entry(self) -> dict[str, Any]:
+        """The model as the manifest names it, as far as it is known."""
+        if isinstance(self._model, Model):
+            return model_entry(self._model)
+        config = self._config
+        return {"architecture": config.architecture, "config": config.to_json()} if config else {}
 
     def _absent_stages(self) -> list[Absent]:
         """What the model does not have, and what this runtime did not show in any layer."""
@@ -318,9 +320,8 @@ class CaptureWriter:
     # -- events --------------------------------------------------------------------------------
 
     def _tell(self, event: Event) -> None:
-        assert self._events is not None
-        self._events.write(event.line() + "\n")
-        self._events.flush()
+        assert self._folder is not None
+        self._folder.tell(event)
 
     def _announce(self, file: Written) -> None:
         self._tell(
@@ -336,6 +337,9 @@ class CaptureWriter:
                 rms=file.stats["rms"],
                 nan=file.stats["nan"],
                 inf=file.stats["inf"],
+                shape=file.shape,
+                axes=file.axes,
+                positions=file.positions,
             )
         )
 
@@ -359,6 +363,12 @@ class CaptureWriter:
             device=str(self._engine.get("device", "")),
             device_name=str(self._engine.get("device_name", "")),
             dtype=str(self._engine.get("dtype", "")),
+            manifest={
+                "model": self._model_entry(),
+                "engine": self._engine,
+                "prompt": self._prompt,
+                "rope_layout": config.rope_layout,
+            },
         )
 
 

@@ -69,7 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="the model that B should have computed (default: a manifest says)",
+        help="the model that B should have computed (default: the one that the trace names)",
     )
     add_replay_prompt(parser)
     add_overrides(parser)
@@ -144,7 +144,8 @@ def _model_path(given: str | None, a: TraceDir | None, b: TraceDir) -> tuple[Pat
     trace = model_trace(a, b)
     path = named_model(trace)
     if path is not None:
-        return path, f", as {'A' if trace is a else 'B'}'s manifest says"
+        says = "manifest" if trace.manifest is not None else "plan"
+        return path, f", as {'A' if trace is a else 'B'}'s {says} says"
     raise UsageError("the model is needed to replay a stage", hint="--model MODEL")
 
 

@@ -165,7 +165,7 @@ def rope_note(a: TraceDir, b: TraceDir) -> str:
 
 
 def _rope_layout(trace: TraceDir) -> str | None:
-    layout = (trace.manifest or {}).get("rope_layout")
+    layout = trace.stated.get("rope_layout")
     return layout if layout in ("halves", "adjacent") else None
 
 
@@ -178,7 +178,7 @@ def _reorderings(a: TraceDir, b: TraceDir) -> Callable[[StageKey, StageRecord], 
     if not rope_note(a, b):
         return lambda key, record: None
     to_adjacent = _rope_layout(a) == "adjacent"
-    config: Any = ((b.manifest or {}).get("model") or {}).get("config")
+    config: Any = (b.stated.get("model") or {}).get("config")
     heads, kv_heads, channel = (
         value if isinstance(config, dict) and isinstance(value := config.get(name), int) else 0
         for name in ("num_heads", "num_kv_heads", "head_dim")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -66,6 +66,8 @@ class Planned(Event):
     device_name: str
     dtype: str
     notes: tuple[str, ...] = ()
+    manifest: Mapping[str, Any] = field(default_factory=dict)  # its parts that are known by now
+    job: Mapping[str, Any] = field(default_factory=dict)  # the TraceJob, to go on with it
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,9 @@ class StageWritten(Event):
     inf: int
     device_bytes: int = 0
     memory_bytes: int = 0
+    shape: tuple[int, ...] = ()
+    axes: tuple[str, ...] = ()
+    positions: str = "all"  # or "last"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Protocol
@@ -16,7 +16,10 @@ from aprtui.engine.workers import for_each, one_core
 from aprtui.formats.tracedir import StageKey
 from aprtui.model.roles import Role
 
-__all__ = ["BlockSink", "Tap", "forward"]
+__all__ = ["BlockSink", "Given", "Tap", "forward"]
+
+Given = Mapping[StageKey, torch.Tensor]
+"""Values of a pass that is gone on with, in the dtype that it computes in."""
 
 
 class BlockSink(Protocol):
@@ -39,20 +42,25 @@ class Tap(Protocol):
         """A stage is about to be computed in blocks; None when it is not watched."""
 
 
-def forward(operands: Operands, tap: Tap) -> torch.Tensor:
+def forward(operands: Operands, tap: Tap, given: Given | None = None) -> torch.Tensor:
     """Run the whole pass; the logits ([V], or [T,V] when ``operands.logits`` is "all").
 
-    Memory is that of one layer: a value is dropped after its last use.
+    Memory is that of one layer: a value is dropped after its last use. Of a pass that was broken
+    off ``given`` are values that it computed, with which it begins anew: all that comes behind
+    them in the graph is computed, and nothing before. Raises KeyError where that needs others.
     """
     graph = build_graph(operands.config)
+    if given:
+        graph = graph[1 + max(graph.index(node) for node in graph if node.key in given) :]
     roles = [Role(name, node.key.layer) for node in graph for name in node.kind.weights]
     with one_core(), operands.weights.expecting(roles, len(operands.tokens)):
-        return _forward(operands, graph, tap)
+        return _forward(operands, graph, tap, dict(given or {}))
 
 
-def _forward(operands: Operands, graph: Sequence[Node], tap: Tap) -> torch.Tensor:
+def _forward(
+    operands: Operands, graph: Sequence[Node], tap: Tap, values: dict[StageKey, torch.Tensor]
+) -> torch.Tensor:
     last_use = {key: place for place, node in enumerate(graph) for key in node.inputs}
-    values: dict[StageKey, torch.Tensor] = {}
     for place, node in enumerate(graph):
         if node.kind.operation in ("scores", "softmax"):
             continue  # computed block by block together with "attend"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aprtui.engine import adapters
 from aprtui.engine.cards import planned_on
 from aprtui.engine.events import Planned
 from aprtui.engine.job import DTYPES, TraceJob, default_directory, device_names
+from aprtui.engine.manifest import model_entry
 from aprtui.engine.stages import (
     STAGES,
     Absent,
@@ -119,7 +121,10 @@ class Plan:
             job.device, planned_on(job.device, self.read_bytes, resident=job.resident)
         )
 
-    def event(self, device: str, device_name: str) -> Planned:
+    def event(
+        self, device: str, device_name: str, engine: Mapping[str, Any] | None = None
+    ) -> Planned:
+        """What is told of it before a weight is touched; ``engine`` is the manifest's."""
         config = self.model.config
         return Planned(
             directory=str(self.directory),
@@ -139,6 +144,25 @@ class Plan:
             device_name=device_name,
             dtype=self.job.dtype,
             notes=self.notes,
+            manifest={
+                "model": model_entry(self.model),
+                "engine": engine or {},
+                "prompt": self.prompt,
+                "rope_layout": config.rope_layout,
+            },
+            job=dataclasses.asdict(self._repeatable(device)),
+        )
+
+    def _repeatable(self, device: str) -> TraceJob:
+        """The job as it can be done again from anywhere, on the same device."""
+        return dataclasses.replace(
+            self.job,
+            model=str(self.model.path.absolute()),
+            directory="",
+            device=device,
+            overwrite=False,
+            resident=False,
+            resume=False,
         )
 
 
