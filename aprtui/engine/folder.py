@@ -89,8 +89,8 @@ class TraceFolder:
     def check(self) -> None:
         """Raises EngineError when the folder's name leads elsewhere by now."""
         try:
-            here, held = os.stat(self.path), os.fstat(self._folder.fd)
-        except FileNotFoundError:
+            here, held = self.path.stat(), os.fstat(self._folder.fd)
+        except OSError:
             raise self._gone() from None
         if not os.path.samestat(here, held):
             raise self._gone()

@@ -55,8 +55,8 @@ class StageRecord:
 
     From a manifest: shape, axes, positions, stats. Without one these are None until a model or an
     inference supplies them (``shape_source`` says which: "manifest", "events" of a trace without
-    one, "model", "inferred", "layout" of a folder a position, or ""). ``parts`` are the files of such folders, one a
-    position; of each the first ``kept`` values count, the rest is padding.
+    one, "model", "inferred", "layout" of a folder a position, or ""). ``parts`` are the files of
+    such folders, one a position; of each the first ``kept`` values count, the rest is padding.
     """
 
     key: StageKey
