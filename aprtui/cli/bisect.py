@@ -34,8 +34,9 @@ from aprtui.compare.bisection import (
 )
 from aprtui.compare.infer import open_any
 from aprtui.compare.reference import model_trace, named_model
+from aprtui.crash import told_of
 from aprtui.engine.stages import parse_layers, parse_stages
-from aprtui.errors import AprtuiError, UsageError
+from aprtui.errors import UsageError
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.model.open import Model, open_model
@@ -89,9 +90,10 @@ def run(args: argparse.Namespace) -> int:
         return _run(args)
     try:
         return _run(args)
-    except AprtuiError as error:
-        _line("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
-        return error.exit_code
+    except Exception as error:
+        told = told_of(error, "bisect")
+        _line("error", message=told.message, hint=told.hint, exit_code=told.exit_code)
+        return told.exit_code
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from aprtui.cli.options import add_overrides, parse_overrides, parse_tokens
 from aprtui.cli.output import print_json
+from aprtui.crash import told_of
 from aprtui.engine.events import Emit, Event, Failed, Finished, Planned, StageWritten
 from aprtui.engine.job import DTYPES, TraceJob
 from aprtui.engine.plan import DEFAULT_PROMPT, Plan, check_space, make_plan, make_plans
 from aprtui.engine.resuming import resumed_plan
-from aprtui.errors import AprtuiError, BadFileError, UsageError
+from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import MANIFEST
 from aprtui.text import clean, count, duration, quoted, size
 
@@ -131,10 +132,11 @@ def run(args: argparse.Namespace) -> int:
             _show_dry_run(plans, args)
             return 0
         return _trace(plans, args, emit)
-    except AprtuiError as error:
-        if emit is not None and not error.told:
-            emit(Failed(error.message, error.hint, error.exit_code))
-        raise
+    except Exception as error:
+        told = told_of(error, "trace")
+        if emit is not None and not told.told:
+            emit(Failed(told.message, told.hint, told.exit_code))
+        raise told from error
 
 
 def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
@@ -323,9 +325,9 @@ def _trace(plans: Sequence[Plan], args: argparse.Namespace, emit: Emit | None) -
     try:
         with stopping_on_signals():
             run_traces(plans, tell)
-    except TraceStopped:
+    except TraceStopped as stop:
         _show_stopped(plans, done)
-        return 130
+        return 128 + stop.number
     finally:
         display.close()
     if args.json:

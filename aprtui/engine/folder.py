@@ -51,9 +51,12 @@ class TraceFolder:
         self._mapped: set[StageKey] = set()
 
     def tell(self, event: Event) -> None:
-        """Add a line to the events file."""
-        self._events.write(event.line() + "\n")
-        self._events.flush()
+        """Add a line to the events file. Raises EngineError."""
+        try:
+            self._events.write(event.line() + "\n")
+            self._events.flush()
+        except OSError as error:
+            raise _unwritable(self.path / EVENTS, error) from error
 
     def write_stage(self, key: StageKey, values: Float32) -> int:
         """A whole stage file; its bytes. Raises EngineError."""
@@ -166,9 +169,9 @@ def trace_folder(
                 events.truncate(0)
             elif not resume and holds_trace(directory):  # one that began since it was looked at
                 raise _there_already(directory)
-            yield TraceFolder(folder, events)
         except OSError as error:
             raise _unwritable(directory, error) from error
+        yield TraceFolder(folder, events)
 
 
 def _opened(directory: Path, held: ExitStack) -> OpenFolder:

@@ -7,12 +7,13 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import torch
 
+from aprtui.crash import told_of
 from aprtui.engine.adapters import Ran
 from aprtui.engine.capture import Capture
 from aprtui.engine.device import (
@@ -102,22 +103,24 @@ def _run(plan: Plan, session: Session, folder: TraceFolder, kept: Kept, tell: Em
         _check_complete(plan, capture, ran)
         done = _finished(plan, session, capture, ran, time.monotonic() - start)
         folder.finish(_manifest(plan, capture, done, ran))
-    except BaseException as error:
+    except TraceStopped as stop:
         capture.abort()
-        _tell_end(error, plan, capture, tell)
+        with suppress(AprtuiError):  # a full disk takes no more events either
+            tell(Stopped(files=capture.written, directory=str(plan.directory)))
+            stop.told = True
+        raise
+    except Exception as error:
+        capture.abort()
+        told = told_of(error, f"trace, engine {plan.job.engine}")
+        with suppress(AprtuiError):
+            tell(Failed(told.message, told.hint, told.exit_code))
+            told.told = True
+        raise told from error
+    except BaseException:
+        capture.abort()
         raise
     tell(done)
     return done
-
-
-def _tell_end(error: BaseException, plan: Plan, capture: Capture, tell: Emit) -> None:
-    """The last event of a trace that did not come to its end."""
-    if isinstance(error, TraceStopped):
-        tell(Stopped(files=capture.written, directory=str(plan.directory)))
-        error.told = True
-    elif isinstance(error, AprtuiError):
-        tell(Failed(error.message, error.hint, error.exit_code))
-        error.told = True
 
 
 def _given(plan: Plan, kept: Kept) -> Given:
@@ -172,6 +175,8 @@ def _engine_errors() -> Iterator[None]:
         raise _device_full() from error
     except MemoryError as error:
         raise EngineError("out of memory", hint="fewer tokens") from error
+    except RecursionError:
+        raise
     except RuntimeError as error:
         first = clean(str(error).split("\n", 1)[0], 300)
         if "CUDA" not in first:

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.app import App
 from textual.binding import BindingType
 from textual.command import Provider
+from textual.message import Message
+from textual.worker import WorkerFailed
 
+from aprtui.crash import UnforeseenError, told_of
+from aprtui.errors import AprtuiError
 from aprtui.tui.commands import KeyCommands
 from aprtui.tui.config import Config
 from aprtui.tui.keys import bindings, keys_at, remapped, shown
 from aprtui.tui.opened import Opened
-from aprtui.tui.screens.base import MODES, BaseScreen
+from aprtui.tui.screens.base import MODES, BaseScreen, outliving
 
 if TYPE_CHECKING:
     from aprtui.formats.tracedir import StageKey
@@ -61,6 +65,8 @@ class AprtuiApp(App[int]):
         self.model = model
         self.config = config or Config()
         self._trail: list[str] = []
+        self.unforeseen: list[AprtuiError] = []  # faults of ours that the app outlived
+        self.ended_by: AprtuiError | None = None  # the one that it did not
 
     def on_mount(self) -> None:
         environment = dict(os.environ) | ({"NO_COLOR": "1"} if self.no_color else {})
@@ -193,6 +199,32 @@ class AprtuiApp(App[int]):
                 await then()
 
         self.push_screen(LeaveScreen(screen.running_into()), settle)
+
+    # What nobody foresaw.
+
+    def outlive(self, error: Exception) -> None:
+        """A worker or a key's work has failed in a way that nobody foresaw: say so, and go on."""
+        told = told_of(error, f"screen {self.current_mode}")
+        if isinstance(told, UnforeseenError):
+            self.unforeseen.append(told)
+        for screen in reversed(self.screen_stack):
+            if isinstance(screen, BaseScreen):
+                screen.fail(told.message, told.hint)
+                break
+
+    async def _dispatch_message(self, message: Message) -> None:
+        await outliving(self, message, super()._dispatch_message)
+
+    def _handle_exception(self, error: Exception) -> None:
+        """Textual's last resort. A worker's fault is outlived; after one in drawing a widget no
+        longer hears anything, so the app ends, with the terminal restored and one sentence."""
+        if isinstance(error, WorkerFailed) and isinstance(error.error, Exception):
+            self.outlive(error.error)
+        elif self.is_headless:
+            super()._handle_exception(error)
+        elif self.ended_by is None:
+            self.ended_by = told_of(error, f"drawing {self.current_mode}")
+            self._close_messages_no_wait()
 
     # What screens ask for.
 

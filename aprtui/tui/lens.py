@@ -54,7 +54,8 @@ def model_of(trace: TraceDir, given: str) -> Path:
         raise UsageError("no manifest and no plan says which model this was", hint=hint)
     found = named_model(trace)
     if found is None:
-        raise UsageError(f"the trace's model is not there: {clean(path, 200)}", hint=hint)
+        whose = "manifest" if trace.manifest is not None else "plan"
+        raise UsageError(f"the {whose}'s model is not there: {clean(path, 200)}", hint=hint)
     if named.get("digest") != f"sha256:{read_model_file(found).digest}":
         raise UsageError(f"{clean(path, 200)} has changed since the trace", hint=hint)
     return found

@@ -1,0 +1,42 @@
+"""A fault of ours in the UI is said in one sentence, and the UI goes on where it can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aprtui.crash import crash_folder
+from aprtui.tui.screens import browse
+from tests.tui.support import frame, opened, press, small_trace
+
+
+def fail(*arguments: object, **more: object) -> None:
+    raise ValueError("what a file holds")
+
+
+async def test_a_screen_that_never_came_says_why_and_can_be_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browse, "load_trace", fail)
+    async with opened(small_trace(tmp_path)) as pilot:
+        text = frame(pilot)
+        assert "! a fault of aprtui's own: ValueError at tui/screens/browse.py" in text
+        assert str(crash_folder()) in text.replace("\n", "")
+        assert "what a file holds" not in text
+        assert len(pilot.app.unforeseen) == 1  # type: ignore[attr-defined]
+        pilot.app.unforeseen.clear()  # type: ignore[attr-defined]
+        await pilot.press("q")
+
+
+async def test_what_is_shown_stays_when_a_worker_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(small_trace(tmp_path)) as pilot:
+        monkeypatch.setattr(browse, "fulfil", fail)
+        text = await press(pilot, "j")
+        assert "! a fault of aprtui's own: ValueError" in text and "attn_out" in text
+        monkeypatch.undo()
+        await press(pilot, "j", "5")
+        assert "largest" in frame(pilot) or "mean" in frame(pilot)
+        pilot.app.unforeseen.clear()  # type: ignore[attr-defined]
