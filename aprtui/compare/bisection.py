@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aprtui.compare.diff import finite_json
 from aprtui.compare.pairs import PairResult
 from aprtui.engine.stages import STAGES
+from aprtui.formats.summary import finite_json
 from aprtui.formats.tracedir import StageKey
 
 __all__ = [

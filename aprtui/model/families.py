@@ -220,10 +220,18 @@ def _field_value(key: str, value: Any) -> Any:
     return value
 
 
+def _positive(reading: _Reading, **dimensions: int) -> None:
+    """Raises BadFileError for a dimension that nothing can be divided by."""
+    for name, value in dimensions.items():
+        if value < 1:
+            raise reading.fail(f"{name} is {value}, and has to be 1 at least")
+
+
 def _dimensions(reading: _Reading, values: dict[str, Any], family: str, shapes: Shapes) -> None:
     values["num_layers"] = reading.need("num_layers")
     values["hidden_size"] = reading.need("hidden_size")
     heads = values["num_heads"] = reading.need("num_heads")
+    _positive(reading, hidden_size=values["hidden_size"], num_heads=heads)
     kv_heads = reading.integer("num_kv_heads")
     rows = {part: (shapes(part) or (None,))[0] for part in ("q", "k")}
     stated = reading.integer("head_dim")
@@ -238,6 +246,7 @@ def _dimensions(reading: _Reading, values: dict[str, Any], family: str, shapes: 
         if heads and stated * heads != values["hidden_size"]:
             reading.notes.append(f"head_dim {stated} is not stated; it follows from the q rows")
     values["head_dim"] = stated
+    _positive(reading, head_dim=stated)
     if kv_heads is None:
         kv_heads = rows["k"] // stated if rows["k"] else heads
         if kv_heads != heads:
@@ -245,6 +254,7 @@ def _dimensions(reading: _Reading, values: dict[str, Any], family: str, shapes: 
                 f"num_kv_heads {kv_heads} is not stated; it follows from the k rows"
             )
     values["num_kv_heads"] = kv_heads
+    _positive(reading, num_kv_heads=kv_heads)
     embedding = shapes("embedding")
     values["vocab_size"] = embedding[0] if embedding else reading.need("vocab_size")
     said = reading.integer("vocab_size")

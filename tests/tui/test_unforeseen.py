@@ -8,6 +8,7 @@ import pytest
 
 from aprtui.crash import crash_folder
 from aprtui.tui.screens import browse
+from tests.support import SMALL
 from tests.tui.support import frame, opened, press, small_trace
 
 
@@ -40,3 +41,9 @@ async def test_what_is_shown_stays_when_a_worker_fails(
         await press(pilot, "j", "5")
         assert "largest" in frame(pilot) or "mean" in frame(pilot)
         pilot.app.unforeseen.clear()  # type: ignore[attr-defined]
+
+
+async def test_a_tensor_without_values_says_so() -> None:
+    async with opened(SMALL / "attacks" / "empty-tensor.safetensors") as pilot:
+        seen = [await press(pilot, key) for key in ("j", "j", "j")]
+        assert any("no values" in text for text in seen)
