@@ -16,7 +16,7 @@ from aprtui.crash import told_of
 from aprtui.errors import UsageError
 from aprtui.text import clean, nearest, quoted
 
-__all__ = ["COMMANDS", "EXIT_CODES", "entry", "main"]
+__all__ = ["COMMANDS", "EXIT_CODES", "entry", "heed_signals", "main"]
 
 # Name -> (module, one line of help). Modules are imported only when their command runs.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 EXIT_CODES = """\
 Exit codes: 0 fine, 1 a difference, a culprit or something unmeasured, 2 usage, 3 a bad file,
-4 the engine failed or the output cannot be written, 130 stopped (143, 129: by SIGTERM, SIGHUP)."""
+4 the engine failed or the output cannot be written, 130 stopped (143 by SIGTERM, 129 by SIGHUP)."""
 
 _USAGE = """\
 usage: aprtui [--version] [--help] COMMAND ...
@@ -84,12 +84,17 @@ def _end_by(number: int, frame: FrameType | None) -> None:
     raise _Ended(number)
 
 
+def heed_signals() -> None:
+    """Have SIGTERM and SIGHUP end what runs as SIGINT does, unless they are ignored (nohup)."""
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) == signal.SIG_DFL:
+            signal.signal(each, _end_by)
+
+
 def entry() -> None:
     """The console script."""
     outlet = open_streams()
-    for each in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(each) == signal.SIG_DFL:  # nohup has it ignored
-            signal.signal(each, _end_by)
+    heed_signals()
     try:
         code = main()
     except SystemExit as ended:  # argparse: --help, or a wrong option
