@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from textual.widgets import Input
 
 from aprtui.crash import crash_folder
 from aprtui.tui.screens import browse
+from aprtui.tui.screens.trace import TraceScreen
 from tests.support import SMALL
-from tests.tui.support import frame, opened, press, small_trace
+from tests.tui.support import frame, opened, press, screen, small_trace, until
 
 
 def fail(*arguments: object, **more: object) -> None:
@@ -47,3 +49,16 @@ async def test_a_tensor_without_values_says_so() -> None:
     async with opened(SMALL / "attacks" / "empty-tensor.safetensors") as pilot:
         seen = [await press(pilot, key) for key in ("j", "j", "j")]
         assert any("no values" in text for text in seen)
+
+
+async def test_an_engine_that_cannot_be_started_is_a_trace_that_failed(tmp_path: Path) -> None:
+    model = SMALL / "models" / "qwen2-q4_k_m.gguf"
+    async with opened(model) as pilot:
+        await press(pilot, "t")
+        trace = screen(pilot)
+        assert isinstance(trace, TraceScreen)
+        trace.form.query_one("#field-into", Input).value = str(tmp_path / "t")
+        await until(pilot, "71 files")
+        trace.client.child.command = ("/nowhere",)
+        text = await press(pilot, "r")
+        assert "/nowhere cannot be read or written" in text and not trace.running

@@ -123,7 +123,7 @@ class TokensPane(RowList):
         self._asked = {identity(path) for path in wanted}
         self._compute(event.model, wanted)
 
-    @work(exclusive=True, group="lens", exit_on_error=False)
+    @work(exclusive=True, group="lens")
     async def _compute(self, model: Path, files: list[Path]) -> None:
         places = {str(path): identity(path) for path in files}
         said_why = False
