@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from aprtui.engine.arrays import Float32
 from aprtui.engine.events import Event
@@ -43,19 +43,23 @@ _NO_FILE = "a link or a device stands there, not a file"
 class TraceFolder:
     """One trace's folder: what is written into it, and whether it is still there."""
 
-    def __init__(self, folder: OpenFolder, events: IO[str]) -> None:
+    def __init__(self, folder: OpenFolder, events: int) -> None:
         self.path = folder.path
+        self._place = folder.path.absolute()  # whatever becomes the current folder meanwhile
         self._folder = folder
         self._events = events
         self._written: dict[StageKey, tuple[int, ...]] = {}
         self._mapped: set[StageKey] = set()
 
     def tell(self, event: Event) -> None:
-        """Add a line to the events file. Raises EngineError."""
+        """Add a line to the events file, whole or not at all. Raises EngineError."""
+        left = f"{event.line()}\n".encode()
+        before = os.fstat(self._events).st_size
         try:
-            self._events.write(event.line() + "\n")
-            self._events.flush()
+            while left:
+                left = left[os.write(self._events, left) :]
         except OSError as error:
+            os.ftruncate(self._events, before)
             raise _unwritable(self.path / EVENTS, error) from error
 
     def write_stage(self, key: StageKey, values: Float32) -> int:
@@ -92,7 +96,7 @@ class TraceFolder:
     def check(self) -> None:
         """Raises EngineError when the folder's name leads elsewhere by now."""
         try:
-            here, held = self.path.stat(), os.fstat(self._folder.fd)
+            here, held = self._place.stat(), os.fstat(self._folder.fd)
         except OSError:
             raise self._gone() from None
         if not os.path.samestat(here, held):
@@ -101,7 +105,7 @@ class TraceFolder:
             named = os.stat(EVENTS, dir_fd=self._folder.fd, follow_symlinks=False)
         except FileNotFoundError:
             named = None
-        if named is None or not os.path.samestat(named, os.fstat(self._events.fileno())):
+        if named is None or not os.path.samestat(named, os.fstat(self._events)):
             raise self._changed(Path(EVENTS))
 
     def _landed(self, key: StageKey) -> None:
@@ -166,7 +170,7 @@ def trace_folder(
                 sweep(each)
             if overwrite:
                 clear_trace(directory)
-                events.truncate(0)
+                os.ftruncate(events, 0)
             elif not resume and holds_trace(directory):  # one that began since it was looked at
                 raise _there_already(directory)
         except OSError as error:
@@ -181,21 +185,24 @@ def _opened(directory: Path, held: ExitStack) -> OpenFolder:
     return OpenFolder(directory, fd)
 
 
-def _locked_events(folder: OpenFolder, held: ExitStack) -> IO[str]:
-    """The events file, open to be added to. Raises UsageError when another process holds it."""
+def _locked_events(folder: OpenFolder, held: ExitStack) -> int:
+    """The events file's descriptor, open to be added to.
+
+    Raises UsageError when another process holds it.
+    """
     how = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(EVENTS, how, 0o666, dir_fd=folder.fd)
     except OSError as error:
         said = _NO_FILE if error.errno == errno.ELOOP else error.strerror
         raise OSError(error.errno, f"{EVENTS}: {said}") from error
-    events = held.enter_context(os.fdopen(fd, "a", encoding="utf-8"))
+    held.callback(os.close, fd)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         raise OSError(errno.EINVAL, f"{EVENTS}: {_NO_FILE}")
     if not _lock(fd, fcntl.LOCK_EX):
         raise _running(folder.path)
-    TraceFolder(folder, events).check()  # it may have been removed before it was locked
-    return events
+    TraceFolder(folder, fd).check()  # it may have been removed before it was locked
+    return fd
 
 
 def _lock(fd: int, kind: int) -> bool:

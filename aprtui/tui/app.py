@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from textual.app import App
+from textual.app import App, ScreenStackError
 from textual.binding import BindingType
 from textual.command import Provider
 from textual.message import Message
+from textual.screen import Screen
 from textual.worker import WorkerFailed
 
 from aprtui.crash import UnforeseenError, told_of
@@ -207,10 +208,16 @@ class AprtuiApp(App[int]):
         told = told_of(error, f"screen {self.current_mode}")
         if isinstance(told, UnforeseenError):
             self.unforeseen.append(told)
-        for screen in reversed(self.screen_stack):
-            if isinstance(screen, BaseScreen):
-                screen.fail(told.message, told.hint)
-                break
+        screens = [each for each in self._shown_screens() if isinstance(each, BaseScreen)]
+        if screens:
+            screens[-1].fail(told.message, told.hint)
+
+    def _shown_screens(self) -> Sequence[Screen[Any]]:
+        """The screens of the mode, the uppermost last; none where the app is on its way out."""
+        try:
+            return self.screen_stack
+        except ScreenStackError:
+            return ()
 
     async def _dispatch_message(self, message: Message) -> None:
         await outliving(self, message, super()._dispatch_message)
@@ -262,7 +269,7 @@ class AprtuiApp(App[int]):
 
     def _say(self, note: str) -> None:
         """A remark at the foot of the screen, or of the one that a question lies over."""
-        screens = [each for each in self.screen_stack if isinstance(each, BaseScreen)]
+        screens = [each for each in self._shown_screens() if isinstance(each, BaseScreen)]
         if screens:
             screens[-1].say(note)
 

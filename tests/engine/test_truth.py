@@ -98,6 +98,14 @@ def another(file: Path) -> None:
     shutil.copyfile(file.with_name("embedding.bin"), file)
 
 
+def test_another_current_folder_is_no_other_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_with(Path("t"), lambda: monkeypatch.chdir("/"))
+    assert open_trace(tmp_path / "t").status == "complete"
+
+
 @pytest.mark.parametrize(
     ("name", "act"),
     [

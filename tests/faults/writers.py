@@ -42,11 +42,13 @@ Tree = Mapping[str, bytes]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the commands read: a trace, another one of the same prompt, one that was stopped."""
+    """What the commands read: a trace, another one of the same prompt, one that was stopped, one
+    of another, shorter prompt."""
 
     trace: Path
     other: Path
     stopped: Path
+    older: Path
 
 
 @dataclass(frozen=True)
@@ -136,16 +138,18 @@ def _filled(name: str) -> Callable[[Path, Inputs], object]:
     return lambda place, inputs: (place / name).write_bytes(b"older" * 1000)
 
 
-_TRACE = ("trace", "{model}", "--tokens", TOKENS, "--device", "cpu", "-o", "{}/t")
+_TRACE = ("trace", "{model}", "--device", "cpu", "-o", "{}/t")
+_PROMPT = ("--tokens", TOKENS)
 _EXPORT = ("export", "{trace}", "--to")
 _REPORT = ("report", "{trace}", "{other}", "--model", "{model}", "-o", "{}/r.html")
 _SAVE = ("diff", "{trace}", "{other}", "--save", "{}/d.json")
 _NEW = "--overwrite"
 
 WRITERS = (
-    Writer("trace", _command(*_TRACE), _command(*_TRACE, _NEW)),
-    Writer("trace --overwrite", _command(*_TRACE, _NEW), _command(*_TRACE, _NEW),
-           _copied("other"), keeps=False),
+    Writer("trace", _command(*_TRACE, *_PROMPT), _command(*_TRACE, *_PROMPT, _NEW)),
+    Writer("trace --overwrite", _command(*_TRACE, *_PROMPT, _NEW),
+           _command(*_TRACE, *_PROMPT, _NEW),
+           _copied("older"), keeps=False),
     Writer("trace, then --resume", _command("trace", "--resume", "{}/t"),
            _command("trace", "--resume", "{}/t"), _copied("stopped"), keeps=False),
     Writer("import", _command("import", "{model}", "-o", "{}/m.apr", _NEW),
@@ -221,10 +225,13 @@ def _child(
 def make_inputs(scratch: Path) -> Inputs:
     """The traces that the commands read and replace."""
     os.environ["XDG_STATE_HOME"] = str(scratch / "state")
-    inputs = Inputs(scratch / "in" / "t", scratch / "other" / "t", scratch / "stopped" / "t")
-    for path in (inputs.trace, inputs.other, inputs.stopped):
-        path.parent.mkdir(parents=True)
-        ended = run(_command(*_TRACE), path.parent, inputs)
+    names = [field.name for field in dataclasses.fields(Inputs)]
+    inputs = Inputs(*(scratch / name / "t" for name in names))
+    for name in names:
+        place = scratch / name
+        place.mkdir()
+        tokens = "9,10,11" if name == "older" else TOKENS
+        ended = run(_command(*_TRACE, "--tokens", tokens), place, inputs)
         assert ended.code == 0, ended.said
     (inputs.stopped / MANIFEST).unlink()
     for late in ("layer-3", "final_norm.bin", "lm_head.bin"):
