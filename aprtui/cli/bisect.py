@@ -28,7 +28,8 @@ from aprtui.cli.output import print_json, print_notes
 from aprtui.compare.bisection import OTHER_MODEL, Bisection, Culprit, Unmeasured
 from aprtui.compare.opening import both_captures, read_capture
 from aprtui.compare.reference import find_model
-from aprtui.errors import AprtuiError, UsageError
+from aprtui.crash import told_of
+from aprtui.errors import UsageError
 from aprtui.formats.perop import is_per_op_side
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.text import clean, count, number, ranges
@@ -61,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="the model that B should have computed (default: a manifest says)",
+        help="the model that B should have computed (default: the one that the trace names)",
     )
     add_replay_prompt(parser)
     add_overrides(parser)
@@ -81,9 +82,10 @@ def run(args: argparse.Namespace) -> int:
         return _run(args)
     try:
         return _run(args)
-    except AprtuiError as error:
-        _line("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
-        return error.exit_code
+    except Exception as error:
+        told = told_of(error, "bisect")
+        _line("error", message=told.message, hint=told.hint, exit_code=told.exit_code)
+        return told.exit_code
 
 
 def _run(args: argparse.Namespace) -> int:

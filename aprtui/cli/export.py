@@ -12,6 +12,7 @@ import io
 import itertools
 import math
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     if len(set(names)) != len(names):
         double = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"two of the files are {clean(double)}", hint="export one trace at a time")
+    if args.to == "safetensors" and "__metadata__" in names:
+        raise UsageError("safetensors cannot hold a tensor named __metadata__", hint="--to npz")
     targets = _targets(args, tensors)
     for target, _ in targets:
         check_new_file(target, overwrite=args.overwrite)
@@ -130,7 +133,11 @@ def _write_npy(file: BinaryIO, tensors: list[_Tensor]) -> None:
 
 
 def _write_npz(file: BinaryIO, tensors: list[_Tensor]) -> None:
-    np.savez(file, allow_pickle=False, **{t.name: t.values for t in tensors})
+    """As np.savez does, which takes no array of the name ``file``."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for tensor in tensors:
+            with archive.open(f"{tensor.name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, tensor.values, allow_pickle=False)
 
 
 def _write_safetensors(file: BinaryIO, tensors: list[_Tensor]) -> None:

@@ -131,6 +131,7 @@ def _trace(trace: TraceDir, as_json: bool) -> int:
                     for key in keys
                 ],
                 "manifest": {k: v for k, v in manifest.items() if k != "stages"} or None,
+                "plan": trace.planned or None,
             }
         )
     else:
@@ -148,11 +149,12 @@ def _print_trace(
         f"{size(total)}"
     )
     manifest = trace.manifest or {}
-    if manifest:
-        model, engine = manifest.get("model", {}), manifest.get("engine", {})
+    if trace.stated:
+        model, engine = trace.stated.get("model", {}), trace.stated.get("engine", {})
         path, family = (clean(str(model.get(k, "unknown"))) for k in ("path", "architecture"))
         print(f"  model   {path} ({family})")
-        print(f"  engine  {clean(' '.join(str(engine[k]) for k in _ENGINE_KEYS if k in engine))}")
+        words = " ".join(str(engine[k]) for k in _ENGINE_KEYS if engine.get(k))
+        print(f"  engine  {clean(words) or 'not stated'}")
     if trace.token_texts:
         print(f"  tokens  {len(trace.token_texts)}: {clean('|'.join(trace.token_texts))}")
     if layers:

@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     app = AprtuiApp(opened, model=str(args.model or ""), config=read_config())
     with terminal_restored():
         code = app.run()
-    if code is None and app.return_code:
-        return 4  # a fault of ours ended it; textual has printed where
+    if app.ended_by is not None:
+        raise app.ended_by
     return code or 0
 
 

@@ -196,9 +196,11 @@ def _folder(output: Path | None) -> Iterator[Path]:
 
 def _trace(name: str, plan: Plan, args: argparse.Namespace) -> TraceDir:
     from aprtui.engine.run import run_trace
+    from aprtui.engine.stopping import stopping_on_signals
 
     check_space([plan])
-    done = run_trace(plan, lambda event: None)
+    with stopping_on_signals():
+        done = run_trace(plan, lambda event: None)
     if not args.json:
         print(f"{name}: {count(done.files)} stages in {duration(done.elapsed_s)}", file=sys.stderr)
     return open_trace(plan.directory)

@@ -189,7 +189,7 @@ def _value_of(metrics: Metrics, metric: str) -> float | None:
 
 @dataclass(frozen=True)
 class _Side:
-    """The arithmetic of one capture as its manifest states it."""
+    """The arithmetic of one capture as its manifest, or its plan, states it."""
 
     engine: str
     dtype: str
@@ -243,10 +243,7 @@ def _of_known(a: _Side, b: _Side, overrides: tuple[Override, ...]) -> Bars:
 
 
 def _side(trace: TraceDir) -> _Side | None:
-    manifest = trace.manifest
-    if manifest is None:
-        return None
-    model, engine = _mapping(manifest.get("model")), _mapping(manifest.get("engine"))
+    model, engine = _mapping(trace.stated.get("model")), _mapping(trace.stated.get("engine"))
     if not engine.get("name"):
         return None
     types = {

@@ -161,7 +161,7 @@ class _Worker:
         self.missing: list[StageKey] = []
         self.numerics: dict[type[Op], Numerics] = {}
         self.notes: list[str] = [captured.reordered] if captured.reordered else []
-        said = (captured.trace.manifest or {}).get("model")
+        said = captured.trace.stated.get("model")
         digest = said.get("digest") if isinstance(said, dict) else None
         if digest is not None and digest != f"sha256:{model.file.digest}":
             named = str(said.get("path", "")) if isinstance(said, dict) else ""

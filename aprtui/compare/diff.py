@@ -164,8 +164,7 @@ class Comparison:
 
 def side_of(trace: TraceDir, path: str = "") -> Side:
     """The head line of one capture."""
-    manifest = trace.manifest or {}
-    engine = _mapping(manifest.get("engine"))
+    engine = _mapping(trace.stated.get("engine"))
     words = [engine.get(name) for name in ("name", "version", "device", "dtype")]
     ids = trace.token_ids
     return Side(
@@ -173,7 +172,7 @@ def side_of(trace: TraceDir, path: str = "") -> Side:
         trace.status,
         len(trace.records),
         clean(" ".join(str(word) for word in words if word)),
-        clean(str(_mapping(manifest.get("model")).get("path", ""))),
+        clean(str(_mapping(trace.stated.get("model")).get("path", ""))),
         None if ids is None else len(ids),
     )
 

@@ -12,8 +12,8 @@ __all__ = ["find_model", "model_trace", "named_model"]
 
 
 def named_model(trace: TraceDir) -> Path | None:
-    """The model file that the trace's manifest names, where it is still there."""
-    path = (trace.manifest or {}).get("model", {}).get("path")
+    """The model file that the trace names, by manifest or plan, where it is still there."""
+    path = trace.stated.get("model", {}).get("path")
     if not isinstance(path, str) or not path:
         return None
     # Not Path.exists, which raises for a name that no file can have: manifests are untrusted.
@@ -29,7 +29,7 @@ def model_trace(a: TraceDir | None, b: TraceDir) -> TraceDir:
     """
     if a is None or named_model(a) is None:
         return b
-    digests = [(trace.manifest or {}).get("model", {}).get("digest") for trace in (a, b)]
+    digests = [trace.stated.get("model", {}).get("digest") for trace in (a, b)]
     return a if digests[0] is not None and digests[0] == digests[1] else b
 
 

@@ -68,6 +68,8 @@ class Planned(Event):
     notes: tuple[str, ...] = ()
     only_in: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Of each stage that not all of the layers have: those that have it."""
+    manifest: Mapping[str, Any] = field(default_factory=dict)  # its parts that are known by now
+    job: Mapping[str, Any] = field(default_factory=dict)  # the TraceJob, to go on with it
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ class StageWritten(Event):
     inf: int
     device_bytes: int = 0
     memory_bytes: int = 0
+    shape: tuple[int, ...] = ()
+    axes: tuple[str, ...] = ()
+    positions: str = "all"  # or "last"
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,16 @@ import dataclasses
 import math
 import shutil
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aprtui.engine import adapters
 from aprtui.engine.cards import planned_on
 from aprtui.engine.events import Planned
 from aprtui.engine.job import DTYPES, TraceJob, default_directory, device_names
+from aprtui.engine.manifest import model_entry
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import StageHeader
 from aprtui.formats.tracedir import StageKey, holds_trace
@@ -113,7 +115,10 @@ class Plan:
             job.device, planned_on(job.device, self.read_bytes, resident=job.resident)
         )
 
-    def event(self, device: str, device_name: str) -> Planned:
+    def event(
+        self, device: str, device_name: str, engine: Mapping[str, Any] | None = None
+    ) -> Planned:
+        """What is told of it before a weight is touched; ``engine`` is the manifest's."""
         return Planned(
             directory=str(self.directory),
             model=str(self.model.path),
@@ -133,6 +138,25 @@ class Plan:
             dtype=self.job.dtype,
             notes=self.notes,
             only_in=self.model.graph.only_in(self.stages, self.layers),
+            manifest={
+                "model": model_entry(self.model),
+                "engine": engine or {},
+                "prompt": self.prompt,
+                "rope_layout": self.model.graph.rope_layout,
+            },
+            job=dataclasses.asdict(self._repeatable(device)),
+        )
+
+    def _repeatable(self, device: str) -> TraceJob:
+        """The job as it can be done again from anywhere, on the same device."""
+        return dataclasses.replace(
+            self.job,
+            model=str(self.model.path.absolute()),
+            directory="",
+            device=device,
+            overwrite=False,
+            resident=False,
+            resume=False,
         )
 
 

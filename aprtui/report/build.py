@@ -261,8 +261,7 @@ def _excess(value: float, limit: float) -> float:
 
 
 def _capture(name: str, role: str, trace: TraceDir) -> Capture:
-    manifest = trace.manifest or {}
-    said = manifest.get("engine")
+    said = trace.stated.get("engine")
     engine = said if isinstance(said, dict) else {}
     words = [engine.get(key) for key in ("name", "version", "device", "dtype")]
     digest, digest_of = _digest(trace)

@@ -41,7 +41,7 @@ class Compares:
 class Paired:
     """Both sides as they were read: what is compared, by which bars, and what is known of both.
 
-    ``traces`` is empty for two stage files. ``same`` says what the manifests prove to be alike.
+    ``traces`` is empty for two stage files. ``same`` says what is stated alike.
     ``kept`` are stages whose results of before still hold.
     """
 
@@ -163,9 +163,9 @@ def _named(trace: TraceDir) -> bool:
 
 
 def _alike(a: TraceDir, b: TraceDir) -> tuple[str, ...]:
-    """What both manifests state and state alike."""
+    """What both captures state and state alike."""
     same = []
-    digests = [str(((t.manifest or {}).get("model") or {}).get("digest") or "") for t in (a, b)]
+    digests = [str((t.stated.get("model") or {}).get("digest") or "") for t in (a, b)]
     if digests[0] and digests[0] == digests[1]:
         same.append("same model")
     if a.token_ids is not None and a.token_ids == b.token_ids:

@@ -114,7 +114,7 @@ def title_of(trace: TraceDir, path: Path) -> str:
         parts.append(f"{flat} flat" if found > 1 else "flat")
     if trace.status == "foreign":
         parts.append(f"{found} files")
-    tokens, prompt = trace.token_ids, (trace.manifest or {}).get("prompt")
+    tokens, prompt = trace.token_ids, trace.stated.get("prompt")
     if tokens is not None:
         said = f' "{clean(prompt, 30)}"' if isinstance(prompt, str) and prompt else ""
         parts.append(f"{len(tokens)} tokens{said}")

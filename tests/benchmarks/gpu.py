@@ -122,10 +122,10 @@ class GpuBench(Bench):
 
     def write_alone(self) -> None:
         """The files of a whole trace written from host memory by the writer; nothing computed."""
-        capture = self.capture("all")
-        for file in self.files("all"):
-            capture.enqueue(_Whole(file, self._host_values[: math.prod(file.shape)], None))
-        capture.close()
+        with self.capture("all") as capture:
+            for file in self.files("all"):
+                capture.enqueue(_Whole(file, self._host_values[: math.prod(file.shape)], None))
+            capture.close()
 
     @cached_property
     def _host_values(self) -> npt.NDArray[np.float32]:

@@ -20,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ import torch
 from aprtui.engine.capture import Capture
 from aprtui.engine.codecs import Codec, codec_of
 from aprtui.engine.device import deterministic, resolve_device
+from aprtui.engine.folder import trace_folder
 from aprtui.engine.forward import BlockSink, forward
 from aprtui.engine.job import TraceJob
 from aprtui.engine.ops import Pass
@@ -138,13 +140,15 @@ class Bench:
         self._wait()
 
     def traced(self, layers: str, stages: str = "all") -> None:
-        capture = self.capture(layers, stages)
-        self._pass(capture)
-        capture.close()
+        with self.capture(layers, stages) as capture:
+            self._pass(capture)
+            capture.close()
 
-    def capture(self, layers: str, stages: str = "all") -> Capture:
-        files = self.files(layers, stages)
-        return Capture(self._new_folder(), files, lambda event: None, lambda: 0)
+    @contextmanager
+    def capture(self, layers: str, stages: str = "all") -> Iterator[Capture]:
+        """A capture into a new folder."""
+        with trace_folder(self._new_folder()) as folder:
+            yield Capture(folder, self.files(layers, stages), lambda event: None, lambda: 0)
 
     def _new_folder(self) -> Path:
         """As a trace is written: where older files are replaced, ext4 flushes them to the disk."""

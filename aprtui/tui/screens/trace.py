@@ -242,10 +242,18 @@ class TraceScreen(BaseScreen):
         self._arrange()
         self._engine(job)
 
-    @work(exclusive=True, group="engine", exit_on_error=False)
+    @work(exclusive=True, group="engine")
     async def _engine(self, job: TraceJob) -> None:
         ended = await self.client.run(job, lambda batch: self._tell(batch))
         self.post_message(RunnerEnded(ended.exit_code, ended.log_tail()))
+
+    def fail(self, what: str, hint: str) -> None:
+        """A trace whose engine could not even be started has failed."""
+        if self.running and not self.client.child.running:
+            self.ended = Failed(what, hint, 4)
+            self.post_message(RunnerEnded(4, ""))
+        else:
+            super().fail(what, hint)
 
     def _tell(self, batch: tuple[Event, ...]) -> None:
         self.post_message(RunnerEvents(batch))
