@@ -59,6 +59,13 @@ TINY: dict[str, Tiny] = {
         "shared_expert_intermediate_size": 40, "mlp_only_layers": [1], "use_sliding_window": True,
         "sliding_window": 4, "max_window_layers": 3,
     }, ("qwen2_moe",)),
+    "phi3": Tiny("Phi3", {
+        "hidden_size": 64, "original_max_position_embeddings": 8, "pad_token_id": 0,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [1.0, 2.0, 4.0, 8.0],
+        },
+    }, ("phi3",)),
 }  # fmt: skip
 
 

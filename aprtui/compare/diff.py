@@ -25,7 +25,7 @@ from aprtui.compare.pairs import (
     rope_note,
 )
 from aprtui.errors import UsageError
-from aprtui.formats.summary import json_number
+from aprtui.formats.summary import finite_json
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.notebook import html_table
 from aprtui.text import clean, count, number
@@ -39,8 +39,6 @@ __all__ = [
     "comparison_json",
     "diff_files",
     "diff_traces",
-    "file_pair_json",
-    "finite_json",
     "judge_again",
     "pair_json",
     "side_of",
@@ -142,7 +140,7 @@ class Comparison:
     def to_json(self, *, allow_unmeasured: bool = False) -> dict[str, Any]:
         """What ``aprtui diff --json`` prints: contracts/diff.schema.json, of two files one pair."""
         if self.of_files:
-            return file_pair_json(self)
+            return _file_pair_json(self)
         return comparison_json(self, allow_unmeasured=allow_unmeasured)
 
     def __repr__(self) -> str:
@@ -261,17 +259,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 # -- JSON ------------------------------------------------------------------------------------------
 
 
-def finite_json(value: Any) -> Any:
-    """``value`` for JSON: NaN and infinities become "NaN", "Infinity", "-Infinity"."""
-    if isinstance(value, float):
-        return json_number(value)
-    if isinstance(value, Mapping):
-        return {key: finite_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite_json(item) for item in value]
-    return value
-
-
 def pair_json(result: PairResult, bars: Bars) -> dict[str, Any]:
     """One pair: the public tool's field names first, then ours."""
     metrics = result.metrics
@@ -356,7 +343,7 @@ def comparison_json(comparison: Comparison, *, allow_unmeasured: bool = False) -
     }
 
 
-def file_pair_json(comparison: Comparison) -> dict[str, Any]:
+def _file_pair_json(comparison: Comparison) -> dict[str, Any]:
     """Two stage files as the public tool's JSON, ours beside."""
     return {
         "schema": PAIR_SCHEMA,
