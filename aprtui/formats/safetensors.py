@@ -94,6 +94,10 @@ def _shards(folder: Path, notes: list[str]) -> tuple[list[Path], Mapping[str, st
                 )
         return shards, weight_map
     found = sorted(folder.glob("*.safetensors"))
+    ours = [shard for shard in found if not shard.name.startswith("consolidated")]
+    if ours and len(ours) < len(found):  # the same model twice, the rows of q and k in two orders
+        notes.append("consolidated.safetensors is the same model in Mistral's layout: not read")
+        found = ours
     if not found:
         raise BadFileError(folder, "no .safetensors file in this folder")
     if len(found) > 1:
