@@ -66,6 +66,10 @@ TINY: dict[str, Tiny] = {
             "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [1.0, 2.0, 4.0, 8.0],
         },
     }, ("phi3",)),
+    "smollm3": Tiny("SmolLM3", {
+        "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 4,
+        "pad_token_id": 0, "tie_word_embeddings": False,
+    }, ("smollm3",)),
 }  # fmt: skip
 
 
