@@ -53,6 +53,19 @@ TINY: dict[str, Tiny] = {
         "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 20, "num_hidden_layers": 4,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     }),
+    "olmo2": Tiny("Olmo2", {}, ("olmo2",)),
+    "qwen2moe": Tiny("Qwen2Moe", {
+        "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 40, "mlp_only_layers": [1], "use_sliding_window": True,
+        "sliding_window": 4, "max_window_layers": 3,
+    }, ("qwen2_moe",)),
+    "phi3": Tiny("Phi3", {
+        "hidden_size": 64, "original_max_position_embeddings": 8, "pad_token_id": 0,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [1.0, 2.0, 4.0, 8.0],
+        },
+    }, ("phi3",)),
 }  # fmt: skip
 
 

@@ -253,7 +253,7 @@ def _parts(entry: TensorEntry) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """A metadata value for JSON: long lists by their length and first entries."""
     if isinstance(value, str | bool | int | float) or value is None:
-        return value if not isinstance(value, float) or value == value else "NaN"
+        return value
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in list(value.items())[:64]}
     if hasattr(value, "__len__") and hasattr(value, "__getitem__"):
@@ -317,6 +317,7 @@ def _by_place(file: ModelFile) -> list[TensorEntry]:
     """Tensors in a reading order: by name, numbers as numbers."""
 
     def key(entry: TensorEntry) -> list[tuple[int, str]]:
-        return [(int(p), "") if p.isdigit() else (-1, p) for p in entry.name.split(".")]
+        parts = entry.name.split(".")
+        return [(int(p), "") if p.isascii() and p.isdigit() else (-1, p) for p in parts]
 
     return sorted(file.tensors.values(), key=key)

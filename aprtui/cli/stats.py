@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from aprtui import api
 from aprtui.cli.options import add_choice
-from aprtui.cli.output import print_table
-from aprtui.compare.diff import finite_json
+from aprtui.cli.output import print_json, print_table
 from aprtui.compare.statistics import OutlierChannel, Statistics, outlier_channels, statistics
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
@@ -47,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
     records = list(trace.records.values()) if one else _chosen(trace, args.stages, args.layers)
     rows = [_row(record) for record in records]
     if args.json:
-        found = {"schema": "aprtui-stats-v1", "path": str(args.path), "stages": finite_json(rows)}
-        print(json.dumps(found, allow_nan=False, indent=1))
+        found = {"schema": "aprtui-stats-v1", "path": str(args.path), "stages": rows}
+        print_json(found)
     else:
         _show(rows)
     return 3 if any("error" in row for row in rows) else 0

@@ -25,7 +25,7 @@ from aprtui.cli.options import parse_overrides, parse_tokens
 from aprtui.cli.output import print_json, print_notes
 from aprtui.cli.report import check_output, write_report
 from aprtui.compare.bisection import Bisection
-from aprtui.compare.diff import Comparison, diff_traces, finite_json
+from aprtui.compare.diff import Comparison, diff_traces
 from aprtui.compare.pairs import PASSED
 from aprtui.engine.adapters import available, suits
 from aprtui.engine.job import DTYPES, TraceJob
@@ -302,8 +302,8 @@ def _engine_json(each: Verified, first: Verified, args: argparse.Namespace) -> d
             "verdict": comparison.verdict,
             "bar": str(comparison.bars),
             "counts": comparison.counts,
-            "largest_rel_l2": finite_json(
-                max((p.metrics.rel_l2 for p in comparison.results if p.metrics), default=None)
+            "largest_rel_l2": max(
+                (p.metrics.rel_l2 for p in comparison.results if p.metrics), default=None
             ),
         },
         "replay": {**each.replay.to_json(), "a": reference, "b": root},

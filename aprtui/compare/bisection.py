@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aprtui.compare.diff import finite_json
 from aprtui.compare.pairs import PairResult
+from aprtui.formats.summary import finite_json
 from aprtui.formats.tracedir import StageKey
 from aprtui.notebook import html_table
 from aprtui.text import clean, count, number

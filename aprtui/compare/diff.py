@@ -25,7 +25,7 @@ from aprtui.compare.pairs import (
     rope_note,
 )
 from aprtui.errors import UsageError
-from aprtui.formats.summary import json_number
+from aprtui.formats.summary import finite_json
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.notebook import html_table
 from aprtui.text import clean, count, number
@@ -39,7 +39,6 @@ __all__ = [
     "comparison_json",
     "diff_files",
     "diff_traces",
-    "finite_json",
     "judge_again",
     "pair_json",
     "side_of",
@@ -258,17 +257,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 # -- JSON ------------------------------------------------------------------------------------------
-
-
-def finite_json(value: Any) -> Any:
-    """``value`` for JSON: NaN and infinities become "NaN", "Infinity", "-Infinity"."""
-    if isinstance(value, float):
-        return json_number(value)
-    if isinstance(value, Mapping):
-        return {key: finite_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite_json(item) for item in value]
-    return value
 
 
 def pair_json(result: PairResult, bars: Bars) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aprtui.compare.diff import finite_json
 from aprtui.compare.model_settings import Setting
+from aprtui.formats.summary import finite_json
 from aprtui.graph import Role
 from aprtui.notebook import html_table
 from aprtui.text import count, number

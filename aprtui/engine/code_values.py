@@ -29,7 +29,6 @@ _DTYPES = {
     "I8": torch.int8, "U8": torch.uint8, "I32": torch.int32, "U32": torch.int32,
     "I64": torch.int64,
 }  # fmt: skip
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _AWQ_SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)  # of the eight values of a word, in order
 
 
@@ -61,7 +60,11 @@ class Pieces:
 
 
 def _scaled(coding: Scaled, pieces: Pieces, out: Tensor) -> None:
-    out.copy_(pieces["codes"])
+    codes = pieces["codes"]
+    if codes.dtype == torch.int8:
+        out.copy_(codes)
+    else:
+        _float8(codes, out)
     if pieces.get("zero") is not None:
         _each_block(coding, pieces, pieces.floats("zero"), out, Tensor.sub_)
     scale = pieces["scale"]
@@ -69,6 +72,20 @@ def _scaled(coding: Scaled, pieces: Pieces, out: Tensor) -> None:
     _each_block(coding, pieces, numbers, out, Tensor.mul_)
     if coding.factor != 1.0:
         out.mul_(coding.factor)
+
+
+def _float8(codes: Tensor, out: Tensor) -> None:
+    """FP8 to float32 by way of float16, whose bits they are but for the exponent's bias: torch's
+    own conversion takes one number at a time on the CPU."""
+    stored = codes.view(torch.int8).to(torch.int16)  # the sign in the upper byte
+    if codes.dtype == torch.float8_e5m2:
+        out.copy_((stored << 8).view(torch.float16))
+        return
+    halves = (stored << 7).bitwise_and_(0x3F80).bitwise_or_(stored & -0x8000)
+    out.copy_(halves.view(torch.float16)).mul_(2.0**8)
+    nan = stored & 0x7F == 0x7F
+    if nan.any():
+        out.masked_fill_(nan, math.nan)
 
 
 def _each_block(
@@ -132,8 +149,8 @@ def _turned(coding: Turned, pieces: Pieces, out: Tensor) -> None:
     codes, packed = pieces["codes"], pieces["zero"]
     if coding.interleaved:
         skipped = pieces.first % 8
-        out.copy_(_awq_values(codes)[:, skipped : skipped + n].T)
-        zero = _awq_values(packed)[:, skipped : skipped + n].T.to(torch.float32).contiguous()
+        out.copy_(_awq_values(codes)[skipped : skipped + n])
+        zero = _awq_values(packed)[skipped : skipped + n]
     else:
         _unpack(_row_bytes(codes.T), coding.bits, out)
         stored = _row_bytes(packed)
@@ -148,9 +165,12 @@ def _turned(coding: Turned, pieces: Pieces, out: Tensor) -> None:
 
 
 def _awq_values(words: Tensor) -> Tensor:
-    """[n, words] int32 to [n, 8 words] in order."""
-    shifts = torch.tensor(_AWQ_SHIFTS, dtype=torch.int32, device=words.device)
-    return (words.unsqueeze(-1) >> shifts).bitwise_and_(15).view(len(words), -1)
+    """[columns, words] int32 to [8 words, columns] float32, rows in order."""
+    turned = words.T.contiguous()
+    values = torch.empty((len(turned), 8, turned.shape[1]), device=words.device)
+    for place, shift in enumerate(_AWQ_SHIFTS):
+        values[:, place].copy_((turned >> shift).bitwise_and_(15))
+    return values.view(8 * len(turned), -1)
 
 
 def _row_bytes(words: Tensor) -> Tensor:
@@ -175,8 +195,10 @@ def _unpack(packed: Tensor, bits: int, out: Tensor) -> None:
     words = torch.zeros((n, groups, 8), dtype=torch.uint8, device=packed.device)
     spread = torch.nn.functional.pad(packed, (0, max(groups * bits - packed.shape[1], 0)))
     words[..., :bits] = spread[:, : groups * bits].view(n, groups, bits)
-    shifts = torch.arange(0, 8 * bits, bits, device=packed.device)
-    values = (words.view(torch.int64) >> shifts).bitwise_and_((1 << bits) - 1)
+    streams = words.view(torch.int64).view(n, groups)
+    values = torch.empty((n, groups, 8), device=packed.device)
+    for place in range(8):
+        values[..., place].copy_((streams >> place * bits).bitwise_and_((1 << bits) - 1))
     out.copy_(values.view(n, -1)[:, :count])
 
 
@@ -192,17 +214,15 @@ def _powers(stored: Tensor) -> Tensor:
     return _exponents(stored.device)[stored.to(torch.int32)]
 
 
-@lru_cache
-def _e2m1(device: torch.device) -> Tensor:
-    """The values [256, 2] float32 of a byte's low and high nibble."""
-    values = torch.tensor((*_E2M1, *(-value for value in _E2M1)))
-    codes = torch.arange(256)
-    return torch.stack((values[codes & 15], values[codes >> 4]), dim=1).to(device)
-
-
 def _float4(coding: Float4, pieces: Pieces, out: Tensor) -> None:
-    codes = _row_bytes(pieces["codes"]).view(-1).to(torch.int32)
-    out.view(-1, 2).copy_(_e2m1(out.device)[codes])
+    """A nibble is a float16's sign, two bits of its exponent and one of its mantissa."""
+    packed = _row_bytes(pieces["codes"]).view(-1).to(torch.int16)
+    pairs = out.view(-1, 2)
+    low = (packed & 7).bitwise_left_shift_(9).bitwise_or_((packed & 8) << 12)
+    high = (packed & 0x70).bitwise_left_shift_(5).bitwise_or_((packed & 0x80) << 8)
+    pairs[:, 0].copy_(low.view(torch.float16))
+    pairs[:, 1].copy_(high.view(torch.float16))
+    out.mul_(2.0**14)
     scale = pieces["scale"]
     if coding.exponents:
         numbers = _powers(scale)
@@ -217,8 +237,10 @@ def _table4(coding: Table4, pieces: Pieces, out: Tensor) -> None:
     table = pieces["table"]
     start = pieces.first * coding.columns
     codes = pieces["codes"].view(torch.uint8).view(-1).to(torch.int32)
-    nibbles = torch.stack((codes >> 4, codes & 15), dim=1).view(-1)
-    out.view(-1).copy_(table[nibbles[start % 2 : start % 2 + out.numel()]])
+    pairs = torch.empty((codes.numel(), 2), device=out.device)
+    pairs[:, 0].copy_(torch.index_select(table.repeat_interleave(16), 0, codes))
+    pairs[:, 1].copy_(torch.index_select(table.repeat(16), 0, codes))
+    out.view(-1).copy_(pairs.view(-1)[start % 2 : start % 2 + out.numel()])
     absmax, first_block = pieces["absmax"].view(-1), start // coding.block
     if coding.nested_block:
         blocks = torch.arange(first_block, first_block + absmax.numel(), device=out.device)

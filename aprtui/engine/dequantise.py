@@ -7,13 +7,12 @@ import struct
 from collections.abc import Callable, Sequence
 from copy import copy
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from aprtui.engine.block_decoders import BLOCK_DECODERS, Fields, Workspace
 from aprtui.engine.coded import CodedRows, Readable
+from aprtui.engine.grid_decoders import GRID_DECODERS
 from aprtui.engine.kernels import decode_by_kernel
 from aprtui.engine.native import decode_blocks
 from aprtui.errors import EngineError
@@ -31,7 +30,6 @@ __all__ = [
     "rows_of",
 ]
 
-_CODEC_BLOCKS = 4096  # blocks a call of gguf's numpy codecs: bounds their temporaries
 _PLAIN: dict[str, torch.dtype] = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -78,10 +76,15 @@ def _dequantise(type_name: str, blocks: Tensor, out: Tensor | None, workspace: W
     fields = Fields(blocks, workspace)
     if type_name in _PLAIN:
         out.copy_(_viewed(fields, _PLAIN[type_name]))
+    elif type_name in GRID_DECODERS:
+        GRID_DECODERS[type_name](fields, out)
     elif type_name in BLOCK_DECODERS:
         BLOCK_DECODERS[type_name](fields, out)
     else:
-        _by_codec(type_name, blocks, out)
+        raise EngineError(
+            f"no decoder for blocks of type {type_name}",
+            hint="llama-quantize --allow-requantize makes a file of a common type from it",
+        )
     return out
 
 
@@ -99,25 +102,6 @@ def _viewed(fields: Fields, dtype: torch.dtype) -> Tensor:
     if blocks.data_ptr() % dtype.itemsize or blocks.storage_offset() % dtype.itemsize:
         blocks = fields.bytes(0, blocks.shape[1])
     return blocks.view(dtype)
-
-
-def _by_codec(type_name: str, blocks: Tensor, out: Tensor) -> None:
-    """Rare types through gguf's numpy codecs, on the CPU."""
-    import gguf.quants
-
-    stored: npt.NDArray[np.uint8] = blocks.cpu().contiguous().numpy()
-    for first in range(0, len(stored), _CODEC_BLOCKS):
-        part = stored[first : first + _CODEC_BLOCKS]
-        try:
-            kind = gguf.GGMLQuantizationType[type_name]
-            with np.errstate(all="ignore"):
-                values = gguf.quants.dequantize(part.reshape(1, -1), kind)
-        except (KeyError, NotImplementedError) as error:
-            raise EngineError(
-                f"no decoder for blocks of type {type_name}",
-                hint="llama-quantize --allow-requantize makes a file of a common type from it",
-            ) from error
-        out[first : first + len(part)].copy_(torch.from_numpy(values.reshape(len(part), -1)))
 
 
 def dequantise_apr_q8(scale: float, stored: Tensor, out: Tensor | None = None) -> Tensor:

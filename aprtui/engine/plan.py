@@ -18,7 +18,7 @@ from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import StageHeader
 from aprtui.formats.tracedir import StageKey, holds_trace
 from aprtui.graph import Absent, Graph
-from aprtui.graph.ops import Embed, Scores, Softmax
+from aprtui.graph.ops import Scores, Softmax
 from aprtui.graph.select import parse_layers, parse_stages
 from aprtui.model.open import Model, open_model
 from aprtui.text import clean, size
@@ -74,11 +74,10 @@ class Plan:
     @property
     def read_bytes(self) -> int:
         """The weights that the pass reads: each tensor once, of the token table only rows."""
-        tables = {node.op.table for node in self.model.graph if isinstance(node.op, Embed)}
         entries = {
             matrix.entry.name: matrix.entry.size_bytes
             for role, matrix in self.model.weights.items()
-            if role not in tables
+            if role not in self.model.graph.tables
         }
         return sum(entries.values())
 

@@ -132,7 +132,7 @@ class WeightStream:
     def _streams(self, role: Role, device: torch.device) -> bool:
         """Whether the device is given a matrix of this role block by block."""
         matrix = self.model.weights.get(role)
-        if matrix is None or matrix.rows == 1 or role.name == "embedding":
+        if matrix is None or matrix.rows == 1 or role in self.model.graph.tables:
             return False
         return self.device_of(role.layer) == device and role.layer not in self.placement.kept
 

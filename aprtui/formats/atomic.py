@@ -30,6 +30,7 @@ def write_whole(path: Path, header: bytes, values: memoryview, *, hint: str = ""
 
     Hundreds a trace: in C without Python's lock where that was compiled. Raises EngineError.
     """
+    check_maps()  # no file is made of bytes that were no longer there
     if _HAS_C:
         try:
             if write_in_c(_unfinished(path), path, header, values):

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from aprtui.errors import BadFileError
-from aprtui.formats.strict_json import parse_object
+from aprtui.formats.files import first_bytes
+from aprtui.formats.strict_json import read_object
 from aprtui.text import clean
 
 __all__ = ["Located", "holds_model", "located"]
@@ -50,7 +51,7 @@ def located(path: Path) -> Located:
 
 def holds_model(path: Path) -> bool:
     """Whether a path looks like what ``located`` finds a model by; nothing is read but names, and
-    the first bytes of a file. Raises OSError."""
+    the first bytes of a file. Raises OSError, BadFileError."""
     if path.is_dir():
         return (
             _holds_tensors(path)
@@ -64,8 +65,7 @@ def holds_model(path: Path) -> bool:
         return True
     if not path.is_file():
         return False
-    with path.open("rb") as file:
-        head = file.read(4)
+    head = first_bytes(path, 4)
     return head == b"GGUF" or head == b"APR\0" or _store_of(path) is not None
 
 
@@ -104,8 +104,7 @@ def _snapshot(model: Path) -> Located:
         )
     ref = model / "refs" / "main"
     if ref.is_file():
-        with ref.open("rb") as file:
-            revision = file.read(_REF_BYTES).decode("utf-8", "replace").strip()
+        revision = first_bytes(ref, _REF_BYTES).decode("utf-8", "replace").strip()
         chosen = next((path for path in found if path.name == revision), None)
         if chosen is None and len(found) > 1:
             raise BadFileError(
@@ -190,9 +189,7 @@ def _store_of(path: Path) -> Path | None:
 
 def _in_store(manifest: Path, store: Path) -> Located:
     """The blob that a manifest's model layer is, and what else it lists."""
-    with manifest.open("rb") as file:
-        raw = file.read(_MANIFEST_BYTES)
-    layers = parse_object(manifest, raw, "the manifest").get("layers")
+    layers = read_object(manifest, "the manifest", _MANIFEST_BYTES).get("layers")
     by_kind: dict[str, list[Mapping[str, Any]]] = {}
     for layer in layers if isinstance(layers, list) else ():
         if isinstance(layer, Mapping):

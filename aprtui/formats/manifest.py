@@ -138,7 +138,9 @@ def _check_parts(manifest: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is not an object")
     tokens = manifest.get("tokens", {})
     for name, kind in (("ids", int), ("text", str)):
-        items = tokens.get(name) or []
+        items = tokens.get(name)
+        if items is None:
+            continue
         if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
             raise ValueError(f"tokens.{name} is not a list of {kind.__name__}")
     notes = manifest.get("notes", [])

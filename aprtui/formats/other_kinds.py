@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from aprtui.errors import BadFileError
+from aprtui.formats.files import first_bytes
 from aprtui.formats.modelfile import ModelFile
 from aprtui.text import clean, quoted, size
 
@@ -34,10 +35,12 @@ def refuse_beginning(path: Path, head: bytes) -> None:
         )
     if head[8:9] == b"{":
         return  # the JSON of a .safetensors header, whose length may begin with any byte
-    if head[:4] == b"PK\3\4" or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"):
+    zipped = head[:4] == b"PK\3\4"
+    if zipped or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"):
+        what = "a zip archive, as PyTorch packs its pickles" if zipped else "a PyTorch pickle"
         raise BadFileError(
             path,
-            "a PyTorch pickle, which can run code as it is opened; aprtui opens none",
+            f"{what}, which can run code as it is opened; aprtui opens none",
             hint="transformers' save_pretrained writes it as .safetensors",
         )
     if head[:4] in _OLD_GGML:
@@ -53,8 +56,7 @@ def refuse_folder(folder: Path) -> None:
     for pattern in ("pytorch_model*.bin", "consolidated*.pth", "*.pt", "*.ckpt"):
         found = sorted(folder.glob(pattern))
         if found:
-            with found[0].open("rb") as file:
-                refuse_beginning(found[0], file.read(256))
+            refuse_beginning(found[0], first_bytes(found[0], 256))
             raise BadFileError(
                 folder,
                 f"no .safetensors file; {clean(found[0].name, 80)} is PyTorch's, which aprtui "

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from aprtui.formats.aprt import HEADER_BYTES
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph.ops import Op, Product, Rope
+from aprtui.graph.ops import Embed, Op, Product, Rope
 from aprtui.graph.role import Role
 from aprtui.text import count
 
@@ -136,6 +136,11 @@ class Graph:
     def stages(self) -> tuple[str, ...]:
         """The names of the stages, in order of their first computation."""
         return tuple(dict.fromkeys(node.key.stage for node in self.nodes))
+
+    @cached_property
+    def tables(self) -> frozenset[Role]:
+        """The token tables: of these the pass reads rows, where they lie in the file."""
+        return frozenset(node.op.table for node in self.nodes if isinstance(node.op, Embed))
 
     @cached_property
     def layers_of(self) -> Mapping[str, tuple[int, ...]]:

@@ -90,11 +90,9 @@ def traced(model: Path, out: Path) -> dict[str, bytes]:
     return {str(file.relative_to(out)): file.read_bytes() for file in sorted(out.rglob("*.bin"))}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_trace_is_that_of_the_model_dequantised_to_the_last_bit(
-    case: str, tmp_path: Path
-) -> None:
-    model, plain = open_model(FOLDERS / case), tmp_path / "plain"
+def dequantised(case: str, plain: Path) -> Path:
+    """The same model with plain float32 weights, as another program would write it."""
+    model = open_model(FOLDERS / case)
     names = quantised(model)
     stored = load_file(FOLDERS / case / "model.safetensors")
     modules = {name.removesuffix("weight") for name in names.values()}
@@ -109,6 +107,14 @@ def test_a_trace_is_that_of_the_model_dequantised_to_the_last_bit(
     config = json.loads((FOLDERS / case / "config.json").read_text())
     config = {key: value for key, value in config.items() if not key.startswith("quantization")}
     (plain / "config.json").write_text(json.dumps(config))
+    return plain
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_trace_is_that_of_the_model_dequantised_to_the_last_bit(
+    case: str, tmp_path: Path
+) -> None:
+    plain = dequantised(case, tmp_path / "plain")
     assert traced(FOLDERS / case, tmp_path / "a") == traced(plain, tmp_path / "b")
 
 
@@ -119,6 +125,33 @@ def test_a_manifest_says_the_quantisation_and_what_its_own_runtime_rounds(tmp_pa
     assert said["method"] == "compressed-tensors"
     assert said["activations"] == "int8, dynamic, one scale a token"
     assert model["types"]["q"] == ["INT8"]
+
+
+ONE_OF_EACH = ("fp8-block", "ct-int4-zero", "gptq-4-actorder", "bnb-nf4-nested", "modelopt-nvfp4")
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH)
+def test_two_formats_of_one_model_are_the_same_weights(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = dequantised(case, tmp_path / "plain")
+    assert main(["diff", str(FOLDERS / case), str(plain), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {each["class"] for each in found["tensors"]} == {"equal"}
+    weights = load_file(plain / "model.safetensors")
+    weights[f"{Q}.weight"][7] *= 1.5
+    save_file(weights, plain / "model.safetensors")
+    assert main(["diff", str(FOLDERS / case), str(plain)]) == 1
+    assert "layer 0 q" in capsys.readouterr().out
+    assert main(["diff", str(FOLDERS / case), str(FOLDERS / case)]) == 0
+    assert "same-bytes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH)
+def test_an_apr_of_its_values_is_the_same_model(case: str, tmp_path: Path) -> None:
+    out = tmp_path / "m.apr"
+    assert main(["import", str(FOLDERS / case), "-o", str(out), "--other", "f32"]) == 0
+    assert traced(out, tmp_path / "a") == traced(FOLDERS / case, tmp_path / "b")
 
 
 def test_sizes_count_every_part() -> None:

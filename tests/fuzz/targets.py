@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -181,7 +182,10 @@ def _read_apr(path: Path, number: int) -> None:
 
 
 def _safetensors_seeds() -> list[bytes]:
-    arrays = {"a": np.ones((2, 3), np.float32), "b.c": np.zeros(4, np.float16)}
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        "a": np.ones((2, 3), np.float32),
+        "b.c": np.zeros(4, np.float16),
+    }
     return [save(arrays, metadata={"format": "pt"}), save({})]
 
 

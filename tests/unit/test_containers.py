@@ -170,7 +170,7 @@ BEGINNINGS = {
             "a Git LFS pointer to 4.7 GB", "git lfs pull"),
     "page": (b"\n<!DOCTYPE html><html><body>401</body></html>", "a web page", "licence"),
     "pickle": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "a PyTorch pickle", "save_pretrained"),
-    "torch zip": (b"PK\x03\x04\x00\x00\x08\x08\x00\x00" + bytes(40), "a PyTorch pickle", "code"),
+    "torch zip": (b"PK\x03\x04\x00\x00\x08\x08\x00\x00" + bytes(40), "a zip archive", "run code"),
     "old ggml": (b"tjgg\x03\x00\x00\x00" + bytes(40), "from before GGUF", "current llama.cpp"),
 }  # fmt: skip
 
@@ -189,7 +189,7 @@ def test_another_kind_of_file_is_named(name: str, ending: str, tmp_path: Path) -
 def test_a_folder_of_pickles_is_named(tmp_path: Path) -> None:
     folder = copied(tmp_path / "m")
     (folder / "pytorch_model.bin").write_bytes(BEGINNINGS["torch zip"][0])
-    with pytest.raises(BadFileError, match=r"pytorch_model.bin: a PyTorch pickle"):
+    with pytest.raises(BadFileError, match=r"pytorch_model\.bin: a zip archive"):
         open_model(folder)
 
 

@@ -164,7 +164,7 @@ def test_llama3_scaling_as_text_is_what_a_config_says(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (b"", "it is empty"),
-        (b"PK\x03\x04zip", "not a model file"),
+        (b"PK\x03\x04zip", "a zip archive"),
         (b"APRT" + bytes(8), "stage"),
     ],
 )

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from aprtui.errors import BadFileError
+from aprtui.formats.files import read_whole
 from aprtui.formats.modelfile import ModelFile
-from aprtui.formats.strict_json import parse_object
+from aprtui.formats.strict_json import read_object
 from aprtui.text import clean
 
 __all__ = ["QUANTISATION_KEYS", "Quantisation", "declared", "with_declared"]
@@ -87,7 +88,7 @@ def with_declared(file: ModelFile) -> ModelFile:
     beside = [path for name in _FILES if (path := _folder(file) / name).is_file()]
     digest = hashlib.sha256(file.digest.encode())
     for path in beside:
-        digest.update(_read(path))
+        digest.update(read_whole(path, _MAX_JSON_BYTES, "a quantisation"))
     return replace(file, quantisation=found, digest=digest.hexdigest() if beside else file.digest)
 
 
@@ -130,24 +131,13 @@ def _method(key: str, value: Mapping[str, Any]) -> str:
 def _from_file(path: Path) -> Quantisation | None:
     if not path.is_file():
         return None
-    keys = parse_object(path, _read(path), "the quantisation")
+    keys = read_object(path, "the quantisation", _MAX_JSON_BYTES)
     inner = keys.get("quantization")
     if path.name == "hf_quant_config.json":
         if not isinstance(inner, Mapping):
             raise BadFileError(path, "has no quantization object")
         return Quantisation("modelopt", path.name, dict(inner))
     return Quantisation(str(keys.get("quant_method", _FILES[path.name])), path.name, keys)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
-    if len(raw) > _MAX_JSON_BYTES:
-        raise BadFileError(path, f"is larger than {_MAX_JSON_BYTES:,} bytes")
-    return raw
 
 
 def _agree(path: Path, a: Quantisation, b: Quantisation) -> None:

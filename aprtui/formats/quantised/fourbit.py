@@ -127,10 +127,10 @@ class _State:
     @property
     def shape(self) -> tuple[int, int]:
         shape = self._keys.get("shape")
-        whole = isinstance(shape, list) and len(shape) == 2
-        if not whole or not all(isinstance(n, int) and 0 < n < 1 << 31 for n in shape):
+        extents = shape if isinstance(shape, list) and len(shape) == 2 else [0, 0]
+        if not all(isinstance(n, int) and 0 < n < 1 << 31 for n in extents):
             self._module.refuse(self.entry, f"says the shape {shape!r:.60}")
-        return shape[0], shape[1]
+        return extents[0], extents[1]
 
 
 def _table(module: Module, weight: TensorEntry, kind: str, state: _State) -> Coding:
