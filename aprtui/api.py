@@ -54,7 +54,7 @@ def open_trace(
     """A capture of any program: a trace folder, one side of a per-op folder, or one stage file.
 
     ``found["layer-3/ffn_gate"]`` is a ``StageArray``: float32, read-only, a memory map where it is
-    large, with ``axes``, ``shape`` and ``positions``. Nothing is read before it is asked for;
+    large, with ``axes``, ``shape`` and ``positions``. Nothing is read before it is asked for. The
     stages are in order of computation. Shapes that no manifest states come from ``model``, else by
     inference (``shape_source`` says which). ``progress`` is told the files found, and of how many
     where that is known. Raises BadFileError, UsageError.

@@ -19,6 +19,7 @@ from aprtui.cli.options import (
 from aprtui.cli.output import check_new_file
 from aprtui.cli.status_line import StatusLine
 from aprtui.compare.opening import read_capture
+from aprtui.compare.pairs import check_tokens
 from aprtui.errors import UsageError
 from aprtui.formats.atomic import whole_file
 from aprtui.formats.tracedir import TraceDir
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if args.model is None and (args.prompt is not None or args.tokens is not None):
         raise UsageError("--tokens and --prompt are for replaying", hint="add --model MODEL")
     a, b = (_folder(path) for path in (args.a, args.b))
+    check_tokens(a, b)  # diff's hint would name an option that a report does not have
     model, bisection, tokens = None, None, parse_tokens(args.tokens)
     if args.model is not None:
         from aprtui.model.open import open_model
