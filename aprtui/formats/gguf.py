@@ -12,6 +12,7 @@ import math
 import re
 import struct
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, overload
 import numpy as np
 
 from aprtui.errors import BadFileError
-from aprtui.formats.blocks import BY_GGML_CODE, MAX_TENSORS, MAX_VALUES, stored_bytes
+from aprtui.formats.blocks import BLOCK_TYPES, BY_GGML_CODE, MAX_TENSORS, MAX_VALUES, stored_bytes
 from aprtui.formats.files import OpenFile, cut_short, open_file
 from aprtui.formats.modelfile import HeaderField, ModelFile, TensorEntry
 from aprtui.text import beginning, clean
@@ -371,13 +372,11 @@ def _index_entry(cursor: _Cursor) -> tuple[str, str, tuple[int, ...], int]:
     extents = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions, f"the shape of {what}"))
     code: int = cursor.scalar(_U32, f"the type of {what}")
     offset: int = cursor.scalar(_U64, f"the offset of {what}")
-    if code not in BY_GGML_CODE:
-        raise cursor.bad(
-            f"{what} has the tensor type {code}, which is not known", hint="update aprtui"
-        )
-    kind = BY_GGML_CODE[code]
     if max(extents, default=0) >= MAX_VALUES or math.prod(extents) >= MAX_VALUES:
         raise cursor.bad(f"{what} has an impossible shape")
+    kind = BY_GGML_CODE.get(code)
+    if kind is None:  # a type of tomorrow, or one that ggml has given up: listed, not decoded
+        return name, f"GGML_{code}", extents[::-1], offset
     if extents and extents[0] % kind.values:
         raise cursor.bad(
             f"{what} has rows of {extents[0]:,} values, not whole {kind.name} blocks of "
@@ -394,8 +393,14 @@ def _placed(
 ) -> dict[str, TensorEntry]:
     """The entries of the index with their place in the file, each inside it."""
     tensors: dict[str, TensorEntry] = {}
+    offsets = sorted(offset for *_, offset in index)
     for name, type_name, shape, offset in index:
-        size_bytes = stored_bytes(type_name, shape)
+        if type_name in BLOCK_TYPES:
+            size_bytes = stored_bytes(type_name, shape)
+        else:  # of a type that is not known: all up to the next tensor
+            later = bisect_right(offsets, offset)
+            end = offsets[later] if later < len(offsets) else cursor.end - tensors_at
+            size_bytes = max(end - offset, 0)
         start = tensors_at + offset
         if name in tensors:
             raise BadFileError(cursor.path, f"two tensors are called {clean(name)}")

@@ -122,6 +122,9 @@ def tensor_facts(row: TensorRow) -> list[Fact]:
         facts.append(
             Fact("blocks", f"{count(blocks)} of {kind.values} values in {kind.bytes} B", flat)
         )
+    for part in entry.coding.parts if entry.coding is not None else ():
+        shape = " x ".join(map(count, part.entry.shape)) or "scalar"
+        facts.append(Fact(part.name, f"{part.entry.type}, {shape}", clean(part.entry.name, 200)))
     facts.append(Fact("file", clean(entry.path.name, 200)))
     return facts
 
