@@ -334,7 +334,8 @@ def _read_events(path: Path, number: int) -> None:
         event = parse_event(line)
         if event is not None:
             event.to_json()
-    _read_trace(path, number)
+    if number % _INSPECT == 0:  # to infer shapes takes longer than to read
+        _read_trace(path, number)
 
 
 # ---- comparisons, contracts ----
