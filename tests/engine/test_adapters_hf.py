@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from aprtui.cli.main import main
+from aprtui.engine.adapters import huggingface
 from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import make_plan
 from aprtui.engine.run import run_trace
-from aprtui.errors import BadFileError, UsageError
+from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.tracedir import TraceDir, open_trace
 from tests.support import FIXTURES, needs_fixtures
 
@@ -93,6 +94,18 @@ def test_manifest_names_engine_version_and_settings(tmp_path: Path) -> None:
     assert engine["settings"] == {"attention": "eager"}
     reasons = {item["stage"]: item["reason"] for item in theirs.manifest["absent"]}
     assert reasons["qkv_bias"] == "the layers have no q/k/v bias"
+
+
+def test_a_stage_that_no_module_gives_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(TINY["llama"], tmp_path / "model")
+    sources = tuple(each for each in huggingface._SOURCES if each.stage != "ffn_silu")
+    monkeypatch.setattr(huggingface, "_SOURCES", sources)
+    with pytest.raises(EngineError, match="no module of it is known to give layer-0/ffn_silu"):
+        trace(tmp_path / "model", tmp_path / "t", "hf")
+    without = trace(tmp_path / "model", tmp_path / "u", "hf", stages="attn_*,ffn_gate")
+    assert without.status == "complete"
 
 
 def test_a_model_it_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:

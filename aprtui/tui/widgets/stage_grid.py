@@ -62,6 +62,7 @@ class StageGrid(Lines):
         self._layers: list[int | None] = []
         self._stages: list[str] = []
         self._whole: list[str] = []
+        self._heads: tuple[int, Mapping[str, tuple[str, int]]] | None = None  # of which width
         self.row = self.column = 0  # the column among those of the row
         self._wish = 0  # the column of layers that moving up and down keeps to
         self.first = self.first_column = 0
@@ -76,6 +77,7 @@ class StageGrid(Lines):
         self._layers = [*sorted({key.layer for key in ordered if key.layer is not None})]
         names = dict.fromkeys(key.stage for key in ordered if key.layer is not None)
         self._stages = sorted(names, key=lambda name: order_of(StageKey(0, name)))
+        self._heads = None
         self._whole = [key.stage for key in ordered if key.layer is None]
         if self._whole:
             self._layers.append(None)
@@ -122,28 +124,19 @@ class StageGrid(Lines):
         return 1 + len(self._layers)
 
     @property
-    def cell_width(self) -> int:
-        """Of the columns whose stages are known: the whole names' where they all fit."""
-        known = [name for name in self._stages if stage_of(name) is not None]
-        whole = sum(len(name) + 2 for name in self._stages if stage_of(name) is None)
-        room = (self.size.width - _LABEL - whole) // max(len(known), 1)
-        full = max((len(name) for name in known), default=0) + 2
-        return full if _CELL < full <= room else max(3, min(_CELL, room))
+    def heads(self) -> Mapping[str, tuple[str, int]]:
+        """What stands above each column, and the cells that it takes.
 
-    def _head(self, name: str) -> str:
-        """A stage's name, or its letters where the name does not fit above its column."""
-        if stage_of(name) is None:
-            return fit(name, min(len(name), max(self.size.width - _LABEL - 2, 3)))
-        return name if len(name) < self.cell_width else short_name(name)[: self.cell_width - 1]
-
-    def _width(self, name: str) -> int:
-        """The cells that a stage's column takes."""
-        return self.cell_width if stage_of(name) is not None else len(self._head(name)) + 2
+        Known stages have columns alike, with their whole names where all of these fit.
+        """
+        if self._heads is None or self._heads[0] != self.size.width:
+            self._heads = (self.size.width, _laid_out(self._stages, self.size.width - _LABEL))
+        return self._heads[1]
 
     @property
     def abbreviated(self) -> bool:
         """Whether a column's head is not the whole name of its stage."""
-        return any(self._head(name) != name for name in self._stages)
+        return any(head != name for name, (head, _) in self.heads.items())
 
     @property
     def page(self) -> int:
@@ -153,7 +146,7 @@ class StageGrid(Lines):
         """The stages whose columns fit from ``first`` on; one at least."""
         room, found = self.size.width - _LABEL, list[str]()
         for name in self._stages[first:]:
-            room -= self._width(name)
+            room -= self.heads[name][1]
             if room < 0 and found:
                 break
             found.append(name)
@@ -259,7 +252,7 @@ class StageGrid(Lines):
         else:
             x, column = event.x - _LABEL, self.first_column
             for name in self._columns(self.first_column)[:-1]:
-                x -= self._width(name)
+                x -= self.heads[name][1]
                 column += x >= 0
         self._across(row, column)
 
@@ -279,7 +272,7 @@ class StageGrid(Lines):
         if y == 0:
             parts: list[Part] = [(" " * _LABEL, "")]
             for number, name in enumerate(stages, self.first_column):
-                parts.append((right(self._head(name), self._width(name)), self._tone(number, name)))
+                parts.append((right(*self.heads[name]), self._tone(number, name)))
             return self.strip(parts, width)
         row = self.first + y - 1
         if row >= len(self._layers):
@@ -292,8 +285,9 @@ class StageGrid(Lines):
         for number, name in enumerate(names, first):
             lead, tail = f"  {name} ", 1
             if layer is not None:  # the sign under the middle of the name
-                tail = max(len(self._head(name)) // 2, 1)
-                lead = " " * (self._width(name) - tail - 2)
+                head, taken = self.heads[name]
+                tail = max(len(head) // 2, 1)
+                lead = " " * (taken - tail - 2)
             segments += self._cell(StageKey(layer, name), lead, " " * tail, (row, number))
         return Strip(joined(Strip(segments).adjust_cell_length(width, self.line_style(""))))
 
@@ -314,6 +308,22 @@ class StageGrid(Lines):
             style += self.over_style("cursor" if self.has_focus else "cursor-blur")
         before = self.line_style("head" if lead.strip() else "")
         return [Segment(lead, before), Segment(f"{sign:>2} ", style), Segment(tail[1:], before)]
+
+
+def _laid_out(stages: Iterable[str], room: int) -> dict[str, tuple[str, int]]:
+    """The head and the width of each column, in ``room`` cells where that can be."""
+    known = [name for name in stages if stage_of(name) is not None]
+    unknown = {name: fit(name, min(len(name), max(room - 2, 3))) for name in stages}
+    taken = sum(len(unknown[name]) + 2 for name in stages if name not in known)
+    each = (room - taken) // max(len(known), 1)
+    full = max((len(name) for name in known), default=0) + 2
+    cell = full if _CELL < full <= each else max(3, min(_CELL, each))
+    return {
+        name: (unknown[name], len(unknown[name]) + 2)
+        if name not in known
+        else (name if len(name) < cell else short_name(name)[: cell - 1], cell)
+        for name in stages
+    }
 
 
 def _whole_width(name: str) -> int:
