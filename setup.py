@@ -6,7 +6,7 @@ from setuptools import Extension, setup
 
 
 def in_c(name: str, headers: tuple[str, ...], *options: str) -> Extension:
-    """``aprtui.NAME``; without a C compiler torch and NumPy compute the same."""
+    """``aprtui.NAME``; without a C compiler Python does the same by another way."""
     source = Path("aprtui", *name.split("."))
     return Extension(
         f"aprtui.{name}",
@@ -21,6 +21,7 @@ setup(
     ext_modules=[
         in_c("engine._native", ("_native_decoders.h",), "-ffp-contract=off"),
         in_c("engine._row_sums", ("_row_sums_kernel.h",)),
+        in_c("formats._guard", ()),
         in_c("formats._stage_file", (), "-ffp-contract=off"),
     ]
 )

@@ -9,10 +9,13 @@ import unicodedata
 from collections.abc import Iterable
 
 __all__ = [
+    "MAX_MARKS",
     "beginning",
     "clean",
+    "clean_lines",
     "count",
     "duration",
+    "is_hidden",
     "nearest",
     "number",
     "quoted",
@@ -22,22 +25,54 @@ __all__ = [
 
 # Cc controls, Cf format (bidi overrides, zero width), Cs surrogates, Co private use, Zl/Zp breaks.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# Letters and marks that show nothing (Default_Ignorable_Code_Point), and the empty braille cell.
+_FILLERS = frozenset(
+    chr(code)
+    for first, last in (
+        *((0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F)),
+        *((0x2800, 0x2800), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0)),
+        (0xE0100, 0xE01EF),
+    )
+    for code in range(first, last + 1)
+)
+_MARKS = frozenset({"Mn", "Me"})  # drawn over what stands before them
+MAX_MARKS = 4  # over one character: the most that a living script needs
 
 
 def clean(text: str, limit: int = 200) -> str:
     """``text`` with every character that a terminal could act on written as an escape.
 
-    Control characters (ESC, newline, OSC introducers), bidi overrides, zero-width and unassigned
-    characters become ``\\x1b`` or ``\\u202e``; beyond ``limit`` characters an ellipsis stands.
+    Control characters (ESC, newline, OSC introducers), bidi overrides, zero-width, unassigned and
+    invisible characters become ``\\x1b`` or ``\\u202e``, and so do marks beyond MAX_MARKS over one
+    character; beyond ``limit`` characters an ellipsis stands.
     """
-    if len(text) <= limit and text.isprintable():  # nearly all: a trace names 10,000 files
+    if len(text) <= limit and text.isascii() and text.isprintable():  # nearly all
         return text
     cut = text[: limit + 1]
-    shown = "".join(
-        character if unicodedata.category(character) not in _HIDDEN else _escape(character)
-        for character in cut[:limit]
+    shown: list[str] = []
+    marks = 0
+    for character in cut[:limit]:
+        marks = marks + 1 if unicodedata.category(character) in _MARKS else 0
+        hidden = marks > MAX_MARKS or is_hidden(character)
+        shown.append(_escape(character) if hidden else character)
+    return "".join(shown) + ("…" if len(cut) > limit else "")
+
+
+def clean_lines(text: str) -> str:
+    """``text`` of any length, cleaned, with its line ends and tabs."""
+    if text.isascii() and text.translate(_BREAKS).isprintable():
+        return text
+    return "\n".join(
+        "\t".join(clean(part, len(part)) for part in line.split("\t")) for line in text.split("\n")
     )
-    return shown + "…" if len(cut) > limit else shown
+
+
+_BREAKS = {ord("\n"): " ", ord("\t"): " "}
+
+
+def is_hidden(character: str) -> bool:
+    """Whether a terminal could act on the character, or shows nothing of it."""
+    return unicodedata.category(character) in _HIDDEN or character in _FILLERS
 
 
 def quoted(path: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,7 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
 
     Returns it.
     """
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")
     config = getattr(transformers, f"{tiny.config}Config")(**{**COMMON, **tiny.settings})
     torch.manual_seed(7)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -1,7 +1,8 @@
 """Write a GGUF or safetensors model as one .apr file.
 
-Float tensors and Q4_K and Q6_K blocks are kept byte for byte. Other block types have no code that
-every reader of .apr takes: they are decoded and written as --other says, with a note.
+Float tensors and Q4_K and Q6_K blocks are kept byte for byte. Other block types and quantised
+checkpoints have no code that every reader of .apr takes: they are decoded and written as --other
+says, with a note.
 """
 
 from __future__ import annotations

@@ -6,16 +6,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from aprtui.cli.inspect_graph import print_graph
 from aprtui.cli.output import print_json, print_notes, print_table
 from aprtui.compare.infer import open_any, with_shapes
-from aprtui.errors import AprtuiError, BadFileError
-from aprtui.formats.aprt import HEADER_BYTES, MAGIC, read_header, read_values
+from aprtui.errors import AprtuiError, BadFileError, UsageError
+from aprtui.formats.aprt import MAGIC, read_header, read_values
+from aprtui.formats.files import first_bytes
 from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.formats.perop import PerOpDir
+from aprtui.formats.quantised import assembled
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.graph.summary import sizes
-from aprtui.model.open import Model, is_model_path, open_model, read_model_file
+from aprtui.graph.words import sizes
+from aprtui.model.open import Model, is_model_path, list_model_file, open_model
 from aprtui.text import clean, count, number, ranges, size
 
 __all__ = ["configure", "run"]
@@ -28,34 +31,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="read the whole file and compare its checksum"
     )
+    parser.add_argument(
+        "--graph", action="store_true",
+        help="of a model: every stage in order of computation, with its operation and weights",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     path = Path(args.path)
     if not path.exists():
         raise BadFileError(path, "does not exist")
-    if path.is_dir() and not is_model_path(path):
+    is_trace = path.is_dir() and not is_model_path(path)
+    is_stage = path.is_file() and _is_stage_file(path)
+    if args.graph and (is_trace or is_stage):
+        raise UsageError(
+            f"{clean(str(path))}: {'a trace' if is_trace else 'a stage file'}, and a graph is a "
+            "model's",
+            hint="aprtui inspect MODEL --graph",
+        )
+    if is_trace:
         found = open_any(path)
         sides = (found.cpu, found.gpu) if isinstance(found, PerOpDir) else (found,)
         graph = open_model(Path(args.model)).graph if args.model else None
         return max(_trace(with_shapes(side, graph), args.json) for side in sides)
-    if path.is_file() and _is_stage_file(path):
+    if is_stage:
         return _stage(path, args.json)
     return _model(path, args)
 
 
 def _is_stage_file(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == MAGIC or path.suffix == ".bin"
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    return first_bytes(path, 4) == MAGIC or path.suffix == ".bin"
 
 
 def _stage(path: Path, as_json: bool) -> int:
     header = read_header(path)
-    with path.open("rb") as file:
-        raw = file.read(HEADER_BYTES)
+    raw = header.pack()
     stats = summarise(read_values(path))
     if as_json:
         print_json(
@@ -121,6 +131,7 @@ def _trace(trace: TraceDir, as_json: bool) -> int:
                     for key in keys
                 ],
                 "manifest": {k: v for k, v in manifest.items() if k != "stages"} or None,
+                "plan": trace.planned or None,
             }
         )
     else:
@@ -138,11 +149,12 @@ def _print_trace(
         f"{size(total)}"
     )
     manifest = trace.manifest or {}
-    if manifest:
-        model, engine = manifest.get("model", {}), manifest.get("engine", {})
+    if trace.stated:
+        model, engine = trace.stated.get("model", {}), trace.stated.get("engine", {})
         path, family = (clean(str(model.get(k, "unknown"))) for k in ("path", "architecture"))
         print(f"  model   {path} ({family})")
-        print(f"  engine  {clean(' '.join(str(engine[k]) for k in _ENGINE_KEYS if k in engine))}")
+        words = " ".join(str(engine[k]) for k in _ENGINE_KEYS if engine.get(k))
+        print(f"  engine  {clean(words) or 'not stated'}")
     if trace.token_texts:
         print(f"  tokens  {len(trace.token_texts)}: {clean('|'.join(trace.token_texts))}")
     if layers:
@@ -157,10 +169,14 @@ _ENGINE_KEYS = ("name", "version", "device", "dtype")
 
 
 def _model(path: Path, args: argparse.Namespace) -> int:
-    file = read_model_file(path, verify=args.verify)
+    file = list_model_file(path, verify=args.verify)
+    if args.graph:
+        print_graph(open_model(path), as_json=args.json)
+        return 0
     model: Model | None = None
     why_not = ""
     try:
+        file = assembled(file)
         model = open_model(path)
     except AprtuiError as error:
         why_not = str(error)
@@ -192,6 +208,7 @@ def _model_json(file: ModelFile, model: Model | None, why_not: str) -> dict[str,
         "why_not": why_not or None,
         "architecture": model.architecture if model else None,
         "config": model.settings if model else None,
+        "quantisation": file.quantisation.to_json() if file.quantisation else None,
         "header": [
             {
                 "name": field.name,
@@ -210,6 +227,7 @@ def _model_json(file: ModelFile, model: Model | None, why_not: str) -> dict[str,
                 "offset": entry.offset,
                 "size_bytes": entry.size_bytes,
                 "role": roles.get(entry.name),
+                **_parts(entry),
             }
             for entry in file.tensors.values()
         ],
@@ -217,10 +235,27 @@ def _model_json(file: ModelFile, model: Model | None, why_not: str) -> dict[str,
     }
 
 
+def _parts(entry: TensorEntry) -> dict[str, Any]:
+    """The stored tensors of a weight that is several."""
+    if entry.coding is None:
+        return {}
+    return {
+        "parts": [
+            {
+                "name": part.entry.name,
+                "type": part.entry.type,
+                "shape": part.entry.shape,
+                "size_bytes": part.entry.size_bytes,
+            }
+            for part in entry.coding.parts
+        ]
+    }
+
+
 def _plain(value: Any) -> Any:
     """A metadata value for JSON: long lists by their length and first entries."""
     if isinstance(value, str | bool | int | float) or value is None:
-        return value if not isinstance(value, float) or value == value else "NaN"
+        return value
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in list(value.items())[:64]}
     if hasattr(value, "__len__") and hasattr(value, "__getitem__"):
@@ -243,6 +278,11 @@ def _print_model(file: ModelFile, model: Model | None, why_not: str, *, verified
         print(f"  {clean(model.architecture, 60)}: {', '.join(sizes(model.graph))}")
     else:
         print(f"  cannot be traced: {clean(why_not, 500)}")
+    if file.quantisation is not None:
+        said = file.quantisation
+        runtime = f"; its own runtime rounds activations: {said.activations}"
+        print(f"  quantised: {clean(said.method, 60)} ({said.source})"
+              f"{runtime if said.activations else ''}")  # fmt: skip
     if verified:
         print(f"  {_verified(file)}")
     for field in file.header:
@@ -279,6 +319,7 @@ def _by_place(file: ModelFile) -> list[TensorEntry]:
     """Tensors in a reading order: by name, numbers as numbers."""
 
     def key(entry: TensorEntry) -> list[tuple[int, str]]:
-        return [(int(p), "") if p.isdigit() else (-1, p) for p in entry.name.split(".")]
+        parts = entry.name.split(".")
+        return [(int(p), "") if p.isascii() and p.isdigit() else (-1, p) for p in parts]
 
     return sorted(file.tensors.values(), key=key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from aprtui.cli.streams import CleanText
 from aprtui.text import clean
 
 __all__ = ["StatusLine"]
@@ -21,8 +22,14 @@ class StatusLine:
         now = time.monotonic()
         if now - self._started > 1 and now - self._shown > 0.2 and sys.stderr.isatty():
             self._shown = now
-            print(f"\r{clean(text, 76)}\x1b[K", end="", file=sys.stderr, flush=True)
+            _send(f"\r{clean(text, 76)}\x1b[K")
 
     def __exit__(self, *_: object) -> None:
         if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            _send("\r\x1b[K")
+
+
+def _send(line: str) -> None:
+    """To stderr as it is, past what keeps escape codes off the terminal."""
+    if isinstance(sys.stderr, CleanText):
+        sys.stderr.write_control(line)

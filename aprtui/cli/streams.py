@@ -1,4 +1,8 @@
-"""stdout and stderr that lose what cannot be written, so that a command ends as it would have."""
+"""stdout and stderr of a command: what cannot be written is lost, and nothing raw gets through.
+
+A command ends as it would have when its reader is gone, and no character of a name or a message
+reaches a terminal that could act on it, whoever prints it (argparse and warnings too).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,12 @@ import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from aprtui.text import clean_lines
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["Outlet", "open_streams"]
+__all__ = ["CleanText", "Outlet", "open_streams"]
 
 
 class Outlet(io.FileIO):
@@ -34,6 +40,18 @@ class Outlet(io.FileIO):
         return None if gone else self._failed
 
 
+class CleanText(io.TextIOWrapper):
+    """A text stream that writes every character a terminal could act on as an escape."""
+
+    def write(self, text: str, /) -> int:
+        return super().write(clean_lines(text))
+
+    def write_control(self, text: str) -> None:
+        """Write our own escape codes; whatever else ``text`` holds is clean already."""
+        super().write(text)
+        self.flush()
+
+
 def open_streams() -> Outlet:
     """Put streams that never raise in the place of sys.stdout and sys.stderr; stdout's outlet.
 
@@ -52,4 +70,4 @@ def _lasting(stream: TextIO | None) -> tuple[TextIO, Outlet]:
     else:
         outlet, encoding, lines = Outlet(os.devnull, "w"), "utf-8", False
     buffer = io.BufferedWriter(outlet)
-    return io.TextIOWrapper(buffer, encoding, "replace", line_buffering=lines), outlet
+    return CleanText(buffer, encoding, "replace", line_buffering=lines), outlet

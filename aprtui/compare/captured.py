@@ -81,7 +81,7 @@ class Captured:
     @property
     def reordered(self) -> str:
         """What is done about q and k rows that the manifest says are in another order."""
-        said = (self.trace.manifest or {}).get("rope_layout")
+        said = self.trace.stated.get("rope_layout")
         right = self.graph.rope_layout
         if said not in PAIRS or not right or said == right:
             return ""
@@ -151,7 +151,11 @@ class Captured:
         if not self.graph[key].inputs:
             return f"its input {key.stage} was not captured"
         if "not captured" in source.blocked:
-            return f"its input {key} was not captured, nor what that could be recomputed from"
+            lost = (each for each in self.graph[key].inputs if self._states[each] == "absent")
+            return (
+                f"its input {key} was not captured, nor what that could be recomputed from "
+                f"({', '.join(map(str, lost))})"
+            )
         return source.blocked and f"its input {key} was not captured: {source.blocked}"
 
     def _why_wrong(self, key: StageKey, state: str) -> str:

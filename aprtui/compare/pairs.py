@@ -15,6 +15,7 @@ from aprtui.compare.bars import Bars, Exceeded, describe, judge
 from aprtui.compare.logits import logits_metrics
 from aprtui.compare.metrics import Metrics, compare_values
 from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.maps import check_maps
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir, key_of
 from aprtui.graph.vocabulary import STAGES, facts_of, order_of
 from aprtui.text import clean, count
@@ -164,7 +165,7 @@ def rope_note(a: TraceDir, b: TraceDir) -> str:
 
 
 def _rope_layout(trace: TraceDir) -> str | None:
-    layout = (trace.manifest or {}).get("rope_layout")
+    layout = trace.stated.get("rope_layout")
     return layout if layout in ("halves", "adjacent") else None
 
 
@@ -206,7 +207,7 @@ def _heads(a: TraceDir, b: TraceDir, layer: int | None) -> tuple[int, int, int]:
                 extents |= {stage.axes[1]: record.shape[1], "channel": record.shape[2]}
     if len(extents) == 3:
         return extents["head"], extents["kv_head"], extents["channel"]
-    config: Any = ((b.manifest or {}).get("model") or {}).get("config")
+    config: Any = (b.stated.get("model") or {}).get("config")
     heads, kv_heads, size = (
         value if isinstance(config, dict) and isinstance(value := config.get(name), int) else 0
         for name in ("num_heads", "num_kv_heads", "head_dim")
@@ -261,6 +262,10 @@ def compare_pair(
         cancelled=cancelled,
         progress=progress,
     )
+    try:
+        check_maps(*sides)
+    except BadFileError as error:
+        return dataclasses.replace(base, kind="unreadable", message=clean(str(error), 500))
     if facts_of(pair.key.stage).logits:
         row = aligned.shape[-1] if aligned.shape else aligned.x.size
         if 0 < row <= _MAX_LOGITS:

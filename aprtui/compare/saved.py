@@ -15,12 +15,13 @@ from aprtui.compare.metrics import Element, Metrics
 from aprtui.compare.pairs import CLASSES, PairResult
 from aprtui.errors import BadFileError
 from aprtui.formats.atomic import whole_file
+from aprtui.formats.strict_json import read_object
 from aprtui.formats.tracedir import StageKey, key_of, relative_path
 from aprtui.text import clean
 
 __all__ = ["load", "save"]
 
-MAX_BYTES = 256 * 1024 * 1024
+MAX_BYTES = 64 << 20
 
 
 def save(comparison: Comparison, path: Path) -> None:
@@ -32,15 +33,8 @@ def save(comparison: Comparison, path: Path) -> None:
 
 def load(path: Path) -> Comparison:
     """Read what ``save`` (or ``aprtui diff --json``) wrote. Raises BadFileError."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BadFileError(path, f"over {MAX_BYTES:,} bytes: refused")
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise BadFileError(path, f"not JSON: {clean(str(error), 120)}") from error
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+    found = read_object(path, "the saved comparison", MAX_BYTES)
+    if found.get("schema") != SCHEMA:
         raise BadFileError(
             path, f"not a saved comparison: its schema is not {SCHEMA}", hint="aprtui diff --save"
         )

@@ -14,6 +14,7 @@ from aprtui.families.registry import Identity, identify, load_family
 from aprtui.families.settle import FREQUENCY_TENSORS, Settled, settle, sort_tensors
 from aprtui.families.tensors import Sorted, Table, Tensor
 from aprtui.formats.modelfile import ModelFile, TensorEntry
+from aprtui.formats.quantised import refuse_unreadable
 from aprtui.graph import Graph, Role
 from aprtui.graph.ops import Attend, Bias, Norm, Product
 from aprtui.model.open import Matrix, read_model_file, tokenizer_spec_of
@@ -160,6 +161,7 @@ def _side(
     weights = dict(_windows(table.entries, found.graph, load_family(settings.family).tensors))
     if _HEAD not in weights and _EMBEDDING in weights:
         weights[_HEAD] = weights[_EMBEDDING]
+    refuse_unreadable(matrix.entry for matrix in weights.values())
     used = {entry.name for entry in table.entries.values()}
     unused = tuple(
         file.tensors[tensor]

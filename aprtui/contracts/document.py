@@ -20,7 +20,8 @@ __all__ = [
     "read_document",
 ]
 
-MAX_BYTES = 8 << 20
+MAX_BYTES = 2 << 20
+MAX_NODES = 100_000  # of one document as it is written
 MAX_DEPTH = 128  # the public reader's own limit
 # libyaml where PyYAML was built with it: the public reader is a port of libyaml.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -116,8 +117,10 @@ def _compose(events: Iterator[Any]) -> Iterator[Node]:
     """The documents that a stream of parser events describes, without recursion."""
     anchors: dict[str, Node] = {}
     stack: list[_Open] = []
-    for event in events:
+    for number, event in enumerate(events):
         line = event.start_mark.line + 1
+        if number > 2 * MAX_NODES:  # a collection has two events
+            raise NotReadable(f"line {line}: more than {MAX_NODES:,} values")
         anchor = getattr(event, "anchor", None)
         node: Node
         match event:

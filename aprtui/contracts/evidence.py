@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.atomic import whole_file
+from aprtui.formats.strict_json import read_object
 from aprtui.text import clean
 
 __all__ = ["SCHEMA", "Evidence", "digest", "evidence_path", "load_evidence", "save_evidence"]
@@ -62,7 +64,11 @@ def digest(path: Path) -> str | None:
     total = hashlib.sha256()
     if path.is_dir():
         for file in sorted(one for one in path.rglob("*") if one.is_file()):
-            total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
+            total.update(
+                f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode(
+                    "utf-8", "surrogateescape"
+                )
+            )
     elif path.is_file():
         with path.open("rb") as stream:
             while block := stream.read(1 << 20):
@@ -85,11 +91,9 @@ def evidence_path(contract: Path, test_id: str) -> Path:
 def save_evidence(contract: Path, evidence: Evidence) -> Path:
     """Write the evidence in place of the one before; its path."""
     path = evidence_path(contract, evidence.id)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dataclasses.asdict(evidence), indent=1, sort_keys=True, allow_nan=False)
-    partial = path.with_suffix(".part")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path, parents=True) as file:
+        file.write(f"{text}\n".encode())
     return path
 
 
@@ -99,10 +103,8 @@ def load_evidence(contract: Path, test_id: str) -> Evidence | None:
     if not path.is_file():
         return None
     try:
-        with path.open("rb") as stream:
-            fields = json.loads(stream.read(_MAX_BYTES))
-        return _from_json(fields)
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        return _from_json(read_object(path, "the evidence", _MAX_BYTES))
+    except (ValueError, KeyError, TypeError, BadFileError) as error:
         raise BadFileError(path, "is not evidence", hint="aprtui contract run again") from error
 
 

@@ -89,7 +89,7 @@ def _execute(
                 start_new_session=True,
             )
         except OSError as error:
-            output.write(str(error).encode())
+            output.write(clean(str(error), 500).encode())
             return None
         try:
             return process.wait(timeout_s)

@@ -12,6 +12,7 @@ from aprtui.contracts.model import Contract, Finding
 from aprtui.contracts.parse import has_metadata, parse_contract
 from aprtui.contracts.rules import check
 from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.files import first_bytes
 from aprtui.text import clean
 
 __all__ = ["Verdict", "contract_files", "load_contract", "project_of", "validate"]
@@ -98,8 +99,4 @@ def _verdict(path: Path, body: bytes) -> Verdict:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    return first_bytes(path, MAX_BYTES + 1)

@@ -7,7 +7,6 @@ codec's business.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
 from typing import Protocol, Self
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from aprtui.engine.block_decoders import Workspace
-from aprtui.engine.dequantise import StoredRows
+from aprtui.engine.dequantise import StoredRows, rows_of
 from aprtui.errors import EngineError
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.model.open import Matrix
@@ -64,11 +63,7 @@ class _Stored:
     def __init__(self, matrix: Matrix) -> None:
         self.rows, self.columns = matrix.rows, matrix.columns
         self._matrix = matrix
-        self._tensor = StoredRows(matrix.entry)
-
-    def _refuse(self, why: str) -> EngineError:
-        entry = self._matrix.entry
-        return EngineError(f"{clean(entry.name)} ({entry.type}): {why}")
+        self._tensor = rows_of(matrix.entry)
 
 
 class _Window(_Stored):
@@ -86,64 +81,68 @@ class _Window(_Stored):
         return there
 
 
-class _Gathered(_Stored, ABC):
-    """Rows whose bytes are brought together first; kept, they lie so."""
-
-    _whole: Tensor | None = None  # the bytes of all rows, where they were moved
-
-    @abstractmethod
-    def bytes_of(self, first: int, rows: int) -> Tensor: ...
-
-    def moved(self, move: Callable[[Tensor], Tensor]) -> Self:
-        there = copy(self)
-        there._whole = move(self.bytes_of(0, self.rows))
-        return there
-
-
-class _Scattered(_Gathered):
+class _Scattered(_Stored):
     """Groups of rows, ``period`` rows apart: gate and up in turn, q, k and v of each head."""
+
+    _together = False  # whether they were moved: then they lie one after the other
 
     def __init__(self, matrix: Matrix) -> None:
         super().__init__(matrix)
-        if self._tensor.flat:
-            raise self._refuse("its blocks run across rows, which cannot be taken out one by one")
+        if not self._tensor.separate:
+            raise EngineError(
+                f"{clean(matrix.entry.name)} ({matrix.entry.type}): its rows share blocks, words "
+                "or scales, and cannot be taken out one by one"
+            )
 
     def bytes_of(self, first: int, rows: int) -> Tensor:
-        if self._whole is not None:
-            a_row = self._whole.numel() // self.rows
-            return self._whole[first * a_row : (first + rows) * a_row]
-        edges = self._matrix.runs(first, rows)
-        return torch.cat([self._tensor.bytes_of(start, count) for start, count in edges])
+        if self._together:
+            return self._tensor.bytes_of(first, rows)
+        return self._tensor.gathered(self._matrix.runs(first, rows))
 
     def decode(self, raw: Tensor, first: int, out: Tensor, workspace: Workspace) -> Tensor:
         return self._tensor.decode(raw, 0, out, workspace)
 
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Self:
+        there = copy(self)
+        there._tensor = self._tensor.moved_runs(self._matrix.runs(0, self.rows), move)
+        there._together = True
+        return there
 
-class _Transposed(_Gathered):
+
+class _Transposed(_Stored):
     """A weight stored as [columns, rows], a value at a time: Conv1D's."""
+
+    _whole: Tensor | None = None  # the bytes of all rows, where they were moved
 
     def __init__(self, matrix: Matrix) -> None:
         super().__init__(matrix)
-        self._kind = BLOCK_TYPES[matrix.entry.type]
-        if self._kind.values != 1 or self._tensor.flat:
-            raise self._refuse("stored transposed in blocks of several values")
+        entry, tensor = matrix.entry, self._tensor
+        if not isinstance(tensor, StoredRows) or tensor.flat or BLOCK_TYPES[entry.type].values > 1:
+            raise EngineError(
+                f"{clean(entry.name)} ({entry.type}): stored transposed in blocks of several values"
+            )
+        self._plain, self._value_bytes = tensor, BLOCK_TYPES[entry.type].bytes
 
     def bytes_of(self, first: int, rows: int) -> Tensor:
         """[columns, rows] values, row-major."""
-        size = self._kind.bytes
         if self._whole is None:
-            across = self._tensor.bytes_of(0, self._tensor.rows)
+            across = self._plain.bytes_of(0, self._plain.rows)
             runs = self._matrix.runs(first, rows)
         else:
             across, runs = self._whole, [(first, rows)]
-        table = across.view(self.columns, -1, size)
+        table = across.view(self.columns, -1, self._value_bytes)
         return torch.cat([table[:, start : start + n] for start, n in runs], dim=1).reshape(-1)
 
     def decode(self, raw: Tensor, first: int, out: Tensor, workspace: Workspace) -> Tensor:
         rows = out.shape[0]
         across = workspace.take((self.columns, rows), torch.float32, out.device)
-        self._tensor.decode_values(raw, across, workspace)
+        self._plain.decode_values(raw, across, workspace)
         return out.copy_(across.T)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Self:
+        there = copy(self)
+        there._whole = move(self.bytes_of(0, self.rows))
+        return there
 
 
 class _Vector(_Stored):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from aprtui.engine.block_decoders import BLOCK_DECODERS, Fields, Workspace
+from aprtui.engine.coded import CodedRows, Readable
+from aprtui.engine.grid_decoders import GRID_DECODERS
 from aprtui.engine.kernels import decode_by_kernel
 from aprtui.engine.native import decode_blocks
 from aprtui.errors import EngineError
@@ -28,14 +27,16 @@ __all__ = [
     "decode_tensor",
     "dequantise",
     "dequantise_apr_q8",
+    "rows_of",
 ]
 
-_CODEC_BLOCKS = 4096  # blocks a call of gguf's numpy codecs: bounds their temporaries
 _PLAIN: dict[str, torch.dtype] = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "I8": torch.int8,
     "I16": torch.int16,
     "I32": torch.int32,
@@ -75,10 +76,15 @@ def _dequantise(type_name: str, blocks: Tensor, out: Tensor | None, workspace: W
     fields = Fields(blocks, workspace)
     if type_name in _PLAIN:
         out.copy_(_viewed(fields, _PLAIN[type_name]))
+    elif type_name in GRID_DECODERS:
+        GRID_DECODERS[type_name](fields, out)
     elif type_name in BLOCK_DECODERS:
         BLOCK_DECODERS[type_name](fields, out)
     else:
-        _by_codec(type_name, blocks, out)
+        raise EngineError(
+            f"no decoder for blocks of type {type_name}",
+            hint="llama-quantize --allow-requantize makes a file of a common type from it",
+        )
     return out
 
 
@@ -96,25 +102,6 @@ def _viewed(fields: Fields, dtype: torch.dtype) -> Tensor:
     if blocks.data_ptr() % dtype.itemsize or blocks.storage_offset() % dtype.itemsize:
         blocks = fields.bytes(0, blocks.shape[1])
     return blocks.view(dtype)
-
-
-def _by_codec(type_name: str, blocks: Tensor, out: Tensor) -> None:
-    """Rare types through gguf's numpy codecs, on the CPU."""
-    import gguf.quants
-
-    stored: npt.NDArray[np.uint8] = blocks.cpu().contiguous().numpy()
-    for first in range(0, len(stored), _CODEC_BLOCKS):
-        part = stored[first : first + _CODEC_BLOCKS]
-        try:
-            kind = gguf.GGMLQuantizationType[type_name]
-            with np.errstate(all="ignore"):
-                values = gguf.quants.dequantize(part.reshape(1, -1), kind)
-        except (KeyError, NotImplementedError) as error:
-            raise EngineError(
-                f"no decoder for blocks of type {type_name}",
-                hint="llama-quantize --allow-requantize makes a file of a common type from it",
-            ) from error
-        out[first : first + len(part)].copy_(torch.from_numpy(values.reshape(len(part), -1)))
 
 
 def dequantise_apr_q8(scale: float, stored: Tensor, out: Tensor | None = None) -> Tensor:
@@ -142,8 +129,13 @@ class StoredRows:
         if entry.type == "APR_Q8" and stored.size:
             (self._scale,) = struct.unpack("<f", stored[:4].tobytes())
             stored = stored[4:]
-        self._stored = torch.from_numpy(np.asarray(_Readable(stored)))
+        self._stored = Readable.tensor(stored)
         self._gone = 0  # bytes of the tensor before the first that is stored
+
+    @property
+    def separate(self) -> bool:
+        """Whether each row has bytes of its own."""
+        return not self.flat
 
     def bytes_of(self, first_row: int, rows: int) -> Tensor:
         """The stored bytes [n] uint8 of these rows, whole blocks: a view of where they are.
@@ -158,11 +150,23 @@ class StoredRows:
         first, last = (block * self._kind.bytes for block in self._blocks(first_row, rows))
         return self._stored[first - self._gone : last - self._gone]
 
+    def gathered(self, runs: Sequence[tuple[int, int]]) -> Tensor:
+        """The bytes of rows in runs, one after the other, of a tensor whose rows are separate."""
+        return torch.cat([self.bytes_of(start, count) for start, count in runs])
+
     def moved(self, first_row: int, rows: int, move: Callable[[Tensor], Tensor]) -> StoredRows:
         """The same tensor with what ``move`` makes of these rows' bytes; it has no other rows."""
         there = copy(self)
         there._stored = move(self.bytes_of(first_row, rows))
         there._gone = self._blocks(first_row, rows)[0] * self._kind.bytes
+        return there
+
+    def moved_runs(
+        self, runs: Sequence[tuple[int, int]], move: Callable[[Tensor], Tensor]
+    ) -> StoredRows:
+        """A tensor of what ``move`` makes of the rows in these runs, counted from 0."""
+        there = copy(self)
+        there._stored, there._gone = move(self.gathered(runs)), 0
         return there
 
     def decode(self, raw: Tensor, first_row: int, out: Tensor, workspace: Workspace) -> Tensor:
@@ -211,6 +215,11 @@ class StoredRows:
         return first_row * blocks_a_row, (first_row + rows) * blocks_a_row
 
 
+def rows_of(entry: TensorEntry) -> StoredRows | CodedRows:
+    """A stored tensor, or the weight that several are, as rows. Raises as their makers do."""
+    return StoredRows(entry) if entry.coding is None else CodedRows(entry)
+
+
 def decode_rows(
     entry: TensorEntry,
     first_row: int,
@@ -225,7 +234,7 @@ def decode_rows(
     receives them where given. Raises BadFileError when the tensor's bytes are not what its shape
     and type need, EngineError for rows outside the tensor or a type that has no decoder.
     """
-    stored = StoredRows(entry)
+    stored = rows_of(entry)
     raw = stored.bytes_of(first_row, rows)
     if out is None:
         out = torch.empty((rows, stored.columns), dtype=torch.float32, device=device)
@@ -238,16 +247,3 @@ def decode_tensor(
     """A whole stored tensor, [shape] float32. Raises as decode_rows does."""
     rows = math.prod(entry.shape[:-1])
     return decode_rows(entry, 0, rows, device, workspace=workspace).view(entry.shape)
-
-
-class _Readable:
-    """Read-only memory shown to torch without its warning: torch has no read-only tensors.
-
-    Nothing here writes to a stored tensor; a write would be a fault, never a changed file.
-    """
-
-    def __init__(self, array: npt.NDArray[np.uint8]) -> None:
-        self._array = array
-        interface: dict[str, Any] = dict(array.__array_interface__)
-        interface["data"] = (interface["data"][0], False)
-        self.__array_interface__ = interface

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from aprtui.crash import told_of
 from aprtui.engine.ops import Pass, normalise
 from aprtui.engine.weights import WeightStream
 from aprtui.errors import AprtuiError, BadFileError
@@ -52,7 +53,6 @@ def read_rows(path: Path, hidden: int) -> tuple[int, torch.Tensor]:
     return first, torch.from_numpy(np.array(rows[first:]))
 
 
-@torch.inference_mode()
 def likeliest(
     stream: WeightStream, rows: torch.Tensor, top: int = TOP
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,13 +163,15 @@ def main(arguments: list[str] | None = None) -> int:
     if options.parent is not None:
         threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
     try:
-        for line in _lines(open_model(options.model), options.files):
-            print(json.dumps(line), flush=True)
-    except AprtuiError as error:
-        print(json.dumps(_error(error)), flush=True)
-        return error.exit_code
+        with torch.inference_mode():
+            for line in _lines(open_model(options.model), options.files):
+                print(json.dumps(line), flush=True)
     except BrokenPipeError:  # nobody listens any more
         return 0
+    except Exception as error:
+        told = told_of(error, "the lens")
+        print(json.dumps(_error(told)), flush=True)
+        return told.exit_code
     return 0
 
 

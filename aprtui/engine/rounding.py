@@ -1,7 +1,7 @@
 """How other engines round: ggml's activation blocks, bfloat16, float16, ggml's GELU table.
 
 Every function returns float64 values that the rounded form stands for. Measured against
-llama.cpp's own output: specs/numerics.md 2.
+llama.cpp's own output: docs/numerics.md 2.
 """
 
 from __future__ import annotations
@@ -131,5 +131,12 @@ def _partner(name: str) -> tuple[str, ...]:
     return ("Q8_K",) if BLOCK_TYPES[name].values == 256 else ()
 
 
-PARTNERS: dict[str, tuple[str, ...]] = {name: _partner(name) for name in BLOCK_TYPES}
+class _Partners(dict[str, tuple[str, ...]]):
+    """None for what is no block type of GGUF or .apr: a quantised checkpoint's weight."""
+
+    def __missing__(self, name: str) -> tuple[str, ...]:
+        return ()
+
+
+PARTNERS = _Partners({name: _partner(name) for name in BLOCK_TYPES})
 """Block type of a weight -> what ggml's CPU rounds the activations to before the product."""

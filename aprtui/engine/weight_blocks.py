@@ -23,6 +23,7 @@ from aprtui.model.open import Matrix
 from aprtui.model.operand import RELEASE_BYTES, Operand
 
 if TYPE_CHECKING:
+    from aprtui.engine.coded import CodedRows
     from aprtui.engine.dequantise import StoredRows, Workspace
 
 __all__ = ["WeightReader", "block_rows", "side_by_side"]
@@ -156,17 +157,23 @@ def _moved(found: Float32, operand: Operand) -> Float32:
 
 
 class _OpenTensor:
-    """A stored tensor, checked once, and which of its bytes were read since the last release."""
+    """A stored tensor, or the parts of one weight, checked once, and which of its bytes were read
+    since the last release (of parts: how many)."""
 
     def __init__(self, entry: TensorEntry) -> None:
         self.entry = entry
+        self._by_torch: tuple[StoredRows | CodedRows, Workspace] | None = None
+        self._row_bytes = 0  # where each row is whole blocks of its own that C decodes
+        self._parts: list[Bytes] = []
+        self._read = (0, 0)  # first byte, and the one after the last
+        if entry.coding is not None:
+            self._parts = [whole_bytes(part.entry) for part in entry.coding.streamed]
+            return
         self._stored = whole_bytes(entry)
-        self._by_torch: tuple[StoredRows, Workspace] | None = None
+        self._read = (self._stored.size, 0)
         kind, columns = BLOCK_TYPES[entry.type], entry.shape[-1]
-        known = entry.type == "F32" or entry.type in NATIVE_TYPES
-        whole = columns % kind.values == 0  # each row is whole blocks of its own
-        self._row_bytes = columns // kind.values * kind.bytes if known and whole else 0
-        self._read = (self._stored.size, 0)  # first byte, and the one after the last
+        if (entry.type == "F32" or entry.type in NATIVE_TYPES) and columns % kind.values == 0:
+            self._row_bytes = columns // kind.values * kind.bytes
 
     def decode(self, first_row: int, out: Float32) -> None:
         """Rows from ``first_row`` on into ``out`` [rows, columns]."""
@@ -188,6 +195,11 @@ class _OpenTensor:
             self._decode_by_torch(row, out[place : place + 1])
 
     def release(self) -> None:
+        if self.entry.coding is not None:
+            for part in self._parts:
+                forget_pages(part)
+            self._read = (0, 0)
+            return
         first, last = self._read
         forget_pages(self._stored[first:last])
         self._read = (self._stored.size, 0)
@@ -201,15 +213,19 @@ class _OpenTensor:
     def _decode_by_torch(self, first_row: int, out: Float32) -> None:
         import torch
 
-        from aprtui.engine.dequantise import StoredRows, Workspace
+        from aprtui.engine.dequantise import Workspace, rows_of
         from aprtui.engine.workers import one_core
 
         with one_core(), torch.inference_mode():
             if self._by_torch is None:
-                self._by_torch = StoredRows(self.entry), Workspace()
+                self._by_torch = rows_of(self.entry), Workspace()
             stored, workspace = self._by_torch
             raw = stored.bytes_of(first_row, len(out))
-            self._took(raw.data_ptr() - self._stored.__array_interface__["data"][0], raw.numel())
+            if self.entry.coding is not None:
+                self._read = (0, self._read[1] + raw.numel())
+            else:
+                at = raw.data_ptr() - self._stored.__array_interface__["data"][0]
+                self._took(at, raw.numel())
             stored.decode(raw, first_row, torch.from_numpy(out), workspace)
 
     def _took(self, start: int, size: int) -> Bytes:

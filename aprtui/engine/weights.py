@@ -15,14 +15,14 @@ from aprtui.engine.codecs import Codec, codec_of
 from aprtui.engine.placement import Placement
 from aprtui.engine.staging import SLOTS, Staging, send
 from aprtui.engine.workers import for_each
-from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
+from aprtui.formats.modelfile import block_bytes
 from aprtui.graph import Role
 from aprtui.model.open import Matrix, Model
 
 __all__ = ["WeightStream", "largest_block_bytes", "working_bytes"]
 
 # float32 values of one block of rows: 4 MiB stay in the cache between dequantising and multiplying
-# (specs/numerics.md 5). Whole groups of rows: of others the products' kernels round the last rows
+# (docs/numerics.md 5). Whole groups of rows: of others the products' kernels round the last rows
 # in another order than the rest.
 BLOCK_VALUES = 1 << 20
 # On another device each block costs the host some launches, which its arithmetic must outlast:
@@ -56,12 +56,7 @@ def largest_block_bytes(model: Model, device: torch.device) -> int:
     """Stored bytes of the largest block that a product reads."""
     largest = 0
     for matrix in model.weights.values():
-        entry, shape = matrix.entry, (_most_rows(matrix, device), matrix.columns)
-        stored = stored_bytes(entry.type, shape, flat=entry.flat)
-        if entry.flat or entry.type == "APR_Q4":
-            # Blocks run across rows: a block of rows may begin and end inside one.
-            stored += BLOCK_TYPES[entry.type].bytes
-        largest = max(largest, stored)
+        largest = max(largest, block_bytes(matrix.entry, _most_rows(matrix, device)))
     return largest
 
 
@@ -137,7 +132,7 @@ class WeightStream:
     def _streams(self, role: Role, device: torch.device) -> bool:
         """Whether the device is given a matrix of this role block by block."""
         matrix = self.model.weights.get(role)
-        if matrix is None or matrix.rows == 1 or role.name == "embedding":
+        if matrix is None or matrix.rows == 1 or role in self.model.graph.tables:
             return False
         return self.device_of(role.layer) == device and role.layer not in self.placement.kept
 

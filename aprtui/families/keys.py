@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from aprtui.errors import BadFileError
 from aprtui.formats.modelfile import ModelFile
+from aprtui.formats.quantised.declared import QUANTISATION_KEYS
 from aprtui.text import clean
 
 __all__ = ["BOUNDS", "Stated", "inert", "our_name", "stated_keys", "what_it_changes"]
@@ -108,7 +109,6 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "per_layer_config": (None, {}),
     "pruned_heads": (None, {}),
     "qkv_bias": (False, None),
-    "quantization_config": (None,),
     "rope_interleaved": (False,),
     "rope_scaling_factor": (1, 1.0),
     "sliding_window": (None,),
@@ -145,7 +145,6 @@ _CHANGES = {
     "no_rope_layers": "leaves out RoPE in some layers",
     "num_experts": "makes the FFN of experts",
     "partial_rotary_factor": "rotates only some channels",
-    "quantization_config": "says that the stored weights are codes of a quantiser",
     "qkv_bias": "adds biases to q, k and v",
     "residual_multiplier": "scales each branch",
     "rope_scaling": "scales the angles of RoPE",
@@ -176,6 +175,8 @@ def inert(file_format: str, stated: Stated) -> bool:
     if file_format == "apr" and (key in _APR_PROVENANCE or value is None):
         return True
     if _NO_MATTER.fullmatch(key) is not None:
+        return True
+    if key in QUANTISATION_KEYS:  # formats.quantised has read it, or refused the file
         return True
     return any(type(value) is type(off) and value == off for off in _OFF.get(key, ()))
 

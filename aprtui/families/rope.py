@@ -274,7 +274,8 @@ def _original(s: Settings, group: _Group) -> float:
 def _outer_original(s: Settings) -> int | None:
     """``original_max_position_embeddings`` beside the object, where the family has such a key."""
     name = "original_max_position_embeddings"
-    return s.integer(name) if s.known(name) else s.integer(name, None)
+    found: int | None = s.integer(name) if s.known(name) else s.integer(name, None)
+    return found
 
 
 def _scaled(s: Settings, group: _Group, kind: Any, table: RopeTable) -> RopeTable:

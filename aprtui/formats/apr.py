@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +16,13 @@ from aprtui.formats.apr_header import HEADER_BYTES, AprHeader, aligned, read_hea
 from aprtui.formats.apr_index import fits, read_index, reversed_entry
 from aprtui.formats.apr_metadata import MAX_METADATA_BYTES, read_metadata
 from aprtui.formats.blocks import BLOCK_TYPES
+from aprtui.formats.files import OpenFile, cut_short, open_file
 from aprtui.formats.modelfile import ModelFile, TensorEntry, tensor_bytes
 from aprtui.text import clean
 
 __all__ = ["fits", "read_apr", "reversed_entry"]
 
-MAX_PREFIX_BYTES = 256 << 20  # header, metadata and index together
+MAX_INDEX_BYTES = 32 << 20
 FOOTER_BYTES = 4
 _CHUNK_BYTES = 4 << 20
 _CUT = "the file was cut short; copy it again"
@@ -55,31 +55,25 @@ def read_apr(path: Path, *, verify: bool = False, lenient: bool = False) -> Mode
 
     ``verify`` reads the whole file: the checksum at its end must match, quantised blocks must have
     finite scales, norms finite values. ``lenient`` turns a wrong header checksum into a note.
-    Format: shared/specs/apr-format.md; its section 6 says what is refused.
+    Format: docs/apr-format.md; its section 6 says what is refused.
 
     Raises BadFileError, which says what the file is when it is no version 2 container.
     """
-    if path.exists() and not path.is_file():
-        raise BadFileError(path, "a folder or device, not an .apr file")
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(HEADER_BYTES)
-            header, fields, notes = read_header(path, head, lenient=lenient)
-            _check_compression(path, file, header)
-            try:
-                metadata, tensors, digest, found = _read_sections(path, file, header, size)
-            except BadFileError as error:
-                if header.compressed:
-                    raise _compressed(path) from error
-                raise
+    with open_file(path) as file:
+        size = file.size
+        header, fields, notes = read_header(path, file.read(0, HEADER_BYTES), lenient=lenient)
+        _check_compression(file, header)
+        try:
+            metadata, tensors, digest, found = _read_sections(file, header)
+        except BadFileError as error:
             if header.compressed:
-                notes.append("flagged as compressed, but its bytes are plain")
-            footer, foot_notes = _footer(path, header, tensors, size)
-            if verify and footer:
-                _check_footer(path, file, size)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+                raise _compressed(path) from error
+            raise
+        if header.compressed:
+            notes.append("flagged as compressed, but its bytes are plain")
+        footer, foot_notes = _footer(path, header, tensors, size)
+        if verify and footer:
+            _check_footer(file)
     if verify:
         _check_finite(tensors)
     return ModelFile(
@@ -96,13 +90,10 @@ def read_apr(path: Path, *, verify: bool = False, lenient: bool = False) -> Mode
     )
 
 
-def _check_compression(path: Path, file: BinaryIO, header: AprHeader) -> None:
+def _check_compression(file: OpenFile, header: AprHeader) -> None:
     """Refuse a body that is compressed; apr sets the flag on plain bodies too."""
-    if not header.compressed:
-        return
-    file.seek(HEADER_BYTES)
-    if file.read(1) != b"{":
-        raise _compressed(path)
+    if header.compressed and file.read(HEADER_BYTES, 1) != b"{":
+        raise _compressed(file.path)
 
 
 def _compressed(path: Path) -> BadFileError:
@@ -114,9 +105,10 @@ def _compressed(path: Path) -> BadFileError:
 
 
 def _read_sections(
-    path: Path, file: BinaryIO, header: AprHeader, size: int
+    file: OpenFile, header: AprHeader
 ) -> tuple[dict[str, Any], dict[str, TensorEntry], str, list[str]]:
     """Metadata, tensors, the digest of header, metadata and index, and notes."""
+    path, size = file.path, file.size
     metadata_end = header.metadata_offset + header.metadata_size
     marks = (
         ("the header", HEADER_BYTES),
@@ -132,18 +124,17 @@ def _read_sections(
             raise BadFileError(
                 path, f"{left} (byte {before:,}) lies beyond {right} (byte {after:,})", hint=hint
             )
-    if header.metadata_size > MAX_METADATA_BYTES or header.data_offset > MAX_PREFIX_BYTES:
+    index_bytes = header.data_offset - header.index_offset
+    if header.metadata_size > MAX_METADATA_BYTES or index_bytes > MAX_INDEX_BYTES:
         raise BadFileError(
             path,
-            f"{header.metadata_size:,} bytes of metadata and {header.data_offset:,} before the "
-            f"tensors; {MAX_METADATA_BYTES:,} and {MAX_PREFIX_BYTES:,} are the most",
+            f"{header.metadata_size:,} bytes of metadata and {index_bytes:,} of the tensor index; "
+            f"{MAX_METADATA_BYTES:,} and {MAX_INDEX_BYTES:,} are the most",
         )
-    file.seek(0)
-    prefix = file.read(header.data_offset)
-    if len(prefix) < header.data_offset:
-        raise BadFileError(path, "became shorter while it was read", hint=_CUT)
-    raw_metadata = prefix[header.metadata_offset : metadata_end]
-    index = prefix[header.index_offset :]
+    raw_metadata = file.read(header.metadata_offset, header.metadata_size)
+    index = file.read(header.index_offset, index_bytes)
+    if len(raw_metadata) < header.metadata_size or len(index) < index_bytes:
+        raise cut_short(path)
     tensors, notes = read_index(
         path,
         index,
@@ -154,8 +145,10 @@ def _read_sections(
     )
     metadata, metadata_notes = read_metadata(path, raw_metadata)
     _check_vocabulary_matrices(path, metadata, tensors)
-    digest = hashlib.sha256(prefix[:HEADER_BYTES] + raw_metadata + index).hexdigest()
-    return metadata, tensors, digest, metadata_notes + notes
+    digest = hashlib.sha256(file.read(0, HEADER_BYTES))
+    digest.update(raw_metadata)
+    digest.update(index)
+    return metadata, tensors, digest.hexdigest(), metadata_notes + notes
 
 
 def _check_vocabulary_matrices(
@@ -199,17 +192,16 @@ def _footer(
     return False, [f"{size - padded:,} bytes follow its last tensor and are ignored"]
 
 
-def _check_footer(path: Path, file: BinaryIO, size: int) -> None:
+def _check_footer(file: OpenFile) -> None:
     """Compare the CRC-32 of all bytes before the footer with the footer."""
-    file.seek(0)
-    crc, left = 0, size - FOOTER_BYTES
-    while left and (chunk := file.read(min(_CHUNK_BYTES, left))):
+    crc, at, end = 0, 0, file.size - FOOTER_BYTES
+    while at < end and (chunk := file.read(at, min(_CHUNK_BYTES, end - at))):
         crc = zlib.crc32(chunk, crc)
-        left -= len(chunk)
-    stored = int.from_bytes(file.read(FOOTER_BYTES), "little")
+        at += len(chunk)
+    stored = int.from_bytes(file.read(end, FOOTER_BYTES), "little")
     if stored != crc:
         raise BadFileError(
-            path,
+            file.path,
             f"the checksum at its end is {stored:08x}, its bytes give {crc:08x}",
             hint="the file is damaged; copy it again",
         )

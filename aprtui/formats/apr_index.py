@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from aprtui.errors import BadFileError
-from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
+from aprtui.formats.blocks import BLOCK_TYPES, MAX_TENSORS, stored_bytes
 from aprtui.formats.modelfile import TensorEntry
 from aprtui.text import clean
 
@@ -26,7 +26,6 @@ __all__ = [
     "reversed_entry",
 ]
 
-MAX_TENSORS = 200_000
 MAX_NAME_BYTES = 256
 MAX_DIMS = 8
 MAX_ELEMENTS = 1 << 48
@@ -34,7 +33,7 @@ _LEAST_ENTRY_BYTES = 21  # a name of one byte, no dims
 _CUT = "the file is damaged or was cut short; copy it again"
 
 # What a type code may mean, most likely first. The size of the tensor decides: codes were
-# reassigned over time, and one writer stores GGML's codes (apr-format.md 1.7).
+# reassigned over time, and one writer stores GGML's codes (docs/apr-format.md 1.7).
 CODE_TYPES: dict[int, tuple[str, ...]] = {
     0: ("F32",),
     1: ("F16",),
@@ -236,7 +235,7 @@ def _layout(code: int, type_name: str, shape: tuple[int, ...], size: int) -> boo
 def _flatness(type_name: str, shape: tuple[int, ...], size: int) -> bool | None:
     """Whether blocks run flat when ``shape``, as it is, takes ``size`` bytes; None: it does not.
 
-    Matrices are encoded row by row wherever that fits, other tensors flat (apr-format.md 1.8).
+    Matrices are encoded row by row wherever that fits, other tensors flat (docs/apr-format.md 1.8).
     """
     if type_name in ("APR_Q4", "APR_Q8"):
         return True if stored_bytes(type_name, shape) == size else None
@@ -252,9 +251,9 @@ def fits(entry: TensorEntry) -> bool:
 
     False only for block-quantised tensors listed fastest dimension first: see reversed_entry.
     """
-    return not entry.size_bytes or entry.size_bytes == stored_bytes(
-        entry.type, entry.shape, flat=entry.flat
-    )
+    if not entry.size_bytes or entry.coding is not None or entry.type not in BLOCK_TYPES:
+        return True  # codings are checked part by part; of an unknown type nothing can be said
+    return entry.size_bytes == stored_bytes(entry.type, entry.shape, flat=entry.flat)
 
 
 def reversed_entry(entry: TensorEntry) -> TensorEntry:

@@ -12,7 +12,7 @@ from aprtui.text import clean
 
 __all__ = ["ALIASES", "MAX_METADATA_BYTES", "NULLABLE", "read_metadata"]
 
-MAX_METADATA_BYTES = 128 << 20
+MAX_METADATA_BYTES = 64 << 20
 MAX_VOCABULARY = 1_000_000
 MAX_TOKEN_BYTES = 64 << 10
 MAX_MERGES = 2_000_000
@@ -36,7 +36,7 @@ _DOTTED = (
     *("architecture", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "vocab_size"),
     *("intermediate_size", "max_position_embeddings", "rope_theta", "rms_norm_eps", "rope_type"),
 )
-# Bounds of apr-format.md 1.12 (upstream's where it has one).
+# Bounds of docs/apr-format.md 1.12 (upstream's where it has one).
 _WHOLE: dict[str, tuple[int, int]] = {
     "hidden_size": (1, 65_536),
     "num_layers": (1, 256),

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.errors import BadFileError, UsageError
-from aprtui.formats.atomic import whole_file, write_whole
+from aprtui.formats.atomic import OpenFolder, whole_file, write_whole
+from aprtui.formats.files import OpenFile, open_file
+from aprtui.formats.maps import GUARDED, check_maps, map_file
 from aprtui.text import beginning
 
 __all__ = [
@@ -34,6 +36,7 @@ HEADER_BYTES = 12
 WHOLE_MODEL = 0xFFFFFFFF
 MAX_VALUES = 0xFFFFFFFF
 _HEADER = struct.Struct("<4sII")
+_COPIED_BYTES = 1 << 20  # a copy of so few costs less than a map
 _HINT = "free space or choose another folder with --save-tensor-dir"
 
 Float32 = npt.NDArray[np.float32]
@@ -69,12 +72,12 @@ def read_header(path: Path) -> StageHeader:
 
     Raises BadFileError for an unreadable file, a bad magic, a short file or trailing bytes.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEADER_BYTES)
-            found = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    with open_file(path) as file:
+        return _header_of(file)
+
+
+def _header_of(file: OpenFile) -> StageHeader:
+    path, head, found = file.path, file.read(0, HEADER_BYTES), file.size
     if not head or not MAGIC.startswith(head[:4]):
         raise BadFileError(path, f"not a stage file: {beginning(head[:4], MAGIC)}")
     if len(head) < HEADER_BYTES:
@@ -93,38 +96,46 @@ def read_header(path: Path) -> StageHeader:
 
 
 def read_values(path: Path) -> Float32:
-    """The values [n] float32 of a stage file as a read-only memory map, never a copy."""
-    header = read_header(path)
-    if header.values == 0:
-        return np.empty(0, dtype=np.float32)
-    try:
-        return np.memmap(
-            path, dtype=np.dtype("<f4"), mode="r", offset=HEADER_BYTES, shape=(header.values,)
-        )
-    except (OSError, ValueError) as error:
-        raise BadFileError(path, f"cannot be mapped: {error}") from error
+    """The values [n] float32 of a stage file, read-only: of a large one a map, else a copy.
+
+    What is made of a map counts only when ``maps.check_maps`` raises nothing. Raises BadFileError.
+    """
+    with open_file(path) as file:
+        size = 4 * _header_of(file).values
+        if size > _COPIED_BYTES and GUARDED:
+            raw = map_file(file)[HEADER_BYTES:]
+        else:
+            raw = file.array(HEADER_BYTES, size)
+    raw.flags.writeable = False
+    return raw.view("<f4")
 
 
-def write_stage(path: Path, layer: int | None, values: Float32) -> int:
+def write_stage(
+    path: Path, layer: int | None, values: Float32, *, within: OpenFolder | None = None
+) -> int:
     """Write ``values`` (any shape, C order) as a whole stage file or none; its size in bytes.
 
-    Bits are kept as they are: NaN payloads, infinities and -0.0 included. Raises EngineError when
-    the disk is full or the folder cannot be written.
+    Bits are kept as they are: NaN payloads, infinities and -0.0 included. ``within``: the folder
+    that a relative ``path`` lies in. Raises EngineError when the disk is full or the folder cannot
+    be written.
     """
     flat = np.ascontiguousarray(values, dtype="<f4").reshape(-1)
     header = StageHeader(layer, flat.size)
-    write_whole(path, header.pack(), flat.view(np.uint8).data, hint=_HINT)
+    write_whole(path, header.pack(), flat.view(np.uint8).data, within=within, hint=_HINT)
     return header.file_bytes
 
 
 @contextmanager
-def create_stage(path: Path, layer: int | None, shape: tuple[int, ...]) -> Iterator[Float32]:
+def create_stage(
+    path: Path, layer: int | None, shape: tuple[int, ...], *, within: OpenFolder | None = None
+) -> Iterator[Float32]:
     """A writable memory map [shape] float32, zeros at first, that becomes a stage file on leaving.
 
     For tensors that are made block by block. When the body raises, nothing remains.
     """
     header = StageHeader(layer, math.prod(shape))
-    with whole_file(path, needed_bytes=header.file_bytes, parents=True, hint=_HINT) as file:
+    size = header.file_bytes
+    with whole_file(path, within=within, needed_bytes=size, parents=True, hint=_HINT) as file:
         file.write(header.pack())
         file.flush()
         if hasattr(os, "posix_fallocate"):
@@ -135,5 +146,7 @@ def create_stage(path: Path, layer: int | None, shape: tuple[int, ...]) -> Itera
         if header.values == 0:
             yield np.empty(shape, dtype=np.float32)
             return
-        mapped = np.memmap(file, dtype="<f4", mode="r+", offset=HEADER_BYTES, shape=shape)
-        yield mapped
+        opened = OpenFile(path, file.fileno(), os.fstat(file.fileno()))
+        mapped = map_file(opened, writable=True)
+        yield mapped[HEADER_BYTES:].view("<f4").reshape(shape)
+        check_maps(mapped)

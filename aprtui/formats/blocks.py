@@ -7,9 +7,24 @@ package, which has the same table, takes longer to import than a model's header 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["BLOCK_TYPES", "BY_GGML_CODE", "BlockType", "stored_bytes"]
+__all__ = [
+    "BLOCK_TYPES",
+    "BY_GGML_CODE",
+    "INTEGERS",
+    "MAX_DIMENSIONS",
+    "MAX_TENSORS",
+    "MAX_VALUES",
+    "BlockType",
+    "stored_bytes",
+    "value_count",
+]
+
+MAX_TENSORS = 200_000  # of one model: the largest that are published have 140,000
+MAX_DIMENSIONS = 8  # of any tensor's shape; ggml has 4
+MAX_VALUES = 1 << 63  # of any tensor, and of each of its extents
 
 
 @dataclass(frozen=True)
@@ -43,12 +58,35 @@ BLOCK_TYPES: dict[str, BlockType] = {
         "APR_Q4", 32, 18, None
     ),  # f16 scale, nibbles in order; over the flat tensor
     "APR_Q8": BlockType("APR_Q8", 1, 1, None),  # one f32 scale, then a signed byte a value
-    "U8": BlockType("U8", 1, 1, None),
-}
+} | {
+    name: BlockType(name, 1, size, None)  # safetensors' own
+    for name, size in (("F8_E4M3", 1), ("F8_E5M2", 1), ("F8_E8M0", 1), ("BOOL", 1),
+                       ("U8", 1), ("U16", 2), ("U32", 4), ("U64", 8))
+}  # fmt: skip
+
+INTEGERS = frozenset({"I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL"})
+"""Types of numbers that a weight can hold as codes alone: what they mean is told by scales."""
 
 BY_GGML_CODE: dict[int, BlockType] = {
     kind.ggml_code: kind for kind in BLOCK_TYPES.values() if kind.ggml_code is not None
 }
+
+
+def value_count(shape: Sequence[int]) -> int:
+    """How many values a shape has. Raises ValueError for one that no file could hold.
+
+    Checked as it is multiplied: the product of a few thousand huge numbers takes minutes.
+    """
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"{len(shape):,} dimensions; {MAX_DIMENSIONS} is the most")
+    total = 1
+    for extent in shape:
+        if not 0 <= extent < MAX_VALUES:
+            raise ValueError("an extent that is no whole number below 2^63")
+        total *= extent
+    if total >= MAX_VALUES:
+        raise ValueError("2^63 values or more")
+    return total
 
 
 def stored_bytes(type_name: str, shape: tuple[int, ...], *, flat: bool = False) -> int:

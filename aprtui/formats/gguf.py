@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import mmap
 import re
-import stat
 import struct
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from typing import Any, overload
 import numpy as np
 
 from aprtui.errors import BadFileError
-from aprtui.formats.blocks import BY_GGML_CODE, stored_bytes
+from aprtui.formats.blocks import BLOCK_TYPES, BY_GGML_CODE, MAX_TENSORS, MAX_VALUES, stored_bytes
+from aprtui.formats.files import OpenFile, cut_short, open_file
 from aprtui.formats.modelfile import HeaderField, ModelFile, TensorEntry
 from aprtui.text import beginning, clean
 
@@ -30,12 +30,15 @@ __all__ = ["StringArray", "read_gguf"]
 
 MAGIC = b"GGUF"
 MAX_KEY_BYTES = 65535
-MAX_VALUE_BYTES = 1 << 28  # of one metadata value
-MAX_COUNT = 1 << 24  # of anything; the largest vocabularies have 1 << 18 tokens
+MAX_KEYS = 1 << 16  # of metadata; models have about 40
+MAX_TEXT = 16 << 20  # characters of all names, keys and metadata that is text and no array
+MAX_ELEMENTS = 1 << 22  # of one array; the largest vocabularies have 1 << 18 tokens
+MAX_HEADER_BYTES = 48 << 20  # all before the tensors; those vocabularies take 17 MB
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 _SMALLEST_KEY = 13  # bytes: an empty key, a type, one byte of value
 _SMALLEST_TENSOR = 24  # bytes: an empty name, no dimensions, type, offset
 _HEADER_BYTES = 24
+_FIRST_BYTES = 8 << 20  # read at once: the whole header of most models
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 _U32 = struct.Struct("<I")
@@ -100,13 +103,18 @@ class StringArray(Sequence[str]):
 
 
 class _Cursor:
-    """A place in a mapped file that only moves over bytes that are there."""
+    """A place in a file that only moves over bytes that are there; ``raw`` are those read so far.
 
-    def __init__(self, path: Path, mapped: mmap.mmap) -> None:
-        self.path = path
-        self.mapped = mapped
-        self.end = len(mapped)
+    Copies, not a map: a file may be cut short while it is read.
+    """
+
+    def __init__(self, file: OpenFile) -> None:
+        self.path = file.path
+        self.end = file.size
+        self.raw = b""
         self.position = 0
+        self._file = file
+        self._text_left = MAX_TEXT
 
     def bad(self, what: str, *, hint: str = "") -> BadFileError:
         return BadFileError(self.path, f"{what} (at byte {self.position:,})", hint=hint)
@@ -123,22 +131,39 @@ class _Cursor:
             )
         start = self.position
         self.position += size
+        if self.position > len(self.raw):
+            self.load(self.position)
         return start
 
-    def take(self, size: int, what: str, limit: int = MAX_VALUE_BYTES) -> bytes:
-        if size > limit:
-            raise self.bad(f"{what} takes {size:,} bytes, over the limit of {limit:,}")
+    def load(self, stop: int) -> None:
+        """Have at least the first ``stop`` bytes of the file in ``raw``."""
+        if stop > MAX_HEADER_BYTES:
+            raise self.bad(f"all before its tensors takes over {MAX_HEADER_BYTES:,} bytes")
+        ahead = min(max(stop, 2 * len(self.raw), _FIRST_BYTES), self.end, MAX_HEADER_BYTES)
+        self.raw += self._file.read(len(self.raw), ahead - len(self.raw))
+        if len(self.raw) < stop:
+            raise cut_short(self.path)
+
+    def take(self, size: int, what: str) -> bytes:
         start = self.skip(size, what)
-        return self.mapped[start : start + size]
+        return self.raw[start : start + size]
 
     def scalar(self, form: struct.Struct, what: str) -> Any:
-        return form.unpack_from(self.mapped, self.skip(form.size, what))[0]
+        start = self.skip(form.size, what)
+        return form.unpack_from(self.raw, start)[0]
 
-    def string(self, what: str, limit: int = MAX_VALUE_BYTES) -> str:
+    def string(self, what: str, most: int = MAX_TEXT) -> str:
+        """Text of at most so many bytes; decoded it may take four times as many."""
         size: int = self.scalar(_U64, f"the length of {what}")
-        return self.take(size, what, limit).decode("utf-8", "surrogateescape")
+        if size > most:
+            raise self.bad(f"{what} takes {size:,} bytes, over the limit of {most:,}")
+        if size > self._text_left:
+            raise self.bad(f"its names and texts have over {MAX_TEXT:,} characters")
+        found = self.take(size, what).decode("utf-8", "surrogateescape")
+        self._text_left -= len(found)
+        return found
 
-    def counted(self, what: str, smallest: int) -> int:
+    def counted(self, what: str, smallest: int, most: int) -> int:
         """A count of things that take at least ``smallest`` bytes each, all of them to come."""
         total: int = self.scalar(_U64, f"the number of {what}")
         if total * smallest > self.left():
@@ -146,8 +171,8 @@ class _Cursor:
                 f"{total:,} {what} are promised, which {self.left():,} bytes cannot hold",
                 hint="the file is cut short or damaged; copy it again",
             )
-        if total > MAX_COUNT:
-            raise self.bad(f"{total:,} {what} are promised, over the limit of {MAX_COUNT:,}")
+        if total > most:
+            raise self.bad(f"{total:,} {what} are promised, over the limit of {most:,}")
         return total
 
     def value(self, kind: int, what: str) -> Any:
@@ -160,27 +185,31 @@ class _Cursor:
         element: int = self.scalar(_U32, f"the element type of {what}")
         if element in _SCALARS:
             form = _SCALARS[element]
-            total = self.counted(f"elements of {what}", form.size)
+            total = self.counted(f"elements of {what}", form.size, MAX_ELEMENTS)
             return np.frombuffer(self.take(total * form.size, what), np.dtype(form.format))
         if element == _STRING:
-            return self._strings(self.counted(f"strings of {what}", 8), what)
+            return self._strings(self.counted(f"strings of {what}", 8, MAX_ELEMENTS), what)
         if element == _ARRAY:
             raise self.bad(f"{what} nests arrays, which ggml does not read either")
         raise self.bad(f"{what} has elements of the unknown value type {element}")
 
     def _strings(self, total: int, what: str) -> StringArray:
         ends: array[int] = array("q")
-        mapped, start, position = self.mapped, self.position, self.position
+        start, position = self.position, self.position
         length_at, append = _U64.unpack_from, ends.append
-        try:
-            for _ in range(total):
-                position += 8 + length_at(mapped, position)[0]
-                append(position - start)
-        except (struct.error, OverflowError) as error:
-            raise self.bad(
-                f"string {len(ends):,} of {what} reaches beyond the end of the file",
-                hint="the file is cut short or damaged; copy it again",
-            ) from error
+        while len(ends) < total:
+            raw = self.raw
+            try:
+                for _ in range(total - len(ends)):
+                    position += 8 + length_at(raw, position)[0]
+                    append(position - start)
+            except (struct.error, OverflowError) as error:
+                if position + 8 > self.end:
+                    raise self.bad(
+                        f"string {len(ends):,} of {what} reaches beyond the end of the file",
+                        hint="the file is cut short or damaged; copy it again",
+                    ) from error
+                self.load(position + 8)
         return StringArray(self.take(position - start, what), ends)
 
 
@@ -265,17 +294,9 @@ def _all_parts(given: _Part) -> list[_Part]:
 
 
 def _read_part(path: Path) -> _Part:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise BadFileError(path, "not a regular file")
-        with path.open("rb") as file:
-            head = file.read(_HEADER_BYTES)
-            _check_start(path, head)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
-    with mapped:
-        return _parse(_Cursor(path, mapped))
+    with open_file(path) as file:
+        _check_start(path, file.read(0, _HEADER_BYTES))
+        return _parse(_Cursor(file))
 
 
 def _check_start(path: Path, head: bytes) -> None:
@@ -303,8 +324,8 @@ def _check_start(path: Path, head: bytes) -> None:
 def _parse(cursor: _Cursor) -> _Part:
     cursor.position = 4
     version: int = cursor.scalar(_U32, "the version")
-    tensor_count = cursor.counted("tensors", _SMALLEST_TENSOR)
-    key_count = cursor.counted("metadata keys", _SMALLEST_KEY)
+    tensor_count = cursor.counted("tensors", _SMALLEST_TENSOR, MAX_TENSORS)
+    key_count = cursor.counted("metadata keys", _SMALLEST_KEY, MAX_KEYS)
     metadata: dict[str, Any] = {}
     alignment_at = 0
     for _ in range(key_count):
@@ -320,7 +341,7 @@ def _parse(cursor: _Cursor) -> _Part:
     tensors_at = math.ceil(cursor.position / alignment) * alignment
     tensors = _placed(cursor, index, tensors_at, alignment)
     header = tuple(
-        HeaderField(name, at, cursor.mapped[at : at + size], shown)
+        HeaderField(name, at, cursor.raw[at : at + size], shown)
         for name, at, size, shown in (
             ("magic", 0, 4, "GGUF"),
             ("version", 4, 4, str(version)),
@@ -330,7 +351,7 @@ def _parse(cursor: _Cursor) -> _Part:
             ("tensor data", tensors_at, 0, f"from byte {tensors_at:,}"),
         )
     )
-    digest = hashlib.sha256(memoryview(cursor.mapped)[: cursor.position]).digest()
+    digest = hashlib.sha256(memoryview(cursor.raw)[: cursor.position]).digest()
     return _Part(cursor.path, cursor.end, version, metadata, tensors, digest, header)
 
 
@@ -351,13 +372,11 @@ def _index_entry(cursor: _Cursor) -> tuple[str, str, tuple[int, ...], int]:
     extents = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions, f"the shape of {what}"))
     code: int = cursor.scalar(_U32, f"the type of {what}")
     offset: int = cursor.scalar(_U64, f"the offset of {what}")
-    if code not in BY_GGML_CODE:
-        raise cursor.bad(
-            f"{what} has the tensor type {code}, which is not known", hint="update aprtui"
-        )
-    kind = BY_GGML_CODE[code]
-    if max(extents, default=0) >= 1 << 63 or math.prod(extents) >= 1 << 63:
+    if max(extents, default=0) >= MAX_VALUES or math.prod(extents) >= MAX_VALUES:
         raise cursor.bad(f"{what} has an impossible shape")
+    kind = BY_GGML_CODE.get(code)
+    if kind is None:  # a type of tomorrow, or one that ggml has given up: listed, not decoded
+        return name, f"GGML_{code}", extents[::-1], offset
     if extents and extents[0] % kind.values:
         raise cursor.bad(
             f"{what} has rows of {extents[0]:,} values, not whole {kind.name} blocks of "
@@ -374,8 +393,14 @@ def _placed(
 ) -> dict[str, TensorEntry]:
     """The entries of the index with their place in the file, each inside it."""
     tensors: dict[str, TensorEntry] = {}
+    offsets = sorted(offset for *_, offset in index)
     for name, type_name, shape, offset in index:
-        size_bytes = stored_bytes(type_name, shape)
+        if type_name in BLOCK_TYPES:
+            size_bytes = stored_bytes(type_name, shape)
+        else:  # of a type that is not known: all up to the next tensor
+            later = bisect_right(offsets, offset)
+            end = offsets[later] if later < len(offsets) else cursor.end - tensors_at
+            size_bytes = max(end - offset, 0)
         start = tensors_at + offset
         if name in tensors:
             raise BadFileError(cursor.path, f"two tensors are called {clean(name)}")

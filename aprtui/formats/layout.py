@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 __all__ = ["EVENTS", "LAYER_FOLDER", "MANIFEST", "StageKey", "key_of", "relative_path"]
@@ -35,5 +36,11 @@ def key_of(relative: str) -> StageKey | None:
         return None
     if not slash:
         return StageKey(None, name[:-4])
+    layer = _layer_of(folder)
+    return None if layer is None else StageKey(layer, name[:-4])
+
+
+@lru_cache(1024)  # asked for every file in it
+def _layer_of(folder: str) -> int | None:
     match = LAYER_FOLDER.fullmatch(folder)
-    return StageKey(int(match[1]), name[:-4]) if match else None
+    return int(match[1]) if match else None

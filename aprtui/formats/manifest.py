@@ -7,22 +7,33 @@ another, and text that a terminal could act on. Schema: contracts/manifest.schem
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import HEADER_BYTES
-from aprtui.formats.atomic import whole_file
+from aprtui.formats.atomic import OpenFolder, whole_file
+from aprtui.formats.blocks import MAX_DIMENSIONS, value_count
 from aprtui.formats.layout import MANIFEST, StageKey, key_of
+from aprtui.formats.strict_json import read_object
 from aprtui.text import clean
 
-__all__ = ["SCHEMA", "StageEntry", "read_manifest", "stage_entries", "write_manifest"]
+__all__ = [
+    "SCHEMA",
+    "StageEntry",
+    "check_parts",
+    "read_manifest",
+    "stage_entries",
+    "stage_entry",
+    "write_manifest",
+]
 
 SCHEMA = "aprtui-trace-v1"
-MAX_MANIFEST_BYTES = 256 * 1024 * 1024
+MAX_MANIFEST_BYTES = 64 << 20
 _NONFINITE = ("NaN", "Infinity", "-Infinity")
 
 
@@ -44,25 +55,18 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     Raises BadFileError for a damaged one.
     """
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BadFileError(path, f"a manifest of over {MAX_MANIFEST_BYTES:,} bytes is refused")
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise BadFileError(
-            path,
-            f"the manifest is damaged: {clean(str(error), 120)}",
-            hint="move it away to browse the files without it",
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        manifest = read_object(path, "the manifest", MAX_MANIFEST_BYTES, unique=False)
+    except BadFileError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        error.hint = "move it away to browse the files without it"
+        raise
+    if manifest.get("schema") != SCHEMA:
         raise BadFileError(
             path, f"not a manifest that this version reads: its schema is not {SCHEMA}"
         )
     try:
-        _check_parts(manifest)
+        check_parts(manifest)
     except ValueError as error:
         raise _damaged(path, error) from error
     return manifest
@@ -71,7 +75,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 def stage_entries(path: Path, manifest: Mapping[str, Any]) -> tuple[StageEntry, ...]:
     """The checked entries of a manifest read from ``path``. Raises BadFileError."""
     try:
-        entries = tuple(_entry(raw) for raw in manifest["stages"])
+        entries = tuple(stage_entry(raw) for raw in manifest["stages"])
         if len({entry.key for entry in entries}) != len(entries):
             raise ValueError("a stage is named twice")
         return entries
@@ -85,7 +89,8 @@ def _damaged(path: Path, error: Exception) -> BadFileError:
     return BadFileError(path, f"the manifest is damaged: {clean(said, 160)}")
 
 
-def _entry(raw: Mapping[str, Any]) -> StageEntry:
+def stage_entry(raw: Mapping[str, Any]) -> StageEntry:
+    """One entry, checked. Raises KeyError, TypeError, ValueError or AttributeError."""
     where = clean(str(raw["path"]))
     key = key_of(raw["path"])
     if key is None:
@@ -94,47 +99,57 @@ def _entry(raw: Mapping[str, Any]) -> StageEntry:
     if said != key:
         raise ValueError(f"{where} is not where {said} lies")
     shape, axes, positions = raw["shape"], raw["axes"], raw["positions"]
-    if (
-        not shape
-        or not _whole_numbers(shape)
-        or HEADER_BYTES + 4 * math.prod(shape) != raw["bytes"]
-    ):
+    if not _whole_numbers(shape) or not 0 < len(shape) <= MAX_DIMENSIONS:
+        raise ValueError(f"{where}: its shape is not 1 to {MAX_DIMENSIONS} whole numbers")
+    if type(raw["bytes"]) is not int or HEADER_BYTES + 4 * value_count(shape) != raw["bytes"]:
         raise ValueError(f"{where}: a shape of {shape} is not {raw['bytes']} bytes")
-    if len(axes) != len(shape) or not all(isinstance(axis, str) for axis in axes):
-        raise ValueError(f"{where}: {len(axes)} axes of {len(shape)} dimensions")
+    if not _texts(axes) or len(axes) != len(shape):
+        raise ValueError(f"{where}: its axes are not one name a dimension")
     if positions not in ("all", "last") and not _whole_numbers(positions):
         raise ValueError(f"{where}: positions are all, last or a list")
     stats = raw.get("stats") or {}
-    if not isinstance(stats, dict) or not all(map(_is_number, stats.values())):
+    if not isinstance(stats, dict) or not _numbers(stats.values()):
         raise ValueError(f"{where}: its stats are not numbers")
     return StageEntry(
         key,
         raw["bytes"],
         tuple(shape),
-        tuple(clean(axis, 40) for axis in axes),
+        tuple(map(_name, axes)),
         positions if isinstance(positions, str) else tuple(positions),
-        {clean(str(name), 40): value for name, value in stats.items()},
+        {_name(name): value for name, value in stats.items()},
     )
+
+
+@lru_cache(1024)  # the same few names in every entry
+def _name(text: str) -> str:
+    return clean(text, 40)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _whole_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in value
-    )
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def _is_number(value: Any) -> bool:
-    return value is None or value in _NONFINITE or isinstance(value, int | float)
+def _numbers(values: Collection[Any]) -> bool:
+    """Whether all are numbers, or null, or the names of what JSON has no number for."""
+    if {type(value) for value in values} <= {float, int, NoneType}:
+        return True
+    return all(type(v) in (float, int, NoneType) or v in _NONFINITE for v in values)
 
 
-def _check_parts(manifest: Mapping[str, Any]) -> None:
+def check_parts(manifest: Mapping[str, Any]) -> None:
     """Raise ValueError where a part that readers rely on is of another kind than it should be."""
     for name in ("model", "engine", "tokens"):
         if not isinstance(manifest.get(name, {}), dict):
             raise ValueError(f"{name} is not an object")
     tokens = manifest.get("tokens", {})
     for name, kind in (("ids", int), ("text", str)):
-        items = tokens.get(name) or []
+        items = tokens.get(name)
+        if items is None:
+            continue
         if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
             raise ValueError(f"tokens.{name} is not a list of {kind.__name__}")
     notes = manifest.get("notes", [])
@@ -145,8 +160,10 @@ def _check_parts(manifest: Mapping[str, Any]) -> None:
         raise ValueError("absent is not a list of objects")
 
 
-def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(root: Path | OpenFolder, manifest: Mapping[str, Any]) -> None:
     """Write ``trace.json`` by atomic rename: from then on the trace counts as complete."""
     document = json.dumps(manifest, ensure_ascii=True, allow_nan=False, indent=1) + "\n"
-    with whole_file(root / MANIFEST, durable=True) as file:
+    within = root if isinstance(root, OpenFolder) else None
+    path = root / MANIFEST if isinstance(root, Path) else Path(MANIFEST)
+    with whole_file(path, within=within, durable=True) as file:
         file.write(document.encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,12 @@ from aprtui.families.settings import Doubt, Settings
 from aprtui.families.settle import Settled, settle, sort_tensors
 from aprtui.families.tensors import Sorted, Table
 from aprtui.formats.apr import fits, read_apr
+from aprtui.formats.files import first_bytes
 from aprtui.formats.gguf import read_gguf
+from aprtui.formats.locate import holds_model, located
 from aprtui.formats.modelfile import ModelFile, TensorEntry
+from aprtui.formats.other_kinds import other_kind, refuse_beginning
+from aprtui.formats.quantised import assembled, refuse_unreadable
 from aprtui.formats.safetensors import read_safetensors
 from aprtui.formats.tracedir import holds_stage_files
 from aprtui.graph import Graph, Role
@@ -31,18 +35,18 @@ from aprtui.model.tokenizer import (
     spec_from_gguf,
     vocabulary_of,
 )
+from aprtui.notebook import html_table
 from aprtui.text import beginning, clean, count, quoted, size
 
 __all__ = [
     "Matrix",
     "Model",
     "is_model_path",
+    "list_model_file",
     "open_model",
     "read_model_file",
     "tokenizer_spec_of",
 ]
-
-INTEGER_TYPES = frozenset({"I8", "U8", "I16", "I32", "I64"})
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,14 @@ class Matrix:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """One model, opened: nothing of its weights is read yet.
 
     ``architecture``: the family, in our spelling; ``settings``: what the configuration came to, as
     plain values: shown, and written to manifests; ``max_positions``: those it was trained for, 0
-    where it is not said. ``doubts``: what was ignored or overridden on a person's word.
+    where it is not said. ``doubts``: what was ignored or overridden on a person's word;
+    ``overrides``: that word, as ``--set`` gave it.
     """
 
     path: Path
@@ -98,6 +103,19 @@ class Model:
     weights: Mapping[Role, Matrix]
     notes: tuple[str, ...]
     doubts: tuple[Doubt, ...] = ()
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        types = sorted({matrix.entry.type for matrix in self.weights.values()})
+        return (
+            f"<model {quoted(self.path)}: {self.architecture}, {self.graph!r}, "
+            f"{self.file.format} {' '.join(types)}, {size(self.file.size_bytes)}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what the configuration came to, and what is odd about the file."""
+        rows = [(key, str(value)) for key, value in self.settings.items()]
+        return html_table(repr(self), ("", ""), [*rows, *(("note", note) for note in self.notes)])
 
     def types(self) -> dict[str, tuple[str, ...]]:
         """The block types of each role's tensors, for the manifest."""
@@ -131,32 +149,41 @@ class Model:
 
 
 def is_model_path(path: Path) -> bool:
-    """Whether ``path`` looks like a model: by its ending, or a folder with a config or weights.
+    """Whether ``path`` looks like a model, or like where programs keep one: by names, and a file's
+    first bytes.
 
     Raises BadFileError for a folder that cannot be read.
     """
     try:
-        if path.is_dir():
-            return (path / "config.json").is_file() or any(path.glob("*.safetensors"))
+        return holds_model(path)
     except OSError as error:
         raise BadFileError(path, f"cannot be read: {error.strerror}") from error
-    return path.suffix.lower() in (".apr", ".gguf", ".safetensors")
 
 
 def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
-    """The file's metadata and tensor table, whatever its format, told by its first bytes.
+    """The file's metadata and its weights, each quantised one put together: ``list_model_file``
+    and ``formats.quantised.assembled``, and what they raise."""
+    return assembled(list_model_file(path, verify=verify))
 
-    ``verify`` reads the whole file to compare its checksum, where the format has one.
+
+def list_model_file(path: Path, *, verify: bool = False) -> ModelFile:
+    """The file's metadata and stored tensors, whatever its format, told by its first bytes.
+
+    ``path`` may be where a program keeps the model (``formats.locate``). ``verify`` reads the whole
+    file to compare its checksum, where the format has one.
     """
+    place = located(path)
+    file = _read(place.path, verify=verify)
+    return replace(file, notes=(*place.notes, *file.notes)) if place.notes else file
+
+
+def _read(path: Path, *, verify: bool) -> ModelFile:
     if path.is_dir():
         if not is_model_path(path) and holds_stage_files(path):
             raise BadFileError(path, "a trace, not a model", hint=f"aprtui {quoted(path)} opens it")
         return read_safetensors(path)
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read: {error.strerror}") from error
+    head = first_bytes(path, 256)
+    magic = head[:4]
     if magic == b"GGUF":
         return read_gguf(path)
     if magic[:3] == b"APR" and magic != b"APRT":
@@ -167,6 +194,7 @@ def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
         raise BadFileError(
             path, "a stage file, not a model", hint=f"aprtui {quoted(path)} opens it"
         )
+    refuse_beginning(path, head)
     raise BadFileError(
         path,
         f"not a model file: {beginning(magic)}",
@@ -187,7 +215,7 @@ _OPEN_KEYS = ("architecture", "ignore_keys", "unknown_tensors")
 
 
 def open_model(
-    path: Path, overrides: Mapping[str, str] | None = None, *, verify: bool = False
+    path: str | Path, overrides: Mapping[str, str] | None = None, *, verify: bool = False
 ) -> Model:
     """Open a model and settle its configuration; no weight is read.
 
@@ -195,7 +223,10 @@ def open_model(
     nothing reads, a missing tensor or a shape that contradicts the configuration; UsageError for an
     override that makes no sense.
     """
-    file = read_model_file(path, verify=verify)
+    file = read_model_file(Path(path), verify=verify)
+    other = other_kind(file)
+    if other is not None:
+        raise other
     overrides = dict(overrides or {})
     who = identify(file, overrides.get("architecture"))
     found = sort_tensors(file, who.name)
@@ -212,16 +243,22 @@ def open_model(
     if settled.graph.rope_layout == "adjacent" and not (found.gguf_names or found.mistral_names):
         notes.append("Hugging Face names over GGUF rows (original_format gguf): adjacent pairs")
     return Model(
-        path,
+        file.path,
         file,
         who.name,
         settled.graph,
-        settings.values,
+        {**settings.values, **_quantisation(file)},
         settings.values["max_positions"],
         weights,
         tuple(dict.fromkeys(notes)),
         (*doubts, *settings.doubts),
+        overrides,
     )
+
+
+def _quantisation(file: ModelFile) -> dict[str, Any]:
+    """What a manifest and ``inspect`` say of it; nothing where the weights are plain."""
+    return {"quantisation": file.quantisation.to_json()} if file.quantisation is not None else {}
 
 
 def _architecture_doubt(
@@ -302,13 +339,7 @@ def _matrix(
             f"needs {list(whole)}",
             hint=settled.settings.defaulted() or "the file contradicts itself",
         )
-    if entry.type in INTEGER_TYPES:
-        raise BadFileError(
-            file.path,
-            f"{clean(entry.name)} ({role}) is {entry.type}: codes of a quantiser that is not read "
-            "here, not weights",
-            hint="open the model as it was before it was quantised, or its GGUF",
-        )
+    refuse_unreadable([entry])
     if entry.size_bytes == 0 or not fits(entry):
         raise BadFileError(
             file.path,

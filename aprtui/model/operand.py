@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ class Operand:
     """One side's matrix, and what brings it into the form in which the sides are compared.
 
     ``head_rows``: rows of one head where they lie as adjacent RoPE pairs and are read as halves
-    (specs/stages.md 3), 0 where they are read as they lie. ``offset`` is added to every value
+    (docs/stages.md 3), 0 where they are read as they lie. ``offset`` is added to every value
     (gemma's norms, of which Hugging Face stores w and GGUF 1 + w).
     """
 
@@ -58,6 +58,12 @@ def same_bytes(a: Operand, b: Operand) -> bool:
     left, right = _stored(a.matrix), _stored(b.matrix)
     if left is None or right is None or len(left) != len(right):
         return False
+    return all(_same(x, y) for x, y in zip(left, right, strict=True))
+
+
+def _same(left: Bytes, right: Bytes) -> bool:
+    if len(left) != len(right):
+        return False
     for start in range(0, len(left), RELEASE_BYTES):
         x, y = left[start : start + RELEASE_BYTES], right[start : start + RELEASE_BYTES]
         same = all(
@@ -74,7 +80,10 @@ def same_bytes(a: Operand, b: Operand) -> bool:
 def _form(operand: Operand) -> tuple[object, ...]:
     """What else must be the same where the bytes are."""
     matrix = operand.matrix
-    places = (matrix.group, matrix.period, matrix.transposed)
+    places: tuple[object, ...] = (matrix.group, matrix.period, matrix.transposed)
+    coding = matrix.entry.coding
+    if coding is not None:  # what it is but for where its parts lie
+        places = (*places, replace(coding, parts=()), tuple(part.name for part in coding.parts))
     return (*places, operand.rows, operand.columns, matrix.entry.type, operand.head_rows,
             operand.offset)  # fmt: skip
 
@@ -87,15 +96,19 @@ def _equal(x: Bytes, y: Bytes) -> bool:
     )
 
 
-def _stored(matrix: Matrix) -> Bytes | None:
-    """The matrix's own bytes; None where they do not lie together: a window of a type whose blocks
-    run across rows, rows that are taken out one by one."""
+def _stored(matrix: Matrix) -> list[Bytes] | None:
+    """The matrix's own bytes, of each tensor that it is stored as; None where they do not lie
+    together: a window of a type whose blocks run across rows or of several tensors, rows that are
+    taken out one by one."""
     entry = matrix.entry
+    whole = matrix.rows * matrix.columns == math.prod(entry.shape)
+    if entry.coding is not None:
+        return [tensor_bytes(part.entry) for part in entry.coding.parts] if whole else None
     stored = tensor_bytes(entry)
-    if matrix.rows * matrix.columns == math.prod(entry.shape):
-        return stored
+    if whole:
+        return [stored]
     if not matrix.plain or entry.flat or entry.type in ("APR_Q4", "APR_Q8") or matrix.rows == 1:
         return None
     row_bytes = stored_bytes(entry.type, (1, matrix.columns))
     first = matrix.first_row * row_bytes
-    return stored[first : first + matrix.rows * row_bytes]
+    return [stored[first : first + matrix.rows * row_bytes]]

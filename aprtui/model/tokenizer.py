@@ -293,7 +293,7 @@ def _special_tokens(
     """(text, id, whether it counts in plain text too), longest first, ties by id.
 
     Without token types: what is written ``<...>``, longer than two characters, is no byte token and
-    is not what a merge makes (apr-format.md 4.3).
+    is not what a merge makes (docs/apr-format.md 4.3).
     """
     types = spec.token_types
     if types is not None:

@@ -107,7 +107,7 @@ _GGUF_KEYS = (
 def spec_from_apr(
     metadata: Mapping[str, Any], architecture: str, *, path: Path | None = None
 ) -> TokenizerSpec:
-    """The tokenizer that an ``.apr`` file's metadata describes (apr-format.md 4).
+    """The tokenizer that an ``.apr`` file's metadata describes (docs/apr-format.md 4).
 
     ``architecture`` chooses the pre-tokenizer of a qwen model that names none; of others no guess
     is made. Raises UsageError where there is no vocabulary.

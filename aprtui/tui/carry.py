@@ -12,6 +12,8 @@ from typing import BinaryIO
 import numpy as np
 from textual.app import App
 
+from aprtui.errors import AprtuiError
+from aprtui.formats.atomic import whole_file
 from aprtui.text import clean, size
 from aprtui.tui.stage_table import StageTable
 
@@ -25,14 +27,21 @@ def clipboard_file() -> Path:
 
 
 def copy(app: App[int], text: str) -> str:
-    """Send ``text`` to the terminal by OSC 52 and into a file; an honest note about both."""
-    app.copy_to_clipboard(text)
+    """Send ``text`` to the terminal by OSC 52 and into a file; an honest note about both.
+
+    The file gets a path's own bytes; the terminal takes only UTF-8.
+    """
+    try:
+        raw = os.fsencode(text)
+    except UnicodeEncodeError:  # half a surrogate pair, as JSON can write one
+        raw = text.encode("utf-8", "backslashreplace")
+    app.copy_to_clipboard(raw.decode("utf-8", "replace"))
     shown = clean(text, 40)
     file = clipboard_file()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text + "\n", encoding="utf-8")
-    except OSError:
+        with whole_file(file, parents=True) as clipboard:
+            clipboard.write(raw + b"\n")
+    except AprtuiError:
         return f"copied by OSC 52, if the terminal takes it: {shown}"
     home = Path.home()
     where = f"~/{file.relative_to(home)}" if file.is_relative_to(home) else str(file)
@@ -57,7 +66,7 @@ def export_rows(rows: Iterable[Sequence[str]], target: Path) -> str:
     def write(file: BinaryIO) -> None:
         text = io.StringIO()
         csv.writer(text).writerows(rows)
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode("utf-8", "backslashreplace"))
 
     return _new_file(target, (".csv",), write)
 
@@ -80,11 +89,11 @@ def _new_file(target: Path, suffixes: tuple[str, ...], write: Callable[[BinaryIO
     if target.suffix not in suffixes:
         return f"{clean(target.name)}: name a {' or '.join(suffixes)} file"
     try:
-        with target.open("xb") as file:
+        if os.path.lexists(target):
+            return f"{clean(str(target))} is there already: nothing written"
+        with whole_file(target, new=True) as file:
             write(file)
-        written = target.stat().st_size
-    except FileExistsError:
-        return f"{clean(str(target))} is there already: nothing written"
-    except OSError as error:
-        return f"{clean(str(target))}: cannot be written: {error.strerror}"
+            written = file.tell()
+    except AprtuiError as error:
+        return error.message
     return f"wrote {clean(str(target))}, {size(written)}"

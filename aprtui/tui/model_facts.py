@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from aprtui.errors import AprtuiError
+from aprtui.families.registry import identify
+from aprtui.families.settle import sort_tensors
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.graph import Role
 from aprtui.graph.ops import Scores
-from aprtui.model.families import architecture_of
-from aprtui.model.open import Model, sort_tensors
+from aprtui.model.open import Model
 from aprtui.text import clean, count, number, size
 from aprtui.tui.weight_sample import WeightLook
 from aprtui.tui.widgets.facts import Fact
@@ -83,7 +84,7 @@ def _entries_by_role(file: ModelFile, model: Model | None) -> Iterable[tuple[Rol
     if model is not None:
         return [(role, matrix.entry) for role, matrix in model.weights.items()]
     try:
-        return sort_tensors(file, architecture_of(file)).entries.items()
+        return sort_tensors(file, identify(file).name).entries.items()
     except AprtuiError:
         return ()
 
@@ -121,6 +122,9 @@ def tensor_facts(row: TensorRow) -> list[Fact]:
         facts.append(
             Fact("blocks", f"{count(blocks)} of {kind.values} values in {kind.bytes} B", flat)
         )
+    for part in entry.coding.parts if entry.coding is not None else ():
+        shape = " x ".join(map(count, part.entry.shape)) or "scalar"
+        facts.append(Fact(part.name, f"{part.entry.type}, {shape}", clean(part.entry.name, 200)))
     facts.append(Fact("file", clean(entry.path.name, 200)))
     return facts
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from aprtui.compare.metrics import Cancelled, Element
 from aprtui.compare.pairs import Pair, PairResult
 from aprtui.compare.statistics import Histogram, histogram, percentiles
+from aprtui.formats.maps import check_maps
 from aprtui.formats.tracedir import StageKey
 from aprtui.tui.stage_table import StageTable, table_of
 
@@ -107,6 +108,7 @@ def view_of(pair: Pair, result: PairResult, bins: int, span: str, cancelled: Hoo
     distances.run(cancelled)
     m = result.metrics
     born = () if m.first_nonfinite is None else (m.first_nonfinite,)
+    check_maps(a.values, b.values)
     apart = (*born, *(entry for entry in m.top if entry.abs_diff != 0 and entry not in born))
     elements = tuple(_worst(a, entry) for entry in apart or m.top)
     return PairView(

@@ -12,6 +12,8 @@ import os
 import signal
 from pathlib import Path
 
+from aprtui.errors import BadFileError
+from aprtui.formats.files import open_file
 from aprtui.formats.tracedir import EVENTS
 
 __all__ = ["running_pid", "stop_running"]
@@ -28,16 +30,16 @@ def running_pid(directory: Path) -> int | None:
     """
     path = directory / EVENTS
     try:
-        with path.open("rb") as events:
+        with open_file(path) as events:
             try:
-                fcntl.flock(events, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(events.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return None
             except BlockingIOError:
-                stat = os.fstat(events.fileno())
+                stat = os.fstat(events.fd)
                 if _LOCKS.exists():
                     return _holder(stat.st_dev, stat.st_ino)
-                return _stated(events.read(_FIRST_BYTES))
-    except OSError:
+                return _stated(events.read(0, _FIRST_BYTES))
+    except BadFileError:
         return None
 
 
@@ -62,7 +64,7 @@ def _holder(device: int, inode: int) -> int | None:
 def _stated(lines: bytes) -> int | None:
     """The process number of the ``started`` event among the first lines."""
     for line in lines.splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             event = json.loads(line)
             if isinstance(event, dict) and event.get("event") == "started":
                 pid = event.get("pid")

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.errors import UsageError
+from aprtui.formats.maps import is_whole
 from aprtui.formats.tracedir import StageRecord
 from aprtui.text import clean
 
@@ -79,13 +80,16 @@ class StageTable:
         raise UsageError(f"{shown} is outside {there}")
 
     def cell(self, row: int, column: int) -> float | None:
-        """The value there; None past the end of a short last row."""
+        """The value there; None past the end of a short last row, and of a file cut short since."""
         index = row * self.columns + column
-        return float(self.values[index]) if index < self.values.size else None
+        if index >= self.values.size:
+            return None
+        value = float(self.values[index])
+        return value if is_whole(self.values) else None
 
 
 def table_of(record: StageRecord, texts: tuple[str, ...] = ()) -> StageTable:
-    """Map the record's file. Raises BadFileError for a damaged one."""
+    """Open the record's file. Raises BadFileError for a damaged one."""
     values = record.values()
     shape, axes = record.shape, record.axes or ()
     if shape is None or math.prod(shape) != values.size or not shape:

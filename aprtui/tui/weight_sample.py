@@ -1,9 +1,11 @@
-"""A weight's values without torch: a sample of its rows at once, all of them block by block."""
+"""A weight's values without torch: a sample of its rows at once, all of them block by block.
+
+Its bytes are read, not mapped: a file may be cut short while it is looked at.
+"""
 
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,15 +15,15 @@ import numpy.typing as npt
 from aprtui.compare.metrics import Cancelled
 from aprtui.compare.statistics import Histogram, Statistics, histogram, one_pass, statistics
 from aprtui.engine.native import NATIVE_TYPES, decode_array
-from aprtui.formats.blocks import BLOCK_TYPES
-from aprtui.formats.maps import mapping
-from aprtui.formats.modelfile import TensorEntry, tensor_bytes
+from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
+from aprtui.formats.files import OpenFile, open_file
+from aprtui.formats.modelfile import TensorEntry
 
 __all__ = ["WeightLook", "look_at_all", "look_at_weight", "sample_values"]
 
 SAMPLE = 1 << 20  # values: a larger tensor is looked at in evenly spaced rows first
 BLOCK_VALUES = 1 << 20  # decoded at once
-RELEASE_BYTES = 32 << 20  # stored bytes read before the pages of the map are given back
+MAX_ROW_VALUES = 1 << 25  # of one row, which is read whole
 Float32 = npt.NDArray[np.float32]
 
 
@@ -100,43 +102,55 @@ class _Stored:
         self.total = math.prod(entry.shape)
         kind = BLOCK_TYPES.get(entry.type)
         own = entry.type in ("APR_Q4", "APR_Q8")
-        self.known = kind is not None and (kind.ggml_code is not None or own)
+        by_block = entry.flat or entry.type == "APR_Q4"
+        self.known = (
+            kind is not None
+            and (kind.ggml_code is not None or own)
+            and entry.size_bytes == stored_bytes(entry.type, entry.shape, flat=entry.flat)
+            and (by_block or entry.shape[-1:] <= (MAX_ROW_VALUES,))
+        )
         if kind is None or not self.total or not self.known:
-            self.rows = np.empty((0, 1), dtype=np.uint8)
-            self.width = 1
+            self.width, self.rows = 1, 0
             return
-        stored = tensor_bytes(entry)
-        self.scale = stored[:4].view("<f4")[0] if entry.type == "APR_Q8" else None
-        self.width = kind.values if entry.flat or entry.type == "APR_Q4" else entry.shape[-1]
-        if entry.type == "APR_Q8":
-            self.width = entry.shape[-1]
-            self.rows = stored[4 : 4 + self.total].reshape(-1, self.width)
-        elif entry.flat or entry.type == "APR_Q4":
-            self.rows = stored.reshape(-1, kind.bytes)
-        else:
-            self.rows = stored.reshape(self.total // self.width, -1)
-        self.known = self._decode(self.rows[:1]) is not None
+        self.scale: np.float32 | None = None
+        self.start = entry.offset
+        self.width = kind.values if by_block else math.prod(entry.shape[-1:])
+        self.rows = -(-self.total // self.width)
+        self.row_bytes = kind.bytes if by_block else entry.size_bytes // self.rows
+        with open_file(entry.path) as file:
+            if entry.type == "APR_Q8":  # one scale before all values
+                self.scale = file.array(self.start, 4).view("<f4")[0]
+                self.start, self.row_bytes = self.start + 4, self.width
+            self.known = self._decode(self._read(file, 0, 1)) is not None
+
+    def _read(self, file: OpenFile, first: int, count: int) -> npt.NDArray[np.uint8]:
+        """Rows [count, row_bytes] uint8 from ``first`` on."""
+        size = self.row_bytes
+        return file.array(self.start + first * size, count * size).reshape(count, size)
 
     def decode(self, step: int) -> Float32:
         """Every ``step``-th row [n] float32."""
-        found = self._decode(np.ascontiguousarray(self.rows[::step]))
+        if not self.rows:
+            return np.empty(0, dtype=np.float32)
+        with open_file(self.entry.path) as file:
+            if step == 1:
+                chosen = self._read(file, 0, self.rows)
+            else:
+                every = range(0, self.rows, step)
+                chosen = np.concatenate([self._read(file, row, 1) for row in every])
+        found = self._decode(chosen)
         return np.empty(0, dtype=np.float32) if found is None else found.reshape(-1)[: self.total]
 
     def blocks(self) -> Iterator[Float32]:
         """All values [n] float32, about BLOCK_VALUES at a time."""
         step = max(1, BLOCK_VALUES // self.width)
-        mapped = mapping(self.rows)
-        left, since = self.total, 0
-        for first in range(0, len(self.rows), step):
-            rows = self.rows[first : first + step]
-            found = self._decode(rows)
-            assert found is not None
-            yield found.reshape(-1)[:left]
-            left -= found.size
-            since += rows.size
-            if mapped is not None and since >= RELEASE_BYTES:
-                mapped.madvise(mmap.MADV_DONTNEED)
-                since = 0
+        left = self.total
+        with open_file(self.entry.path) as file:
+            for first in range(0, self.rows, step):
+                found = self._decode(self._read(file, first, min(step, self.rows - first)))
+                assert found is not None
+                yield found.reshape(-1)[:left]
+                left -= found.size
 
     def _decode(self, rows: npt.NDArray[np.uint8]) -> Float32 | None:
         """Rows of bytes to rows of values; None where nothing decodes the type."""

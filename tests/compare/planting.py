@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from aprtui.model.build import build_graph
-from aprtui.model.config import ModelConfig
 
 from aprtui.engine.replay import EXACT, Arithmetic, Replay
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import StageKey, TraceDir, open_trace, relative_path
-from aprtui.graph import Node, Role
+from aprtui.graph import Graph, Node, Role
 from aprtui.model.open import Model, open_model
 
 Array = npt.NDArray[np.float64]
@@ -34,8 +33,23 @@ class Scene:
     replay: Replay
 
     @property
-    def config(self) -> ModelConfig:
-        return self.replay.config
+    def graph(self) -> Graph:
+        return self.replay.model.graph
+
+    def op(self, stage: str) -> Any:
+        """The operation of another stage of the layer."""
+        return self.graph[StageKey(self.node.key.layer, stage)].op
+
+    @property
+    def own(self) -> Any:
+        """The operation of the stage itself."""
+        return self.node.op
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """(A, K, d) of the layer's attention."""
+        scores, attend = self.op("attn_scores"), self.op("attention")
+        return scores.heads, scores.kv_heads, attend.values.size
 
     def matrix(self, name: str) -> Array:
         """A whole weight matrix of the stage's layer, or of the whole model."""
@@ -68,7 +82,7 @@ def compute(
     """Every stage of one pass, rounded to float32; ``plants`` make stages of that name wrong."""
     replay = Replay(model, tokens)
     values: dict[StageKey, Array] = {}
-    for node in build_graph(model.config):
+    for node in model.graph:
         inputs = tuple(values[key] for key in node.inputs)
         made = replay.run(node, inputs, how)
         if str(node.key) in plants:

@@ -124,7 +124,7 @@ def test_what_has_no_captured_ancestor_is_unmeasured_and_named() -> None:
     found = _bisect(model, FIXTURES / "apr/traces/qwen3moe-gguf", REAL[0]["token_ids"])
     assert (found.culprits, found.explained) == ((), ())
     reasons = {str(each.key): each.why for each in found.unmeasured}
-    assert "ffn_norm was not captured" in reasons["layer-2/moe_router"]
+    assert "recomputed from (layer-2/ffn_norm)" in reasons["layer-2/moe_router"]
     assert (found.verdict, found.exit_code) == ("unmeasured", 1)
 
 
@@ -253,14 +253,14 @@ def test_rows_of_q_and_k_in_the_other_order_are_reordered(tmp_path: Path) -> Non
     source = open_trace(FIXTURES / "captures/llama-q4_k_m/float64")
     tensors = {}
     for key, record in source.records.items():
-        values = np.array(record.values()).reshape(stage_shape(key.stage, model.config, 12))
+        values = np.array(record.values()).reshape(model.graph[key].shape(12))
         if key.stage in ("q_post_rope", "k_post_rope"):
             values = np.concatenate([values[..., 0::2], values[..., 1::2]], axis=-1)
         if key.stage == "qkv_matmul":
             heads = values[:, :320].reshape(12, -1, 32)
             heads = np.concatenate([heads[..., 0::2], heads[..., 1::2]], axis=-1)
             values = np.concatenate([heads.reshape(12, -1), values[:, 320:]], axis=1)
-        tensors[relative_path(key)] = (values, stage_axes(key.stage))
+        tensors[relative_path(key)] = (values, model.graph[key].axis_names())
     tokens = tuple(json.loads((CAPTURES[0]).read_text())["token_ids"])
     trace = write_capture(tmp_path / "hf", tensors, tokens=tokens, rope_layout="halves")
     found = bisect(model, trace)

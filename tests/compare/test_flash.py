@@ -17,7 +17,7 @@ import pytest
 from aprtui.compare.bisect import Options, bisect
 from aprtui.compare.bisection import Bisection
 from aprtui.formats.aprt import write_stage
-from aprtui.formats.tracedir import open_trace
+from aprtui.formats.tracedir import StageKey, open_trace
 from aprtui.graph.select import parse_stages
 from aprtui.model.open import Model, open_model
 from tests.support import FIXTURES, needs_fixtures
@@ -66,8 +66,9 @@ def tiled(q: Float32, k: Float32, v: Float32, cached: bool) -> Float32:
 
 def flash_capture(root: Path, model: Model, tokens: int, cached: bool) -> Path:
     """One layer's q, k and v, random, and what flash attention makes of them."""
-    config, random = model.config, np.random.default_rng(tokens)
-    heads, groups, size = config.num_heads, config.num_kv_heads, config.head_dim
+    random = np.random.default_rng(tokens)
+    _, heads, size = model.graph[StageKey(0, "q_post_rope")].shape(tokens)
+    groups = model.graph[StageKey(0, "k_post_rope")].shape(tokens)[1]
     qkv = random.standard_normal((tokens, (heads + 2 * groups) * size)).astype(f32)
     q = 2 * random.standard_normal((tokens, heads, size)).astype(f32)
     k = 2 * random.standard_normal((tokens, groups, size)).astype(f32)
@@ -137,7 +138,7 @@ def test_a_fault_inside_flash_attention_is_still_found(
     model = open_model(MODEL)
     root = flash_capture(tmp_path / "b", model, tokens, cached=True)
     path = root / "layer-0" / "attention.bin"
-    values = np.fromfile(path, f32)[3:].reshape(tokens, model.config.num_heads, -1)
+    values = np.fromfile(path, f32)[3:].reshape(model.graph[StageKey(0, "attention")].shape(tokens))
     change(values)
     write_stage(path, 0, values)
     found = replayed(root, model)

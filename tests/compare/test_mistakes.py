@@ -48,13 +48,12 @@ def rms(x: Array, eps: float) -> Array:
 
 
 def q_heads(s: Scene) -> Array:
-    c = s.config
-    x = s.inputs[0]
-    return x if x.ndim == 3 else x[:, : c.q_size].reshape(len(x), c.num_heads, c.head_dim)
+    (a, _, d), x = s.heads, s.inputs[0]
+    return x if x.ndim == 3 else x[:, : a * d].reshape(len(x), a, d)
 
 
 def rotated(s: Scene, theta: float, positions: Array, pairs: str) -> Array:
-    x, d = q_heads(s), s.config.head_dim
+    x, d = q_heads(s), s.heads[2]
     angle = positions[:, None, None] * theta ** (-2 * np.arange(d // 2) / d)
     out = np.empty_like(x)
     one, two = (
@@ -85,7 +84,7 @@ def softmax(x: Array, seen: npt.NDArray[np.bool_]) -> Array:
 def all_scores(s: Scene) -> Array:
     q, k = s.value("q_post_rope"), s.value("k_post_rope")
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
-    return np.asarray(np.einsum("thd,shd->hts", q, k) * s.config.scale)
+    return np.asarray(np.einsum("thd,shd->hts", q, k) * s.op("attn_scores").scale)
 
 
 CAUSAL = HERE[None, :] <= HERE[:, None]
@@ -101,9 +100,9 @@ def windowed(s: Scene, window: int) -> Array:
 
 
 def values_of(s: Scene) -> Array:
-    c = s.config
-    v = s.inputs[1][:, c.q_size + c.kv_size :].reshape(-1, c.num_kv_heads, c.head_dim)
-    return np.repeat(v, c.num_heads // c.num_kv_heads, axis=1)
+    a, k, d = s.heads
+    v = s.inputs[1][:, (a + k) * d :].reshape(-1, k, d)
+    return np.repeat(v, a // k, axis=1)
 
 
 def wrong_kv_head(s: Scene) -> Array:
@@ -113,15 +112,16 @@ def wrong_kv_head(s: Scene) -> Array:
 
 
 def dealt_values(s: Scene) -> Array:
-    c, v = s.config, values_of(s)[:, :: s.config.num_heads // s.config.num_kv_heads]
-    heads = [s.inputs[0][h] @ v[:, h % c.num_kv_heads] for h in range(c.num_heads)]
+    a, k, _ = s.heads
+    v = values_of(s)[:, :: a // k]
+    heads = [s.inputs[0][h] @ v[:, h % k] for h in range(a)]
     return np.stack(heads, axis=1)
 
 
 def dealt_scores(s: Scene) -> Array:
     q, k = s.inputs
     out = np.stack([q[:, h] @ k[:, h % k.shape[1]].T for h in range(q.shape[1])])
-    return np.where(CAUSAL, out * s.config.scale, 0.0)
+    return np.where(CAUSAL, out * s.own.scale, 0.0)
 
 
 def stale(s: Scene, source: str) -> Array:
@@ -133,7 +133,7 @@ def stale(s: Scene, source: str) -> Array:
 def uncapped(s: Scene) -> Array:
     q, k = s.inputs
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
-    raw = np.einsum("thd,shd->hts", q, k) * s.config.scale
+    raw = np.einsum("thd,shd->hts", q, k) * s.own.scale
     seen = s.right != 0
     return np.where(seen, raw, 0.0)
 
@@ -161,7 +161,7 @@ def swapped_experts(s: Scene) -> Array:
 
 
 def ranked(s: Scene) -> tuple[Array, npt.NDArray[np.int64]]:
-    logits = s.inputs[0] @ s.matrix("router").T
+    logits = s.inputs[0]
     p = np.exp(logits - logits.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     order = np.argsort(-p, axis=1)
@@ -169,12 +169,12 @@ def ranked(s: Scene) -> tuple[Array, npt.NDArray[np.int64]]:
 
 
 def second_ranks(s: Scene) -> Array:
-    chosen = ranked(s)[0][:, 1 : 1 + s.config.num_experts_per_tok]
+    chosen = ranked(s)[0][:, 1 : 1 + s.right.shape[1]]
     return np.asarray(chosen / chosen.sum(-1, keepdims=True))
 
 
 def softmax_again(s: Scene) -> Array:
-    e = np.exp(ranked(s)[0][:, : s.config.num_experts_per_tok])
+    e = np.exp(ranked(s)[0][:, : s.right.shape[1]])
     return np.asarray(e / e.sum(-1, keepdims=True))
 
 
@@ -198,7 +198,7 @@ def half_row(s: Scene) -> Array:
 
 def wrong_row(s: Scene) -> Array:
     out = s.right.copy()
-    out[8] = s.matrix("embedding")[77] * s.config.embedding_scale
+    out[8] = s.matrix("embedding")[77] * s.own.scale
     return out
 
 

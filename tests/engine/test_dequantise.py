@@ -24,6 +24,7 @@ from aprtui.engine.dequantise import (
     dequantise,
     dequantise_apr_q8,
 )
+from aprtui.engine.grid_decoders import GRID_DECODERS
 from aprtui.errors import BadFileError, EngineError
 from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.formats.modelfile import TensorEntry
@@ -140,7 +141,7 @@ def test_bfloat16_is_the_upper_half_of_a_float32() -> None:
 
 
 def apr_q4_block(scale: float, nibbles: list[int]) -> bytes:
-    """apr-format.md 1.8: a float16 scale; element 2i is byte i's low nibble, 2i + 1 its high."""
+    """f16 scale; value 2i is byte i's low nibble, 2i + 1 its high (docs/apr-format.md 1.8)."""
     pairs = zip(nibbles[::2], nibbles[1::2], strict=True)
     return struct.pack("<e", scale) + bytes(low | high << 4 for low, high in pairs)
 
@@ -158,6 +159,19 @@ def test_apr_q8_is_one_scale_times_signed_bytes() -> None:
     stored = torch.tensor([[-128, -1, 0], [1, 64, 127]], dtype=torch.int8)
     expected = np.array([[-32.0, -0.25, 0.0], [0.25, 16.0, 31.75]], np.float32)
     assert_same_bits(dequantise_apr_q8(0.25, stored), expected)
+
+
+@pytest.mark.parametrize("type_name", sorted(GRID_DECODERS))
+def test_blocks_of_any_bytes_have_the_values_that_gguf_gives_them(type_name: str) -> None:
+    import gguf.quants
+
+    size = BLOCK_TYPES[type_name].bytes
+    stored = np.random.default_rng(1).integers(0, 256, (500, size), dtype=np.uint8)
+    with np.errstate(all="ignore"):
+        expected = gguf.quants.dequantize(
+            stored.reshape(1, -1), gguf.GGMLQuantizationType[type_name]
+        ).reshape(500, -1)
+    assert_same_bits(dequantise(type_name, torch.from_numpy(stored)), expected.astype(np.float32))
 
 
 @pytest.mark.parametrize("type_name", ["Q4_K", "Q8_0", "IQ2_XS"])

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from aprtui.engine import native, weights, workers
+from aprtui.engine import native, ops, weights, workers
 from aprtui.engine.block_decoders import BLOCK_DECODERS
 from aprtui.engine.dequantise import Workspace, decode_tensor, dequantise
 from aprtui.engine.forward import forward
-from aprtui.engine.ops import Pass, compute
+from aprtui.engine.ops import Pass
 from aprtui.engine.weights import WeightStream
 from aprtui.engine.workers import for_each, one_core
 from aprtui.formats.blocks import BLOCK_TYPES
@@ -81,7 +81,7 @@ def plain_pass(model: Model, tokens: tuple[int, ...]) -> Stages:
     values: Stages = {}
     with torch.inference_mode(), one_core():
         for node in model.graph:
-            values[node.key] = compute(ar, node, [values[key] for key in node.inputs])
+            values[node.key] = ops.compute(ar, node, [values[key] for key in node.inputs])
     return values
 
 

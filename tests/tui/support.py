@@ -98,6 +98,7 @@ async def opened(
     async with app.run_test(size=size) as pilot:
         await settle(pilot)
         yield pilot
+        assert [str(fault) for fault in app.unforeseen] == []
 
 
 def small_trace(root: Path, *, layers: int = 2, manifest: bool = True) -> Path:
@@ -143,7 +144,7 @@ plan = dict(event="plan", directory="/nowhere/t-trace", model="m", architecture=
             num_layers=2, tokens=[5, 6], token_texts=["Hi", " [/x]\\x1b[31m"],
             stages=["embedding", "attn_norm", "post_ffn_residual", "lm_head"], layers=[0, 1],
             files=6, write_bytes=1000, free_bytes=10**9, read_bytes=5000, memory_bytes=7000,
-            device="cpu", device_name="", dtype="float32", notes=[])
+            device="cpu", device_name="", dtype="float32", notes=[], only_in={"embedding": [0]})
 def stage(layer, name, done, nan=0):
     say(event="stage", layer=layer, stage=name, path="p", bytes=100, done=done, files=6,
         written_bytes=100 * done, elapsed_s=0.1 * done, rms="NaN" if nan else 1.5, nan=nan, inf=0)

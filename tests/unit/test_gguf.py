@@ -165,6 +165,19 @@ def test_the_digest_follows_the_header_and_not_the_weights(tmp_path: Path) -> No
     assert read_gguf(written(tmp_path, renamed)).digest != digest
 
 
+def test_a_type_that_is_not_known_is_listed_up_to_the_next_tensor(tmp_path: Path) -> None:
+    content = gguf_bytes(
+        tensors=[Tensor("x", (40,), 99, bytes(64)), Tensor("y", (1,), 0, bytes(4)),
+                 Tensor("z", (8,), 4, bytes(20))]
+    )  # fmt: skip
+    listed = read_gguf(written(tmp_path, content)).tensors
+    assert [(entry.type, entry.shape) for entry in listed.values()] == [
+        ("GGML_99", (40,)), ("F32", (1,)), ("GGML_4", (8,)),
+    ]  # fmt: skip
+    assert listed["x"].size_bytes == 64
+    assert listed["z"].size_bytes == 20
+
+
 REFUSED: dict[str, bytes] = {
     "key a stands twice": gguf_bytes([text("a", "x"), text("a", "y")]),
     "two tensors are called x": gguf_bytes(
@@ -173,7 +186,6 @@ REFUSED: dict[str, bytes] = {
     "unknown value type 13": gguf_bytes([key("a", 13, bytes(8))]),
     "elements of the unknown value type 99": gguf_bytes([key("a", 9, struct.pack("<IQ", 99, 0))]),
     "nests arrays": gguf_bytes([key("a", 9, struct.pack("<IQ", 9, 1) + array_of(4, [1]))]),
-    "tensor type 4,": gguf_bytes(tensors=[Tensor("x", (1,), 4, bytes(4))]),
     "5 dimensions": gguf_bytes(tensors=[Tensor("x", (1, 1, 1, 1, 1), 0, bytes(4))]),
     "impossible shape": gguf_bytes(tensors=[Tensor("x", (1 << 32, 1 << 31), 0)]),
     "rows of 33 values": gguf_bytes(tensors=[Tensor("x", (33,), 8, bytes(68))]),
@@ -191,7 +203,7 @@ REFUSED: dict[str, bytes] = {
     "string 0 of a reaches beyond": gguf_bytes(
         [key("a", 9, struct.pack("<IQQ", 8, 2, 1 << 63) + bytes(8))]
     ),
-    "over the limit of 268,435,456": gguf_bytes([key("a", 8, struct.pack("<Q", 1 << 62))]),
+    "over the limit of 16,777,216": gguf_bytes([key("a", 8, struct.pack("<Q", 1 << 62))]),
 }
 
 
@@ -357,7 +369,7 @@ def test_a_damaged_file_is_refused_or_read_within_its_bounds(
 
 
 def test_control_characters_in_a_name_do_not_reach_a_message(tmp_path: Path) -> None:
-    path = written(tmp_path, gguf_bytes(tensors=[Tensor("\x1b[2J", (1,), 77, bytes(4))]))
+    path = written(tmp_path, gguf_bytes(tensors=[Tensor("\x1b[2J", (33,), 8, bytes(68))]))
     with pytest.raises(BadFileError) as refused:
         read_gguf(path)
     assert "\x1b" not in str(refused.value)

@@ -88,7 +88,7 @@ def test_a_rope_type_that_lies_is_noted_and_not_followed(tmp_path: Path) -> None
 
 
 def test_gguf_rows_under_hugging_face_names(tmp_path: Path) -> None:
-    """specs/stages.md 3, rule 3."""
+    """docs/stages.md 3, rule 3."""
     metadata = {"original_format": "gguf", "model.architecture": "llama"}
     model = open_model(write_tiny(tmp_path / "m.apr", metadata=metadata))
     assert model.settings["rope_layout"] == "adjacent"
@@ -164,7 +164,7 @@ def test_llama3_scaling_as_text_is_what_a_config_says(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (b"", "it is empty"),
-        (b"PK\x03\x04zip", "not a model file"),
+        (b"PK\x03\x04zip", "a zip archive"),
         (b"APRT" + bytes(8), "stage"),
     ],
 )

@@ -118,13 +118,13 @@ def test_empty_folders_and_missing_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dtype", "size"), [("F8_E4M3", 1), ("F8_E5M2", 1), ("BOOL", 1), ("U64", 8), ("C64", 8)]
 )
-def test_types_that_are_no_weights_are_named(tmp_path: Path, dtype: str, size: int) -> None:
+def test_a_type_of_whatever_name_is_listed(tmp_path: Path, dtype: str, size: int) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(
-        raw_file({"w\x1b": {"dtype": dtype, "shape": [1], "data_offsets": [0, size]}}, bytes(size))
+        raw_file({"w": {"dtype": dtype, "shape": [1], "data_offsets": [0, size]}}, bytes(size))
     )
-    message = refusal(path)
-    assert f"tensor w\\x1b is of the type {dtype}" in message
+    entry = read_safetensors(path).tensors["w"]
+    assert (entry.type, entry.shape, entry.size_bytes) == (dtype, (1,), size)
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,32 @@ from __future__ import annotations
 import sys
 import unicodedata
 
-from aprtui.text import clean
+from aprtui.text import MAX_MARKS, clean, clean_lines
 
 
 def test_no_character_that_a_terminal_could_act_on_stays_as_it_is() -> None:
     hidden = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     characters = map(chr, range(sys.maxunicode + 1))
-    wrong = [c for c in characters if (clean(c) == c) == (unicodedata.category(c) in hidden)]
-    assert not wrong
+    kept = [c for c in characters if clean(c) == c and unicodedata.category(c) in hidden]
+    assert not kept
+
+
+def test_what_can_be_seen_stays_as_it_is() -> None:
+    for shown in ("naïve", "日本語", "Việt Nam", "Vie\u0302\u0323t", "שָׁלוֹם", "ที่", "█▁ ✓ €"):
+        assert clean(shown) == shown
+
+
+def test_marks_over_one_character_and_characters_that_show_nothing_are_bounded() -> None:
+    pile = "a" + "\u0301" * 50
+    assert clean(pile) == "a" + "\u0301" * MAX_MARKS + r"\u0301" * (50 - MAX_MARKS)
+    assert clean("a\u3164\u115f\u2800\ufe0f\u034f\U000e0100b") == (
+        r"a\u3164\u115f\u2800\ufe0f\u034f\U000e0100b"
+    )
+
+
+def test_lines_stay_lines() -> None:
+    assert clean_lines("a\tb\nc\x1b[31m\r\n") == "a\tb\nc\\x1b[31m\\x0d\n"
+    assert clean_lines("x" * 5000 + "\n") == "x" * 5000 + "\n"
 
 
 def test_long_text_ends_in_an_ellipsis() -> None:

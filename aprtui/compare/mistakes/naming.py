@@ -71,7 +71,8 @@ def _trials(
 ) -> Iterator[Attempt[Op]]:
     """The node in every arithmetic that its neighbours are known to use, plain first."""
     hows = [EXACT]
-    for operation in dict.fromkeys((type(node.op), Attend, Scores)):
+    operations: tuple[type[Op], ...] = (type(node.op), Attend, Scores)
+    for operation in dict.fromkeys(operations):
         if operation in neighbours:
             hows.append(neighbours[operation].how)
     if isinstance(node.op, Experts | Route | Choose) or case.between:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,7 @@ def _model(lib: Any, plan: Plan, settings: LlamaSettings, errors: list[str]) -> 
     params = lib.llama_model_default_params()
     params.n_gpu_layers = settings.gpu_layers
     params.use_extra_bufts = False  # repacked weights have kernels of their own
-    model = lib.llama_model_load_from_file(str(plan.model.path).encode(), params)
+    model = lib.llama_model_load_from_file(os.fsencode(plan.model.path), params)
     if not model:
         raise BadFileError(
             plan.model.path, f"llama.cpp refuses it: {_first(errors)}", hint="--engine aprtui"

@@ -94,7 +94,7 @@ class NodeMap:
         self.graph = graph
         self._windows: dict[str, list[tuple[Role, Matrix]]] = {}
         for role, matrix in weights.items():
-            if role.expert is None:  # a packed tensor's are computed by MUL_MAT_ID
+            if role.expert is None and matrix.plain:  # packed experts' operation is MUL_MAT_ID
                 self._windows.setdefault(matrix.entry.name, []).append((role, matrix))
 
     def slots(self, node: Node) -> tuple[Slot, ...]:

@@ -134,6 +134,7 @@ class BrowseScreen(PaneKeysScreen):
             self._retitle()
             return
         self.stages.set_records(event.trace.records)
+        self._make_room()
         self.set_state("full")
         if first:
             last = recall(self.path)
@@ -146,6 +147,11 @@ class BrowseScreen(PaneKeysScreen):
         self._show_stage()
         self._survey()
 
+    @on(events.Resize)
+    def _make_room(self) -> None:
+        """A tree as wide as names that nobody else explains; the panes keep more than half."""
+        self.stages.styles.min_width = min(self.stages.wanted_width, self.size.width * 9 // 20)
+
     def _survey(self) -> None:
         assert self.trace is not None
         known = set(self.stages.rms) | set(self.stages.damage)
@@ -156,8 +162,11 @@ class BrowseScreen(PaneKeysScreen):
 
     @on(Surveyed)
     def _surveyed(self, event: Surveyed) -> None:
+        new = event.damage.keys() - self.stages.damage.keys()
         self.stages.survey(event.rms, event.damage)
         self._retitle()
+        if self._key in new:  # it was cut short while it was shown
+            self._show_stage()
 
     def _retitle(self) -> None:
         assert self.trace is not None

@@ -13,6 +13,7 @@ from textual.worker import get_current_worker
 
 from aprtui.compare.metrics import Cancelled
 from aprtui.errors import BadFileError
+from aprtui.formats.maps import check_maps
 from aprtui.formats.tracedir import StageKey, StageRecord
 from aprtui.text import clean, number
 from aprtui.tui.measure import Drawn, Measured, Slice, Store, draw, first_look, measure
@@ -54,13 +55,14 @@ class PaneReady(Message):
 
 
 def fulfil(wish: Wish, store: Store, post: Callable[[Message], bool]) -> None:
-    """Measure what the shown pane needs; stops when cancelled.
+    """Measure what the shown pane needs; stops when cancelled, or the file is cut short meanwhile.
 
     A small tensor is told of once, so that it is drawn once; of a large one the quick parts first.
     """
     worker = get_current_worker()
 
     def cancelled() -> bool:
+        check_maps(wish.table.values)
         return bool(worker.is_cancelled)
 
     try:
@@ -73,6 +75,7 @@ def fulfil(wish: Wish, store: Store, post: Callable[[Message], bool]) -> None:
             post(PaneReady(wish, cells=cells))
         if not isinstance(measured, Measured):
             measured = measure(wish.table, cancelled)
+            check_maps(wish.table.values)
             store.put(wish.identity, measured)
         if rough is not None and not cancelled():
             post(PaneReady(wish, measured))
@@ -81,6 +84,8 @@ def fulfil(wish: Wish, store: Store, post: Callable[[Message], bool]) -> None:
             post(PaneReady(wish, measured, drawn, cells))
     except Cancelled:
         return
+    except BadFileError as error:
+        post(Surveyed(damage={wish.key: error.message}))
 
 
 def _drawn(wish: Wish, store: Store, cancelled: Callable[[], bool]) -> Drawn:
@@ -88,6 +93,7 @@ def _drawn(wish: Wish, store: Store, cancelled: Callable[[], bool]) -> Drawn:
     drawn = store.get(key)
     if not isinstance(drawn, Drawn):
         drawn = draw(wish.table, wish.slice, wish.span, wish.bins, cancelled)
+        check_maps(wish.table.values)
         store.put(key, drawn)
     return drawn
 
@@ -97,6 +103,7 @@ def _cells(wish: Wish, store: Store, cancelled: Callable[[], bool]) -> npt.NDArr
     cells = store.get(key)
     if not isinstance(cells, np.ndarray):
         cells = downsample(wish.table, *wish.extent, wish.how, cancelled)
+        check_maps(wish.table.values)
         store.put(key, cells)
     return cells
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from textual.content import Content
 
 from aprtui.formats.modelfile import ModelFile
-from aprtui.graph.summary import sizes
+from aprtui.graph.words import sizes
 from aprtui.model.open import Model
 from aprtui.text import clean, size
 

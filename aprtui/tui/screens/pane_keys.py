@@ -11,6 +11,8 @@ from textual.message import Message
 from textual.worker import get_current_worker
 
 from aprtui.compare.metrics import Cancelled
+from aprtui.errors import BadFileError
+from aprtui.formats.maps import check_maps
 from aprtui.formats.tracedir import StageRecord
 from aprtui.tui.carry import copy
 from aprtui.tui.measure import Float32, Hook, largest_at, nonfinite_after
@@ -105,7 +107,11 @@ class PaneKeysScreen(BaseScreen):
             worker = get_current_worker()
             try:
                 found = find(table.values, lambda: bool(worker.is_cancelled))
+                check_maps(table.values)
             except Cancelled:
+                return
+            except BadFileError as error:
+                self.post_message(Sought(table, None, error.message))
                 return
             self.post_message(Sought(table, found, nothing))
 
