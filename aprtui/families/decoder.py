@@ -203,7 +203,7 @@ def read_biases(s: Settings) -> dict[str, bool]:
     """Which products of attention have a bias: Hugging Face's ``attention_bias`` speaks of all
     four; in the other formats the tensors tell."""
     if s.file.format == "safetensors":
-        bias = s.flag("attention_bias", *_absent(s, "attention_bias", False))
+        bias = s.known("attention_bias") and s.flag("attention_bias")
         return {"qkv_bias": bias, "output_bias": bias}
     s.must_be("attention_bias", (True, False), "")
     has_qkv = s.shape("q_bias") is not None or s.shape("qkv_bias") is not None
