@@ -62,9 +62,12 @@ def largest_block_bytes(model: Model, device: torch.device) -> int:
 
 def working_bytes(model: Model, device: torch.device) -> int:
     """What a stream needs on a device beside the weights that it keeps there: blocks on their way,
-    and one block's values in float32 and in a dtype of half the size."""
-    values = max(_most_rows(matrix, device) * matrix.columns for matrix in model.weights.values())
-    return 2 * SLOTS * largest_block_bytes(model, device) + 6 * values
+    and one block's values in float32 and in a dtype of half the size. Codes of quantisers are
+    widened on their way."""
+    weights = model.weights.values()
+    values = max(_most_rows(matrix, device) * matrix.columns for matrix in weights)
+    widened = 12 * values if any(matrix.entry.coding is not None for matrix in weights) else 0
+    return 2 * SLOTS * largest_block_bytes(model, device) + 6 * values + widened
 
 
 class _Scratch(threading.local):
@@ -98,7 +101,7 @@ class WeightStream:
         self.dtype = dtype
         self._scratch = _Scratch()
         self._vectors: dict[Role, torch.Tensor] = {}
-        self._kept: dict[Role, Codec] = {}
+        self._sources: dict[Role, Codec] = {}
         cuda = [device for device in self.placement.devices if device.type == "cuda"]
         slot_bytes = largest_block_bytes(model, self.device) if cuda else 0
         self._staging = {device: Staging(device, slot_bytes) for device in cuda}
@@ -207,13 +210,12 @@ class WeightStream:
 
     def _source(self, role: Role) -> Codec:
         """The codec of a matrix: its bytes in the file's map, or kept on the device."""
-        if role in self._kept:
-            return self._kept[role]
-        stored = codec_of(self.model.weights[role])
-        if role.layer in self.placement.kept:
-            stored = stored.moved(partial(self._keep, self.device_of(role.layer)))
-            self._kept[role] = stored
-        return stored
+        if role not in self._sources:
+            stored = codec_of(self.model.weights[role])
+            if role.layer in self.placement.kept:
+                stored = stored.moved(partial(self._keep, self.device_of(role.layer)))
+            self._sources[role] = stored
+        return self._sources[role]
 
     def _keep(self, device: torch.device, raw: torch.Tensor) -> torch.Tensor:
         if device in self._staging:

@@ -209,6 +209,71 @@ def test_gate_and_up_in_turn_are_taken_apart(experts: tuple[TensorEntry, Float32
         assert np.array_equal(values(codec.moved(lambda raw: raw.clone()), 2), expected[1, part::2])
 
 
+# -- what no recorded checkpoint has, against its definition ---------------------------------------
+
+
+def coded(
+    folder: Path, tensors: dict[str, torch.Tensor], quantisation: dict[str, object]
+) -> TensorEntry:
+    """The weight ``w`` of a folder with these tensors."""
+    save_file(tensors, folder / "model.safetensors")
+    config = {"model_type": "llama", "quantization_config": quantisation}
+    (folder / "config.json").write_text(json.dumps(config))
+    return assembled(read_safetensors(folder)).tensors["w.weight"]
+
+
+def all_of(entry: TensorEntry) -> Float32:
+    rows, columns = int(np.prod(entry.shape[:-1])), entry.shape[-1]
+    return values(codec_of(Matrix(entry, 0, rows, columns)), rows)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_every_fp8_code_has_the_value_that_torch_gives_it(
+    kind: torch.dtype, tmp_path: Path
+) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(2, 128).view(kind)
+    tensors = {"w.weight": codes, "w.weight_scale": torch.ones(())}
+    found = all_of(coded(tmp_path, tensors, {"quant_method": "fp8"}))
+    expected = codes.float().numpy()
+    assert np.array_equal(np.isnan(found), np.isnan(expected))
+    there = ~np.isnan(expected)
+    assert np.array_equal(found.view(np.uint32)[there], expected.view(np.uint32)[there])
+
+
+def test_fp8_experts_packed_in_one_tensor_have_scales_of_their_own_blocks(tmp_path: Path) -> None:
+    """And scales that are exponents alone, as DeepSeek-V3.1 has them."""
+    generator = torch.Generator().manual_seed(4)
+    codes = torch.randn(3, 8, 12, generator=generator).to(torch.float8_e4m3fn)
+    exponents = torch.randint(118, 136, (3, 2, 3), generator=generator, dtype=torch.uint8)
+    entry = coded(
+        tmp_path,
+        {"w.weight": codes, "w.weight_scale_inv": exponents.view(torch.float8_e8m0fnu)},
+        {"quant_method": "fp8", "weight_block_size": [4, 4]},
+    )
+    scale = np.exp2(exponents.numpy().astype(np.float32) - 127)
+    spread = scale.repeat(4, axis=1).repeat(4, axis=2)
+    assert entry.shape == (3, 8, 12)
+    assert np.array_equal(all_of(entry), (codes.float().numpy() * spread).reshape(24, 12))
+
+
+def test_packed_integers_in_the_order_of_their_activations(tmp_path: Path) -> None:
+    """compressed-tensors up to 0.9: column i is of group weight_g_idx[i]."""
+    generator = torch.Generator().manual_seed(6)
+    codes = torch.randint(0, 16, (5, 32), generator=generator)
+    groups = torch.randperm(32, generator=generator).remainder(4).to(torch.int32)
+    scale = torch.rand(5, 4, generator=generator) + 0.5
+    packed = (codes.view(5, 4, 8) << 4 * torch.arange(8)).sum(-1)
+    words = torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
+    entry = coded(
+        tmp_path,
+        {"w.weight_packed": words, "w.weight_scale": scale, "w.weight_g_idx": groups,
+         "w.weight_shape": torch.tensor([5, 32])},
+        {"quant_method": "compressed-tensors"},
+    )  # fmt: skip
+    expected = (codes - 8).float() * scale[:, groups.long()]
+    assert np.array_equal(all_of(entry), expected.numpy())
+
+
 # -- contradictions --------------------------------------------------------------------------------
 
 

@@ -78,8 +78,7 @@ def assembled(file: ModelFile) -> ModelFile:
         )
     if kinds:
         told = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
-        notes.append(f"quantised weights: {told}; decoded to float32 exactly, activations as they "
-                     "are")  # fmt: skip
+        notes.append(f"quantised weights: {told}; decoded to float32, activations not rounded")
     if not kinds and file.quantisation is not None:
         _refuse_unknown(file)
     return replace(file, tensors=entries, notes=tuple(notes))
