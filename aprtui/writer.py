@@ -181,7 +181,7 @@ class CaptureWriter:
                 if error is None:
                     self._raise_failure()
                     self._finish()
-            except AprtuiError as failure:
+            except Exception as failure:  # of a device that was lost too
                 error = failure
                 raise
             finally:

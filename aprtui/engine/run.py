@@ -51,7 +51,8 @@ def run_traces(plans: Sequence[Plan], emit: Emit) -> tuple[Finished, ...]:
     Whether all can be written is checked before the first begins. Raises as ``run_trace`` does; the
     traces before the one that ended so are whole.
     """
-    devices = resolve_devices(plans[0].job.device)
+    with _engine_errors():
+        devices = resolve_devices(plans[0].job.device)
     check_space(plans)
     for plan in plans:
         check_folder(plan.directory, overwrite=plan.job.overwrite or plan.job.resume)

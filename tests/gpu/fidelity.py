@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -76,10 +77,12 @@ def compare(path: Path, model: Model, device: torch.device) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--device", default="cuda:0")
-    device, name = resolve_device(parser.parse_args().device)
+    parser.add_argument("--most", type=int, help="compare so many models and no more")
+    options = parser.parse_args()
+    device, name = resolve_device(options.device)
     print(f"on {device} ({name})")
     held, unread = [], 0
-    for path in models():
+    for path in islice(models(), options.most):
         try:
             model = open_model(path)
         except AprtuiError:

@@ -48,10 +48,10 @@ fi
 model=$scratch/model.gguf
 if [[ $tiny ]]; then
     make=(cp tests/fixtures/models/qwen2-q4_k_m.gguf "$model")
-    repeats=1 long=20 shape=tiny steps=2 bits=16,20
+    repeats=1 long=20 shape=tiny steps=2 bits=16,20 most=(--most 1)
 else
     make=("$python" -m tests.benchmarks.make_model 7b q4_k_m "$model")
-    repeats=5 long=512 shape=7b steps=12 bits=23,24,25,26
+    repeats=5 long=512 shape=7b steps=12 bits=23,24,25,26 most=()
 fi
 
 # The extension modules where there is a compiler; without them torch decodes on the host.
@@ -68,7 +68,7 @@ making=$!
 tests=(tests/engine/test_cuda.py tests/engine/test_triton_decoders.py tests/engine/test_unchanged.py)
 [[ $tiny ]] && tests=(tests/engine/test_cuda.py)
 step tests 150 "$python" -m pytest -q -rsf --tb=short -p no:cacheprovider --durations=5 "${tests[@]}"
-step fidelity 90 "$python" -m tests.gpu.fidelity --device "$device"
+step fidelity 90 "$python" -m tests.gpu.fidelity --device "$device" "${most[@]}"
 wait "$making" || echo "no model was made: see make.log" >&2
 
 gpu=("$python" -m tests.benchmarks.gpu "$model" --device "$device")

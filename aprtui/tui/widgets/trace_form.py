@@ -109,7 +109,7 @@ class TraceForm(Vertical, can_focus=True):
 def hint(name: str, cards: Cards) -> str:
     """What a field takes; of devices those that are here, where NVML tells."""
     if name == "device" and cards.cards:
-        return f"auto (the first card), cpu, {cards.told()}"
+        return f"{cards.told()}; auto, cpu"
     if name == "engine":
         return other_engines()
     return {
