@@ -181,7 +181,7 @@ def test_an_unread_key_is_named_with_what_it_changes(
 
 
 def test_an_unread_gguf_key_is_named() -> None:
-    with pytest.raises(BadFileError, match="llama.expert_shared_feed_forward_length = 32"):
+    with pytest.raises(BadFileError, match=r"llama\.expert_shared_feed_forward_length = 32"):
         gguf("llama", expert_shared_feed_forward_length=32)
 
 
