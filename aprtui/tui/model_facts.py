@@ -14,7 +14,6 @@ from aprtui.families.settle import sort_tensors
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.graph import Role
-from aprtui.graph.ops import Scores
 from aprtui.model.open import Model
 from aprtui.text import clean, count, number, size
 from aprtui.tui.weight_sample import WeightLook
@@ -187,16 +186,11 @@ def header_facts(file: ModelFile, notes: Iterable[str]) -> list[Fact]:
 
 
 def config_facts(model: Model) -> list[Fact]:
-    """Every field of the configuration as the pass uses it, and what follows from it."""
+    """Every setting that the family read, as the pass uses it; what is not set comes last."""
     fields = model.settings
     unset = [name for name, value in fields.items() if value is None or value == ()]
-    scales = {node.op.scale for node in model.graph if isinstance(node.op, Scores)}
     facts = [Fact(name, _told(value)) for name, value in fields.items() if name not in unset]
-    facts += [
-        Fact("scale", ", ".join(number(s, 6) for s in sorted(scales)), "the factor on q.k"),
-        Fact("not set", ", ".join(unset) or "nothing"),
-    ]
-    return facts
+    return [*facts, Fact("not set", ", ".join(unset) or "nothing")]
 
 
 def metadata_facts(metadata: Mapping[str, Any]) -> list[Fact]:
