@@ -65,7 +65,7 @@ def test_an_embedding_model_lets_tokens_see_those_that_follow(tmp_path: Path) ->
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         hidden = model(torch.tensor([TOKENS])).last_hidden_state[0]
-    theirs = hidden @ model.embed_tokens.weight.T
+        theirs = hidden @ model.embed_tokens.weight.T
     ours = our_logits(tmp_path)
     assert float((ours - theirs).norm() / theirs.norm()) <= BAR
     assert json.loads((tmp_path / "config.json").read_text())["use_bidirectional_attention"]
