@@ -31,6 +31,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "Gemma3", {"model_type": "gemma3_text", "sliding_window": 4, **TEXT},
         {"model_type": "siglip_vision_model"},
     ),
+    "qwen2_5_vl": (
+        "Qwen2_5_VL",
+        {"model_type": "qwen2_5_vl_text", **TEXT, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2]}},
+        {"model_type": "qwen2_5_vl_vision", "depth": 1, "num_heads": 2, "out_hidden_size": 48},
+    ),
 }  # fmt: skip
 
 
