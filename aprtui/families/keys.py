@@ -92,7 +92,7 @@ _NO_MATTER = re.compile(
     r"|diversity_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size"
     r"|bad_words_ids|early_stopping|forced_.*|suppress_tokens|begin_suppress_tokens"
     r"|remove_invalid_values|exponential_decay_length_penalty|return_dict_in_generate|output_scores"
-    r"|tf_legacy_loss|use_flash_attn|flash_attn|torch_compile"
+    r"|vision_config|tf_legacy_loss|use_flash_attn|flash_attn|torch_compile"
 )
 """Keys of config.json that change no number of a forward pass."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aprtui.families import decoder
 from aprtui.families.decoder import FULL, SLIDING
 from aprtui.families.family import Family
@@ -10,7 +12,7 @@ from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import ATTENTION, DENSE, PRE_NORMS, QKV_BIAS, WHOLE, Table
 from aprtui.graph import Graph
 
-__all__ = ["FAMILY", "windows_above"]
+__all__ = ["FAMILY", "build", "windows_above"]
 
 _HF = {
     "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016, "num_layers": 32,
@@ -34,10 +36,10 @@ def windows_above(s: Settings, sizes: decoder.Sizes) -> list[int | None]:
     return decoder.say_windows(s, window, decoder.layer_types(s, default))
 
 
-def build(s: Settings) -> Graph:
+def build(s: Settings, rope_kinds: Mapping[str, str] | None = None) -> Graph:
     sizes = decoder.read_sizes(s)
     ffn, activation = decoder.read_ffn(s), s.activation("hidden_act", "silu")
-    table = read_rope(s, sizes.head_dim)
+    table = read_rope(s, sizes.head_dim, kinds=rope_kinds)
     windows, causal = windows_above(s, sizes), decoder.read_causal(s)
     decoder.read_tied(s)
     return decoder.build_decoder(

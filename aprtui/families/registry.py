@@ -44,6 +44,12 @@ class Row:
 
 _OURS = (
     Row("qwen2", "aprtui.families.qwen2", ("qwen2",), ("qwen2",), ("qwen2.5",)),
+    Row(
+        "qwen2vl",
+        "aprtui.families.qwen2vl",
+        ("qwen2_5_vl_text", "qwen2_vl_text", "qwen2_5_vl", "qwen2_vl"),
+        text_of=("qwen2_5_vl", "qwen2_vl"),
+    ),
     Row("llama", "aprtui.families.llama", ("llama",), ("llama",), text_of=("llava", "llava_next")),
     Row("mistral", "aprtui.families.mistral", ("mistral",), text_of=("mistral3", "pixtral")),
     Row("mixtral", "aprtui.families.mixtral", ("mixtral",)),

@@ -174,6 +174,9 @@ def _one_table(
         kind = keys.get("rope_type", keys.get("type", "default"))
         if kind not in kinds:
             raise s.fail(f"RoPE scaling {clean(str(kind))!r}, which {s.family} does not have")
+        if "mrope" in kinds:  # the channels of each axis, which all turn by the one position
+            keys.pop("mrope_section", None)
+            keys.pop("type", None)
         keys["rope_type"] = kinds[kind]
     table = _table(s, head_dim, keys, "rope_theta", _layout(s), partial=partial)
     freqs = s.freqs.get("rope_freqs", ())

@@ -31,6 +31,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "Gemma3", {"model_type": "gemma3_text", "sliding_window": 4, **TEXT},
         {"model_type": "siglip_vision_model"},
     ),
+    "qwen2_5_vl": (
+        "Qwen2_5_VL",
+        {"model_type": "qwen2_5_vl_text", **TEXT, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2]}},
+        {"model_type": "qwen2_5_vl_vision", "depth": 1, "num_heads": 2, "out_hidden_size": 48},
+    ),
 }  # fmt: skip
 
 
@@ -65,7 +71,7 @@ def test_an_embedding_model_lets_tokens_see_those_that_follow(tmp_path: Path) ->
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         hidden = model(torch.tensor([TOKENS])).last_hidden_state[0]
-    theirs = hidden @ model.embed_tokens.weight.T
+        theirs = hidden @ model.embed_tokens.weight.T
     ours = our_logits(tmp_path)
     assert float((ours - theirs).norm() / theirs.norm()) <= BAR
     assert json.loads((tmp_path / "config.json").read_text())["use_bidirectional_attention"]

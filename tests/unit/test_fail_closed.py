@@ -168,7 +168,6 @@ def test_yarn_of_a_gguf_has_its_magnitude() -> None:
         ("llama", {"unheard_of": 3}, "unheard_of = 3 is not read by the llama family"),
         ("mistral", {"attention_bias": True}, "attention_bias"),
         ("gemma", {"use_bidirectional_attention": True}, "tokens see those that follow"),
-        ("qwen2", {"quantization_config": {"bits": 4}}, "codes of a quantiser"),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "x": 1}}, "x = 1"),
         ("llama", {"partial_rotary_factor": 0.5}, "rotates all"),
     ],
@@ -273,7 +272,7 @@ def test_codes_of_a_quantiser_are_no_weights(tmp_path: Path) -> None:
     path = saved(tmp_path / "m", model)
     codes = {name: np.ones(model.tensors[name].shape, np.int8)}
     save_file({**model.tensors, **codes}, path / "model.safetensors")
-    with pytest.raises(BadFileError, match=r"up_proj.weight .* is I8: codes"):
+    with pytest.raises(BadFileError, match=r"up_proj\.weight is I8: codes"):
         opened(path)
 
 
@@ -326,7 +325,7 @@ def test_a_consolidated_file_beside_shards_is_not_a_second_model(tmp_path: Path)
     save_file(mistral_names(model), path / "consolidated.safetensors")
     found = opened(path)
     assert found.graph.rope_layout == "halves"
-    assert any("Mistral's layout" in note for note in found.notes)
+    assert any("not part of it: consolidated" in note for note in found.notes)
 
 
 def test_a_families_names_are_of_one_format() -> None:
