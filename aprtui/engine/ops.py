@@ -8,6 +8,7 @@ it rounds. Shapes use the symbols of docs/stages.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -195,7 +196,8 @@ def bias(ar: Pass, op: Bias, x: Tensor) -> Tensor:
     return x + _biases(ar, op)
 
 
-def rotation(table: RopeTable, positions: Sequence[float]) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=4)  # replay computes one rotation after another: most by the same few tables
+def rotation(table: RopeTable, positions: range | tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """cos and sin [T, dims/2] float64, on the CPU, of the table's angles, times its magnitude.
 
     Angles are float64 whatever the dtype: float32 angles lose 1e-5 beyond 1,000 positions.
