@@ -78,11 +78,9 @@ def _block(module: Module, weight: TensorEntry, scale: TensorEntry) -> tuple[int
 
 def _stated_block(module: Module) -> tuple[int, int] | None:
     """The configuration's block: ``weight_block_size``, or a compressed-tensors group's."""
-    if module.said is None:
-        return None
-    stated = module.said.keys.get("weight_block_size")
+    stated = module.setting("weight_block_size")
     if stated is None:
-        groups = module.said.keys.get("config_groups")
+        groups = module.setting("config_groups")
         for group in groups.values() if isinstance(groups, dict) else ():
             weights = group.get("weights") if isinstance(group, dict) else None
             if isinstance(weights, dict) and weights.get("block_structure"):
