@@ -1,8 +1,15 @@
-"""aprtui: a terminal inspector for the forward pass of language models.
+"""aprtui: an inspector for the forward pass of language models, as a program and as a library.
 
-    from aprtui import CaptureWriter, hooks
+    import aprtui
 
-write a trace from any program (``aprtui.writer``) and from any PyTorch model (``engine.hooks``).
+    model = aprtui.open_model("model.gguf")
+    found = aprtui.trace(model, prompt="The capital of France is", directory="trace")
+    gate = found["layer-3/ffn_gate"]  # float32 [token, ffn], read-only; gate.axes names them
+    print(aprtui.bisect("suspect", a=found, model=model))  # which stage computes wrongly, and how
+
+``open_trace`` reads what any program captured, ``diff`` compares two of them, ``diff_models`` two
+models' weights; ``CaptureWriter`` and ``hooks`` write a trace from a runtime of your own. What can
+go wrong is an ``AprtuiError``. Nothing heavy is imported before it is used. Guide: docs/api.md.
 """
 
 from __future__ import annotations
@@ -11,18 +18,73 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aprtui.api import bisect, diff, diff_models, open_trace, trace
+    from aprtui.compare.bisection import Bisection
+    from aprtui.compare.diff import Comparison
+    from aprtui.compare.weight_results import ModelComparison
     from aprtui.engine.hooks import hooks
+    from aprtui.errors import (
+        AprtuiError,
+        BadFileError,
+        EngineError,
+        MissingStageError,
+        UsageError,
+    )
+    from aprtui.formats.stagearray import StageArray
+    from aprtui.formats.tracedir import StageKey, TraceDir
+    from aprtui.model.open import Model, open_model
     from aprtui.writer import CaptureWriter
 
-__all__ = ["CaptureWriter", "__version__", "hooks"]
+__all__ = [
+    "AprtuiError",
+    "BadFileError",
+    "Bisection",
+    "CaptureWriter",
+    "Comparison",
+    "EngineError",
+    "MissingStageError",
+    "Model",
+    "ModelComparison",
+    "StageArray",
+    "StageKey",
+    "TraceDir",
+    "UsageError",
+    "__version__",
+    "bisect",
+    "diff",
+    "diff_models",
+    "hooks",
+    "open_model",
+    "open_trace",
+    "trace",
+]
 
 __version__ = "0.1.0"
 
-# Public name -> where it is; loaded when first used, so that `import aprtui` stays cheap.
-_LAZY = {"CaptureWriter": "aprtui.writer", "hooks": "aprtui.engine.hooks"}
+# Where the public names are; loaded when first used, so that `import aprtui` costs next to nothing.
+_HOMES = {
+    "aprtui.api": ("bisect", "diff", "diff_models", "open_trace", "trace"),
+    "aprtui.compare.bisection": ("Bisection",),
+    "aprtui.compare.diff": ("Comparison",),
+    "aprtui.compare.weight_results": ("ModelComparison",),
+    "aprtui.engine.hooks": ("hooks",),
+    "aprtui.errors": (
+        "AprtuiError", "BadFileError", "EngineError", "MissingStageError", "UsageError",
+    ),
+    "aprtui.formats.stagearray": ("StageArray",),
+    "aprtui.formats.tracedir": ("StageKey", "TraceDir"),
+    "aprtui.model.open": ("Model", "open_model"),
+    "aprtui.writer": ("CaptureWriter",),
+}  # fmt: skip
+_LAZY = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value = getattr(importlib.import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,17 +1,22 @@
 """The errors a user can meet, each with what to do about it and an exit code.
 
-    AprtuiError            exit code 4
-    +-- UsageError         2   asked for something that cannot be asked for
-    +-- BadFileError       3   a file is damaged, missing or not what it claims to be
-    +-- EngineError        4   the pass itself failed: memory, disk, device
+    AprtuiError                  exit code 4
+    +-- UsageError               2   asked for something that cannot be asked for
+    |   +-- MissingStageError    2   a trace does not hold this stage; a KeyError, too
+    +-- BadFileError             3   a file is damaged, missing or not what it claims to be
+    +-- EngineError              4   the pass itself failed: memory, disk, device
 
 A caller writes::
 
     try:
-        model = open_model(path)
-    except AprtuiError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        found = aprtui.bisect("suspect", model="model.gguf")
+    except aprtui.BadFileError as error:
+        print(f"{error.path} cannot be used: {error}")
+    except aprtui.AprtuiError as error:  # whatever else can go wrong
+        sys.exit(f"aprtui: {error}")
+
+``error.message`` says what and where, ``error.hint`` what to do; ``str(error)`` is both. Anything
+else that comes out of this package is a bug of ours.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from pathlib import Path
 
 from aprtui.text import clean
 
-__all__ = ["AprtuiError", "BadFileError", "EngineError", "UsageError"]
+__all__ = ["AprtuiError", "BadFileError", "EngineError", "MissingStageError", "UsageError"]
 
 
 class AprtuiError(Exception):
@@ -42,6 +47,10 @@ class UsageError(AprtuiError):
     """The request itself is wrong: an unknown stage, a layer outside the model, no such device."""
 
     exit_code = 2
+
+
+class MissingStageError(UsageError, KeyError):
+    """A trace does not hold the stage; the message says why, or what is there instead."""
 
 
 class BadFileError(AprtuiError):

@@ -20,17 +20,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from aprtui.engine.arrays import Float32, as_float32
 from aprtui.engine.behind import Behind
 from aprtui.engine.events import Event, Failed, Finished, Planned, StageWritten, Started, Stopped
-from aprtui.engine.folder import trace_folder
+from aprtui.engine.folder import TraceFolder, trace_folder
 from aprtui.engine.manifest import Written, build_manifest, model_entry
 from aprtui.errors import AprtuiError, UsageError
-from aprtui.formats.aprt import write_stage
 from aprtui.formats.summary import summarise
-from aprtui.formats.tracedir import StageKey, key_of, relative_path, write_manifest
+from aprtui.formats.tracedir import StageKey, key_of, relative_path
 from aprtui.graph import Absent, Graph
 from aprtui.graph.vocabulary import ALIASES, STAGES, axes_of, facts_of, order_of
 from aprtui.model.open import Model, open_model
@@ -87,7 +86,7 @@ class CaptureWriter:
         self._absent: dict[str, str] = {}
         self._notes: list[str] = []
         self._open = ExitStack()
-        self._events: IO[str] | None = None
+        self._folder: TraceFolder | None = None
         self._start = 0.0
 
     # -- what a runtime calls ------------------------------------------------------------------
@@ -107,7 +106,7 @@ class CaptureWriter:
         be the stage's; a leading batch of one and heads not yet split are fine. A name that is no
         stage of ours is kept; ``axes`` name its dimensions. Raises UsageError.
         """
-        if self._events is None:
+        if self._folder is None:
             raise UsageError("the capture is not open", hint="with CaptureWriter(...) as capture:")
         self._raise_failure()
         key = self._key(stage, layer)
@@ -136,8 +135,8 @@ class CaptureWriter:
         self, key: StageKey, values: Float32, shape: tuple[int, ...], names: tuple[str, ...]
     ) -> None:
         """Write one stage and say so."""
-        path = self.directory / relative_path(key)
-        size = write_stage(path, key.layer, values)
+        assert self._folder is not None
+        size = self._folder.write_stage(key, values)
         positions = "last" if facts_of(key.stage).logits and len(shape) == 1 else "all"
         stats = summarise(values)
         with self._landing:
@@ -162,7 +161,7 @@ class CaptureWriter:
 
     def __enter__(self) -> CaptureWriter:
         folder = trace_folder(self.directory, overwrite=self._overwrite)
-        self._events = self._open.enter_context(folder)
+        self._folder = self._open.enter_context(folder)
         self._start = time.monotonic()
         if self._graph is not None:
             self._tell(self._plan(self._graph))
@@ -182,13 +181,13 @@ class CaptureWriter:
                 if error is None:
                     self._raise_failure()
                     self._finish()
-            except AprtuiError as failure:
+            except Exception as failure:  # of a device that was lost too
                 error = failure
                 raise
             finally:
                 if error is not None:
                     self._tell(self._end(error))
-                self._events = None
+                self._folder = None
 
     def _finish(self) -> None:
         if not self._written:
@@ -203,7 +202,8 @@ class CaptureWriter:
             peak_device_bytes=0,
             nonfinite=tuple(str(f.key) for f in files if f.stats["nan"] or f.stats["inf"]),
         )
-        write_manifest(self.directory, self._manifest(files, done))
+        assert self._folder is not None
+        self._folder.finish(self._manifest(files, done))
         self._tell(done)
 
     def _manifest(self, files: list[Written], done: Finished) -> dict[str, Any]:
@@ -211,7 +211,7 @@ class CaptureWriter:
         vocabulary = model.vocabulary if model is not None else None
         logits = [file.positions for file in files if facts_of(file.key.stage).logits]
         return build_manifest(
-            model=model_entry(model) if model is not None else {},
+            model=self._model_entry(),
             tokens=self._tokens,
             token_texts=[vocabulary.text_of(token) for token in self._tokens] if vocabulary else [],
             prompt=self._prompt,
@@ -226,6 +226,10 @@ class CaptureWriter:
             peak_memory_bytes=None,
             peak_device_bytes=None,
         )
+
+    def _model_entry(self) -> dict[str, Any]:
+        """The model as the manifest names it, as far as it is known."""
+        return {} if self._model is None else model_entry(self._model)
 
     def _absent_stages(self) -> list[Absent]:
         """What the model does not have, and what this runtime did not show in any layer."""
@@ -302,9 +306,8 @@ class CaptureWriter:
     # -- events --------------------------------------------------------------------------------
 
     def _tell(self, event: Event) -> None:
-        assert self._events is not None
-        self._events.write(event.line() + "\n")
-        self._events.flush()
+        assert self._folder is not None
+        self._folder.tell(event)
 
     def _announce(self, file: Written) -> None:
         self._tell(
@@ -320,6 +323,9 @@ class CaptureWriter:
                 rms=file.stats["rms"],
                 nan=file.stats["nan"],
                 inf=file.stats["inf"],
+                shape=file.shape,
+                axes=file.axes,
+                positions=file.positions,
             )
         )
 
@@ -344,6 +350,12 @@ class CaptureWriter:
             device_name=str(self._engine.get("device_name", "")),
             dtype=str(self._engine.get("dtype", "")),
             only_in=graph.only_in(graph.stages, range(graph.num_layers)),
+            manifest={
+                "model": self._model_entry(),
+                "engine": self._engine,
+                "prompt": self._prompt,
+                "rope_layout": graph.rope_layout,
+            },
         )
 
 

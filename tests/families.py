@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,23 @@ TINY: dict[str, Tiny] = {
         "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 20, "num_hidden_layers": 4,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     }),
+    "olmo2": Tiny("Olmo2", {}, ("olmo2",)),
+    "qwen2moe": Tiny("Qwen2Moe", {
+        "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 40, "mlp_only_layers": [1], "use_sliding_window": True,
+        "sliding_window": 4, "max_window_layers": 3,
+    }, ("qwen2_moe",)),
+    "phi3": Tiny("Phi3", {
+        "hidden_size": 64, "original_max_position_embeddings": 8, "pad_token_id": 0,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [1.0, 2.0, 4.0, 8.0],
+        },
+    }, ("phi3",)),
+    "smollm3": Tiny("SmolLM3", {
+        "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 4,
+        "pad_token_id": 0, "tie_word_embeddings": False,
+    }, ("smollm3",)),
 }  # fmt: skip
 
 
@@ -61,8 +79,7 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
 
     Returns it.
     """
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")
     config = getattr(transformers, f"{tiny.config}Config")(**{**COMMON, **tiny.settings})
     torch.manual_seed(7)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -11,11 +11,12 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aprtui import api
 from aprtui.cli.options import (
     add_choice,
     add_overrides,
@@ -24,21 +25,13 @@ from aprtui.cli.options import (
     parse_tokens,
 )
 from aprtui.cli.output import print_json, print_notes
-from aprtui.compare.bars import parse_bar
-from aprtui.compare.bisection import (
-    OTHER_MODEL,
-    Bisection,
-    Culprit,
-    Unmeasured,
-    bisection_json,
-)
-from aprtui.compare.infer import open_any
-from aprtui.compare.reference import model_trace, named_model
-from aprtui.errors import AprtuiError, UsageError
-from aprtui.formats.perop import PerOpDir
+from aprtui.compare.bisection import OTHER_MODEL, Bisection, Culprit, Unmeasured
+from aprtui.compare.opening import both_captures, read_capture
+from aprtui.compare.reference import find_model
+from aprtui.crash import told_of
+from aprtui.errors import UsageError
+from aprtui.formats.perop import is_per_op_side
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.graph.select import parse_layers, parse_stages
-from aprtui.model.open import Model, open_model
 from aprtui.text import clean, count, number, ranges
 
 __all__ = ["configure", "run"]
@@ -69,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="the model that B should have computed (default: a manifest says)",
+        help="the model that B should have computed (default: the one that the trace names)",
     )
     add_replay_prompt(parser)
     add_overrides(parser)
@@ -89,69 +82,52 @@ def run(args: argparse.Namespace) -> int:
         return _run(args)
     try:
         return _run(args)
-    except AprtuiError as error:
-        _line("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
-        return error.exit_code
+    except Exception as error:
+        told = told_of(error, "bisect")
+        _line("error", message=told.message, hint=told.hint, exit_code=told.exit_code)
+        return told.exit_code
 
 
 def _run(args: argparse.Namespace) -> int:
-    from aprtui.compare.bisect import Options, bisect
-
     a, b = _captures(args.captures)
-    path, whose = _model_path(args.model, a, b)
-    model = open_model(path, parse_overrides(args.overrides))
-    options = Options(
-        parse_stages(args.stages),
-        None if args.layers is None else parse_layers(args.layers, model.graph.num_layers),
-        tuple(parse_bar(text) for text in args.bars),
-    )
+    path, whose = _model(args.model, a, b)
     with _progress(args) as tell:
-        found = bisect(model, b, a, tokens=_tokens(args, model), options=options, progress=tell)
-    sides = {
-        "model": str(model.path),
-        "a": None if a is None else str(a.root),
-        "b": str(b.root),
-    }
+        found = api.bisect(
+            b,
+            a=a,
+            model=path,
+            prompt=args.prompt,
+            tokens=parse_tokens(args.tokens),
+            stages=args.stages,
+            layers=args.layers,
+            bars=args.bars,
+            overrides=parse_overrides(args.overrides),
+            progress=tell,
+        )
     if args.events:
-        _line("result", **bisection_json(found, **sides))
+        _line("result", **found.to_json())
     elif args.json:
-        print_json(bisection_json(found, **sides))
+        print_json(found.to_json())
     else:
-        _show(found, sides, whose)
+        _show(found, whose)
     return found.exit_code
 
 
-def _captures(names: list[str]) -> tuple[TraceDir | None, TraceDir]:
-    opened = [open_any(Path(name)) for name in names]
-    if len(opened) == 1 and isinstance(opened[0], PerOpDir):
-        return opened[0].cpu, opened[0].gpu
-    if len(opened) > 2:
+def _captures(names: Sequence[str]) -> tuple[TraceDir | None, TraceDir]:
+    if len(names) > 2:
         raise UsageError("at most two captures can be named", hint="aprtui bisect [A] B --model M")
-    for name, trace in zip(names, opened, strict=True):
-        if isinstance(trace, PerOpDir):
-            raise UsageError(
-                f"{clean(name)}: a per-op folder holds two captures",
-                hint="name it alone, or its cpu or gpu folder",
-            )
-    traces = [trace for trace in opened if isinstance(trace, TraceDir)]
+    if len(names) == 1 and is_per_op_side(Path(names[0]) / "cpu"):
+        return both_captures(Path(names[0]))
+    traces = [read_capture(Path(name)) for name in names]
     return (traces[0] if len(traces) == 2 else None), traces[-1]
 
 
-def _model_path(given: str | None, a: TraceDir | None, b: TraceDir) -> tuple[Path, str]:
+def _model(given: str | None, a: TraceDir | None, b: TraceDir) -> tuple[Path, str]:
     """The model to replay with, and who says that it is this one."""
     if given is not None:
         return Path(given), ""
-    trace = model_trace(a, b)
-    path = named_model(trace)
-    if path is not None:
-        return path, f", as {'A' if trace is a else 'B'}'s manifest says"
-    raise UsageError("the model is needed to replay a stage", hint="--model MODEL")
-
-
-def _tokens(args: argparse.Namespace, model: Model) -> tuple[int, ...] | None:
-    if args.prompt is not None:
-        return tuple(model.tokenizer.encode(args.prompt))
-    return parse_tokens(args.tokens)
+    path, side = find_model(a, b)
+    return path, f", as {side}'s manifest says"
 
 
 # -- progress --------------------------------------------------------------------------------------
@@ -188,11 +164,11 @@ def _line(event: str, **fields: Any) -> None:
 # -- for people ------------------------------------------------------------------------------------
 
 
-def _show(found: Bisection, sides: Mapping[str, str | None], whose: str) -> None:
+def _show(found: Bisection, whose: str) -> None:
     for line in _verdict(found):
         print(line)
     print()
-    for name, path in (("A", sides["a"]), ("B", sides["b"]), ("model", sides["model"])):
+    for name, path in (("A", found.a), ("B", found.b), ("model", found.model)):
         if path is not None:
             print(f"{name:<5}  {clean(path, 500)}{whose if name == 'model' else ''}")
     _show_culprits(found.culprits, "culprits")
@@ -214,17 +190,11 @@ def _show(found: Bisection, sides: Mapping[str, str | None], whose: str) -> None
 
 
 def _verdict(found: Bisection) -> Iterator[str]:
-    replayed = len(found.explained) + len(found.culprits)
-    of_b = "" if found.reference is None else " in B"
     if found.culprits:
         yield from _summary(found)
-    elif replayed and found.unmeasured:
-        left = len(found.unmeasured)
-        yield f"No culprit{of_b} among {replayed} stages, but {left} could not be replayed."
-    elif replayed:
-        yield f"No culprit{of_b}: all {replayed} stages compute what the model says."
     else:
-        yield "Nothing could be replayed."
+        of_b = "" if found.reference is None else " in B"
+        yield f"{found.headline.replace('No culprit', f'No culprit{of_b}', 1)}."
     yield from _verdict_of_a(found)
 
 

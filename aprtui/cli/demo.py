@@ -18,6 +18,7 @@ from aprtui.cli.output import print_json
 from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import make_plan
 from aprtui.errors import EngineError, UsageError
+from aprtui.formats.atomic import whole_file
 from aprtui.formats.gguf import read_gguf
 from aprtui.formats.tracedir import holds_trace
 from aprtui.text import clean, quoted
@@ -81,23 +82,28 @@ def _copy_models(folder: Path, models: tuple[Path, Path], traces: tuple[Path, Pa
                     raise UsageError(
                         f"{clean(str(path))}: stands there, and no demo made it", hint=_ELSEWHERE
                     )
-        folder.mkdir(parents=True, exist_ok=True)
-        good.write_bytes(model)
+        _write(good, model)
         entry = read_gguf(good).tensors[_DAMAGED]
         raw = bytearray(model)
         blocks_in_row = entry.shape[1] // 256
         at = entry.offset + _ROW * blocks_in_row * _Q4_K_BYTES
         scales = np.frombuffer(raw, dtype="<f2", count=2, offset=at)
         raw[at : at + 4] = (scales * np.float16(_FACTOR)).astype("<f2").tobytes()
-        bad.write_bytes(raw)
+        _write(bad, raw)
     except OSError as error:
         raise EngineError(
             f"{clean(str(folder))}: cannot be written: {error.strerror or error}", hint=_ELSEWHERE
         ) from error
 
 
+def _write(path: Path, raw: bytes | bytearray) -> None:
+    with whole_file(path, parents=True, hint=_ELSEWHERE) as file:
+        file.write(raw)
+
+
 def _trace(model: Path, out: Path) -> None:
     from aprtui.engine.run import run_trace
+    from aprtui.engine.stopping import stopping_on_signals
 
     job = TraceJob(
         model=str(model),
@@ -106,4 +112,5 @@ def _trace(model: Path, out: Path) -> None:
         overwrite=holds_trace(out),
         device="cpu",
     )
-    run_trace(make_plan(job), lambda event: None)
+    with stopping_on_signals():
+        run_trace(make_plan(job), lambda event: None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from aprtui.cli.output import print_json
 from aprtui.cli.status_line import StatusLine
 from aprtui.compare.model_settings import Setting
-from aprtui.compare.weight_results import ModelComparison, ModelSide, TensorResult, models_json
+from aprtui.compare.weight_results import SOUND, ModelComparison, ModelSide, TensorResult
 from aprtui.compare.weights import diff_models
 from aprtui.text import clean, count, number, size
 
@@ -16,7 +16,6 @@ __all__ = ["run_models"]
 
 _Table = Callable[[Sequence[Sequence[str]], Sequence[str]], str]
 _LIST = 20  # rows of a table before "and N more"
-_SOUND = ("rounding", "equal", "same-bytes")
 _VERDICTS = {
     "pass": "the same model",
     "fail": "not the same model",
@@ -40,7 +39,7 @@ def run_models(
 
         comparison = diff_models(a, b, progress)
     if as_json:
-        print_json(models_json(comparison, allow_unmeasured=allow_unmeasured))
+        print_json(comparison.to_json(allow_unmeasured=allow_unmeasured))
     else:
         print(_text(comparison, _markdown_table if as_markdown else _plain_table))
     return comparison.exit_code(allow_unmeasured=allow_unmeasured)
@@ -56,7 +55,7 @@ def _text(comparison: ModelComparison, table: _Table) -> str:
     sides = (("A", comparison.a), ("B", comparison.b))
     head = "\n".join(f"{bullet}{_side(name, side)}" for name, side in sides)
     parts = [head, f"{comparison.verdict.upper()}: {verdict}", f"tensors: {found}"]
-    wrong = [result for result in comparison.tensors if result.kind not in _SOUND]
+    wrong = [result for result in comparison.tensors if result.kind not in SOUND]
     if wrong:
         parts.append("Tensors, the worst first:" + blank + _tensors(wrong, table))
     if comparison.settings:

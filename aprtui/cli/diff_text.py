@@ -10,7 +10,7 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.graph.vocabulary import order_of, short_name
 from aprtui.text import clean, count, number, quoted
 
-__all__ = ["markdown", "next_step", "plain", "plain_pair", "verdict_line"]
+__all__ = ["markdown", "next_step", "plain", "plain_pair"]
 
 MARKS = {
     "equal": "=",
@@ -32,7 +32,7 @@ def plain(comparison: Comparison, width: int | None = None) -> str:
 
     Tables leave columns out that a terminal of ``width`` has no room for.
     """
-    parts = [_head(comparison), _grid(comparison.results), _legend(comparison.counts)]
+    parts = [_head(comparison), _grid(comparison.results, width), _legend(comparison.counts)]
     bad = [result for result in comparison.results if result.kind not in PASSED]
     if bad:
         parts.append("Not passed, in order of computation:\n" + _table(bad[:_LIST], width))
@@ -49,21 +49,8 @@ def plain(comparison: Comparison, width: int | None = None) -> str:
 def _head(comparison: Comparison) -> str:
     lines = [f"A  {_side(comparison.a)}", f"B  {_side(comparison.b)}", f"bar: {comparison.bars}"]
     lines += [f"note: {clean(note, 500)}" for note in comparison.notes]
-    lines.append(f"\n{verdict_line(comparison)}")
+    lines.append(f"\n{comparison.headline}")
     return "\n".join(lines)
-
-
-def verdict_line(comparison: Comparison) -> str:
-    """The answer in one line."""
-    counts = ", ".join(f"{count(n)} {kind}" for kind, n in comparison.counts.items())
-    first = comparison.first_divergence
-    if first is not None:
-        detail = f": {clean(first.message, 300)}" if first.message else ""
-        return f"FAIL ({counts}). First divergence: {first.key} ({first.kind}){detail}"
-    if comparison.verdict == "unmeasured":
-        rest = "What was compared passes; the rest was captured once only"
-        return f"UNMEASURED ({counts}). {rest if comparison.measured else 'Nothing was compared'}"
-    return f"PASS ({counts})" + (" within a loose bar" if comparison.may_hide else "")
 
 
 def next_step(comparison: Comparison) -> str:
@@ -85,27 +72,42 @@ def _side(side: Side) -> str:
     return " · ".join(word for word in words if word)
 
 
-def _grid(results: Sequence[PairResult]) -> str:
-    """Layers down, stages across in order of computation, one mark a pair."""
+def _grid(results: Sequence[PairResult], width: int | None) -> str:
+    """Layers down, stages across in order of computation, one mark a pair; blank where a layer has
+    no such stage. Columns that ``width`` has no room for stand below."""
     marks = {result.key: MARKS[result.kind] for result in results}
     layers = sorted({key.layer for key in marks if key.layer is not None})
     stages = sorted({key.stage for key in marks if key.layer is not None}, key=_in_layer)
-    widths = [max(3, len(short_name(stage))) for stage in stages]
-    heads = " ".join(
-        f"{clean(short_name(stage)):<{width}}" for stage, width in zip(stages, widths, strict=True)
-    )
-    lines = [f"layer  {heads}".rstrip()] if stages else []
-    for layer in layers:
-        cells = [
-            f"{marks.get(StageKey(layer, stage), ''):<{width}}"
-            for stage, width in zip(stages, widths, strict=True)
-        ]
-        lines.append(f"{layer:>5}  {' '.join(cells)}".rstrip())
+    lines: list[str] = []
+    for heads in _side_by_side([clean(short_name(stage), 60) for stage in stages], width):
+        here, stages = stages[: len(heads)], stages[len(heads) :]
+        lines += [""] if lines else []
+        lines.append(f"layer  {' '.join(f'{head:<3}' for head in heads)}".rstrip())
+        for layer in layers:
+            cells = (
+                f"{marks.get(StageKey(layer, stage), ''):<{max(3, len(head))}}"
+                for stage, head in zip(here, heads, strict=True)
+            )
+            lines.append(f"{layer:>5}  {' '.join(cells)}".rstrip())
     ends = sorted((key for key in marks if key.layer is None), key=order_of)
     if ends:
         told = "  ".join(f"{clean(key.stage)} {marks[key]}" for key in ends)
         lines.append(f"model  {told}")
     return "\n".join(lines)
+
+
+def _side_by_side(heads: Sequence[str], width: int | None) -> list[list[str]]:
+    """The heads of the columns in as many rows as it takes; one where there is no width."""
+    rows: list[list[str]] = []
+    room = 0
+    for head in heads:
+        taken = max(3, len(head)) + 1
+        if not rows or (width is not None and taken > room):
+            rows.append([])
+            room = (width or 0) - len("layer ")
+        rows[-1].append(head)
+        room -= taken
+    return rows
 
 
 def _in_layer(stage: str) -> tuple[int, int, str]:
@@ -218,7 +220,7 @@ def _place(axes: Sequence[str] | None, at: Sequence[int]) -> str:
 def markdown(comparison: Comparison) -> str:
     """For an issue: the verdict first, the failing pairs, then every pair folded away."""
     lines = [
-        f"**{_escape(verdict_line(comparison))}**",
+        f"**{_escape(comparison.headline)}**",
         "",
         f"* A: {_escape(_side(comparison.a))}",
         f"* B: {_escape(_side(comparison.b))}",

@@ -12,6 +12,7 @@ import io
 import itertools
 import math
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,12 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from aprtui.cli.diff import open_graph
+from aprtui import api
 from aprtui.cli.output import check_new_file
-from aprtui.compare.infer import open_any, record_of, with_shapes
 from aprtui.errors import UsageError
 from aprtui.formats.atomic import whole_file
-from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import StageRecord
-from aprtui.graph import Graph
-from aprtui.graph.vocabulary import order_of
+from aprtui.model.open import Model, open_model
 from aprtui.text import clean, count
 
 __all__ = ["configure", "run"]
@@ -69,13 +67,15 @@ def run(args: argparse.Namespace) -> int:
     """Write, and print what was written."""
     if str(args.output) == "-":
         raise UsageError("-o -: an export is written into files, not to stdout", hint="-o FILE")
-    graph = open_graph(args.model)
-    tensors = [_tensor(record) for path in args.paths for record in _records(path, graph)]
+    model = None if args.model is None else open_model(args.model)
+    tensors = [_tensor(record) for path in args.paths for record in _records(path, model)]
     _tell_shapes(tensors)
     names = [tensor.name for tensor in tensors]
     if len(set(names)) != len(names):
         double = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"two of the files are {clean(double)}", hint="export one trace at a time")
+    if args.to == "safetensors" and "__metadata__" in names:
+        raise UsageError("safetensors cannot hold a tensor named __metadata__", hint="--to npz")
     targets = _targets(args, tensors)
     for target, _ in targets:
         check_new_file(target, overwrite=args.overwrite)
@@ -87,16 +87,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _records(path: Path, graph: Graph | None) -> list[StageRecord]:
-    if not path.is_dir():
-        return [record_of(path, graph)]
-    trace = open_any(path)
-    if isinstance(trace, PerOpDir):
-        raise UsageError(f"{clean(str(path))}: holds two passes", hint="name its cpu or gpu folder")
-    shaped = with_shapes(trace, graph)
-    for note in shaped.notes:
+def _records(path: Path, model: Model | None) -> list[StageRecord]:
+    trace = api.open_trace(path, model=model)
+    for note in trace.notes:
         print(f"note: {clean(note, 500)}", file=sys.stderr)
-    return [shaped.records[key] for key in sorted(shaped.records, key=order_of)]
+    return list(trace.records.values())
 
 
 def _tensor(record: StageRecord) -> _Tensor:
@@ -138,7 +133,11 @@ def _write_npy(file: BinaryIO, tensors: list[_Tensor]) -> None:
 
 
 def _write_npz(file: BinaryIO, tensors: list[_Tensor]) -> None:
-    np.savez(file, allow_pickle=False, **{t.name: t.values for t in tensors})
+    """As np.savez does, which takes no array of the name ``file``."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for tensor in tensors:
+            with archive.open(f"{tensor.name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, tensor.values, allow_pickle=False)
 
 
 def _write_safetensors(file: BinaryIO, tensors: list[_Tensor]) -> None:

@@ -131,6 +131,7 @@ def _trace(trace: TraceDir, as_json: bool) -> int:
                     for key in keys
                 ],
                 "manifest": {k: v for k, v in manifest.items() if k != "stages"} or None,
+                "plan": trace.planned or None,
             }
         )
     else:
@@ -148,11 +149,12 @@ def _print_trace(
         f"{size(total)}"
     )
     manifest = trace.manifest or {}
-    if manifest:
-        model, engine = manifest.get("model", {}), manifest.get("engine", {})
+    if trace.stated:
+        model, engine = trace.stated.get("model", {}), trace.stated.get("engine", {})
         path, family = (clean(str(model.get(k, "unknown"))) for k in ("path", "architecture"))
         print(f"  model   {path} ({family})")
-        print(f"  engine  {clean(' '.join(str(engine[k]) for k in _ENGINE_KEYS if k in engine))}")
+        words = " ".join(str(engine[k]) for k in _ENGINE_KEYS if engine.get(k))
+        print(f"  engine  {clean(words) or 'not stated'}")
     if trace.token_texts:
         print(f"  tokens  {len(trace.token_texts)}: {clean('|'.join(trace.token_texts))}")
     if layers:
@@ -253,7 +255,7 @@ def _parts(entry: TensorEntry) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """A metadata value for JSON: long lists by their length and first entries."""
     if isinstance(value, str | bool | int | float) or value is None:
-        return value if not isinstance(value, float) or value == value else "NaN"
+        return value
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in list(value.items())[:64]}
     if hasattr(value, "__len__") and hasattr(value, "__getitem__"):
@@ -317,6 +319,7 @@ def _by_place(file: ModelFile) -> list[TensorEntry]:
     """Tensors in a reading order: by name, numbers as numbers."""
 
     def key(entry: TensorEntry) -> list[tuple[int, str]]:
-        return [(int(p), "") if p.isdigit() else (-1, p) for p in entry.name.split(".")]
+        parts = entry.name.split(".")
+        return [(int(p), "") if p.isascii() and p.isdigit() else (-1, p) for p in parts]
 
     return sorted(file.tensors.values(), key=key)

@@ -21,7 +21,7 @@ from aprtui.text import clean, count, ranges, size
 
 __all__ = ["print_graph"]
 
-_WIDE = 100  # columns from which on operation, inputs and weights stand side by side
+_WIDE = 116  # columns from which on operation, inputs and weights stand side by side
 _LEAST, _MOST = 60, 160
 _GAP = "  "
 _ABOVE = "↑ "  # before an input that another layer computes

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from aprtui import __version__
 from aprtui.cli.streams import open_streams
-from aprtui.errors import AprtuiError, UsageError
+from aprtui.crash import told_of
+from aprtui.errors import UsageError
 from aprtui.text import clean, nearest, quoted
 
-__all__ = ["COMMANDS", "EXIT_CODES", "entry", "main"]
+__all__ = ["COMMANDS", "EXIT_CODES", "entry", "heed_signals", "main"]
 
 # Name -> (module, one line of help). Modules are imported only when their command runs.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -32,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 EXIT_CODES = """\
 Exit codes: 0 fine, 1 a difference, a culprit or something unmeasured, 2 usage, 3 a bad file,
-4 the engine failed or the output cannot be written, 130 stopped."""
+4 the engine failed or the output cannot be written, 130 stopped (143 by SIGTERM, 129 by SIGHUP)."""
 
 _USAGE = """\
 usage: aprtui [--version] [--help] COMMAND ...
@@ -60,21 +63,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(words)
-    except AprtuiError as error:
-        print(f"aprtui: {clean(str(error), 2000)}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("aprtui: stopped", file=sys.stderr)
-        return 130
-    except OSError as error:  # unforeseen: what reads and writes files says which
-        where = clean(str(error.filename)) if error.filename else "a file"
-        print(f"aprtui: {where} cannot be read or written: {error.strerror}", file=sys.stderr)
-        return 4
+        return 128 + getattr(stop, "number", signal.SIGINT)
+    except Exception as error:
+        told = told_of(error, words[0] if words and words[0] in COMMANDS else "opening")
+        print(f"aprtui: {clean(str(told), 2000)}", file=sys.stderr)
+        return told.exit_code
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal that asks the command to end, as SIGINT does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def _end_by(number: int, frame: FrameType | None) -> None:
+    raise _Ended(number)
+
+
+def heed_signals() -> None:
+    """Have SIGTERM and SIGHUP end what runs as SIGINT does, unless they are ignored (nohup)."""
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) == signal.SIG_DFL:
+            signal.signal(each, _end_by)
 
 
 def entry() -> None:
     """The console script."""
     outlet = open_streams()
+    heed_signals()
     try:
         code = main()
     except SystemExit as ended:  # argparse: --help, or a wrong option

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
     os.environ.setdefault("TEXTUAL_FPS", "30")
     gc.disable()  # importing makes a hundred thousand objects and no garbage: 0.06 s
-    from aprtui.tui.afterwards import terminal_restored
+    from aprtui.tui.afterwards import terminal_alone, terminal_restored
     from aprtui.tui.app import AprtuiApp
     from aprtui.tui.config import read_config
 
@@ -47,10 +47,10 @@ def run(args: argparse.Namespace) -> int:
     gc.enable()
 
     app = AprtuiApp(opened, model=str(args.model or ""), config=read_config())
-    with terminal_restored():
+    with terminal_restored(), terminal_alone():
         code = app.run()
-    if code is None and app.return_code:
-        return 4  # a fault of ours ended it; textual has printed where
+    if app.ended_by is not None:
+        raise app.ended_by
     return code or 0
 
 

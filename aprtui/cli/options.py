@@ -18,7 +18,7 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
         help="stages, with commas between; 'ffn_*' is all that begin so",
     )  # fmt: skip
     parser.add_argument(
-        "--layers", "--layer", metavar="START..END|N|all",
+        "--layers", "--layer", default="all", metavar="START..END|N|all",
         help="layers: 3, 0,3,7 or 3..6; END is not included",
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aprtui.errors import UsageError
+from aprtui.formats.summary import finite_json
 from aprtui.text import clean
 
 __all__ = ["check_new_file", "print_json", "print_notes", "print_table"]
@@ -24,8 +25,11 @@ def check_new_file(path: Path, *, overwrite: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout, ASCII only: no character in it can move a terminal's cursor."""
-    json.dump(value, sys.stdout, ensure_ascii=True, allow_nan=False, indent=1)
+    """One JSON document on stdout, ASCII only: no character in it can move a terminal's cursor.
+
+    Numbers that JSON does not have are text: a file's own may be among them.
+    """
+    json.dump(finite_json(value), sys.stdout, ensure_ascii=True, allow_nan=False, indent=1)
     sys.stdout.write("\n")
 
 

@@ -9,6 +9,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from aprtui import api
 from aprtui.cli.options import (
     add_overrides,
     add_replay_prompt,
@@ -17,11 +18,10 @@ from aprtui.cli.options import (
 )
 from aprtui.cli.output import check_new_file
 from aprtui.cli.status_line import StatusLine
-from aprtui.compare.diff import diff_traces
-from aprtui.compare.infer import open_any, with_shapes
+from aprtui.compare.opening import read_capture
+from aprtui.compare.pairs import check_tokens
 from aprtui.errors import UsageError
 from aprtui.formats.atomic import whole_file
-from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import TraceDir
 from aprtui.report.build import build_report
 from aprtui.report.html import html_report
@@ -61,23 +61,21 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.output, overwrite=args.overwrite)
     if args.model is None and (args.prompt is not None or args.tokens is not None):
         raise UsageError("--tokens and --prompt are for replaying", hint="add --model MODEL")
-    a, b = (_open(path) for path in (args.a, args.b))
-    model, bisection, tokens = None, None, None
+    a, b = (_folder(path) for path in (args.a, args.b))
+    check_tokens(a, b)  # diff's hint would name an option that a report does not have
+    model, bisection, tokens = None, None, parse_tokens(args.tokens)
     if args.model is not None:
-        from aprtui.compare.bisect import bisect
         from aprtui.model.open import open_model
 
         model = open_model(args.model, parse_overrides(args.overrides))
-        tokens = parse_tokens(args.tokens)
         if args.prompt is not None:
             tokens = tuple(model.tokenizer.encode(args.prompt))
         with StatusLine() as tell:
-            bisection = bisect(
-                model, b, a, tokens=tokens,
+            bisection = api.bisect(
+                b, a=a, model=model, tokens=tokens,
                 progress=lambda done, total, key: tell(f"replaying {done} of {total}: {key}"),
             )  # fmt: skip
-    graph = None if model is None else model.graph
-    comparison = diff_traces(with_shapes(a, graph), with_shapes(b, graph))
+    comparison = api.diff(a, b, model=model)
     report = build_report(
         a, b, comparison, model=model, bisection=bisection, token_ids=tokens,
         commands=_commands(args),
@@ -105,16 +103,10 @@ def write_report(report: Report, output: Path, *, overwrite: bool) -> int:
     return len(written)
 
 
-def _open(path: Path) -> TraceDir:
+def _folder(path: Path) -> TraceDir:
     if path.is_file():
         raise UsageError(f"{clean(str(path))}: a file; a report compares two trace directories")
-    found = open_any(path)
-    if isinstance(found, PerOpDir):
-        raise UsageError(
-            f"{clean(str(path))}: a per-op folder holds two captures",
-            hint="name its cpu and its gpu folder",
-        )
-    return found
+    return read_capture(path)
 
 
 def _commands(args: argparse.Namespace) -> tuple[str, ...]:

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from aprtui.cli.diff import open_graph
+from aprtui import api
 from aprtui.cli.options import add_choice
-from aprtui.cli.output import print_table
-from aprtui.compare.diff import finite_json
-from aprtui.compare.infer import open_any, record_of, with_shapes
+from aprtui.cli.output import print_json, print_table
 from aprtui.compare.statistics import OutlierChannel, Statistics, outlier_channels, statistics
 from aprtui.errors import BadFileError, UsageError
-from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
-from aprtui.graph.select import parse_layers, parse_stages
-from aprtui.graph.vocabulary import order_of
+from aprtui.graph.select import only_layers, parse_stages
 from aprtui.text import clean, count, number
 
 __all__ = ["configure", "run"]
@@ -45,37 +40,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the statistics; 3 when a file is damaged, the others are printed all the same."""
-    graph = open_graph(args.model)
-    if args.path.is_dir():
-        trace = open_any(args.path)
-        if isinstance(trace, PerOpDir):
-            raise UsageError(
-                f"{clean(str(args.path))}: holds two passes", hint="name its cpu or gpu folder"
-            )
-        records = _chosen(with_shapes(trace, graph), args.stages, args.layers)
-    else:
-        records = [record_of(args.path, graph)]
+    trace = api.open_trace(args.path, model=args.model)
+    one = trace.status == "file"
+    records = list(trace.records.values()) if one else _chosen(trace, args.stages, args.layers)
     rows = [_row(record) for record in records]
     if args.json:
-        found = {"schema": "aprtui-stats-v1", "path": str(args.path), "stages": finite_json(rows)}
-        print(json.dumps(found, allow_nan=False, indent=1))
+        found = {"schema": "aprtui-stats-v1", "path": str(args.path), "stages": rows}
+        print_json(found)
     else:
         _show(rows)
     return 3 if any("error" in row for row in rows) else 0
 
 
-def _chosen(trace: TraceDir, stages: str, layers: str | None) -> list[StageRecord]:
+def _chosen(trace: TraceDir, stages: str, layers: str) -> list[StageRecord]:
     names = parse_stages(stages)
     highest = max((key.layer for key in trace.records if key.layer is not None), default=-1)
-    wanted = parse_layers(layers, highest + 1) if layers else None
-    keys = [
-        key
-        for key in sorted(trace.records, key=order_of)
+    wanted = only_layers(layers, highest + 1)
+    chosen = [
+        record
+        for key, record in trace.records.items()
         if (names is None or key.stage in names) and (wanted is None or key.layer in wanted)
     ]
-    if not keys:
+    if not chosen:
         raise UsageError("no stage of the trace is chosen", hint="widen --stages and --layers")
-    return [trace.records[key] for key in keys]
+    return chosen
 
 
 def _row(record: StageRecord) -> dict[str, Any]:

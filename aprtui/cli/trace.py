@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from aprtui.cli.options import add_overrides, parse_overrides, parse_tokens
 from aprtui.cli.output import print_json
+from aprtui.crash import told_of
 from aprtui.engine.events import Emit, Event, Failed, Finished, Planned, StageWritten
 from aprtui.engine.job import DTYPES, TraceJob
 from aprtui.engine.plan import DEFAULT_PROMPT, Plan, check_space, make_plan, make_plans
-from aprtui.errors import AprtuiError, BadFileError, UsageError
+from aprtui.engine.resuming import resumed_plan
+from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import MANIFEST
 from aprtui.text import clean, count, duration, quoted, size
 
@@ -38,12 +40,20 @@ examples:
   aprtui trace model.gguf --engine llamacpp --engine-arg kv=f16
   aprtui trace model.apr --tokens 3838,374,220,17 --device cuda:0 -o /tmp/trace
   aprtui trace model.gguf --prompts prompts.txt --device cuda --resident -o /tmp/traces
+  aprtui trace --resume model-trace
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    parser.add_argument("model", help="a .apr, .gguf or .safetensors file, or a checkpoint folder")
+    parser.add_argument(
+        "model", nargs="?", help="a .apr, .gguf or .safetensors file, or a checkpoint folder"
+    )
+    parser.add_argument(
+        "--resume", metavar="DIR",
+        help="go on with the trace that was stopped there: the same model, prompt and settings, "
+        "the same bytes; layers that are whole are not computed again",
+    )  # fmt: skip
     what = parser.add_argument_group("what to capture")
     what.add_argument(
         "--save-tensor", "--stages", dest="stages", default="all", metavar="STAGES|all",
@@ -125,14 +135,20 @@ def run(args: argparse.Namespace) -> int:
             _show_dry_run(plans, args)
             return 0
         return _trace(plans, args, emit)
-    except AprtuiError as error:
-        if emit is not None and not error.told:
-            emit(Failed(error.message, error.hint, error.exit_code))
-        raise
+    except Exception as error:
+        told = told_of(error, "trace")
+        if emit is not None and not told.told:
+            emit(Failed(told.message, told.hint, told.exit_code))
+        raise told from error
 
 
 def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
     """One plan; of --prompts one a line."""
+    if args.resume is not None:
+        _check_alone(args)
+        return (resumed_plan(Path(args.resume)),)
+    if args.model is None:
+        raise UsageError("no model", hint="aprtui trace MODEL, or --resume DIR")
     if args.prompts is None:
         if args.resident:
             raise UsageError(
@@ -145,6 +161,20 @@ def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
     if not prompts:
         raise UsageError(f"{clean(args.prompts)}: holds no prompt", hint="one prompt on each line")
     return make_plans(_job(args), prompts)
+
+
+def _check_alone(args: argparse.Namespace) -> None:
+    """Raises UsageError for what --resume has from the trace itself."""
+    fresh = argparse.ArgumentParser()
+    configure(fresh)
+    free = ("resume", "dry_run", "json", "events")
+    for name, value in vars(args).items():
+        if name not in free and value != fresh.get_default(name):
+            said = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"--resume goes on as the trace was begun, and takes no {said}",
+                hint="--overwrite traces anew",
+            )
 
 
 def _job(args: argparse.Namespace) -> TraceJob:
@@ -184,7 +214,7 @@ def _text_of(name: str) -> str:
 
 
 def _show_dry_run(plans: Sequence[Plan], args: argparse.Namespace) -> None:
-    events = [plan.event(plan.job.device, "") for plan in plans]
+    events = [plan.foreseen() for plan in plans]
     if args.json or args.events:
         _print_each([event.to_json() for event in events], args)
         return
@@ -301,9 +331,9 @@ def _trace(plans: Sequence[Plan], args: argparse.Namespace, emit: Emit | None) -
     try:
         with stopping_on_signals():
             run_traces(plans, tell)
-    except TraceStopped:
+    except TraceStopped as stop:
         _show_stopped(plans, done)
-        return 130
+        return 128 + stop.number
     finally:
         display.close()
     if args.json:
@@ -320,7 +350,7 @@ def _show_stopped(plans: Sequence[Plan], done: Sequence[Finished]) -> None:
     whole = f"; {len(done)} of {len(plans)} traces are whole" if len(plans) > 1 else ""
     print(
         f"aprtui: stopped; what was written stays in {clean(str(stopped.directory))}, "
-        f"without a manifest{whole}",
+        f"without a manifest{whole} (aprtui trace --resume {quoted(stopped.directory)} goes on)",
         file=sys.stderr,
     )
 

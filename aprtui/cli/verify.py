@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aprtui.cli import diff_text
 from aprtui.cli.options import parse_overrides, parse_tokens
 from aprtui.cli.output import print_json, print_notes
 from aprtui.cli.report import check_output, write_report
-from aprtui.compare.bisection import Bisection, bisection_json
-from aprtui.compare.diff import Comparison, diff_traces, finite_json
+from aprtui.compare.bisection import Bisection
+from aprtui.compare.diff import Comparison, diff_traces
 from aprtui.compare.pairs import PASSED
 from aprtui.engine.adapters import available, suits
 from aprtui.engine.job import DTYPES, TraceJob
@@ -197,9 +196,11 @@ def _folder(output: Path | None) -> Iterator[Path]:
 
 def _trace(name: str, plan: Plan, args: argparse.Namespace) -> TraceDir:
     from aprtui.engine.run import run_trace
+    from aprtui.engine.stopping import stopping_on_signals
 
     check_space([plan])
-    done = run_trace(plan, lambda event: None)
+    with stopping_on_signals():
+        done = run_trace(plan, lambda event: None)
     if not args.json:
         print(f"{name}: {count(done.files)} stages in {duration(done.elapsed_s)}", file=sys.stderr)
     return open_trace(plan.directory)
@@ -259,7 +260,7 @@ def _show(engines: tuple[Verified, ...], args: argparse.Namespace) -> None:
     for each in engines:
         print(f"\n{each.engine}: {_engine_words(each)}: {each.verdict}")
         if each.comparison is not None:
-            print(f"  against {engines[0].engine}: {diff_text.verdict_line(each.comparison)}")
+            print(f"  against {engines[0].engine}: {each.comparison.headline}")
             print(f"  bar: {clean(str(each.comparison.bars), 300)}")
         replay = each.replay
         print(f"  replayed: {len(replay.explained)} stages as the model says")
@@ -303,11 +304,11 @@ def _engine_json(each: Verified, first: Verified, args: argparse.Namespace) -> d
             "verdict": comparison.verdict,
             "bar": str(comparison.bars),
             "counts": comparison.counts,
-            "largest_rel_l2": finite_json(
-                max((p.metrics.rel_l2 for p in comparison.results if p.metrics), default=None)
+            "largest_rel_l2": max(
+                (p.metrics.rel_l2 for p in comparison.results if p.metrics), default=None
             ),
         },
-        "replay": bisection_json(each.replay, model=str(args.model), a=reference, b=root),
+        "replay": {**each.replay.to_json(), "a": reference, "b": root},
     }
 
 

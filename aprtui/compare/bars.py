@@ -16,6 +16,7 @@ from aprtui.graph.vocabulary import STAGES, facts_of
 from aprtui.text import clean, nearest, number
 
 __all__ = [
+    "FILE_BARS",
     "METRICS",
     "Bars",
     "Exceeded",
@@ -28,7 +29,7 @@ __all__ = [
     "parse_bar",
 ]
 
-FLOORS = {  # relative RMS that rounding one matrix to the format leaves (specs/compare.md 3)
+FLOORS = {  # relative RMS that rounding one matrix to the format leaves (docs/compare.md 3)
     "F64": 0.0, "F32": 0.0, "F16": 3e-4, "BF16": 2.3e-3, "Q8_0": 0.005, "Q6_K": 0.017,
     "Q5_K": 0.035, "Q4_K": 0.07, "Q4_0": 0.08, "Q3_K": 0.14, "Q2_K": 0.27,
     "FP8_E4M3": 0.027, "FP8_E5M2": 0.052, "INT8": 0.012, "BNB_INT8": 0.01,
@@ -39,7 +40,7 @@ _PLAIN_ROUNDING = {8: 0.01, 6: 0.027, 5: 0.05, 4: 0.12, 3: 0.21, 2: 0.42}
 """Of GPTQ_4, AWQ_4, MLX_4, CT_INT4 and their like: integers with a scale a group of columns."""
 _FLOOR_BY_BITS = {8: 0.005, 6: 0.017, 5: 0.035, 4: 0.08, 3: 0.14, 2: 0.27, 1: 0.5}
 ROUNDS_ACTIVATIONS = frozenset({"llama.cpp", "apr"})
-LONG_PROMPT = 500  # tokens beyond which float32 sums agree to 3e-5 only (specs/numerics.md 1)
+LONG_PROMPT = 500  # tokens beyond which float32 sums agree to 3e-5 only (docs/numerics.md 1)
 
 # Metric -> how it is held against its bar.
 _AT_MOST = ("rel_l2", "worst_row_rel_l2", "max_abs", "rms", "kl", "mismatches")
@@ -118,6 +119,11 @@ class Bars:
         return text
 
 
+FILE_BARS = Bars(
+    0.1, 0.4, "unknown arithmetic (two files, no manifest): one side may quantise activations"
+)
+
+
 def parse_bar(text: str) -> Override:
     """``rel_l2=1e-3`` or ``ffn_*:rel_l2=5e-2``. Raises UsageError."""
     left, equals, limit_text = text.rpartition("=")
@@ -183,7 +189,7 @@ def _value_of(metrics: Metrics, metric: str) -> float | None:
 
 @dataclass(frozen=True)
 class _Side:
-    """The arithmetic of one capture as its manifest states it."""
+    """The arithmetic of one capture as its manifest, or its plan, states it."""
 
     engine: str
     dtype: str
@@ -195,7 +201,7 @@ class _Side:
 
 
 def choose_bars(a: TraceDir, b: TraceDir, overrides: Iterable[Override] = ()) -> Bars:
-    """The bars for comparing two captures, by the table of specs/compare.md 3."""
+    """The bars for comparing two captures, by the table of docs/compare.md 3."""
     chosen = tuple(overrides)
     sides = [_side(trace) for trace in (a, b)]
     if sides[0] is None or sides[1] is None:
@@ -237,10 +243,7 @@ def _of_known(a: _Side, b: _Side, overrides: tuple[Override, ...]) -> Bars:
 
 
 def _side(trace: TraceDir) -> _Side | None:
-    manifest = trace.manifest
-    if manifest is None:
-        return None
-    model, engine = _mapping(manifest.get("model")), _mapping(manifest.get("engine"))
+    model, engine = _mapping(trace.stated.get("model")), _mapping(trace.stated.get("engine"))
     if not engine.get("name"):
         return None
     types = {

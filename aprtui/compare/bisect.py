@@ -38,7 +38,7 @@ from aprtui.text import clean
 __all__ = ["BAR", "LONG_BAR", "LONG_PROMPT", "Options", "bisect"]
 
 BAR, LONG_BAR, LONG_PROMPT = 1e-5, 3e-5, 500
-"""The bar of a local error: float32 agrees with float64 so (specs/numerics.md 1), the longer sums
+"""The bar of a local error: float32 agrees with float64 so (docs/numerics.md 1), the longer sums
 of prompts beyond LONG_PROMPT tokens a little less. The worst row may have ten times that."""
 
 Float64 = npt.NDArray[np.float64]
@@ -68,7 +68,7 @@ def bisect(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Bisection:
-    """Replay every stage of ``b`` in float64 and name the culprits (specs/compare.md 4 and 5).
+    """Replay every stage of ``b`` in float64 and name the culprits (docs/compare.md 4 and 5).
 
     ``tokens`` replace those of b's manifest. With ``a`` also the first divergence and what each
     stage inherits; where b has no culprit and they diverge all the same, a is replayed as well.
@@ -83,6 +83,8 @@ def bisect(
     captured = open_captured(b, model.graph, ids)
     check_overrides(options.overrides, (*captured.graph.by_key, *b.records))
     found = _replayed(_Worker(model, captured, ids, a, options), progress, cancelled)
+    reference = None if a is None else str(a.root)
+    found = replace(found, model=str(model.path), a=reference, b=str(b.root))
     if a is None:
         return found
     divergence = _first_divergence(a, captured.trace, model, cancelled)
@@ -159,7 +161,7 @@ class _Worker:
         self.missing: list[StageKey] = []
         self.numerics: dict[type[Op], Numerics] = {}
         self.notes: list[str] = [captured.reordered] if captured.reordered else []
-        said = (captured.trace.manifest or {}).get("model")
+        said = captured.trace.stated.get("model")
         digest = said.get("digest") if isinstance(said, dict) else None
         if digest is not None and digest != f"sha256:{model.file.digest}":
             named = str(said.get("path", "")) if isinstance(said, dict) else ""

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aprtui.compare.diff import finite_json
 from aprtui.compare.pairs import PairResult
+from aprtui.formats.summary import finite_json
 from aprtui.formats.tracedir import StageKey
+from aprtui.notebook import html_table
+from aprtui.text import clean, count, number
 
 __all__ = [
     "OTHER_MODEL", "SCHEMA", "Bisection", "Culprit", "Explained", "Mistake", "Unmeasured",
-    "bisection_json",
 ]  # fmt: skip
 
 SCHEMA = "aprtui-bisect-v1"
@@ -81,12 +82,13 @@ class Unmeasured:
     damaged: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bisection:
     """Everything that one bisection found, in order of computation.
 
-    ``reference`` is what replaying A found: it is replayed where B has no culprit and they differ
-    all the same. ``weighted`` names the stages whose operation reads weights.
+    ``model``, ``a`` and ``b`` are the paths of what was replayed. ``reference`` is what replaying A
+    found: it is replayed where B has no culprit and they differ all the same. ``weighted`` names
+    the stages whose operation reads weights.
     """
 
     culprits: tuple[Culprit, ...]
@@ -99,14 +101,25 @@ class Bisection:
     notes: tuple[str, ...]
     reference: Bisection | None = None
     weighted: frozenset[str] = frozenset()
+    model: str = ""
+    a: str | None = None
+    b: str = ""
 
     @property
     def headline(self) -> str:
-        """Who computes wrongly, where there is a culprit."""
-        first, total = self.culprits[0].key, len(self.culprits)
-        if total == 1:
-            return f"{first} computes wrongly"
-        return f"{total} stages compute wrongly, the first is {first}"
+        """Who computes wrongly, or that nobody does, in one line."""
+        replayed = len(self.explained) + len(self.culprits)
+        if self.culprits:
+            first, total = self.culprits[0].key, len(self.culprits)
+            if total == 1:
+                return f"{first} computes wrongly"
+            return f"{total} stages compute wrongly, the first is {first}"
+        if not replayed:
+            return "Nothing could be replayed"
+        if self.unmeasured:
+            left = count(len(self.unmeasured), "stage")
+            return f"No culprit among {replayed} stages, but {left} could not be replayed"
+        return f"No culprit: all {replayed} stages compute what the model says"
 
     @property
     def swapped(self) -> bool:
@@ -139,39 +152,61 @@ class Bisection:
         """How many stages each kind of honest numerics explains."""
         return Counter(explained.by for explained in self.explained)
 
+    def to_json(self) -> dict[str, Any]:
+        """What ``aprtui bisect --json`` prints: contracts/bisect.schema.json."""
+        other, divergence = self.reference, self.first_divergence
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "model": self.model,
+            "a": self.a,
+            "b": self.b,
+            "verdict": self.verdict,
+            "exit_code": self.exit_code,
+            "tokens": {"count": self.tokens, "source": self.token_source},
+            "bar": {"rel_l2": self.bar[0], "worst_row_rel_l2": self.bar[1]},
+            "culprits": [_culprit_json(each) for each in self.culprits],
+            "explained": [_explained_json(each) for each in self.explained],
+            "unmeasured": [_unmeasured_json(each) for each in self.unmeasured],
+            "first_divergence": None
+            if divergence is None
+            else {
+                **_place(divergence.key),
+                "class": divergence.kind,
+                "message": divergence.message,
+            },
+            "notes": list(self.notes),
+            "reference": None
+            if other is None
+            else {
+                "verdict": other.verdict,
+                "culprits": [_culprit_json(each) for each in other.culprits],
+                "unmeasured": [_unmeasured_json(each) for each in other.unmeasured],
+                "notes": list(other.notes),
+            },
+        }
+        checked: dict[str, Any] = finite_json(document)
+        return checked
 
-def bisection_json(found: Bisection, **sides: str | None) -> dict[str, Any]:
-    """The document of contracts/bisect.schema.json; ``sides`` are the paths of model, a and b."""
-    divergence = found.first_divergence
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        **sides,
-        "verdict": found.verdict,
-        "exit_code": found.exit_code,
-        "tokens": {"count": found.tokens, "source": found.token_source},
-        "bar": {"rel_l2": found.bar[0], "worst_row_rel_l2": found.bar[1]},
-        "culprits": [_culprit_json(each) for each in found.culprits],
-        "explained": [_explained_json(each) for each in found.explained],
-        "unmeasured": [_unmeasured_json(each) for each in found.unmeasured],
-        "first_divergence": None
-        if divergence is None
-        else {
-            **_place(divergence.key),
-            "class": divergence.kind,
-            "message": divergence.message,
-        },
-        "notes": list(found.notes),
-        "reference": None
-        if found.reference is None
-        else {
-            "verdict": found.reference.verdict,
-            "culprits": [_culprit_json(each) for each in found.reference.culprits],
-            "unmeasured": [_unmeasured_json(each) for each in found.reference.unmeasured],
-            "notes": list(found.reference.notes),
-        },
-    }
-    checked: dict[str, Any] = finite_json(document)
-    return checked
+    def __repr__(self) -> str:
+        innocent = f"{len(self.explained)} explained, {len(self.unmeasured)} unmeasured"
+        in_a = f"; in A {self.reference.headline}" if self.reference and self.swapped else ""
+        return f"<bisection of {clean(self.b, 500)}: {self.headline}{in_a}; {innocent}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the culprits, of A where B has none, and what was done instead."""
+        side = self.reference if self.reference and self.swapped else self
+        rows = [
+            (
+                str(each.key),
+                "" if each.local_rel_l2 is None else number(each.local_rel_l2, 3),
+                each.text,
+                "" if each.mistake is None else each.mistake.id,
+                "" if each.mistake is None else number(each.mistake.residual_rel_l2, 2),
+            )
+            for each in side.culprits
+        ]
+        head = ("culprit", "local error", "what it does", "mistake", "leaves")
+        return html_table(repr(self), head, rows)
 
 
 def _place(key: StageKey) -> dict[str, Any]:

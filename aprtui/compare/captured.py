@@ -81,7 +81,7 @@ class Captured:
     @property
     def reordered(self) -> str:
         """What is done about q and k rows that the manifest says are in another order."""
-        said = (self.trace.manifest or {}).get("rope_layout")
+        said = self.trace.stated.get("rope_layout")
         right = self.graph.rope_layout
         if said not in PAIRS or not right or said == right:
             return ""

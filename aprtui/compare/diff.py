@@ -13,6 +13,7 @@ from aprtui.compare.metrics import Element
 from aprtui.compare.pairs import (
     CLASSES,
     FAILED,
+    PASSED,
     UNMEASURED,
     DiffOptions,
     Pair,
@@ -24,9 +25,10 @@ from aprtui.compare.pairs import (
     rope_note,
 )
 from aprtui.errors import UsageError
-from aprtui.formats.summary import json_number
+from aprtui.formats.summary import finite_json
 from aprtui.formats.tracedir import StageRecord, TraceDir
-from aprtui.text import clean, count
+from aprtui.notebook import html_table
+from aprtui.text import clean, count, number
 
 __all__ = [
     "APR_FIELDS",
@@ -37,8 +39,6 @@ __all__ = [
     "comparison_json",
     "diff_files",
     "diff_traces",
-    "file_pair_json",
-    "finite_json",
     "judge_again",
     "pair_json",
     "side_of",
@@ -70,9 +70,9 @@ class Side:
     tokens: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
-    """Everything that one ``aprtui diff`` found; ``results`` are in order of computation."""
+    """Everything that one comparison found; ``results`` are in order of computation."""
 
     a: Side
     b: Side
@@ -119,11 +119,52 @@ class Comparison:
             return 0 if allow_unmeasured and self.measured else 1
         return 1 if self.verdict == "fail" else 0
 
+    @property
+    def of_files(self) -> bool:
+        """Whether two stage files by themselves were compared."""
+        return self.a.status == "file"
+
+    @property
+    def headline(self) -> str:
+        """The answer in one line."""
+        counts = ", ".join(f"{count(n)} {kind}" for kind, n in self.counts.items())
+        first = self.first_divergence
+        if first is not None:
+            detail = f": {clean(first.message, 300)}" if first.message else ""
+            return f"FAIL ({counts}). First divergence: {first.key} ({first.kind}){detail}"
+        if self.verdict == "unmeasured":
+            rest = "What was compared passes; the rest was captured once only"
+            return f"UNMEASURED ({counts}). {rest if self.measured else 'Nothing was compared'}"
+        return f"PASS ({counts})" + (" within a loose bar" if self.may_hide else "")
+
+    def to_json(self, *, allow_unmeasured: bool = False) -> dict[str, Any]:
+        """What ``aprtui diff --json`` prints: contracts/diff.schema.json, of two files one pair."""
+        if self.of_files:
+            return _file_pair_json(self)
+        return comparison_json(self, allow_unmeasured=allow_unmeasured)
+
+    def __repr__(self) -> str:
+        return f"<comparison: {self.headline}; bar {self.bars}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what does not pass, in order of computation."""
+        rows = [
+            (
+                str(result.key),
+                result.kind,
+                "" if result.metrics is None else number(result.metrics.rel_l2, 3),
+                "" if result.metrics is None else number(result.metrics.max_abs, 3),
+                result.message,
+            )
+            for result in self.results
+            if result.kind not in PASSED
+        ]
+        return html_table(self.headline, ("stage", "class", "rel_l2", "max_abs", "why"), rows)
+
 
 def side_of(trace: TraceDir, path: str = "") -> Side:
     """The head line of one capture."""
-    manifest = trace.manifest or {}
-    engine = _mapping(manifest.get("engine"))
+    engine = _mapping(trace.stated.get("engine"))
     words = [engine.get(name) for name in ("name", "version", "device", "dtype")]
     ids = trace.token_ids
     return Side(
@@ -131,7 +172,7 @@ def side_of(trace: TraceDir, path: str = "") -> Side:
         trace.status,
         len(trace.records),
         clean(" ".join(str(word) for word in words if word)),
-        clean(str(_mapping(manifest.get("model")).get("path", ""))),
+        clean(str(_mapping(trace.stated.get("model")).get("path", ""))),
         None if ids is None else len(ids),
     )
 
@@ -217,17 +258,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 # -- JSON ------------------------------------------------------------------------------------------
 
 
-def finite_json(value: Any) -> Any:
-    """``value`` for JSON: NaN and infinities become "NaN", "Infinity", "-Infinity"."""
-    if isinstance(value, float):
-        return json_number(value)
-    if isinstance(value, Mapping):
-        return {key: finite_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite_json(item) for item in value]
-    return value
-
-
 def pair_json(result: PairResult, bars: Bars) -> dict[str, Any]:
     """One pair: the public tool's field names first, then ours."""
     metrics = result.metrics
@@ -281,7 +311,7 @@ def _element_json(element: Element) -> dict[str, Any]:
 
 
 def comparison_json(comparison: Comparison, *, allow_unmeasured: bool = False) -> dict[str, Any]:
-    """The whole comparison, as contracts/diff.schema.json describes it."""
+    """The whole comparison, of files too, as contracts/diff.schema.json describes it."""
     first = comparison.first_divergence
     bars = comparison.bars
     return {
@@ -312,7 +342,7 @@ def comparison_json(comparison: Comparison, *, allow_unmeasured: bool = False) -
     }
 
 
-def file_pair_json(comparison: Comparison) -> dict[str, Any]:
+def _file_pair_json(comparison: Comparison) -> dict[str, Any]:
     """Two stage files as the public tool's JSON, ours beside."""
     return {
         "schema": PAIR_SCHEMA,

@@ -21,6 +21,7 @@ from aprtui.formats.perop import (
 from aprtui.formats.tracedir import (
     StageKey,
     StageRecord,
+    Told,
     TraceDir,
     key_of,
     open_trace,
@@ -29,13 +30,13 @@ from aprtui.graph import Graph
 from aprtui.graph.vocabulary import axes_of, facts_of, order_of
 from aprtui.text import clean, count, ranges
 
-__all__ = ["open_any", "open_pair", "record_in_trace", "record_of", "with_shapes"]
+__all__ = ["open_any", "open_pair", "record_in_trace", "with_shapes"]
 
 
-def open_any(path: Path) -> TraceDir | PerOpDir:
+def open_any(path: Path, told: Told | None = None) -> TraceDir | PerOpDir:
     """A trace directory, one side of a per-op folder (stacked), or both sides of one.
 
-    Raises BadFileError, UsageError for a file.
+    ``told`` as for ``list_stage_files``. Raises BadFileError, UsageError for a file.
     """
     if path.is_file():
         raise UsageError(
@@ -44,7 +45,7 @@ def open_any(path: Path) -> TraceDir | PerOpDir:
         )
     if is_per_op_side(path):
         return open_per_op_side(path)
-    return open_per_op(path) or open_trace(path)
+    return open_per_op(path) or open_trace(path, told)
 
 
 def open_pair(path: Path) -> tuple[TraceDir, TraceDir]:
@@ -56,11 +57,6 @@ def open_pair(path: Path) -> tuple[TraceDir, TraceDir]:
             hint="name two traces",
         )
     return sides.cpu, sides.gpu
-
-
-def record_of(path: Path, graph: Graph | None = None) -> StageRecord:
-    """One stage file with the shape that the trace around it tells; see ``record_in_trace``."""
-    return record_in_trace(path, graph)[0]
 
 
 def record_in_trace(path: Path, graph: Graph | None = None) -> tuple[StageRecord, TraceDir | None]:
@@ -81,7 +77,8 @@ def record_in_trace(path: Path, graph: Graph | None = None) -> tuple[StageRecord
         found = trace.records.get(key) if trace is not None else None
         if found is not None and found.size_bytes == header.file_bytes:
             return dataclasses.replace(found, path=path), trace
-    return StageRecord(StageKey(header.layer, path.stem), path, header.file_bytes), None
+    alone = StageKey(header.layer, clean(path.stem, 60))
+    return StageRecord(alone, path, header.file_bytes), None
 
 
 def with_shapes(trace: TraceDir, graph: Graph | None = None) -> TraceDir:

@@ -1,4 +1,4 @@
-"""Every metric of one pair of tensors (specs/compare.md 2): float64 sums, block by block."""
+"""Every metric of one pair of tensors (docs/compare.md 2): float64 sums, block by block."""
 
 from __future__ import annotations
 

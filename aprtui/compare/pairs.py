@@ -165,7 +165,7 @@ def rope_note(a: TraceDir, b: TraceDir) -> str:
 
 
 def _rope_layout(trace: TraceDir) -> str | None:
-    layout = (trace.manifest or {}).get("rope_layout")
+    layout = trace.stated.get("rope_layout")
     return layout if layout in ("halves", "adjacent") else None
 
 
@@ -207,7 +207,7 @@ def _heads(a: TraceDir, b: TraceDir, layer: int | None) -> tuple[int, int, int]:
                 extents |= {stage.axes[1]: record.shape[1], "channel": record.shape[2]}
     if len(extents) == 3:
         return extents["head"], extents["kv_head"], extents["channel"]
-    config: Any = ((b.manifest or {}).get("model") or {}).get("config")
+    config: Any = (b.stated.get("model") or {}).get("config")
     heads, kv_heads, size = (
         value if isinstance(config, dict) and isinstance(value := config.get(name), int) else 0
         for name in ("num_heads", "num_kv_heads", "head_dim")

@@ -55,6 +55,8 @@ def readings(records: dict[StageKey, StageRecord], known: int | None) -> tuple[l
     per_token = [size for kind, size in sizes.items() if kind not in ("scores", "vocab")]
     divisor = math.gcd(*per_token) if per_token else 0
     if known is not None:
+        if known < 1:
+            return [], "a prompt without tokens"
         candidates = [known]
     elif "scores" in sizes:
         total = sizes["scores"]

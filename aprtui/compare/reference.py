@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from aprtui.errors import UsageError
 from aprtui.formats.tracedir import TraceDir
 
-__all__ = ["model_trace", "named_model"]
+__all__ = ["find_model", "model_trace", "named_model"]
 
 
 def named_model(trace: TraceDir) -> Path | None:
-    """The model file that the trace's manifest names, where it is still there."""
-    path = (trace.manifest or {}).get("model", {}).get("path")
+    """The model file that the trace names, by manifest or plan, where it is still there."""
+    path = trace.stated.get("model", {}).get("path")
     if not isinstance(path, str) or not path:
         return None
     # Not Path.exists, which raises for a name that no file can have: manifests are untrusted.
@@ -28,5 +29,17 @@ def model_trace(a: TraceDir | None, b: TraceDir) -> TraceDir:
     """
     if a is None or named_model(a) is None:
         return b
-    digests = [(trace.manifest or {}).get("model", {}).get("digest") for trace in (a, b)]
+    digests = [trace.stated.get("model", {}).get("digest") for trace in (a, b)]
     return a if digests[0] is not None and digests[0] == digests[1] else b
+
+
+def find_model(a: TraceDir | None, b: TraceDir) -> tuple[Path, str]:
+    """The model to replay B with where none is named, and whose manifest names it: "A" or "B".
+
+    Raises UsageError where no manifest names one that is there.
+    """
+    trace = model_trace(a, b)
+    path = named_model(trace)
+    if path is None:
+        raise UsageError("the model is needed to replay a stage", hint="--model MODEL")
+    return path, "A" if trace is a else "B"

@@ -8,7 +8,7 @@ from aprtui.compare.case import Case
 from aprtui.compare.explain import Explanation
 from aprtui.engine.replay import Replay
 from aprtui.graph import Node
-from aprtui.graph.ops import Choose, Experts, Product, Route
+from aprtui.graph.ops import Choose, Route
 
 __all__ = ["ExactTypes", "may_be_rounding"]
 
@@ -44,9 +44,7 @@ def _products(case: Case) -> list[bool]:
     experts are chosen from them by every engine alike, so each rounding of them is tried whole."""
     chosen_by = (node for node in case.chain if isinstance(node.op, Choose | Route))
     routed = {key for node in chosen_by for key in node.inputs}
-    return [
-        isinstance(node.op, Product | Experts) and node.key not in routed for node in case.chain
-    ]
+    return [bool(node.op.matrices) and node.key not in routed for node in case.chain]
 
 
 class ExactTypes:

@@ -15,7 +15,7 @@ from aprtui.model.operand import Operand
 
 __all__ = ["ROUNDING_FACTOR", "passed_through", "rounding_limit"]
 
-ROUNDING_FACTOR = 1.5  # of the coarser format's floor (specs/compare.md 6)
+ROUNDING_FACTOR = 1.5  # of the coarser format's floor (docs/compare.md 6)
 _EXACT = 1e-6  # what float32 arithmetic of an importer may leave, 1 + w of a norm above all
 _WIDE = ("F32", "F64")
 

@@ -24,7 +24,7 @@ from aprtui.text import count, number
 
 __all__ = ["Judge"]
 
-_ROW_FACTOR = 4.0  # a row worse than this many medians is no rounding (specs/compare.md 6)
+_ROW_FACTOR = 4.0  # a row worse than this many medians is no rounding (docs/compare.md 6)
 
 Pair = tuple[Operand, Operand]
 Tell = Callable[[Role, int], None]

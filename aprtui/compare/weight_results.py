@@ -8,20 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aprtui.compare.diff import finite_json
 from aprtui.compare.model_settings import Setting
+from aprtui.formats.summary import finite_json
 from aprtui.graph import Role
+from aprtui.notebook import html_table
+from aprtui.text import count, number
 
 __all__ = [
     "CLASSES",
     "SCHEMA",
+    "SOUND",
     "Look",
     "ModelComparison",
     "ModelSide",
     "TensorResult",
     "TensorSide",
     "WeightMetrics",
-    "models_json",
 ]
 
 SCHEMA = "aprtui-weights-v1"
@@ -30,6 +32,7 @@ CLASSES = (  # by damage, the worst first
 )  # fmt: skip
 FAILED = ("shape", "differs")
 UNMEASURED = ("missing-a", "missing-b")
+SOUND = ("rounding", "equal", "same-bytes")
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class TensorResult:
         return (CLASSES.index(self.kind), -apart)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelComparison:
     """Everything that one comparison of two models found; ``tensors`` are sorted by damage."""
 
@@ -138,29 +141,43 @@ class ModelComparison:
             return 0 if allow_unmeasured else 1
         return 1 if self.verdict == "fail" else 0
 
+    def to_json(self, *, allow_unmeasured: bool = False) -> dict[str, Any]:
+        """What ``aprtui diff --json`` prints of two models: contracts/weights.schema.json."""
+        found: dict[str, Any] = finite_json(
+            {
+                "schema": SCHEMA,
+                "a": dataclasses.asdict(self.a),
+                "b": dataclasses.asdict(self.b),
+                "verdict": self.verdict,
+                "exit_code": self.exit_code(allow_unmeasured=allow_unmeasured),
+                "counts": self.counts,
+                "tensors": [_tensor_json(result) for result in self.tensors],
+                "config": [dataclasses.asdict(setting) for setting in self.config],
+                "tokenizer": [dataclasses.asdict(setting) for setting in self.tokenizer],
+                "unused_a": [dataclasses.asdict(tensor) for tensor in self.unused_a],
+                "unused_b": [dataclasses.asdict(tensor) for tensor in self.unused_b],
+                "notes": list(self.notes),
+            }
+        )
+        return found
 
-# -- JSON ------------------------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        found = ", ".join(f"{count(n)} {kind}" for kind, n in self.counts.items())
+        return f"<two models: {self.verdict}; tensors: {found}>"
 
-
-def models_json(comparison: ModelComparison, *, allow_unmeasured: bool = False) -> dict[str, Any]:
-    """The whole comparison, as contracts/weights.schema.json describes it."""
-    found: dict[str, Any] = finite_json(
-        {
-            "schema": SCHEMA,
-            "a": dataclasses.asdict(comparison.a),
-            "b": dataclasses.asdict(comparison.b),
-            "verdict": comparison.verdict,
-            "exit_code": comparison.exit_code(allow_unmeasured=allow_unmeasured),
-            "counts": comparison.counts,
-            "tensors": [_tensor_json(result) for result in comparison.tensors],
-            "config": [dataclasses.asdict(setting) for setting in comparison.config],
-            "tokenizer": [dataclasses.asdict(setting) for setting in comparison.tokenizer],
-            "unused_a": [dataclasses.asdict(tensor) for tensor in comparison.unused_a],
-            "unused_b": [dataclasses.asdict(tensor) for tensor in comparison.unused_b],
-            "notes": list(comparison.notes),
-        }
-    )
-    return found
+    def _repr_html_(self) -> str:
+        """For notebooks: the tensors that are not the same, the worst first."""
+        rows = [
+            (
+                str(result.role),
+                result.kind,
+                "" if result.metrics is None else number(result.metrics.rel_l2, 3),
+                "" if result.looks_like is None else result.looks_like.text,
+            )
+            for result in self.tensors
+            if result.kind not in SOUND
+        ]
+        return html_table(repr(self), ("tensor", "class", "rel_l2", "looks like"), rows)
 
 
 def _tensor_json(result: TensorResult) -> dict[str, Any]:

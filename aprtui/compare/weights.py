@@ -109,7 +109,7 @@ class _Teller:
 
 
 def _model_order(role: Role) -> tuple[float, str, int]:
-    first = -1.0 if role.name == "embedding" else math.inf
+    first = -1.0 if role == Role("embedding") else math.inf
     return (first if role.layer is None else role.layer, role.name, role.expert or 0)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.atomic import whole_file
 from aprtui.formats.strict_json import read_object
 from aprtui.text import clean
 
@@ -90,11 +91,9 @@ def evidence_path(contract: Path, test_id: str) -> Path:
 def save_evidence(contract: Path, evidence: Evidence) -> Path:
     """Write the evidence in place of the one before; its path."""
     path = evidence_path(contract, evidence.id)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dataclasses.asdict(evidence), indent=1, sort_keys=True, allow_nan=False)
-    partial = path.with_suffix(".part")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path, parents=True) as file:
+        file.write(f"{text}\n".encode())
     return path
 
 

@@ -1,4 +1,4 @@
-"""Levels of discharge, derived from evidence and never typed (specs/contracts.md 3)."""
+"""Levels of discharge, derived from evidence and never typed (docs/contracts.md 3)."""
 
 from __future__ import annotations
 

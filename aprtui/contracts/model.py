@@ -39,7 +39,7 @@ EVIDENCE_KINDS = ("unit", "end-to-end", "independent")
 
 
 class Level(StrEnum):
-    """How far a promise is shown (specs/contracts.md 3), from least to most."""
+    """How far a promise is shown (docs/contracts.md 3), from least to most."""
 
     PROPOSED = "PROPOSED"
     PARTIAL = "PARTIAL_ALGORITHM_LEVEL"

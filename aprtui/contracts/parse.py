@@ -1,6 +1,6 @@
 """From a YAML tree to a Contract: every modelled key's type, spelling and presence is checked.
 
-Fields and what is required: specs/contracts.md 1 and 2. Anything else is passed over, as the
+Fields and what is required: docs/contracts.md 1 and 2. Anything else is passed over, as the
 public reader does.
 """
 

@@ -1,4 +1,4 @@
-"""The rules that a parsed contract must keep: specs/contracts.md 2, with the public ids.
+"""The rules that a parsed contract must keep: docs/contracts.md 2, with the public ids.
 
 Each rule is a generator of findings; ``check`` runs all that the contract's kind asks for. Rules
 named ``OURS-`` go beyond the public validator and only warn, so that the exit codes agree.

@@ -2,7 +2,7 @@
  *
  * TARGET is the function attribute that chooses the instructions, NAME(x) the function's name under
  * it. Each function decodes n blocks of one type (layouts: ggml's block_q4_0 and so on; APR_Q4:
- * specs/apr-format.md) into float32 values, with the operations of ggml's dequantize_row_* in their
+ * docs/apr-format.md) into float32 values, with the operations of ggml's dequantize_row_* in their
  * order, each rounded: products and sums are never fused (-ffp-contract=off).
  */
 

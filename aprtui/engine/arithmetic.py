@@ -1,6 +1,6 @@
 """How other engines compute: an arithmetic is what is rounded, to what, and where.
 
-Sources: ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext (public), and specs/numerics.md 2.
+Sources: ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext (public), and docs/numerics.md 2.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ import torch
 from aprtui.engine.behind import Behind
 from aprtui.engine.device import own_memory_bytes
 from aprtui.engine.events import Emit, StageWritten
+from aprtui.engine.folder import TraceFolder
 from aprtui.engine.plan import PlannedFile
 from aprtui.engine.staging import off_device, wait_for
 from aprtui.engine.stopping import raise_if_stopped, uninterrupted
-from aprtui.formats.aprt import create_stage, write_stage
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, relative_path
 
@@ -71,7 +70,7 @@ class _BlockSink:
         self._open_file = ExitStack()
         self._mapped = math.prod(file.shape) > _MAPPED_VALUES
         if self._mapped:
-            stage = create_stage(capture.path_of(file), file.key.layer, file.shape)
+            stage = capture.folder.create_stage(file.key, file.shape)
             self._values = self._open_file.enter_context(stage)
         else:
             self._values = np.zeros(file.shape, dtype=np.float32)
@@ -111,12 +110,12 @@ class Capture:
 
     def __init__(
         self,
-        directory: Path,
+        folder: TraceFolder,
         files: tuple[PlannedFile, ...],
         emit: Emit,
         device_bytes: Callable[[], int],
     ) -> None:
-        self._directory = directory
+        self.folder = folder
         self._files = {file.key: file for file in files}
         self._emit = emit
         self._device_bytes = device_bytes
@@ -131,9 +130,6 @@ class Capture:
         self.peak_device_bytes = 0
         self._writer = Behind("capture-writer")
 
-    def path_of(self, file: PlannedFile) -> Path:
-        return self._directory / relative_path(file.key)
-
     def put(self, key: StageKey, value: torch.Tensor) -> None:
         """Clone a watched stage off the device and queue it."""
         self._raise_failure()
@@ -141,6 +137,12 @@ class Capture:
         if file is not None:
             values, copied = off_device(value.detach())
             self.enqueue(_Whole(file, values.numpy(), copied))
+
+    def keep(self, key: StageKey, stats: Mapping[str, Any]) -> None:
+        """Count a file of an earlier run among the trace's own; its statistics are known."""
+        self.folder.keep(key)
+        self.stats[key] = stats
+        self._written_bytes += self._files[key].bytes
 
     def open_blocks(self, key: StageKey) -> _BlockSink | None:
         self._raise_failure()
@@ -204,7 +206,7 @@ class Capture:
         else:
             wait_for(item.copied)
             stats = summarise(item.values)
-            write_stage(self.path_of(item.file), item.file.key.layer, item.values)
+            self.folder.write_stage(item.file.key, item.values)
         self._announce(item.file, stats)
 
     def _announce(self, file: PlannedFile, stats: Mapping[str, Any]) -> None:
@@ -232,5 +234,8 @@ class Capture:
                 inf=stats["inf"],
                 device_bytes=self.peak_device_bytes,
                 memory_bytes=self._memory,
+                shape=file.shape,
+                axes=file.axes,
+                positions=file.positions,
             )
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 __all__ = [
+    "CardSeen",
     "Emit",
     "Event",
     "Failed",
@@ -67,6 +68,8 @@ class Planned(Event):
     notes: tuple[str, ...] = ()
     only_in: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Of each stage that not all of the layers have: those that have it."""
+    manifest: Mapping[str, Any] = field(default_factory=dict)  # its parts that are known by now
+    job: Mapping[str, Any] = field(default_factory=dict)  # the TraceJob, to go on with it
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,22 @@ class StageWritten(Event):
     inf: int
     device_bytes: int = 0
     memory_bytes: int = 0
+    shape: tuple[int, ...] = ()
+    axes: tuple[str, ...] = ()
+    positions: str = "all"  # or "last"
+
+
+@dataclass(frozen=True)
+class CardSeen(Event):
+    """What a device of the trace does now, by NVML: all its processes, not this one alone."""
+
+    event: ClassVar[str] = "card"
+    device: str
+    used_bytes: int
+    total_bytes: int
+    busy_percent: int | None  # None: the card does not tell
+    watts: float | None
+    most_watts: float | None
 
 
 @dataclass(frozen=True)
@@ -155,7 +174,8 @@ class Failed(Event):
 
 
 _KINDS: dict[str, type[Event]] = {
-    kind.event: kind for kind in (Planned, Started, StageWritten, Log, Finished, Stopped, Failed)
+    kind.event: kind
+    for kind in (Planned, Started, StageWritten, CardSeen, Log, Finished, Stopped, Failed)
 }
 
 

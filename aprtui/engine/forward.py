@@ -6,6 +6,7 @@ Scores, softmax and their product with V are computed together, by blocks of que
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from typing import Protocol
 
@@ -18,7 +19,10 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph, Node
 from aprtui.graph.ops import Attend, Experts, Scores, Softmax
 
-__all__ = ["BlockSink", "Tap", "forward"]
+__all__ = ["BlockSink", "Given", "Tap", "forward"]
+
+Given = Mapping[StageKey, torch.Tensor]
+"""Values of a pass that is gone on with, in the dtype that it computes in."""
 
 
 class BlockSink(Protocol):
@@ -41,24 +45,30 @@ class Tap(Protocol):
         """A stage is about to be computed in blocks; None when it is not watched."""
 
 
-def forward(graph: Graph, ar: Pass, tap: Tap) -> torch.Tensor:
+def forward(graph: Graph, ar: Pass, tap: Tap, given: Given | None = None) -> torch.Tensor:
     """Run the whole pass; the logits ([V], or [T,V] when ``ar.logits`` is "all").
 
-    Memory is that of one layer: a value is dropped after its last use.
+    Memory is that of one layer: a value is dropped after its last use. Of a pass that was broken
+    off ``given`` are values that it computed, with which it begins anew: all that comes behind
+    them in the graph is computed, and nothing before. Raises KeyError where that needs others.
     """
+    if given:
+        begin = 1 + max(place for place, node in enumerate(graph) if node.key in given)
+        graph = replace(graph, nodes=graph.nodes[begin:])
     roles = [role for node in graph if not isinstance(node.op, Experts) for role in node.op.weights]
     with one_core(), ar.weights.expecting(roles, len(ar.tokens)):
-        return _forward(graph, ar, tap)
+        return _forward(graph, ar, tap, dict(given or {}))
 
 
-def _forward(graph: Graph, ar: Pass, tap: Tap) -> torch.Tensor:
+def _forward(
+    graph: Graph, ar: Pass, tap: Tap, values: dict[StageKey, torch.Tensor]
+) -> torch.Tensor:
     last_use = {key: place for place, node in enumerate(graph) for key in node.inputs}
     for place, node in enumerate(graph):
         if isinstance(node.op, Attend):  # scores and softmax are computed with it
             soft = graph[node.inputs[0]]
             for key in (*soft.inputs, *graph[soft.inputs[0]].inputs):
                 last_use[key] = max(last_use[key], place)
-    values: dict[StageKey, torch.Tensor] = {}
     for place, node in enumerate(graph):
         if isinstance(node.op, Scores | Softmax):
             continue

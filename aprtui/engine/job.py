@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,18 @@ from typing import Any
 from aprtui.errors import UsageError
 from aprtui.text import clean
 
-__all__ = ["DTYPES", "TraceJob", "default_directory", "device_names"]
+__all__ = ["DTYPES", "MAX_NAME_BYTES", "TraceJob", "default_directory", "device_names"]
 
+MAX_NAME_BYTES = 255  # of one part of a path, nearly everywhere
 DTYPES = ("float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"(cpu|mps|cuda)(:\d*)?")
+_KINDS: Mapping[str, Callable[[Any], bool]] = {  # what a field of each declared type may hold
+    "str": lambda value: isinstance(value, str) and "\0" not in value,  # paths among them
+    "bool": lambda value: isinstance(value, bool),
+    "str | None": lambda value: value is None or isinstance(value, str),
+    "tuple[int, ...] | None": lambda value: value is None or _all(value, tuple, int),
+    "Mapping[str, str]": lambda value: _all(value, dict, str) and _all(value.values(), None, str),
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class TraceJob:
     engine: str = "aprtui"
     engine_args: Mapping[str, str] = field(default_factory=dict)
     resident: bool = False  # the stored weights stay on the device for the next prompt
+    resume: bool = False  # goes on with the trace that lies in the directory
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -49,19 +59,45 @@ class TraceJob:
     @classmethod
     def from_json(cls, text: str) -> TraceJob:
         try:
-            fields: dict[str, Any] = json.loads(text)
-            if fields.get("tokens") is not None:
-                fields["tokens"] = tuple(int(token) for token in fields["tokens"])
-            return cls(**fields)
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"the job cannot be read: {error}") from error
+            return cls.from_fields(json.loads(text))
+        except ValueError as error:
+            raise UsageError(f"the job cannot be read: {clean(str(error))}") from error
+
+    @classmethod
+    def from_fields(cls, fields: Any) -> TraceJob:
+        """The job of ``dataclasses.asdict``. Raises UsageError for what is none: it may come from
+        a file."""
+        kinds = {f.name: _KINDS[str(f.type)] for f in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or not fields.keys() <= kinds.keys():
+            raise UsageError("the job cannot be read: it has other fields than a job has")
+        tokens = fields.get("tokens")
+        if isinstance(tokens, list):
+            fields = {**fields, "tokens": tuple(tokens)}
+        try:
+            job = cls(**fields)
+        except TypeError as error:
+            raise UsageError(f"the job cannot be read: {clean(str(error))}") from error
+        wrong = [name for name, fits in kinds.items() if not fits(getattr(job, name))]
+        if wrong:
+            raise UsageError(f"the job cannot be read: its {wrong[0]} is of another kind")
+        return job
+
+
+def _all(items: Any, kind: type | None, each: type) -> bool:
+    """Whether a collection (of ``kind``) holds nothing but ``each``."""
+    return (kind is None or isinstance(items, kind)) and all(type(item) is each for item in items)
 
 
 def default_directory(model: Path, engine: str = "aprtui") -> Path:
-    """``<model's folder>/<model stem>-trace``; another engine's name stands before ``-trace``."""
+    """``<model's folder>/<model stem>-trace``; another engine's name stands before ``-trace``.
+
+    Of a name that is too long for the addition the end is left out.
+    """
     resolved = model.absolute()
     stem = resolved.name if resolved.is_dir() else resolved.stem
-    return resolved.parent / (f"{stem}-trace" if engine == "aprtui" else f"{stem}-{engine}-trace")
+    end = "-trace" if engine == "aprtui" else f"-{engine}-trace"
+    kept = os.fsencode(stem)[: MAX_NAME_BYTES - len(os.fsencode(end))]
+    return resolved.parent / (kept.decode(errors="ignore") + end)
 
 
 def device_names(text: str) -> tuple[str, ...]:

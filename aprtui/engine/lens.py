@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from aprtui.crash import told_of
 from aprtui.engine.ops import Pass, normalise
 from aprtui.engine.weights import WeightStream
 from aprtui.errors import AprtuiError, BadFileError
@@ -165,11 +166,12 @@ def main(arguments: list[str] | None = None) -> int:
         with torch.inference_mode():
             for line in _lines(open_model(options.model), options.files):
                 print(json.dumps(line), flush=True)
-    except AprtuiError as error:
-        print(json.dumps(_error(error)), flush=True)
-        return error.exit_code
     except BrokenPipeError:  # nobody listens any more
         return 0
+    except Exception as error:
+        told = told_of(error, "the lens")
+        print(json.dumps(_error(told)), flush=True)
+        return told.exit_code
     return 0
 
 

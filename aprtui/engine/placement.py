@@ -81,7 +81,7 @@ def layer_bytes(model: Model) -> dict[int | None, int]:
     """The stored bytes of each layer's weights; under None those of the final norm and head."""
     sizes: dict[int | None, int] = dict.fromkeys((*range(model.graph.num_layers), None), 0)
     for role, matrix in model.weights.items():
-        if role.name != "embedding":  # its rows are read where they are
+        if role not in model.graph.tables:
             share = matrix.rows * matrix.columns / math.prod(matrix.entry.shape)
             sizes[role.layer] += math.ceil(matrix.entry.size_bytes * share)
     return sizes

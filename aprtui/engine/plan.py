@@ -6,18 +6,21 @@ import dataclasses
 import math
 import shutil
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aprtui.engine import adapters
+from aprtui.engine.cards import planned_on
 from aprtui.engine.events import Planned
 from aprtui.engine.job import DTYPES, TraceJob, default_directory, device_names
+from aprtui.engine.manifest import model_entry
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import StageHeader
 from aprtui.formats.tracedir import StageKey, holds_trace
 from aprtui.graph import Absent, Graph
-from aprtui.graph.ops import Embed, Scores, Softmax
+from aprtui.graph.ops import Scores, Softmax
 from aprtui.graph.select import parse_layers, parse_stages
 from aprtui.model.open import Model, open_model
 from aprtui.text import clean, size
@@ -73,11 +76,10 @@ class Plan:
     @property
     def read_bytes(self) -> int:
         """The weights that the pass reads: each tensor once, of the token table only rows."""
-        tables = {node.op.table for node in self.model.graph if isinstance(node.op, Embed)}
         entries = {
             matrix.entry.name: matrix.entry.size_bytes
             for role, matrix in self.model.weights.items()
-            if role not in tables
+            if role not in self.model.graph.tables
         }
         return sum(entries.values())
 
@@ -106,7 +108,17 @@ class Plan:
         each = 4 if self.job.dtype == "float32" else 2
         return each * sum(math.prod(shape) for shape in shapes.values())
 
-    def event(self, device: str, device_name: str) -> Planned:
+    def foreseen(self) -> Planned:
+        """The event of a plan that is not run: of its device what can be known without torch."""
+        job = self.job
+        return self.event(
+            job.device, planned_on(job.device, self.read_bytes, resident=job.resident)
+        )
+
+    def event(
+        self, device: str, device_name: str, engine: Mapping[str, Any] | None = None
+    ) -> Planned:
+        """What is told of it before a weight is touched; ``engine`` is the manifest's."""
         return Planned(
             directory=str(self.directory),
             model=str(self.model.path),
@@ -126,6 +138,25 @@ class Plan:
             dtype=self.job.dtype,
             notes=self.notes,
             only_in=self.model.graph.only_in(self.stages, self.layers),
+            manifest={
+                "model": model_entry(self.model),
+                "engine": engine or {},
+                "prompt": self.prompt,
+                "rope_layout": self.model.graph.rope_layout,
+            },
+            job=dataclasses.asdict(self._repeatable(device)),
+        )
+
+    def _repeatable(self, device: str) -> TraceJob:
+        """The job as it can be done again from anywhere, on the same device."""
+        return dataclasses.replace(
+            self.job,
+            model=str(self.model.path.absolute()),
+            directory="",
+            device=device,
+            overwrite=False,
+            resident=False,
+            resume=False,
         )
 
 
@@ -141,13 +172,14 @@ def check_space(plans: Sequence[Plan]) -> None:
         )
 
 
-def make_plan(job: TraceJob) -> Plan:
+def make_plan(job: TraceJob, model: Model | None = None) -> Plan:
     """Resolve a job: opens the model, encodes the prompt, checks stages, layers and options.
 
-    Raises UsageError for a request that makes no sense, BadFileError for a damaged model.
+    ``model``: the job's model, where it is open already. Raises UsageError for a request that makes
+    no sense, BadFileError for a damaged model.
     """
     _check_choices(job)
-    return _plan(job, open_model(Path(job.model), job.overrides))
+    return _plan(job, model or open_model(Path(job.model), job.overrides))
 
 
 def make_plans(job: TraceJob, prompts: Sequence[str]) -> tuple[Plan, ...]:

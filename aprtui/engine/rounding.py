@@ -1,7 +1,7 @@
 """How other engines round: ggml's activation blocks, bfloat16, float16, ggml's GELU table.
 
 Every function returns float64 values that the rounded form stands for. Measured against
-llama.cpp's own output: specs/numerics.md 2.
+llama.cpp's own output: docs/numerics.md 2.
 """
 
 from __future__ import annotations

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import torch
 
+from aprtui.crash import told_of
 from aprtui.engine.adapters import Ran
 from aprtui.engine.capture import Capture
-from aprtui.engine.device import own_memory_bytes, resolve_devices, set_deterministic
+from aprtui.engine.device import card_uuids, deterministic, own_memory_bytes, resolve_devices
 from aprtui.engine.events import Emit, Event, Failed, Finished, Log, Started, Stopped
-from aprtui.engine.folder import check_folder, trace_folder
+from aprtui.engine.folder import TraceFolder, check_folder, trace_folder
+from aprtui.engine.forward import Given
 from aprtui.engine.manifest import Written, build_manifest, model_entry
 from aprtui.engine.plan import Plan, check_space
+from aprtui.engine.resuming import Kept, kept_files, note_of
 from aprtui.engine.session import Session
 from aprtui.engine.stopping import TraceStopped, raise_if_stopped
+from aprtui.engine.watching import watching
 from aprtui.errors import AprtuiError, EngineError
-from aprtui.formats.tracedir import write_manifest
-from aprtui.text import clean
+from aprtui.formats.aprt import read_values
+from aprtui.formats.tracedir import relative_path
+from aprtui.text import clean, size
 
 __all__ = ["run_trace", "run_traces"]
 
@@ -44,57 +51,94 @@ def run_traces(plans: Sequence[Plan], emit: Emit) -> tuple[Finished, ...]:
     Whether all can be written is checked before the first begins. Raises as ``run_trace`` does; the
     traces before the one that ended so are whole.
     """
-    devices = resolve_devices(plans[0].job.device)
-    set_deterministic()
+    with _engine_errors():
+        devices = resolve_devices(plans[0].job.device)
     check_space(plans)
     for plan in plans:
-        check_folder(plan.directory, overwrite=plan.job.overwrite)
-    with _engine_errors():
-        session = Session(plans, devices)
-    return tuple(_run_one(plan, session, emit) for plan in plans)
+        check_folder(plan.directory, overwrite=plan.job.overwrite or plan.job.resume)
+    with deterministic():
+        with _engine_errors():
+            session = Session(plans, devices)
+        return tuple(_run_one(plan, session, emit) for plan in plans)
 
 
 def _run_one(plan: Plan, session: Session, emit: Emit) -> Finished:
     plan = dataclasses.replace(plan, notes=(*plan.notes, *session.notes))
-    with trace_folder(plan.directory, overwrite=plan.job.overwrite) as events:
+    job, engine = plan.job, session.engine(plan)
+    with trace_folder(plan.directory, overwrite=job.overwrite, resume=job.resume) as folder:
+        one_at_a_time = threading.Lock()  # the writer's thread tells, and the one at the cards
+        kept = Kept()
+        if job.resume:
+            kept = kept_files(plan, engine)
+            plan = dataclasses.replace(plan, notes=(*plan.notes, note_of(kept, plan)))
 
         def tell(event: Event) -> None:
-            events.write(event.line() + "\n")
-            events.flush()
-            emit(event)
+            with one_at_a_time:
+                folder.tell(event)
+                emit(event)
 
-        tell(plan.event(session.device, session.device_name))
+        tell(plan.event(session.device, session.device_name, engine))
         tell(Started(pid=os.getpid()))
         for note in plan.notes:
             tell(Log("note", note))
-        return _run(plan, session, tell)
+        return _run(plan, session, folder, kept, tell)
 
 
-def _run(plan: Plan, session: Session, tell: Emit) -> Finished:
+def _run(plan: Plan, session: Session, folder: TraceFolder, kept: Kept, tell: Emit) -> Finished:
     session.start_counting()
-    capture = Capture(plan.directory, plan.files, tell, session.peak_device_bytes)
+    capture = Capture(folder, plan.files, tell, session.peak_device_bytes)
     start = time.monotonic()
     try:
-        with torch.inference_mode(), _engine_errors():
-            ran = session.compute(plan, capture)
-        capture.close()
+        for key, stats in kept.stats.items():
+            capture.keep(key, stats)
+        with _engine_errors(), watching(card_uuids(session.placement.devices), tell):
+            with torch.inference_mode():
+                ran = session.compute(plan, capture, _given(plan, kept))
+            capture.close()  # waits for the device too
         raise_if_stopped()
         _check_complete(plan, capture, ran)
-    except BaseException as error:
+        done = _finished(plan, session, capture, ran, time.monotonic() - start)
+        folder.finish(_manifest(plan, capture, done, ran))
+    except TraceStopped as stop:
         capture.abort()
-        if isinstance(error, TraceStopped):
+        with suppress(AprtuiError):  # a full disk takes no more events either
             tell(Stopped(files=capture.written, directory=str(plan.directory)))
-            error.told = True
-        elif isinstance(error, AprtuiError):
-            tell(Failed(error.message, error.hint, error.exit_code))
-            error.told = True
+            stop.told = True
         raise
-    elapsed = time.monotonic() - start
-    done = Finished(
+    except Exception as error:
+        capture.abort()
+        told = told_of(error, f"trace, engine {plan.job.engine}")
+        with suppress(AprtuiError):
+            tell(Failed(told.message, told.hint, told.exit_code))
+            told.told = True
+        raise told from error
+    except BaseException:
+        capture.abort()
+        raise
+    tell(done)
+    return done
+
+
+def _given(plan: Plan, kept: Kept) -> Given:
+    """The kept values that the pass begins anew with."""
+    shapes = {file.key: file.shape for file in plan.files}
+    dtype: torch.dtype = getattr(torch, plan.job.dtype)
+    return {
+        key: torch.from_numpy(np.array(read_values(plan.directory / relative_path(key))))
+        .reshape(shapes[key])
+        .to(dtype)
+        for key in kept.begin
+    }
+
+
+def _finished(
+    plan: Plan, session: Session, capture: Capture, ran: Ran, elapsed_s: float
+) -> Finished:
+    return Finished(
         directory=str(plan.directory),
         files=capture.written,
         written_bytes=capture.written_bytes,
-        elapsed_s=round(elapsed, 4),
+        elapsed_s=round(elapsed_s, 4),
         peak_memory_bytes=max(capture.peak_memory_bytes, own_memory_bytes()),
         peak_device_bytes=max(capture.peak_device_bytes, session.peak_device_bytes()),
         top_tokens=_top_tokens(plan, ran.logits),
@@ -104,9 +148,6 @@ def _run(plan: Plan, session: Session, tell: Emit) -> Finished:
             if capture.stats[file.key]["nan"] or capture.stats[file.key]["inf"]
         ),
     )
-    write_manifest(plan.directory, _manifest(plan, capture, done, ran))
-    tell(done)
-    return done
 
 
 def _check_complete(plan: Plan, capture: Capture, ran: Ran) -> None:
@@ -127,16 +168,38 @@ def _engine_errors() -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        raise EngineError(
-            "the device is out of memory",
-            hint="fewer tokens, no --resident, --dtype bfloat16 or --device cpu",
-        ) from error
+        raise _device_full() from error
     except MemoryError as error:
         raise EngineError("out of memory", hint="fewer tokens") from error
+    except RecursionError:
+        raise
     except RuntimeError as error:
         first = clean(str(error).split("\n", 1)[0], 300)
-        hint = "fewer tokens" if "allocate" in first else "--device cpu may still work"
-        raise EngineError(f"the engine failed: {first}", hint=hint) from error
+        if "CUDA" not in first:
+            hint = "fewer tokens" if "allocate" in first else "--device cpu may still work"
+            raise EngineError(f"the engine failed: {first}", hint=hint) from error
+        if "out of memory" in first:  # where not even a context fits beside another process
+            raise _device_full() from error
+        hint = "--device cpu computes the same; nvidia-smi says whether the card is still there"
+        if "no kernel image" in first:
+            hint = "--device cpu computes the same; another build of torch may know this card"
+        raise EngineError(
+            f"the device failed: {first}; what was written before is whole", hint=hint
+        ) from error
+
+
+def _device_full() -> EngineError:
+    """Says who has the memory: the card may be another process's."""
+    try:
+        free, total = torch.cuda.mem_get_info()
+        others = max(total - free - torch.cuda.memory_reserved(), 0)
+        said = f": of {size(total)} other processes and the driver hold {size(others)}"
+    except (RuntimeError, AssertionError):  # not even this can be asked
+        said = ": no room is left on it, which another process may hold"
+    return EngineError(
+        f"the device is out of memory{said}",
+        hint="fewer tokens, no --resident, --dtype bfloat16 or --device cpu",
+    )
 
 
 def _top_tokens(plan: Plan, logits: torch.Tensor) -> tuple[dict[str, Any], ...]:

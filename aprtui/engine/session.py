@@ -13,7 +13,7 @@ from aprtui.engine import adapters
 from aprtui.engine.adapters import Ran
 from aprtui.engine.capture import Capture
 from aprtui.engine.device import Devices, torch_settings
-from aprtui.engine.forward import forward
+from aprtui.engine.forward import Given, forward
 from aprtui.engine.kernels import decoder_name
 from aprtui.engine.ops import SCORE_BLOCK_VALUES, Pass
 from aprtui.engine.placement import Placement, Room, layer_bytes, place
@@ -45,9 +45,9 @@ class Session:
                 hint="--device cuda:0",
             )
         self.placement = self._place(plans)
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = (devices.note,) if devices.note else ()
         if job.resident:
-            self.notes = (self.placement.kept_note(layer_bytes(self._model)),)
+            self.notes += (self.placement.kept_note(layer_bytes(self._model)),)
 
     def _place(self, plans: Sequence[Plan]) -> Placement:
         """The layers on the devices by their free memory; asked for only where it matters."""
@@ -97,24 +97,26 @@ class Session:
     def _stream(self) -> WeightStream:
         return WeightStream(self._model, self.placement, self._dtype)
 
-    def compute(self, plan: Plan, capture: Capture) -> Ran:
-        """One plan's pass, on the engine that its job names."""
+    def compute(self, plan: Plan, capture: Capture, given: Given | None = None) -> Ran:
+        """One plan's pass, on the engine that its job names; ours can begin where ``given`` is."""
         if self._cuda():
             # Current by default is the first GPU: leaving a stream elsewhere makes a context there.
             torch.cuda.set_device(self._cuda()[0])
-        chosen = {
-            "device": self.device,
-            "device_name": self.device_name,
-            "dtype": plan.job.dtype,
-        }
+        engine = self.engine(plan)
         if plan.job.engine != "aprtui":
             ran = adapters.run(plan, self.placement.head, capture.put)
-            return dataclasses.replace(ran, engine={**chosen, **ran.engine})
-        logits = forward(
-            self._model.graph, Pass(self._stream, plan.tokens, plan.job.logits), capture
-        )
-        engine = {"name": "aprtui", "version": __version__, **chosen, **torch_settings()}
-        return Ran(logits, {**engine, **self._settings()})
+            return dataclasses.replace(ran, engine={**engine, **ran.engine})
+        ar = Pass(self._stream, plan.tokens, plan.job.logits)
+        return Ran(forward(self._model.graph, ar, capture, given), engine)
+
+    def engine(self, plan: Plan) -> dict[str, object]:
+        """The manifest's ``engine``; of another engine what is known before it runs."""
+        name = {"hf": "transformers", "llamacpp": "llama.cpp"}.get(plan.job.engine, "aprtui")
+        chosen = {"device": self.device, "device_name": self.device_name, "dtype": plan.job.dtype}
+        if name != "aprtui":
+            return {"name": name, **chosen}
+        ours = {"name": name, "version": __version__, **chosen, **torch_settings()}
+        return {**ours, **self._settings()}
 
     def _settings(self) -> dict[str, object]:
         """The manifest's ``settings``: who decoded, and which layers lay where."""

@@ -10,14 +10,20 @@ from types import FrameType
 
 __all__ = ["TraceStopped", "raise_if_stopped", "stopping_on_signals", "uninterrupted"]
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _asked = threading.Event()
+_number = 0  # of the signal that asked
 _held_back = 0  # how many of the main thread's blocks must not be left in the middle
 
 
-class TraceStopped(Exception):
+class TraceStopped(KeyboardInterrupt):
     """Raised into the pass: end now, keep what is whole."""
 
     told = False  # whether a Stopped event has been sent
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.number = number  # of the signal
 
 
 def raise_if_stopped() -> None:
@@ -27,7 +33,7 @@ def raise_if_stopped() -> None:
     printed and forgotten by Python. So the pass asks again at each stage.
     """
     if _asked.is_set():
-        raise TraceStopped
+        raise TraceStopped(_number)
 
 
 @contextmanager
@@ -48,20 +54,24 @@ def uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """While inside, the first SIGTERM or SIGINT raises TraceStopped in the main thread.
+    """While inside, the first SIGTERM, SIGINT or SIGHUP raises TraceStopped in the main thread.
 
-    At once, or after the ``uninterrupted`` block that it falls into.
+    At once, or after the ``uninterrupted`` block that it falls into. A signal that was ignored (by
+    nohup, or of a job in the background) still is.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        global _number
         for each in before:
             signal.signal(each, signal.SIG_IGN)
+        _number = number
         _asked.set()
         if not _held_back:
-            raise TraceStopped
+            raise TraceStopped(number)
 
     _asked.clear()
-    before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
+    heeded = [each for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+    before = {each: signal.signal(each, stop) for each in heeded}
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ from aprtui.model.open import Matrix, Model
 __all__ = ["WeightStream", "largest_block_bytes", "working_bytes"]
 
 # float32 values of one block of rows: 4 MiB stay in the cache between dequantising and multiplying
-# (specs/numerics.md 5). Whole groups of rows: of others the products' kernels round the last rows
+# (docs/numerics.md 5). Whole groups of rows: of others the products' kernels round the last rows
 # in another order than the rest.
 BLOCK_VALUES = 1 << 20
 # On another device each block costs the host some launches, which its arithmetic must outlast:
@@ -135,7 +135,7 @@ class WeightStream:
     def _streams(self, role: Role, device: torch.device) -> bool:
         """Whether the device is given a matrix of this role block by block."""
         matrix = self.model.weights.get(role)
-        if matrix is None or matrix.rows == 1 or role.name == "embedding":
+        if matrix is None or matrix.rows == 1 or role in self.model.graph.tables:
             return False
         return self.device_of(role.layer) == device and role.layer not in self.placement.kept
 

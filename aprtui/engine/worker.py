@@ -4,7 +4,8 @@
     python -m aprtui.engine.worker --plan JOB_JSON
 
 With ``--parent`` it stops when that process is gone; without, it is detached, and SIGUSR1 detaches
-it once it has started. SIGTERM and SIGINT stop it: whole files stay, the last event is ``stopped``.
+it once it has started. SIGTERM, SIGINT and SIGHUP stop it: whole files stay, the last event is
+``stopped``.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import sys
 import threading
 from collections.abc import Callable
 
+from aprtui.crash import told_of
 from aprtui.engine.events import Emit, Event, Failed, Stopped
 from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import Plan, make_plan
 from aprtui.engine.stopping import TraceStopped, stopping_on_signals
-from aprtui.errors import AprtuiError
 
 __all__ = ["event_printer", "main"]
 
@@ -65,13 +66,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         plan = make_plan(TraceJob.from_json(options.job))
         if options.plan:
-            emit(plan.event(plan.job.device, ""))
+            emit(plan.foreseen())
             return 0
         return _trace(plan, options.parent, emit)
-    except AprtuiError as error:
-        if not error.told:
-            emit(Failed(error.message, error.hint, error.exit_code))
-        return error.exit_code
+    except Exception as error:
+        told = told_of(error, "the engine")
+        if not told.told:
+            emit(Failed(told.message, told.hint, told.exit_code))
+        return told.exit_code
 
 
 def _trace(plan: Plan, parent: int | None, emit: Emit) -> int:

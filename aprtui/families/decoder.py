@@ -147,11 +147,8 @@ def layer_types(s: Settings, default: list[str]) -> list[str]:
 def read_window(s: Settings) -> int | None:
     """``sliding_window``; None where there is none. llama.cpp takes 0 for none too."""
     window = s.integer("sliding_window", *_absent(s, "sliding_window", None), null=None)
-    if window == 0:
-        if s.file.format == "safetensors":
-            raise s.fail("sliding_window is 0: no token would see even itself")
-        return None
-    return None if window is None else int(window)
+    none = window is None or (window == 0 and _is_gguf(s))
+    return None if none else int(window)
 
 
 def all_windows(s: Settings, layers: int, window: Any = _MISSING) -> list[int | None]:
@@ -194,6 +191,8 @@ def say_windows(s: Settings, window: int | None, types: list[str]) -> list[int |
     """Each layer's window, recorded among the settings."""
     if window is None and SLIDING in types:
         raise s.fail("a layer slides (layer_types) and there is no sliding_window")
+    if window == 0 and SLIDING in types:
+        raise s.fail("sliding_window is 0: no token would see even itself")
     windows = [window if kind == SLIDING else None for kind in types]
     s.say("sliding_window", window if any(windows) else None)
     s.say("window_layers", tuple(each is not None for each in windows) if any(windows) else ())
@@ -204,7 +203,7 @@ def read_biases(s: Settings) -> dict[str, bool]:
     """Which products of attention have a bias: Hugging Face's ``attention_bias`` speaks of all
     four; in the other formats the tensors tell."""
     if s.file.format == "safetensors":
-        bias = s.flag("attention_bias", *_absent(s, "attention_bias", False))
+        bias = s.known("attention_bias") and s.flag("attention_bias")
         return {"qkv_bias": bias, "output_bias": bias}
     s.must_be("attention_bias", (True, False), "")
     has_qkv = s.shape("q_bias") is not None or s.shape("qkv_bias") is not None

@@ -71,6 +71,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "num_experts": (1, 65_536),
     "num_experts_per_tok": (1, 65_536),
     "max_positions": (0, 1 << 40),
+    "original_max_position_embeddings": (1, 1 << 40),
     "sliding_window": (0, 1 << 40),
     "rope_theta": (1.0, 1e12),
     "rope_theta_local": (1.0, 1e12),

@@ -28,7 +28,9 @@ def windows_above(s: Settings, sizes: decoder.Sizes) -> list[int | None]:
         window = window if slides else None
     else:
         window, first = decoder.read_window(s), 0
-    default = [SLIDING if window and layer >= first else FULL for layer in range(sizes.layers)]
+    default = [
+        SLIDING if window is not None and layer >= first else FULL for layer in range(sizes.layers)
+    ]
     return decoder.say_windows(s, window, decoder.layer_types(s, default))
 
 

@@ -49,9 +49,13 @@ _OURS = (
     Row("mixtral", "aprtui.families.mixtral", ("mixtral",)),
     Row("qwen3", "aprtui.families.qwen3", ("qwen3",), ("qwen3",)),
     Row("qwen3moe", "aprtui.families.qwen3moe", ("qwen3_moe",), ("qwen3moe",)),
+    Row("qwen2moe", "aprtui.families.qwen2moe", ("qwen2_moe",), ("qwen2moe",)),
     Row("gemma", "aprtui.families.gemma", ("gemma",), ("gemma",), text_of=("paligemma",)),
     Row("gemma2", "aprtui.families.gemma2", ("gemma2",), ("gemma2",)),
     Row("gemma3", "aprtui.families.gemma3", ("gemma3_text",), ("gemma3",), text_of=("gemma3",)),
+    Row("phi3", "aprtui.families.phi3", ("phi3",), ("phi3",)),
+    Row("smollm3", "aprtui.families.smollm3", ("smollm3",), ("smollm3",)),
+    Row("olmo2", "aprtui.families.olmo2", ("olmo2",), ("olmo2",)),
 )
 
 

@@ -72,12 +72,14 @@ def yarn_divisors(
     return tuple(divisors)
 
 
-def read_rope(s: Settings, head_dim: int, *, partial: bool = False) -> RopeTable:
-    """The one table of a model's layers. ``partial``: the family may rotate some channels only."""
-    table = _gguf_table(s, head_dim, partial) if s.file.format == "gguf" else _one_table(
-        s, head_dim, partial
-    )  # fmt: skip
-    return _said(s, table)
+def read_rope(
+    s: Settings, head_dim: int, *, partial: bool = False, kinds: Mapping[str, str] | None = None
+) -> RopeTable:
+    """The one table of a model's layers. ``partial``: the family may rotate some channels only;
+    ``kinds``: the types that it has, and what each means where not any type is what it says."""
+    if s.file.format == "gguf":
+        return _said(s, _gguf_table(s, head_dim, partial))
+    return _said(s, _one_table(s, head_dim, partial, kinds))
 
 
 def read_rope_by_layer_type(s: Settings, head_dim: int, local: float) -> dict[str, RopeTable]:
@@ -162,10 +164,18 @@ def _from_text(text: str) -> dict[str, Any]:
             **dict(zip(names, numbers, strict=True))}  # fmt: skip
 
 
-def _one_table(s: Settings, head_dim: int, partial: bool) -> RopeTable:
+def _one_table(
+    s: Settings, head_dim: int, partial: bool, kinds: Mapping[str, str] | None
+) -> RopeTable:
     """The table of rope_scaling, which transformers prefers, or of rope_parameters."""
     scaling, parameters = _mapping(s, "rope_scaling"), _mapping(s, "rope_parameters")
-    table = _table(s, head_dim, scaling or parameters, "rope_theta", _layout(s), partial=partial)
+    keys = dict(scaling or parameters)
+    if kinds is not None:
+        kind = keys.get("rope_type", keys.get("type", "default"))
+        if kind not in kinds:
+            raise s.fail(f"RoPE scaling {clean(str(kind))!r}, which {s.family} does not have")
+        keys["rope_type"] = kinds[kind]
+    table = _table(s, head_dim, keys, "rope_theta", _layout(s), partial=partial)
     freqs = s.freqs.get("rope_freqs", ())
     if freqs:
         return replace(table, divisors=_checked(s, "rope_freqs", freqs, table.dims))
@@ -235,6 +245,8 @@ def _table(
         raise s.fail(f"RoPE over {dims} of {head_dim} channels: it needs pairs")
     table = RopeTable(dims, theta, layout)
     kind = keys.get("rope_type", keys.get("type", "default"))
+    if s.known("original_max_position_embeddings"):
+        _outer_original(s)
     made = _scaled(s, group, kind, table)
     group.finish(str(kind))
     return made
@@ -253,11 +265,17 @@ def _share(s: Settings, group: _Group, partial: bool) -> float:
 def _original(s: Settings, group: _Group) -> float:
     """The positions of the first training: beside the object, in it, or those of the model."""
     inner = group.number("original_max_position_embeddings")
-    outer = s.integer("original_max_position_embeddings", None, null=None)
-    found = outer or inner or s.values.get("max_positions")
+    found = _outer_original(s) or inner or s.values.get("max_positions")
     if not found:
         raise s.fail("rope_scaling does not say original_max_position_embeddings")
     return float(found)
+
+
+def _outer_original(s: Settings) -> int | None:
+    """``original_max_position_embeddings`` beside the object, where the family has such a key."""
+    name = "original_max_position_embeddings"
+    found: int | None = s.integer(name) if s.known(name) else s.integer(name, None)
+    return found
 
 
 def _scaled(s: Settings, group: _Group, kind: Any, table: RopeTable) -> RopeTable:

@@ -99,7 +99,8 @@ def _oriented(file: ModelFile, table: Sorted) -> tuple[dict[Role, TensorEntry], 
     """The entries with their dims outermost first, whatever order the writer listed them in.
 
     ``apr convert`` lists 2-D dims fastest first: all are reversed when the embedding says so
-    (docs/stages.md 3). Packed experts come as [E, out, in] or [in, out, E] (apr-format.md 3.2).
+    (docs/stages.md 3). Packed experts come as [E, out, in] or [in, out, E]
+    (docs/apr-format.md 3.2).
     """
     entries = dict(table.entries)
     notes: list[str] = []

@@ -58,19 +58,27 @@ WHOLE = (
 
 ATTENTION = (
     *(
-        layer_tensor(part, f"self_attn.{part}_proj.weight", f"attention.w{part}.weight",
-               f"attn_{part}.weight")
+        layer_tensor(
+            part,
+            f"self_attn.{part}_proj.weight",
+            f"attention.w{part}.weight",
+            f"attn_{part}.weight",
+        )
         for part in "qkv"
     ),
     layer_tensor("qkv", "self_attn.qkv_proj.weight", "attn_qkv.weight", holds=("q", "k", "v")),
     layer_tensor("o", "self_attn.o_proj.weight", "attention.wo.weight", "attn_output.weight"),
-)  # fmt: skip
+)
 
 QKV_BIAS = (
-    *(layer_tensor(f"{part}_bias", f"self_attn.{part}_proj.bias", f"attn_{part}.bias") for part in "qkv"),
-    layer_tensor("qkv_bias", "self_attn.qkv_proj.bias", "attn_qkv.bias",
-           holds=("q_bias", "k_bias", "v_bias")),
-)  # fmt: skip
+    *(
+        layer_tensor(f"{part}_bias", f"self_attn.{part}_proj.bias", f"attn_{part}.bias")
+        for part in "qkv"
+    ),
+    layer_tensor(
+        "qkv_bias", "self_attn.qkv_proj.bias", "attn_qkv.bias", holds=("q_bias", "k_bias", "v_bias")
+    ),
+)
 
 OUTPUT_BIAS = (layer_tensor("o_bias", "self_attn.o_proj.bias", "attn_output.bias"),)
 
@@ -107,23 +115,32 @@ DENSE = (
 
 _MIXTRAL_PARTS = {"gate": "w1", "up": "w3", "down": "w2"}
 EXPERTS = (
-    layer_tensor("router", "mlp.gate.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight"),
+    layer_tensor(
+        "router", "mlp.gate.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight"
+    ),
     *(
         layer_tensor(
-            f"expert_{part}", f"mlp.experts.{{expert}}.{part}_proj.weight",
+            f"expert_{part}",
+            f"mlp.experts.{{expert}}.{part}_proj.weight",
             f"block_sparse_moe.experts.{{expert}}.{short}.weight",
             f"ffn_{part}.{{expert}}.weight",
         )
         for part, short in _MIXTRAL_PARTS.items()
     ),
     *(
-        layer_tensor(f"experts_{part}", f"ffn_{part}_exps.weight", holds=(f"expert_{part}",), packed=True)
+        layer_tensor(
+            f"experts_{part}", f"ffn_{part}_exps.weight", holds=(f"expert_{part}",), packed=True
+        )
         for part in _MIXTRAL_PARTS
     ),
-    layer_tensor("experts_gate_up", "mlp.experts.gate_up_proj", holds=("expert_gate", "expert_up"),
-           packed=True),
+    layer_tensor(
+        "experts_gate_up",
+        "mlp.experts.gate_up_proj",
+        holds=("expert_gate", "expert_up"),
+        packed=True,
+    ),
     layer_tensor("experts_down_hf", "mlp.experts.down_proj", holds=("expert_down",), packed=True),
-)  # fmt: skip
+)
 
 _PREFIXES = (
     "language_model.model.", "model.language_model.model.", "model.language_model.",

@@ -10,6 +10,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -111,25 +112,29 @@ static int put_all(int fd, const char *bytes, Py_ssize_t n)
 }
 
 /* 0: the file is there. 1: nothing was done, and Python has to. -1: errno says why not. */
-static int write_file(const char *part, const char *path, Py_buffer *header, Py_buffer *values)
+static int write_file(int folder, const char *part, const char *path, Py_buffer *header,
+                      Py_buffer *values)
 {
     struct stat found;
-    if (lstat(path, &found) == 0 && !S_ISREG(found.st_mode)) return 1; /* a link, say */
-    int fd = open(part, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
+    if (fstatat(folder, path, &found, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISREG(found.st_mode))
+        return 1; /* a link, say */
+    int fd = openat(folder, part, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
     if (fd < 0) return errno == ENOENT || errno == EINTR ? 1 : -1; /* a folder is to be made */
+    (void)flock(fd, LOCK_EX | LOCK_NB); /* it is being written: atomic.py does not sweep it */
     int failed = put_all(fd, header->buf, header->len) || put_all(fd, values->buf, values->len);
     int why = errno;
     if (close(fd) && !failed) failed = 1, why = errno;
-    if (!failed && rename(part, path)) failed = 1, why = errno;
+    if (!failed && renameat(folder, part, folder, path)) failed = 1, why = errno;
     if (!failed) return 0;
-    unlink(part);
+    unlinkat(folder, part, 0);
     errno = why;
     return -1;
 }
 
 PyDoc_STRVAR(write_doc,
-             "write(part, path, header, values)\n\n"
-             "Write two buffers into the new file ``part``, which then takes the name ``path``.\n"
+             "write(folder, part, path, header, values)\n\n"
+             "Write two buffers into the new file ``part``, which then takes the name ``path``;\n"
+             "both are relative to the folder of that descriptor, or to the current one (-1).\n"
              "False, and nothing done, where that takes more: a folder is missing, or what stands\n"
              "there is no file. Raises OSError; then nothing remains. Other threads run meanwhile.");
 
@@ -137,13 +142,15 @@ static PyObject *write_parts(PyObject *self, PyObject *args)
 {
     PyObject *part, *path;
     Py_buffer header, values;
-    if (!PyArg_ParseTuple(args, "O&O&y*y*", PyUnicode_FSConverter, &part, PyUnicode_FSConverter,
-                          &path, &header, &values))
+    int folder;
+    if (!PyArg_ParseTuple(args, "iO&O&y*y*", &folder, PyUnicode_FSConverter, &part,
+                          PyUnicode_FSConverter, &path, &header, &values))
         return NULL;
+    if (folder < 0) folder = AT_FDCWD;
     int done, why;
     const char *from = PyBytes_AS_STRING(part), *to = PyBytes_AS_STRING(path);
     Py_BEGIN_ALLOW_THREADS
-    done = write_file(from, to, &header, &values);
+    done = write_file(folder, from, to, &header, &values);
     why = errno;
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&header);

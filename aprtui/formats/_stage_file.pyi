@@ -4,5 +4,10 @@ from typing_extensions import Buffer
 
 def measure(address: int, n: int, /) -> tuple[float, float, float, float, int, int, int]: ...
 def write(
-    part: str | PathLike[str], path: str | PathLike[str], header: Buffer, values: Buffer, /
+    folder: int,
+    part: str | PathLike[str],
+    path: str | PathLike[str],
+    header: Buffer,
+    values: Buffer,
+    /,
 ) -> bool: ...

@@ -55,7 +55,7 @@ def read_apr(path: Path, *, verify: bool = False, lenient: bool = False) -> Mode
 
     ``verify`` reads the whole file: the checksum at its end must match, quantised blocks must have
     finite scales, norms finite values. ``lenient`` turns a wrong header checksum into a note.
-    Format: shared/specs/apr-format.md; its section 6 says what is refused.
+    Format: docs/apr-format.md; its section 6 says what is refused.
 
     Raises BadFileError, which says what the file is when it is no version 2 container.
     """

@@ -33,7 +33,7 @@ _LEAST_ENTRY_BYTES = 21  # a name of one byte, no dims
 _CUT = "the file is damaged or was cut short; copy it again"
 
 # What a type code may mean, most likely first. The size of the tensor decides: codes were
-# reassigned over time, and one writer stores GGML's codes (apr-format.md 1.7).
+# reassigned over time, and one writer stores GGML's codes (docs/apr-format.md 1.7).
 CODE_TYPES: dict[int, tuple[str, ...]] = {
     0: ("F32",),
     1: ("F16",),
@@ -235,7 +235,7 @@ def _layout(code: int, type_name: str, shape: tuple[int, ...], size: int) -> boo
 def _flatness(type_name: str, shape: tuple[int, ...], size: int) -> bool | None:
     """Whether blocks run flat when ``shape``, as it is, takes ``size`` bytes; None: it does not.
 
-    Matrices are encoded row by row wherever that fits, other tensors flat (apr-format.md 1.8).
+    Matrices are encoded row by row wherever that fits, other tensors flat (docs/apr-format.md 1.8).
     """
     if type_name in ("APR_Q4", "APR_Q8"):
         return True if stored_bytes(type_name, shape) == size else None

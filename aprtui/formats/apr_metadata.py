@@ -36,7 +36,7 @@ _DOTTED = (
     *("architecture", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "vocab_size"),
     *("intermediate_size", "max_position_embeddings", "rope_theta", "rms_norm_eps", "rope_type"),
 )
-# Bounds of apr-format.md 1.12 (upstream's where it has one).
+# Bounds of docs/apr-format.md 1.12 (upstream's where it has one).
 _WHOLE: dict[str, tuple[int, int]] = {
     "hidden_size": (1, 65_536),
     "num_layers": (1, 256),

@@ -31,7 +31,7 @@ from aprtui.text import clean
 
 __all__ = ["TYPE_CODES", "OutgoingTensor", "write_apr"]
 
-# The types that every reader of the format takes to be the same thing (apr-format.md, D6);
+# The types that every reader of the format takes to be the same thing (docs/apr-format.md, D6);
 # BF16, APR_Q4 and APR_Q8 are read by most.
 TYPE_CODES: dict[str, int] = {
     "F32": 0,
@@ -69,7 +69,7 @@ def write_apr(path: Path, metadata: Mapping[str, Any], tensors: Iterable[Outgoin
     """Write a whole ``.apr`` file or none; its size in bytes. Memory: one chunk at a time.
 
     ``metadata`` keeps its order and must be under canonical keys. The file appears under its name
-    only when it is complete and on disk. Layout: shared/specs/apr-format.md, 1.2 to 1.6.
+    only when it is complete and on disk. Layout: docs/apr-format.md, 1.2 to 1.6.
 
     Raises UsageError for what the format cannot hold, EngineError for a full disk or a tensor
     that yields another number of bytes than its shape and type take.

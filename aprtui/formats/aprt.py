@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.errors import BadFileError, UsageError
-from aprtui.formats.atomic import whole_file, write_whole
+from aprtui.formats.atomic import OpenFolder, whole_file, write_whole
 from aprtui.formats.files import OpenFile, open_file
 from aprtui.formats.maps import GUARDED, check_maps, map_file
 from aprtui.text import beginning
@@ -110,26 +110,32 @@ def read_values(path: Path) -> Float32:
     return raw.view("<f4")
 
 
-def write_stage(path: Path, layer: int | None, values: Float32) -> int:
+def write_stage(
+    path: Path, layer: int | None, values: Float32, *, within: OpenFolder | None = None
+) -> int:
     """Write ``values`` (any shape, C order) as a whole stage file or none; its size in bytes.
 
-    Bits are kept as they are: NaN payloads, infinities and -0.0 included. Raises EngineError when
-    the disk is full or the folder cannot be written.
+    Bits are kept as they are: NaN payloads, infinities and -0.0 included. ``within``: the folder
+    that a relative ``path`` lies in. Raises EngineError when the disk is full or the folder cannot
+    be written.
     """
     flat = np.ascontiguousarray(values, dtype="<f4").reshape(-1)
     header = StageHeader(layer, flat.size)
-    write_whole(path, header.pack(), flat.view(np.uint8).data, hint=_HINT)
+    write_whole(path, header.pack(), flat.view(np.uint8).data, within=within, hint=_HINT)
     return header.file_bytes
 
 
 @contextmanager
-def create_stage(path: Path, layer: int | None, shape: tuple[int, ...]) -> Iterator[Float32]:
+def create_stage(
+    path: Path, layer: int | None, shape: tuple[int, ...], *, within: OpenFolder | None = None
+) -> Iterator[Float32]:
     """A writable memory map [shape] float32, zeros at first, that becomes a stage file on leaving.
 
     For tensors that are made block by block. When the body raises, nothing remains.
     """
     header = StageHeader(layer, math.prod(shape))
-    with whole_file(path, needed_bytes=header.file_bytes, parents=True, hint=_HINT) as file:
+    size = header.file_bytes
+    with whole_file(path, within=within, needed_bytes=size, parents=True, hint=_HINT) as file:
         file.write(header.pack())
         file.flush()
         if hasattr(os, "posix_fallocate"):

@@ -16,13 +16,21 @@ from typing import Any
 
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import HEADER_BYTES
-from aprtui.formats.atomic import whole_file
+from aprtui.formats.atomic import OpenFolder, whole_file
 from aprtui.formats.blocks import MAX_DIMENSIONS, value_count
 from aprtui.formats.layout import MANIFEST, StageKey, key_of
 from aprtui.formats.strict_json import read_object
 from aprtui.text import clean
 
-__all__ = ["SCHEMA", "StageEntry", "read_manifest", "stage_entries", "write_manifest"]
+__all__ = [
+    "SCHEMA",
+    "StageEntry",
+    "check_parts",
+    "read_manifest",
+    "stage_entries",
+    "stage_entry",
+    "write_manifest",
+]
 
 SCHEMA = "aprtui-trace-v1"
 MAX_MANIFEST_BYTES = 64 << 20
@@ -58,7 +66,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
             path, f"not a manifest that this version reads: its schema is not {SCHEMA}"
         )
     try:
-        _check_parts(manifest)
+        check_parts(manifest)
     except ValueError as error:
         raise _damaged(path, error) from error
     return manifest
@@ -67,7 +75,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 def stage_entries(path: Path, manifest: Mapping[str, Any]) -> tuple[StageEntry, ...]:
     """The checked entries of a manifest read from ``path``. Raises BadFileError."""
     try:
-        entries = tuple(_entry(raw) for raw in manifest["stages"])
+        entries = tuple(stage_entry(raw) for raw in manifest["stages"])
         if len({entry.key for entry in entries}) != len(entries):
             raise ValueError("a stage is named twice")
         return entries
@@ -81,9 +89,10 @@ def _damaged(path: Path, error: Exception) -> BadFileError:
     return BadFileError(path, f"the manifest is damaged: {clean(said, 160)}")
 
 
-def _entry(raw: Mapping[str, Any]) -> StageEntry:
-    where = raw["path"]
-    key = key_of(where)
+def stage_entry(raw: Mapping[str, Any]) -> StageEntry:
+    """One entry, checked. Raises KeyError, TypeError, ValueError or AttributeError."""
+    where = clean(str(raw["path"]))
+    key = key_of(raw["path"])
     if key is None:
         raise ValueError(f"{where} is a file outside the layout")
     said = StageKey(raw.get("layer", key.layer), raw.get("stage", key.stage))
@@ -131,14 +140,16 @@ def _numbers(values: Collection[Any]) -> bool:
     return all(type(v) in (float, int, NoneType) or v in _NONFINITE for v in values)
 
 
-def _check_parts(manifest: Mapping[str, Any]) -> None:
+def check_parts(manifest: Mapping[str, Any]) -> None:
     """Raise ValueError where a part that readers rely on is of another kind than it should be."""
     for name in ("model", "engine", "tokens"):
         if not isinstance(manifest.get(name, {}), dict):
             raise ValueError(f"{name} is not an object")
     tokens = manifest.get("tokens", {})
     for name, kind in (("ids", int), ("text", str)):
-        items = tokens.get(name) or []
+        items = tokens.get(name)
+        if items is None:
+            continue
         if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
             raise ValueError(f"tokens.{name} is not a list of {kind.__name__}")
     notes = manifest.get("notes", [])
@@ -149,8 +160,10 @@ def _check_parts(manifest: Mapping[str, Any]) -> None:
         raise ValueError("absent is not a list of objects")
 
 
-def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(root: Path | OpenFolder, manifest: Mapping[str, Any]) -> None:
     """Write ``trace.json`` by atomic rename: from then on the trace counts as complete."""
     document = json.dumps(manifest, ensure_ascii=True, allow_nan=False, indent=1) + "\n"
-    with whole_file(root / MANIFEST, durable=True) as file:
+    within = root if isinstance(root, OpenFolder) else None
+    path = root / MANIFEST if isinstance(root, Path) else Path(MANIFEST)
+    with whole_file(path, within=within, durable=True) as file:
         file.write(document.encode())

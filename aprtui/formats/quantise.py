@@ -48,7 +48,7 @@ def encode_bf16(values: Float32) -> Bytes:
 def encode_apr_q4(values: Float32) -> Bytes:
     """APR-Q4: over the flattened tensor, 32 values in 18 bytes, float16 scale and nibbles in order.
 
-    The last block may be short: zero bytes fill it. apr-format.md 1.8.
+    The last block may be short: zero bytes fill it. docs/apr-format.md 1.8.
     """
     flat = _finite(values)
     padded = np.zeros(-(-flat.size // 32) * 32, dtype=np.float32)
@@ -78,7 +78,7 @@ def encode_apr_q8(values: Float32) -> Bytes:
 
 
 def encode_q6_k(values: Float32) -> Bytes:
-    """Q6_K: 256 values in 210 bytes, 16 of them to a scale; layout as in apr-format.md 1.8.
+    """Q6_K: 256 values in 210 bytes, 16 of them to a scale; layout as in docs/apr-format.md 1.8.
 
     Rows of a matrix are padded with zeros to whole blocks; other tensors are encoded flat. Each
     scale is the best of 19 near the largest value, by squared error weighted with the square.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ except ImportError:  # there was no compiler when aprtui was installed
 else:
     _HAS_C = os.environ.get("APRTUI_NATIVE") != "off"
 
-__all__ = ["json_number", "summarise"]
+__all__ = ["finite_json", "json_number", "summarise"]
 
 _BLOCK_VALUES = 1 << 15  # two blocks of float64 stay in a core's second-level cache
 
@@ -29,6 +30,17 @@ def json_number(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def finite_json(value: Any) -> Any:
+    """``value`` for JSON: NaN and infinities become "NaN", "Infinity", "-Infinity"."""
+    if isinstance(value, float):
+        return json_number(value)
+    if isinstance(value, Mapping):
+        return {key: finite_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_json(item) for item in value]
+    return value
 
 
 def summarise(values: npt.NDArray[np.float32]) -> dict[str, Any]:

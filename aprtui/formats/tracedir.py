@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.errors import BadFileError, UsageError
+from aprtui.errors import BadFileError, MissingStageError, UsageError
 from aprtui.formats.aprt import HEADER_BYTES, MAGIC, StageHeader, read_header, read_values
-from aprtui.formats.files import first_bytes
+from aprtui.formats.journal import Journal, read_journal
 from aprtui.formats.layout import EVENTS, LAYER_FOLDER, MANIFEST, StageKey, key_of, relative_path
 from aprtui.formats.manifest import (
     SCHEMA,
@@ -25,7 +23,9 @@ from aprtui.formats.manifest import (
     stage_entries,
     write_manifest,
 )
-from aprtui.text import clean
+from aprtui.formats.stagearray import StageArray
+from aprtui.notebook import html_table
+from aprtui.text import clean, count, nearest, quoted, ranges
 
 __all__ = [
     "EVENTS",
@@ -42,6 +42,7 @@ __all__ = [
     "list_stage_files",
     "open_trace",
     "relative_path",
+    "stage_folders",
     "write_manifest",
 ]
 
@@ -49,18 +50,15 @@ __all__ = [
 Told = Callable[[int, int | None], None]
 _TOLD_FILES = 64  # from one telling to the next
 
-# What writing whole files (``atomic``) leaves behind when the process is killed.
-_PARTIAL = re.compile(r"\.[A-Za-z0-9_.-]{1,100}\.(?:bin|json)\.[A-Za-z0-9_]{4,16}\.part")
-
 
 @dataclass(frozen=True)
 class StageRecord:
     """What is known of one captured stage without reading its values.
 
     From a manifest: shape, axes, positions, stats. Without one these are None until a model or an
-    inference supplies them (``shape_source`` says which: "manifest", "model", "inferred",
-    "layout" of a folder a position, or ""). ``parts`` are the files of such folders, one a
-    position; of each the first ``kept`` values count, the rest is padding.
+    inference supplies them (``shape_source`` says which: "manifest", "events" of a trace without
+    one, "model", "inferred", "layout" of a folder a position, or ""). ``parts`` are the files of
+    such folders, one a position; of each the first ``kept`` values count, the rest is padding.
     """
 
     key: StageKey
@@ -104,17 +102,28 @@ class StageRecord:
             joined[:, query, : query + 1] = row.reshape(heads, -1)
         return joined.reshape(-1)
 
+    def array(self) -> StageArray:
+        """The values with their axes, flat where no shape fits them. Raises BadFileError."""
+        values = self.values().view()
+        values.flags.writeable = False
+        if self.shape is None or self.axes is None or math.prod(self.shape) != values.size:
+            return StageArray(self.key, values, None, self.positions, "")
+        shaped = values.reshape(self.shape)
+        return StageArray(self.key, shaped, self.axes, self.positions, self.shape_source)
+
     def header(self) -> StageHeader:
         """The file's header, checked against its size; raises BadFileError."""
         return read_header(self.path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TraceDir:
-    """A trace directory as it lay there when it was read.
+    """A trace directory as it lay there when it was read; looked up by stage it gives arrays.
 
-    ``status``: "complete" (its manifest is there and every file it names), "incomplete" (events or
-    a manifest without all files), "foreign" (stage files without manifest or events).
+    ``trace["layer-3/ffn_gate"]`` and ``trace["lm_head"]`` open one stage file each; iterating gives
+    the keys and opens none. ``status``: "complete" (its manifest is there and every file that it
+    names), "incomplete" (events or a manifest without all files), "foreign" (stage files without
+    manifest or events), "file" (one stage file by itself).
     """
 
     root: Path
@@ -123,7 +132,77 @@ class TraceDir:
     manifest: Mapping[str, Any] | None
     expected: int | None  # how many files there should be, when something says so
     notes: tuple[str, ...] = ()
-    planned_tokens: tuple[int, ...] | None = None  # of a trace without manifest: from its plan
+    planned: Mapping[str, Any] = field(default_factory=dict)  # without a manifest: by its plan
+
+    @property
+    def stated(self) -> Mapping[str, Any]:
+        """The manifest; of a trace that has none what of it the plan knew; or nothing."""
+        return self.planned if self.manifest is None else self.manifest
+
+    def __getitem__(self, name: str | StageKey) -> StageArray:
+        """The stage's values. Raises MissingStageError (a KeyError, too) and BadFileError."""
+        key = key_of(f"{name}.bin") if isinstance(name, str) else StageKey(*name)
+        if key is None or key not in self.records:
+            raise self._missing(str(name), key)
+        return self.records[key].array()
+
+    def __iter__(self) -> Iterator[StageKey]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __contains__(self, name: object) -> bool:
+        return (key_of(f"{name}.bin") if isinstance(name, str) else name) in self.records
+
+    def keys(self) -> Iterable[StageKey]:
+        """The stages that are there; opens no file."""
+        return self.records.keys()
+
+    def items(self) -> Iterator[tuple[StageKey, StageArray]]:
+        """Each stage with its array, opened one after the other. Raises BadFileError."""
+        return ((key, record.array()) for key, record in self.records.items())
+
+    def _missing(self, name: str, key: StageKey | None) -> MissingStageError:
+        """Why a stage is not there: the manifest may say it, or another name or layer is meant."""
+        stage = name.rpartition("/")[2] if key is None else key.stage
+        layers = [held.layer for held in self.records if held.stage == stage]
+        for item in (self.manifest or {}).get("absent", ()):
+            if item.get("stage") == stage and not layers:
+                return MissingStageError(f"{clean(name)}: {clean(str(item.get('reason')), 300)}")
+        if layers:
+            of_layers = [layer for layer in layers if layer is not None]
+            where = f"layers {ranges(of_layers)} hold it" if of_layers else "the whole model has it"
+            hint = f"{where}: {clean(str(StageKey(layers[0], stage)))!r}"
+        else:
+            near = nearest(stage, {held.stage for held in self.records})
+            hint = f"did you mean {clean(near)}?" if near else "list(trace) names what is there"
+        return MissingStageError(f"{clean(name)} is not in {clean(str(self.root))}", hint=hint)
+
+    def __repr__(self) -> str:
+        of = f" of {self.expected:,}" if self.expected not in (None, len(self)) else ""
+        tokens = "" if self.token_ids is None else f", {count(len(self.token_ids), 'token')}"
+        layers = sorted({key.layer for key in self.records if key.layer is not None})
+        told = f", layers {ranges(layers)}" if layers else ""
+        files = f"{len(self):,}{of} stage files"
+        return f"<trace {quoted(self.root)}: {self.status}, {files}{told}{tokens}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: one row a stage, with its shape and the layers that hold it."""
+        alike: dict[tuple[str, tuple[str, ...], tuple[int, ...]], list[StageRecord]] = {}
+        for record in self.records.values():
+            shape = (record.count,) if record.shape is None else record.shape
+            alike.setdefault((record.key.stage, record.axes or (), shape), []).append(record)
+        rows = [
+            (
+                stage,
+                ", ".join(axes) or "not known",
+                " x ".join(f"{extent:,}" for extent in shape),
+                ranges(r.key.layer for r in records if r.key.layer is not None) or "whole model",
+            )
+            for (stage, axes, shape), records in alike.items()
+        ]
+        return html_table(repr(self), ("stage", "axes", "shape", "layers"), rows)
 
     @property
     def may_grow(self) -> bool:
@@ -132,12 +211,12 @@ class TraceDir:
 
     @property
     def token_ids(self) -> tuple[int, ...] | None:
-        ids = (self.manifest or {}).get("tokens", {}).get("ids")
-        return tuple(ids) if ids is not None else self.planned_tokens
+        ids = self.stated.get("tokens", {}).get("ids")
+        return tuple(ids) if ids is not None else None
 
     @property
     def token_texts(self) -> tuple[str, ...] | None:
-        texts = (self.manifest or {}).get("tokens", {}).get("text")
+        texts = self.stated.get("tokens", {}).get("text")
         return tuple(texts) if texts is not None else None
 
 
@@ -193,33 +272,22 @@ def open_trace(root: Path, told: Told | None = None) -> TraceDir:
         files = list_stage_files(root, told, len(entries))
         return _with_manifest(root, manifest, entries, files)
     ours = (root / EVENTS).is_file()
-    plan = _read_plan(root / EVENTS) if ours else {}
-    planned, tokens = plan.get("files"), plan.get("tokens")
-    expected = planned if isinstance(planned, int) else None
-    files = list_stage_files(root, told, expected)
+    journal = read_journal(root / EVENTS) if ours else Journal()
+    files = list_stage_files(root, told, journal.files)
     if not files and not ours:
         raise BadFileError(
             root,
             "holds no trace: no trace.json and no layer-N/*.bin",
             hint="aprtui trace MODEL makes one",
         )
-    records = {key: _unstated(root, key, stat) for key, stat in files.items()}
+    records = {key: _journalled(root, key, stat, journal) for key, stat in files.items()}
     notes = (
         ("no trace.json: the trace did not finish, or is still running",)
         if ours
         else ("no trace.json: written by another program; shapes are not stated",)
     )
-    return TraceDir(
-        root,
-        "incomplete" if ours else "foreign",
-        records,
-        None,
-        expected,
-        notes,
-        tuple(tokens)
-        if isinstance(tokens, list) and all(isinstance(token, int) for token in tokens)
-        else None,
-    )
+    status = "incomplete" if ours else "foreign"
+    return TraceDir(root, status, records, None, journal.files, notes, journal.planned)
 
 
 def _path(root: Path, key: StageKey) -> Path:
@@ -231,16 +299,19 @@ def _unstated(root: Path, key: StageKey, stat: os.stat_result) -> StageRecord:
     return StageRecord(key, _path(root, key), stat.st_size, mtime_ns=stat.st_mtime_ns)
 
 
-def _read_plan(events: Path) -> dict[str, Any]:
-    """The plan among the first lines of the events file; empty when there is none."""
-    try:
-        for line in first_bytes(events, 1 << 20).splitlines()[:20]:
-            event = json.loads(line)
-            if isinstance(event, dict) and event.get("event") == "plan":
-                return event
-    except (BadFileError, ValueError, RecursionError):
-        pass
-    return {}
+def _journalled(root: Path, key: StageKey, stat: os.stat_result, journal: Journal) -> StageRecord:
+    """A file of a trace without manifest, with the shape that its events tell."""
+    record = _unstated(root, key, stat)
+    entry = journal.stages.get(key)
+    if entry is None or entry.bytes != stat.st_size:
+        return record
+    return replace(
+        record,
+        shape=entry.shape,
+        axes=entry.axes,
+        positions=entry.positions,
+        shape_source="events",
+    )
 
 
 def _with_manifest(
@@ -280,16 +351,19 @@ def holds_trace(root: Path) -> bool:
     """Whether ``root`` already holds a trace or part of one."""
     if not root.is_dir():
         return False
-    return any((root / name).exists() for name in (MANIFEST, EVENTS)) or bool(_our_files(root))
+    events = root / EVENTS
+    begun = events.is_file() and events.stat().st_size > 0
+    return begun or (root / MANIFEST).exists() or bool(_our_files(root))
 
 
 def clear_trace(root: Path) -> None:
-    """Remove what a trace wrote into ``root`` and nothing else: stage files, manifest, events.
+    """Remove what a trace wrote into ``root`` and nothing else: manifest and stage files.
 
-    A file that the layout could name and that does not begin as a stage file is somebody else's.
-    Everything is looked at before the first file goes; the manifest goes first, so that a trace
-    half removed does not pass for a whole one. Raises UsageError when a layer's folder is a link
-    into another place, or when something cannot be removed.
+    Not its events file: that is the lock of whoever writes there, who cuts it off. A file that the
+    layout could name and that does not begin as a stage file is somebody else's. Everything is
+    looked at before the first file goes; the manifest goes first, so that a trace half removed does
+    not pass for a whole one. Raises UsageError when a layer's folder is a link into another place,
+    or when something cannot be removed.
     """
     links = [f.name for f in root.glob("layer-*") if f.is_symlink()]
     if links:
@@ -298,12 +372,10 @@ def clear_trace(root: Path) -> None:
             hint="remove the link, or choose another folder with --save-tensor-dir",
         )
     try:
-        doomed = [root / name for name in (MANIFEST, EVENTS) if (root / name).exists()]
-        doomed += _our_files(root)
-        for file in doomed:
+        for file in (root / MANIFEST, *_our_files(root)):
             file.unlink(missing_ok=True)
-        for folder in root.glob("layer-*"):
-            if LAYER_FOLDER.fullmatch(folder.name) and not any(folder.iterdir()):
+        for folder in stage_folders(root)[1:]:
+            if not any(folder.iterdir()):
                 folder.rmdir()
     except OSError as error:
         raise UsageError(
@@ -312,28 +384,27 @@ def clear_trace(root: Path) -> None:
         ) from error
 
 
+def stage_folders(root: Path) -> list[Path]:
+    """The folders that stage files of a trace lie in: ``root`` and its layers'."""
+    layers = (f for f in root.glob("layer-*") if LAYER_FOLDER.fullmatch(f.name))
+    return [root, *(layer for layer in layers if layer.is_dir())]
+
+
 def _our_files(root: Path) -> list[Path]:
-    """The stage files below ``root`` and what a killed trace left of them."""
-    folders = [root, *(f for f in root.glob("layer-*") if LAYER_FOLDER.fullmatch(f.name))]
+    """The stage files below ``root``, empty ones too."""
     found = []
-    for folder in folders:
-        for file in folder.iterdir() if folder.is_dir() else ():
-            partial = _PARTIAL.fullmatch(file.name)
+    for folder in stage_folders(root):
+        for file in folder.iterdir():
             named = key_of(file.relative_to(root).as_posix())
-            if (
-                file.is_file()
-                and (partial or named)
-                and (_begins(file) or file.stat().st_size == 0)
-            ):
+            if named and file.is_file() and (_begins(file) or file.stat().st_size == 0):
                 found.append(file)
     return found
 
 
 def _begins(file: Path) -> bool:
-    """Whether the file begins as a stage file does (or, being partial, as a manifest does)."""
+    """Whether the file begins as a stage file does."""
     try:
         with file.open("rb") as opened:
-            head = opened.read(len(MAGIC))
+            return opened.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
-    return head == MAGIC or (file.name.startswith(f".{MANIFEST}.") and head[:1] == b"{")

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from aprtui.formats.aprt import HEADER_BYTES
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph.ops import Op, Product, Rope
+from aprtui.graph.ops import Embed, Op, Product, Rope
 from aprtui.graph.role import Role
+from aprtui.text import count
 
 __all__ = ["Absent", "Axis", "Graph", "Node"]
 
@@ -71,7 +72,7 @@ class Absent:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph:
     """Every node of a model's forward pass, in order of computation."""
 
@@ -89,6 +90,12 @@ class Graph:
 
     def __contains__(self, key: object) -> bool:
         return key in self.by_key
+
+    def __repr__(self) -> str:
+        return (
+            f"{count(self.num_layers, 'layer')}, {count(len(self))} stages, "
+            f"hidden {count(self.hidden_size)}, vocabulary {count(self.vocab_size)}"
+        )
 
     @cached_property
     def by_key(self) -> Mapping[StageKey, Node]:
@@ -129,6 +136,11 @@ class Graph:
     def stages(self) -> tuple[str, ...]:
         """The names of the stages, in order of their first computation."""
         return tuple(dict.fromkeys(node.key.stage for node in self.nodes))
+
+    @cached_property
+    def tables(self) -> frozenset[Role]:
+        """The token tables: of these the pass reads rows, where they lie in the file."""
+        return frozenset(node.op.table for node in self.nodes if isinstance(node.op, Embed))
 
     @cached_property
     def layers_of(self) -> Mapping[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from aprtui.errors import UsageError
 from aprtui.graph.vocabulary import ALIASES, STAGES
 from aprtui.text import clean, nearest
 
-__all__ = ["parse_layers", "parse_stages"]
+__all__ = ["only_layers", "parse_layers", "parse_stages"]
 
 _NAMES = tuple(stage.name for stage in STAGES)
 
@@ -53,6 +53,14 @@ def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
     for part in text.split(","):
         chosen.update(_layer_range(part.strip().lower(), num_layers))
     return tuple(sorted(chosen))
+
+
+def only_layers(text: str, num_layers: int) -> tuple[int, ...] | None:
+    """The layers of a capture that are looked at; None is all, and the whole model's stages too.
+
+    Raises as ``parse_layers`` does.
+    """
+    return None if text.strip().lower() == "all" else parse_layers(text, num_layers)
 
 
 def _layer_range(part: str, num_layers: int) -> Iterable[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -104,14 +105,34 @@ def library_failures(path: Path | str, what: str) -> Iterator[None]:
     """Whatever the library raises on a damaged file, as a BadFileError on ``path``.
 
     It raises bare ``Exception``, and where its Rust code panics a ``PanicException``, which is a
-    ``BaseException`` that cannot be imported.
+    ``BaseException`` that cannot be imported. Before that it writes to the process's stderr, the
+    file's own text included: that goes nowhere.
     """
     try:
-        yield
+        with _no_stderr():
+            yield
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | AprtuiError):
             raise
         raise BadFileError(path, f"{what}: {clean(str(error))}", hint=TOKENS_HINT) from error
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """What anything but Python writes to file descriptor 2 in the body is lost."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # the caller closed it
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def json_vocabulary(spec: TokenizerSpec, library: tokenizers.Tokenizer) -> Vocabulary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from aprtui.model.tokenizer import (
     spec_from_gguf,
     vocabulary_of,
 )
+from aprtui.notebook import html_table
 from aprtui.text import beginning, clean, count, quoted, size
 
 __all__ = [
@@ -83,13 +84,14 @@ class Matrix:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """One model, opened: nothing of its weights is read yet.
 
     ``architecture``: the family, in our spelling; ``settings``: what the configuration came to, as
     plain values: shown, and written to manifests; ``max_positions``: those it was trained for, 0
-    where it is not said. ``doubts``: what was ignored or overridden on a person's word.
+    where it is not said. ``doubts``: what was ignored or overridden on a person's word;
+    ``overrides``: that word, as ``--set`` gave it.
     """
 
     path: Path
@@ -101,6 +103,19 @@ class Model:
     weights: Mapping[Role, Matrix]
     notes: tuple[str, ...]
     doubts: tuple[Doubt, ...] = ()
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        types = sorted({matrix.entry.type for matrix in self.weights.values()})
+        return (
+            f"<model {quoted(self.path)}: {self.architecture}, {self.graph!r}, "
+            f"{self.file.format} {' '.join(types)}, {size(self.file.size_bytes)}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what the configuration came to, and what is odd about the file."""
+        rows = [(key, str(value)) for key, value in self.settings.items()]
+        return html_table(repr(self), ("", ""), [*rows, *(("note", note) for note in self.notes)])
 
     def types(self) -> dict[str, tuple[str, ...]]:
         """The block types of each role's tensors, for the manifest."""
@@ -200,7 +215,7 @@ _OPEN_KEYS = ("architecture", "ignore_keys", "unknown_tensors")
 
 
 def open_model(
-    path: Path, overrides: Mapping[str, str] | None = None, *, verify: bool = False
+    path: str | Path, overrides: Mapping[str, str] | None = None, *, verify: bool = False
 ) -> Model:
     """Open a model and settle its configuration; no weight is read.
 
@@ -208,8 +223,7 @@ def open_model(
     nothing reads, a missing tensor or a shape that contradicts the configuration; UsageError for an
     override that makes no sense.
     """
-    file = read_model_file(path, verify=verify)
-    path = file.path
+    file = read_model_file(Path(path), verify=verify)
     other = other_kind(file)
     if other is not None:
         raise other
@@ -229,7 +243,7 @@ def open_model(
     if settled.graph.rope_layout == "adjacent" and not (found.gguf_names or found.mistral_names):
         notes.append("Hugging Face names over GGUF rows (original_format gguf): adjacent pairs")
     return Model(
-        path,
+        file.path,
         file,
         who.name,
         settled.graph,
@@ -238,6 +252,7 @@ def open_model(
         weights,
         tuple(dict.fromkeys(notes)),
         (*doubts, *settings.doubts),
+        overrides,
     )
 
 

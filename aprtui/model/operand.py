@@ -26,7 +26,7 @@ class Operand:
     """One side's matrix, and what brings it into the form in which the sides are compared.
 
     ``head_rows``: rows of one head where they lie as adjacent RoPE pairs and are read as halves
-    (specs/stages.md 3), 0 where they are read as they lie. ``offset`` is added to every value
+    (docs/stages.md 3), 0 where they are read as they lie. ``offset`` is added to every value
     (gemma's norms, of which Hugging Face stores w and GGUF 1 + w).
     """
 

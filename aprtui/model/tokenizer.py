@@ -126,6 +126,8 @@ def build_tokenizer(spec: TokenizerSpec) -> Tokenizer:
     types = _checked_types(spec, len(tokens))
     ids = dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))
     ids.pop("", None)
+    if spec.control_by_text and types is not None:
+        types = _with_controls(types, ids)
     checked = replace(spec, vocabulary=tokens, token_types=types)
     prepare = _byte_level(checked, ids) if spec.model == "bpe" else _sentencepiece(checked, ids)
 
@@ -153,6 +155,37 @@ def _json_tokenizer(spec: TokenizerSpec) -> Tokenizer:
 
     untemplated = replace(spec, add_bos=not templated and spec.add_bos)
     return Tokenizer(untemplated, json_vocabulary(spec, library), ids_of)
+
+
+# Tokens that llama.cpp takes for control tokens by their text (src/llama-vocab.cpp): all that end a
+# generation, and of each other kind the one that is there.
+_ENDS = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>",
+    "<end_of_utterance>",
+)  # fmt: skip
+_KINDS = (
+    ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim\u2581begin\uff5c>", "<PRE>",
+     "\u2581<PRE>", "<|code_prefix|>", "<|prefix|>"),
+    ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<\uff5cfim\u2581hole\uff5c>", "<SUF>",
+     "\u2581<SUF>", "<|code_suffix|>", "<|suffix|>"),
+    ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<\uff5cfim\u2581end\uff5c>", "<MID>",
+     "\u2581<MID>", "<|code_middle|>", "<|middle|>"),
+    ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    ("<|file_sep|>",),
+)  # fmt: skip
+
+
+def _with_controls(types: list[int], ids: Mapping[str, int]) -> list[int]:
+    """The types with those tokens made control tokens. Of a kind that has several, llama.cpp takes
+    whichever its hash table lists first: they are left as they are."""
+    made = list(types)
+    kinds = [[text for text in kind if text in ids] for kind in _KINDS]
+    for text in (*_ENDS, *(kind[0] for kind in kinds if len(kind) == 1)):
+        if text in ids:
+            made[ids[text]] = CONTROL
+    return made
 
 
 # ---- what the file holds, checked ----
@@ -260,7 +293,7 @@ def _special_tokens(
     """(text, id, whether it counts in plain text too), longest first, ties by id.
 
     Without token types: what is written ``<...>``, longer than two characters, is no byte token and
-    is not what a merge makes (apr-format.md 4.3).
+    is not what a merge makes (docs/apr-format.md 4.3).
     """
     types = spec.token_types
     if types is not None:

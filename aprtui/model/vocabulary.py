@@ -48,6 +48,7 @@ class TokenizerSpec:
     the file's own word for a kind that cannot be rebuilt. ``vocabulary[i]`` is token i as the
     vocabulary writes it; ``scores`` and ``token_types`` run parallel to it. A merge is two tokens
     with a space between, best first. ``add_bos`` None: as the post-processor in the JSON says.
+    ``control_by_text``: some tokens are control tokens whatever their type, as in llama.cpp.
     """
 
     model: str
@@ -62,6 +63,7 @@ class TokenizerSpec:
     add_bos: bool | None = False
     add_eos: bool = False
     add_space_prefix: bool = False
+    control_by_text: bool = False
     json_path: Path | None = None
     path: Path | None = None  # of the model, for messages
 
@@ -91,6 +93,7 @@ def spec_from_gguf(metadata: Mapping[str, Any], *, path: Path | None = None) -> 
         add_bos=_flag(keys["add_bos_token"], spm or (named is not None and named.add_bos)),
         add_eos=_flag(keys["add_eos_token"], False),
         add_space_prefix=_flag(keys["add_space_prefix"], spm),
+        control_by_text=True,
         path=path,
     )
 
@@ -104,7 +107,7 @@ _GGUF_KEYS = (
 def spec_from_apr(
     metadata: Mapping[str, Any], architecture: str, *, path: Path | None = None
 ) -> TokenizerSpec:
-    """The tokenizer that an ``.apr`` file's metadata describes (apr-format.md 4).
+    """The tokenizer that an ``.apr`` file's metadata describes (docs/apr-format.md 4).
 
     ``architecture`` chooses the pre-tokenizer of a qwen model that names none; of others no guess
     is made. Raises UsageError where there is no vocabulary.

@@ -108,10 +108,9 @@ def _verdict(comparison: Comparison, bisection: Bisection | None) -> tuple[str, 
         right = f"In B, under test, no culprit: {innocent}"
         headline = f"In A, the reference, {other.headline}"
         return "bad", headline, [*_mistakes(other), shows, right]
+    headline = bisection.headline
     if bisection.unmeasured:
-        left = f"{count(len(bisection.unmeasured), 'stage')} could not be replayed"
-        return "unknown", f"No culprit among {replayed} stages, but {left}", [shows]
-    headline = f"No culprit: all {replayed} stages compute what the model says"
+        return "unknown", headline, [shows]
     if comparison.first_divergence is None:
         return "good", headline, [shows]
     if other is not None and not other.unmeasured:
@@ -262,8 +261,7 @@ def _excess(value: float, limit: float) -> float:
 
 
 def _capture(name: str, role: str, trace: TraceDir) -> Capture:
-    manifest = trace.manifest or {}
-    said = manifest.get("engine")
+    said = trace.stated.get("engine")
     engine = said if isinstance(said, dict) else {}
     words = [engine.get(key) for key in ("name", "version", "device", "dtype")]
     digest, digest_of = _digest(trace)

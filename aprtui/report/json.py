@@ -6,8 +6,6 @@ import dataclasses
 import json
 from typing import Any
 
-from aprtui.compare.bisection import bisection_json
-from aprtui.compare.diff import comparison_json
 from aprtui.report.model import SCHEMA, Report
 
 __all__ = ["json_report"]
@@ -15,7 +13,6 @@ __all__ = ["json_report"]
 
 def json_report(report: Report) -> str:
     """One document, ASCII only."""
-    a, b = (capture.path for capture in report.captures)
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "headline": report.headline,
@@ -24,11 +21,8 @@ def json_report(report: Report) -> str:
         "captures": [dataclasses.asdict(capture) for capture in report.captures],
         "model": report.model and dataclasses.asdict(report.model),
         "tokens": {"ids": report.token_ids, "text": report.token_texts},
-        "diff": comparison_json(report.comparison),
-        "bisect": report.bisection
-        and bisection_json(
-            report.bisection, model=report.model.path if report.model else None, a=a, b=b
-        ),
+        "diff": report.comparison.to_json(),
+        "bisect": report.bisection and report.bisection.to_json(),
         "notes": report.notes,
         "versions": dict(report.versions),
         "commands": report.commands,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 
 from aprtui.graph.vocabulary import short_name
@@ -11,6 +12,8 @@ from aprtui.text import clean
 __all__ = ["grid_svg", "grid_text", "legend"]
 
 _LEFT, _TOP, _WIDTH, _HEIGHT, _GAP = 52, 112, 28, 18, 3
+_LABEL = 80  # characters of a stage's name: whole, unless somebody means harm
+_RISE, _RUN = 4.9, 3.9  # of a slanted label, a character
 _TEXT_MARKS = {"equal": "=", "within": ".", "differs": "X", "culprit": "*"}
 
 legend = (
@@ -32,21 +35,24 @@ legend = (
 def grid_svg(grid: Grid) -> str:
     """The picture; colours come from the document's style. Every text in it is escaped."""
     across, down = len(grid.stages), len(grid.layers)
-    width = _LEFT + across * (_WIDTH + _GAP) + 84
-    height = _TOP + down * (_HEIGHT + _GAP) + 4
+    names = [clean(stage, _LABEL) for stage in grid.stages]
+    longest = max(map(len, names), default=0)
+    top = max(_TOP, math.ceil(_RISE * longest) + 16)
+    width = _LEFT + across * (_WIDTH + _GAP) + max(84, math.ceil(_RUN * longest) + 8)
+    height = top + down * (_HEIGHT + _GAP) + 4
     parts = [
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'aria-label="{down} layers by {across} stages, coloured by how far A and B differ">'
     ]
-    for place, stage in enumerate(grid.stages):
+    for place, name in enumerate(names):
         x = _LEFT + place * (_WIDTH + _GAP) + _WIDTH / 2 + 3
-        y = _TOP - 8
-        text = escape(clean(stage, 24))
+        y = top - 8
+        text = escape(name)
         parts.append(
             f'<text class="label" x="{x:g}" y="{y}" transform="rotate(-52 {x:g} {y})">{text}</text>'
         )
     for line, layer in enumerate(grid.layers):
-        y = _TOP + line * (_HEIGHT + _GAP)
+        y = top + line * (_HEIGHT + _GAP)
         name = "model" if layer is None else str(layer)
         parts.append(
             f'<text class="label" x="{_LEFT - 9}" y="{y + _HEIGHT - 5}" text-anchor="end">{name}'
@@ -88,7 +94,7 @@ def cell_class(cell: Cell) -> str:
 
 def grid_text(grid: Grid) -> str:
     """The grid in characters: one mark a stage, a culprit's in brackets."""
-    names = [clean(short_name(stage), 8) for stage in grid.stages]
+    names = [clean(short_name(stage), _LABEL) for stage in grid.stages]
     widths = [max(3, len(name)) for name in names]
     lines = ["layer  " + " ".join(f"{n:^{w}}" for n, w in zip(names, widths, strict=True))]
     for layer in grid.layers:

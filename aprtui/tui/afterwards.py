@@ -1,7 +1,7 @@
-"""Puts the terminal back when the UI is gone without having done so: killed, or out of memory.
+"""The terminal is the UI's alone while it runs, and as it was before when it is gone.
 
-A process that is killed runs nothing any more, so another one waits for its end: a fork that holds
-one end of a pipe.
+A process that is killed, or out of memory, runs nothing any more, so another one waits for its end:
+a fork that holds one end of a pipe.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["terminal_restored"]
+__all__ = ["terminal_alone", "terminal_restored"]
 
 # The mouse, bracketed paste, focus reports, keyboard protocol and alternate screen off, line wrap
 # and cursor on, plain colours: whatever textual may have switched.
@@ -51,6 +51,28 @@ def terminal_restored() -> Iterator[None]:
         os.close(writing)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(watcher, 0)
+
+
+@contextlib.contextmanager
+def terminal_alone() -> Iterator[None]:
+    """In the body only textual writes to the terminal at stderr.
+
+    Libraries in C and Rust write to file descriptor 2 what they think of a file, its own text
+    included; that goes nowhere.
+    """
+    before = sys.__stderr__
+    screen, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        with open(screen, "w", encoding="utf-8", errors="replace") as stream:  # noqa: PTH123
+            sys.__stderr__ = stream  # type: ignore[misc]  # textual draws there
+            os.dup2(nowhere, 2)
+            try:
+                yield
+            finally:
+                os.dup2(screen, 2)
+    finally:
+        sys.__stderr__ = before  # type: ignore[misc]
+        os.close(nowhere)
 
 
 def _wait_and_restore(reading: int, before: Any) -> None:

@@ -7,19 +7,24 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from textual.app import App
+from textual.app import App, ScreenStackError
 from textual.binding import BindingType
 from textual.command import Provider
 from textual.filter import LineFilter
+from textual.message import Message
+from textual.screen import Screen
+from textual.worker import WorkerFailed
 
+from aprtui.crash import UnforeseenError, told_of
+from aprtui.errors import AprtuiError
 from aprtui.tui.commands import KeyCommands
 from aprtui.tui.config import Config
 from aprtui.tui.harmless import Harmless
 from aprtui.tui.keys import bindings, keys_at, remapped, shown
 from aprtui.tui.opened import Opened
-from aprtui.tui.screens.base import MODES, BaseScreen
+from aprtui.tui.screens.base import MODES, BaseScreen, outliving
 
 if TYPE_CHECKING:
     from aprtui.formats.tracedir import StageKey
@@ -64,6 +69,8 @@ class AprtuiApp(App[int]):
         self.config = config or Config()
         self._trail: list[str] = []
         self._harmless = Harmless()
+        self.unforeseen: list[AprtuiError] = []  # faults of ours that the app outlived
+        self.ended_by: AprtuiError | None = None  # the one that it did not
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """What every line of every widget goes through on its way to the terminal."""
@@ -201,6 +208,38 @@ class AprtuiApp(App[int]):
 
         self.push_screen(LeaveScreen(screen.running_into()), settle)
 
+    # What nobody foresaw.
+
+    def outlive(self, error: Exception) -> None:
+        """A worker or a key's work has failed in a way that nobody foresaw: say so, and go on."""
+        told = told_of(error, f"screen {self.current_mode}")
+        if isinstance(told, UnforeseenError):
+            self.unforeseen.append(told)
+        screens = [each for each in self._shown_screens() if isinstance(each, BaseScreen)]
+        if screens:
+            screens[-1].fail(told.message, told.hint)
+
+    def _shown_screens(self) -> Sequence[Screen[Any]]:
+        """The screens of the mode, the uppermost last; none where the app is on its way out."""
+        try:
+            return self.screen_stack
+        except ScreenStackError:
+            return ()
+
+    async def _dispatch_message(self, message: Message) -> None:
+        await outliving(self, message, super()._dispatch_message)
+
+    def _handle_exception(self, error: Exception) -> None:
+        """Textual's last resort. A worker's fault is outlived; after one in drawing a widget no
+        longer hears anything, so the app ends, with the terminal restored and one sentence."""
+        if isinstance(error, WorkerFailed) and isinstance(error.error, Exception):
+            self.outlive(error.error)
+        elif self.is_headless:
+            super()._handle_exception(error)
+        elif self.ended_by is None:
+            self.ended_by = told_of(error, f"drawing {self.current_mode}")
+            self._close_messages_no_wait()
+
     # What screens ask for.
 
     def open_browse(self, path: Path, select: StageKey | None = None) -> None:
@@ -237,7 +276,7 @@ class AprtuiApp(App[int]):
 
     def _say(self, note: str) -> None:
         """A remark at the foot of the screen, or of the one that a question lies over."""
-        screens = [each for each in self.screen_stack if isinstance(each, BaseScreen)]
+        screens = [each for each in self._shown_screens() if isinstance(each, BaseScreen)]
         if screens:
             screens[-1].say(note)
 

@@ -12,6 +12,8 @@ from typing import BinaryIO
 import numpy as np
 from textual.app import App
 
+from aprtui.errors import AprtuiError
+from aprtui.formats.atomic import whole_file
 from aprtui.text import clean, size
 from aprtui.tui.stage_table import StageTable
 
@@ -37,9 +39,9 @@ def copy(app: App[int], text: str) -> str:
     shown = clean(text, 40)
     file = clipboard_file()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(raw + b"\n")
-    except OSError:
+        with whole_file(file, parents=True) as clipboard:
+            clipboard.write(raw + b"\n")
+    except AprtuiError:
         return f"copied by OSC 52, if the terminal takes it: {shown}"
     home = Path.home()
     where = f"~/{file.relative_to(home)}" if file.is_relative_to(home) else str(file)
@@ -87,11 +89,11 @@ def _new_file(target: Path, suffixes: tuple[str, ...], write: Callable[[BinaryIO
     if target.suffix not in suffixes:
         return f"{clean(target.name)}: name a {' or '.join(suffixes)} file"
     try:
-        with target.open("xb") as file:
+        if os.path.lexists(target):
+            return f"{clean(str(target))} is there already: nothing written"
+        with whole_file(target, new=True) as file:
             write(file)
-        written = target.stat().st_size
-    except FileExistsError:
-        return f"{clean(str(target))} is there already: nothing written"
-    except OSError as error:
-        return f"{clean(str(target))}: cannot be written: {error.strerror}"
+            written = file.tell()
+    except AprtuiError as error:
+        return error.message
     return f"wrote {clean(str(target))}, {size(written)}"

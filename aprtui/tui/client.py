@@ -6,20 +6,20 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aprtui.child import command_of
 from aprtui.engine.events import Event, Failed, Planned, Started, parse_event
 from aprtui.engine.job import TraceJob
 from aprtui.text import clean
+from aprtui.tui.logs import new_log
 
 __all__ = ["COMMAND_LINE", "WORKER", "Child", "Ended", "TraceClient", "plan"]
 
-WORKER: tuple[str, ...] = (sys.executable, "-m", "aprtui.engine.worker")
-COMMAND_LINE = (sys.executable, "-c", "from aprtui.cli.main import entry; entry()")
+WORKER = command_of("aprtui.engine.worker")
+COMMAND_LINE = command_of("aprtui")
 STOP_S = 1.0  # from asking the child to end to ending it
 POLL_S = 0.02
 BATCH_S = 0.1  # events are told on at most ten times a second
@@ -64,7 +64,7 @@ class Child:
         However this coroutine ends (cancelled included), the child does not outlive it, unless it
         was let go.
         """
-        fd, name = tempfile.mkstemp(prefix="aprtui-", suffix=".log")
+        fd, name = new_log()
         try:
             self._process = subprocess.Popen(
                 [*self.command, *arguments],
@@ -81,7 +81,7 @@ class Child:
         try:
             await self._pump(lines, tell)
             await self._gone()
-            return Ended(self._process.returncode or 0, Path(name))
+            return Ended(self._process.returncode or 0, name)
         finally:
             await self.stop()
             transport.close()

@@ -12,6 +12,7 @@ from textual.worker import get_current_worker
 
 from aprtui.compare.bars import Bars, choose_bars
 from aprtui.compare.logits import TopLogits, top_logits
+from aprtui.compare.opening import open_capture
 from aprtui.compare.pairs import Pair, PairResult, check_tokens, compare_pair, pair_up, rope_note
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.maps import check_maps
@@ -19,7 +20,7 @@ from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
 from aprtui.text import count
 from aprtui.tui.following import counted
 from aprtui.tui.messages import LoadFailed
-from aprtui.tui.source import load_trace, stage_file
+from aprtui.tui.source import load_trace
 
 __all__ = ["Compared", "Compares", "NothingThere", "OtherPrompts", "Paired", "compare", "top_of"]
 
@@ -40,7 +41,7 @@ class Compares:
 class Paired:
     """Both sides as they were read: what is compared, by which bars, and what is known of both.
 
-    ``traces`` is empty for two stage files. ``same`` says what the manifests prove to be alike.
+    ``traces`` is empty for two stage files. ``same`` says what is stated alike.
     ``kept`` are stages whose results of before still hold.
     """
 
@@ -126,12 +127,9 @@ class _OtherPromptsError(UsageError):
 def _read(job: Compares, post: Callable[[Message], object], before: Paired | None) -> Paired:
     """Both sides; one that was whole ``before`` is not read again."""
     if job.a.is_file() and job.b.is_file():
-        left, right = stage_file(job.a), stage_file(job.b)
-        one = [
-            TraceDir(side.path.parent, "file", {side.key: side}, None, None)
-            for side in (left, right)
-        ]
-        return Paired((Pair(left.key, left, right),), choose_bars(one[0], one[1]))
+        alone = [open_capture(side) for side in (job.a, job.b)]
+        left, right = (next(iter(side.records.values())) for side in alone)
+        return Paired((Pair(left.key, left, right),), choose_bars(alone[0], alone[1]))
     had = before.traces if before and before.traces else (None, None)
     a, b = (
         load_trace(path, job.model, counted(path, post)) if side is None or side.may_grow else side
@@ -165,9 +163,9 @@ def _named(trace: TraceDir) -> bool:
 
 
 def _alike(a: TraceDir, b: TraceDir) -> tuple[str, ...]:
-    """What both manifests state and state alike."""
+    """What both captures state and state alike."""
     same = []
-    digests = [str(((t.manifest or {}).get("model") or {}).get("digest") or "") for t in (a, b)]
+    digests = [str((t.stated.get("model") or {}).get("digest") or "") for t in (a, b)]
     if digests[0] and digests[0] == digests[1]:
         same.append("same model")
     if a.token_ids is not None and a.token_ids == b.token_ids:

@@ -38,7 +38,7 @@ class Lens:
 
 
 def model_of(trace: TraceDir, given: str) -> Path:
-    """The model to read tokens with: ``given``, else the manifest's, when it is still the same.
+    """The model to read tokens with: ``given``, else the trace's, when it is still the same.
 
     Raises UsageError that says what to do, BadFileError for a file that is no model.
     """
@@ -48,13 +48,14 @@ def model_of(trace: TraceDir, given: str) -> Path:
     hint = "o names the model here; aprtui TRACE --model MODEL names it at the start"
     if given:
         return Path(given).expanduser()
-    named = (trace.manifest or {}).get("model", {})
+    named = trace.stated.get("model", {})
     path = named.get("path")
     if not isinstance(path, str) or not path:
-        raise UsageError("no manifest says which model this was", hint=hint)
+        raise UsageError("no manifest and no plan says which model this was", hint=hint)
     found = named_model(trace)
     if found is None:
-        raise UsageError(f"the manifest's model is not there: {clean(path, 200)}", hint=hint)
+        whose = "manifest" if trace.manifest is not None else "plan"
+        raise UsageError(f"the {whose}'s model is not there: {clean(path, 200)}", hint=hint)
     if named.get("digest") != f"sha256:{read_model_file(found).digest}":
         raise UsageError(f"{clean(path, 200)} has changed since the trace", hint=hint)
     return found

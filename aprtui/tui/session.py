@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from aprtui.errors import AprtuiError
 from aprtui.formats.atomic import whole_file
 from aprtui.formats.tracedir import StageKey
+from aprtui.state import state_folder
 
 __all__ = ["Spot", "left_running", "recall", "remember", "remember_running", "session_file"]
 
@@ -34,8 +34,7 @@ class Spot:
 
 def session_file() -> Path:
     """Where the session lies."""
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "aprtui" / "session.json"
+    return state_folder() / "session.json"
 
 
 def recall(*paths: Path) -> Spot:

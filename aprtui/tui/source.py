@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
-from aprtui.compare.infer import record_of, with_shapes
+from aprtui.compare.opening import open_capture
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import MAGIC
 from aprtui.formats.files import first_bytes
 from aprtui.formats.locate import holds_model
-from aprtui.formats.perop import is_per_op_side, open_per_op_side
+from aprtui.formats.perop import is_per_op_side
 from aprtui.formats.tracedir import (
     EVENTS,
     MANIFEST,
@@ -20,13 +19,11 @@ from aprtui.formats.tracedir import (
     TraceDir,
     holds_stage_files,
     key_of,
-    open_trace,
 )
-from aprtui.graph import Graph
 from aprtui.text import clean
 from aprtui.tui.opened import Opened
 
-__all__ = ["MODEL_SUFFIXES", "Opened", "kind_of", "load_trace", "stage_file", "title_of"]
+__all__ = ["MODEL_SUFFIXES", "Opened", "kind_of", "load_trace", "title_of"]
 
 MODEL_SUFFIXES = (".apr", ".gguf", ".safetensors")
 
@@ -73,22 +70,13 @@ def load_trace(path: Path, model: str = "", told: Told | None = None) -> TraceDi
         from aprtui.model.open import open_model  # the formats' tables: not for a mere look
 
         graph = open_model(Path(model)).graph
-    if is_per_op_side(path):
-        return with_shapes(open_per_op_side(path), graph)
-    if path.is_dir():
-        return with_shapes(open_trace(path, told), graph)
     try:
-        record = stage_file(path, graph)
+        return open_capture(path, graph, told)
     except BadFileError:
-        record = _damaged(path)
+        if not path.is_file():
+            raise
+    record = _damaged(path)
     return TraceDir(path.absolute().parent, "file", {record.key: record}, None, None)
-
-
-def stage_file(path: Path, graph: Graph | None = None) -> StageRecord:
-    """One stage file, its name fit to be shown. Raises BadFileError for a damaged one."""
-    record = record_of(path, graph)
-    key = StageKey(record.key.layer, clean(record.key.stage, 60))
-    return dataclasses.replace(record, key=key)
 
 
 def _damaged(path: Path) -> StageRecord:
@@ -126,7 +114,7 @@ def title_of(trace: TraceDir, path: Path) -> str:
         parts.append(f"{flat} flat" if found > 1 else "flat")
     if trace.status == "foreign":
         parts.append(f"{found} files")
-    tokens, prompt = trace.token_ids, (trace.manifest or {}).get("prompt")
+    tokens, prompt = trace.token_ids, trace.stated.get("prompt")
     if tokens is not None:
         said = f' "{clean(prompt, 30)}"' if isinstance(prompt, str) and prompt else ""
         parts.append(f"{len(tokens)} tokens{said}")

@@ -110,7 +110,7 @@ class _Stored:
             and (by_block or entry.shape[-1:] <= (MAX_ROW_VALUES,))
         )
         if kind is None or not self.total or not self.known:
-            self.width = self.rows = 1
+            self.width, self.rows = 1, 0
             return
         self.scale: np.float32 | None = None
         self.start = entry.offset
@@ -130,6 +130,8 @@ class _Stored:
 
     def decode(self, step: int) -> Float32:
         """Every ``step``-th row [n] float32."""
+        if not self.rows:
+            return np.empty(0, dtype=np.float32)
         with open_file(self.entry.path) as file:
             if step == 1:
                 chosen = self._read(file, 0, self.rows)

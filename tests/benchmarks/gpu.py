@@ -32,7 +32,7 @@ import torch
 
 from aprtui.engine.capture import _Whole
 from aprtui.engine.codecs import codec_of
-from aprtui.engine.device import Devices, resolve_devices, set_deterministic
+from aprtui.engine.device import Devices, deterministic, resolve_devices
 from aprtui.engine.forward import forward
 from aprtui.engine.job import DTYPES
 from aprtui.engine.kernels import decoder_name, same_bits
@@ -46,7 +46,7 @@ from aprtui.graph import Role
 from tests.benchmarks.trace_speed import Bench, Row, report
 from tests.engine.test_unchanged import Keeping
 
-_BAR = 1e-5  # relative RMS of a stage, device against CPU (specs/numerics.md 1); longer: 3e-5
+_BAR = 1e-5  # relative RMS of a stage, device against CPU (docs/numerics.md 1); longer: 3e-5
 _LONG = 500
 _CPU = torch.device("cpu")
 
@@ -122,10 +122,10 @@ class GpuBench(Bench):
 
     def write_alone(self) -> None:
         """The files of a whole trace written from host memory by the writer; nothing computed."""
-        capture = self.capture("all")
-        for file in self.files("all"):
-            capture.enqueue(_Whole(file, self._host_values[: math.prod(file.shape)], None))
-        capture.close()
+        with self.capture("all") as capture:
+            for file in self.files("all"):
+                capture.enqueue(_Whole(file, self._host_values[: math.prod(file.shape)], None))
+            capture.close()
 
     @cached_property
     def _host_values(self) -> npt.NDArray[np.float32]:
@@ -253,6 +253,7 @@ def _same_weights(bench: GpuBench, here: WeightStream, role: Role) -> bool:
     return same_bits(there.cpu(), here.decode(stored, 0, rows))
 
 
+@deterministic()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -270,7 +271,6 @@ def main(arguments: list[str] | None = None) -> int:
         devices = resolve_devices(options.device)
     except UsageError as error:
         parser.error(str(error))
-    set_deterministic()
     if devices.first.type == "cuda":
         torch.cuda.set_device(devices.first)
     scratch = Path(tempfile.mkdtemp(prefix="aprtui-gpu-"))

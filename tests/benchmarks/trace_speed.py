@@ -20,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,8 @@ import torch
 
 from aprtui.engine.capture import Capture
 from aprtui.engine.codecs import Codec, codec_of
-from aprtui.engine.device import resolve_device, set_deterministic
+from aprtui.engine.device import deterministic, resolve_device
+from aprtui.engine.folder import trace_folder
 from aprtui.engine.forward import BlockSink, forward
 from aprtui.engine.job import TraceJob
 from aprtui.engine.ops import Pass
@@ -138,13 +140,15 @@ class Bench:
         self._wait()
 
     def traced(self, layers: str, stages: str = "all") -> None:
-        capture = self.capture(layers, stages)
-        self._pass(capture)
-        capture.close()
+        with self.capture(layers, stages) as capture:
+            self._pass(capture)
+            capture.close()
 
-    def capture(self, layers: str, stages: str = "all") -> Capture:
-        files = self.files(layers, stages)
-        return Capture(self._new_folder(), files, lambda event: None, lambda: 0)
+    @contextmanager
+    def capture(self, layers: str, stages: str = "all") -> Iterator[Capture]:
+        """A capture into a new folder."""
+        with trace_folder(self._new_folder()) as folder:
+            yield Capture(folder, self.files(layers, stages), lambda event: None, lambda: 0)
 
     def _new_folder(self) -> Path:
         """As a trace is written: where older files are replaced, ext4 flushes them to the disk."""
@@ -227,6 +231,7 @@ def report(bench: Bench, rows: Sequence[Row]) -> None:
         print(f"peak anonymous memory of the process: {max(bench.peak_memory_bytes) / 1e6:.0f} MB")
 
 
+@deterministic()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -238,7 +243,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-process", action="store_true", help="measure inside this one alone")
     options = parser.parse_args(arguments)
     device, name = resolve_device(options.device)
-    set_deterministic()
     threads = torch.get_num_threads()
     print(f"{options.model.name}, {options.tokens} tokens, {name}, {threads} threads")
     scratch = Path(tempfile.mkdtemp(prefix="aprtui-benchmark-"))

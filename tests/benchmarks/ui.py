@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.ui [--only NAME ...] [--model MODEL] [--keep FOLDER]
 
-Bars: specs/tui.md section 4 (120x40, 2 cores, nothing else running). Makes a trace directory of
+Bars: docs/tui.md section 4 (120x40, 2 cores, nothing else running). Makes a trace directory of
 10,000 files and a stage file of 800 MB in a temporary folder, or in FOLDER, where they stay.
 """
 

@@ -41,6 +41,11 @@ class Scene:
         return self.graph[StageKey(self.node.key.layer, stage)].op
 
     @property
+    def own(self) -> Any:
+        """The operation of the stage itself."""
+        return self.node.op
+
+    @property
     def heads(self) -> tuple[int, int, int]:
         """(A, K, d) of the layer's attention."""
         scores, attend = self.op("attn_scores"), self.op("attention")

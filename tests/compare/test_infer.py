@@ -8,25 +8,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from aprtui.model.config import ModelConfig
 
 from aprtui.compare.infer import open_any, open_pair, record_in_trace, with_shapes
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import read_values, write_stage
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.tracedir import StageKey, TraceDir
+from aprtui.graph import Graph
 from tests.compare.captures import split_by_position
+from tests.graphs import graph_of
 from tests.support import FIXTURES, needs_fixtures
 
 CAPTURES = FIXTURES / "captures"
 TRACES = FIXTURES / "apr/traces"
-QWEN2 = ModelConfig("qwen2", 4, 256, 8, 2, 32, 512, 2048, 1e-6, 1e6, qkv_bias=True)
+SIZES = {
+    "num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "intermediate_size": 512, "vocab_size": 2048, "tie_word_embeddings": True,
+}  # fmt: skip
+QWEN2 = graph_of("qwen2", SIZES)
 
 
-def _open(path: Path, config: ModelConfig | None = None) -> TraceDir:
+def _open(path: Path, graph: Graph | None = None) -> TraceDir:
     found = open_any(path)
     assert isinstance(found, TraceDir)
-    return with_shapes(found, config)
+    return with_shapes(found, graph)
 
 
 @needs_fixtures
@@ -72,7 +77,7 @@ def test_a_model_tells_shapes_and_what_contradicts_it_stays_flat() -> None:
 
 @needs_fixtures
 def test_a_model_tells_heads_that_the_files_contradict() -> None:
-    qwen3 = ModelConfig("qwen3", 4, 256, 8, 2, 64, 512, 2048, 1e-6, 1e6, qk_norm=True)
+    qwen3 = graph_of("qwen3", {**SIZES, "head_dim": 64})
     trace = _open(TRACES / "qwen3-import", qwen3)
     assert trace.records[StageKey(0, "q_post_rope")].shape is None
     assert trace.records[StageKey(0, "qkv_matmul")].shape == (9, 768)

@@ -121,7 +121,7 @@ def dealt_values(s: Scene) -> Array:
 def dealt_scores(s: Scene) -> Array:
     q, k = s.inputs
     out = np.stack([q[:, h] @ k[:, h % k.shape[1]].T for h in range(q.shape[1])])
-    return np.where(CAUSAL, out * s.node.op.scale, 0.0)
+    return np.where(CAUSAL, out * s.own.scale, 0.0)
 
 
 def stale(s: Scene, source: str) -> Array:
@@ -133,7 +133,7 @@ def stale(s: Scene, source: str) -> Array:
 def uncapped(s: Scene) -> Array:
     q, k = s.inputs
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
-    raw = np.einsum("thd,shd->hts", q, k) * s.node.op.scale
+    raw = np.einsum("thd,shd->hts", q, k) * s.own.scale
     seen = s.right != 0
     return np.where(seen, raw, 0.0)
 
@@ -198,7 +198,7 @@ def half_row(s: Scene) -> Array:
 
 def wrong_row(s: Scene) -> Array:
     out = s.right.copy()
-    out[8] = s.matrix("embedding")[77] * s.node.op.scale
+    out[8] = s.matrix("embedding")[77] * s.own.scale
     return out
 
 

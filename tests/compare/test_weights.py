@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from aprtui.cli.main import main
-from aprtui.compare.weight_results import ModelComparison, TensorResult, models_json
+from aprtui.compare.weight_results import ModelComparison, TensorResult
 from aprtui.compare.weights import diff_models
 from aprtui.engine.native import NATIVE_TYPES
 from aprtui.engine.weight_blocks import WeightReader
@@ -380,7 +380,7 @@ def test_a_scale_error_below_the_rounding_of_the_format_is_found(tmp_path: Path)
     a = model.apr(tmp_path / "a.apr")
 
     def write(path: Path, factor: float) -> Path:
-        """APR-Q4 blocks of 32: a float16 scale, nibbles minus 8 (apr-format.md)."""
+        """APR-Q4 blocks of 32: a float16 scale, nibbles minus 8 (docs/apr-format.md)."""
         outgoing = []
         for name, values in model.tensors.items():
             stored, kind = values.astype("<f4").tobytes(), "F32"
@@ -437,7 +437,7 @@ def test_the_command_prints_the_worst_first_and_its_json_holds_the_schema(
 
 
 def test_infinite_numbers_stand_as_strings_in_json(tmp_path: Path) -> None:
-    found = models_json(planted(tmp_path, GATE, poisoned))
+    found = planted(tmp_path, GATE, poisoned).to_json()
     jsonschema.validate(found, json.loads(SCHEMA.read_text()))
     assert found["tensors"][0]["metrics"]["rel_l2"] == "Infinity"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import os
 from collections.abc import Iterator
@@ -188,16 +189,16 @@ def our_logits(folder: Path, tokens: tuple[int, ...] = TOKENS) -> torch.Tensor:
 
 def their_logits(folder: Path, tokens: tuple[int, ...] = TOKENS) -> torch.Tensor | str:
     """transformers' logits, or why there are none: weights that it would have drawn at random."""
-    import transformers
-
+    library: Any = importlib.import_module("transformers")  # its types say less than it does
     try:
-        model, told = transformers.AutoModelForCausalLM.from_pretrained(
+        model, told = library.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
         )
         if told["missing_keys"] or told["mismatched_keys"]:
             return f"random weights: {sorted(told['missing_keys'])[:2]}"
         with torch.no_grad():
-            return model.eval()(torch.tensor([tokens])).logits[0]  # type: ignore[no-any-return]
+            found: torch.Tensor = model.eval()(torch.tensor([tokens])).logits[0]
+            return found
     except Exception as error:  # whatever it raises, it has no numbers
         return f"{type(error).__name__}: {str(error)[:100]}"
 
@@ -220,5 +221,5 @@ def try_mutation(
         key = "" if mutation is None else mutation.path[0]
         no_matter = inert("safetensors", Stated(key, config.get(key)))
         return Outcome("inert" if no_matter else "silent", f"they have no numbers: {theirs}")
-    error = float((ours - theirs).norm() / theirs.norm())
-    return Outcome("agree" if error <= BAR else "silent", f"{error:.1e}")
+    apart = float((ours - theirs).norm() / theirs.norm())
+    return Outcome("agree" if apart <= BAR else "silent", f"{apart:.1e}")

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from aprtui.cli.main import main
+from aprtui.engine.adapters import huggingface
 from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import make_plan
 from aprtui.engine.run import run_trace
-from aprtui.errors import BadFileError, UsageError
+from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.tracedir import TraceDir, open_trace
 from tests.support import FIXTURES, needs_fixtures
 
 pytest.importorskip("transformers", reason="transformers is a dev dependency")
 
-from tests.engine.test_against_transformers import FAMILIES, TOKENS, save_model
+from tests.engine.test_against_transformers import CASES, TOKENS
+from tests.families import TINY, save_tiny
 
-BAR = 1e-5  # specs/numerics.md 1
+BAR = 1e-5  # docs/numerics.md 1
 
 
 def trace(model: Path, directory: Path, engine: str, **job: object) -> TraceDir:
@@ -42,9 +45,11 @@ def worst_error(a: TraceDir, b: TraceDir) -> float:
     return worst
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_stage_of_a_family_is_captured_and_agrees(family: str, tmp_path: Path) -> None:
-    save_model(family, tmp_path / "model")
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_every_stage_of_a_family_is_captured_and_agrees(case: str, tmp_path: Path) -> None:
+    family, settings = CASES[case]
+    tiny = TINY[family]
+    save_tiny(replace(tiny, settings={**tiny.settings, **settings}), tmp_path / "model")
     ours = trace(tmp_path / "model", tmp_path / "ours", "aprtui")
     theirs = trace(tmp_path / "model", tmp_path / "theirs", "hf")
     assert worst_error(ours, theirs) <= BAR
@@ -60,7 +65,7 @@ def test_a_real_model_agrees_with_our_own_pass(tmp_path: Path) -> None:
 
 
 def test_watching_fewer_stages_changes_no_value(tmp_path: Path) -> None:
-    save_model("gemma2", tmp_path / "model")
+    save_tiny(TINY["gemma2"], tmp_path / "model")
     every = trace(tmp_path / "model", tmp_path / "all", "hf")
     few = trace(tmp_path / "model", tmp_path / "few", "hf", stages="attn_scores,ffn_out")
     assert {key.stage for key in few.records} == {"attn_scores", "ffn_out"}
@@ -69,7 +74,7 @@ def test_watching_fewer_stages_changes_no_value(tmp_path: Path) -> None:
 
 
 def test_bfloat16_is_widened_and_stated(tmp_path: Path) -> None:
-    save_model("qwen2", tmp_path / "model")
+    save_tiny(TINY["qwen2"], tmp_path / "model")
     theirs = trace(tmp_path / "model", tmp_path / "t", "hf", dtype="bfloat16")
     assert theirs.manifest is not None
     engine = theirs.manifest["engine"]
@@ -81,7 +86,7 @@ def test_bfloat16_is_widened_and_stated(tmp_path: Path) -> None:
 def test_manifest_names_engine_version_and_settings(tmp_path: Path) -> None:
     import transformers
 
-    save_model("llama", tmp_path / "model")
+    save_tiny(TINY["llama"], tmp_path / "model")
     theirs = trace(tmp_path / "model", tmp_path / "t", "hf")
     assert theirs.status == "complete" and theirs.manifest is not None
     engine = theirs.manifest["engine"]
@@ -91,8 +96,20 @@ def test_manifest_names_engine_version_and_settings(tmp_path: Path) -> None:
     assert reasons["qkv_bias"] == "the layers have no q/k/v bias"
 
 
+def test_a_stage_that_no_module_gives_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(TINY["llama"], tmp_path / "model")
+    sources = tuple(each for each in huggingface._SOURCES if each.stage != "ffn_silu")
+    monkeypatch.setattr(huggingface, "_SOURCES", sources)
+    with pytest.raises(EngineError, match="no module of it is known to give layer-0/ffn_silu"):
+        trace(tmp_path / "model", tmp_path / "t", "hf")
+    without = trace(tmp_path / "model", tmp_path / "u", "hf", stages="attn_*,ffn_gate")
+    assert without.status == "complete"
+
+
 def test_a_model_it_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
-    save_model("llama", tmp_path / "model")
+    save_tiny(TINY["llama"], tmp_path / "model")
     plan = make_plan(TraceJob(model=str(tmp_path / "model"), engine="hf", tokens=(1, 2)))
     (tmp_path / "model" / "config.json").unlink()
     with pytest.raises(BadFileError, match=r"transformers refuses it: .*config.json"):
@@ -113,6 +130,6 @@ def test_apr_files_and_settings_are_refused_before_anything_runs(
 def test_tokens_outside_the_vocabulary_are_refused_before_anything_is_loaded(
     tmp_path: Path,
 ) -> None:
-    save_model("llama", tmp_path / "model")
+    save_tiny(TINY["llama"], tmp_path / "model")
     with pytest.raises(UsageError, match="outside the vocabulary of 96 tokens"):
         make_plan(TraceJob(model=str(tmp_path / "model"), engine="hf", tokens=(96,)))

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from aprtui.engine.plan import make_plan
 from aprtui.engine.run import run_trace
 from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir, open_trace
+from aprtui.graph import Role
 from aprtui.model.open import open_model
 from tests.support import FIXTURES, SMALL, needs_fixtures
 
@@ -83,6 +85,91 @@ def test_every_stage_of_a_layer_has_one_node_and_no_node_two_stages(name: str) -
             values: npt.NDArray[Any] = np.zeros(node.shape, np.float32)
             collector.take(node, values.astype(np.int32) if node.op == "ARGSORT" else values)
     assert sorted(map(str, shown)) == sorted(map(str, wanted))
+
+
+def layer_of(*nodes: str) -> list[Node]:
+    """Nodes of layer 0 written as ``name op sources``; a weight's name is without ``blk.0.``."""
+    found = []
+    for text in nodes:
+        name, op, *sources = text.split()
+        named = (s if "." not in s or "embd" in s else f"blk.0.{s}" for s in sources)
+        found.append(Node(f"{name}-0" if name != "embd" else name, op, tuple(named), (2, 1)))
+    return found
+
+
+ATTENTION = (
+    "kq MUL_MAT k q", "kq_soft_max SOFT_MAX kq mask", "kqv_out CONT kqv",
+    "node_1 MUL_MAT attn_output.weight kqv_out",
+)  # fmt: skip
+OLMO2 = (
+    "embd GET_ROWS token_embd.weight inp_tokens", "Qcur MUL_MAT attn_q.weight embd",
+    "norm RMS_NORM Qcur", "Qcur_normed MUL norm attn_q_norm.weight",
+    "Kcur MUL_MAT attn_k.weight embd", "Kcur_normed MUL norm attn_k_norm.weight",
+    "Vcur MUL_MAT attn_v.weight embd", "Qcur ROPE Qcur inp_pos", "Kcur ROPE Kcur inp_pos",
+    *ATTENTION, "norm RMS_NORM node_1", "attn_post_norm MUL norm post_attention_norm.weight",
+    "ffn_inp ADD attn_post_norm embd", "ffn_gate MUL_MAT ffn_gate.weight ffn_inp",
+    "ffn_up MUL_MAT ffn_up.weight ffn_inp", "ffn_swiglu GLU ffn_gate ffn_up",
+    "ffn_out MUL_MAT ffn_down.weight ffn_swiglu", "ffn_post_norm MUL norm post_ffw_norm.weight",
+    "l_out ADD ffn_post_norm ffn_inp",
+)  # fmt: skip
+QWEN2_MOE = (
+    "embd GET_ROWS token_embd.weight inp_tokens", "attn_norm MUL norm attn_norm.weight",
+    *(f"{x.upper()}cur MUL_MAT attn_{x}.weight attn_norm" for x in "qkv"),
+    *(f"{x.upper()}cur ADD {x.upper()}cur attn_{x}.bias" for x in "qkv"),
+    "Qcur ROPE Qcur inp_pos", "Kcur ROPE Kcur inp_pos", *ATTENTION, "ffn_inp ADD node_1 embd",
+    "ffn_norm MUL norm ffn_norm.weight", "ffn_moe_logits MUL_MAT ffn_gate_inp.weight ffn_norm",
+    "ffn_moe_argsort ARGSORT ffn_moe_probs", "ffn_moe_weights GET_ROWS ffn_moe_probs topk",
+    "ffn_moe_gate MUL_MAT_ID ffn_gate_exps.weight ffn_norm", "ffn_moe_out ADD a b",
+    "ffn_shexp_gate_inp MUL_MAT ffn_gate_inp_shexp.weight ffn_norm",
+    "ffn_shexp_gate DIV silu ffn_shexp_gate_inp", "ffn_gate MUL_MAT ffn_gate_shexp.weight ffn_norm",
+    "ffn_up MUL_MAT ffn_up_shexp.weight ffn_norm", "ffn_swiglu GLU ffn_gate ffn_up",
+    "ffn_shexp MUL_MAT ffn_down_shexp.weight ffn_swiglu", "ffn_shexp_out MUL ffn_shexp gate",
+    "ffn_out ADD ffn_moe_out ffn_shexp_out", "l_out ADD ffn_out ffn_inp",
+)  # fmt: skip
+
+
+@needs_fixtures
+@pytest.mark.parametrize(("case", "nodes"), [("olmo2", OLMO2), ("qwen2_moe", QWEN2_MOE)])
+def test_what_a_layer_has_follows_from_its_graph(case: str, nodes: tuple[str, ...]) -> None:
+    """Norms behind branches alone; experts that all tokens share, under a dense FFN's names.
+
+    The nodes are as llama.cpp's source of these models makes and names them.
+    """
+    model = open_model(FIXTURES / "families" / case / "model.gguf")
+    names = NodeMap(model.graph, model.weights)
+    slots = [slot for node in layer_of(*nodes) for slot in names.slots(node)]
+    assert len(set(slots)) == len(slots)
+    wanted = {node.key for node in model.graph if node.key.layer == 0}
+    shown = {slot.key for slot in slots}
+    collector = Collector(names, 2, wanted - shown, lambda key, value: None)
+    assert all(key.stage.endswith("silu") for key in wanted - shown)
+    assert any(collector.wants(node) for node in layer_of(*nodes))  # the activation is derived
+
+
+def test_a_fused_tensor_gives_each_stage_its_columns(qwen2: Path) -> None:
+    """As Phi-3 has them: gate and up in one tensor, and q, k and v in another."""
+    model = open_model(qwen2)
+    weights = dict(model.weights)
+    fused = {"ffn_up.weight": ("gate", "up"), "attn_qkv.weight": ("q", "k", "v")}
+    for name, roles in fused.items():
+        parts = [weights[Role(role, 0)] for role in roles]
+        entry = replace(parts[0].entry, name=f"blk.0.{name}")
+        for number, role in enumerate(roles):
+            first = sum(part.rows for part in parts[:number])
+            weights[Role(role, 0)] = replace(parts[number], entry=entry, first_row=first)
+    keys = [StageKey(0, stage) for stage in ("ffn_gate", "ffn_up", "qkv_matmul")]
+    shown: dict[StageKey, torch.Tensor] = {}
+    names = NodeMap(model.graph, weights)
+    collector = Collector(names, 2, keys, lambda key, value: shown.update({key: value}))
+    for name, width in (("ffn_up.weight", 1024), ("attn_qkv.weight", 384)):
+        node = Node("node_7", "MUL_MAT", (f"blk.0.{name}", "x"), (2, width))
+        assert collector.wants(node)
+        collector.take(node, np.arange(2 * width, dtype=np.float32).reshape(2, width))
+        with pytest.raises(EngineError, match="was expected"):
+            collector.take(node, np.zeros((2, width + 32), dtype=np.float32))
+    assert shown[keys[0]][1].tolist() == list(range(1024, 1536))
+    assert shown[keys[1]][1].tolist() == list(range(1536, 2048))
+    assert shown[keys[2]].tolist() == np.arange(768).reshape(2, 384).tolist()
 
 
 def test_stages_are_made_of_nodes_as_the_recorded_capture_holds_them(qwen2: Path) -> None:

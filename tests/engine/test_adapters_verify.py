@@ -21,7 +21,7 @@ from aprtui.formats.tracedir import StageKey
 
 pytest.importorskip("transformers", reason="transformers is a dev dependency")
 
-from tests.engine.test_against_transformers import save_model
+from tests.families import TINY, save_tiny
 
 TOKENS = "3,14,15,92,65,35"
 
@@ -35,7 +35,7 @@ def verify(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[s
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    save_model("qwen3", tmp_path / "model")
+    save_tiny(TINY["qwen3"], tmp_path / "model")
     return str(tmp_path / "model")
 
 

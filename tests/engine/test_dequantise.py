@@ -141,7 +141,7 @@ def test_bfloat16_is_the_upper_half_of_a_float32() -> None:
 
 
 def apr_q4_block(scale: float, nibbles: list[int]) -> bytes:
-    """apr-format.md 1.8: a float16 scale; element 2i is byte i's low nibble, 2i + 1 its high."""
+    """f16 scale; value 2i is byte i's low nibble, 2i + 1 its high (docs/apr-format.md 1.8)."""
     pairs = zip(nibbles[::2], nibbles[1::2], strict=True)
     return struct.pack("<e", scale) + bytes(low | high << 4 for low, high in pairs)
 

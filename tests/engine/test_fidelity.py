@@ -20,7 +20,7 @@ from aprtui.errors import AprtuiError
 from aprtui.formats.aprt import read_values
 from tests.support import FIXTURES, SMALL, needs_fixtures
 
-BAR = 1e-5  # specs/numerics.md 1
+BAR = 1e-5  # docs/numerics.md 1
 
 
 def trace(model: Path, out: Path, tokens: tuple[int, ...], **options: object) -> list[Event]:
@@ -116,7 +116,7 @@ def test_safetensors_folder_agrees_with_float64(tmp_path: Path) -> None:
 def test_lower_precision_stays_near_float64(
     dtype: str, bar: float, qwen2: Path, tmp_path: Path
 ) -> None:
-    """The bars of specs/compare.md 3, doubled: errors add up over the layers."""
+    """The bars of docs/compare.md 3, doubled: errors add up over the layers."""
     reference = SMALL / "captures" / "qwen2-q4_k_m" / "float64"
     trace(qwen2, tmp_path / "out", reference_tokens(reference), dtype=dtype)
     final = read_values(tmp_path / "out" / "lm_head.bin")

@@ -233,7 +233,7 @@ def test_devices_are_named_one_by_one_or_all_together(monkeypatch: pytest.Monkey
     for unknown in ("cuda:x", "gpu", "cuda:0,", "", "cuda:²"):
         with pytest.raises(UsageError, match="unknown device"):
             resolve_devices(unknown)
-    with pytest.raises(UsageError, match="there are 3 CUDA devices"):
+    with pytest.raises(UsageError, match=r"3 CUDA devices are here: cuda:0 \(GPU 0\), cuda:1"):
         resolve_devices("cuda:3")
 
 

@@ -71,14 +71,16 @@ def test_nan_keeps_its_bits(tmp_path: Path) -> None:
     import torch
 
     from aprtui.engine.capture import Capture
+    from aprtui.engine.folder import trace_folder
     from aprtui.engine.plan import PlannedFile
     from aprtui.formats.tracedir import StageKey
 
     bits = np.array([0x7FC00001, 0xFFC12345, 0x7F800000, 0x80000000, 0x00000001], dtype="<u4")
     planned = PlannedFile(StageKey(2, "ffn_gate"), (5,), ("ffn",), "all", 12 + 20)
-    capture = Capture(tmp_path, (planned,), lambda event: None, lambda: 0)
-    capture.put(planned.key, torch.from_numpy(bits.view("<f4").copy()))
-    capture.close()
+    with trace_folder(tmp_path) as folder:
+        capture = Capture(folder, (planned,), lambda event: None, lambda: 0)
+        capture.put(planned.key, torch.from_numpy(bits.view("<f4").copy()))
+        capture.close()
     assert read_values(tmp_path / "layer-2" / "ffn_gate.bin").view("<u4").tolist() == bits.tolist()
     assert (capture.stats[planned.key]["nan"], capture.stats[planned.key]["inf"]) == (2, 1)
 
@@ -205,7 +207,7 @@ def test_plan_is_what_is_written(
 
 
 def test_7b_file_sizes_follow_from_the_graph() -> None:
-    """specs/stages.md 1, check values for Qwen2.5-Coder-7B and seven tokens."""
+    """docs/stages.md 1, check values for Qwen2.5-Coder-7B and seven tokens."""
     graph = graph_of("qwen2", QWEN_7B)
     expected = {
         100_364: ("embedding", "attn_norm", "q_post_rope", "attention", "ffn_out", "final_norm"),
@@ -238,14 +240,14 @@ def test_a_disk_that_fills_up_ends_the_trace_honestly(
 
     written = 0
 
-    def full(path: Path, layer: int | None, values: object) -> int:
+    def full(path: Path, layer: int | None, values: object, **how: object) -> int:
         nonlocal written
         written += 1
         if written > 5:
             raise EngineError(f"{path}: cannot be written: No space left on device")
-        return aprt.write_stage(path, layer, values)  # type: ignore[arg-type]
+        return aprt.write_stage(path, layer, values, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("aprtui.engine.capture.write_stage", full)
+    monkeypatch.setattr("aprtui.engine.folder.write_stage", full)
     assert trace(qwen2, tmp_path / "t") == 4
     assert "No space left" in capsys.readouterr().err
     assert not (tmp_path / "t" / "trace.json").exists()

@@ -154,10 +154,10 @@ def test_a_trace_that_fails_leaves_those_before_it_whole(
 
     compute = session.Session.compute
 
-    def failing(self: session.Session, plan: Any, capture: Any) -> Any:
+    def failing(self: session.Session, plan: Any, capture: Any, given: Any) -> Any:
         if plan.prompt == PROMPTS[1]:
             raise EngineError("the device is out of memory")
-        return compute(self, plan, capture)
+        return compute(self, plan, capture, given)
 
     monkeypatch.setattr(session.Session, "compute", failing)
     out = tmp_path / "t"
@@ -188,7 +188,7 @@ def test_a_stop_ends_them_all_and_keeps_what_is_whole(qwen2: Path, tmp_path: Pat
                 break
         last = json.loads([*process.stdout][-1])
         said = process.stderr.read()
-    assert process.returncode == 130
+    assert process.returncode == 128 + signal.SIGTERM
     assert (last["event"], last["directory"]) == ("stopped", str(out / "prompt-2"))
     assert "prompt-2, without a manifest; 1 of 3 traces are whole" in said
     assert open_trace(out / "prompt-1").status == "complete"

@@ -41,7 +41,7 @@ def test_chosen_rows_are_those_of_the_blocks(
 
 
 def test_adjacent_pairs_are_read_as_halves(tmp_path: Path) -> None:
-    """Row 2i of a head is row i of its first half, row 2i + 1 of its second (stages.md 3)."""
+    """Row 2i of a head is row i of its first half, row 2i + 1 of its second (docs/stages.md 3)."""
     as_stored = WeightReader().rows_at(operand(tmp_path / "w", "F32", (16, 4)), range(16))
     halves = WeightReader().rows_at(operand(tmp_path / "w", "F32", (16, 4), head_rows=8), range(16))
     assert (halves[:8] == as_stored[[0, 2, 4, 6, 1, 3, 5, 7]]).all()

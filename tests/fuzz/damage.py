@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -13,9 +14,11 @@ __all__ = ["Damage", "in_bytes", "in_json", "in_lines", "in_yaml"]
 # (seeds, source of chance) -> damaged bytes
 Damage = Callable[[Sequence[bytes], random.Random], bytes]
 
-_EDGES = (0, 1, 2, 7, 8, 31, 127, 128, 255, 256, 32767, 65535, 65536, 1 << 24, (1 << 31) - 1)
-_EDGES += (1 << 31, (1 << 32) - 1, 1 << 32, (1 << 53) + 1, 1 << 62, (1 << 63) - 1, 1 << 63)
-_EDGES += ((1 << 64) - 1,)
+_EDGES: tuple[int, ...] = (
+    *(0, 1, 2, 7, 8, 31, 127, 128, 255, 256, 32767, 65535, 65536, 1 << 24, (1 << 31) - 1),
+    *(1 << 31, (1 << 32) - 1, 1 << 32, (1 << 53) + 1, 1 << 62, (1 << 63) - 1, 1 << 63),
+    (1 << 64) - 1,
+)
 _RAW = "\ufdd0raw\ufdd0"  # brackets a text that is to stand in the JSON as it is
 _ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 0.5, -0.0, 1e308, 1e-320, 1 << 31, 1 << 53, 1 << 63, 10**300,
@@ -133,7 +136,7 @@ def _wounded(tree: Any, chance: random.Random) -> Any:
             holders.append(node)
             waiting += node.values() if isinstance(node, dict) else node
     if not holders or chance.random() < 0.02:
-        return chance.choice(_ODD)
+        return copy.deepcopy(chance.choice(_ODD))
     holder = chance.choice(holders)
     place = (
         chance.choice(list(holder)) if isinstance(holder, dict) else chance.randrange(len(holder))
@@ -144,16 +147,16 @@ def _wounded(tree: Any, chance: random.Random) -> Any:
         case 1 if isinstance(holder, dict):
             holder[chance.choice(("", "a", "\ud800", str(place) + "\u00b2"))] = holder.pop(place)
         case 1:
-            holder.insert(place, holder[place])
+            holder.insert(place, copy.deepcopy(holder[place]))
         case 2:
             holder[place] = [holder[place]]
         case 3:
             other = chance.choice(holders)
-            holder[place] = json.loads(json.dumps(other)) if other is not tree else []
+            holder[place] = copy.deepcopy(other) if other is not tree else []
         case 4 if type(holder[place]) in (int, float):
             holder[place] = chance.choice(
                 (holder[place] * 2, -holder[place], chance.choice(_EDGES))
             )
         case _:
-            holder[place] = chance.choice(_ODD)
+            holder[place] = copy.deepcopy(chance.choice(_ODD))
     return tree

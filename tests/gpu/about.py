@@ -29,8 +29,10 @@ def main() -> int:
     print(f"{os.cpu_count()} processors, {memory / 1e9:.0f} GB of memory")
     for package in (*_NEEDED, *_USED):
         print(f"  {package} {version(package)}")
+    from aprtui.engine.cards import look
     from aprtui.engine.native import NATIVE_TYPES
 
+    print(f"NVML: {look().told()}")
     print(f"decoders in C: {', '.join(sorted(NATIVE_TYPES)) or 'not built'}")
     if not torch.cuda.is_available():
         print("no CUDA device")

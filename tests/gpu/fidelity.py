@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
 
-from aprtui.engine.device import resolve_device, set_deterministic
+from aprtui.engine.device import deterministic, resolve_device
 from aprtui.engine.forward import forward
 from aprtui.engine.kernels import decoder_name, same_bits
 from aprtui.engine.ops import Pass
@@ -26,7 +27,7 @@ from tests.benchmarks.gpu import apart
 from tests.engine.test_unchanged import Keeping, Stages
 from tests.support import FIXTURES, SMALL
 
-_BAR = 1e-5  # relative RMS of a stage, device against CPU (specs/numerics.md 1)
+_BAR = 1e-5  # relative RMS of a stage, device against CPU (docs/numerics.md 1)
 _CPU = torch.device("cpu")
 
 
@@ -72,14 +73,16 @@ def compare(path: Path, model: Model, device: torch.device) -> bool:
     return held
 
 
+@deterministic()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--device", default="cuda:0")
-    device, name = resolve_device(parser.parse_args().device)
-    set_deterministic()
+    parser.add_argument("--most", type=int, help="compare so many models and no more")
+    options = parser.parse_args()
+    device, name = resolve_device(options.device)
     print(f"on {device} ({name})")
     held, unread = [], 0
-    for path in models():
+    for path in islice(models(), options.most):
         try:
             model = open_model(path)
         except AprtuiError:

@@ -178,8 +178,8 @@ def main() -> int:
     parser.add_argument("--shape", default="7b", choices=[*SHAPES, "tiny"])
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     device, name = resolve_device(options.device)
     tiny = Shape(2, 32, 64, 4, 2, 100, tied=False)
@@ -188,8 +188,8 @@ def main() -> int:
     made_s = time.perf_counter() - start
     print(f"qwen2 {options.shape}, {options.dtype}, {name}; made in {made_s:.1f} s")
     try:
-        bench.measure("a prompt of 7 tokens", 7, 0, 3 * options.repeats)
-        bench.measure("a prompt of 512 tokens", 512, 0, 3 * options.repeats)
+        bench.measure("a prompt of 7 tokens", 7, 0, 2 * options.repeats)
+        bench.measure("a prompt of 512 tokens", 512, 0, options.repeats)
         bench.measure("a step of decode after 512 tokens", 512, options.steps, options.repeats)
     finally:
         shutil.rmtree(bench.scratch)

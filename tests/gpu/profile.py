@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from aprtui.engine.device import resolve_devices, set_deterministic
+from aprtui.engine.device import deterministic, resolve_devices
 from tests.benchmarks.gpu import GpuBench
 
 _ROWS = 10
@@ -50,6 +50,7 @@ def profiled(title: str, measure: Callable[[], None]) -> None:
         print(f"  host   {host_ms:8.2f} ms {event.count:6} x  {event.key[:90]}")
 
 
+@deterministic()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("model", type=Path)
@@ -57,7 +58,6 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=7)
     options = parser.parse_args()
     devices = resolve_devices(options.device)
-    set_deterministic()
     scratch = Path(tempfile.mkdtemp(prefix="aprtui-gpu-"))
     try:
         bench = GpuBench(options.model, devices, options.tokens, scratch)

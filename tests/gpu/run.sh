@@ -48,10 +48,10 @@ fi
 model=$scratch/model.gguf
 if [[ $tiny ]]; then
     make=(cp tests/fixtures/models/qwen2-q4_k_m.gguf "$model")
-    repeats=1 long=20 shape=tiny steps=2 bits=16,20
+    repeats=1 long=20 shape=tiny steps=2 bits=16,20 most=(--most 1)
 else
     make=("$python" -m tests.benchmarks.make_model 7b q4_k_m "$model")
-    repeats=5 long=512 shape=7b steps=16 bits=23,24,25,26
+    repeats=5 long=512 shape=7b steps=12 bits=23,24,25,26 most=()
 fi
 
 # The extension modules where there is a compiler; without them torch decodes on the host.
@@ -68,19 +68,24 @@ making=$!
 tests=(tests/engine/test_cuda.py tests/engine/test_triton_decoders.py tests/engine/test_unchanged.py)
 [[ $tiny ]] && tests=(tests/engine/test_cuda.py)
 step tests 150 "$python" -m pytest -q -rsf --tb=short -p no:cacheprovider --durations=5 "${tests[@]}"
-step fidelity 90 "$python" -m tests.gpu.fidelity --device "$device"
+step fidelity 90 "$python" -m tests.gpu.fidelity --device "$device" "${most[@]}"
 wait "$making" || echo "no model was made: see make.log" >&2
 
 gpu=("$python" -m tests.benchmarks.gpu "$model" --device "$device")
 step speed 90 "${gpu[@]}" --repeats "$repeats" --json "$out/speed.json"
 step tokens1 40 "${gpu[@]}" --repeats "$repeats" --tokens 1 --no-compare --json "$out/tokens1.json"
+# A whole process, as people start it; what the card did meanwhile.
+aprtui=("$python" -c "from aprtui.cli.main import entry; entry()")
+step plan 30 "${aprtui[@]}" trace "$model" --device "$device" --dry-run
+step process 60 "${aprtui[@]}" trace "$model" --device "$device" -o "$scratch/trace"
+[[ $device == cuda* ]] && step cards 5 grep '"event":"card"' "$scratch/trace/events.jsonl"
+step hooks 90 "$python" -m tests.gpu.hooks_cost --shape "$shape" --device "$device" --steps "$steps"
 # Of a long prompt every stage is 7 GB: those of layer 0, and one stage a layer.
 step long 60 "${gpu[@]}" --repeats 2 --tokens "$long" --no-compare --json "$out/long.json" \
     --without "the same by torch's .to()|all traced|again, all traced|the writer alone"
 step bfloat16 40 "${gpu[@]}" --repeats 2 --dtype bfloat16 --no-compare --json "$out/bfloat16.json"
 step float16 40 "${gpu[@]}" --repeats 2 --dtype float16 --no-compare --json "$out/float16.json"
 step profile 60 "$python" -m tests.gpu.profile "$model" --device "$device"
-step hooks 90 "$python" -m tests.gpu.hooks_cost --shape "$shape" --device "$device" --steps "$steps"
 step sweep 60 "$python" -m tests.gpu.sweep "$model" --device "$device" --bits "$bits"
 "$python" -m tests.gpu.table "$out" | tee "$out/table.txt"
 exit "${PIPESTATUS[0]}"

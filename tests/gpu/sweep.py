@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from aprtui.engine import staging, weights
-from aprtui.engine.device import resolve_devices, set_deterministic
+from aprtui.engine.device import deterministic, resolve_devices
 from tests.benchmarks.gpu import GpuBench, Measured
 
 
+@deterministic()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("model", type=Path)
@@ -28,7 +29,6 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     devices = resolve_devices(options.device)
-    set_deterministic()
     scratch = Path(tempfile.mkdtemp(prefix="aprtui-gpu-"))
     try:
         usual = staging._FILL_THREADS, weights.DEVICE_BLOCK_VALUES

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _TIMES = ("speed", "tokens1", "long", "bfloat16", "float16")
-_TOLD = ("about", "card", "fidelity", "profile", "hooks", "sweep")
+_TOLD = ("about", "card", "fidelity", "plan", "process", "cards", "profile", "hooks", "sweep")
 _ENDS = {0: "held", 124: "ran out of time", 137: "ran out of time"}
 
 

@@ -101,9 +101,13 @@ def in_terminal(
     *arguments: str,
     size: tuple[int, int] = (120, 40),
     cwd: Path | None = None,
+    first: str = "",
     **environment: str,
 ) -> Iterator[Terminal]:
-    """aprtui in a pseudo-terminal of that size; it is gone afterwards."""
+    """aprtui in a pseudo-terminal of that size; it is gone afterwards.
+
+    ``first`` is Python that runs before it in the same process.
+    """
     master, slave = pty.openpty()
     _set_size(slave, *size)
     known = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
@@ -111,7 +115,7 @@ def in_terminal(
     known |= {"XDG_STATE_HOME": state.name}
     known |= {"TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONPATH": str(Path.cwd())}
     process = subprocess.Popen(
-        [*APRTUI, *arguments],
+        [sys.executable, "-c", f"{first}\n{APRTUI[2]}", *arguments],
         stdin=slave,
         stdout=slave,
         stderr=slave,

@@ -326,3 +326,26 @@ def test_quitting_while_a_trace_runs_leaves_no_process(tmp_path: Path, how: str)
         with pytest.raises(ProcessLookupError):
             os.killpg(terminal.process.pid, 0)
         assert running_pid(tmp_path / f"{mine.stem}-trace") is None
+
+
+def test_a_fault_in_a_key_is_said_and_the_app_goes_on(tmp_path: Path) -> None:
+    fault = "from aprtui.tui.screens.browse import BrowseScreen as B; B.action_sort = lambda s: 1/0"
+    with in_terminal(str(small_trace(tmp_path / "t")), first=fault) as terminal:
+        terminal.until_text("attn_norm")
+        terminal.press("s")
+        terminal.until_text("a fault of aprtui's own: ZeroDivisionError")
+        terminal.press("2")
+        terminal.until_text("(token, hidden)")
+        terminal.press("q")
+        assert terminal.wait() == 0
+        assert b"Traceback" not in terminal.raw
+
+
+def test_a_fault_in_drawing_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+    fault = "from aprtui.tui.widgets.frame import TitleLine as T; T.render_line = lambda s, y: 1/0"
+    with in_terminal(str(small_trace(tmp_path / "t")), first=fault) as terminal:
+        assert terminal.wait() == 4
+        assert b"\x1b[?1049l" in terminal.raw  # the screen of before is back
+        said = terminal.raw.rpartition(b"\x1b[?1049l")[2]
+        assert b"aprtui: a fault of aprtui's own: ZeroDivisionError" in said
+        assert b"Traceback" not in terminal.raw

@@ -98,6 +98,7 @@ async def opened(
     async with app.run_test(size=size) as pilot:
         await settle(pilot)
         yield pilot
+        assert [str(fault) for fault in app.unforeseen] == []
 
 
 def small_trace(root: Path, *, layers: int = 2, manifest: bool = True) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from aprtui.engine.events import Started
 from aprtui.engine.folder import trace_folder
 from aprtui.formats.tracedir import StageKey
 from aprtui.tui.app import AprtuiApp
@@ -31,7 +32,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from aprtui.engine.folder import trace_folder
-with trace_folder(Path(sys.argv[1]), overwrite=False) as events:
+with trace_folder(Path(sys.argv[1])):
     print("running", flush=True)
     time.sleep(60)
 """
@@ -79,9 +80,8 @@ def test_a_damaged_session_counts_as_none_and_is_replaced(text: str) -> None:
 
 
 def test_a_trace_is_running_as_long_as_its_process_holds_it(tmp_path: Path) -> None:
-    with trace_folder(tmp_path / "t", overwrite=False) as events:
-        events.write('{"event": "started", "pid": 1}\n')  # a file's word is not taken for it
-        events.flush()
+    with trace_folder(tmp_path / "t") as folder:
+        folder.tell(Started(pid=1))  # a file's word is not taken for it
         assert running_pid(tmp_path / "t") == os.getpid()
     assert running_pid(tmp_path / "t") is None
     assert running_pid(tmp_path / "nothing") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 
 from aprtui.formats.aprt import read_values, write_stage
 from aprtui.formats.tracedir import SCHEMA, StageKey, write_manifest
+from aprtui.tui.client import COMMAND_LINE
 from aprtui.tui.screens.browse import BrowseScreen
-from tests.support import FIXTURES, needs_fixtures
+from tests.support import FIXTURES, SMALL, needs_fixtures
 from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, small_trace
 
 NAME = "pycode-5m-q4_k_m"
@@ -96,3 +98,19 @@ async def test_a_stage_that_is_no_residual_says_which_are(tmp_path: Path) -> Non
     async with opened(small_trace(tmp_path)) as pilot:
         await press(pilot, "6")
         assert "is no residual stream" in frame(pilot)
+
+
+async def test_a_trace_that_was_stopped_knows_its_model_by_its_plan(tmp_path: Path) -> None:
+    out, model = tmp_path / "t", SMALL / "models" / "qwen2-q4_k_m.gguf"
+    words = ["trace", model, "--tokens", "1,2,3", "-o", out]
+    subprocess.run([*COMMAND_LINE, *map(str, words)], check=True, capture_output=True)
+    (out / "trace.json").unlink()
+    (out / "final_norm.bin").unlink()
+    async with opened(out) as pilot:
+        browse = screen(pilot)
+        assert isinstance(browse, BrowseScreen)
+        browse.stages.select(StageKey(1, "post_ffn_residual"))
+        text = await press(pilot, "6")
+        assert "likeliest next tokens" in text and "%" in text
+        assert "the trace's events say so" in await press(pilot, "1")
+        assert model.name in frame(pilot)

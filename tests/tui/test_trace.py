@@ -15,6 +15,7 @@ from aprtui.tui.app import AprtuiApp
 from aprtui.tui.client import TraceClient
 from aprtui.tui.screens.model import ModelScreen
 from aprtui.tui.screens.trace import TraceScreen
+from tests.engine.nvml import GB, play_nvml
 from tests.support import FIXTURES, needs_fixtures
 from tests.tui.support import NARROW, WIDE, fake_engine, frame, opened, press, screen, settle, until
 
@@ -39,6 +40,17 @@ stage(0, "embedding", 1)
 signal.sigwait([signal.SIGUSR1])
 while not os.path.exists("MARK"):
     time.sleep(0.01)
+"""
+CARD = """
+say(event="card", device="cuda:0", used_bytes=5_800_000_000, total_bytes=85_500_000_000,
+    busy_percent=37, watts=310.4, most_watts=700.0)
+stage(0, "embedding", 1)
+while not os.path.exists("MARK"):
+    time.sleep(0.01)
+say(event="card", device="cuda:0", used_bytes=6_000_000_000, total_bytes=85_500_000_000,
+    busy_percent=None, watts=None, most_watts=None)
+say(event="log", level="note", message="what the card does is not shown: nvidia-ml-py is missing")
+time.sleep(60)
 """
 CRASH = 'stage(0, "embedding", 1); sys.stderr.write("no memory left\\n"); sys.exit(9)'
 
@@ -267,3 +279,39 @@ async def test_the_form_offers_other_engines_and_says_how_to_get_them(
         trace.query_one("#field-engine", Input).value = "llamacpp"
         assert trace.job().engine == "llamacpp"
         assert trace.job().directory == "", "each engine has a folder of its own"
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+async def test_what_the_card_does_stands_beside_the_progress(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    mark = tmp_path / "mark"
+    async with AprtuiApp(folder=tmp_path).run_test(size=size) as pilot:
+        trace = await _form(pilot, tmp_path, CARD.replace("MARK", str(mark)))
+        await pilot.press("r")
+        await until(pilot, "1 of 6 files")
+        assert "cuda:0 5.8 GB of 85.5 GB · 37 % busy · 310 of 700 W" in frame(pilot)
+        mark.touch()
+        await until(pilot, "cuda:0 6.0 GB of 85.5 GB")
+        assert "busy" not in frame(pilot)
+        await pilot.press("o")
+        await until(pilot, "nvidia-ml-py is missing")
+        await pilot.press("s")
+        await settle(pilot)
+        assert not trace.running
+        assert "cuda:0 6.0 GB" not in frame(pilot)
+
+
+async def test_the_device_field_lists_and_completes_the_cards_that_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    play_nvml(monkeypatch, ("NVIDIA H100", GB, 85 * GB), ("NVIDIA H100", GB, 85 * GB))
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        trace = await _form(pilot, tmp_path, RUN)
+        device = trace.query_one("#field-device", Input)
+        device.focus()
+        await until(pilot, "cuda:0 to cuda:1: NVIDIA H100 (85.0 GB)")
+        assert device.suggester is not None
+        assert await device.suggester.get_suggestion("cu") == "cuda"
+        assert await device.suggester.get_suggestion("cuda:") == "cuda:0"

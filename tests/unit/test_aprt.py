@@ -22,6 +22,7 @@ from aprtui.formats.aprt import (
     read_values,
     write_stage,
 )
+from aprtui.formats.atomic import OpenFolder
 from tests.support import FIXTURES, needs_fixtures
 
 LAYERS = st.one_of(st.none(), st.integers(0, 2**32 - 2))
@@ -145,13 +146,31 @@ def test_a_link_is_followed_and_a_folder_refused(writing: str, tmp_path: Path) -
 
 
 def test_both_ways_of_writing_make_the_same_files(writing: str, tmp_path: Path) -> None:
-    values = np.float32([1.5, np.nan, -0.0, np.inf])
+    values = np.array([1.5, np.nan, -0.0, np.inf], dtype=np.float32)
     write_stage(tmp_path / "a" / "b" / "s.bin", 7, values)
     assert (tmp_path / "a" / "b" / "s.bin").read_bytes() == (
         b"APRT\x07\x00\x00\x00\x04\x00\x00\x00" + values.tobytes()
     )
     write_stage(tmp_path / "empty.bin", None, np.empty((0, 3), dtype=np.float32))
     assert (tmp_path / "empty.bin").read_bytes() == b"APRT" + b"\xff" * 4 + b"\x00" * 4
+
+
+def test_a_held_folder_is_written_wherever_it_is_by_now(writing: str, tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "elsewhere.bin").write_bytes(b"mine")
+    fd = os.open(tmp_path / "t", os.O_RDONLY)
+    held = OpenFolder(tmp_path / "t", fd)
+    (tmp_path / "t").rename(tmp_path / "moved")
+    (tmp_path / "moved" / "link.bin").symlink_to(tmp_path / "elsewhere.bin")
+    for name in ("layer-0/s.bin", "link.bin"):
+        write_stage(Path(name), 1, np.ones(3, dtype=np.float32), within=held)
+        assert read_values(tmp_path / "moved" / name).tolist() == [1, 1, 1]
+    assert (tmp_path / "elsewhere.bin").read_bytes() == b"mine"
+    (tmp_path / "moved" / "folder.bin").mkdir()
+    with pytest.raises(AprtuiError, match=r"t/folder\.bin: cannot be written"):
+        write_stage(Path("folder.bin"), 1, np.ones(3, dtype=np.float32), within=held)
+    os.close(fd)
+    assert not [*tmp_path.rglob("*.part")] and not (tmp_path / "t").exists()
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 4097, 70_000])
@@ -165,7 +184,7 @@ def test_a_stages_numbers_are_the_same_by_c(
     values = random.standard_normal(count, dtype=np.float32)
     values[::7] = 0.0
     places = random.integers(0, max(count, 1), len(bad))
-    values = np.insert(values, np.sort(places), np.float32(bad))
+    values = np.insert(values, np.sort(places), np.array(bad, dtype=np.float32))
     in_c = summary.summarise(values)
     monkeypatch.setattr(summary, "_HAS_C", False)
     in_numpy = summary.summarise(values)

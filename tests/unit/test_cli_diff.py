@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,8 @@ def test_a_file_is_not_replaced_by_saved_metrics_unasked(capsys: Capsys, tmp_pat
 def test_the_next_step_is_named_where_one_is_open(capsys: Capsys) -> None:
     _, out, _ = _run(capsys, "diff", FLOAT64, LLAMACPP)
     assert " within) within a loose bar" in out
-    assert f"aprtui bisect {FLOAT64} {LLAMACPP} --model MODEL" in out
+    sides = [str(FLOAT64), str(LLAMACPP)]
+    assert shlex.join(["aprtui", "bisect", *sides, "--model", "MODEL"]) in out
     _, out, _ = _run(capsys, "diff", FLOAT64, FLOAT64)
     assert "loose" not in out and "bisect" not in out
     _, out, _ = _run(capsys, "diff", FLOAT64, FIXTURES / "faults/kbias-dropped-L2")
@@ -186,7 +188,7 @@ def test_bad_input_gets_one_line_and_its_exit_code(capsys: Capsys, tmp_path: Pat
     folder.mkdir()
     for words, expected, said in (
         ((good, short), 3, "cut short"),
-        ((good, model), 2, f"aprtui trace {model} makes a trace"),
+        ((good, model), 2, f"{shlex.join(['aprtui', 'trace', str(model)])} makes a trace"),
         ((good, folder), 2, "one side is a file"),
         ((folder, folder), 3, "holds no trace"),
         ((good, tmp_path / "none"), 2, "one side is a file"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 from aprtui.cli.main import main
 from aprtui.formats.aprt import write_stage
+from aprtui.formats.tracedir import StageKey
+from aprtui.model.open import open_model
 from tests.support import FIXTURES, SMALL, needs_fixtures
 from tests.tiny import write_tiny
 
@@ -27,7 +30,9 @@ def inspect(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
 def test_a_model_in_words_and_as_json(qwen2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text, _ = inspect(capsys, qwen2)
     assert code == 0
-    assert "qwen2: 4 layers, hidden 256, heads 8/2 x 32, ffn 512, vocab 2,048, rope 1e6 halves" in text
+    assert (
+        "qwen2: 4 layers, hidden 256, heads 8/2 x 32, ffn 512, vocab 2,048, rope 1e6 halves" in text
+    )
     assert "47 47 55 46" in text
     said = json.loads(inspect(capsys, qwen2, "--json")[1])
     assert (said["kind"], said["traceable"], len(said["tensors"])) == ("model", True, 51)
@@ -152,3 +157,76 @@ def test_every_file_of_the_public_apr_is_inspected(
     said = json.loads(inspect(capsys, path, "--json", "--verify")[1])
     assert said["version"] == "2.0"
     assert said["traceable"] == (name != "qwen3moe-preserve.apr"), said["why_not"]
+
+
+# -- the graph -------------------------------------------------------------------------------------
+
+
+def test_the_graph_is_every_stage_with_what_it_computes(
+    qwen2: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = json.loads(inspect(capsys, qwen2, "--graph", "--json")[1])
+    graph = open_model(qwen2).graph
+    keys = [StageKey(node["layer"], node["stage"]) for node in said["nodes"]]
+    assert keys == [node.key for node in graph]
+    nodes = dict(zip(keys, said["nodes"], strict=True))
+    gate = nodes[StageKey(2, "ffn_gate")]
+    assert gate["inputs"] == [{"layer": 2, "stage": "ffn_norm"}]
+    assert (gate["axes"], gate["shape"]) == (["token", "ffn"], [None, 512])
+    assert gate["weights"] == [{
+        "role": "layer 2 gate", "tensor": "blk.2.ffn_gate.weight", "type": "Q4_K", "first_row": 0,
+        "shape": [512, 256], "size_bytes": 73_728, "counted": True,
+    }]  # fmt: skip
+    rope = nodes[StageKey(0, "k_post_rope")]["operation"]
+    assert rope["name"] == "rope" and rope["table"]["theta"] == 1e6
+    assert rope["heads"] == {"first": 256, "count": 2, "size": 32}
+    assert "experts" in {item["stage"]: item["reason"] for item in said["absent"]}["moe_router"]
+
+
+@pytest.mark.parametrize("name", ["qwen2-q4_k_m", "llama-q4_k_m", "gemma3-q4_0", "qwen3moe-q4_k_m"])
+def test_parameters_of_the_graph_sum_to_the_model_s(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = SMALL / "models" / f"{name}.gguf"
+    path = path if path.is_file() else FIXTURES / "models" / path.name
+    if not path.is_file():
+        pytest.skip(f"the large fixtures are not at {FIXTURES}")
+    held = sum(math.prod(entry.shape) for entry in open_model(path).file.tensors.values())
+    said = json.loads(inspect(capsys, path, "--graph", "--json")[1])
+    assert said["parameters"] == held == sum(node["parameters"] for node in said["nodes"])
+    text = inspect(capsys, path, "--graph")[1]
+    assert f"{held:,} parameters" in text and "no stage reads" not in text
+
+
+def test_a_tied_head_is_counted_at_the_embedding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_tiny(
+        tmp_path / "m.apr", metadata={"tie_word_embeddings": True}, without=("lm_head.weight",)
+    )
+    said = json.loads(inspect(capsys, path, "--graph", "--json")[1])
+    head = said["nodes"][-1]
+    assert head["parameters"] == 0 and not head["weights"][0]["counted"]
+    text = inspect(capsys, path, "--graph")[1]
+    (told,) = (line for line in text.splitlines() if line.startswith("lm_head"))
+    assert told.endswith("shared")
+    assert "what several stages share is counted at the first" in text
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_graph_s_table_keeps_to_the_terminal_and_folds_layers_that_are_alike(
+    qwen2: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = inspect(capsys, qwen2, "--graph")[1].splitlines()
+    assert max(map(len, lines)) <= columns
+    assert "layers 0-3, alike: 557,952 parameters each" in lines
+    assert sum(line.lstrip().startswith("ffn_gate") for line in lines) == 1
+    wide = any("norm eps 1e-06" in line and "attn norm 256 F32" in line for line in lines)
+    assert wide == (columns == 120)
+
+
+def test_a_graph_is_a_model_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_stage(tmp_path / "x.bin", 0, np.ones(3, dtype=np.float32))
+    code, _, error = inspect(capsys, tmp_path / "x.bin", "--graph")
+    assert code == 2 and "a stage file, and a graph is a model's" in error

@@ -391,7 +391,11 @@ def sample_events() -> Iterator[events.Event]:
     )  # fmt: skip
     yield events.Started(4242)
     yield events.StageWritten(0, "embedding", "layer-0/embedding.bin", 20, 1, 8, 20, 0.5, 1.0, 0, 0)
-    yield events.StageWritten(None, "lm_head", "lm_head.bin", 20, 8, 8, 99, 0.5, "NaN", 2, 0, 1, 2)
+    yield events.StageWritten(
+        None, "lm_head", "lm_head.bin", 20, 8, 8, 99, 0.5, "NaN", 2, 0, 1, 2,
+        (2,), ("vocab",), "last",
+    )  # fmt: skip
+    yield events.CardSeen("cuda:0", 10**9, 8 * 10**9, 97, 310.5, None)
     yield events.Log("warning", "the tokenizer adds no BOS")
     token = events.TopToken(7, " the", 12.5, 0.25)
     yield events.Finished("out", 8, 96, 1.5, 10**8, 0, (token.to_json(),), ("lm_head",))

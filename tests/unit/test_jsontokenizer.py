@@ -88,3 +88,14 @@ class TestFolders:
         (folder / "tokenizer_config.json").write_bytes(damage)
         with pytest.raises(BadFileError, match=r"tokenizer_config\.json"):
             spec_from_folder(folder)
+
+
+def test_a_panic_in_the_library_is_a_bad_file_and_prints_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = {"type": "BPE", "vocab": {"a": 0, "\x1b[1m": 1}, "merges": [["a", "\x1b[1m"]],
+             "continuing_subword_prefix": "longer than the token"}  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}))
+    with pytest.raises(BadFileError, match="is no tokenizer"):
+        build_tokenizer(spec_from_folder(tmp_path))
+    assert capfd.readouterr() == ("", "")

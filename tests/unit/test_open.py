@@ -88,7 +88,7 @@ def test_a_rope_type_that_lies_is_noted_and_not_followed(tmp_path: Path) -> None
 
 
 def test_gguf_rows_under_hugging_face_names(tmp_path: Path) -> None:
-    """specs/stages.md 3, rule 3."""
+    """docs/stages.md 3, rule 3."""
     metadata = {"original_format": "gguf", "model.architecture": "llama"}
     model = open_model(write_tiny(tmp_path / "m.apr", metadata=metadata))
     assert model.settings["rope_layout"] == "adjacent"

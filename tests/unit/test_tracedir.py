@@ -115,7 +115,6 @@ def test_a_folder_without_a_trace_says_so(tmp_path: Path) -> None:
 def test_clearing_removes_only_what_the_layout_names(tmp_path: Path) -> None:
     make_trace(tmp_path)
     (tmp_path / "readme.txt").write_text("mine")
-    (tmp_path / "layer-0" / ".x.bin.abcd1234.part").write_bytes(b"APRT\x00")
     (tmp_path / "layer-x").mkdir()
     assert holds_trace(tmp_path)
     clear_trace(tmp_path)

@@ -17,7 +17,7 @@ import pytest
 from torch import Tensor
 
 from aprtui.compare.bars import choose_bars
-from aprtui.compare.infer import record_of
+from aprtui.compare.infer import record_in_trace
 from aprtui.compare.pairs import Pair, compare_pair
 from aprtui.engine.dequantise import StoredRows
 from aprtui.engine.job import TraceJob
@@ -105,7 +105,7 @@ def test_a_stage_that_is_cut_short_while_it_is_written_is_no_stage(tmp_path: Pat
 @guarded
 def test_a_pair_that_is_cut_short_while_it_is_compared_is_unreadable(tmp_path: Path) -> None:
     a, b = (large_stage(tmp_path / side / "layer-0" / "attn_norm.bin") for side in "ab")
-    left, right = record_of(a, None), record_of(b, None)
+    left, right = record_in_trace(a)[0], record_in_trace(b)[0]
     empty = TraceDir(tmp_path, "file", {}, None, None)
 
     def cut() -> bool:

@@ -12,11 +12,12 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import torch
 
 import aprtui
 from aprtui import CaptureWriter
 from aprtui.compare.bisect import bisect
-from aprtui.errors import UsageError
+from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import read_values
 from aprtui.formats.tracedir import StageKey, open_trace
 from aprtui.model.open import open_model
@@ -263,3 +264,49 @@ def test_a_planted_bug_in_a_home_made_runtime_is_named(tmp_path: Path) -> None:
     assert {c.key.stage for c in culprits} == {"attn_scores", "attention"}
     assert len(culprits) == 2 * 6 and not found[False].unmeasured
     assert {c.mistake.id for c in culprits if c.mistake} == {"kv_tiling"}
+
+
+class OnDevice:
+    """A tensor as a CUDA device would hold it: put behind the caller's back."""
+
+    is_cuda = True
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+        self.shape = values.shape
+
+    def is_complex(self) -> bool:
+        return False
+
+    def detach(self) -> torch.Tensor:
+        return self._values
+
+
+def test_a_tensor_leaves_its_device_as_it_was_when_it_was_put(tmp_path: Path) -> None:
+    values = torch.arange(6.0).reshape(2, 3).to(torch.bfloat16)
+    with CaptureWriter(tmp_path / "t", tokens=(1, 2), engine={"name": "mine"}) as capture:
+        capture.put("ffn_out", OnDevice(values), layer=0)
+        values.zero_()
+        with pytest.raises(UsageError, match="was put already"):
+            capture.put("ffn_out", OnDevice(values), layer=0)
+        for layer in range(1, 40):
+            capture.put("ffn_out", OnDevice(values + layer), layer=layer)
+    found = open_trace(tmp_path / "t")
+    assert found.manifest is not None
+    assert found.records[StageKey(0, "ffn_out")].values().tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.records[StageKey(39, "ffn_out")].values().tolist() == [39] * 6
+
+
+def test_a_disk_that_fails_behind_the_callers_back_fails_the_capture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise EngineError("s.bin: cannot be written: No space left on device")
+
+    monkeypatch.setattr("aprtui.writer.write_stage", full)
+    writer = CaptureWriter(tmp_path / "t", tokens=(1, 2), engine={"name": "mine"})
+    with pytest.raises(EngineError, match="No space left"), writer as capture:
+        capture.put("ffn_out", OnDevice(torch.ones(2, 3)), layer=0)
+    last = json.loads((tmp_path / "t" / "events.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "error" and "No space left" in last["message"]
+    assert not (tmp_path / "t" / "trace.json").exists()

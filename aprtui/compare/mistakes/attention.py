@@ -85,9 +85,10 @@ def _masked(at: Attempt[Scores | Softmax], mask: Mask) -> Iterator[tuple[Float64
     they are made of captured q and k, and else taken as they are."""
     if isinstance(at.op, Softmax):
         scored = at.graph[at.node.inputs[0]]
-        q, k = (at.captured(key) for key in scored.inputs[:2])
-        if isinstance(scored.op, Scores) and q is not None and k is not None:
-            scores = at.elsewhere(scored, replace(scored.op, mask=mask), q, k)
+        made_of = [at.captured(key) for key in scored.inputs]
+        given = [value for value in made_of if value is not None]
+        if isinstance(scored.op, Scores) and len(given) == len(made_of):
+            scores = at.elsewhere(scored, replace(scored.op, mask=mask), *given)
             yield at.remade(replace(at.op, mask=mask), inputs=(scores,)), ""
         yield at.remade(replace(at.op, mask=mask)), ", their scores taken as 0"
     else:

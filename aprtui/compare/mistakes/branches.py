@@ -128,6 +128,13 @@ def branch_missing(at: Attempt[Add]) -> Iterator[Candidate]:
         yield Candidate(made, text, {"missing": earlier.inputs[1].stage})
 
 
+def scale_missing(at: Attempt[Add]) -> Iterator[Candidate]:
+    if at.op.scale != 1.0:
+        text = f"{_branch(at)} is not multiplied by {at.op.scale:g} before it is added"
+        made = at.remade(replace(at.op, scale=1.0))
+        yield Candidate(made, text, {"used": 1.0, "right": at.op.scale})
+
+
 def branch_twice(at: Attempt[Add]) -> Iterator[Candidate]:
     hidden, branch = at.inputs
     name = _branch(at)
@@ -240,6 +247,7 @@ BRANCHES = (
     Entry("bias_missing", (Bias,), bias_missing),
     Entry("bias_scaled", (Bias,), bias_scaled),
     Entry("branch_missing", (Add,), branch_missing),
+    Entry("branch_scale_missing", (Add,), scale_missing),
     Entry("branch_twice", (Add,), branch_twice),
     Entry("residual_shift", (Add,), residual_shift),
     Entry("post_norm_missing", (Add,), post_norm_missing),

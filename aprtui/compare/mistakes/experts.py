@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
-from aprtui.graph.ops import Choose, Experts, Route
+from aprtui.graph.ops import Choose, Combine, Experts, Route
 
 __all__ = ["EXPERTS"]
 
@@ -104,6 +104,20 @@ def swapped(at: Attempt[Experts]) -> Iterator[Candidate]:
         yield Candidate(made, text, {"experts": [one, other]})
 
 
+def shared_missing(at: Attempt[Combine]) -> Iterator[Candidate]:
+    if len(at.inputs) > 1:
+        routed, shared, *gate = at.inputs
+        made = at.remade(inputs=(routed, np.zeros_like(shared), *gate))
+        yield Candidate(made, "the shared expert was left out")
+
+
+def shared_gate_missing(at: Attempt[Combine]) -> Iterator[Candidate]:
+    if len(at.inputs) > 2:
+        routed, shared, gate = at.inputs
+        made = at.remade(inputs=(routed, shared, np.ones_like(gate)))
+        yield Candidate(made, "the shared expert was added without its gate")
+
+
 EXPERTS = (
     Entry("router_not_renormalised", (Route,), not_renormalised),
     Entry("router_second", (Choose,), second_ids),
@@ -112,4 +126,6 @@ EXPERTS = (
     Entry("router_score", (Route,), other_score),
     Entry("router_scale_missing", (Route,), scale_missing),
     Entry("experts_swapped", (Experts,), swapped),
+    Entry("shared_missing", (Combine,), shared_missing),
+    Entry("shared_gate_missing", (Combine,), shared_gate_missing),
 )

@@ -102,7 +102,7 @@ def suits(name: str, model: Model) -> str:
 
 @dataclass(frozen=True)
 class LlamaSettings:
-    """How llama.cpp computes. The defaults are those that can be compared (specs/numerics.md 1)."""
+    """How llama.cpp computes. The defaults are those that can be compared (docs/numerics.md 1)."""
 
     kv: str = "f32"
     flash: bool = False

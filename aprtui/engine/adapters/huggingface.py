@@ -196,7 +196,7 @@ class _Shown:
     def differs(self, why: str) -> EngineError:
         return EngineError(
             f"transformers {self._version} builds this model differently: {why}",
-            hint="5.23 is known to work; --engine aprtui needs none",
+            hint="5.23 is known to work; --stages may leave a stage out",
         )
 
 

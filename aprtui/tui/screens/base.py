@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import events, on
-from textual.app import ComposeResult
+from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
 from textual.content import Content
+from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Input, Static
@@ -20,10 +21,25 @@ from aprtui.tui.widgets.frame import KeyLine, TitleLine
 if TYPE_CHECKING:
     from aprtui.tui.messages import ReadSoFar
 
-__all__ = ["MODES", "BaseScreen"]
+__all__ = ["MODES", "BaseScreen", "outliving"]
 
 MODES = ("model", "trace", "browse", "diff")
 SMALLEST = (60, 15)
+
+
+async def outliving(
+    app: App[Any], message: Message, dispatch: Callable[[Message], Awaitable[None]]
+) -> None:
+    """Dispatch a message. Textual ends what a handler raised in; here it is said, and all goes on.
+
+    Not where there is no screen yet, and not in a test, which shall fail.
+    """
+    try:
+        await dispatch(message)
+    except Exception as error:
+        if isinstance(message, events.Compose | events.Mount) or app.is_headless:
+            raise
+        app.outlive(error)  # type: ignore[attr-defined]
 
 
 class BaseScreen(Screen[object]):
@@ -117,6 +133,16 @@ class BaseScreen(Screen[object]):
     def say(self, note: str) -> None:
         """A passing remark at the foot."""
         self.key_line.say(note)
+
+    def fail(self, what: str, hint: str) -> None:
+        """Something failed that nobody foresaw: in place of what never came, or at the foot."""
+        if self.state == "loading":
+            self.set_state("error", what, hint)
+        else:
+            self.say(f"! {what} ({hint})")
+
+    async def _dispatch_message(self, message: Message) -> None:
+        await outliving(self.app, message, super()._dispatch_message)
 
     def on_key(self, event: events.Key) -> None:
         if self.key_line.note and not self._prompt.display:

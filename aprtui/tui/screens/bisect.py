@@ -101,11 +101,19 @@ class BisectScreen(GridScreen):
 
     # The child.
 
-    @work(exclusive=True, group="bisect", exit_on_error=False)
+    @work(exclusive=True, group="bisect")
     async def _replay(self) -> None:
         arguments = ("bisect", str(self.a), str(self.b), "--model", str(self.model), "--events")
         ended = await self.child.run(arguments, self._tell)
         self.post_message(RunnerEnded(ended.exit_code, ended.log_tail()))
+
+    def fail(self, what: str, hint: str) -> None:
+        """A replay that could not be started, or told what cannot be shown, is over."""
+        if self.running and not self.child.running:
+            self.running = False
+            self.set_state("error", what, hint)
+        else:
+            super().fail(what, hint)
 
     def _tell(self, lines: tuple[bytes, ...]) -> None:
         objects = []

@@ -134,6 +134,7 @@ class BrowseScreen(PaneKeysScreen):
             self._retitle()
             return
         self.stages.set_records(event.trace.records)
+        self._make_room()
         self.set_state("full")
         if first:
             last = recall(self.path)
@@ -145,6 +146,11 @@ class BrowseScreen(PaneKeysScreen):
         self._retitle()
         self._show_stage()
         self._survey()
+
+    @on(events.Resize)
+    def _make_room(self) -> None:
+        """A tree as wide as names that nobody else explains; the panes keep more than half."""
+        self.stages.styles.min_width = min(self.stages.wanted_width, self.size.width * 9 // 20)
 
     def _survey(self) -> None:
         assert self.trace is not None

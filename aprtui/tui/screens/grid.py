@@ -340,7 +340,8 @@ class GridScreen(BaseScreen):
 
 def column_names(keys: Iterable[StageKey], width: int) -> list[Content]:
     """The letters at the head of each column with the stage's name, in lines of ``width``."""
-    stages = list(dict.fromkeys(key.stage for key in keys if key.layer is not None))
+    named = dict.fromkeys(key.stage for key in keys if key.layer is not None)
+    stages = [name for name in named if short_name(name) != name]
     cell = max((len(name) for name in stages), default=0) + 6
     each = max(width // cell, 1)
     rows = -(-len(stages) // each)

@@ -183,7 +183,9 @@ class ModelScreen(BaseScreen):
         if self.file is None or self.state != "full":
             return
         row, layer = self.tensors.current, self.tensors.current_layer
-        if row is not None:
+        if row is not None and 0 in row.entry.shape:
+            self.tensor.show(tensor_facts(row), "no values")
+        elif row is not None:
             self.tensor.show(tensor_facts(row), "reading values …")
             self._look_at(row, self.tensor.bins)
         else:

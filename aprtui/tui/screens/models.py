@@ -120,7 +120,7 @@ class ModelsScreen(BaseScreen):
         self.set_state("loading", "Comparing every weight of both models …", "q goes back")
         self._compare()
 
-    @work(exclusive=True, group="models", exit_on_error=False)
+    @work(exclusive=True, group="models")
     async def _compare(self) -> None:
         printed: list[bytes] = []
         ended = await self.child.run(

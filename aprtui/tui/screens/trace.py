@@ -15,6 +15,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from aprtui.engine.events import (
+    CardSeen,
     Event,
     Failed,
     Finished,
@@ -81,6 +82,7 @@ class TraceScreen(BaseScreen):
         self._rms: dict[int, tuple[float, str]] = {}
         self._shown_rms = -1
         self._log: list[str] = []
+        self._cards: dict[str, CardSeen] = {}  # what each was seen doing last
         self._held: list[Event] = []
         self._to_come: list[StageKey] = []  # in order of computation
         self._output = ""  # the stage that is each layer's output
@@ -232,6 +234,7 @@ class TraceScreen(BaseScreen):
         assert self.planned is not None
         self.running, self.stopped, self.ended = True, False, None
         self._last, self._rms, self._log, self._shown_rms = None, {}, [], -1
+        self._cards = {}
         stages = planned_stages(self.planned)
         self.grid.set_stages(stages)
         self._to_come = sorted(stages, key=order_of, reverse=True)
@@ -239,10 +242,18 @@ class TraceScreen(BaseScreen):
         self._arrange()
         self._engine(job)
 
-    @work(exclusive=True, group="engine", exit_on_error=False)
+    @work(exclusive=True, group="engine")
     async def _engine(self, job: TraceJob) -> None:
         ended = await self.client.run(job, lambda batch: self._tell(batch))
         self.post_message(RunnerEnded(ended.exit_code, ended.log_tail()))
+
+    def fail(self, what: str, hint: str) -> None:
+        """A trace whose engine could not even be started has failed."""
+        if self.running and not self.client.child.running:
+            self.ended = Failed(what, hint, 4)
+            self.post_message(RunnerEnded(4, ""))
+        else:
+            super().fail(what, hint)
 
     def _tell(self, batch: tuple[Event, ...]) -> None:
         self.post_message(RunnerEvents(batch))
@@ -301,6 +312,8 @@ class TraceScreen(BaseScreen):
                 self._show_plan(event)
             elif isinstance(event, Finished | Stopped | Failed):
                 self.ended = event
+            elif isinstance(event, CardSeen):
+                self._cards[event.device] = event
             elif isinstance(event, Log):
                 self._log.append(f"{event.level}: {clean(event.message, 300)}")
             elif isinstance(event, Started):
@@ -387,8 +400,14 @@ class TraceScreen(BaseScreen):
         if self.planned is None or not self.progress.display:
             return
         self.progress.update(
-            progress_content(self.planned, self._last, self.ended, max(self.size.width - 2, 10)),
-            layout=False,
+            progress_content(
+                self.planned,
+                self._last,
+                self.ended,
+                max(self.size.width - 2, 10),
+                tuple(self._cards.values()),
+            ),
+            layout=bool(self._cards),  # their line comes and goes
         )
         if len(self._rms) != self._shown_rms:  # it grows by a line a layer
             self._shown_rms = len(self._rms)

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from rich.cells import cell_len, set_cell_size
 from textual.content import Content
 
-from aprtui.engine.events import Event, Failed, Finished, Planned, StageWritten, Stopped
+from aprtui.engine.events import (
+    CardSeen,
+    Event,
+    Failed,
+    Finished,
+    Planned,
+    StageWritten,
+    Stopped,
+)
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph.vocabulary import WHOLE_MODEL_STAGES, facts_of
 from aprtui.text import clean, count, duration, number, size
@@ -67,6 +75,8 @@ def plan_content(event: Planned, width: int, taken: bool) -> Content:
         ),
         *((together,) if together.cell_length <= width else (writes, reads)),
     ]  # fmt: skip
+    if event.device_name:
+        lines.append(Content(f"on {clean(event.device, 40)}: {clean(event.device_name, 200)}"))
     if taken:
         lines.append(Content.styled("! the folder holds a trace: r asks first", "$text-warning"))
     lines += token_lines(event.token_texts, event.tokens, width)
@@ -94,9 +104,13 @@ def token_lines(texts: Sequence[str], ids: Sequence[int], width: int) -> list[Co
 
 
 def progress_content(
-    planned: Planned, last: StageWritten | None, ended: Event | None, width: int
+    planned: Planned,
+    last: StageWritten | None,
+    ended: Event | None,
+    width: int,
+    cards: Sequence[CardSeen] = (),
 ) -> Content:
-    """The line of numbers, and under it the bar."""
+    """The line of numbers, what the cards do while it runs, and under them the bar."""
     done = last.done if last else 0
     files = last.files if last else planned.files
     share = done / max(files, 1)
@@ -126,7 +140,22 @@ def progress_content(
         text = Content(" starting the engine …")
     else:
         text = Content(running_text(planned, last, width))
-    return Content("\n").join([text.truncate(width, ellipsis=True), line])
+    lines = [text.truncate(width, ellipsis=True), line]
+    if ended is None and cards:
+        seen = "   ".join(map(card_text, cards))
+        lines.insert(1, Content(f" {seen}").truncate(width, ellipsis=True))
+    return Content("\n").join(lines)
+
+
+def card_text(card: CardSeen) -> str:
+    """``cuda:0 5.8 GB of 85.5 GB · 37 % busy · 310 of 700 W``, as far as the card tells."""
+    parts = [f"{clean(card.device, 20)} {size(card.used_bytes)} of {size(card.total_bytes)}"]
+    if card.busy_percent is not None:
+        parts.append(f"{card.busy_percent} % busy")
+    if card.watts is not None:
+        most = f" of {card.most_watts:.0f}" if card.most_watts is not None else ""
+        parts.append(f"{card.watts:.0f}{most} W")
+    return " · ".join(parts)
 
 
 def running_text(planned: Planned, last: StageWritten, width: int) -> str:

@@ -108,12 +108,13 @@ def _size_check(record: StageRecord, width: int) -> list[list[Part]]:
 
 def facts(record: StageRecord, trace: TraceDir) -> list[Fact]:
     """What is known beside the bytes: shape and who says so, positions, engine, prompt."""
-    source = {"manifest": "the manifest says so", "model": "from the model",
+    source = {"manifest": "the manifest says so", "events": "the trace's events say so",
+              "model": "from the model",
               "inferred": "inferred: no manifest states it", "": "nothing states it"}  # fmt: skip
     found = [Fact("shape", describe_shape(record), source.get(record.shape_source, ""))]
     if record.positions is not None:
         found.append(Fact("positions", clean(str(record.positions), 40)))
-    found += [Fact(name, value) for name, value in manifest_rows(trace.manifest or {}) if value]
+    found += [Fact(name, value) for name, value in manifest_rows(trace.stated) if value]
     found.append(Fact("path", clean(str(record.path), 300)))
     found += [Fact("note", clean(note, 300)) for note in trace.notes[:6]]
     return found

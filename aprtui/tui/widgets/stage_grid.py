@@ -13,9 +13,9 @@ from textual.message import Message
 from textual.strip import Strip
 
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph.vocabulary import order_of, short_name
+from aprtui.graph.vocabulary import order_of, short_name, stage_of
 from aprtui.tui.keys import bindings
-from aprtui.tui.widgets.lines import Lines, Part, joined, right
+from aprtui.tui.widgets.lines import Lines, Part, fit, joined, right
 
 __all__ = ["StageGrid"]
 
@@ -26,7 +26,10 @@ _CELL = 4  # three letters and a blank; wider only where every stage's name fits
 class StageGrid(Lines):
     """``cells`` maps a stage to its sign and style name; what is not in it has no cell.
 
-    Stages of the whole model stand in a last row of their own, by name: they take no column.
+    Layers may differ: one row's stages have their columns blank in another's, and the heads that
+    stand out are those of the row with the cursor. A stage that the vocabulary does not know has
+    its whole name above a column as wide. Stages of the whole model stand in a last row of their
+    own, by name: they take no column.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("move")  # type: ignore[assignment]
@@ -59,6 +62,7 @@ class StageGrid(Lines):
         self._layers: list[int | None] = []
         self._stages: list[str] = []
         self._whole: list[str] = []
+        self._heads: tuple[int, Mapping[str, tuple[str, int]]] | None = None  # of which width
         self.row = self.column = 0  # the column among those of the row
         self._wish = 0  # the column of layers that moving up and down keeps to
         self.first = self.first_column = 0
@@ -73,6 +77,7 @@ class StageGrid(Lines):
         self._layers = [*sorted({key.layer for key in ordered if key.layer is not None})]
         names = dict.fromkeys(key.stage for key in ordered if key.layer is not None)
         self._stages = sorted(names, key=lambda name: order_of(StageKey(0, name)))
+        self._heads = None
         self._whole = [key.stage for key in ordered if key.layer is None]
         if self._whole:
             self._layers.append(None)
@@ -119,24 +124,42 @@ class StageGrid(Lines):
         return 1 + len(self._layers)
 
     @property
-    def cell_width(self) -> int:
-        room = (self.size.width - _LABEL) // max(len(self._stages), 1)
-        full = max((len(name) for name in self._stages), default=0) + 2
-        return full if _CELL < full <= room else max(3, min(_CELL, room))
+    def heads(self) -> Mapping[str, tuple[str, int]]:
+        """What stands above each column, and the cells that it takes.
+
+        Known stages have columns alike, with their whole names where all of these fit.
+        """
+        if self._heads is None or self._heads[0] != self.size.width:
+            self._heads = (self.size.width, _laid_out(self._stages, self.size.width - _LABEL))
+        return self._heads[1]
 
     @property
     def abbreviated(self) -> bool:
         """Whether a column's head is not the whole name of its stage."""
-        cell = self.cell_width
-        return any(_head(name, cell) != name for name in self._stages)
+        return any(head != name for name, (head, _) in self.heads.items())
 
     @property
     def page(self) -> int:
         return max(self.size.height - 1, 1)
 
-    @property
-    def page_columns(self) -> int:
-        return max((self.size.width - _LABEL) // self.cell_width, 1)
+    def _columns(self, first: int) -> list[str]:
+        """The stages whose columns fit from ``first`` on; one at least."""
+        room, found = self.size.width - _LABEL, list[str]()
+        for name in self._stages[first:]:
+            room -= self.heads[name][1]
+            if room < 0 and found:
+                break
+            found.append(name)
+        return found
+
+    def _first_column(self, column: int) -> int:
+        """The first column to be drawn, so that ``column`` is, and no blank on the right."""
+        first = min(self.first_column, column)
+        while first < column and first + len(self._columns(first)) <= column:
+            first += 1
+        while first and first - 1 + len(self._columns(first - 1)) >= len(self._stages):
+            first -= 1
+        return first
 
     # Moving.
 
@@ -152,12 +175,7 @@ class StageGrid(Lines):
         self.column = min(there, key=lambda n: abs(n - column), default=0)
         self.first = max(min(self.first, self.row), self.row - self.page + 1, 0)
         self.first = min(self.first, max(len(self._layers) - self.page, 0))  # no blank below
-        if layer is not None:
-            self.first_column = max(
-                min(self.first_column, self.column), self.column - self.page_columns + 1, 0
-            )
-        most = max(len(self._stages) - self.page_columns, 0)  # no blank on the right
-        self.first_column = min(self.first_column, most)
+        self.first_column = self._first_column(self.first_column if layer is None else self.column)
         if scrolled != (self.first, self.first_column):
             self.refresh()
         else:  # only what changed: the heads of the columns and two rows
@@ -232,7 +250,10 @@ class StageGrid(Lines):
             edges = [sum(map(_whole_width, self._whole[:n])) for n in range(len(self._whole))]
             column = sum(event.x - _LABEL >= edge for edge in edges) - 1
         else:
-            column = self.first_column + (event.x - _LABEL) // self.cell_width
+            x, column = event.x - _LABEL, self.first_column
+            for name in self._columns(self.first_column)[:-1]:
+                x -= self.heads[name][1]
+                column += x >= 0
         self._across(row, column)
 
     def on_focus(self) -> None:
@@ -247,15 +268,11 @@ class StageGrid(Lines):
     # Drawing.
 
     def render_line(self, y: int) -> Strip:
-        width, cell = self.size.width, self.cell_width
-        fit = max((width - _LABEL) // cell, 1)
-        stages = self._stages[self.first_column : self.first_column + fit]
+        width, stages = self.size.width, self._columns(self.first_column)
         if y == 0:
             parts: list[Part] = [(" " * _LABEL, "")]
-            in_layer = self.row < len(self._layers) and self._layers[self.row] is not None
             for number, name in enumerate(stages, self.first_column):
-                here = in_layer and number == self.column and self.has_focus
-                parts.append((right(_head(name, cell), cell), "accent" if here else "head"))
+                parts.append((right(*self.heads[name]), self._tone(number, name)))
             return self.strip(parts, width)
         row = self.first + y - 1
         if row >= len(self._layers):
@@ -268,10 +285,20 @@ class StageGrid(Lines):
         for number, name in enumerate(names, first):
             lead, tail = f"  {name} ", 1
             if layer is not None:  # the sign under the middle of the name
-                tail = max(len(_head(name, cell)) // 2, 1)
-                lead = " " * (cell - tail - 2)
+                head, taken = self.heads[name]
+                tail = max(len(head) // 2, 1)
+                lead = " " * (taken - tail - 2)
             segments += self._cell(StageKey(layer, name), lead, " " * tail, (row, number))
         return Strip(joined(Strip(segments).adjust_cell_length(width, self.line_style(""))))
+
+    def _tone(self, column: int, name: str) -> str:
+        """The style of a column's head; dim where the row with the cursor has no such stage."""
+        layer = self._layers[self.row] if self.row < len(self._layers) else None
+        if layer is None:
+            return "head"
+        if column == self.column and self.has_focus:
+            return "accent"
+        return "head" if StageKey(layer, name) in self.cells else "dim"
 
     def _cell(self, key: StageKey, lead: str, tail: str, at: tuple[int, int]) -> list[Segment]:
         """The blanks or the name before a sign, the sign, and the blanks after it."""
@@ -283,9 +310,20 @@ class StageGrid(Lines):
         return [Segment(lead, before), Segment(f"{sign:>2} ", style), Segment(tail[1:], before)]
 
 
-def _head(name: str, cell: int) -> str:
-    """A stage's name, or its letters where the name does not fit above cells of that width."""
-    return name if len(name) < cell else short_name(name)[: cell - 1]
+def _laid_out(stages: Iterable[str], room: int) -> dict[str, tuple[str, int]]:
+    """The head and the width of each column, in ``room`` cells where that can be."""
+    known = [name for name in stages if stage_of(name) is not None]
+    unknown = {name: fit(name, min(len(name), max(room - 2, 3))) for name in stages}
+    taken = sum(len(unknown[name]) + 2 for name in stages if name not in known)
+    each = (room - taken) // max(len(known), 1)
+    full = max((len(name) for name in known), default=0) + 2
+    cell = full if _CELL < full <= each else max(3, min(_CELL, each))
+    return {
+        name: (unknown[name], len(unknown[name]) + 2)
+        if name not in known
+        else (name if len(name) < cell else short_name(name)[: cell - 1], cell)
+        for name in stages
+    }
 
 
 def _whole_width(name: str) -> int:

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aprtui.formats.tracedir import StageKey, StageRecord
-from aprtui.graph.vocabulary import facts_of, order_of
+from aprtui.graph.vocabulary import facts_of, order_of, stage_of
 from aprtui.text import count, number
 from aprtui.tui.widgets.lines import Part, RowList, fit
 
 __all__ = ["StageList"]
+
+
+_BESIDE = 13  # cells of a row beside the name: its frame, its mark, its rms
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,12 @@ class StageList(RowList):
     @property
     def current(self) -> StageKey | None:
         return self._rows[self.cursor].key if self._rows else None
+
+    @property
+    def wanted_width(self) -> int:
+        """Cells that show the whole name of every stage that the vocabulary does not know."""
+        unknown = (key.stage for key in self.records if stage_of(key.stage) is None)
+        return max((len(name) + _BESIDE for name in unknown), default=0)
 
     @property
     def matching(self) -> list[StageKey]:

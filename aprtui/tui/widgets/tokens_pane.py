@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from textual import on, work
 from textual.message import Message
 from textual.worker import get_current_worker
 
+from aprtui.child import command_of
 from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.graph.vocabulary import STAGES, facts_of, order_of
@@ -24,7 +24,7 @@ from aprtui.tui.widgets.lines import Part, RowList, fit
 
 __all__ = ["LENS", "TokensPane"]
 
-LENS: tuple[str, ...] = (sys.executable, "-m", "aprtui.engine.lens")
+LENS = command_of("aprtui.engine.lens")
 LABEL, CELL = 14, 20
 MOST_FILES = 400
 
@@ -125,7 +125,7 @@ class TokensPane(RowList):
         self._asked = {identity(path) for path in wanted}
         self._compute(event.model, wanted)
 
-    @work(exclusive=True, group="lens", exit_on_error=False)
+    @work(exclusive=True, group="lens")
     async def _compute(self, model: Path, files: list[Path]) -> None:
         places = {str(path): identity(path) for path in files}
         said_why = False

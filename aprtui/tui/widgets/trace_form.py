@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import ClassVar
 
-from textual import events, on
+from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
+from textual.suggester import SuggestFromList
 from textual.widgets import Input, Label
 
+from aprtui.engine.cards import Cards, look
 from aprtui.tui.keys import bindings
 
 __all__ = ["TraceForm", "other_engines"]
@@ -32,6 +35,7 @@ class TraceForm(Vertical, can_focus=True):
         super().__init__(id="fields", classes="frame")
         self.border_title = "Trace"
         self._at = 0
+        self._cards = Cards()
         self._values = {
             "prompt": PROMPT, "stages": "all", "layers": "all", "device": "auto",
             "dtype": "float32", "engine": "aprtui", "into": str(directory),
@@ -54,6 +58,19 @@ class TraceForm(Vertical, can_focus=True):
 
     def on_mount(self) -> None:
         self._mark(0)
+        self._look_for_cards()
+
+    @work
+    async def _look_for_cards(self) -> None:
+        """Complete the device that is typed from those that are here.
+
+        NVML is asked in a thread: the first time it may take a tenth of a second.
+        """
+        self._cards = await asyncio.to_thread(look)
+        names = [f"cuda:{number}" for number in range(len(self._cards.cards))]
+        device = self.query_one("#field-device", Input)
+        device.suggester = SuggestFromList(["auto", "cpu", *(["cuda", *names] if names else [])])
+        self._mark(self._at)
 
     @on(events.DescendantFocus)
     def _focus_moved(self, event: events.DescendantFocus) -> None:
@@ -63,7 +80,7 @@ class TraceForm(Vertical, can_focus=True):
         self._at = max(0, min(at, len(FIELDS) - 1))
         for number, name in enumerate(FIELDS):
             self.query_one(f"#label-{name}").set_class(number == self._at, "at")
-        self.border_subtitle = hint(FIELDS[self._at]).replace("[", r"\[")
+        self.border_subtitle = hint(FIELDS[self._at], self._cards).replace("[", r"\[")
 
     def _go(self, at: int) -> None:
         """Put the cursor on that field; one that is being edited hands the focus on."""
@@ -89,8 +106,10 @@ class TraceForm(Vertical, can_focus=True):
         self.query_one(f"#field-{FIELDS[self._at]}").focus()
 
 
-def hint(name: str) -> str:
-    """What a field takes."""
+def hint(name: str, cards: Cards) -> str:
+    """What a field takes; of devices those that are here, where NVML tells."""
+    if name == "device" and cards.cards:
+        return f"{cards.told()}; auto, cpu"
     if name == "engine":
         return other_engines()
     return {

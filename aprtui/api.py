@@ -1,0 +1,289 @@
+"""What the command line does, as functions: open, trace, compare, bisect.
+
+Paths may be ``str`` or ``Path``; what takes a path takes what is open already, too. Parameters have
+the names and the meaning of the command line's options, which the hints of errors speak of. All
+raise ``AprtuiError`` (``aprtui.errors`` draws the tree) and nothing else for what files, devices
+and requests can do wrong. Results are frozen, print as a line, show as a table in a notebook, and
+have ``to_json()``: what the command line prints. Guide: docs/api.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aprtui.compare.opening import (
+    both_captures,
+    open_capture,
+    open_stage_file,
+    read_capture,
+    unshaped,
+)
+from aprtui.errors import UsageError
+from aprtui.formats.perop import is_per_op_side
+from aprtui.formats.tracedir import StageKey, Told, TraceDir
+from aprtui.graph.select import only_layers, parse_stages
+from aprtui.text import clean
+
+if TYPE_CHECKING:
+    from aprtui.compare.bars import Override
+    from aprtui.compare.bisection import Bisection
+    from aprtui.compare.diff import Comparison
+    from aprtui.compare.pairs import DiffOptions
+    from aprtui.compare.weight_results import ModelComparison
+    from aprtui.engine.events import Event
+    from aprtui.graph import Graph
+    from aprtui.model.open import Model
+
+__all__ = ["bisect", "diff", "diff_models", "open_trace", "trace"]
+
+AnyPath = str | os.PathLike[str]
+Stages = str | Iterable[str]
+Layers = str | int | Iterable[int]
+
+_OTHER_PROMPTS = "trace both with the same --tokens, or compare all the same with --ignore-tokens"
+
+
+def open_trace(
+    path: AnyPath, *, model: AnyPath | Model | None = None, progress: Told | None = None
+) -> TraceDir:
+    """A capture of any program: a trace folder, one side of a per-op folder, or one stage file.
+
+    ``found["layer-3/ffn_gate"]`` is a ``StageArray``: float32, read-only, a memory map where it is
+    large, with ``axes``, ``shape`` and ``positions``. Nothing is read before it is asked for. The
+    stages are in order of computation. Shapes that no manifest states come from ``model``, else by
+    inference (``shape_source`` says which). ``progress`` is told the files found, and of how many
+    where that is known. Raises BadFileError, UsageError.
+    """
+    return open_capture(Path(path), _graph(model), progress)
+
+
+def trace(
+    model: AnyPath | Model,
+    *,
+    prompt: str | None = None,
+    tokens: Iterable[int] | None = None,
+    directory: AnyPath | None = None,
+    stages: Stages = "all",
+    layers: Layers = "all",
+    logits: str = "last",
+    engine: str = "aprtui",
+    engine_args: Mapping[str, str] | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    overrides: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+) -> TraceDir:
+    """Run one traced forward pass in this process, write its stages, and open what was written.
+
+    Either ``prompt`` or ``tokens``; without both, the default prompt. ``directory``: beside the
+    model, named after it. ``overrides`` are the ``--set`` values of a model that is not open yet.
+    ``on_event`` is told each event as it happens (``aprtui.engine.events``). Raises UsageError,
+    BadFileError, EngineError; the folder then holds whole files only and no manifest.
+    """
+    from aprtui.engine.job import TraceJob
+    from aprtui.engine.plan import make_plan
+    from aprtui.engine.run import run_trace
+
+    opened = _opened(model, overrides)
+    job = TraceJob(
+        model=str(opened.path),
+        directory="" if directory is None else os.fspath(directory),
+        prompt=prompt,
+        tokens=_ids(tokens),
+        stages=_words(stages),
+        layers=_words(layers),
+        device=device,
+        dtype=dtype,
+        logits=logits,
+        overwrite=overwrite,
+        overrides=opened.overrides,
+        engine=engine,
+        engine_args=dict(engine_args or {}),
+    )
+    plan = make_plan(job, opened)
+    run_trace(plan, on_event or (lambda event: None))
+    return open_capture(plan.directory)
+
+
+def diff(
+    a: AnyPath | TraceDir,
+    b: AnyPath | TraceDir | None = None,
+    *,
+    model: AnyPath | Model | None = None,
+    stages: Stages = "all",
+    layers: Layers = "all",
+    bars: Iterable[str] = (),
+    positions: str = "all",
+    ignore_tokens: bool = False,
+    top: int = 10,
+    progress: Callable[[int], None] | None = None,
+) -> Comparison:
+    """Compare two traces, or two stage files: every metric of every pair, judged by a bar.
+
+    ``a`` alone is a per-op folder: its cpu against its gpu. ``model`` tells the shapes of foreign
+    folders. ``bars`` as ``--bar``: "rel_l2=1e-3", "ffn_*:rel_l2=5e-2". ``positions``: "all" or
+    "last". ``progress`` is told how many values were compared since. Raises UsageError for other
+    prompts (unless ``ignore_tokens``) and for what cannot be compared, BadFileError.
+    """
+    from aprtui.compare.bars import parse_bar
+    from aprtui.compare.diff import diff_traces
+    from aprtui.compare.infer import with_shapes
+    from aprtui.compare.pairs import DiffOptions, check_tokens
+
+    if positions not in ("all", "last"):
+        raise UsageError(f"--positions {clean(positions)}", hint="all or last")
+    overrides = tuple(map(parse_bar, bars))
+    graph = _graph(model)
+    files = [Path(side) for side in (a, b) if not isinstance(side, TraceDir | None)]
+    if len(files) == 2 and all(path.is_file() for path in files):
+        options = DiffOptions(last_position=positions == "last", top=top)
+        return _diff_files(files, graph, overrides, options, ignore_tokens, progress)
+    sides = _both(a, b)
+    if not ignore_tokens:
+        check_tokens(*sides, _OTHER_PROMPTS)
+    left, right = (with_shapes(side if graph is None else unshaped(side), graph) for side in sides)
+    num_layers = 1 + max((key.layer or 0 for side in sides for key in side), default=-1)
+    options = DiffOptions(
+        parse_stages(_words(stages)),
+        only_layers(_words(layers), num_layers),
+        positions == "last",
+        top,
+    )
+    return diff_traces(
+        left, right, options, overrides, ignore_tokens=ignore_tokens, progress=progress
+    )
+
+
+def diff_models(
+    a: AnyPath,
+    b: AnyPath,
+    *,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> ModelComparison:
+    """Compare two models' weights, whatever their formats and names, and what they are set to.
+
+    ``progress`` is told the values done, of how many, and the weight's role. Raises BadFileError,
+    UsageError, EngineError for a block type without a decoder.
+    """
+    from aprtui.compare.weights import diff_models as compare
+
+    return compare(Path(a), Path(b), progress)
+
+
+def bisect(
+    b: AnyPath | TraceDir,
+    *,
+    a: AnyPath | TraceDir | None = None,
+    model: AnyPath | Model | None = None,
+    prompt: str | None = None,
+    tokens: Iterable[int] | None = None,
+    stages: Stages = "all",
+    layers: Layers = "all",
+    bars: Iterable[str] = (),
+    overrides: Mapping[str, str] | None = None,
+    progress: Callable[[int, int, StageKey], None] | None = None,
+) -> Bisection:
+    """Replay every stage of ``b`` in float64 from its own inputs, and name what computes wrongly.
+
+    ``a``, a reference, adds where the two first differ, and is replayed where b has no culprit.
+    ``model``: what b should have computed; else what a manifest names. ``tokens`` or ``prompt``
+    where b does not say. A per-op folder alone is its gpu against its cpu. ``progress`` is told
+    stages done, of how many, and which. Raises UsageError, BadFileError, EngineError.
+    """
+    from aprtui.compare.bars import parse_bar
+    from aprtui.compare.bisect import Options
+    from aprtui.compare.bisect import bisect as replay
+    from aprtui.compare.reference import find_model
+
+    if prompt is not None and tokens is not None:
+        raise UsageError("a prompt and tokens were both given", hint="give one of them")
+    suspect, reference = _suspect(b, a)
+    named = find_model(reference, suspect)[0] if model is None else model
+    opened = _opened(named, overrides)
+    ids = _ids(tokens) if prompt is None else tuple(opened.tokenizer.encode(prompt))
+    options = Options(
+        parse_stages(_words(stages)),
+        only_layers(_words(layers), opened.graph.num_layers),
+        tuple(map(parse_bar, bars)),
+    )
+    return replay(opened, suspect, reference, tokens=ids, options=options, progress=progress)
+
+
+def _diff_files(
+    paths: Sequence[Path],
+    graph: Graph | None,
+    overrides: tuple[Override, ...],
+    options: DiffOptions,
+    ignore_tokens: bool,
+    progress: Callable[[int], None] | None,
+) -> Comparison:
+    """Two stage files, by the bars of the traces around them where both lie in one."""
+    from aprtui.compare.bars import FILE_BARS, choose_bars
+    from aprtui.compare.diff import diff_files
+    from aprtui.compare.pairs import check_tokens
+
+    (a, trace_a), (b, trace_b) = (open_stage_file(path, graph) for path in paths)
+    bars = dataclasses.replace(FILE_BARS, overrides=overrides)
+    if trace_a is not None and trace_b is not None:
+        if not ignore_tokens:
+            check_tokens(trace_a, trace_b, _OTHER_PROMPTS)
+        bars = choose_bars(trace_a, trace_b, overrides)
+    return diff_files(a, b, bars, options, progress=progress)
+
+
+# -- what callers may give -------------------------------------------------------------------------
+
+
+def _opened(model: AnyPath | Model, overrides: Mapping[str, str] | None = None) -> Model:
+    from aprtui.model.open import Model, open_model
+
+    if not isinstance(model, Model):
+        return open_model(Path(model), overrides)
+    if overrides:
+        raise UsageError("overrides are said when a model is opened: this one is open already")
+    return model
+
+
+def _graph(model: AnyPath | Model | None) -> Graph | None:
+    return None if model is None else _opened(model).graph
+
+
+def _both(a: AnyPath | TraceDir, b: AnyPath | TraceDir | None) -> tuple[TraceDir, TraceDir]:
+    """Both captures as they lie."""
+    if not isinstance(a, TraceDir) and not isinstance(b, TraceDir):
+        return both_captures(Path(a), None if b is None else Path(b))
+    if b is None:
+        raise UsageError("two traces are needed", hint="aprtui.diff(a, b)")
+    return _read(a), _read(b)
+
+
+def _suspect(
+    b: AnyPath | TraceDir, a: AnyPath | TraceDir | None
+) -> tuple[TraceDir, TraceDir | None]:
+    """B, and A where there is one; without the shapes that were inferred: a model says them."""
+    if a is None and not isinstance(b, TraceDir) and is_per_op_side(Path(b) / "cpu"):
+        cpu, gpu = both_captures(Path(b))
+        return gpu, cpu
+    return unshaped(_read(b)), None if a is None else unshaped(_read(a))
+
+
+def _read(side: AnyPath | TraceDir) -> TraceDir:
+    return side if isinstance(side, TraceDir) else read_capture(Path(side))
+
+
+def _ids(tokens: Iterable[int] | None) -> tuple[int, ...] | None:
+    try:
+        return None if tokens is None else tuple(map(operator.index, tokens))
+    except TypeError:
+        raise UsageError("tokens are whole numbers", hint="tokens=[1, 2, 3]") from None
+
+
+def _words(chosen: str | int | Iterable[str | int]) -> str:
+    """Stages or layers as the command line writes them."""
+    return str(chosen) if isinstance(chosen, str | int) else ",".join(map(str, chosen))

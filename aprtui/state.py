@@ -1,0 +1,14 @@
+"""Where this program keeps what it knows between starts: sessions, logs, crash files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["state_folder"]
+
+
+def state_folder() -> Path:
+    """``$XDG_STATE_HOME/aprtui``, else ``~/.local/state/aprtui``; it need not be there."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "aprtui"

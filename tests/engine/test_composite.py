@@ -1,0 +1,71 @@
+"""Composite folders around a known text model: the text part is traced, the rest is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aprtui.model.open import open_model
+from tests.engine.mutations import BAR, TOKENS, our_logits
+
+transformers = pytest.importorskip("transformers", reason="transformers is a dev dependency")
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12,
+    "max_position_embeddings": 128, "initializer_range": 0.2, "pad_token_id": 0,
+}  # fmt: skip
+VISION: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "image_size": 8, "patch_size": 4, "head_dim": 8,
+}  # fmt: skip
+
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "llava": ("Llava", {"model_type": "llama", **TEXT}, {"model_type": "clip_vision_model"}),
+    "mistral3": ("Mistral3", {"model_type": "mistral", **TEXT}, {"model_type": "pixtral"}),
+    "gemma3": (
+        "Gemma3", {"model_type": "gemma3_text", "sliding_window": 4, **TEXT},
+        {"model_type": "siglip_vision_model"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_the_text_part_has_the_whole_models_numbers(case: str, tmp_path: Path) -> None:
+    name, text, vision = CASES[case]
+    config = getattr(transformers, f"{name}Config")(
+        text_config=text, vision_config=VISION | vision, image_token_index=95,
+        mm_tokens_per_image=4,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    kind = getattr(transformers, f"{name}ForConditionalGeneration")
+    model = kind._from_config(config, attn_implementation="eager").float().eval()
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        theirs = model(torch.tensor([[token % 90 for token in TOKENS]])).logits[0]
+    ours = our_logits(tmp_path, tuple(token % 90 for token in TOKENS))
+    assert float((ours - theirs).norm() / theirs.norm()) <= BAR
+    notes = open_model(tmp_path).notes
+    assert any("text part" in note and "left out: " in note for note in notes), notes
+
+
+def test_an_embedding_model_lets_tokens_see_those_that_follow(tmp_path: Path) -> None:
+    """EmbeddingGemma: gemma3 without a head, both ways, its window halved."""
+    config = transformers.Gemma3TextConfig(
+        **TEXT, use_bidirectional_attention=True, sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    torch.manual_seed(3)
+    model = transformers.Gemma3TextModel._from_config(config, attn_implementation="eager")
+    model = model.float().eval()
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        hidden = model(torch.tensor([TOKENS])).last_hidden_state[0]
+    theirs = hidden @ model.embed_tokens.weight.T
+    ours = our_logits(tmp_path)
+    assert float((ours - theirs).norm() / theirs.norm()) <= BAR
+    assert json.loads((tmp_path / "config.json").read_text())["use_bidirectional_attention"]
