@@ -372,6 +372,10 @@ BAD: dict[str, tuple[str, dict[str, torch.Tensor | None], dict[str, object], tup
     "MLX without biases": (
         "mlx-4", {f"{Q}.biases": None}, {}, (f"{Q}.weight", f"{Q}.biases is not there"),
     ),
+    "codes of no weight": (
+        "fp8-tensor", {f"{Q}.weight": torch.empty(0, 128, dtype=torch.float8_e4m3fn)}, {},
+        (f"{Q}.weight", "codes of no weight"),
+    ),
     "AWQ of another layout": ("awq-4", {}, {"version": "gemv"}, ("gemv", "version=GEMM")),
     "int8 whose scales nothing mentions": (
         "bnb-int8", {f"{Q}.SCB": None, f"{Q}.weight_format": None}, {}, (f"{Q}.weight", "I8"),

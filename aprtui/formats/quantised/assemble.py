@@ -94,8 +94,10 @@ def _coding(module: Module) -> Coding | None:
         coding = read(module)
         if coding is None:
             continue
+        entry = coding.parts[0].entry
+        if not coding.rows or not coding.columns:
+            module.refuse(entry, f"is {list(entry.shape)}: codes of no weight")
         if module.said is not None and module.method not in methods:
-            entry = coding.parts[0].entry
             module.refuse(
                 entry,
                 f"is stored as {coding.type_name}, and {module.said.source} says "

@@ -176,6 +176,8 @@ def _gptq(module: Module, codes: TensorEntry) -> Coding:
             hint="GPTQModel saves it anew with format=gptq",
         )
     rows, groups = codes.shape[1], math.ceil(columns / group)
+    if bits == 3 and rows % 32:
+        module.refuse(codes, f"has {rows} rows, no multiple of 32, as three bits are packed")
     run, step = (bits, 32) if bits == 3 else (1, 32 // bits)
     zeros = Part("zero", module.parts["qzeros"], "columns", math.ceil(rows * bits / 32), step, run)
     parts = _turned_parts(module, Part("codes", codes, "columns", rows), zeros, rows, groups)

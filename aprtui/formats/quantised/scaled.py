@@ -63,8 +63,9 @@ def _block(module: Module, weight: TensorEntry, scale: TensorEntry) -> tuple[int
         return 1, columns
     stated = _stated_block(module)
     if stated is None:
-        if scale.shape[:-1] == (*leading, rows) and columns % scale.shape[-1] == 0:
-            return 1, columns // scale.shape[-1]
+        groups = scale.shape[-1] if scale.shape else 0
+        if scale.shape[:-1] == (*leading, rows) and groups and columns % groups == 0:
+            return 1, columns // groups
         module.refuse(
             scale, f"is {list(scale.shape)}, which is no scale of {list(weight.shape)} codes"
         )
