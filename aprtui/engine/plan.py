@@ -214,6 +214,8 @@ def _plan(job: TraceJob, model: Model) -> Plan:
     layers = parse_layers(job.layers, graph.num_layers)
     notes = list(model.notes)
     tokens = _tokens(job, model)
+    if job.tokens is None:
+        notes += model.tokenizer.notes
     if model.max_positions and len(tokens) > model.max_positions:
         notes.append(
             f"{len(tokens):,} tokens exceed the {model.max_positions:,} positions the model "

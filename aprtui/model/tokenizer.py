@@ -66,11 +66,19 @@ _Prepare = Callable[[_Stretches], tuple[_Segment, _Merges]]
 
 
 class Tokenizer:
-    """Encodes prompts and shows tokens. Made by ``build_tokenizer``."""
+    """Encodes prompts and shows tokens. Made by ``build_tokenizer``.
+
+    ``notes``: what its files contradict each other in, and which of them is followed.
+    """
 
     def __init__(
-        self, spec: TokenizerSpec, vocabulary: Vocabulary, ids_of: Callable[[str, bool], list[int]]
+        self,
+        spec: TokenizerSpec,
+        vocabulary: Vocabulary,
+        ids_of: Callable[[str, bool], list[int]],
+        notes: tuple[str, ...] = (),
     ) -> None:
+        self.notes = notes
         self._spec = spec
         self._vocabulary = vocabulary
         self._ids_of = ids_of  # (text, special) -> ids, without BOS and EOS
@@ -154,7 +162,25 @@ def _json_tokenizer(spec: TokenizerSpec) -> Tokenizer:
             return list(library.encode(text, add_special_tokens=templated).ids)
 
     untemplated = replace(spec, add_bos=not templated and spec.add_bos)
-    return Tokenizer(untemplated, json_vocabulary(spec, library), ids_of)
+    notes = () if templated else _template_notes(spec, library)
+    return Tokenizer(untemplated, json_vocabulary(spec, library), ids_of, notes)
+
+
+def _template_notes(spec: TokenizerSpec, library: tokenizers.Tokenizer) -> tuple[str, ...]:
+    """Whether tokenizer.json's own template and tokenizer_config.json, which is followed, disagree
+    about BOS."""
+    with library_failures(spec.json_path or "tokenizer.json", "cannot encode"):
+        with_template = library.encode("a", add_special_tokens=True).ids
+        plain = library.encode("a", add_special_tokens=False).ids
+    adds = len(with_template) > len(plain) and with_template[:1] != plain[:1]
+    if adds == bool(spec.add_bos and spec.bos_id is not None):
+        return ()
+    does = "adds a token before the text" if adds else "adds no BOS"
+    follows = "adds BOS" if spec.add_bos else "adds none"
+    return (
+        f"tokenizer.json's template {does}, and tokenizer_config.json {follows}: the latter is "
+        "followed; --tokens gives the ids as another program has them",
+    )
 
 
 # Tokens that llama.cpp takes for control tokens by their text (src/llama-vocab.cpp): all that end a

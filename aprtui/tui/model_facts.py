@@ -112,9 +112,13 @@ def tensor_facts(row: TensorRow) -> list[Fact]:
         Fact("used by", ", ".join(row.used_by) or "no stage of the pass"),
         Fact("type", entry.type, f"{bits:.4g} bits a value"),
         Fact("shape", " x ".join(map(count, entry.shape)) or "scalar", f"{count(values)} values"),
-        Fact("bytes", f"{entry.offset:,} .. {entry.offset + entry.size_bytes:,}",
-             f"{size(entry.size_bytes)}, {aligned}-aligned"),
-    ]  # fmt: skip
+    ]
+    if entry.coding is None:
+        place = f"{entry.offset:,} .. {entry.offset + entry.size_bytes:,}"
+        facts.append(Fact("bytes", place, f"{size(entry.size_bytes)}, {aligned}-aligned"))
+    else:
+        several = f"in {len(entry.coding.parts)} tensors"
+        facts.append(Fact("bytes", f"{entry.size_bytes:,}", several))
     if kind is not None and kind.values > 1:
         flat = "run over the flat tensor" if entry.flat else ""
         blocks = -(-entry.size_bytes // kind.bytes)

@@ -274,6 +274,46 @@ def test_packed_integers_in_the_order_of_their_activations(tmp_path: Path) -> No
     assert np.array_equal(all_of(entry), expected.numpy())
 
 
+def test_a_module_of_its_own_bits_is_read_so(tmp_path: Path) -> None:
+    """As MLX writes mixed checkpoints."""
+    own = load_file(FOLDERS / "mlx-8" / "model.safetensors")
+    given: dict[str, torch.Tensor | None] = {
+        name: kept for name, kept in own.items() if name.startswith(f"{Q}.")
+    }
+    folder = changed("mlx-4", tmp_path / "m", given, **{Q: {"bits": 8, "group_size": 64}})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"] = config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    model = open_model(folder)
+    assert model.types()["q"] == ("MLX_8",)
+    assert model.types()["k"] == ("MLX_4",)
+    recorded = json.loads((FOLDERS / "mlx-8" / "decoded.json").read_text())["weights"]
+    found = values(codec_of(model.weights[Role("q", 0)]), 32)
+    assert hashlib.sha256(found.tobytes()).hexdigest() == recorded[f"{Q}.weight"]["sha256"]
+
+
+def test_autogptqs_own_file_says_what_the_config_does_not(tmp_path: Path) -> None:
+    folder = changed("gptq-4", tmp_path / "m", {})
+    config = json.loads((folder / "config.json").read_text())
+    said = config.pop("quantization_config")
+    (folder / "config.json").write_text(json.dumps(config))
+    del said["quant_method"]
+    (folder / "quantize_config.json").write_text(json.dumps(said))
+    model = open_model(folder)
+    assert model.types()["q"] == ("GPTQ_4",)
+    assert model.file.quantisation is not None
+    assert model.file.quantisation.source == "quantize_config.json"
+
+
+def test_a_checkpoint_that_was_dequantised_says_so(tmp_path: Path) -> None:
+    plain = dequantised("fp8-block", tmp_path / "plain")
+    config = json.loads((plain / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (plain / "config.json").write_text(json.dumps(config))
+    note = "config.json quantization_config says fp8, and every weight is stored plain"
+    assert note in open_model(plain).notes
+
+
 # -- contradictions --------------------------------------------------------------------------------
 
 
@@ -331,6 +371,10 @@ BAD: dict[str, tuple[str, dict[str, torch.Tensor | None], dict[str, object], tup
     ),
     "MLX without biases": (
         "mlx-4", {f"{Q}.biases": None}, {}, (f"{Q}.weight", f"{Q}.biases is not there"),
+    ),
+    "codes of no weight": (
+        "fp8-tensor", {f"{Q}.weight": torch.empty(0, 128, dtype=torch.float8_e4m3fn)}, {},
+        (f"{Q}.weight", "codes of no weight"),
     ),
     "AWQ of another layout": ("awq-4", {}, {"version": "gemv"}, ("gemv", "version=GEMM")),
     "int8 whose scales nothing mentions": (

@@ -11,7 +11,7 @@ import pytest
 from aprtui.formats.modelfile import TensorEntry
 from aprtui.model.open import read_model_file
 from aprtui.tui.weight_sample import look_at_weight, sample_values
-from tests.support import FIXTURES, needs_fixtures
+from tests.support import FIXTURES, SMALL, needs_fixtures
 from tests.tui.support import frame, opened, press
 
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q2_K", "Q4_K", "Q6_K", "IQ4_NL", "IQ4_XS")
@@ -69,3 +69,14 @@ async def test_the_model_screen_shows_a_weights_numbers_under_the_cursor() -> No
         text = await press(pilot, "j", "j")
         assert "NaN 0  Inf 0" in text and "range " in text and "every value" in text
         assert "blk.0." in frame(pilot)
+
+
+async def test_a_quantised_weight_shows_every_tensor_that_it_is_stored_as() -> None:
+    async with opened(SMALL / "quantised" / "gptq-4-actorder") as pilot:
+        await press(pilot, *"jjjj")
+        shown = frame(pilot)
+    assert "7 of GPTQ_4" in shown
+    assert "q_proj.weight" in shown
+    for part in ("qweight", "scales", "qzeros", "g_idx"):
+        assert f"self_attn.q_proj.{part}" in shown
+    assert "9,344" in shown and "in 4 tensors" in shown

@@ -25,6 +25,15 @@ class TestFolders:
             (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
         return tmp_path
 
+    def test_a_template_that_disagrees_about_bos_is_said(self, tmp_path: Path) -> None:
+        alone = self.folder(tmp_path, {})
+        assert build_tokenizer(spec_from_folder(alone)).notes == ()
+        both = self.folder(tmp_path, {}, add_bos_token=True, bos_token={"content": "<|im_start|>"})
+        (note,) = build_tokenizer(spec_from_folder(both)).notes
+        assert "template adds no BOS, and tokenizer_config.json adds BOS" in note
+        agreed = self.folder(tmp_path, {}, add_bos_token=False)
+        assert build_tokenizer(spec_from_folder(agreed)).notes == ()
+
     def test_ids_are_those_recorded_of_the_same_model(self) -> None:
         path = FIXTURES / "captures" / "pycode-5m-q4_k_m" / "capture.json"
         capture = json.loads(path.read_text("utf-8"))

@@ -11,7 +11,7 @@ from aprtui.errors import BadFileError
 from aprtui.formats.blocks import BLOCK_TYPES, INTEGERS
 from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.formats.quantised.coding import Coding, Part
-from aprtui.formats.quantised.declared import with_declared
+from aprtui.formats.quantised.declared import Quantisation, with_declared
 from aprtui.formats.quantised.fourbit import read_float4, read_table4
 from aprtui.formats.quantised.module import Module, modules_of
 from aprtui.formats.quantised.packed import read_compressed, read_mlx, read_turned
@@ -80,7 +80,7 @@ def assembled(file: ModelFile) -> ModelFile:
         told = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
         notes.append(f"quantised weights: {told}; decoded to float32, activations not rounded")
     if not kinds and file.quantisation is not None:
-        _refuse_unknown(file)
+        notes.append(_plain_or_refused(file, file.quantisation))
     return replace(file, tensors=entries, notes=tuple(notes))
 
 
@@ -94,8 +94,10 @@ def _coding(module: Module) -> Coding | None:
         coding = read(module)
         if coding is None:
             continue
+        entry = coding.parts[0].entry
+        if not coding.rows or not coding.columns:
+            module.refuse(entry, f"is {list(entry.shape)}: codes of no weight")
         if module.said is not None and module.method not in methods:
-            entry = coding.parts[0].entry
             module.refuse(
                 entry,
                 f"is stored as {coding.type_name}, and {module.said.source} says "
@@ -141,12 +143,13 @@ def _logical(module: Module, coding: Coding) -> TensorEntry:
     )
 
 
-def _refuse_unknown(file: ModelFile) -> None:
-    """Raises BadFileError where a method is stated whose codings are not read here."""
-    said = file.quantisation
-    assert said is not None
+def _plain_or_refused(file: ModelFile, said: Quantisation) -> str:
+    """What is said of a checkpoint in which no coding was met, and a quantisation is stated.
+
+    Raises BadFileError where its method's codings are not read here.
+    """
     if said.method in _READ:
-        return  # a checkpoint that was dequantised and kept its configuration: plain weights
+        return f"{said.source} says {clean(said.method, 60)}, and every weight is stored plain"
     what = _UNREAD.get(said.method, clean(said.method, 60))
     raise BadFileError(
         file.path,

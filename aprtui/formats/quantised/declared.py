@@ -36,14 +36,6 @@ class Quantisation:
     source: str  # where it is said
     keys: Mapping[str, Any] = field(default_factory=dict)
 
-    def number(self, *names: str) -> int | None:
-        """The first of these keys that holds an integer."""
-        for name in names:
-            value = self.keys.get(name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                return value
-        return None
-
     @property
     def activations(self) -> str:
         """What the checkpoint's own runtime does to activations before a product; "" for nothing.

@@ -43,10 +43,13 @@ def read_float4(module: Module) -> Coding | None:
     return _rows(module, weight, "NVFP4_MO", _NVFP4_GROUP, ("F8_E4M3",))
 
 
-def _blocks(module: Module) -> Coding:
+def _blocks(module: Module) -> Coding | None:
     blocks = module.parts.get("_blocks")
     if blocks is None:
-        module.refuse(module.parts["_scales"], "holds MXFP4 scales, and the blocks are not there")
+        scales = module.parts["_scales"]
+        if scales.type != "U8":
+            return None  # somebody's own tensor of that name
+        module.refuse(scales, "holds MXFP4 scales, and the blocks are not there")
     scales = module.need("_scales", blocks, "MXFP4 blocks")
     module.check(blocks, ("U8",))
     if len(blocks.shape) < 3 or blocks.shape[-1] != _MXFP4_GROUP // 2:

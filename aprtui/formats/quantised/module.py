@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -49,16 +49,19 @@ class Module:
     def method(self) -> str:
         return self.said.method if self.said is not None else ""
 
-    def number(self, *names: str) -> int | None:
-        """An integer of the configuration, this module's own where it has one (MLX)."""
+    def setting(self, name: str) -> Any:
+        """A key of the configuration, this module's own where it has one (MLX); None without."""
         if self.said is None:
             return None
         own = self.said.keys.get(self.name)
-        if isinstance(own, Mapping):
-            for name in names:
-                if isinstance(own.get(name), int):
-                    return int(own[name])
-        return self.said.number(*names)
+        if isinstance(own, Mapping) and name in own:
+            return own[name]
+        return self.said.keys.get(name)
+
+    def number(self, *names: str) -> int | None:
+        """The first of these settings that is an integer."""
+        found = (self.setting(name) for name in names)
+        return next((n for n in found if isinstance(n, int) and not isinstance(n, bool)), None)
 
     def refuse(self, entry: TensorEntry, what: str, *, hint: str = "") -> NoReturn:
         """Raises BadFileError that names a tensor and what contradicts itself."""

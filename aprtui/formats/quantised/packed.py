@@ -32,7 +32,7 @@ def read_mlx(module: Module) -> Coding | None:
         return None
     scales = module.need("scales", weight, "MLX codes")
     bits, group = _mlx_numbers(module, weight)
-    mode = module.said.keys.get("mode", "affine") if module.said is not None else "affine"
+    mode = module.setting("mode") or "affine"
     columns = weight.shape[-1] * 32 // bits
     rows = math.prod(weight.shape[:-1])
     _divides(module, weight, columns, group)
@@ -109,7 +109,7 @@ def read_compressed(module: Module) -> Coding | None:
 
 def _compressed_bits(module: Module, packed: TensorEntry, columns: int) -> int:
     """The bits of a code, as the configuration says and the shape agrees."""
-    groups = module.said.keys.get("config_groups") if module.said is not None else None
+    groups = module.setting("config_groups")
     stated = {
         weights["num_bits"]
         for group in (groups.values() if isinstance(groups, dict) else ())
@@ -139,7 +139,7 @@ def read_turned(module: Module) -> Coding | None:
         module.refuse(codes, f"is {list(codes.shape)}, not a table of words")
     for part in ("scales", "qzeros"):
         module.need(part, codes, f"{module.method or 'packed'} codes")
-    packing = str(module.said.keys.get("packing_format", "")) if module.said is not None else ""
+    packing = str(module.setting("packing_format") or "")
     if module.method == "awq" or "awq" in packing:
         return _awq(module, codes)
     if module.method in _GPTQ_LIKE:
@@ -168,7 +168,7 @@ def _bits_and_group(module: Module, codes: TensorEntry, columns_of: int) -> tupl
 
 def _gptq(module: Module, codes: TensorEntry) -> Coding:
     bits, group, columns = _bits_and_group(module, codes, 32)
-    version = str(module.said.keys.get("checkpoint_format", "gptq")) if module.said else "gptq"
+    version = str(module.setting("checkpoint_format") or "gptq")
     if version not in ("gptq", "gptq_v2"):
         module.refuse(
             codes,
@@ -176,6 +176,8 @@ def _gptq(module: Module, codes: TensorEntry) -> Coding:
             hint="GPTQModel saves it anew with format=gptq",
         )
     rows, groups = codes.shape[1], math.ceil(columns / group)
+    if bits == 3 and rows % 32:
+        module.refuse(codes, f"has {rows} rows, no multiple of 32, as three bits are packed")
     run, step = (bits, 32) if bits == 3 else (1, 32 // bits)
     zeros = Part("zero", module.parts["qzeros"], "columns", math.ceil(rows * bits / 32), step, run)
     parts = _turned_parts(module, Part("codes", codes, "columns", rows), zeros, rows, groups)
@@ -189,7 +191,7 @@ def _gptq(module: Module, codes: TensorEntry) -> Coding:
 
 
 def _awq(module: Module, codes: TensorEntry) -> Coding:
-    version = str(module.said.keys.get("version", "gemm")) if module.said is not None else "gemm"
+    version = str(module.setting("version") or "gemm")
     if version.lower() != "gemm":
         module.refuse(
             codes,

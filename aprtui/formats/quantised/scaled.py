@@ -63,8 +63,9 @@ def _block(module: Module, weight: TensorEntry, scale: TensorEntry) -> tuple[int
         return 1, columns
     stated = _stated_block(module)
     if stated is None:
-        if scale.shape[:-1] == (*leading, rows) and columns % scale.shape[-1] == 0:
-            return 1, columns // scale.shape[-1]
+        groups = scale.shape[-1] if scale.shape else 0
+        if scale.shape[:-1] == (*leading, rows) and groups and columns % groups == 0:
+            return 1, columns // groups
         module.refuse(
             scale, f"is {list(scale.shape)}, which is no scale of {list(weight.shape)} codes"
         )
@@ -78,11 +79,9 @@ def _block(module: Module, weight: TensorEntry, scale: TensorEntry) -> tuple[int
 
 def _stated_block(module: Module) -> tuple[int, int] | None:
     """The configuration's block: ``weight_block_size``, or a compressed-tensors group's."""
-    if module.said is None:
-        return None
-    stated = module.said.keys.get("weight_block_size")
+    stated = module.setting("weight_block_size")
     if stated is None:
-        groups = module.said.keys.get("config_groups")
+        groups = module.setting("config_groups")
         for group in groups.values() if isinstance(groups, dict) else ():
             weights = group.get("weights") if isinstance(group, dict) else None
             if isinstance(weights, dict) and weights.get("block_structure"):

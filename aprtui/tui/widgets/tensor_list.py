@@ -30,12 +30,15 @@ class TensorList(RowList):
         self._rows: list[_Row] = []
         self._unfolded: set[int] = {0}
         self._total = 1
+        self._type_width = 6
         self.filter = ""
         self.sort = "role"
 
     def set_tensors(self, tensors: Iterable[TensorRow]) -> None:
         self._tensors = tuple(sorted(tensors, key=lambda row: (row.place, row.expert or 0)))
         self._total = max(sum(row.entry.size_bytes for row in self._tensors), 1)
+        longest = max((len(row.entry.type) for row in self._tensors), default=0)
+        self._type_width = min(max(longest, 6), 9)
         self.rebuild()
 
     @property
@@ -108,9 +111,10 @@ class TensorList(RowList):
             name = f"{tensor.layer} {name}"
         indent = "    " if tensor.layer is not None and not flat else "  "
         shape = " x ".join(str(extent) for extent in tensor.entry.shape)
-        room = max(width - len(indent) - len(tail) - 6 - 14, 6)
+        room = max(width - len(indent) - len(tail) - self._type_width - 14, 6)
         return [
-            (indent, ""), (fit(name, room), ""), (fit(tensor.entry.type, 6), "accent"),
+            (indent, ""), (fit(name, room), ""),
+            (fit(clean(tensor.entry.type, 9), self._type_width), "accent"),
             (fit(" " + shape, 14), ""), (tail, "dim"),
         ]  # fmt: skip
 
