@@ -393,6 +393,8 @@ def sample_events() -> Iterator[events.Event]:
     yield events.Started(4242)
     yield events.StageWritten(0, "embedding", "layer-0/embedding.bin", 20, 1, 8, 20, 0.5, 1.0, 0, 0)
     yield events.StageWritten(None, "lm_head", "lm_head.bin", 20, 8, 8, 99, 0.5, "NaN", 2, 0, 1, 2)
+    yield events.CardSeen("cuda:0", 5_800_000_000, 85_500_000_000, 37, 310.5, 700.0)
+    yield events.CardSeen("cuda:1", 0, 16_000_000_000, None, None, None)
     yield events.Log("warning", "the tokenizer adds no BOS")
     token = events.TopToken(7, " the", 12.5, 0.25)
     yield events.Finished("out", 8, 96, 1.5, 10**8, 0, (token.to_json(),), ("lm_head",))
