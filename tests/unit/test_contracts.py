@@ -396,6 +396,7 @@ def sample_events() -> Iterator[events.Event]:
         (2,), ("vocab",), "last",
     )  # fmt: skip
     yield events.CardSeen("cuda:0", 10**9, 8 * 10**9, 97, 310.5, None)
+    yield events.CardSeen("cuda:1", 0, 16_000_000_000, None, None, None)
     yield events.Log("warning", "the tokenizer adds no BOS")
     token = events.TopToken(7, " the", 12.5, 0.25)
     yield events.Finished("out", 8, 96, 1.5, 10**8, 0, (token.to_json(),), ("lm_head",))
