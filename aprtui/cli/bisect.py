@@ -126,8 +126,8 @@ def _model(given: str | None, a: TraceDir | None, b: TraceDir) -> tuple[Path, st
     """The model to replay with, and who says that it is this one."""
     if given is not None:
         return Path(given), ""
-    path, side = find_model(a, b)
-    return path, f", as {side}'s manifest says"
+    path, says = find_model(a, b)
+    return path, f", as {says} says"
 
 
 # -- progress --------------------------------------------------------------------------------------

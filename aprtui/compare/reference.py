@@ -34,12 +34,12 @@ def model_trace(a: TraceDir | None, b: TraceDir) -> TraceDir:
 
 
 def find_model(a: TraceDir | None, b: TraceDir) -> tuple[Path, str]:
-    """The model to replay B with where none is named, and whose manifest names it: "A" or "B".
-
-    Raises UsageError where no manifest names one that is there.
+    """The model to replay B with where none is named, and what names it: "B's manifest", or the
+    plan of a trace that has none. Raises UsageError where nothing names one that is there.
     """
     trace = model_trace(a, b)
     path = named_model(trace)
     if path is None:
         raise UsageError("the model is needed to replay a stage", hint="--model MODEL")
-    return path, "A" if trace is a else "B"
+    says = "plan" if trace.manifest is None else "manifest"
+    return path, f"{'A' if trace is a else 'B'}'s {says}"

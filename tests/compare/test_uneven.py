@@ -49,13 +49,13 @@ def softmax(x: Array, seen: npt.NDArray[np.bool_], sinks: Array | None = None) -
     return np.asarray(powers / (powers.sum(-1, keepdims=True) + lost))
 
 
-def scores(s: Scene, seen: npt.NDArray[np.bool_]) -> Array:
-    """Layer 1's, of q and k that nothing turned, soft-capped at 2."""
+def scores(s: Scene, seen: npt.NDArray[np.bool_], cap: float = 2.0) -> Array:
+    """Layer 1's, of q and k that nothing turned, soft-capped."""
     a, k, d = s.heads
     rows = s.inputs[0]
     q, keys = rows[:, : a * d].reshape(-1, a, d), rows[:, a * d : (a + k) * d]
     raw = np.einsum("thd,sd->hts", q, keys) * 0.2
-    return np.where(seen, np.tanh(raw / 2) * 2, 0.0)
+    return np.where(seen, np.tanh(raw / cap) * cap, 0.0)
 
 
 def centred(s: Scene) -> Array:
@@ -143,6 +143,8 @@ PLANTED = (
             {"theta": 4321.0}),
     Planted("sinks_missing", "layer-0/attn_softmax",
             lambda s: softmax(s.inputs[0], visible(window=4))),
+    Planted("softcap_missing", "layer-1/attn_scores",
+            lambda s: scores(s, visible(chunk=5), 1e9)),
     Planted("window", "layer-1/attn_scores", lambda s: scores(s, visible(4, 5)), {"window": 4}),
     Planted("chunk_missing", "layer-1/attn_scores", lambda s: scores(s, visible()), {"right": 5}),
     Planted("heads_permuted", "layer-0/qkv_matmul", heads_swapped,

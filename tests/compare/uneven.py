@@ -30,6 +30,7 @@ _ROUTING = Routing(Choose(2, 4, "sigmoid"), Route("sigmoid", scale=2.5), 24, "si
 class _Opened:
     """What replay and bisection ask of a model."""
 
+    path: Path
     graph: Graph
     weights: dict[Role, Matrix]
     file: Any
@@ -48,7 +49,7 @@ def uneven_model(path: Path) -> Model:
             entry = TensorEntry(str(role), "F32", shape, path, first, len(raw))
             weights[role] = Matrix(entry, 0, rows, columns)
             first += file.write(raw)
-    return cast(Model, _Opened(graph, weights, SimpleNamespace(digest="1")))
+    return cast(Model, _Opened(path, graph, weights, SimpleNamespace(digest="1")))
 
 
 def _graph() -> Graph:

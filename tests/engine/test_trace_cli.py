@@ -263,7 +263,7 @@ def test_a_disk_that_fills_up_ends_the_trace_honestly(
         (["--layers", "two"], 2, "cannot be read"),
         (["--device", "cuda:7"], 2, "CUDA"),
         (["--device", "tpu"], 2, "unknown device"),
-        (["--set", "num_expert=3"], 2, "num_experts"),
+        (["--set", "num_layer=3"], 2, "num_layers"),
         (["--set", "head_dim"], 2, "no = in it"),
         (["--tokens", "1,2,9999"], 2, "outside the vocabulary"),
         (["--tokens", "1,x"], 2, "cannot be read"),

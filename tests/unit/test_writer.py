@@ -303,7 +303,7 @@ def test_a_disk_that_fails_behind_the_callers_back_fails_the_capture(
     def full(*_: object) -> int:
         raise EngineError("s.bin: cannot be written: No space left on device")
 
-    monkeypatch.setattr("aprtui.writer.write_stage", full)
+    monkeypatch.setattr("aprtui.engine.folder.write_stage", full)
     writer = CaptureWriter(tmp_path / "t", tokens=(1, 2), engine={"name": "mine"})
     with pytest.raises(EngineError, match="No space left"), writer as capture:
         capture.put("ffn_out", OnDevice(torch.ones(2, 3)), layer=0)
