@@ -67,7 +67,8 @@ def assembled(file: ModelFile) -> ModelFile:
             del entries[part.entry.name]
         logical = _logical(module, coding)
         entries[logical.name] = logical
-    cache = sorted(name for name in entries if name.endswith(_CACHE_SCALES))
+    stated = file.quantisation is not None
+    cache = sorted(name for name in entries if stated and name.endswith(_CACHE_SCALES))
     for name in cache:
         del entries[name]
     notes = list(file.notes)

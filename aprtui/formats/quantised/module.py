@@ -23,7 +23,7 @@ _SPLIT = re.compile(
     r"|_g_idx|_global_scale|_format)?"
     r"|weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)"
     r"|input_scale|input_zero_point|input_global_scale|activation_scale|output_scale"
-    r"|qscale_weight|qscale_act|qweight|qzeros|scales|g_idx|biases|SCB|weight_format)"
+    r"|qscale_weight|qscale_act|qweight|qzeros|scales|g_idx|biases|SCB)"
     r"|(?P<packed>.+?)_(?P<half>blocks|scales)"
 )
 """A tensor's name: the module, and the part of its weight that the tensor is."""
