@@ -23,6 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from aprtui.cli.main import heed_signals
 from tests.faults.writers import WRITERS, Inputs, Writer, make_inputs, run, tree, wrong
 
 __all__ = ["main"]
@@ -38,6 +39,7 @@ def main() -> int:
     if os.geteuid():
         print("mounting needs root", file=sys.stderr)
         return 2
+    heed_signals()  # and unmount
     print(f"| writer | {' | '.join(COLUMNS)} |\n|{'---|' * 6}")
     total: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="aprtui-faults-") as scratch:
