@@ -300,7 +300,7 @@ def test_a_tensor_leaves_its_device_as_it_was_when_it_was_put(tmp_path: Path) ->
 def test_a_disk_that_fails_behind_the_callers_back_fails_the_capture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> int:
+    def full(*_: object, **__: object) -> int:
         raise EngineError("s.bin: cannot be written: No space left on device")
 
     monkeypatch.setattr("aprtui.engine.folder.write_stage", full)
