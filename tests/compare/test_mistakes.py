@@ -130,14 +130,6 @@ def stale(s: Scene, source: str) -> Array:
     return np.asarray(np.einsum("hts,shd->thd", s.inputs[0], v))
 
 
-def uncapped(s: Scene) -> Array:
-    q, k = s.inputs
-    k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
-    raw = np.einsum("thd,shd->hts", q, k) * s.own.scale
-    seen = s.right != 0
-    return np.where(seen, raw, 0.0)
-
-
 def columns(right: Array, first: int, last: int, by: float) -> Array:
     out = right.copy()
     out[:, first:last] *= by
@@ -220,7 +212,6 @@ def gelu_erf(x: Array) -> Array:
 QWEN2, LLAMA = "qwen2-q4_k_m.gguf", "llama-q4_k_m.gguf"
 QWEN3, MOE, GEMMA = "qwen3-q6_k.gguf", "qwen3moe-q4_k_m.gguf", "gemma3-q4_0.gguf"
 SPM = "llamaspm-q4_0.gguf"
-CAPS = (("score_softcap", "0.5"), ("logit_softcap", "3"))
 
 PLANTED = (
     Planted("zeros", QWEN2, "layer-1/ffn_up", lambda s: 0 * s.right),
@@ -305,8 +296,6 @@ PLANTED = (
             {"factor": 1.02}),
     Planted("kv_tiling", QWEN3, "layer-1/attn_scores", dealt_scores),
     Planted("kv_tiling", QWEN2, "layer-1/attention", dealt_values),
-    Planted("softcap_missing", GEMMA, "layer-1/attn_scores", uncapped, {}, CAPS),
-    Planted("softcap_missing", GEMMA, "lm_head", lambda s: 3 * np.arctanh(s.right / 3), {}, CAPS),
     Planted("mask_leak", QWEN2, "layer-1/attn_softmax", leaked, {"ahead": 11}),
     Planted("mask_leak", QWEN2, "layer-1/attn_scores", all_scores, {"ahead": 11}),
     Planted("window", GEMMA, "layer-1/attn_scores",

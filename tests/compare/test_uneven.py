@@ -49,13 +49,13 @@ def softmax(x: Array, seen: npt.NDArray[np.bool_], sinks: Array | None = None) -
     return np.asarray(powers / (powers.sum(-1, keepdims=True) + lost))
 
 
-def scores(s: Scene, seen: npt.NDArray[np.bool_]) -> Array:
-    """Layer 1's, of q and k that nothing turned, soft-capped at 2."""
+def scores(s: Scene, seen: npt.NDArray[np.bool_], cap: float = 2.0) -> Array:
+    """Layer 1's, of q and k that nothing turned, soft-capped."""
     a, k, d = s.heads
     rows = s.inputs[0]
     q, keys = rows[:, : a * d].reshape(-1, a, d), rows[:, a * d : (a + k) * d]
     raw = np.einsum("thd,sd->hts", q, keys) * 0.2
-    return np.where(seen, np.tanh(raw / 2) * 2, 0.0)
+    return np.where(seen, np.tanh(raw / cap) * cap, 0.0)
 
 
 def centred(s: Scene) -> Array:
@@ -86,6 +86,7 @@ RIGHT: dict[str, Plant] = {
     "layer-1/post_attn_residual": lambda s: s.inputs[0] + 0.5 * s.inputs[1],
     "layer-1/moe_router_indices": lambda s: ranks(s, 0),
     "layer-1/moe_router": lambda s: 2.5 * over_sum(chosen(s)),
+    "lm_head": lambda s: 3 * np.tanh(s.inputs[0][-1] @ s.matrix("head").T / 3),
     "layer-1/ffn_out": lambda s: s.inputs[0] + s.inputs[1] * s.inputs[2],
 }
 
@@ -145,6 +146,8 @@ PLANTED = (
             lambda s: softmax(s.inputs[0], visible(window=4))),
     Planted("window", "layer-1/attn_scores", lambda s: scores(s, visible(4, 5)), {"window": 4}),
     Planted("chunk_missing", "layer-1/attn_scores", lambda s: scores(s, visible()), {"right": 5}),
+    Planted("softcap_missing", "layer-1/attn_scores", lambda s: scores(s, visible(chunk=5), 1e9)),
+    Planted("softcap_missing", "lm_head", lambda s: s.inputs[0][-1] @ s.matrix("head").T),
     Planted("heads_permuted", "layer-0/qkv_matmul", heads_swapped,
             {"part": "q", "heads": [1, 0, 2, 3]}),
     Planted("zero_part", "layer-1/attn_out", head_lost, {"head": 1, "columns": [32, 63]}),
