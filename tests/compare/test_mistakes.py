@@ -212,7 +212,6 @@ def gelu_erf(x: Array) -> Array:
 QWEN2, LLAMA = "qwen2-q4_k_m.gguf", "llama-q4_k_m.gguf"
 QWEN3, MOE, GEMMA = "qwen3-q6_k.gguf", "qwen3moe-q4_k_m.gguf", "gemma3-q4_0.gguf"
 SPM = "llamaspm-q4_0.gguf"
-CAPS = (("logit_softcap", "3"),)
 
 PLANTED = (
     Planted("zeros", QWEN2, "layer-1/ffn_up", lambda s: 0 * s.right),
@@ -297,7 +296,6 @@ PLANTED = (
             {"factor": 1.02}),
     Planted("kv_tiling", QWEN3, "layer-1/attn_scores", dealt_scores),
     Planted("kv_tiling", QWEN2, "layer-1/attention", dealt_values),
-    Planted("softcap_missing", GEMMA, "lm_head", lambda s: 3 * np.arctanh(s.right / 3), {}, CAPS),
     Planted("mask_leak", QWEN2, "layer-1/attn_softmax", leaked, {"ahead": 11}),
     Planted("mask_leak", QWEN2, "layer-1/attn_scores", all_scores, {"ahead": 11}),
     Planted("window", GEMMA, "layer-1/attn_scores",

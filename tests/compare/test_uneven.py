@@ -86,6 +86,7 @@ RIGHT: dict[str, Plant] = {
     "layer-1/post_attn_residual": lambda s: s.inputs[0] + 0.5 * s.inputs[1],
     "layer-1/moe_router_indices": lambda s: ranks(s, 0),
     "layer-1/moe_router": lambda s: 2.5 * over_sum(chosen(s)),
+    "lm_head": lambda s: 3 * np.tanh(s.inputs[0][-1] @ s.matrix("head").T / 3),
     "layer-1/ffn_out": lambda s: s.inputs[0] + s.inputs[1] * s.inputs[2],
 }
 
@@ -147,6 +148,8 @@ PLANTED = (
             lambda s: scores(s, visible(chunk=5), 1e9)),
     Planted("window", "layer-1/attn_scores", lambda s: scores(s, visible(4, 5)), {"window": 4}),
     Planted("chunk_missing", "layer-1/attn_scores", lambda s: scores(s, visible()), {"right": 5}),
+    Planted("softcap_missing", "layer-1/attn_scores", lambda s: scores(s, visible(chunk=5), 1e9)),
+    Planted("softcap_missing", "lm_head", lambda s: s.inputs[0][-1] @ s.matrix("head").T),
     Planted("heads_permuted", "layer-0/qkv_matmul", heads_swapped,
             {"part": "q", "heads": [1, 0, 2, 3]}),
     Planted("zero_part", "layer-1/attn_out", head_lost, {"head": 1, "columns": [32, 63]}),

@@ -61,7 +61,7 @@ def _graph() -> Graph:
     x = build.norm("attn_norm", hidden, replace(norm, centred=True))
     hidden = build.residual("post_attn_residual", hidden, build.attention(x, _SECOND), 0.5)
     hidden = build.branch(hidden, "ffn", norm, lambda x: build.experts(x, _ROUTING))
-    build.head(hidden, norm, VOCAB)
+    build.head(hidden, norm, VOCAB, cap=3.0)
     graph = build.graph()
     return replace(graph, nodes=tuple(_with_sinks(node) for node in graph))
 
