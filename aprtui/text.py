@@ -77,7 +77,22 @@ def is_hidden(character: str) -> bool:
 
 def quoted(path: object) -> str:
     """A path as a shell takes it, for a command that people paste."""
-    return clean(shlex.quote(str(path)), 500)
+    plain = shlex.quote(str(path))
+    shown = clean(plain, 500)
+    if shown == plain or len(plain) > 500:
+        return shown
+    raw = str(path).encode("utf-8", "surrogateescape" if _is_path(str(path)) else "replace")
+    return "$'" + "".join(map(_in_ansi_c_quotes, raw)) + "'"
+
+
+def _is_path(text: str) -> bool:
+    """Whether a file can have the name: what is no character in it stands for one byte."""
+    return not any("\ud800" <= c <= "\udfff" and not "\udc80" <= c <= "\udcff" for c in text)
+
+
+def _in_ansi_c_quotes(byte: int) -> str:
+    plain = 0x20 <= byte < 0x7F and byte not in b"'\\"
+    return chr(byte) if plain else f"\\x{byte:02x}"
 
 
 def _escape(character: str) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
 import unicodedata
 
-from aprtui.text import MAX_MARKS, clean, clean_lines
+import pytest
+
+from aprtui.text import MAX_MARKS, clean, clean_lines, quoted
 
 
 def test_no_character_that_a_terminal_could_act_on_stays_as_it_is() -> None:
@@ -26,6 +31,23 @@ def test_marks_over_one_character_and_characters_that_show_nothing_are_bounded()
     assert clean("a\u3164\u115f\u2800\ufe0f\u034f\U000e0100b") == (
         r"a\u3164\u115f\u2800\ufe0f\u034f\U000e0100b"
     )
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_a_path_can_be_pasted_whatever_is_in_it() -> None:
+    for raw in (
+        b"a b",
+        b"it's",
+        "é ✓".encode(),
+        b"a\xff'b",
+        b"\x1b[31mb\\ c\n",
+        "\u202ex".encode(),
+    ):
+        path = os.fsdecode(raw)
+        assert clean(quoted(path), 999) == quoted(path)
+        shell = ["bash", "-c", f"printf %s {quoted(path)}"]
+        assert subprocess.run(shell, capture_output=True, check=True).stdout == raw
+    assert quoted("\ud800") == "$'?'"
 
 
 def test_lines_stay_lines() -> None:
