@@ -16,7 +16,14 @@ from aprtui.errors import BadFileError
 from aprtui.formats.files import read_whole
 from aprtui.text import clean, size
 
-__all__ = ["MAX_DEPTH", "MAX_MEMORY_BYTES", "built_bytes", "parse_object", "read_object"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_MEMORY_BYTES",
+    "built_bytes",
+    "node_bytes",
+    "parse_object",
+    "read_object",
+]
 
 MAX_DEPTH = 64
 MAX_MEMORY_BYTES = 256_000_000  # that reading one document may take, the text included
@@ -80,8 +87,12 @@ def parse_object(path: Path, raw: bytes, what: str, *, unique: bool = True) -> d
 def built_bytes(raw: bytes) -> int:
     """The memory that parsing ``raw`` takes at most, its text as Python keeps it included."""
     width = 1 if raw.isascii() else 4 if _WIDER.search(raw) else 2 if _WIDE.search(raw) else 1
-    built = sum(cost * raw.count(mark) for mark, cost in _BUILT_BYTES.items())
-    return len(raw) * (1 + 2 * width) + built
+    return len(raw) * (1 + 2 * width) + node_bytes(raw)
+
+
+def node_bytes(raw: bytes) -> int:
+    """Of that, what its lists, objects, pairs, numbers and the heads of its texts take."""
+    return sum(cost * raw.count(mark) for mark, cost in _BUILT_BYTES.items())
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
