@@ -71,6 +71,7 @@ TINY: dict[str, Tiny] = {
         "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 4,
         "pad_token_id": 0, "tie_word_embeddings": False,
     }, ("smollm3",)),
+    "seed_oss": Tiny("SeedOss", {"head_dim": 16, "attention_out_bias": True}, ("seed_oss",)),
 }  # fmt: skip
 
 
