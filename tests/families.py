@@ -72,6 +72,7 @@ TINY: dict[str, Tiny] = {
         "pad_token_id": 0, "tie_word_embeddings": False,
     }, ("smollm3",)),
     "seed_oss": Tiny("SeedOss", {"head_dim": 16, "attention_out_bias": True}, ("seed_oss",)),
+    "arcee": Tiny("Arcee", {"head_dim": 16}, ("arcee",)),
 }  # fmt: skip
 
 

@@ -289,12 +289,15 @@ def _absent_in(s: Settings, name: str, shape: tuple[int, ...] | None) -> tuple[i
 @dataclass(frozen=True)
 class Frame:
     """What surrounds the branches: norms ``before`` and ``after`` them, ``offset`` of the norms'
-    weights, the embedding's scale, the logits' cap."""
+    weights, the embedding's scale, that of the branches as they are added, the logits' scale and
+    cap."""
 
     before: bool = True
     after: bool = False
     offset: float = 0.0
     embedding_scale: float = 1.0
+    branch_scale: float = 1.0
+    logit_scale: float = 1.0
     logit_cap: float | None = None
 
 
@@ -306,12 +309,16 @@ def build_decoder(
 ) -> Graph:
     """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer."""
     build, norm = Builder(sizes.hidden), sizes.norm(frame.offset)
-    order = {"before": frame.before, "after": frame.after}
+    order: dict[str, Any] = {
+        "before": frame.before,
+        "after": frame.after,
+        "scale": frame.branch_scale,
+    }
     hidden = build.embedding(sizes.vocab, frame.embedding_scale)
     for layer in range(sizes.layers):
         build.layer = layer
         mix = partial(build.attention, how=attention(layer))
         hidden = build.branch(hidden, "attn", norm, mix, **order)
         hidden = build.branch(hidden, "ffn", norm, partial(ffn, build), **order)
-    build.head(hidden, norm, sizes.vocab, frame.logit_cap)
+    build.head(hidden, norm, sizes.vocab, frame.logit_cap, frame.logit_scale)
     return build.graph()

@@ -63,6 +63,7 @@ _OURS = (
     Row("smollm3", "aprtui.families.smollm3", ("smollm3",), ("smollm3",)),
     Row("olmo2", "aprtui.families.olmo2", ("olmo2",), ("olmo2",)),
     Row("seed_oss", "aprtui.families.seed_oss", ("seed_oss",), ("seed_oss",)),
+    Row("arcee", "aprtui.families.arcee", ("arcee",), ("arcee",)),
 )
 
 
