@@ -73,6 +73,10 @@ TINY: dict[str, Tiny] = {
     }, ("smollm3",)),
     "seed_oss": Tiny("SeedOss", {"head_dim": 16, "attention_out_bias": True}, ("seed_oss",)),
     "arcee": Tiny("Arcee", {"head_dim": 16}, ("arcee",)),
+    "granite": Tiny("Granite", {
+        "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6,
+        "logits_scaling": 8.0,
+    }, ("granite",)),
 }  # fmt: skip
 
 

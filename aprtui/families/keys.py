@@ -37,6 +37,10 @@ _GGUF = {
     "attention.causal": "is_causal",
     "attn_logit_softcapping": "score_softcap",
     "final_logit_softcapping": "logit_softcap",
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logit_scale",
     "rope.freq_base": "rope_theta",
     "rope.freq_base_swa": "rope_theta_local",
     "rope.dimension_count": "rope_dim",
@@ -79,6 +83,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "score_softcap": (1e-6, 1e9),
     "logit_softcap": (1e-6, 1e9),
     "query_pre_attn_scalar": (1e-6, 1e9),
+    "logits_scaling": (1e-6, 1e9),
 }
 
 _NO_MATTER = re.compile(

@@ -64,6 +64,7 @@ _OURS = (
     Row("olmo2", "aprtui.families.olmo2", ("olmo2",), ("olmo2",)),
     Row("seed_oss", "aprtui.families.seed_oss", ("seed_oss",), ("seed_oss",)),
     Row("arcee", "aprtui.families.arcee", ("arcee",), ("arcee",)),
+    Row("granite", "aprtui.families.granite", ("granite",), ("granite",)),
 )
 
 
