@@ -77,6 +77,10 @@ TINY: dict[str, Tiny] = {
         "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6,
         "logits_scaling": 8.0,
     }, ("granite",)),
+    "granitemoe": Tiny("GraniteMoe", {
+        "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6,
+        "logits_scaling": 8.0, "num_local_experts": 6, "num_experts_per_tok": 3,
+    }),
 }  # fmt: skip
 
 

@@ -65,6 +65,7 @@ _OURS = (
     Row("seed_oss", "aprtui.families.seed_oss", ("seed_oss",), ("seed_oss",)),
     Row("arcee", "aprtui.families.arcee", ("arcee",), ("arcee",)),
     Row("granite", "aprtui.families.granite", ("granite",), ("granite",)),
+    Row("granitemoe", "aprtui.families.granitemoe", ("granitemoe",)),
 )
 
 
