@@ -81,6 +81,9 @@ TINY: dict[str, Tiny] = {
         "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6,
         "logits_scaling": 8.0, "num_local_experts": 6, "num_experts_per_tok": 3,
     }),
+    "exaone4": Tiny("Exaone4", {
+        "sliding_window": 4, "sliding_window_pattern": 2,
+    }, ("exaone4", "exaone4_swa")),
 }  # fmt: skip
 
 

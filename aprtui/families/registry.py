@@ -66,6 +66,7 @@ _OURS = (
     Row("arcee", "aprtui.families.arcee", ("arcee",), ("arcee",)),
     Row("granite", "aprtui.families.granite", ("granite",), ("granite",)),
     Row("granitemoe", "aprtui.families.granitemoe", ("granitemoe",)),
+    Row("exaone4", "aprtui.families.exaone4", ("exaone4",), ("exaone4",)),
 )
 
 
