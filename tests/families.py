@@ -84,6 +84,9 @@ TINY: dict[str, Tiny] = {
     "exaone4": Tiny("Exaone4", {
         "sliding_window": 4, "sliding_window_pattern": 2,
     }, ("exaone4", "exaone4_swa")),
+    "cohere2": Tiny("Cohere2", {
+        "sliding_window": 4, "sliding_window_pattern": 2, "logit_scale": 0.5,
+    }, ("cohere2",)),
 }  # fmt: skip
 
 

@@ -36,13 +36,16 @@ class Sizes:
     vocab: int
     eps: float
 
-    def norm(self, offset: float = 0.0) -> Norm:
+    def norm(self, offset: float = 0.0, *, centred: bool = False) -> Norm:
         """A norm over the last axis; its weight is set where it is placed."""
-        return Norm(None, self.eps, offset)
+        return Norm(None, self.eps, offset, centred=centred)
 
 
-def read_sizes(s: Settings) -> Sizes:
-    """The dimensions, checked against each other; of an .apr the tensors fill what it lacks."""
+def read_sizes(s: Settings, eps_key: str = "rms_norm_eps") -> Sizes:
+    """The dimensions, checked against each other; of an .apr the tensors fill what it lacks.
+
+    ``eps_key``: what the norms' epsilon is called.
+    """
     s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
     layers, hidden = s.integer("num_layers"), s.integer("hidden_size")
     heads = s.integer("num_heads")
@@ -52,7 +55,7 @@ def read_sizes(s: Settings) -> Sizes:
         raise s.fail(f"{heads} query heads cannot share {kv_heads} key/value heads (num_kv_heads)")
     if s.integer("value_dim", head_dim) != head_dim:
         raise s.fail(f"value_dim is not head_dim, {head_dim}, which {s.family} needs")
-    eps = s.number("rms_norm_eps")
+    eps = s.number(eps_key)
     return Sizes(layers, hidden, heads, kv_heads, head_dim, _vocab(s), eps)
 
 
@@ -289,16 +292,21 @@ def _absent_in(s: Settings, name: str, shape: tuple[int, ...] | None) -> tuple[i
 @dataclass(frozen=True)
 class Frame:
     """What surrounds the branches: norms ``before`` and ``after`` them, ``offset`` of the norms'
-    weights, the embedding's scale, that of the branches as they are added, the logits' scale and
-    cap."""
+    weights, whether they take off the mean (``centred``), the embedding's scale, that of the
+    branches as they are added, the logits' scale and cap.
+
+    ``parallel``: the one norm before the attention is the FFN's input too.
+    """
 
     before: bool = True
     after: bool = False
     offset: float = 0.0
+    centred: bool = False
     embedding_scale: float = 1.0
     branch_scale: float = 1.0
     logit_scale: float = 1.0
     logit_cap: float | None = None
+    parallel: bool = False
 
 
 def build_decoder(
@@ -308,7 +316,7 @@ def build_decoder(
     frame: Frame = Frame(),
 ) -> Graph:
     """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer."""
-    build, norm = Builder(sizes.hidden), sizes.norm(frame.offset)
+    build, norm = Builder(sizes.hidden), sizes.norm(frame.offset, centred=frame.centred)
     order: dict[str, Any] = {
         "before": frame.before,
         "after": frame.after,
@@ -318,6 +326,9 @@ def build_decoder(
     for layer in range(sizes.layers):
         build.layer = layer
         mix = partial(build.attention, how=attention(layer))
+        if frame.parallel:
+            hidden = build.parallel(hidden, norm, mix, partial(ffn, build))
+            continue
         hidden = build.branch(hidden, "attn", norm, mix, **order)
         hidden = build.branch(hidden, "ffn", norm, partial(ffn, build), **order)
     build.head(hidden, norm, sizes.vocab, frame.logit_cap, frame.logit_scale)

@@ -154,6 +154,14 @@ class Builder:
             made = self.norm(f"{name}_post_norm", made, norm)
         return self.residual(f"post_{name}_residual", hidden, made, scale)
 
+    def parallel(self, hidden: StageKey, norm: Norm, mix: Branch, ffn: Branch) -> StageKey:
+        """hidden + mix(x) + ffn(x), where x is the one norm of hidden."""
+        x = self.norm("attn_norm", hidden, norm)
+        mixed, made = mix(x), ffn(x)
+        return self.residual(
+            "post_ffn_residual", self.residual("post_attn_residual", hidden, mixed), made
+        )
+
     def attention(self, x: StageKey, how: Attention) -> StageKey:
         """From the normalised input to the output projection."""
         q_size, kv_size = how.heads * how.head_dim, how.kv_heads * how.head_dim

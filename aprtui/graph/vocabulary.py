@@ -64,6 +64,7 @@ _KEYS = ("token", "kv_head", "channel")
 _SCORES = ("head", "query", "key")
 _NO_ROPE = "the layer turns nothing by its position"
 _NO_PRE_NORM = "the family normalises only after its branches"
+_NO_FFN_NORM = "the family normalises only after its branches, or once for both"
 _NO_POST_NORM = "the family has no norm after this branch"
 _NO_QK_NORM = "the family has no QK norm"
 _NO_DENSE = "the FFN is made of experts"
@@ -92,7 +93,7 @@ STAGES: tuple[Stage, ...] = (
           _NO_POST_NORM),
     Stage("post_attn_residual", "+re", _HIDDEN, "hidden after adding the attention branch",
           residual=True),
-    Stage("ffn_norm", "nrm", _HIDDEN, "normalised FFN input", _NO_PRE_NORM),
+    Stage("ffn_norm", "nrm", _HIDDEN, "normalised FFN input", _NO_FFN_NORM),
     Stage("ffn_gate", "gat", _FFN, "gate projection", _NO_GATE),
     Stage("ffn_up", "up", _FFN, "up projection", _NO_DENSE),
     Stage("ffn_silu", "act", _FFN, "the activation of the gate, or of up without one",
