@@ -87,6 +87,7 @@ TINY: dict[str, Tiny] = {
     "cohere2": Tiny("Cohere2", {
         "sliding_window": 4, "sliding_window_pattern": 2, "logit_scale": 0.5,
     }, ("cohere2",)),
+    "helium": Tiny("Helium", {"head_dim": 12, "attention_bias": True}),
 }  # fmt: skip
 
 

@@ -41,15 +41,16 @@ class Sizes:
         return Norm(None, self.eps, offset, centred=centred)
 
 
-def read_sizes(s: Settings, eps_key: str = "rms_norm_eps") -> Sizes:
+def read_sizes(s: Settings, eps_key: str = "rms_norm_eps", *, null_head: bool = True) -> Sizes:
     """The dimensions, checked against each other; of an .apr the tensors fill what it lacks.
 
-    ``eps_key``: what the norms' epsilon is called.
+    ``eps_key``: what the norms' epsilon is called; ``null_head``: a null ``head_dim`` is H/A, where
+    the family has the key.
     """
     s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
     layers, hidden = s.integer("num_layers"), s.integer("hidden_size")
     heads = s.integer("num_heads")
-    head_dim = _head_dim(s, hidden, heads)
+    head_dim = _head_dim(s, hidden, heads, null_head)
     kv_heads = _kv_heads(s, heads, head_dim)
     if heads % kv_heads:
         raise s.fail(f"{heads} query heads cannot share {kv_heads} key/value heads (num_kv_heads)")
@@ -64,7 +65,7 @@ def _absent(s: Settings, name: str, otherwise: Any) -> tuple[Any, ...]:
     return () if s.known(name) else (otherwise,)
 
 
-def _head_dim(s: Settings, hidden: int, heads: int) -> int:
+def _head_dim(s: Settings, hidden: int, heads: int, null_head: bool) -> int:
     derived = hidden // heads
     if s.file.format == "apr" and not s.has("head_dim"):
         derived = _head_dim_of_tensors(s, derived, heads)
@@ -73,7 +74,7 @@ def _head_dim(s: Settings, hidden: int, heads: int) -> int:
     if not s.known("head_dim"):
         stated = s.integer("head_dim", derived)
     else:
-        stated = s.integer("head_dim", null=derived)
+        stated = s.integer("head_dim", **({"null": derived} if null_head else {}))
     if stated % 2:
         raise s.fail(f"head_dim {stated} is odd: RoPE needs pairs")
     return int(s.say("head_dim", stated))

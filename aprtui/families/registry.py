@@ -68,6 +68,7 @@ _OURS = (
     Row("granitemoe", "aprtui.families.granitemoe", ("granitemoe",)),
     Row("exaone4", "aprtui.families.exaone4", ("exaone4",), ("exaone4",)),
     Row("cohere2", "aprtui.families.cohere2", ("cohere2",), ("cohere2",)),
+    Row("helium", "aprtui.families.helium", ("helium",)),
 )
 
 
