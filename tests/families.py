@@ -88,6 +88,7 @@ TINY: dict[str, Tiny] = {
         "sliding_window": 4, "sliding_window_pattern": 2, "logit_scale": 0.5,
     }, ("cohere2",)),
     "helium": Tiny("Helium", {"head_dim": 12, "attention_bias": True}),
+    "glm": Tiny("Glm", {"head_dim": 16, "pad_token_id": 0}, ("glm", "glm_eps")),
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ __all__ = [
 ]  # fmt: skip
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+_NULLS = ("head_dim", "num_kv_heads")
 _MISSING: Any = object()
 
 
@@ -41,17 +42,19 @@ class Sizes:
         return Norm(None, self.eps, offset, centred=centred)
 
 
-def read_sizes(s: Settings, eps_key: str = "rms_norm_eps", *, null_head: bool = True) -> Sizes:
+def read_sizes(
+    s: Settings, eps_key: str = "rms_norm_eps", nulls: tuple[str, ...] = _NULLS
+) -> Sizes:
     """The dimensions, checked against each other; of an .apr the tensors fill what it lacks.
 
-    ``eps_key``: what the norms' epsilon is called; ``null_head``: a null ``head_dim`` is H/A, where
-    the family has the key.
+    ``eps_key``: what the norms' epsilon is called; ``nulls``: which of ``head_dim`` and
+    ``num_kv_heads`` may be null, for H/A and A.
     """
     s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
     layers, hidden = s.integer("num_layers"), s.integer("hidden_size")
     heads = s.integer("num_heads")
-    head_dim = _head_dim(s, hidden, heads, null_head)
-    kv_heads = _kv_heads(s, heads, head_dim)
+    head_dim = _head_dim(s, hidden, heads, nulls)
+    kv_heads = _kv_heads(s, heads, head_dim, nulls)
     if heads % kv_heads:
         raise s.fail(f"{heads} query heads cannot share {kv_heads} key/value heads (num_kv_heads)")
     if s.integer("value_dim", head_dim) != head_dim:
@@ -65,7 +68,11 @@ def _absent(s: Settings, name: str, otherwise: Any) -> tuple[Any, ...]:
     return () if s.known(name) else (otherwise,)
 
 
-def _head_dim(s: Settings, hidden: int, heads: int, null_head: bool) -> int:
+def _null(name: str, value: int, nulls: tuple[str, ...]) -> dict[str, Any]:
+    return {"null": value} if name in nulls else {}
+
+
+def _head_dim(s: Settings, hidden: int, heads: int, nulls: tuple[str, ...]) -> int:
     derived = hidden // heads
     if s.file.format == "apr" and not s.has("head_dim"):
         derived = _head_dim_of_tensors(s, derived, heads)
@@ -74,7 +81,7 @@ def _head_dim(s: Settings, hidden: int, heads: int, null_head: bool) -> int:
     if not s.known("head_dim"):
         stated = s.integer("head_dim", derived)
     else:
-        stated = s.integer("head_dim", **({"null": derived} if null_head else {}))
+        stated = s.integer("head_dim", **_null("head_dim", derived, nulls))
     if stated % 2:
         raise s.fail(f"head_dim {stated} is odd: RoPE needs pairs")
     return int(s.say("head_dim", stated))
@@ -87,14 +94,16 @@ def _head_dim_of_tensors(s: Settings, derived: int, heads: int) -> int:
     return rows[0] // heads if rows is not None and rows[0] % heads == 0 else derived
 
 
-def _kv_heads(s: Settings, heads: int, head_dim: int) -> int:
+def _kv_heads(s: Settings, heads: int, head_dim: int, nulls: tuple[str, ...]) -> int:
     derived = heads
     rows = s.shape("k")
     if s.file.format == "apr" and not s.has("num_kv_heads") and rows is not None:
         derived = rows[0] // head_dim
         if derived != heads:
             s.note(f"num_kv_heads {derived} is not stated; it follows from the k rows")
-    return int(s.integer("num_kv_heads", *_absent(s, "num_kv_heads", derived), null=derived))
+    name = "num_kv_heads"
+    null = _null(name, derived, nulls)
+    return int(s.integer(name, *_absent(s, name, derived), **null))
 
 
 def _vocab(s: Settings) -> int:

@@ -49,7 +49,7 @@ def _windows(s: Settings, layers: int, window: int | None) -> list[int | None]:
 
 
 def build(s: Settings) -> Graph:
-    sizes = decoder.read_sizes(s)
+    sizes = decoder.read_sizes(s, nulls=())
     ffn, activation = decoder.read_ffn(s), s.activation("hidden_act", "silu")
     table, causal = read_rope(s, sizes.head_dim), decoder.read_causal(s)
     window = decoder.read_window(s)

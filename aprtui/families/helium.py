@@ -20,7 +20,7 @@ _HF = {
 
 
 def build(s: Settings) -> Graph:
-    sizes = decoder.read_sizes(s, null_head=False)
+    sizes = decoder.read_sizes(s, nulls=())
     ffn, activation = decoder.read_ffn(s), s.activation("hidden_act", "silu")
     s.must_be("mlp_bias", (False,), "the FFN's products have biases")
     table, mask = read_rope(s, sizes.head_dim), decoder.mask_of(decoder.read_causal(s), None)

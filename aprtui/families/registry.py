@@ -69,6 +69,7 @@ _OURS = (
     Row("exaone4", "aprtui.families.exaone4", ("exaone4",), ("exaone4",)),
     Row("cohere2", "aprtui.families.cohere2", ("cohere2",), ("cohere2",)),
     Row("helium", "aprtui.families.helium", ("helium",)),
+    Row("glm", "aprtui.families.glm", ("glm",), ("chatglm",)),
 )
 
 
