@@ -89,6 +89,7 @@ TINY: dict[str, Tiny] = {
     }, ("cohere2",)),
     "helium": Tiny("Helium", {"head_dim": 12, "attention_bias": True}),
     "glm": Tiny("Glm", {"head_dim": 16, "pad_token_id": 0}, ("glm", "glm_eps")),
+    "glm4": Tiny("Glm4", {"head_dim": 16, "pad_token_id": 0}, ("glm4",)),
 }  # fmt: skip
 
 

@@ -70,6 +70,7 @@ _OURS = (
     Row("cohere2", "aprtui.families.cohere2", ("cohere2",), ("cohere2",)),
     Row("helium", "aprtui.families.helium", ("helium",)),
     Row("glm", "aprtui.families.glm", ("glm",), ("chatglm",)),
+    Row("glm4", "aprtui.families.glm4", ("glm4",), ("glm4",)),
 )
 
 
