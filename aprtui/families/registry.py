@@ -62,6 +62,15 @@ _OURS = (
     Row("phi3", "aprtui.families.phi3", ("phi3",), ("phi3",)),
     Row("smollm3", "aprtui.families.smollm3", ("smollm3",), ("smollm3",)),
     Row("olmo2", "aprtui.families.olmo2", ("olmo2",), ("olmo2",)),
+    Row("seed_oss", "aprtui.families.seed_oss", ("seed_oss",), ("seed_oss",)),
+    Row("arcee", "aprtui.families.arcee", ("arcee",), ("arcee",)),
+    Row("granite", "aprtui.families.granite", ("granite",), ("granite",)),
+    Row("granitemoe", "aprtui.families.granitemoe", ("granitemoe",)),
+    Row("exaone4", "aprtui.families.exaone4", ("exaone4",), ("exaone4",)),
+    Row("cohere2", "aprtui.families.cohere2", ("cohere2",), ("cohere2",)),
+    Row("helium", "aprtui.families.helium", ("helium",)),
+    Row("glm", "aprtui.families.glm", ("glm",), ("chatglm",)),
+    Row("glm4", "aprtui.families.glm4", ("glm4",), ("glm4",)),
 )
 
 

@@ -37,7 +37,7 @@ __all__ = [
     "Softmax",
 ]
 
-ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "none")
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2", "none")
 """The activations that are met, by name."""
 
 
