@@ -71,6 +71,7 @@ TINY: dict[str, Tiny] = {
         "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 4,
         "pad_token_id": 0, "tie_word_embeddings": False,
     }, ("smollm3",)),
+    "olmoe": Tiny("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3}, ("olmoe",)),
 }  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     model = model.to(torch.float32).eval()
     with torch.no_grad():
-        for key, value in model.named_parameters():
+        for key, value in (*model.named_parameters(), *model.named_buffers()):
             if "norm" in key or key.endswith("bias"):
                 value.add_(torch.randn_like(value) * 0.2)
     model.save_pretrained(folder)
