@@ -53,6 +53,7 @@ _GGUF = {
             "expert_weights_norm",
             "expert_weights_scale",
             "leading_dense_block_count",
+            "nextn_predict_layers",
         )
     },
 }

@@ -45,7 +45,8 @@ Branch = Callable[[StageKey], StageKey]
 @dataclass(frozen=True)
 class Attention:
     """One layer's attention. ``norms``: the QK norm's parameters (weight and window are set
-    where it is placed), None without one; ``table`` None: nothing is rotated."""
+    where it is placed), None without one; ``table`` None: nothing is rotated; ``norm_after_rope``:
+    heads are normalised once they are turned."""
 
     heads: int
     kv_heads: int
@@ -57,6 +58,7 @@ class Attention:
     qkv_bias: bool = False
     output_bias: bool = False
     norms: Norm | None = None
+    norm_after_rope: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,18 +111,28 @@ class Builder:
     def embedding(self, vocab: int, scale: float = 1.0) -> StageKey:
         return self.put("embedding", Embed(Role("embedding"), vocab, scale))
 
-    def head(self, hidden: StageKey, norm: Norm, vocab: int, cap: float | None = None) -> None:
+    def head(
+        self,
+        hidden: StageKey,
+        norm: Norm,
+        vocab: int,
+        cap: float | None = None,
+        *,
+        biased: bool = False,
+    ) -> None:
         """Final norm and logits; ``norm``'s weight is set here."""
         self.layer = None
         normalised = self.norm("final_norm", hidden, norm)
-        part = Part("head", Role("head"), vocab)
+        part = Part("head", Role("head"), vocab, Role("head_bias") if biased else None)
         self.put("lm_head", Product((part,), cap=cap, last=True), normalised, vocab=vocab)
 
     # -- parts of a layer --
 
     def norm(self, stage: str, x: StageKey, norm: Norm) -> StageKey:
-        """A norm of [T,H] with the weight of the stage's own name."""
-        return self.put(stage, replace(norm, weight=self.role(stage)), x)
+        """A norm of [T,H] with the weight, and where there is one the bias, of the stage's own
+        name."""
+        bias = self.role(f"{stage}_bias") if norm.bias is not None else None
+        return self.put(stage, replace(norm, weight=self.role(stage), bias=bias), x)
 
     def residual(
         self, stage: str, hidden: StageKey, branch: StageKey, scale: float = 1.0
@@ -188,7 +200,8 @@ class Builder:
             steps.append(("norm", lambda which, heads: replace(
                 norm, weight=self.role(f"{which}_norm"), heads=heads)))  # fmt: skip
         if (table := how.table) is not None:
-            steps.append(("post_rope", lambda which, heads: Rope(table, heads)))
+            place = 0 if how.norm_after_rope else len(steps)
+            steps.insert(place, ("post_rope", lambda which, heads: Rope(table, heads)))
         for step, op in steps:
             for which, (axis, x, heads) in placed.items():
                 extents = {axis: heads.count, "channel": heads.size}
