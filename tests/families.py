@@ -72,6 +72,11 @@ TINY: dict[str, Tiny] = {
         "pad_token_id": 0, "tie_word_embeddings": False,
     }, ("smollm3",)),
     "olmoe": Tiny("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3}, ("olmoe",)),
+    "glm4moe": Tiny("Glm4Moe", {
+        "head_dim": 16, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 3,
+        "topk_group": 2, "moe_intermediate_size": 32, "n_shared_experts": 2, "use_qk_norm": True,
+        "routed_scaling_factor": 2.5, "attention_bias": True,
+    }),
 }  # fmt: skip
 
 

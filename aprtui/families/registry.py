@@ -63,6 +63,7 @@ _OURS = (
     Row("smollm3", "aprtui.families.smollm3", ("smollm3",), ("smollm3",)),
     Row("olmo2", "aprtui.families.olmo2", ("olmo2",), ("olmo2",)),
     Row("olmoe", "aprtui.families.olmoe", ("olmoe",), ("olmoe",)),
+    Row("glm4moe", "aprtui.families.glm4moe", ("glm4_moe",)),
 )
 
 
