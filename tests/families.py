@@ -77,6 +77,11 @@ TINY: dict[str, Tiny] = {
         "topk_group": 2, "moe_intermediate_size": 32, "n_shared_experts": 2, "use_qk_norm": True,
         "routed_scaling_factor": 2.5, "attention_bias": True,
     }),
+    "dots1": Tiny("Dots1", {
+        "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
+        "moe_intermediate_size": 32, "n_shared_experts": 1, "first_k_dense_replace": 1,
+        "sliding_window": 4, "max_window_layers": 1,
+    }, ("dots1",)),
 }  # fmt: skip
 
 

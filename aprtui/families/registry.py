@@ -64,6 +64,7 @@ _OURS = (
     Row("olmo2", "aprtui.families.olmo2", ("olmo2",), ("olmo2",)),
     Row("olmoe", "aprtui.families.olmoe", ("olmoe",), ("olmoe",)),
     Row("glm4moe", "aprtui.families.glm4moe", ("glm4_moe",)),
+    Row("dots1", "aprtui.families.dots1", ("dots1",), ("dots1",)),
 )
 
 
