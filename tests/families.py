@@ -82,6 +82,9 @@ TINY: dict[str, Tiny] = {
         "moe_intermediate_size": 32, "n_shared_experts": 1, "first_k_dense_replace": 1,
         "sliding_window": 4, "max_window_layers": 1,
     }, ("dots1",)),
+    "minimax_m2": Tiny("MiniMaxM2", {
+        "head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 3, "rotary_dim": 8,
+    }, ("minimax_m2",)),
 }  # fmt: skip
 
 
