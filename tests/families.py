@@ -85,6 +85,7 @@ TINY: dict[str, Tiny] = {
     "minimax_m2": Tiny("MiniMaxM2", {
         "head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 3, "rotary_dim": 8,
     }, ("minimax_m2",)),
+    "hunyuan": Tiny("HunYuanDenseV1", {"head_dim": 16}, ("hunyuan_v1_dense",)),
 }  # fmt: skip
 
 

@@ -66,6 +66,7 @@ _OURS = (
     Row("glm4moe", "aprtui.families.glm4moe", ("glm4_moe",)),
     Row("dots1", "aprtui.families.dots1", ("dots1",), ("dots1",)),
     Row("minimax_m2", "aprtui.families.minimax_m2", ("minimax_m2",), ("minimax-m2",)),
+    Row("hunyuan", "aprtui.families.hunyuan", ("hunyuan_v1_dense",), ("hunyuan-dense",)),
 )
 
 
