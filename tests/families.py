@@ -86,6 +86,9 @@ TINY: dict[str, Tiny] = {
         "head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 3, "rotary_dim": 8,
     }, ("minimax_m2",)),
     "hunyuan": Tiny("HunYuanDenseV1", {"head_dim": 16}, ("hunyuan_v1_dense",)),
+    "hunyuan_moe": Tiny("HunYuanMoEV1", {
+        "head_dim": 16, "num_experts": 6, "moe_topk": 3,
+    }, ("hunyuan_v1_moe",)),
 }  # fmt: skip
 
 

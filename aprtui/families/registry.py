@@ -67,6 +67,7 @@ _OURS = (
     Row("dots1", "aprtui.families.dots1", ("dots1",), ("dots1",)),
     Row("minimax_m2", "aprtui.families.minimax_m2", ("minimax_m2",), ("minimax-m2",)),
     Row("hunyuan", "aprtui.families.hunyuan", ("hunyuan_v1_dense",), ("hunyuan-dense",)),
+    Row("hunyuan_moe", "aprtui.families.hunyuan_moe", ("hunyuan_v1_moe",), ("hunyuan-moe",)),
 )
 
 
