@@ -89,6 +89,7 @@ TINY: dict[str, Tiny] = {
     "hunyuan_moe": Tiny("HunYuanMoEV1", {
         "head_dim": 16, "num_experts": 6, "moe_topk": 3,
     }, ("hunyuan_v1_moe",)),
+    "ernie4_5": Tiny("Ernie4_5", {"head_dim": 16}, ("ernie4_5",)),
 }  # fmt: skip
 
 

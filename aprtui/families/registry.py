@@ -68,6 +68,7 @@ _OURS = (
     Row("minimax_m2", "aprtui.families.minimax_m2", ("minimax_m2",), ("minimax-m2",)),
     Row("hunyuan", "aprtui.families.hunyuan", ("hunyuan_v1_dense",), ("hunyuan-dense",)),
     Row("hunyuan_moe", "aprtui.families.hunyuan_moe", ("hunyuan_v1_moe",), ("hunyuan-moe",)),
+    Row("ernie4_5", "aprtui.families.ernie4_5", ("ernie4_5",), ("ernie4_5",)),
 )
 
 
