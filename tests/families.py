@@ -90,6 +90,9 @@ TINY: dict[str, Tiny] = {
         "head_dim": 16, "num_experts": 6, "moe_topk": 3,
     }, ("hunyuan_v1_moe",)),
     "ernie4_5": Tiny("Ernie4_5", {"head_dim": 16}, ("ernie4_5",)),
+    "ernie4_5_moe": Tiny("Ernie4_5_Moe", {
+        "moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 32,
+    }),
 }  # fmt: skip
 
 

@@ -69,6 +69,7 @@ _OURS = (
     Row("hunyuan", "aprtui.families.hunyuan", ("hunyuan_v1_dense",), ("hunyuan-dense",)),
     Row("hunyuan_moe", "aprtui.families.hunyuan_moe", ("hunyuan_v1_moe",), ("hunyuan-moe",)),
     Row("ernie4_5", "aprtui.families.ernie4_5", ("ernie4_5",), ("ernie4_5",)),
+    Row("ernie4_5_moe", "aprtui.families.ernie4_5_moe", ("ernie4_5_moe",)),
 )
 
 
