@@ -70,6 +70,7 @@ _OURS = (
     Row("hunyuan_moe", "aprtui.families.hunyuan_moe", ("hunyuan_v1_moe",), ("hunyuan-moe",)),
     Row("ernie4_5", "aprtui.families.ernie4_5", ("ernie4_5",), ("ernie4_5",)),
     Row("ernie4_5_moe", "aprtui.families.ernie4_5_moe", ("ernie4_5_moe",)),
+    Row("exaone_moe", "aprtui.families.exaone_moe", ("exaone_moe",), ("exaone-moe",)),
 )
 
 
