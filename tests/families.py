@@ -98,6 +98,11 @@ TINY: dict[str, Tiny] = {
         "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 32,
         "num_shared_experts": 2,
     }, ("exaone_moe",)),
+    "mellum": Tiny("Mellum", {
+        "head_dim": 16, "sliding_window": 4, "num_local_experts": 6, "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32, "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    }, ("mellum",)),
 }  # fmt: skip
 
 

@@ -71,6 +71,7 @@ _OURS = (
     Row("ernie4_5", "aprtui.families.ernie4_5", ("ernie4_5",), ("ernie4_5",)),
     Row("ernie4_5_moe", "aprtui.families.ernie4_5_moe", ("ernie4_5_moe",)),
     Row("exaone_moe", "aprtui.families.exaone_moe", ("exaone_moe",), ("exaone-moe",)),
+    Row("mellum", "aprtui.families.mellum", ("mellum",), ("mellum",)),
 )
 
 
