@@ -93,6 +93,10 @@ TINY: dict[str, Tiny] = {
     "ernie4_5_moe": Tiny("Ernie4_5_Moe", {
         "moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 32,
     }),
+    "phimoe": Tiny("Phimoe", {
+        "num_local_experts": 5, "attention_bias": True, "lm_head_bias": True, "sliding_window": 4,
+        "router_jitter_noise": 0.3,
+    }, ("phimoe",)),
     "exaone_moe": Tiny("ExaoneMoe", {
         "head_dim": 16, "sliding_window": 4, "sliding_window_pattern": 2, "num_experts": 6,
         "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 32,

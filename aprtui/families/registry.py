@@ -72,6 +72,7 @@ _OURS = (
     Row("ernie4_5_moe", "aprtui.families.ernie4_5_moe", ("ernie4_5_moe",)),
     Row("exaone_moe", "aprtui.families.exaone_moe", ("exaone_moe",), ("exaone-moe",)),
     Row("mellum", "aprtui.families.mellum", ("mellum",), ("mellum",)),
+    Row("phimoe", "aprtui.families.phimoe", ("phimoe",), ("phimoe",)),
 )
 
 
