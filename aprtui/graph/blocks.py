@@ -45,7 +45,8 @@ Branch = Callable[[StageKey], StageKey]
 @dataclass(frozen=True)
 class Attention:
     """One layer's attention. ``norms``: the QK norm's parameters (weight and window are set
-    where it is placed), None without one; ``table`` None: nothing is rotated."""
+    where it is placed), None without one; ``table`` None: nothing is rotated; ``norm_after_rope``:
+    heads are normalised once they are turned."""
 
     heads: int
     kv_heads: int
@@ -57,14 +58,15 @@ class Attention:
     qkv_bias: bool = False
     output_bias: bool = False
     norms: Norm | None = None
+    norm_after_rope: bool = False
 
 
 @dataclass(frozen=True)
 class Routing:
     """How a layer's experts are chosen and what they compute; ``size`` is F of one.
 
-    ``shared_size``: F of an expert that every token goes through, weighed by a sigmoid; 0 without
-    one.
+    ``corrected``: a bias of the layer's own takes part in the choice. ``shared_size``: F of an
+    expert that every token goes through, weighed by a sigmoid where ``shared_gate``; 0 without one.
     """
 
     choose: Choose
@@ -72,6 +74,8 @@ class Routing:
     size: int
     activation: str
     shared_size: int = 0
+    shared_gate: bool = True
+    corrected: bool = False
 
 
 class Builder:
@@ -114,18 +118,22 @@ class Builder:
         vocab: int,
         cap: float | None = None,
         scale: float = 1.0,
+        *,
+        biased: bool = False,
     ) -> None:
         """Final norm and logits; ``norm``'s weight is set here."""
         self.layer = None
         normalised = self.norm("final_norm", hidden, norm)
-        part = Part("head", Role("head"), vocab)
+        part = Part("head", Role("head"), vocab, Role("head_bias") if biased else None)
         self.put("lm_head", Product((part,), scale, cap, last=True), normalised, vocab=vocab)
 
     # -- parts of a layer --
 
     def norm(self, stage: str, x: StageKey, norm: Norm) -> StageKey:
-        """A norm of [T,H] with the weight of the stage's own name."""
-        return self.put(stage, replace(norm, weight=self.role(stage)), x)
+        """A norm of [T,H] with the weight, and where there is one the bias, of the stage's own
+        name."""
+        bias = self.role(f"{stage}_bias") if norm.bias is not None else None
+        return self.put(stage, replace(norm, weight=self.role(stage), bias=bias), x)
 
     def residual(
         self, stage: str, hidden: StageKey, branch: StageKey, scale: float = 1.0
@@ -203,7 +211,8 @@ class Builder:
             steps.append(("norm", lambda which, heads: replace(
                 norm, weight=self.role(f"{which}_norm"), heads=heads)))  # fmt: skip
         if (table := how.table) is not None:
-            steps.append(("post_rope", lambda which, heads: Rope(table, heads)))
+            place = 0 if how.norm_after_rope else len(steps)
+            steps.insert(place, ("post_rope", lambda which, heads: Rope(table, heads)))
         for step, op in steps:
             for which, (axis, x, heads) in placed.items():
                 extents = {axis: heads.count, "channel": heads.size}
@@ -232,9 +241,11 @@ class Builder:
 
     def experts(self, x: StageKey, routing: Routing) -> StageKey:
         """Router, chosen experts and their sum, and the shared expert where there is one."""
-        count, top = routing.choose.experts, routing.choose.top
+        choose, count, top = routing.choose, routing.choose.experts, routing.choose.top
+        if routing.corrected:
+            choose = replace(choose, bias=self.role("correction_bias"))
         logits = self.put("router_logits", self._matrix("router", count), x, expert=count)
-        ids = self.put("moe_router_indices", routing.choose, logits, rank=top)
+        ids = self.put("moe_router_indices", choose, logits, rank=top)
         weights = self.put("moe_router", routing.route, logits, ids, rank=top)
         roles = (self.role("expert_gate"), self.role("expert_up"), self.role("expert_down"))
         sum_of = Experts(*roles, count, routing.size, routing.activation)
@@ -244,6 +255,8 @@ class Builder:
         shared = self.gated_mlp(
             x, routing.shared_size, routing.activation, "shared_ffn", "shared_expert_"
         )
+        if not routing.shared_gate:
+            return self.put("ffn_out", Combine(), routed, shared)
         part = Part("shared_gate", self.role("shared_gate"), 1)
         gate = self.put("shared_gate", Sigmoid(part), x, gate=1)
         return self.put("ffn_out", Combine(), routed, shared, gate)
