@@ -71,6 +71,13 @@ TINY: dict[str, Tiny] = {
         "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 4,
         "pad_token_id": 0, "tie_word_embeddings": False,
     }, ("smollm3",)),
+    "gpt_oss": Tiny("GptOss", {
+        "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 4,
+        "swiglu_alpha": 1.3, "swiglu_limit": 0.8, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "truncate": False,
+            "original_max_position_embeddings": 32,
+        },
+    }, ("gpt_oss", "gpt_oss_trunc")),
 }  # fmt: skip
 
 

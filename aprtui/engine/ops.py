@@ -343,8 +343,10 @@ def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
 
 
 def _scored(logits: Tensor, score: str) -> Tensor:
-    """Softmax over all experts, or sigmoid of each: [T,E]."""
+    """Softmax over all experts, sigmoid of each, or the logits as they are: [T,E]."""
     wide = _wide(logits)
+    if score == "logits":
+        return wide
     return torch.softmax(wide, dim=-1) if score == "softmax" else torch.sigmoid(wide)
 
 
@@ -365,7 +367,8 @@ def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-    """[T,H]: the sum over a token's ids of weight * down(activation(gate(x)) * up(x)).
+    """[T,H]: the sum over a token's ids of weight * down(activation(gate(x)) * up(x)), with biases
+    and a clamp where the operation says so.
 
     In order of the ids; only experts that some token chose are read.
     """
@@ -378,10 +381,26 @@ def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> T
         tokens, ranks = send(torch.tensor(chosen_at).T.contiguous(), x.device)
         gate, up, down = (role._replace(expert=expert) for role in op.roles)
         rows = x[tokens]
-        inner = ar.cut(ar.activate(ar.product(rows, gate), op.activation))
-        made = ar.product(ar.cut(inner * ar.product(rows, up)), down)
+        inner = _gated(ar, op, _biased(ar, op, rows, gate), _biased(ar, op, rows, up))
+        made = _biased(ar, op, ar.cut(inner), down)
         out[tokens] = ar.cut(out[tokens] + ar.cut(made * weights[tokens, ranks, None]))
     return out
+
+
+def _biased(ar: Pass, op: Experts, x: Tensor, role: Role) -> Tensor:
+    """An expert's product, and its bias where there are some."""
+    made = ar.product(x, role)
+    if not op.biased:
+        return made
+    return ar.cut(made + ar.vector(role._replace(name=f"{role.name}_bias")))
+
+
+def _gated(ar: Pass, op: Experts, gate: Tensor, up: Tensor) -> Tensor:
+    """activation(gate) * up [n,F], or what the clamp makes of them."""
+    if op.clamp is None:
+        return ar.cut(ar.activate(gate, op.activation)) * up
+    gate, up = gate.clamp(max=op.clamp.limit), up.clamp(-op.clamp.limit, op.clamp.limit)
+    return ar.cut(gate * torch.sigmoid(gate * op.clamp.alpha)) * (up + 1)
 
 
 def combine(

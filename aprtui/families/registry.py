@@ -62,6 +62,7 @@ _OURS = (
     Row("phi3", "aprtui.families.phi3", ("phi3",), ("phi3",)),
     Row("smollm3", "aprtui.families.smollm3", ("smollm3",), ("smollm3",)),
     Row("olmo2", "aprtui.families.olmo2", ("olmo2",), ("olmo2",)),
+    Row("gpt_oss", "aprtui.families.gpt_oss", ("gpt_oss",), ("gpt-oss",)),
 )
 
 

@@ -73,13 +73,15 @@ def yarn_divisors(
 
 
 def read_rope(
-    s: Settings, head_dim: int, *, partial: bool = False, kinds: Mapping[str, str] | None = None
-) -> RopeTable:
+    s: Settings, head_dim: int, *, partial: bool = False, kinds: Mapping[str, str] | None = None,
+    absent: Mapping[str, Any] | None = None,
+) -> RopeTable:  # fmt: skip
     """The one table of a model's layers. ``partial``: the family may rotate some channels only;
-    ``kinds``: the types that it has, and what each means where not any type is what it says."""
+    ``kinds``: the types that it has, and what each means where not any type is what it says;
+    ``absent``: the object of the family's configuration class where the file has none."""
     if s.file.format == "gguf":
         return _said(s, _gguf_table(s, head_dim, partial))
-    return _said(s, _one_table(s, head_dim, partial, kinds))
+    return _said(s, _one_table(s, head_dim, partial, kinds, absent or {}))
 
 
 def read_rope_by_layer_type(s: Settings, head_dim: int, local: float) -> dict[str, RopeTable]:
@@ -165,11 +167,14 @@ def _from_text(text: str) -> dict[str, Any]:
 
 
 def _one_table(
-    s: Settings, head_dim: int, partial: bool, kinds: Mapping[str, str] | None
-) -> RopeTable:
+    s: Settings, head_dim: int, partial: bool, kinds: Mapping[str, str] | None,
+    absent: Mapping[str, Any],
+) -> RopeTable:  # fmt: skip
     """The table of rope_scaling, which transformers prefers, or of rope_parameters."""
     scaling, parameters = _mapping(s, "rope_scaling"), _mapping(s, "rope_parameters")
     keys = dict(scaling or parameters)
+    if not keys and s.take("rope_parameters", None) is None:
+        keys = dict(absent)
     if kinds is not None:
         kind = keys.get("rope_type", keys.get("type", "default"))
         if kind not in kinds:
@@ -200,6 +205,9 @@ class _Group:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
             raise self._s.fail(f"{name} of rope_scaling is {clean(repr(value), 60)}")
         return float(value)
+
+    def says(self, name: str) -> bool:
+        return name in self._keys
 
     def need(self, name: str) -> float:
         value = self.number(name)
@@ -312,6 +320,8 @@ def _scaled(s: Settings, group: _Group, kind: Any, table: RopeTable) -> RopeTabl
 
 def _yarn(s: Settings, group: _Group, table: RopeTable) -> RopeTable:
     original = _original(s, group)
+    if not group.says("factor"):
+        raise s.fail("rope_scaling does not say factor")
     factor = group.number("factor") or (s.values.get("max_positions") or original) / original
     fast, slow = group.number("beta_fast") or 32.0, group.number("beta_slow") or 1.0
     divisors = yarn_divisors(

@@ -13,6 +13,7 @@ from aprtui.graph.ops import (
     Attend,
     Bias,
     Choose,
+    Clamp,
     Combine,
     Embed,
     Experts,
@@ -57,6 +58,7 @@ class Attention:
     qkv_bias: bool = False
     output_bias: bool = False
     norms: Norm | None = None
+    sinks: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Routing:
     """How a layer's experts are chosen and what they compute; ``size`` is F of one.
 
     ``shared_size``: F of an expert that every token goes through, weighed by a sigmoid; 0 without
-    one.
+    one. ``biased``: the router and the experts' products have biases.
     """
 
     choose: Choose
@@ -72,6 +74,8 @@ class Routing:
     size: int
     activation: str
     shared_size: int = 0
+    biased: bool = False
+    clamp: Clamp | None = None
 
 
 class Builder:
@@ -166,7 +170,9 @@ class Builder:
             queries if q == qkv else None, keys if k == qkv else None,
         )  # fmt: skip
         scores = self.put("attn_scores", score, q, k, head=how.heads)
-        weights = self.put("attn_softmax", Softmax(how.mask), scores, head=how.heads)
+        sinks = self.role("sinks") if how.sinks else None
+        softmax = Softmax(how.mask, sinks, how.heads if sinks else 0)
+        weights = self.put("attn_softmax", softmax, scores, head=how.heads)
         mixed = self.put(
             "attention", Attend(how.heads, values), weights, qkv,
             head=how.heads, channel=how.head_dim,
@@ -210,11 +216,15 @@ class Builder:
     def experts(self, x: StageKey, routing: Routing) -> StageKey:
         """Router, chosen experts and their sum, and the shared expert where there is one."""
         count, top = routing.choose.experts, routing.choose.top
-        logits = self.put("router_logits", self._matrix("router", count), x, expert=count)
+        bias = self.role("router_bias") if routing.biased else None
+        router = Product((Part("router", self.role("router"), count, bias),))
+        logits = self.put("router_logits", router, x, expert=count)
         ids = self.put("moe_router_indices", routing.choose, logits, rank=top)
         weights = self.put("moe_router", routing.route, logits, ids, rank=top)
         roles = (self.role("expert_gate"), self.role("expert_up"), self.role("expert_down"))
-        sum_of = Experts(*roles, count, routing.size, routing.activation)
+        sum_of = Experts(
+            *roles, count, routing.size, routing.activation, routing.biased, routing.clamp
+        )
         routed = self.put("moe_ffn_out", sum_of, x, weights, ids)
         if not routing.shared_size:
             return self.put("ffn_out", Combine(), routed)

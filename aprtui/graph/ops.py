@@ -20,6 +20,7 @@ __all__ = [
     "Attend",
     "Bias",
     "Choose",
+    "Clamp",
     "Combine",
     "Embed",
     "Experts",
@@ -307,8 +308,8 @@ class Sigmoid(Op):
 class Choose(Op):
     """Ids [T,k] of the ``top`` experts by the router's logits [T,E], the likeliest first.
 
-    Equal ones go to the lower id, as a stable sort leaves them. ``score``: "softmax" or "sigmoid",
-    of which the order is taken.
+    Equal ones go to the lower id, as a stable sort leaves them. ``score``: "softmax", "sigmoid" or
+    "logits", of which the order is taken.
     """
 
     top: int
@@ -327,10 +328,21 @@ class Route(Op):
 
 
 @dataclass(frozen=True)
+class Clamp:
+    """GPT-OSS's gate: g * sigmoid(``alpha`` * g) * (u + 1) of gate g and up u, g at most ``limit``
+    and u within it on both sides."""
+
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class Experts(Op):
     """The weighted sum [T,H] of each token's experts: down(activation(gate(x)) * up(x)).
 
-    ``gate``, ``up``, ``down`` are roles without a number; ``size`` is F of one expert.
+    ``gate``, ``up``, ``down`` are roles without a number; ``size`` is F of one expert. ``biased``:
+    each product has a bias, whose role's name ends so. ``clamp`` takes the place of the
+    activation.
     """
 
     gate: Role
@@ -339,6 +351,8 @@ class Experts(Op):
     count: int
     size: int
     activation: str = "silu"
+    biased: bool = False
+    clamp: Clamp | None = None
 
     @property
     def roles(self) -> tuple[Role, Role, Role]:
@@ -346,18 +360,22 @@ class Experts(Op):
 
     @property
     def weights(self) -> tuple[Role, ...]:
-        return tuple(
-            role._replace(expert=expert) for expert in range(self.count) for role in self.roles
-        )
+        roles: tuple[Role, ...] = self.roles
+        if self.biased:
+            roles += tuple(role._replace(name=f"{role.name}_bias") for role in self.roles)
+        return tuple(role._replace(expert=expert) for expert in range(self.count) for role in roles)
 
     @property
     def matrices(self) -> tuple[Role, ...]:
         return tuple(role._replace(expert=0) for role in self.roles)
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
-        inner, outer = (self.size, width), (width, self.size)
-        shapes = dict.fromkeys(self.weights, inner)
-        return {role: outer if role.name == self.down.name else inner for role in shapes}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for role, rows, columns in zip(
+            self.roles, (self.size, self.size, width), (width, width, self.size), strict=True
+        ):
+            shapes |= {role.name: (rows, columns), f"{role.name}_bias": (rows,)}
+        return {role: shapes[role.name] for role in self.weights}
 
 
 @dataclass(frozen=True)
