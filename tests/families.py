@@ -78,6 +78,7 @@ TINY: dict[str, Tiny] = {
             "original_max_position_embeddings": 32,
         },
     }, ("gpt_oss", "gpt_oss_trunc")),
+    "olmoe": Tiny("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3}, ("olmoe",)),
 }  # fmt: skip
 
 
@@ -92,7 +93,7 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     model = model.to(torch.float32).eval()
     with torch.no_grad():
-        for key, value in model.named_parameters():
+        for key, value in (*model.named_parameters(), *model.named_buffers()):
             if "norm" in key or key.endswith("bias"):
                 value.add_(torch.randn_like(value) * 0.2)
     model.save_pretrained(folder)

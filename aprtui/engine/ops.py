@@ -345,22 +345,55 @@ def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
 def _scored(logits: Tensor, score: str) -> Tensor:
     """Softmax over all experts, sigmoid of each, or the logits as they are: [T,E]."""
     wide = _wide(logits)
-    if score == "logits":
+    if score == "none":
         return wide
     return torch.softmax(wide, dim=-1) if score == "softmax" else torch.sigmoid(wide)
 
 
+def choice_scores(ar: Pass, op: Choose, logits: Tensor) -> Tensor:
+    """What the experts are chosen by [T,E]: their scores plus the bias, -inf in groups that are
+    not kept."""
+    scores = _scored(logits, op.score)
+    if op.bias is not None:
+        scores = scores + _wide(ar.vector(op.bias))
+    if op.groups == op.kept:
+        return scores
+    grouped = scores.unflatten(1, (op.groups, -1))
+    best = grouped.topk(min(2, grouped.shape[2]), dim=2).values.sum(2)
+    order = best.argsort(dim=1, descending=True, stable=True)
+    left_out = torch.zeros_like(best, dtype=torch.bool).scatter(1, order[:, op.kept :], True)
+    return grouped.masked_fill(left_out[:, :, None], float("-inf")).flatten(1)
+
+
 def choose(ar: Pass, op: Choose, logits: Tensor) -> Tensor:
     """Ids [T,k] of the largest scores, descending; of equal ones the lower id first."""
-    _, ids = torch.sort(_scored(logits, op.score), dim=-1, descending=True, stable=True)
+    scores = choice_scores(ar, op, logits)
+    _, ids = torch.sort(scores, dim=-1, descending=True, stable=True)
     return ids[:, : op.top]
+
+
+def _mixed(logits: Tensor, ids: Tensor, jitter: float) -> Tensor:
+    """SparseMixer's weights [T,k] of the chosen ids."""
+    wide = left = _wide(logits)
+    made = []
+    for chosen in ids.split(1, dim=1):
+        best = left.amax(1, keepdim=True)
+        far = (best - wide) / wide.abs().maximum(best) > 2 * jitter
+        shares = torch.softmax(left.masked_fill(far, float("-inf")), dim=1)
+        made.append(shares.gather(1, chosen))
+        left = left.scatter(1, chosen, float("-inf"))
+    return torch.cat(made, dim=1)
 
 
 def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
     """Scores [T,k] of the chosen ids, over their sum where ``renormalise``, times ``scale``."""
-    chosen = _scored(logits, op.score).gather(1, ids.long())
+    ids = ids.long()
+    if op.score == "mixer":
+        chosen = _mixed(logits, ids, op.jitter)
+    else:
+        chosen = _scored(logits, op.score).gather(1, ids)
     if op.renormalise:
-        chosen = chosen / chosen.sum(-1, keepdim=True)
+        chosen = chosen / (chosen.sum(-1, keepdim=True).clamp(min=op.floor) + op.eps)
     if op.scale != 1.0:
         chosen = chosen * op.scale
     return chosen.to(logits.dtype)

@@ -21,6 +21,7 @@ __all__ = [
 ]  # fmt: skip
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+_GGUF_EXPERTS = ("num_experts", "num_experts_per_tok")
 _MISSING: Any = object()
 
 
@@ -262,15 +263,26 @@ def read_ffn(s: Settings) -> int:
     return int(s.integer("intermediate_size"))
 
 
-def read_experts(s: Settings, size_key: str, activation: str, *, renormalise: bool) -> Routing:
-    """Softmax over all experts, of which the likeliest are chosen; F of one from ``size_key``."""
+def read_experts(
+    s: Settings,
+    size_key: str,
+    activation: str,
+    *,
+    renormalise: bool,
+    names: tuple[str, str] = ("num_experts", "num_experts_per_tok"),
+) -> Routing:
+    """Softmax over all experts, of which the likeliest are chosen; F of one from ``size_key``.
+
+    ``names``: what config.json calls the number of experts, and how many a token goes to.
+    """
     router, gate = s.shape("router"), s.shape("expert_gate") or s.shape("experts_gate")
-    count = s.integer("num_experts", *_absent_in(s, "num_experts", router))
+    count_key, top_key = names if s.file.format == "safetensors" else _GGUF_EXPERTS
+    count = s.integer(count_key, *_absent_in(s, count_key, router))
     if router is not None and count != router[0]:
-        raise s.fail(f"num_experts is {count} and the router has {router[0]} rows")
-    top = s.integer("num_experts_per_tok")
+        raise s.fail(f"{count_key} is {count} and the router has {router[0]} rows")
+    top = s.integer(top_key)
     if not 1 <= top <= count:
-        raise s.fail(f"num_experts_per_tok is {top} of {count} experts")
+        raise s.fail(f"{top_key} is {top} of {count} experts")
     if s.file.format == "safetensors" or s.has(size_key):
         size = s.integer(size_key)
     elif gate is None:

@@ -82,7 +82,7 @@ def _routing(s: Settings) -> Routing:
     top = routing.choose.top
     s.must_be("experts_per_token", (top,), f"num_experts_per_tok is {top}")
     clamp = Clamp(s.number("swiglu_alpha"), s.number("swiglu_limit"))
-    chosen = Choose(top, routing.choose.experts, "logits")
+    chosen = Choose(top, routing.choose.experts, "none")
     return replace(routing, choose=chosen, biased=True, clamp=clamp)
 
 

@@ -43,6 +43,18 @@ _GGUF = {
     "context_length": "max_positions",
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
+    **{
+        name: name
+        for name in (
+            "expert_gating_func",
+            "expert_group_count",
+            "expert_group_used_count",
+            "expert_shared_count",
+            "expert_weights_norm",
+            "expert_weights_scale",
+            "leading_dense_block_count",
+        )
+    },
 }
 
 _HF = {
@@ -70,6 +82,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "vocab_size": (1, 1_000_000),
     "num_experts": (1, 65_536),
     "num_experts_per_tok": (1, 65_536),
+    "n_routed_experts": (1, 65_536),
     "max_positions": (0, 1 << 40),
     "original_max_position_embeddings": (1, 1 << 40),
     "sliding_window": (0, 1 << 40),

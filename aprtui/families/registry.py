@@ -63,6 +63,7 @@ _OURS = (
     Row("smollm3", "aprtui.families.smollm3", ("smollm3",), ("smollm3",)),
     Row("olmo2", "aprtui.families.olmo2", ("olmo2",), ("olmo2",)),
     Row("gpt_oss", "aprtui.families.gpt_oss", ("gpt_oss",), ("gpt-oss",)),
+    Row("olmoe", "aprtui.families.olmoe", ("olmoe",), ("olmoe",)),
 )
 
 

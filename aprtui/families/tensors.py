@@ -14,8 +14,9 @@ from aprtui.formats.modelfile import TensorEntry
 from aprtui.graph import Role
 
 __all__ = [
-    "ATTENTION", "DENSE", "EXPERTS", "OUTPUT_BIAS", "POST_NORMS", "PRE_NORMS", "QKV_BIAS",
-    "QK_NORM", "SANDWICH_NORMS", "WHOLE", "Sorted", "Table", "Tensor", "layer_tensor",
+    "ATTENTION", "CORRECTION_BIAS", "DENSE", "EXPERTS", "OUTPUT_BIAS", "POST_NORMS", "PRE_NORMS",
+    "QKV_BIAS", "QK_NORM", "SANDWICH_NORMS", "SHARED_EXPERT", "WHOLE", "Sorted", "Table", "Tensor",
+    "layer_tensor",
 ]  # fmt: skip
 
 
@@ -149,6 +150,32 @@ EXPERTS = (
     ),
     layer_tensor("experts_down_hf", "mlp.experts.down_proj", holds=("expert_down",), packed=True),
 )
+
+SHARED_EXPERT = tuple(
+    layer_tensor(
+        f"shared_expert_{part}",
+        f"mlp.shared_experts.{part}_proj.weight",
+        f"mlp.shared_expert.{part}_proj.weight",
+        f"mlp.shared_mlp.{part}_proj.weight",
+        f"ffn_{part}_shexp.weight",
+    )
+    for part in _MIXTRAL_PARTS
+)
+"""The expert that every token goes through; several stand side by side as one."""
+
+CORRECTION_BIAS = (
+    layer_tensor(
+        "correction_bias",
+        "mlp.gate.e_score_correction_bias",
+        "mlp.e_score_correction_bias",
+        "mlp.moe_statics.e_score_correction_bias",
+        "mlp.experts.e_score_correction_bias",
+        "block_sparse_moe.e_score_correction_bias",
+        "mlp.expert_bias",
+        "exp_probs_b.bias",
+    ),
+)
+"""The bias that takes part in the choice of experts alone."""
 
 _PREFIXES = (
     "language_model.model.", "model.language_model.model.", "model.language_model.",

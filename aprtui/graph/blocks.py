@@ -65,8 +65,9 @@ class Attention:
 class Routing:
     """How a layer's experts are chosen and what they compute; ``size`` is F of one.
 
-    ``shared_size``: F of an expert that every token goes through, weighed by a sigmoid; 0 without
-    one. ``biased``: the router and the experts' products have biases.
+    ``corrected``: a bias of the layer's own takes part in the choice. ``shared_size``: F of an
+    expert that every token goes through, weighed by a sigmoid where ``shared_gate``; 0 without one.
+    ``biased``: the router and the experts' products have biases.
     """
 
     choose: Choose
@@ -74,6 +75,8 @@ class Routing:
     size: int
     activation: str
     shared_size: int = 0
+    shared_gate: bool = True
+    corrected: bool = False
     biased: bool = False
     clamp: Clamp | None = None
 
@@ -215,11 +218,13 @@ class Builder:
 
     def experts(self, x: StageKey, routing: Routing) -> StageKey:
         """Router, chosen experts and their sum, and the shared expert where there is one."""
-        count, top = routing.choose.experts, routing.choose.top
+        choose, count, top = routing.choose, routing.choose.experts, routing.choose.top
+        if routing.corrected:
+            choose = replace(choose, bias=self.role("correction_bias"))
         bias = self.role("router_bias") if routing.biased else None
         router = Product((Part("router", self.role("router"), count, bias),))
         logits = self.put("router_logits", router, x, expert=count)
-        ids = self.put("moe_router_indices", routing.choose, logits, rank=top)
+        ids = self.put("moe_router_indices", choose, logits, rank=top)
         weights = self.put("moe_router", routing.route, logits, ids, rank=top)
         roles = (self.role("expert_gate"), self.role("expert_up"), self.role("expert_down"))
         sum_of = Experts(
@@ -231,6 +236,8 @@ class Builder:
         shared = self.gated_mlp(
             x, routing.shared_size, routing.activation, "shared_ffn", "shared_expert_"
         )
+        if not routing.shared_gate:
+            return self.put("ffn_out", Combine(), routed, shared)
         part = Part("shared_gate", self.role("shared_gate"), 1)
         gate = self.put("shared_gate", Sigmoid(part), x, gate=1)
         return self.put("ffn_out", Combine(), routed, shared, gate)

@@ -309,22 +309,42 @@ class Choose(Op):
     """Ids [T,k] of the ``top`` experts by the router's logits [T,E], the likeliest first.
 
     Equal ones go to the lower id, as a stable sort leaves them. ``score``: "softmax", "sigmoid" or
-    "logits", of which the order is taken.
+    "none" (the logits themselves), of which the order is taken. ``bias`` [E] is added to the scores
+    for the choice alone. Of ``groups`` of neighbouring experts those ``kept`` may be chosen from
+    whose two best scores have the largest sum.
     """
 
     top: int
     experts: int
     score: str = "softmax"
+    bias: Role | None = None
+    groups: int = 1
+    kept: int = 1
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return () if self.bias is None else (self.bias,)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return dict.fromkeys(self.weights, (self.experts,))
 
 
 @dataclass(frozen=True)
 class Route(Op):
-    """Weights [T,k] of the chosen ids: ``score`` of the logits (softmax over all experts, or
-    sigmoid), divided by their sum where ``renormalise``, times ``scale``."""
+    """Weights [T,k] of the chosen ids: ``score`` of the logits (softmax over all experts, sigmoid,
+    or "mixer"), divided by their sum where ``renormalise``, times ``scale``.
+
+    The sum that divides is at least ``floor``, and ``eps`` is added to it. "mixer" is SparseMixer
+    (arXiv 2409.12136): of each rank the softmax over the experts of no earlier rank whose logits
+    lie within 2 ``jitter`` of the best of them, relative to the larger of both.
+    """
 
     score: str = "softmax"
     renormalise: bool = True
     scale: float = 1.0
+    eps: float = 0.0
+    floor: float = 0.0
+    jitter: float = 0.0
 
 
 @dataclass(frozen=True)
