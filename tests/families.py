@@ -78,6 +78,13 @@ TINY: dict[str, Tiny] = {
             "original_max_position_embeddings": 32,
         },
     }, ("gpt_oss", "gpt_oss_trunc")),
+    "ministral3": Tiny("Ministral3", {
+        "head_dim": 16, "sliding_window": 6, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 1.0,
+            "mscale_all_dim": 0.5, "original_max_position_embeddings": 5,
+            "llama_4_scaling_beta": 0.4,
+        },
+    }, ("ministral3",)),
     "olmoe": Tiny("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3}, ("olmoe",)),
 }  # fmt: skip
 

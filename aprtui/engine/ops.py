@@ -38,6 +38,7 @@ from aprtui.graph.ops import (
     Scores,
     Sigmoid,
     Softmax,
+    Temperature,
 )
 from aprtui.graph.rope import RopeTable
 
@@ -285,17 +286,25 @@ def attention_blocks(heads: int, tokens: int) -> list[tuple[int, int]]:
     return [(first, min(first + step, tokens)) for first in range(0, tokens, step)]
 
 
-def query_key_heads(op: Scores, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries [T,A,d] and keys [T,K,d] out of the inputs of scores."""
-    return (
-        q if op.queries is None else heads_of(q, op.queries),
-        k if op.keys is None else heads_of(k, op.keys),
-    )
+def query_key_heads(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [T,A,d], at their temperature, and keys [T,K,d] out of the inputs of scores."""
+    q = q if op.queries is None else heads_of(q, op.queries)
+    k = k if op.keys is None else heads_of(k, op.keys)
+    if op.temperature is not None:
+        q = ar.cut(q * send(temperatures(ar, op.temperature, len(q)).to(q.dtype), q.device))
+    return q, k
+
+
+def temperatures(ar: Pass, how: Temperature, tokens: int) -> Tensor:
+    """The factor on each position's queries [T,1,1] float64, on the CPU."""
+    positions = torch.tensor(ar.positions or range(tokens), dtype=torch.float64)
+    grown = torch.log1p(torch.floor((positions + how.first) / how.span))
+    return (1.0 + how.strength * grown)[:, None, None]
 
 
 def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> Tensor:
     """All scores at once [A,T,T]; for replay. The pass itself goes block by block."""
-    q, k = query_key_heads(op, q, k)
+    q, k = query_key_heads(ar, op, q, k)
     seen = visible(op.mask, 0, q.shape[0], k.shape[0], q.device)
     return score_block(ar, op, q, k, seen)
 

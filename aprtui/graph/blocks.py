@@ -29,6 +29,7 @@ from aprtui.graph.ops import (
     Scores,
     Sigmoid,
     Softmax,
+    Temperature,
 )
 from aprtui.graph.role import Role
 from aprtui.graph.rope import RopeTable
@@ -59,6 +60,7 @@ class Attention:
     output_bias: bool = False
     norms: Norm | None = None
     sinks: bool = False
+    temperature: Temperature | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class Builder:
         (q, queries), (k, keys) = self._turned(qkv, queries, keys, how)
         score = Scores(
             how.heads, how.kv_heads, how.scale, how.mask, how.cap,
-            queries if q == qkv else None, keys if k == qkv else None,
+            queries if q == qkv else None, keys if k == qkv else None, how.temperature,
         )  # fmt: skip
         scores = self.put("attn_scores", score, q, k, head=how.heads)
         sinks = self.role("sinks") if how.sinks else None

@@ -36,6 +36,7 @@ __all__ = [
     "Scores",
     "Sigmoid",
     "Softmax",
+    "Temperature",
 ]
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "none")
@@ -75,6 +76,16 @@ class Mask:
     window: int | None = None
     chunk: int | None = None
     ahead: int = 0
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A factor on the queries that grows with their position: 1 + ``strength`` * log(1 +
+    floor((position + ``first``) / ``span``))."""
+
+    strength: float
+    span: float
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -222,7 +233,8 @@ class Scores(Op):
     """q.k * scale, then tanh(s / cap) * cap: [A,T,T], 0 where the mask hides the key.
 
     Query head h reads key/value head h div (A/K). ``queries`` and ``keys`` are the windows of the
-    inputs that hold them, None where an input is these heads and no more.
+    inputs that hold them, None where an input is these heads and no more. ``temperature``: q is
+    multiplied by it first.
     """
 
     row_wise = False
@@ -234,6 +246,7 @@ class Scores(Op):
     cap: float | None = None
     queries: Heads | None = None
     keys: Heads | None = None
+    temperature: Temperature | None = None
 
 
 @dataclass(frozen=True)
