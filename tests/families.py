@@ -90,6 +90,20 @@ TINY: dict[str, Tiny] = {
     "helium": Tiny("Helium", {"head_dim": 12, "attention_bias": True}),
     "glm": Tiny("Glm", {"head_dim": 16, "pad_token_id": 0}, ("glm", "glm_eps")),
     "glm4": Tiny("Glm4", {"head_dim": 16, "pad_token_id": 0}, ("glm4",)),
+    "gpt_oss": Tiny("GptOss", {
+        "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 4,
+        "swiglu_alpha": 1.3, "swiglu_limit": 0.8, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "truncate": False,
+            "original_max_position_embeddings": 32,
+        },
+    }, ("gpt_oss", "gpt_oss_trunc")),
+    "ministral3": Tiny("Ministral3", {
+        "head_dim": 16, "sliding_window": 6, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 1.0,
+            "mscale_all_dim": 0.5, "original_max_position_embeddings": 5,
+            "llama_4_scaling_beta": 0.4,
+        },
+    }, ("ministral3",)),
     "olmoe": Tiny("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3}, ("olmoe",)),
     "glm4moe": Tiny("Glm4Moe", {
         "head_dim": 16, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 3,

@@ -38,6 +38,7 @@ from aprtui.graph.ops import (
     Scores,
     Sigmoid,
     Softmax,
+    Temperature,
 )
 from aprtui.graph.rope import RopeTable
 
@@ -285,17 +286,25 @@ def attention_blocks(heads: int, tokens: int) -> list[tuple[int, int]]:
     return [(first, min(first + step, tokens)) for first in range(0, tokens, step)]
 
 
-def query_key_heads(op: Scores, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries [T,A,d] and keys [T,K,d] out of the inputs of scores."""
-    return (
-        q if op.queries is None else heads_of(q, op.queries),
-        k if op.keys is None else heads_of(k, op.keys),
-    )
+def query_key_heads(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [T,A,d], at their temperature, and keys [T,K,d] out of the inputs of scores."""
+    q = q if op.queries is None else heads_of(q, op.queries)
+    k = k if op.keys is None else heads_of(k, op.keys)
+    if op.temperature is not None:
+        q = ar.cut(q * send(temperatures(ar, op.temperature, len(q)).to(q.dtype), q.device))
+    return q, k
+
+
+def temperatures(ar: Pass, how: Temperature, tokens: int) -> Tensor:
+    """The factor on each position's queries [T,1,1] float64, on the CPU."""
+    positions = torch.tensor(ar.positions or range(tokens), dtype=torch.float64)
+    grown = torch.log1p(torch.floor((positions + how.first) / how.span))
+    return (1.0 + how.strength * grown)[:, None, None]
 
 
 def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> Tensor:
     """All scores at once [A,T,T]; for replay. The pass itself goes block by block."""
-    q, k = query_key_heads(op, q, k)
+    q, k = query_key_heads(ar, op, q, k)
     seen = visible(op.mask, 0, q.shape[0], k.shape[0], q.device)
     return score_block(ar, op, q, k, seen)
 
@@ -401,7 +410,8 @@ def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-    """[T,H]: the sum over a token's ids of weight * down(activation(gate(x)) * up(x)).
+    """[T,H]: the sum over a token's ids of weight * down(activation(gate(x)) * up(x)), with biases
+    and a clamp where the operation says so.
 
     In order of the ids; only experts that some token chose are read.
     """
@@ -414,10 +424,26 @@ def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> T
         tokens, ranks = send(torch.tensor(chosen_at).T.contiguous(), x.device)
         gate, up, down = (role._replace(expert=expert) for role in op.roles)
         rows = x[tokens]
-        inner = ar.cut(ar.activate(ar.product(rows, gate), op.activation))
-        made = ar.product(ar.cut(inner * ar.product(rows, up)), down)
+        inner = _gated(ar, op, _biased(ar, op, rows, gate), _biased(ar, op, rows, up))
+        made = _biased(ar, op, ar.cut(inner), down)
         out[tokens] = ar.cut(out[tokens] + ar.cut(made * weights[tokens, ranks, None]))
     return out
+
+
+def _biased(ar: Pass, op: Experts, x: Tensor, role: Role) -> Tensor:
+    """An expert's product, and its bias where there are some."""
+    made = ar.product(x, role)
+    if not op.biased:
+        return made
+    return ar.cut(made + ar.vector(role._replace(name=f"{role.name}_bias")))
+
+
+def _gated(ar: Pass, op: Experts, gate: Tensor, up: Tensor) -> Tensor:
+    """activation(gate) * up [n,F], or what the clamp makes of them."""
+    if op.clamp is None:
+        return ar.cut(ar.activate(gate, op.activation)) * up
+    gate, up = gate.clamp(max=op.clamp.limit), up.clamp(-op.clamp.limit, op.clamp.limit)
+    return ar.cut(gate * torch.sigmoid(gate * op.clamp.alpha)) * (up + 1)
 
 
 def combine(

@@ -99,6 +99,8 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "norm_eps": (1e-12, 0.01),
     "score_softcap": (1e-6, 1e9),
     "logit_softcap": (1e-6, 1e9),
+    "swiglu_alpha": (1e-6, 1e9),
+    "swiglu_limit": (1e-6, 1e9),
     "query_pre_attn_scalar": (1e-6, 1e9),
     "logits_scaling": (1e-6, 1e9),
 }

@@ -71,6 +71,8 @@ _OURS = (
     Row("helium", "aprtui.families.helium", ("helium",)),
     Row("glm", "aprtui.families.glm", ("glm",), ("chatglm",)),
     Row("glm4", "aprtui.families.glm4", ("glm4",), ("glm4",)),
+    Row("gpt_oss", "aprtui.families.gpt_oss", ("gpt_oss",), ("gpt-oss",)),
+    Row("ministral3", "aprtui.families.ministral3", ("ministral3",), ("mistral3",)),
     Row("olmoe", "aprtui.families.olmoe", ("olmoe",), ("olmoe",)),
     Row("glm4moe", "aprtui.families.glm4moe", ("glm4_moe",)),
     Row("dots1", "aprtui.families.dots1", ("dots1",), ("dots1",)),

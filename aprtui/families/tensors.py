@@ -26,23 +26,31 @@ class Tensor:
 
     A name may have ``{layer}`` and ``{expert}``. ``holds``: the roles whose rows lie one after the
     other in a fused tensor, of which the role's own name is only the label. ``packed``: all experts
-    of the layer in one tensor [E,rows,columns].
+    of the layer in one tensor [E,rows,columns]. ``in_turn``: the roles' rows take turns;
+    ``transposed``: each matrix lies as [columns,rows].
     """
 
     role: str
     names: tuple[str, ...]
     holds: tuple[str, ...] = ()
     packed: bool = False
+    in_turn: bool = False
+    transposed: bool = False
+
+    def shape(self, parts: Sequence[tuple[int, ...]], experts: int) -> tuple[int, ...]:
+        """What it must be where it holds weights of these shapes, of so many experts."""
+        total, rest = sum(part[0] for part in parts), parts[0][1:]
+        shape = (*rest, total) if self.transposed else (total, *rest)
+        return (experts, *shape) if self.packed else shape
 
 
-def layer_tensor(
-    role: str, *suffixes: str, holds: tuple[str, ...] = (), packed: bool = False
-) -> Tensor:
+def layer_tensor(role: str, *suffixes: str, holds: tuple[str, ...] = (), **how: bool) -> Tensor:
     """A layer's tensor: suffixes behind ``layers.N.`` (Hugging Face's and Mistral's) and ``blk.N.``
-    (llama.cpp's); any may stand behind either, as some converters mix them."""
+    (llama.cpp's); any may stand behind either, as some converters mix them. ``how``: the flags of
+    ``Tensor``."""
     heads = ("layers.{layer}.", "blk.{layer}.")
     names = tuple(head + suffix for suffix in suffixes for head in heads)
-    return Tensor(role, names, holds, packed)
+    return Tensor(role, names, holds, **how)
 
 
 WHOLE = (

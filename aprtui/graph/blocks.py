@@ -13,6 +13,7 @@ from aprtui.graph.ops import (
     Attend,
     Bias,
     Choose,
+    Clamp,
     Combine,
     Embed,
     Experts,
@@ -28,6 +29,7 @@ from aprtui.graph.ops import (
     Scores,
     Sigmoid,
     Softmax,
+    Temperature,
 )
 from aprtui.graph.role import Role
 from aprtui.graph.rope import RopeTable
@@ -59,6 +61,8 @@ class Attention:
     output_bias: bool = False
     norms: Norm | None = None
     norm_after_rope: bool = False
+    sinks: bool = False
+    temperature: Temperature | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Routing:
 
     ``corrected``: a bias of the layer's own takes part in the choice. ``shared_size``: F of an
     expert that every token goes through, weighed by a sigmoid where ``shared_gate``; 0 without one.
+    ``biased``: the router and the experts' products have biases.
     """
 
     choose: Choose
@@ -76,6 +81,8 @@ class Routing:
     shared_size: int = 0
     shared_gate: bool = True
     corrected: bool = False
+    biased: bool = False
+    clamp: Clamp | None = None
 
 
 class Builder:
@@ -188,10 +195,12 @@ class Builder:
         (q, queries), (k, keys) = self._turned(qkv, queries, keys, how)
         score = Scores(
             how.heads, how.kv_heads, how.scale, how.mask, how.cap,
-            queries if q == qkv else None, keys if k == qkv else None,
+            queries if q == qkv else None, keys if k == qkv else None, how.temperature,
         )  # fmt: skip
         scores = self.put("attn_scores", score, q, k, head=how.heads)
-        weights = self.put("attn_softmax", Softmax(how.mask), scores, head=how.heads)
+        sinks = self.role("sinks") if how.sinks else None
+        softmax = Softmax(how.mask, sinks, how.heads if sinks else 0)
+        weights = self.put("attn_softmax", softmax, scores, head=how.heads)
         mixed = self.put(
             "attention", Attend(how.heads, values), weights, qkv,
             head=how.heads, channel=how.head_dim,
@@ -244,11 +253,15 @@ class Builder:
         choose, count, top = routing.choose, routing.choose.experts, routing.choose.top
         if routing.corrected:
             choose = replace(choose, bias=self.role("correction_bias"))
-        logits = self.put("router_logits", self._matrix("router", count), x, expert=count)
+        bias = self.role("router_bias") if routing.biased else None
+        router = Product((Part("router", self.role("router"), count, bias),))
+        logits = self.put("router_logits", router, x, expert=count)
         ids = self.put("moe_router_indices", choose, logits, rank=top)
         weights = self.put("moe_router", routing.route, logits, ids, rank=top)
         roles = (self.role("expert_gate"), self.role("expert_up"), self.role("expert_down"))
-        sum_of = Experts(*roles, count, routing.size, routing.activation)
+        sum_of = Experts(
+            *roles, count, routing.size, routing.activation, routing.biased, routing.clamp
+        )
         routed = self.put("moe_ffn_out", sum_of, x, weights, ids)
         if not routing.shared_size:
             return self.put("ffn_out", Combine(), routed)
