@@ -155,6 +155,7 @@ def read_config(
         reading.need(key)
     values: dict[str, Any] = {"architecture": architecture}
     _dimensions(reading, values, architecture, shapes)
+    _check_bounds(reading, values)  # before anything is counted by them
     _experts(reading, values, architecture, shapes)
     _family(reading, values, architecture, gguf_rows=has_gguf_rows(file, gguf_names))
     _window(reading, values, architecture)
@@ -377,10 +378,16 @@ def _window(reading: _Reading, values: dict[str, Any], family: str) -> None:
         values["sliding_window"], values["window_layers"] = window, slides
 
 
-def _check(reading: _Reading, values: dict[str, Any]) -> None:
+def _check_bounds(reading: _Reading, values: dict[str, Any]) -> None:
+    """Raises BadFileError where one of the values that are known is outside its bounds."""
     for key, (low, high) in _BOUNDS.items():
-        if not low <= values[key] <= high:
-            raise reading.fail(f"{key} is {values[key]:,}, outside {low:,}..{high:,}")
+        if key in values and not low <= values[key] <= high:
+            shown = clean(f"{values[key]:,}", 40)
+            raise reading.fail(f"{key} is {shown}, outside {low:,}..{high:,}")
+
+
+def _check(reading: _Reading, values: dict[str, Any]) -> None:
+    _check_bounds(reading, values)
     heads, kv_heads = values["num_heads"], values["num_kv_heads"]
     if heads % kv_heads:
         raise reading.fail(f"{heads} query heads cannot share {kv_heads} key/value heads")
