@@ -90,6 +90,7 @@ TINY: dict[str, Tiny] = {
     "helium": Tiny("Helium", {"head_dim": 12, "attention_bias": True}),
     "glm": Tiny("Glm", {"head_dim": 16, "pad_token_id": 0}, ("glm", "glm_eps")),
     "glm4": Tiny("Glm4", {"head_dim": 16, "pad_token_id": 0}, ("glm4",)),
+    "nemotron": Tiny("Nemotron", {"head_dim": 16}, ("nemotron",)),
 }  # fmt: skip
 
 

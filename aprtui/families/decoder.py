@@ -9,7 +9,7 @@ from typing import Any
 
 from aprtui.families.settings import Settings
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph import Graph
+from aprtui.graph import Graph, Role
 from aprtui.graph.blocks import Attention, Builder, Routing
 from aprtui.graph.ops import Choose, Mask, Norm, Route
 
@@ -37,9 +37,10 @@ class Sizes:
     vocab: int
     eps: float
 
-    def norm(self, offset: float = 0.0, *, centred: bool = False) -> Norm:
-        """A norm over the last axis; its weight is set where it is placed."""
-        return Norm(None, self.eps, offset, centred=centred)
+    def norm(self, offset: float = 0.0, *, centred: bool = False, biased: bool = False) -> Norm:
+        """A norm over the last axis; its weight and bias are set where it is placed."""
+        bias = Role("norm_bias") if biased else None
+        return Norm(None, self.eps, offset, centred=centred, bias=bias)
 
 
 def read_sizes(
@@ -302,8 +303,8 @@ def _absent_in(s: Settings, name: str, shape: tuple[int, ...] | None) -> tuple[i
 @dataclass(frozen=True)
 class Frame:
     """What surrounds the branches: norms ``before`` and ``after`` them, ``offset`` of the norms'
-    weights, whether they take off the mean (``centred``), the embedding's scale, that of the
-    branches as they are added, the logits' scale and cap.
+    weights, whether they take off the mean (``centred``) and add a bias (``biased``), the
+    embedding's scale, that of the branches as they are added, the logits' scale and cap.
 
     ``parallel``: the one norm before the attention is the FFN's input too.
     """
@@ -312,6 +313,7 @@ class Frame:
     after: bool = False
     offset: float = 0.0
     centred: bool = False
+    biased: bool = False
     embedding_scale: float = 1.0
     branch_scale: float = 1.0
     logit_scale: float = 1.0
@@ -326,7 +328,8 @@ def build_decoder(
     frame: Frame = Frame(),
 ) -> Graph:
     """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer."""
-    build, norm = Builder(sizes.hidden), sizes.norm(frame.offset, centred=frame.centred)
+    build = Builder(sizes.hidden)
+    norm = sizes.norm(frame.offset, centred=frame.centred, biased=frame.biased)
     order: dict[str, Any] = {
         "before": frame.before,
         "after": frame.after,

@@ -71,6 +71,7 @@ _OURS = (
     Row("helium", "aprtui.families.helium", ("helium",)),
     Row("glm", "aprtui.families.glm", ("glm",), ("chatglm",)),
     Row("glm4", "aprtui.families.glm4", ("glm4",), ("glm4",)),
+    Row("nemotron", "aprtui.families.nemotron", ("nemotron",), ("nemotron",)),
 )
 
 

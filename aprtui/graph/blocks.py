@@ -124,8 +124,9 @@ class Builder:
     # -- parts of a layer --
 
     def norm(self, stage: str, x: StageKey, norm: Norm) -> StageKey:
-        """A norm of [T,H] with the weight of the stage's own name."""
-        return self.put(stage, replace(norm, weight=self.role(stage)), x)
+        """A norm of [T,H] with the weight, and the bias where it has one, of the stage's name."""
+        bias = None if norm.bias is None else self.role(f"{stage}_bias")
+        return self.put(stage, replace(norm, weight=self.role(stage), bias=bias), x)
 
     def residual(
         self, stage: str, hidden: StageKey, branch: StageKey, scale: float = 1.0
