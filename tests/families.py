@@ -91,6 +91,15 @@ TINY: dict[str, Tiny] = {
     "glm": Tiny("Glm", {"head_dim": 16, "pad_token_id": 0}, ("glm", "glm_eps")),
     "glm4": Tiny("Glm4", {"head_dim": 16, "pad_token_id": 0}, ("glm4",)),
     "nemotron": Tiny("Nemotron", {"head_dim": 16}, ("nemotron",)),
+    "olmo3": Tiny("Olmo3", {
+        "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_hidden_layers": 4,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 4.0,
+                               "original_max_position_embeddings": 8},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
+        },
+    }),
 }  # fmt: skip
 
 

@@ -72,6 +72,7 @@ _OURS = (
     Row("glm", "aprtui.families.glm", ("glm",), ("chatglm",)),
     Row("glm4", "aprtui.families.glm4", ("glm4",), ("glm4",)),
     Row("nemotron", "aprtui.families.nemotron", ("nemotron",), ("nemotron",)),
+    Row("olmo3", "aprtui.families.olmo3", ("olmo3",)),
 )
 
 
