@@ -100,6 +100,10 @@ TINY: dict[str, Tiny] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
         },
     }),
+    "ministral": Tiny("Ministral", {
+        "head_dim": 16, "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    }),
 }  # fmt: skip
 
 

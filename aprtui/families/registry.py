@@ -73,6 +73,7 @@ _OURS = (
     Row("glm4", "aprtui.families.glm4", ("glm4",), ("glm4",)),
     Row("nemotron", "aprtui.families.nemotron", ("nemotron",), ("nemotron",)),
     Row("olmo3", "aprtui.families.olmo3", ("olmo3",)),
+    Row("ministral", "aprtui.families.ministral", ("ministral",)),
 )
 
 
