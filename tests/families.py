@@ -104,6 +104,7 @@ TINY: dict[str, Tiny] = {
         "head_dim": 16, "sliding_window": 4,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     }),
+    "internlm3": Tiny("InternLM3", {"head_dim": 16}),
 }  # fmt: skip
 
 

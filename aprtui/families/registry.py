@@ -74,6 +74,7 @@ _OURS = (
     Row("nemotron", "aprtui.families.nemotron", ("nemotron",), ("nemotron",)),
     Row("olmo3", "aprtui.families.olmo3", ("olmo3",)),
     Row("ministral", "aprtui.families.ministral", ("ministral",)),
+    Row("internlm3", "aprtui.families.internlm3", ("internlm3",)),
 )
 
 
