@@ -105,6 +105,56 @@ TINY: dict[str, Tiny] = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     }),
     "internlm3": Tiny("InternLM3", {"head_dim": 16}),
+    "gpt_oss": Tiny("GptOss", {
+        "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 4,
+        "swiglu_alpha": 1.3, "swiglu_limit": 0.8, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "truncate": False,
+            "original_max_position_embeddings": 32,
+        },
+    }, ("gpt_oss", "gpt_oss_trunc")),
+    "ministral3": Tiny("Ministral3", {
+        "head_dim": 16, "sliding_window": 6, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 1.0,
+            "mscale_all_dim": 0.5, "original_max_position_embeddings": 5,
+            "llama_4_scaling_beta": 0.4,
+        },
+    }, ("ministral3",)),
+    "olmoe": Tiny("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3}, ("olmoe",)),
+    "glm4moe": Tiny("Glm4Moe", {
+        "head_dim": 16, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 3,
+        "topk_group": 2, "moe_intermediate_size": 32, "n_shared_experts": 2, "use_qk_norm": True,
+        "routed_scaling_factor": 2.5, "attention_bias": True,
+    }),
+    "dots1": Tiny("Dots1", {
+        "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
+        "moe_intermediate_size": 32, "n_shared_experts": 1, "first_k_dense_replace": 1,
+        "sliding_window": 4, "max_window_layers": 1,
+    }, ("dots1",)),
+    "minimax_m2": Tiny("MiniMaxM2", {
+        "head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 3, "rotary_dim": 8,
+    }, ("minimax_m2",)),
+    "hunyuan": Tiny("HunYuanDenseV1", {"head_dim": 16}, ("hunyuan_v1_dense",)),
+    "hunyuan_moe": Tiny("HunYuanMoEV1", {
+        "head_dim": 16, "num_experts": 6, "moe_topk": 3,
+    }, ("hunyuan_v1_moe",)),
+    "ernie4_5": Tiny("Ernie4_5", {"head_dim": 16}, ("ernie4_5",)),
+    "ernie4_5_moe": Tiny("Ernie4_5_Moe", {
+        "moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 32,
+    }),
+    "phimoe": Tiny("Phimoe", {
+        "num_local_experts": 5, "attention_bias": True, "lm_head_bias": True, "sliding_window": 4,
+        "router_jitter_noise": 0.3,
+    }, ("phimoe",)),
+    "exaone_moe": Tiny("ExaoneMoe", {
+        "head_dim": 16, "sliding_window": 4, "sliding_window_pattern": 2, "num_experts": 6,
+        "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 32,
+        "num_shared_experts": 2,
+    }, ("exaone_moe",)),
+    "mellum": Tiny("Mellum", {
+        "head_dim": 16, "sliding_window": 4, "num_local_experts": 6, "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32, "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    }, ("mellum",)),
 }  # fmt: skip
 
 
@@ -119,7 +169,7 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     model = model.to(torch.float32).eval()
     with torch.no_grad():
-        for key, value in model.named_parameters():
+        for key, value in (*model.named_parameters(), *model.named_buffers()):
             if "norm" in key or key.endswith("bias"):
                 value.add_(torch.randn_like(value) * 0.2)
     model.save_pretrained(folder)

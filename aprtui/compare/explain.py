@@ -238,7 +238,8 @@ def _explain_choice(case: Case) -> Explanation:
         except RuntimeError:  # torch: columns that are no multiple of the rounding's block
             continue
         ids = case.replay.run(case.node, (logits,), how)
-        wrong = _wrong_ids(case.y, logits, ids.shape[1])
+        scores = case.replay.choice_scores(case.node, logits)
+        wrong = _wrong_ids(case.y, scores, ids.shape[1])
         tried.append((_ids_error(wrong), ids, Numerics(how)))
         if not wrong.any():
             break
@@ -260,13 +261,13 @@ def _logit_arithmetics(case: Case) -> Iterator[Arithmetic]:
     yield from (Arithmetic(name) for name in (*likely, *other))
 
 
-def _wrong_ids(y: Float64, logits: Float64, rank: int) -> npt.NDArray[np.bool_]:
+def _wrong_ids(y: Float64, scores: Float64, rank: int) -> npt.NDArray[np.bool_]:
     """Which captured ids [T,k] are not the expert of that rank, ties (to 1e-5) allowed."""
-    count = logits.shape[1]
+    count = scores.shape[1]
     valid = np.isfinite(y) & (y == np.floor(y)) & (y >= 0) & (y < count)
     ids = np.where(valid, y, 0).astype(np.int64)
-    chosen = np.take_along_axis(logits, ids, axis=1)
-    best = -np.sort(-logits, axis=1)[:, :rank]
+    chosen = np.take_along_axis(scores, ids, axis=1)
+    best = -np.sort(-scores, axis=1)[:, :rank]
     twice = np.array([[row[:i].tolist().count(row[i]) > 0 for i in range(rank)] for row in ids])
     return np.asarray(~valid | twice | (np.abs(chosen - best) > 1e-5 * np.maximum(1, abs(best))))
 

@@ -38,6 +38,7 @@ from aprtui.graph.ops import (
     Scores,
     Sigmoid,
     Softmax,
+    Temperature,
 )
 from aprtui.graph.rope import RopeTable
 
@@ -285,17 +286,25 @@ def attention_blocks(heads: int, tokens: int) -> list[tuple[int, int]]:
     return [(first, min(first + step, tokens)) for first in range(0, tokens, step)]
 
 
-def query_key_heads(op: Scores, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries [T,A,d] and keys [T,K,d] out of the inputs of scores."""
-    return (
-        q if op.queries is None else heads_of(q, op.queries),
-        k if op.keys is None else heads_of(k, op.keys),
-    )
+def query_key_heads(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [T,A,d], at their temperature, and keys [T,K,d] out of the inputs of scores."""
+    q = q if op.queries is None else heads_of(q, op.queries)
+    k = k if op.keys is None else heads_of(k, op.keys)
+    if op.temperature is not None:
+        q = ar.cut(q * send(temperatures(ar, op.temperature, len(q)).to(q.dtype), q.device))
+    return q, k
+
+
+def temperatures(ar: Pass, how: Temperature, tokens: int) -> Tensor:
+    """The factor on each position's queries [T,1,1] float64, on the CPU."""
+    positions = torch.tensor(ar.positions or range(tokens), dtype=torch.float64)
+    grown = torch.log1p(torch.floor((positions + how.first) / how.span))
+    return (1.0 + how.strength * grown)[:, None, None]
 
 
 def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> Tensor:
     """All scores at once [A,T,T]; for replay. The pass itself goes block by block."""
-    q, k = query_key_heads(op, q, k)
+    q, k = query_key_heads(ar, op, q, k)
     seen = visible(op.mask, 0, q.shape[0], k.shape[0], q.device)
     return score_block(ar, op, q, k, seen)
 
@@ -344,29 +353,65 @@ def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
 
 
 def _scored(logits: Tensor, score: str) -> Tensor:
-    """Softmax over all experts, or sigmoid of each: [T,E]."""
+    """Softmax over all experts, sigmoid of each, or the logits as they are: [T,E]."""
     wide = _wide(logits)
+    if score == "none":
+        return wide
     return torch.softmax(wide, dim=-1) if score == "softmax" else torch.sigmoid(wide)
+
+
+def choice_scores(ar: Pass, op: Choose, logits: Tensor) -> Tensor:
+    """What the experts are chosen by [T,E]: their scores plus the bias, -inf in groups that are
+    not kept."""
+    scores = _scored(logits, op.score)
+    if op.bias is not None:
+        scores = scores + _wide(ar.vector(op.bias))
+    if op.groups == op.kept:
+        return scores
+    grouped = scores.reshape(len(scores), op.groups, -1)
+    best = grouped.topk(min(2, grouped.shape[2]), dim=2).values.sum(2)
+    order = best.argsort(dim=1, descending=True, stable=True)
+    left_out = torch.zeros_like(best, dtype=torch.bool).scatter(1, order[:, op.kept :], True)
+    return grouped.masked_fill(left_out[:, :, None], float("-inf")).reshape(scores.shape)
 
 
 def choose(ar: Pass, op: Choose, logits: Tensor) -> Tensor:
     """Ids [T,k] of the largest scores, descending; of equal ones the lower id first."""
-    _, ids = torch.sort(_scored(logits, op.score), dim=-1, descending=True, stable=True)
+    scores = choice_scores(ar, op, logits)
+    _, ids = torch.sort(scores, dim=-1, descending=True, stable=True)
     return ids[:, : op.top]
+
+
+def _mixed(logits: Tensor, ids: Tensor, jitter: float) -> Tensor:
+    """SparseMixer's weights [T,k] of the chosen ids."""
+    wide = left = _wide(logits)
+    made = []
+    for chosen in torch.split(ids, 1, dim=1):
+        best = left.amax(1, keepdim=True)
+        far = (best - wide) / wide.abs().maximum(best) > 2 * jitter
+        shares = torch.softmax(left.masked_fill(far, float("-inf")), dim=1)
+        made.append(shares.gather(1, chosen))
+        left = left.scatter(1, chosen, float("-inf"))
+    return torch.cat(made, dim=1)
 
 
 def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
     """Scores [T,k] of the chosen ids, over their sum where ``renormalise``, times ``scale``."""
-    chosen = _scored(logits, op.score).gather(1, ids.long())
+    ids = ids.long()
+    if op.score == "mixer":
+        chosen = _mixed(logits, ids, op.jitter)
+    else:
+        chosen = _scored(logits, op.score).gather(1, ids)
     if op.renormalise:
-        chosen = chosen / chosen.sum(-1, keepdim=True)
+        chosen = chosen / (chosen.sum(-1, keepdim=True).clamp(min=op.floor) + op.eps)
     if op.scale != 1.0:
         chosen = chosen * op.scale
     return chosen.to(logits.dtype)
 
 
 def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-    """[T,H]: the sum over a token's ids of weight * down(activation(gate(x)) * up(x)).
+    """[T,H]: the sum over a token's ids of weight * down(activation(gate(x)) * up(x)), with biases
+    and a clamp where the operation says so.
 
     In order of the ids; only experts that some token chose are read.
     """
@@ -379,10 +424,26 @@ def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> T
         tokens, ranks = send(torch.tensor(chosen_at).T.contiguous(), x.device)
         gate, up, down = (role._replace(expert=expert) for role in op.roles)
         rows = x[tokens]
-        inner = ar.cut(ar.activate(ar.product(rows, gate), op.activation))
-        made = ar.product(ar.cut(inner * ar.product(rows, up)), down)
+        inner = _gated(ar, op, _biased(ar, op, rows, gate), _biased(ar, op, rows, up))
+        made = _biased(ar, op, ar.cut(inner), down)
         out[tokens] = ar.cut(out[tokens] + ar.cut(made * weights[tokens, ranks, None]))
     return out
+
+
+def _biased(ar: Pass, op: Experts, x: Tensor, role: Role) -> Tensor:
+    """An expert's product, and its bias where there are some."""
+    made = ar.product(x, role)
+    if not op.biased:
+        return made
+    return ar.cut(made + ar.vector(role._replace(name=f"{role.name}_bias")))
+
+
+def _gated(ar: Pass, op: Experts, gate: Tensor, up: Tensor) -> Tensor:
+    """activation(gate) * up [n,F], or what the clamp makes of them."""
+    if op.clamp is None:
+        return ar.cut(ar.activate(gate, op.activation)) * up
+    gate, up = gate.clamp(max=op.clamp.limit), up.clamp(-op.clamp.limit, op.clamp.limit)
+    return ar.cut(gate * torch.sigmoid(gate * op.clamp.alpha)) * (up + 1)
 
 
 def combine(

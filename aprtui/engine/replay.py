@@ -29,7 +29,7 @@ from aprtui.engine.ops import ACTIVATIONS
 from aprtui.engine.rounding import PARTNERS, ROUND_TO, ROUNDINGS
 from aprtui.engine.wide import WideStream, rounded_rows
 from aprtui.graph import Node, Role
-from aprtui.graph.ops import Heads, Op, Product
+from aprtui.graph.ops import Choose, Heads, Op, Product
 from aprtui.graph.vocabulary import facts_of
 from aprtui.model.open import Model
 
@@ -78,6 +78,14 @@ class Replay:
         way: [n, hidden]. ``inputs`` are that position's."""
         ar = Rounded(self._stream, how, self.tokens, self.logits)
         return _array(expert_flips(ar, node, _given(node, inputs, how)))
+
+    def choice_scores(self, node: Node, logits: Float64) -> Float64:
+        """What a node chooses experts by [T,E], of which a larger one is chosen first."""
+        assert isinstance(node.op, Choose)
+        if node.op.bias is None and node.op.groups == node.op.kept:
+            return logits
+        ar = Rounded(self._stream, EXACT)
+        return _array(ops.choice_scores(ar, node.op, _tensor(logits)))
 
     # -- products ------------------------------------------------------------------------------
 

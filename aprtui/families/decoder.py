@@ -9,7 +9,7 @@ from typing import Any
 
 from aprtui.families.settings import Settings
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph import Graph, Role
+from aprtui.graph import Graph
 from aprtui.graph.blocks import Attention, Builder, Routing
 from aprtui.graph.ops import Choose, Mask, Norm, Route
 
@@ -22,6 +22,7 @@ __all__ = [
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _NULLS = ("head_dim", "num_kv_heads")
+_GGUF_EXPERTS = ("num_experts", "num_experts_per_tok")
 _MISSING: Any = object()
 
 
@@ -37,10 +38,9 @@ class Sizes:
     vocab: int
     eps: float
 
-    def norm(self, offset: float = 0.0, *, centred: bool = False, biased: bool = False) -> Norm:
-        """A norm over the last axis; its weight and bias are set where it is placed."""
-        bias = Role("norm_bias") if biased else None
-        return Norm(None, self.eps, offset, centred=centred, bias=bias)
+    def norm(self, offset: float = 0.0) -> Norm:
+        """A norm over the last axis; its weight is set where it is placed."""
+        return Norm(None, self.eps, offset)
 
 
 def read_sizes(
@@ -276,15 +276,26 @@ def read_ffn(s: Settings) -> int:
     return int(s.integer("intermediate_size"))
 
 
-def read_experts(s: Settings, size_key: str, activation: str, *, renormalise: bool) -> Routing:
-    """Softmax over all experts, of which the likeliest are chosen; F of one from ``size_key``."""
+def read_experts(
+    s: Settings,
+    size_key: str,
+    activation: str,
+    *,
+    renormalise: bool,
+    names: tuple[str, str] = ("num_experts", "num_experts_per_tok"),
+) -> Routing:
+    """Softmax over all experts, of which the likeliest are chosen; F of one from ``size_key``.
+
+    ``names``: what config.json calls the number of experts, and how many a token goes to.
+    """
     router, gate = s.shape("router"), s.shape("expert_gate") or s.shape("experts_gate")
-    count = s.integer("num_experts", *_absent_in(s, "num_experts", router))
+    count_key, top_key = names if s.file.format == "safetensors" else _GGUF_EXPERTS
+    count = s.integer(count_key, *_absent_in(s, count_key, router))
     if router is not None and count != router[0]:
-        raise s.fail(f"num_experts is {count} and the router has {router[0]} rows")
-    top = s.integer("num_experts_per_tok")
+        raise s.fail(f"{count_key} is {count} and the router has {router[0]} rows")
+    top = s.integer(top_key)
     if not 1 <= top <= count:
-        raise s.fail(f"num_experts_per_tok is {top} of {count} experts")
+        raise s.fail(f"{top_key} is {top} of {count} experts")
     if s.file.format == "safetensors" or s.has(size_key):
         size = s.integer(size_key)
     elif gate is None:
@@ -303,8 +314,8 @@ def _absent_in(s: Settings, name: str, shape: tuple[int, ...] | None) -> tuple[i
 @dataclass(frozen=True)
 class Frame:
     """What surrounds the branches: norms ``before`` and ``after`` them, ``offset`` of the norms'
-    weights, whether they take off the mean (``centred``) and add a bias (``biased``), the
-    embedding's scale, that of the branches as they are added, the logits' scale and cap.
+    weights, or all of the ``norm`` where it is another than the sizes', the embedding's scale, that
+    of the branches as they are added, the logits' scale, cap and whether they have a bias.
 
     ``parallel``: the one norm before the attention is the FFN's input too.
     """
@@ -312,13 +323,13 @@ class Frame:
     before: bool = True
     after: bool = False
     offset: float = 0.0
-    centred: bool = False
-    biased: bool = False
     embedding_scale: float = 1.0
     branch_scale: float = 1.0
     logit_scale: float = 1.0
     logit_cap: float | None = None
     parallel: bool = False
+    head_bias: bool = False
+    norm: Norm | None = None
 
 
 def build_decoder(
@@ -329,7 +340,7 @@ def build_decoder(
 ) -> Graph:
     """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer."""
     build = Builder(sizes.hidden)
-    norm = sizes.norm(frame.offset, centred=frame.centred, biased=frame.biased)
+    norm = frame.norm or sizes.norm(frame.offset)
     order: dict[str, Any] = {
         "before": frame.before,
         "after": frame.after,
@@ -344,5 +355,7 @@ def build_decoder(
             continue
         hidden = build.branch(hidden, "attn", norm, mix, **order)
         hidden = build.branch(hidden, "ffn", norm, partial(ffn, build), **order)
-    build.head(hidden, norm, sizes.vocab, frame.logit_cap, frame.logit_scale)
+    build.head(
+        hidden, norm, sizes.vocab, frame.logit_cap, frame.logit_scale, biased=frame.head_bias
+    )
     return build.graph()

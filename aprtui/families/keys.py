@@ -48,6 +48,19 @@ _GGUF = {
     "context_length": "max_positions",
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
+    **{
+        name: name
+        for name in (
+            "expert_gating_func",
+            "expert_group_count",
+            "expert_group_used_count",
+            "expert_shared_count",
+            "expert_weights_norm",
+            "expert_weights_scale",
+            "leading_dense_block_count",
+            "nextn_predict_layers",
+        )
+    },
 }
 
 _HF = {
@@ -75,6 +88,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "vocab_size": (1, 1_000_000),
     "num_experts": (1, 65_536),
     "num_experts_per_tok": (1, 65_536),
+    "n_routed_experts": (1, 65_536),
     "max_positions": (0, 1 << 40),
     "original_max_position_embeddings": (1, 1 << 40),
     "sliding_window": (0, 1 << 40),
@@ -85,8 +99,11 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "norm_eps": (1e-12, 0.01),
     "score_softcap": (1e-6, 1e9),
     "logit_softcap": (1e-6, 1e9),
+    "swiglu_alpha": (1e-6, 1e9),
+    "swiglu_limit": (1e-6, 1e9),
     "query_pre_attn_scalar": (1e-6, 1e9),
     "logits_scaling": (1e-6, 1e9),
+    "logit_scale": (1e-6, 1e9),
 }
 
 _NO_MATTER = re.compile(

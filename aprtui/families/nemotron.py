@@ -3,6 +3,8 @@ is meant; an FFN without a gate, squared ReLU; half of each head turns."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aprtui.families import decoder, gemma
 from aprtui.families.decoder import Frame
 from aprtui.families.family import Family
@@ -11,15 +13,14 @@ from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
     ATTENTION,
     DENSE,
+    NORM_BIASES,
     OUTPUT_BIAS,
     PRE_NORMS,
     QKV_BIAS,
     WHOLE,
     Table,
-    Tensor,
-    layer_tensor,
 )
-from aprtui.graph import Graph
+from aprtui.graph import Graph, Role
 
 __all__ = ["FAMILY"]
 
@@ -29,11 +30,6 @@ _HF = {
     "max_positions": 4096, "norm_eps": 1e-5, "tie_word_embeddings": False, "rope_theta": 1e4,
     "partial_rotary_factor": 0.5, "attention_bias": False,
 }  # fmt: skip
-_NORM_BIASES = (
-    layer_tensor("attn_norm_bias", "input_layernorm.bias", "attn_norm.bias"),
-    layer_tensor("ffn_norm_bias", "post_attention_layernorm.bias", "ffn_norm.bias"),
-    Tensor("final_norm_bias", ("norm.bias", "output_norm.bias")),
-)
 
 
 def build(s: Settings) -> Graph:
@@ -47,19 +43,20 @@ def build(s: Settings) -> Graph:
     s.must_be("mlp_bias", (False,), "the FFN's products have biases")
     table = read_rope(s, sizes.head_dim, partial=True)
     mask, biases = decoder.mask_of(decoder.read_causal(s), None), decoder.read_biases(s)
+    norm = replace(sizes.norm(gemma.norm_offset(s)), centred=True, bias=Role("bias"))
     decoder.read_tied(s)
     how = decoder.attention_of(s, sizes, table=table, mask=mask, **biases)
     return decoder.build_decoder(
         sizes,
         lambda layer: how,
         lambda b, x: b.plain_mlp(x, ffn, activation),
-        Frame(offset=gemma.norm_offset(s), centred=True, biased=True),
+        Frame(norm=norm),
     )
 
 
 FAMILY = Family(
     Table((
-        *WHOLE, *PRE_NORMS, *_NORM_BIASES, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *DENSE[1:],
+        *WHOLE, *PRE_NORMS, *NORM_BIASES, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *DENSE[1:],
     )),
     build,
     Defaults(

@@ -16,6 +16,7 @@ from aprtui.families.tensors import (
     EXPERTS,
     PRE_NORMS,
     QKV_BIAS,
+    SHARED_EXPERT,
     WHOLE,
     Table,
     layer_tensor,
@@ -34,14 +35,7 @@ _HF = {
     "mlp_only_layers": None, "qkv_bias": True,
 }  # fmt: skip
 _SHARED = (
-    *(
-        layer_tensor(
-            f"shared_expert_{part}",
-            f"mlp.shared_expert.{part}_proj.weight",
-            f"ffn_{part}_shexp.weight",
-        )
-        for part in ("gate", "up", "down")
-    ),
+    *SHARED_EXPERT,
     layer_tensor("shared_gate", "mlp.shared_expert_gate.weight", "ffn_gate_inp_shexp.weight"),
 )
 

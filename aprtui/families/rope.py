@@ -6,7 +6,7 @@ Formulas: transformers' modeling_rope_utils.py, llama.cpp's ggml_rope_yarn and i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,10 @@ from aprtui.families.settings import Settings
 from aprtui.graph.rope import PAIRS, RopeTable
 from aprtui.text import clean
 
-__all__ = ["llama3_divisors", "read_rope", "read_rope_by_layer_type", "yarn_divisors"]
+__all__ = [
+    "llama3_divisors", "original_positions", "read_nested_rope", "read_rope",
+    "read_rope_by_layer_type", "rope_object", "yarn_divisors",
+]  # fmt: skip
 
 _TEXT_KEYS = {
     "none": (),
@@ -73,13 +76,34 @@ def yarn_divisors(
 
 
 def read_rope(
-    s: Settings, head_dim: int, *, partial: bool = False, kinds: Mapping[str, str] | None = None
-) -> RopeTable:
+    s: Settings, head_dim: int, *, partial: bool = False, kinds: Mapping[str, str] | None = None,
+    absent: Mapping[str, Any] | None = None, beside: Sequence[str] = (),
+) -> RopeTable:  # fmt: skip
     """The one table of a model's layers. ``partial``: the family may rotate some channels only;
-    ``kinds``: the types that it has, and what each means where not any type is what it says."""
+    ``kinds``: the types that it has, and what each means where not any type is what it says;
+    ``absent``: the object of the family's configuration class where the file has none; ``beside``:
+    keys of the object that are not RoPE's, and the family reads."""
     if s.file.format == "gguf":
         return _said(s, _gguf_table(s, head_dim, partial))
-    return _said(s, _one_table(s, head_dim, partial, kinds))
+    keys = rope_object(s, absent)
+    for name in beside:
+        keys.pop(name, None)
+    return _said(s, _one_table(s, head_dim, partial, kinds, keys))
+
+
+def rope_object(s: Settings, absent: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The object that says how positions are turned: rope_scaling, which transformers prefers, or
+    rope_parameters; ``absent`` where there is none."""
+    scaling, parameters = _mapping(s, "rope_scaling"), _mapping(s, "rope_parameters")
+    found = dict(scaling or parameters)
+    if not found and s.take("rope_parameters", None) is None:
+        found = dict(absent or {})
+    return found
+
+
+def original_positions(s: Settings, keys: Mapping[str, Any]) -> float:
+    """The positions of the first training: beside the object, in it, or those of the model."""
+    return _original(s, _Group(s, keys))
 
 
 def read_rope_by_layer_type(s: Settings, head_dim: int, local: float) -> dict[str, RopeTable]:
@@ -109,6 +133,26 @@ def read_rope_by_layer_type(s: Settings, head_dim: int, local: float) -> dict[st
     }  # fmt: skip
     _said(s, found["full_attention"])
     s.say("rope_theta_local", found["sliding_attention"].theta)
+    return found
+
+
+def read_nested_rope(
+    s: Settings, head_dim: int, defaults: Mapping[str, float]
+) -> dict[str, RopeTable]:
+    """The tables of "full_attention" and "sliding_attention" layers where rope_parameters says all
+    of each, and transformers reads nothing beside it; ``defaults`` are the bases without it."""
+    by_type = s.take("rope_parameters", None)
+    if by_type is None:
+        by_type = {kind: {"rope_type": "default", "rope_theta": base}
+                   for kind, base in defaults.items()}  # fmt: skip
+    found: dict[str, RopeTable] = {}
+    for kind in ("full_attention", "sliding_attention"):
+        keys = by_type.get(kind) if isinstance(by_type, dict) else None
+        if not isinstance(keys, dict) or not {"rope_type", "rope_theta"} <= set(keys):
+            raise s.fail(f"rope_parameters does not say rope_type and rope_theta of {kind}")
+        found[kind] = _table(s, head_dim, keys, "rope_theta", _layout(s), partial=False)
+    s.say("rope_theta_local", found["sliding_attention"].theta)
+    _said(s, found["full_attention"])
     return found
 
 
@@ -165,11 +209,10 @@ def _from_text(text: str) -> dict[str, Any]:
 
 
 def _one_table(
-    s: Settings, head_dim: int, partial: bool, kinds: Mapping[str, str] | None
-) -> RopeTable:
-    """The table of rope_scaling, which transformers prefers, or of rope_parameters."""
-    scaling, parameters = _mapping(s, "rope_scaling"), _mapping(s, "rope_parameters")
-    keys = dict(scaling or parameters)
+    s: Settings, head_dim: int, partial: bool, kinds: Mapping[str, str] | None,
+    keys: dict[str, Any],
+) -> RopeTable:  # fmt: skip
+    """The table of the object ``keys``."""
     if kinds is not None:
         kind = keys.get("rope_type", keys.get("type", "default"))
         if kind not in kinds:
@@ -200,6 +243,9 @@ class _Group:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
             raise self._s.fail(f"{name} of rope_scaling is {clean(repr(value), 60)}")
         return float(value)
+
+    def says(self, name: str) -> bool:
+        return name in self._keys
 
     def need(self, name: str) -> float:
         value = self.number(name)
@@ -267,7 +313,6 @@ def _share(s: Settings, group: _Group, partial: bool) -> float:
 
 
 def _original(s: Settings, group: _Group) -> float:
-    """The positions of the first training: beside the object, in it, or those of the model."""
     inner = group.number("original_max_position_embeddings")
     found = _outer_original(s) or inner or s.values.get("max_positions")
     if not found:
@@ -294,6 +339,10 @@ def _scaled(s: Settings, group: _Group, kind: Any, table: RopeTable) -> RopeTabl
         if not trained or dims <= 2:
             raise s.fail("dynamic RoPE scaling needs max_position_embeddings and 4 channels")
         return replace(table, dynamic=group.need("factor"), trained=trained)
+    if kind == "short":
+        return _short(s, group, table)
+    if kind == "alpha":
+        return _alpha(group, table)
     if kind == "llama3":
         factor = group.need("factor")
         low, high = group.need("low_freq_factor"), group.need("high_freq_factor")
@@ -311,8 +360,34 @@ def _scaled(s: Settings, group: _Group, kind: Any, table: RopeTable) -> RopeTabl
     )
 
 
+def _short(s: Settings, group: _Group, table: RopeTable) -> RopeTable:
+    """Phi-3.5-MoE's longrope in transformers: the short factors at any length, and a magnitude that
+    the object says for both."""
+    short, long = group.need("short_mscale"), group.need("long_mscale")
+    if short != long:
+        raise s.fail(f"short_mscale is {short} and long_mscale is {long}, of rope_scaling")
+    _original(s, group)
+    group.number("factor")
+    group.numbers("long_factor", table.dims // 2)
+    factors = group.numbers("short_factor", table.dims // 2)
+    return replace(table, divisors=factors, magnitude=short)
+
+
+def _alpha(group: _Group, table: RopeTable) -> RopeTable:
+    """Hunyuan's: the base grows by alpha; the rest of the object is not read there either."""
+    for name in ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
+        group.number(name)
+    grown: float = group.need("alpha") ** (table.dims / (table.dims - 2))
+    return replace(table, theta=table.theta * grown)
+
+
 def _yarn(s: Settings, group: _Group, table: RopeTable) -> RopeTable:
     original = _original(s, group)
+    if not group.says("factor"):
+        raise s.fail("rope_scaling does not say factor")
+    name = "original_max_position_embeddings"
+    if group.says(name) and group.number(name) is None:
+        raise s.fail(f"{name} of rope_scaling is null, which is no value of it")
     factor = group.number("factor") or (s.values.get("max_positions") or original) / original
     fast, slow = group.number("beta_fast") or 32.0, group.number("beta_slow") or 1.0
     divisors = yarn_divisors(
@@ -378,7 +453,10 @@ def _gguf_table(s: Settings, head_dim: int, partial: bool) -> RopeTable:
         fast = s.number("rope.scaling.yarn_beta_fast", 32.0)
         slow = s.number("rope.scaling.yarn_beta_slow", 1.0)
         divisors = yarn_divisors(dims, table.theta, factor, original or 1, fast, slow)
-        return replace(table, divisors=divisors, magnitude=magnitude * _mscale(factor))
+        name = "rope.scaling.yarn_log_multiplier"
+        share = s.number(name) if s.known(name) else 0.0
+        magnitude *= _mscale(factor) / (_mscale(factor, share) if share else 1.0)
+        return replace(table, divisors=divisors, magnitude=magnitude)
     if kind == "longrope":
         return _gguf_longrope(s, replace(table, position_divisor=factor), original, magnitude)
     raise s.fail(f"RoPE scaling {clean(str(kind))!r} is not computed here")

@@ -13,6 +13,7 @@ from aprtui.graph.ops import (
     Attend,
     Bias,
     Choose,
+    Clamp,
     Combine,
     Embed,
     Experts,
@@ -28,6 +29,7 @@ from aprtui.graph.ops import (
     Scores,
     Sigmoid,
     Softmax,
+    Temperature,
 )
 from aprtui.graph.role import Role
 from aprtui.graph.rope import RopeTable
@@ -45,7 +47,8 @@ Branch = Callable[[StageKey], StageKey]
 @dataclass(frozen=True)
 class Attention:
     """One layer's attention. ``norms``: the QK norm's parameters (weight and window are set
-    where it is placed), None without one; ``table`` None: nothing is rotated."""
+    where it is placed), None without one; ``table`` None: nothing is rotated; ``norm_after_rope``:
+    heads are normalised once they are turned."""
 
     heads: int
     kv_heads: int
@@ -57,14 +60,18 @@ class Attention:
     qkv_bias: bool = False
     output_bias: bool = False
     norms: Norm | None = None
+    norm_after_rope: bool = False
+    sinks: bool = False
+    temperature: Temperature | None = None
 
 
 @dataclass(frozen=True)
 class Routing:
     """How a layer's experts are chosen and what they compute; ``size`` is F of one.
 
-    ``shared_size``: F of an expert that every token goes through, weighed by a sigmoid; 0 without
-    one.
+    ``corrected``: a bias of the layer's own takes part in the choice. ``shared_size``: F of an
+    expert that every token goes through, weighed by a sigmoid where ``shared_gate``; 0 without one.
+    ``biased``: the router and the experts' products have biases.
     """
 
     choose: Choose
@@ -72,6 +79,10 @@ class Routing:
     size: int
     activation: str
     shared_size: int = 0
+    shared_gate: bool = True
+    corrected: bool = False
+    biased: bool = False
+    clamp: Clamp | None = None
 
 
 class Builder:
@@ -114,18 +125,21 @@ class Builder:
         vocab: int,
         cap: float | None = None,
         scale: float = 1.0,
+        *,
+        biased: bool = False,
     ) -> None:
         """Final norm and logits; ``norm``'s weight is set here."""
         self.layer = None
         normalised = self.norm("final_norm", hidden, norm)
-        part = Part("head", Role("head"), vocab)
+        part = Part("head", Role("head"), vocab, Role("head_bias") if biased else None)
         self.put("lm_head", Product((part,), scale, cap, last=True), normalised, vocab=vocab)
 
     # -- parts of a layer --
 
     def norm(self, stage: str, x: StageKey, norm: Norm) -> StageKey:
-        """A norm of [T,H] with the weight, and the bias where it has one, of the stage's name."""
-        bias = None if norm.bias is None else self.role(f"{stage}_bias")
+        """A norm of [T,H] with the weight, and where there is one the bias, of the stage's own
+        name."""
+        bias = self.role(f"{stage}_bias") if norm.bias is not None else None
         return self.put(stage, replace(norm, weight=self.role(stage), bias=bias), x)
 
     def residual(
@@ -181,10 +195,12 @@ class Builder:
         (q, queries), (k, keys) = self._turned(qkv, queries, keys, how)
         score = Scores(
             how.heads, how.kv_heads, how.scale, how.mask, how.cap,
-            queries if q == qkv else None, keys if k == qkv else None,
+            queries if q == qkv else None, keys if k == qkv else None, how.temperature,
         )  # fmt: skip
         scores = self.put("attn_scores", score, q, k, head=how.heads)
-        weights = self.put("attn_softmax", Softmax(how.mask), scores, head=how.heads)
+        sinks = self.role("sinks") if how.sinks else None
+        softmax = Softmax(how.mask, sinks, how.heads if sinks else 0)
+        weights = self.put("attn_softmax", softmax, scores, head=how.heads)
         mixed = self.put(
             "attention", Attend(how.heads, values), weights, qkv,
             head=how.heads, channel=how.head_dim,
@@ -204,7 +220,8 @@ class Builder:
             steps.append(("norm", lambda which, heads: replace(
                 norm, weight=self.role(f"{which}_norm"), heads=heads)))  # fmt: skip
         if (table := how.table) is not None:
-            steps.append(("post_rope", lambda which, heads: Rope(table, heads)))
+            place = 0 if how.norm_after_rope else len(steps)
+            steps.insert(place, ("post_rope", lambda which, heads: Rope(table, heads)))
         for step, op in steps:
             for which, (axis, x, heads) in placed.items():
                 extents = {axis: heads.count, "channel": heads.size}
@@ -233,18 +250,26 @@ class Builder:
 
     def experts(self, x: StageKey, routing: Routing) -> StageKey:
         """Router, chosen experts and their sum, and the shared expert where there is one."""
-        count, top = routing.choose.experts, routing.choose.top
-        logits = self.put("router_logits", self._matrix("router", count), x, expert=count)
-        ids = self.put("moe_router_indices", routing.choose, logits, rank=top)
+        choose, count, top = routing.choose, routing.choose.experts, routing.choose.top
+        if routing.corrected:
+            choose = replace(choose, bias=self.role("correction_bias"))
+        bias = self.role("router_bias") if routing.biased else None
+        router = Product((Part("router", self.role("router"), count, bias),))
+        logits = self.put("router_logits", router, x, expert=count)
+        ids = self.put("moe_router_indices", choose, logits, rank=top)
         weights = self.put("moe_router", routing.route, logits, ids, rank=top)
         roles = (self.role("expert_gate"), self.role("expert_up"), self.role("expert_down"))
-        sum_of = Experts(*roles, count, routing.size, routing.activation)
+        sum_of = Experts(
+            *roles, count, routing.size, routing.activation, routing.biased, routing.clamp
+        )
         routed = self.put("moe_ffn_out", sum_of, x, weights, ids)
         if not routing.shared_size:
             return self.put("ffn_out", Combine(), routed)
         shared = self.gated_mlp(
             x, routing.shared_size, routing.activation, "shared_ffn", "shared_expert_"
         )
+        if not routing.shared_gate:
+            return self.put("ffn_out", Combine(), routed, shared)
         part = Part("shared_gate", self.role("shared_gate"), 1)
         gate = self.put("shared_gate", Sigmoid(part), x, gate=1)
         return self.put("ffn_out", Combine(), routed, shared, gate)

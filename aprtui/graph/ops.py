@@ -20,6 +20,7 @@ __all__ = [
     "Attend",
     "Bias",
     "Choose",
+    "Clamp",
     "Combine",
     "Embed",
     "Experts",
@@ -35,6 +36,7 @@ __all__ = [
     "Scores",
     "Sigmoid",
     "Softmax",
+    "Temperature",
 ]
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2", "none")
@@ -74,6 +76,16 @@ class Mask:
     window: int | None = None
     chunk: int | None = None
     ahead: int = 0
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A factor on the queries that grows with their position: 1 + ``strength`` * log(1 +
+    floor((position + ``first``) / ``span``))."""
+
+    strength: float
+    span: float
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -221,7 +233,8 @@ class Scores(Op):
     """q.k * scale, then tanh(s / cap) * cap: [A,T,T], 0 where the mask hides the key.
 
     Query head h reads key/value head h div (A/K). ``queries`` and ``keys`` are the windows of the
-    inputs that hold them, None where an input is these heads and no more.
+    inputs that hold them, None where an input is these heads and no more. ``temperature``: q is
+    multiplied by it first.
     """
 
     row_wise = False
@@ -233,6 +246,7 @@ class Scores(Op):
     cap: float | None = None
     queries: Heads | None = None
     keys: Heads | None = None
+    temperature: Temperature | None = None
 
 
 @dataclass(frozen=True)
@@ -307,30 +321,61 @@ class Sigmoid(Op):
 class Choose(Op):
     """Ids [T,k] of the ``top`` experts by the router's logits [T,E], the likeliest first.
 
-    Equal ones go to the lower id, as a stable sort leaves them. ``score``: "softmax" or "sigmoid",
-    of which the order is taken.
+    Equal ones go to the lower id, as a stable sort leaves them. ``score``: "softmax", "sigmoid" or
+    "none" (the logits themselves), of which the order is taken. ``bias`` [E] is added to the scores
+    for the choice alone. Of ``groups`` of neighbouring experts those ``kept`` may be chosen from
+    whose two best scores have the largest sum.
     """
 
     top: int
     experts: int
     score: str = "softmax"
+    bias: Role | None = None
+    groups: int = 1
+    kept: int = 1
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return () if self.bias is None else (self.bias,)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return dict.fromkeys(self.weights, (self.experts,))
 
 
 @dataclass(frozen=True)
 class Route(Op):
-    """Weights [T,k] of the chosen ids: ``score`` of the logits (softmax over all experts, or
-    sigmoid), divided by their sum where ``renormalise``, times ``scale``."""
+    """Weights [T,k] of the chosen ids: ``score`` of the logits (softmax over all experts, sigmoid,
+    or "mixer"), divided by their sum where ``renormalise``, times ``scale``.
+
+    The sum that divides is at least ``floor``, and ``eps`` is added to it. "mixer" is SparseMixer
+    (arXiv 2409.12136): of each rank the softmax over the experts of no earlier rank whose logits
+    lie within 2 ``jitter`` of the best of them, relative to the larger of both.
+    """
 
     score: str = "softmax"
     renormalise: bool = True
     scale: float = 1.0
+    eps: float = 0.0
+    floor: float = 0.0
+    jitter: float = 0.0
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """GPT-OSS's gate: g * sigmoid(``alpha`` * g) * (u + 1) of gate g and up u, g at most ``limit``
+    and u within it on both sides."""
+
+    alpha: float
+    limit: float
 
 
 @dataclass(frozen=True)
 class Experts(Op):
     """The weighted sum [T,H] of each token's experts: down(activation(gate(x)) * up(x)).
 
-    ``gate``, ``up``, ``down`` are roles without a number; ``size`` is F of one expert.
+    ``gate``, ``up``, ``down`` are roles without a number; ``size`` is F of one expert. ``biased``:
+    each product has a bias, whose role's name ends so. ``clamp`` takes the place of the
+    activation.
     """
 
     gate: Role
@@ -339,6 +384,8 @@ class Experts(Op):
     count: int
     size: int
     activation: str = "silu"
+    biased: bool = False
+    clamp: Clamp | None = None
 
     @property
     def roles(self) -> tuple[Role, Role, Role]:
@@ -346,18 +393,22 @@ class Experts(Op):
 
     @property
     def weights(self) -> tuple[Role, ...]:
-        return tuple(
-            role._replace(expert=expert) for expert in range(self.count) for role in self.roles
-        )
+        roles: tuple[Role, ...] = self.roles
+        if self.biased:
+            roles += tuple(role._replace(name=f"{role.name}_bias") for role in self.roles)
+        return tuple(role._replace(expert=expert) for expert in range(self.count) for role in roles)
 
     @property
     def matrices(self) -> tuple[Role, ...]:
         return tuple(role._replace(expert=0) for role in self.roles)
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
-        inner, outer = (self.size, width), (width, self.size)
-        shapes = dict.fromkeys(self.weights, inner)
-        return {role: outer if role.name == self.down.name else inner for role in shapes}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for role, rows, columns in zip(
+            self.roles, (self.size, self.size, width), (width, width, self.size), strict=True
+        ):
+            shapes |= {role.name: (rows, columns), f"{role.name}_bias": (rows,)}
+        return {role: shapes[role.name] for role in self.weights}
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ STAGES: tuple[Stage, ...] = (
           _NO_DENSE),
     Stage("ffn_swigl", "gxu", _FFN, "activation times up", _NO_GATE),
     Stage("router_logits", "rlg", ("token", "expert"),
-          "the router's product, before any softmax or bias", _NO_EXPERTS, experts=True),
+          "the router's product and its bias, before any softmax", _NO_EXPERTS, experts=True),
     Stage("moe_router_indices", "ids", ("token", "rank"), "ids of the chosen experts", _NO_EXPERTS,
           integers=True, experts=True),
     Stage("moe_router", "rtr", ("token", "rank"), "weights of the chosen ids, in their order",

@@ -77,6 +77,12 @@ def softcap_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
         yield Candidate(made, "the soft-cap on the scores was left out")
 
 
+def temperature_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
+    if at.op.temperature is not None:
+        made = at.remade(replace(at.op, temperature=None))
+        yield Candidate(made, "the queries are not multiplied by their position's temperature")
+
+
 # -- masks: scores and softmax ---------------------------------------------------------------------
 
 
@@ -267,6 +273,7 @@ ATTENTION = (
     Entry("kv_tiling", (Attend,), values_dealt),
     Entry("softcap_missing", (Scores,), softcap_missing),
     Entry("score_scale", (Scores,), score_scale),
+    Entry("temperature_missing", (Scores,), temperature_missing),
     Entry("window", (Scores, Softmax), window),
     Entry("chunk_missing", (Scores, Softmax), chunk),
     Entry("mask_leak", (Scores, Softmax), mask_leak),
