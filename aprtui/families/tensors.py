@@ -14,9 +14,9 @@ from aprtui.formats.modelfile import TensorEntry
 from aprtui.graph import Role
 
 __all__ = [
-    "ATTENTION", "CORRECTION_BIAS", "DENSE", "EXPERTS", "NORM_BIASES", "OUTPUT_BIAS", "POST_NORMS", "PRE_NORMS",
-    "QKV_BIAS", "QK_NORM", "SANDWICH_NORMS", "SHARED_EXPERT", "WHOLE", "Sorted", "Table", "Tensor",
-    "layer_tensor",
+    "ATTENTION", "CORRECTION_BIAS", "DENSE", "EXPERTS", "NORM_BIASES", "OUTPUT_BIAS", "POST_NORMS",
+    "PRE_NORMS", "QKV_BIAS", "QK_NORM", "SANDWICH_NORMS", "SHARED_EXPERT", "WHOLE", "Sorted",
+    "Table", "Tensor", "layer_tensor",
 ]  # fmt: skip
 
 
