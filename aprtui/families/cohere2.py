@@ -3,6 +3,8 @@ the layers without a window are not turned at all."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aprtui.families import decoder
 from aprtui.families.decoder import Frame
 from aprtui.families.family import Family
@@ -45,6 +47,7 @@ def build(s: Settings) -> Graph:
     causal = decoder.read_causal(s)
     windows = decoder.windows_by_pattern(s, sizes.layers, _PERIOD)
     s.say("rope_layers", tuple(window is not None for window in windows))
+    norm = replace(sizes.norm(), centred=True)
     decoder.read_tied(s)
     return decoder.build_decoder(
         sizes,
@@ -56,7 +59,7 @@ def build(s: Settings) -> Graph:
             **biases,
         ),
         lambda b, x: b.gated_mlp(x, ffn, activation),
-        Frame(centred=True, parallel=True, logit_scale=s.number("logit_scale")),
+        Frame(norm=norm, parallel=True, logit_scale=s.number("logit_scale")),
     )
 
 

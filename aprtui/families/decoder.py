@@ -38,9 +38,9 @@ class Sizes:
     vocab: int
     eps: float
 
-    def norm(self, offset: float = 0.0, *, centred: bool = False) -> Norm:
+    def norm(self, offset: float = 0.0) -> Norm:
         """A norm over the last axis; its weight is set where it is placed."""
-        return Norm(None, self.eps, offset, centred=centred)
+        return Norm(None, self.eps, offset)
 
 
 def read_sizes(
@@ -314,9 +314,8 @@ def _absent_in(s: Settings, name: str, shape: tuple[int, ...] | None) -> tuple[i
 @dataclass(frozen=True)
 class Frame:
     """What surrounds the branches: norms ``before`` and ``after`` them, ``offset`` of the norms'
-    weights, whether they take off the mean (``centred``), the embedding's scale, that of the
-    branches as they are added, the logits' scale, cap and whether they have a bias; ``norm`` where
-    it is another than the sizes'.
+    weights, or all of the ``norm`` where it is another than the sizes', the embedding's scale, that
+    of the branches as they are added, the logits' scale, cap and whether they have a bias.
 
     ``parallel``: the one norm before the attention is the FFN's input too.
     """
@@ -324,7 +323,6 @@ class Frame:
     before: bool = True
     after: bool = False
     offset: float = 0.0
-    centred: bool = False
     embedding_scale: float = 1.0
     branch_scale: float = 1.0
     logit_scale: float = 1.0
@@ -342,7 +340,7 @@ def build_decoder(
 ) -> Graph:
     """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer."""
     build = Builder(sizes.hidden)
-    norm = frame.norm or sizes.norm(frame.offset, centred=frame.centred)
+    norm = frame.norm or sizes.norm(frame.offset)
     order: dict[str, Any] = {
         "before": frame.before,
         "after": frame.after,

@@ -40,7 +40,7 @@ def read_frame(s: Settings) -> Frame:
     embedding, branch = s.number("embedding_multiplier"), s.number("residual_multiplier")
     if s.file.format == "gguf":
         embedding, branch = embedding or 1.0, branch or 1.0
-        divisor = s.number("logit_scale") or 1.0
+        divisor = s.number("logit_scale")
     else:
         divisor = s.number("logits_scaling")
     return Frame(embedding_scale=embedding, branch_scale=branch, logit_scale=1.0 / divisor)

@@ -103,6 +103,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "swiglu_limit": (1e-6, 1e9),
     "query_pre_attn_scalar": (1e-6, 1e9),
     "logits_scaling": (1e-6, 1e9),
+    "logit_scale": (1e-6, 1e9),
 }
 
 _NO_MATTER = re.compile(
