@@ -422,10 +422,12 @@ def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> T
     for expert, chosen_at in sorted(places.items()):
         tokens, ranks = send(torch.tensor(chosen_at).T.contiguous(), x.device)
         gate, up, down = (role._replace(expert=expert) for role in op.roles)
-        rows = x[tokens]
+        rows, weight = x[tokens], weights[tokens, ranks, None]
+        rows = ar.cut(rows * weight) if op.on_input else rows
         inner = _gated(ar, op, _biased(ar, op, rows, gate), _biased(ar, op, rows, up))
         made = _biased(ar, op, ar.cut(inner), down)
-        out[tokens] = ar.cut(out[tokens] + ar.cut(made * weights[tokens, ranks, None]))
+        made = made if op.on_input else ar.cut(made * weight)
+        out[tokens] = ar.cut(out[tokens] + made)
     return out
 
 

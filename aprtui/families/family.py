@@ -18,10 +18,11 @@ class Family:
     the graph, from settings.
 
     ``adjacent_in_gguf``: llama.cpp's converter permutes the q and k rows, so that RoPE's pairs are
-    adjacent there.
+    adjacent there. ``adjacent``: they are in every format, as the model was trained so.
     """
 
     tensors: Table
     build: Callable[[Settings], Graph]
     defaults: Defaults = field(default_factory=Defaults)
     adjacent_in_gguf: bool = False
+    adjacent: bool = False

@@ -63,6 +63,7 @@ _OURS = (
     Row("smollm3", "aprtui.families.smollm3", ("smollm3",), ("smollm3",)),
     Row("olmo2", "aprtui.families.olmo2", ("olmo2",), ("olmo2",)),
     Row("gpt_oss", "aprtui.families.gpt_oss", ("gpt_oss",), ("gpt-oss",)),
+    Row("llama4", "aprtui.families.llama4", ("llama4_text",), ("llama4",), text_of=("llama4",)),
     Row("ministral3", "aprtui.families.ministral3", ("ministral3",), ("mistral3",)),
     Row("olmoe", "aprtui.families.olmoe", ("olmoe",), ("olmoe",)),
 )

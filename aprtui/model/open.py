@@ -241,9 +241,11 @@ def open_model(
     settings = settled.settings
     ignore = overrides.get("ignore_keys", "").replace(" ", "")
     settings.finish(frozenset(filter(None, ignore.split(","))))
-    weights = _matrices(file, settled, load_family(who.name).tensors, found)
+    family = load_family(who.name)
+    weights = _matrices(file, settled, family.tensors, found)
     notes += [*settings.notes, *_left_out(who, found)]
-    if settled.graph.rope_layout == "adjacent" and not (found.gguf_names or found.mistral_names):
+    stated = family.adjacent or found.gguf_names or found.mistral_names
+    if settled.graph.rope_layout == "adjacent" and not stated:
         notes.append("Hugging Face names over GGUF rows (original_format gguf): adjacent pairs")
     return Model(
         file.path,
