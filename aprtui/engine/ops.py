@@ -291,14 +291,15 @@ def query_key_heads(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> tuple[Tensor,
     q = q if op.queries is None else heads_of(q, op.queries)
     k = k if op.keys is None else heads_of(k, op.keys)
     if op.temperature is not None:
-        q = ar.cut(q * send(temperatures(ar, op.temperature, len(q)).to(q.dtype), q.device))
+        warm = temperatures(op.temperature, ar.positions or range(len(q)))
+        q = ar.cut(q * send(warm.to(q.dtype), q.device))
     return q, k
 
 
-def temperatures(ar: Pass, how: Temperature, tokens: int) -> Tensor:
+def temperatures(how: Temperature, positions: Sequence[float]) -> Tensor:
     """The factor on each position's queries [T,1,1] float64, on the CPU."""
-    positions = torch.tensor(ar.positions or range(tokens), dtype=torch.float64)
-    grown = torch.log1p(torch.floor((positions + how.first) / how.span))
+    placed = torch.tensor(positions, dtype=torch.float64)
+    grown = torch.log1p(torch.floor((placed + how.first) / how.span))
     return (1.0 + how.strength * grown)[:, None, None]
 
 
