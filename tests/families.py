@@ -92,6 +92,41 @@ TINY: dict[str, Tiny] = {
         "attn_scale": 0.5,
     }, ("llama4_text",)),
     "olmoe": Tiny("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3}, ("olmoe",)),
+    "glm4moe": Tiny("Glm4Moe", {
+        "head_dim": 16, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 3,
+        "topk_group": 2, "moe_intermediate_size": 32, "n_shared_experts": 2, "use_qk_norm": True,
+        "routed_scaling_factor": 2.5, "attention_bias": True,
+    }),
+    "dots1": Tiny("Dots1", {
+        "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
+        "moe_intermediate_size": 32, "n_shared_experts": 1, "first_k_dense_replace": 1,
+        "sliding_window": 4, "max_window_layers": 1,
+    }, ("dots1",)),
+    "minimax_m2": Tiny("MiniMaxM2", {
+        "head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 3, "rotary_dim": 8,
+    }, ("minimax_m2",)),
+    "hunyuan": Tiny("HunYuanDenseV1", {"head_dim": 16}, ("hunyuan_v1_dense",)),
+    "hunyuan_moe": Tiny("HunYuanMoEV1", {
+        "head_dim": 16, "num_experts": 6, "moe_topk": 3,
+    }, ("hunyuan_v1_moe",)),
+    "ernie4_5": Tiny("Ernie4_5", {"head_dim": 16}, ("ernie4_5",)),
+    "ernie4_5_moe": Tiny("Ernie4_5_Moe", {
+        "moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 32,
+    }),
+    "phimoe": Tiny("Phimoe", {
+        "num_local_experts": 5, "attention_bias": True, "lm_head_bias": True, "sliding_window": 4,
+        "router_jitter_noise": 0.3,
+    }, ("phimoe",)),
+    "exaone_moe": Tiny("ExaoneMoe", {
+        "head_dim": 16, "sliding_window": 4, "sliding_window_pattern": 2, "num_experts": 6,
+        "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 32,
+        "num_shared_experts": 2,
+    }, ("exaone_moe",)),
+    "mellum": Tiny("Mellum", {
+        "head_dim": 16, "sliding_window": 4, "num_local_experts": 6, "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32, "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    }, ("mellum",)),
 }  # fmt: skip
 
 

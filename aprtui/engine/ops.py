@@ -368,11 +368,11 @@ def choice_scores(ar: Pass, op: Choose, logits: Tensor) -> Tensor:
         scores = scores + _wide(ar.vector(op.bias))
     if op.groups == op.kept:
         return scores
-    grouped = scores.unflatten(1, (op.groups, -1))
+    grouped = scores.reshape(len(scores), op.groups, -1)
     best = grouped.topk(min(2, grouped.shape[2]), dim=2).values.sum(2)
     order = best.argsort(dim=1, descending=True, stable=True)
     left_out = torch.zeros_like(best, dtype=torch.bool).scatter(1, order[:, op.kept :], True)
-    return grouped.masked_fill(left_out[:, :, None], float("-inf")).flatten(1)
+    return grouped.masked_fill(left_out[:, :, None], float("-inf")).reshape(scores.shape)
 
 
 def choose(ar: Pass, op: Choose, logits: Tensor) -> Tensor:
@@ -386,7 +386,7 @@ def _mixed(logits: Tensor, ids: Tensor, jitter: float) -> Tensor:
     """SparseMixer's weights [T,k] of the chosen ids."""
     wide = left = _wide(logits)
     made = []
-    for chosen in ids.split(1, dim=1):
+    for chosen in torch.split(ids, 1, dim=1):
         best = left.amax(1, keepdim=True)
         far = (best - wide) / wide.abs().maximum(best) > 2 * jitter
         shares = torch.softmax(left.masked_fill(far, float("-inf")), dim=1)

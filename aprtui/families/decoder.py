@@ -301,13 +301,16 @@ def _absent_in(s: Settings, name: str, shape: tuple[int, ...] | None) -> tuple[i
 @dataclass(frozen=True)
 class Frame:
     """What surrounds the branches: norms ``before`` and ``after`` them, ``offset`` of the norms'
-    weights, the embedding's scale, the logits' cap."""
+    weights, the embedding's scale, the logits' cap and whether they have a bias; ``norm`` where it
+    is another than the sizes'."""
 
     before: bool = True
     after: bool = False
     offset: float = 0.0
     embedding_scale: float = 1.0
     logit_cap: float | None = None
+    head_bias: bool = False
+    norm: Norm | None = None
 
 
 def build_decoder(
@@ -317,7 +320,7 @@ def build_decoder(
     frame: Frame = Frame(),
 ) -> Graph:
     """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer."""
-    build, norm = Builder(sizes.hidden), sizes.norm(frame.offset)
+    build, norm = Builder(sizes.hidden), frame.norm or sizes.norm(frame.offset)
     order = {"before": frame.before, "after": frame.after}
     hidden = build.embedding(sizes.vocab, frame.embedding_scale)
     for layer in range(sizes.layers):
@@ -325,5 +328,5 @@ def build_decoder(
         mix = partial(build.attention, how=attention(layer))
         hidden = build.branch(hidden, "attn", norm, mix, **order)
         hidden = build.branch(hidden, "ffn", norm, partial(ffn, build), **order)
-    build.head(hidden, norm, sizes.vocab, frame.logit_cap)
+    build.head(hidden, norm, sizes.vocab, frame.logit_cap, biased=frame.head_bias)
     return build.graph()

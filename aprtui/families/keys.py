@@ -54,6 +54,7 @@ _GGUF = {
             "expert_weights_scale",
             "interleave_moe_layer_step",
             "leading_dense_block_count",
+            "nextn_predict_layers",
         )
     },
 }

@@ -66,6 +66,16 @@ _OURS = (
     Row("llama4", "aprtui.families.llama4", ("llama4_text",), ("llama4",), text_of=("llama4",)),
     Row("ministral3", "aprtui.families.ministral3", ("ministral3",), ("mistral3",)),
     Row("olmoe", "aprtui.families.olmoe", ("olmoe",), ("olmoe",)),
+    Row("glm4moe", "aprtui.families.glm4moe", ("glm4_moe",)),
+    Row("dots1", "aprtui.families.dots1", ("dots1",), ("dots1",)),
+    Row("minimax_m2", "aprtui.families.minimax_m2", ("minimax_m2",), ("minimax-m2",)),
+    Row("hunyuan", "aprtui.families.hunyuan", ("hunyuan_v1_dense",), ("hunyuan-dense",)),
+    Row("hunyuan_moe", "aprtui.families.hunyuan_moe", ("hunyuan_v1_moe",), ("hunyuan-moe",)),
+    Row("ernie4_5", "aprtui.families.ernie4_5", ("ernie4_5",), ("ernie4_5",)),
+    Row("ernie4_5_moe", "aprtui.families.ernie4_5_moe", ("ernie4_5_moe",)),
+    Row("exaone_moe", "aprtui.families.exaone_moe", ("exaone_moe",), ("exaone-moe",)),
+    Row("mellum", "aprtui.families.mellum", ("mellum",), ("mellum",)),
+    Row("phimoe", "aprtui.families.phimoe", ("phimoe",), ("phimoe",)),
 )
 
 

@@ -16,8 +16,8 @@ from aprtui.graph.rope import PAIRS, RopeTable
 from aprtui.text import clean
 
 __all__ = [
-    "llama3_divisors", "original_positions", "read_rope", "read_rope_by_layer_type",
-    "rope_object", "yarn_divisors",
+    "llama3_divisors", "original_positions", "read_nested_rope", "read_rope",
+    "read_rope_by_layer_type", "rope_object", "yarn_divisors",
 ]  # fmt: skip
 
 _TEXT_KEYS = {
@@ -133,6 +133,26 @@ def read_rope_by_layer_type(s: Settings, head_dim: int, local: float) -> dict[st
     }  # fmt: skip
     _said(s, found["full_attention"])
     s.say("rope_theta_local", found["sliding_attention"].theta)
+    return found
+
+
+def read_nested_rope(
+    s: Settings, head_dim: int, defaults: Mapping[str, float]
+) -> dict[str, RopeTable]:
+    """The tables of "full_attention" and "sliding_attention" layers where rope_parameters says all
+    of each, and transformers reads nothing beside it; ``defaults`` are the bases without it."""
+    by_type = s.take("rope_parameters", None)
+    if by_type is None:
+        by_type = {kind: {"rope_type": "default", "rope_theta": base}
+                   for kind, base in defaults.items()}  # fmt: skip
+    found: dict[str, RopeTable] = {}
+    for kind in ("full_attention", "sliding_attention"):
+        keys = by_type.get(kind) if isinstance(by_type, dict) else None
+        if not isinstance(keys, dict) or not {"rope_type", "rope_theta"} <= set(keys):
+            raise s.fail(f"rope_parameters does not say rope_type and rope_theta of {kind}")
+        found[kind] = _table(s, head_dim, keys, "rope_theta", _layout(s), partial=False)
+    s.say("rope_theta_local", found["sliding_attention"].theta)
+    _said(s, found["full_attention"])
     return found
 
 
@@ -282,7 +302,8 @@ def _table(
 
 
 def _share(s: Settings, group: _Group, partial: bool) -> float:
-    outer = s.number("partial_rotary_factor", 1.0, null=1.0)
+    name = "partial_rotary_factor"
+    outer = s.number(name) if s.known(name) else s.number(name, 1.0, null=1.0)
     share = float(group.number("partial_rotary_factor", outer) or 1.0)
     if share != 1.0 and not partial:
         raise s.fail(f"partial_rotary_factor is {share}, and {s.family} rotates all channels")
@@ -318,6 +339,10 @@ def _scaled(s: Settings, group: _Group, kind: Any, table: RopeTable) -> RopeTabl
         if not trained or dims <= 2:
             raise s.fail("dynamic RoPE scaling needs max_position_embeddings and 4 channels")
         return replace(table, dynamic=group.need("factor"), trained=trained)
+    if kind == "short":
+        return _short(s, group, table)
+    if kind == "alpha":
+        return _alpha(group, table)
     if kind == "llama3":
         factor = group.need("factor")
         low, high = group.need("low_freq_factor"), group.need("high_freq_factor")
@@ -333,6 +358,27 @@ def _scaled(s: Settings, group: _Group, kind: Any, table: RopeTable) -> RopeTabl
         f"RoPE scaling {clean(str(kind))!r} is not computed here",
         hint="default, linear, dynamic, llama3, yarn and longrope are",
     )
+
+
+def _short(s: Settings, group: _Group, table: RopeTable) -> RopeTable:
+    """Phi-3.5-MoE's longrope in transformers: the short factors at any length, and a magnitude that
+    the object says for both."""
+    short, long = group.need("short_mscale"), group.need("long_mscale")
+    if short != long:
+        raise s.fail(f"short_mscale is {short} and long_mscale is {long}, of rope_scaling")
+    _original(s, group)
+    group.number("factor")
+    group.numbers("long_factor", table.dims // 2)
+    factors = group.numbers("short_factor", table.dims // 2)
+    return replace(table, divisors=factors, magnitude=short)
+
+
+def _alpha(group: _Group, table: RopeTable) -> RopeTable:
+    """Hunyuan's: the base grows by alpha; the rest of the object is not read there either."""
+    for name in ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
+        group.number(name)
+    grown: float = group.need("alpha") ** (table.dims / (table.dims - 2))
+    return replace(table, theta=table.theta * grown)
 
 
 def _yarn(s: Settings, group: _Group, table: RopeTable) -> RopeTable:

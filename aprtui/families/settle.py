@@ -56,8 +56,7 @@ def settle(
     """
     family = load_family(who.name)
     rows = has_gguf_rows(file, found.gguf_names)
-    permuted = rows and family.adjacent_in_gguf
-    adjacent = family.adjacent or found.mistral_names or permuted
+    adjacent = found.mistral_names or family.adjacent or (rows and family.adjacent_in_gguf)
     settings = Settings(
         file,
         who.name,

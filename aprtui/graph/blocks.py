@@ -120,18 +120,28 @@ class Builder:
     def embedding(self, vocab: int, scale: float = 1.0) -> StageKey:
         return self.put("embedding", Embed(Role("embedding"), vocab, scale))
 
-    def head(self, hidden: StageKey, norm: Norm, vocab: int, cap: float | None = None) -> None:
+    def head(
+        self,
+        hidden: StageKey,
+        norm: Norm,
+        vocab: int,
+        cap: float | None = None,
+        *,
+        biased: bool = False,
+    ) -> None:
         """Final norm and logits; ``norm``'s weight is set here."""
         self.layer = None
         normalised = self.norm("final_norm", hidden, norm)
-        part = Part("head", Role("head"), vocab)
+        part = Part("head", Role("head"), vocab, Role("head_bias") if biased else None)
         self.put("lm_head", Product((part,), cap=cap, last=True), normalised, vocab=vocab)
 
     # -- parts of a layer --
 
     def norm(self, stage: str, x: StageKey, norm: Norm) -> StageKey:
-        """A norm of [T,H] with the weight of the stage's own name."""
-        return self.put(stage, replace(norm, weight=self.role(stage)), x)
+        """A norm of [T,H] with the weight, and where there is one the bias, of the stage's own
+        name."""
+        bias = self.role(f"{stage}_bias") if norm.bias is not None else None
+        return self.put(stage, replace(norm, weight=self.role(stage), bias=bias), x)
 
     def residual(
         self, stage: str, hidden: StageKey, branch: StageKey, scale: float = 1.0

@@ -1,0 +1,85 @@
+"""Hunyuan: llama with a QK norm once the heads are turned; the FFN dense, or experts beside a
+shared one of the same size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from aprtui.families import decoder
+from aprtui.families.family import Family
+from aprtui.families.rope import read_rope
+from aprtui.families.settings import Defaults, Settings
+from aprtui.families.tensors import (
+    ATTENTION,
+    DENSE,
+    EXPERTS,
+    OUTPUT_BIAS,
+    PRE_NORMS,
+    QKV_BIAS,
+    SHARED_EXPERT,
+    WHOLE,
+    Table,
+    layer_tensor,
+)
+from aprtui.formats.tracedir import StageKey
+from aprtui.graph import Graph
+from aprtui.graph.blocks import Builder
+
+__all__ = ["FAMILY", "MOE"]
+
+_HF = {
+    "vocab_size": 290_943, "hidden_size": 4096, "intermediate_size": 11_008, "num_layers": 32,
+    "num_heads": 32, "num_kv_heads": None, "head_dim": None, "hidden_act": "silu",
+    "max_positions": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "rope_theta": 1e4,
+    "attention_bias": False,
+}  # fmt: skip
+_SCALINGS = {kind: kind for kind in ("default", "linear", "llama3", "yarn")} | {"dynamic": "alpha"}
+
+
+def _ffn(s: Settings, activation: str) -> Callable[[Builder, StageKey], StageKey]:
+    size = decoder.read_ffn(s)
+    return lambda b, x: b.gated_mlp(x, size, activation)
+
+
+def _experts(s: Settings, activation: str) -> Callable[[Builder, StageKey], StageKey]:
+    """Experts of F = ``intermediate_size``: what is said of another size is not read."""
+    size = decoder.read_ffn(s)
+    for key in ("moe_intermediate_size", "shared_expert_intermediate_size"):
+        s.take(key, None)
+    for key in ("num_shared_expert", "expert_shared_count"):
+        s.must_be(key, (1, [1] * s.values["num_layers"]), "there is another number of them")
+    routing = decoder.read_experts(
+        s, "intermediate_size", activation, renormalise=True, names=("num_experts", "moe_topk")
+    )
+    routing = replace(routing, shared_size=size, shared_gate=False)
+    return lambda b, x: b.experts(x, routing)
+
+
+def _build(
+    s: Settings, read: Callable[[Settings, str], Callable[[Builder, StageKey], StageKey]]
+) -> Graph:
+    sizes = decoder.read_sizes(s)
+    ffn = read(s, s.activation("hidden_act", "silu"))
+    s.must_be("use_qk_norm", (True,), "q and k are not normalised")
+    table = read_rope(s, sizes.head_dim, kinds=_SCALINGS)
+    mask, biases = decoder.mask_of(decoder.read_causal(s), None), decoder.read_biases(s)
+    decoder.read_tied(s)
+    how = decoder.attention_of(s, sizes, table=table, mask=mask, norms=sizes.norm(), **biases)
+    how = replace(how, norm_after_rope=True)
+    return decoder.build_decoder(sizes, lambda layer: how, ffn)
+
+
+_QK_NORM = tuple(
+    layer_tensor(f"{part}_norm", f"self_attn.{name}_layernorm.weight", f"attn_{part}_norm.weight")
+    for part, name in {"q": "query", "k": "key"}.items()
+)
+_ROUTER = layer_tensor("router", "mlp.gate.wg.weight")
+_PARTS = (*WHOLE, *PRE_NORMS, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *_QK_NORM)
+_GGUF = {"rope_theta": 1e4}
+FAMILY = Family(Table((*_PARTS, *DENSE)), lambda s: _build(s, _ffn), Defaults(hf=_HF, gguf=_GGUF))
+MOE = Family(
+    Table((*_PARTS, *EXPERTS, _ROUTER, *SHARED_EXPERT)),
+    lambda s: _build(s, _experts),
+    Defaults(hf={**_HF, "num_experts": 1, "moe_topk": 1}, gguf=_GGUF),
+)

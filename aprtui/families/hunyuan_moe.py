@@ -1,0 +1,7 @@
+"""Hunyuan with experts (hunyuan.py)."""
+
+from __future__ import annotations
+
+from aprtui.families.hunyuan import MOE as FAMILY
+
+__all__ = ["FAMILY"]
