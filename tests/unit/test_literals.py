@@ -35,7 +35,7 @@ ALLOWED = {
     ),
     "model/apr_metadata.py": ({"llama"}, "the name that GGUF has for SentencePiece's tokenizers"),
     "model/open.py": ({"qkv_bias"}, "a setting that is told where a tensor contradicts it"),
-    "model/pretokenizers.py": ({"llama4", "qwen2"}, "names of pre-tokenizers"),
+    "model/pretokenizers.py": ({"hunyuan", "llama4", "mellum", "qwen2"}, "names of pre-tokenizers"),
     "model/vocabulary.py": (
         {"llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe"},
         "names of tokenizers, and the control tokens that llama.cpp knows by architecture",
