@@ -375,7 +375,7 @@ class Experts(Op):
 
     ``gate``, ``up``, ``down`` are roles without a number; ``size`` is F of one expert. ``biased``:
     each product has a bias, whose role's name ends so. ``clamp`` takes the place of the
-    activation.
+    activation. ``on_input``: the weight multiplies x instead of what the expert makes of it.
     """
 
     gate: Role
@@ -386,6 +386,7 @@ class Experts(Op):
     activation: str = "silu"
     biased: bool = False
     clamp: Clamp | None = None
+    on_input: bool = False
 
     @property
     def roles(self) -> tuple[Role, Role, Role]:
