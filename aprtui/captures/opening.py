@@ -19,7 +19,7 @@ from aprtui.formats.safetensors import read_safetensors
 from aprtui.formats.tracedir import EVENTS, MANIFEST, holds_stage_files
 from aprtui.text import clean, quoted
 
-__all__ = ["is_dump", "open_dump"]
+__all__ = ["is_dump", "open_dump", "refuse_dump"]
 
 _SUFFIXES = (".npz", ".npy", ".safetensors", ".pt", ".pth")
 _CONTAINERS = {
@@ -49,6 +49,16 @@ def is_dump(path: Path) -> bool:
     except (OSError, BadFileError):
         return False
     return head[:4] == b"PK\3\4" or head == b"\x93NUMPY"
+
+
+def refuse_dump(path: Path) -> None:
+    """Raise BadFileError for another tool's dump, with the command that makes a trace of it."""
+    if is_dump(path):
+        raise BadFileError(
+            path,
+            "another tool's dump, not a trace",
+            hint=f"aprtui import-trace {quoted(path)} --model MODEL makes one",
+        )
 
 
 def _is_model_folder(folder: Path, found: Path) -> bool:
