@@ -283,8 +283,8 @@ class _Worker:
             else:
                 self.pending.append((node, source, skipped))
         elif doubt := self._doubt(*case.chain):
-            error = found.residual if found.residual.born else found.plain
-            self._skip(node.key, f"local error {error.rel_l2:.1e}, but {doubt}")
+            away = found.residual if found.residual.born else found.plain
+            self._skip(node.key, f"local error {away.rel_l2:.1e}, but {doubt}")
         else:
             self._culprit(case, found, inherited)
 

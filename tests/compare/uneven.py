@@ -37,6 +37,7 @@ class _Opened:
     graph: Graph
     weights: dict[Role, Matrix]
     file: Any
+    doubts: tuple[()] = ()
 
 
 def uneven_model(path: Path) -> Model:
