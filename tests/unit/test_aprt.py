@@ -6,6 +6,7 @@ import os
 import resource
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -115,19 +116,24 @@ def writing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 64 bytes."""
+    """No file may grow beyond 64 bytes: pytest's own output neither, so be brief."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_failed_write_leaves_the_old_file(writing: str, full_disk: None, tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(writing: str, tmp_path: Path) -> None:
     path = tmp_path / "s.bin"
     write_stage(path, 1, np.ones(3, dtype=np.float32))
-    with pytest.raises(AprtuiError, match=r"s\.bin: cannot be written: File too large"):
+    with (
+        pytest.raises(AprtuiError, match=r"s\.bin: cannot be written: File too large"),
+        full_disk(),
+    ):
         write_stage(path, 1, np.zeros(900, dtype=np.float32))
     assert read_values(path).tolist() == [1, 1, 1]
     assert len(list(tmp_path.iterdir())) == 1
