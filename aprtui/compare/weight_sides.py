@@ -17,7 +17,7 @@ from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.formats.quantised import refuse_unreadable
 from aprtui.graph import Graph, Role
 from aprtui.graph.ops import Attend, Bias, Norm, Product
-from aprtui.model.open import Matrix, read_model_file, tokenizer_spec_of
+from aprtui.model.open import Matrix, held_window, read_model_file, tokenizer_spec_of
 from aprtui.model.operand import Operand
 from aprtui.model.tokenizer import TokenizerSpec
 from aprtui.text import clean
@@ -196,25 +196,18 @@ def _held(
     role: Role, entry: TensorEntry, graph: Graph, tensor: Tensor
 ) -> Iterator[tuple[Role, Matrix]]:
     """The windows of a fused or packed tensor; one window where its rows are not the model's."""
-    shape = entry.shape
-    packs = shape[0] if tensor.packed and len(shape) == 3 else 1
-    rows, columns = (
-        (1, shape[0]) if len(shape) == 1 else (math.prod(shape[:-1]) // packs, shape[-1])
-    )
-    each = [Role(part, role.layer, 0 if packs > 1 else None) for part in tensor.holds]
-    sizes = [graph.weights[part][0] if part in graph.weights else 0 for part in each]
-    if len(each) == 1:
-        sizes = [rows]
-    if not all(sizes) or sum(sizes) != (columns if len(shape) == 1 else rows):
-        yield role, Matrix(entry, 0, math.prod(shape[:-1]), columns)
+    packs = entry.shape[0] if tensor.packed else 1
+    each = [Role(part, role.layer, 0 if tensor.packed else None) for part in tensor.holds]
+    shapes = [graph.weights.get(part, ()) for part in each]
+    if len(each) == 1 and not tensor.transposed:  # whole, whatever its size
+        shapes = [entry.shape[1:] if tensor.packed else entry.shape]
+    if () in shapes or tensor.shape(shapes, packs) != entry.shape:
+        yield role, Matrix(entry, 0, math.prod(entry.shape[:-1]), entry.shape[-1])
         return
     for expert in range(packs):
-        first = expert * rows
-        for part, size in zip(each, sizes, strict=True):
+        for place, part in enumerate(each):
             own = part._replace(expert=expert if tensor.packed else None)
-            window = (1, size) if len(shape) == 1 else (size, columns)
-            yield own, Matrix(entry, first, *window)
-            first += size
+            yield own, held_window(tensor, entry, shapes, place, expert)
 
 
 def operands(a: WeightSide, b: WeightSide, role: Role) -> tuple[Operand, Operand]:

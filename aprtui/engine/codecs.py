@@ -110,7 +110,7 @@ class _Scattered(_Stored):
 
 
 class _Transposed(_Stored):
-    """A weight stored as [columns, rows], a value at a time: Conv1D's."""
+    """A weight stored as [columns, rows], a value at a time: Conv1D's, experts' of gpt_oss."""
 
     _whole: Tensor | None = None  # the bytes of all rows, where they were moved
 
@@ -126,12 +126,12 @@ class _Transposed(_Stored):
     def bytes_of(self, first: int, rows: int) -> Tensor:
         """[columns, rows] values, row-major."""
         if self._whole is None:
-            across = self._plain.bytes_of(0, self._plain.rows)
+            across = self._plain.bytes_of(self._matrix.stack * self.columns, self.columns)
             runs = self._matrix.runs(first, rows)
         else:
             across, runs = self._whole, [(first, rows)]
         table = across.view(self.columns, -1, self._value_bytes)
-        return torch.cat([table[:, start : start + n] for start, n in runs], dim=1).reshape(-1)
+        return _picked(table, 1, runs).reshape(-1)
 
     def decode(self, raw: Tensor, first: int, out: Tensor, workspace: Workspace) -> Tensor:
         rows = out.shape[0]
@@ -146,18 +146,33 @@ class _Transposed(_Stored):
 
 
 class _Vector(_Stored):
-    """One row of values: a norm's weight or a bias, maybe a part of a fused one."""
+    """One row of values: a norm's weight or a bias, maybe a part of a fused or packed one."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        super().__init__(matrix)
+        runs, width = matrix.runs(0, self.columns), self._tensor.columns
+        last = runs[-1][0] + runs[-1][1]
+        self._first = runs[0][0] // width  # of the stored rows that hold it
+        self._count = -(-last // width) - self._first
+        self._runs = [(start - self._first * width, n) for start, n in runs]
 
     def bytes_of(self, first: int, rows: int) -> Tensor:
-        return self._tensor.bytes_of(0, self._tensor.rows)
+        return self._tensor.bytes_of(self._first, self._count)
 
     def decode(self, raw: Tensor, first: int, out: Tensor, workspace: Workspace) -> Tensor:
-        whole = torch.empty((self._tensor.rows, self._tensor.columns), device=out.device)
-        values = self._tensor.decode(raw, 0, whole, workspace).view(-1)
-        parts = self._matrix.runs(0, self.columns)
-        return out.copy_(torch.cat([values[start : start + n] for start, n in parts])[None])
+        whole = torch.empty((self._count, self._tensor.columns), device=out.device)
+        values = self._tensor.decode(raw, self._first, whole, workspace).view(-1)
+        return out.copy_(_picked(values, 0, self._runs)[None])
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Self:
         there = copy(self)
-        there._tensor = self._tensor.moved(0, self._tensor.rows, move)
+        there._tensor = self._tensor.moved(self._first, self._count, move)
         return there
+
+
+def _picked(values: Tensor, axis: int, runs: list[tuple[int, int]]) -> Tensor:
+    """What lies in these runs of an axis, one after the other."""
+    if len(runs) == 1:
+        return values.narrow(axis, *runs[0])
+    places = torch.tensor([start + place for start, n in runs for place in range(n)])
+    return values.index_select(axis, places.to(values.device))

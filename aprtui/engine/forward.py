@@ -102,7 +102,7 @@ def _attention(
     scored = graph[soft.inputs[0]]
     attend, softmax, score = node.op, soft.op, scored.op
     assert isinstance(attend, Attend) and isinstance(softmax, Softmax) and isinstance(score, Scores)
-    q, k = ops.query_key_heads(score, *(values[key] for key in scored.inputs))
+    q, k = ops.query_key_heads(ar, score, *(values[key] for key in scored.inputs))
     v = ops.heads_of(values[node.inputs[1]], attend.values)
     sinks = (tap.open_blocks(scored.key), tap.open_blocks(soft.key))
     out = q.new_empty(q.shape[0], attend.heads, attend.values.size)

@@ -38,6 +38,7 @@ from aprtui.graph.ops import (
     Scores,
     Sigmoid,
     Softmax,
+    Temperature,
 )
 from aprtui.graph.rope import RopeTable
 
@@ -285,17 +286,26 @@ def attention_blocks(heads: int, tokens: int) -> list[tuple[int, int]]:
     return [(first, min(first + step, tokens)) for first in range(0, tokens, step)]
 
 
-def query_key_heads(op: Scores, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries [T,A,d] and keys [T,K,d] out of the inputs of scores."""
-    return (
-        q if op.queries is None else heads_of(q, op.queries),
-        k if op.keys is None else heads_of(k, op.keys),
-    )
+def query_key_heads(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [T,A,d], at their temperature, and keys [T,K,d] out of the inputs of scores."""
+    q = q if op.queries is None else heads_of(q, op.queries)
+    k = k if op.keys is None else heads_of(k, op.keys)
+    if op.temperature is not None:
+        warm = temperatures(op.temperature, ar.positions or range(len(q)))
+        q = ar.cut(q * send(warm.to(q.dtype), q.device))
+    return q, k
+
+
+def temperatures(how: Temperature, positions: Sequence[float]) -> Tensor:
+    """The factor on each position's queries [T,1,1] float64, on the CPU."""
+    placed = torch.tensor(positions, dtype=torch.float64)
+    grown = torch.log1p(torch.floor((placed + how.first) / how.span))
+    return (1.0 + how.strength * grown)[:, None, None]
 
 
 def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> Tensor:
     """All scores at once [A,T,T]; for replay. The pass itself goes block by block."""
-    q, k = query_key_heads(op, q, k)
+    q, k = query_key_heads(ar, op, q, k)
     seen = visible(op.mask, 0, q.shape[0], k.shape[0], q.device)
     return score_block(ar, op, q, k, seen)
 
@@ -317,6 +327,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x).square(),
     "none": lambda x: x,
 }
 """The functions of ``graph.ops.ACTIVATIONS``."""
@@ -400,7 +411,8 @@ def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-    """[T,H]: the sum over a token's ids of weight * down(activation(gate(x)) * up(x)).
+    """[T,H]: the sum over a token's ids of weight * down(activation(gate(x)) * up(x)), with biases
+    and a clamp where the operation says so.
 
     In order of the ids; only experts that some token chose are read.
     """
@@ -412,11 +424,29 @@ def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> T
     for expert, chosen_at in sorted(places.items()):
         tokens, ranks = send(torch.tensor(chosen_at).T.contiguous(), x.device)
         gate, up, down = (role._replace(expert=expert) for role in op.roles)
-        rows = x[tokens]
-        inner = ar.cut(ar.activate(ar.product(rows, gate), op.activation))
-        made = ar.product(ar.cut(inner * ar.product(rows, up)), down)
-        out[tokens] = ar.cut(out[tokens] + ar.cut(made * weights[tokens, ranks, None]))
+        rows, weight = x[tokens], weights[tokens, ranks, None]
+        rows = ar.cut(rows * weight) if op.on_input else rows
+        inner = _gated(ar, op, _biased(ar, op, rows, gate), _biased(ar, op, rows, up))
+        made = _biased(ar, op, ar.cut(inner), down)
+        made = made if op.on_input else ar.cut(made * weight)
+        out[tokens] = ar.cut(out[tokens] + made)
     return out
+
+
+def _biased(ar: Pass, op: Experts, x: Tensor, role: Role) -> Tensor:
+    """An expert's product, and its bias where there are some."""
+    made = ar.product(x, role)
+    if not op.biased:
+        return made
+    return ar.cut(made + ar.vector(role._replace(name=f"{role.name}_bias")))
+
+
+def _gated(ar: Pass, op: Experts, gate: Tensor, up: Tensor) -> Tensor:
+    """activation(gate) * up [n,F], or what the clamp makes of them."""
+    if op.clamp is None:
+        return ar.cut(ar.activate(gate, op.activation)) * up
+    gate, up = gate.clamp(max=op.clamp.limit), up.clamp(-op.clamp.limit, op.clamp.limit)
+    return ar.cut(gate * torch.sigmoid(gate * op.clamp.alpha)) * (up + 1)
 
 
 def combine(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache, partial
 
 import torch
@@ -56,7 +57,10 @@ def largest_block_bytes(model: Model, device: torch.device) -> int:
     """Stored bytes of the largest block that a product reads."""
     largest = 0
     for matrix in model.weights.values():
-        largest = max(largest, block_bytes(matrix.entry, _most_rows(matrix, device)))
+        rows = _most_rows(matrix, device)
+        stored = replace(matrix.entry, shape=(matrix.rows, matrix.columns))
+        entry = stored if matrix.transposed else matrix.entry
+        largest = max(largest, block_bytes(entry, rows))
     return largest
 
 

@@ -6,7 +6,7 @@ Formulas: transformers' modeling_rope_utils.py, llama.cpp's ggml_rope_yarn and i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +16,9 @@ from aprtui.graph.rope import PAIRS, RopeTable
 from aprtui.text import clean
 
 __all__ = [
-    "llama3_divisors",
-    "read_nested_rope",
-    "read_rope",
-    "read_rope_by_layer_type",
-    "yarn_divisors",
-]
+    "llama3_divisors", "original_positions", "read_nested_rope", "read_rope",
+    "read_rope_by_layer_type", "rope_object", "yarn_divisors",
+]  # fmt: skip
 
 _TEXT_KEYS = {
     "none": (),
@@ -79,13 +76,34 @@ def yarn_divisors(
 
 
 def read_rope(
-    s: Settings, head_dim: int, *, partial: bool = False, kinds: Mapping[str, str] | None = None
-) -> RopeTable:
+    s: Settings, head_dim: int, *, partial: bool = False, kinds: Mapping[str, str] | None = None,
+    absent: Mapping[str, Any] | None = None, beside: Sequence[str] = (),
+) -> RopeTable:  # fmt: skip
     """The one table of a model's layers. ``partial``: the family may rotate some channels only;
-    ``kinds``: the types that it has, and what each means where not any type is what it says."""
+    ``kinds``: the types that it has, and what each means where not any type is what it says;
+    ``absent``: the object of the family's configuration class where the file has none; ``beside``:
+    keys of the object that are not RoPE's, and the family reads."""
     if s.file.format == "gguf":
         return _said(s, _gguf_table(s, head_dim, partial))
-    return _said(s, _one_table(s, head_dim, partial, kinds))
+    keys = rope_object(s, absent)
+    for name in beside:
+        keys.pop(name, None)
+    return _said(s, _one_table(s, head_dim, partial, kinds, keys))
+
+
+def rope_object(s: Settings, absent: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The object that says how positions are turned: rope_scaling, which transformers prefers, or
+    rope_parameters; ``absent`` where there is none."""
+    scaling, parameters = _mapping(s, "rope_scaling"), _mapping(s, "rope_parameters")
+    found = dict(scaling or parameters)
+    if not found and s.take("rope_parameters", None) is None:
+        found = dict(absent or {})
+    return found
+
+
+def original_positions(s: Settings, keys: Mapping[str, Any]) -> float:
+    """The positions of the first training: beside the object, in it, or those of the model."""
+    return _original(s, _Group(s, keys))
 
 
 def read_rope_by_layer_type(s: Settings, head_dim: int, local: float) -> dict[str, RopeTable]:
@@ -191,11 +209,10 @@ def _from_text(text: str) -> dict[str, Any]:
 
 
 def _one_table(
-    s: Settings, head_dim: int, partial: bool, kinds: Mapping[str, str] | None
-) -> RopeTable:
-    """The table of rope_scaling, which transformers prefers, or of rope_parameters."""
-    scaling, parameters = _mapping(s, "rope_scaling"), _mapping(s, "rope_parameters")
-    keys = dict(scaling or parameters)
+    s: Settings, head_dim: int, partial: bool, kinds: Mapping[str, str] | None,
+    keys: dict[str, Any],
+) -> RopeTable:  # fmt: skip
+    """The table of the object ``keys``."""
     if kinds is not None:
         kind = keys.get("rope_type", keys.get("type", "default"))
         if kind not in kinds:
@@ -226,6 +243,9 @@ class _Group:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
             raise self._s.fail(f"{name} of rope_scaling is {clean(repr(value), 60)}")
         return float(value)
+
+    def says(self, name: str) -> bool:
+        return name in self._keys
 
     def need(self, name: str) -> float:
         value = self.number(name)
@@ -283,8 +303,8 @@ def _table(
 
 def _share(s: Settings, group: _Group, partial: bool) -> float:
     name = "partial_rotary_factor"
-    outer = s.number(name) if s.known(name) else s.number(name, 1.0, null=1.0)
-    share = float(group.number("partial_rotary_factor", outer) or 1.0)
+    outer = s.number(name, *(() if s.known(name) else (1.0,)), null=1.0)
+    share = float(group.number(name, outer) or 1.0)
     if share != 1.0 and not partial:
         raise s.fail(f"partial_rotary_factor is {share}, and {s.family} rotates all channels")
     if not 0 < share <= 1:
@@ -293,7 +313,6 @@ def _share(s: Settings, group: _Group, partial: bool) -> float:
 
 
 def _original(s: Settings, group: _Group) -> float:
-    """The positions of the first training: beside the object, in it, or those of the model."""
     inner = group.number("original_max_position_embeddings")
     found = _outer_original(s) or inner or s.values.get("max_positions")
     if not found:
@@ -364,6 +383,11 @@ def _alpha(group: _Group, table: RopeTable) -> RopeTable:
 
 def _yarn(s: Settings, group: _Group, table: RopeTable) -> RopeTable:
     original = _original(s, group)
+    if not group.says("factor"):
+        raise s.fail("rope_scaling does not say factor")
+    name = "original_max_position_embeddings"
+    if group.says(name) and group.number(name) is None:
+        raise s.fail(f"{name} of rope_scaling is null, which is no value of it")
     factor = group.number("factor") or (s.values.get("max_positions") or original) / original
     fast, slow = group.number("beta_fast") or 32.0, group.number("beta_slow") or 1.0
     divisors = yarn_divisors(
@@ -429,7 +453,10 @@ def _gguf_table(s: Settings, head_dim: int, partial: bool) -> RopeTable:
         fast = s.number("rope.scaling.yarn_beta_fast", 32.0)
         slow = s.number("rope.scaling.yarn_beta_slow", 1.0)
         divisors = yarn_divisors(dims, table.theta, factor, original or 1, fast, slow)
-        return replace(table, divisors=divisors, magnitude=magnitude * _mscale(factor))
+        name = "rope.scaling.yarn_log_multiplier"
+        share = s.number(name) if s.known(name) else 0.0
+        magnitude *= _mscale(factor) / (_mscale(factor, share) if share else 1.0)
+        return replace(table, divisors=divisors, magnitude=magnitude)
     if kind == "longrope":
         return _gguf_longrope(s, replace(table, position_divisor=factor), original, magnitude)
     raise s.fail(f"RoPE scaling {clean(str(kind))!r} is not computed here")

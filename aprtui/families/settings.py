@@ -29,6 +29,7 @@ ACTIVATION_NAMES = {
     "gelu_python_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
     "relu": "relu",
+    "relu2": "relu2",
     "linear": "none",
 }
 """Hugging Face's names of the activations that are computed here."""
@@ -87,7 +88,7 @@ class Settings:
     ) -> None:
         self.file, self.family, self.shape = file, family, shapes
         self.gguf_rows = gguf_rows  # norms and rows as llama.cpp's converter leaves them
-        self.adjacent_rows = adjacent_rows  # q and k rows of families that it permutes
+        self.adjacent_rows = adjacent_rows  # q and k rows in pairs of neighbours
         self.freqs = freqs or {}  # values of the tensors that hold RoPE's factors, by role
         self.values: dict[str, Any] = {"architecture": family}
         self.notes: list[str] = []

@@ -14,9 +14,9 @@ from aprtui.formats.modelfile import TensorEntry
 from aprtui.graph import Role
 
 __all__ = [
-    "ATTENTION", "CORRECTION_BIAS", "DENSE", "EXPERTS", "OUTPUT_BIAS", "POST_NORMS", "PRE_NORMS",
-    "QKV_BIAS", "QK_NORM", "SANDWICH_NORMS", "SHARED_EXPERT", "WHOLE", "Sorted", "Table", "Tensor",
-    "layer_tensor",
+    "ATTENTION", "CORRECTION_BIAS", "DENSE", "EXPERTS", "NORM_BIASES", "OUTPUT_BIAS", "POST_NORMS",
+    "PRE_NORMS", "QKV_BIAS", "QK_NORM", "SANDWICH_NORMS", "SHARED_EXPERT", "WHOLE", "Sorted",
+    "Table", "Tensor", "layer_tensor",
 ]  # fmt: skip
 
 
@@ -26,23 +26,31 @@ class Tensor:
 
     A name may have ``{layer}`` and ``{expert}``. ``holds``: the roles whose rows lie one after the
     other in a fused tensor, of which the role's own name is only the label. ``packed``: all experts
-    of the layer in one tensor [E,rows,columns].
+    of the layer in one tensor [E,rows,columns]. ``in_turn``: the roles' rows take turns;
+    ``transposed``: each matrix lies as [columns,rows].
     """
 
     role: str
     names: tuple[str, ...]
     holds: tuple[str, ...] = ()
     packed: bool = False
+    in_turn: bool = False
+    transposed: bool = False
+
+    def shape(self, parts: Sequence[tuple[int, ...]], experts: int) -> tuple[int, ...]:
+        """What it must be where it holds weights of these shapes, of so many experts."""
+        total, rest = sum(part[0] for part in parts), parts[0][1:]
+        shape = (*rest, total) if self.transposed else (total, *rest)
+        return (experts, *shape) if self.packed else shape
 
 
-def layer_tensor(
-    role: str, *suffixes: str, holds: tuple[str, ...] = (), packed: bool = False
-) -> Tensor:
+def layer_tensor(role: str, *suffixes: str, holds: tuple[str, ...] = (), **how: bool) -> Tensor:
     """A layer's tensor: suffixes behind ``layers.N.`` (Hugging Face's and Mistral's) and ``blk.N.``
-    (llama.cpp's); any may stand behind either, as some converters mix them."""
+    (llama.cpp's); any may stand behind either, as some converters mix them. ``how``: the flags of
+    ``Tensor``."""
     heads = ("layers.{layer}.", "blk.{layer}.")
     names = tuple(head + suffix for suffix in suffixes for head in heads)
-    return Tensor(role, names, holds, packed)
+    return Tensor(role, names, holds, **how)
 
 
 WHOLE = (
@@ -101,6 +109,13 @@ SANDWICH_NORMS = (
     layer_tensor("ffn_norm", "pre_feedforward_layernorm.weight", "ffn_norm.weight"),
 )
 """The norms before each branch where each has one after it too."""
+
+NORM_BIASES = (
+    layer_tensor("attn_norm_bias", "input_layernorm.bias", "attn_norm.bias"),
+    layer_tensor("ffn_norm_bias", "post_attention_layernorm.bias", "ffn_norm.bias"),
+    Tensor("final_norm_bias", ("norm.bias", "output_norm.bias")),
+)
+"""The biases of LayerNorms before each branch and at the end."""
 
 POST_NORMS = (
     layer_tensor("attn_post_norm", "post_attention_layernorm.weight", "post_attention_norm.weight"),

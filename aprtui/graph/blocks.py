@@ -13,6 +13,7 @@ from aprtui.graph.ops import (
     Attend,
     Bias,
     Choose,
+    Clamp,
     Combine,
     Embed,
     Experts,
@@ -28,6 +29,7 @@ from aprtui.graph.ops import (
     Scores,
     Sigmoid,
     Softmax,
+    Temperature,
 )
 from aprtui.graph.role import Role
 from aprtui.graph.rope import RopeTable
@@ -59,6 +61,9 @@ class Attention:
     output_bias: bool = False
     norms: Norm | None = None
     norm_after_rope: bool = False
+    norm_weights: bool = True
+    sinks: bool = False
+    temperature: Temperature | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Routing:
 
     ``corrected``: a bias of the layer's own takes part in the choice. ``shared_size``: F of an
     expert that every token goes through, weighed by a sigmoid where ``shared_gate``; 0 without one.
+    ``biased``: the router and the experts' products have biases. ``on_input``: of ``Experts``.
     """
 
     choose: Choose
@@ -76,6 +82,9 @@ class Routing:
     shared_size: int = 0
     shared_gate: bool = True
     corrected: bool = False
+    biased: bool = False
+    clamp: Clamp | None = None
+    on_input: bool = False
 
 
 class Builder:
@@ -117,6 +126,7 @@ class Builder:
         norm: Norm,
         vocab: int,
         cap: float | None = None,
+        scale: float = 1.0,
         *,
         biased: bool = False,
     ) -> None:
@@ -124,7 +134,7 @@ class Builder:
         self.layer = None
         normalised = self.norm("final_norm", hidden, norm)
         part = Part("head", Role("head"), vocab, Role("head_bias") if biased else None)
-        self.put("lm_head", Product((part,), cap=cap, last=True), normalised, vocab=vocab)
+        self.put("lm_head", Product((part,), scale, cap, last=True), normalised, vocab=vocab)
 
     # -- parts of a layer --
 
@@ -148,8 +158,10 @@ class Builder:
         *,
         before: bool = True,
         after: bool = False,
+        scale: float = 1.0,
     ) -> StageKey:
-        """hidden + compute(hidden), normalised ``before`` the branch, ``after`` it, or both.
+        """hidden + ``scale`` times compute(hidden), which is normalised ``before``, ``after``, or
+        both.
 
         ``name`` is "attn" or "ffn".
         """
@@ -157,7 +169,15 @@ class Builder:
         made = compute(x)
         if after:
             made = self.norm(f"{name}_post_norm", made, norm)
-        return self.residual(f"post_{name}_residual", hidden, made)
+        return self.residual(f"post_{name}_residual", hidden, made, scale)
+
+    def parallel(self, hidden: StageKey, norm: Norm, mix: Branch, ffn: Branch) -> StageKey:
+        """hidden + mix(x) + ffn(x), where x is the one norm of hidden."""
+        x = self.norm("attn_norm", hidden, norm)
+        mixed, made = mix(x), ffn(x)
+        return self.residual(
+            "post_ffn_residual", self.residual("post_attn_residual", hidden, mixed), made
+        )
 
     def attention(self, x: StageKey, how: Attention) -> StageKey:
         """From the normalised input to the output projection."""
@@ -177,10 +197,12 @@ class Builder:
         (q, queries), (k, keys) = self._turned(qkv, queries, keys, how)
         score = Scores(
             how.heads, how.kv_heads, how.scale, how.mask, how.cap,
-            queries if q == qkv else None, keys if k == qkv else None,
+            queries if q == qkv else None, keys if k == qkv else None, how.temperature,
         )  # fmt: skip
         scores = self.put("attn_scores", score, q, k, head=how.heads)
-        weights = self.put("attn_softmax", Softmax(how.mask), scores, head=how.heads)
+        sinks = self.role("sinks") if how.sinks else None
+        softmax = Softmax(how.mask, sinks, how.heads if sinks else 0)
+        weights = self.put("attn_softmax", softmax, scores, head=how.heads)
         mixed = self.put(
             "attention", Attend(how.heads, values), weights, qkv,
             head=how.heads, channel=how.head_dim,
@@ -198,7 +220,8 @@ class Builder:
         steps: list[tuple[str, Callable[[str, Heads], Op]]] = []
         if (norm := how.norms) is not None:
             steps.append(("norm", lambda which, heads: replace(
-                norm, weight=self.role(f"{which}_norm"), heads=heads)))  # fmt: skip
+                norm, heads=heads, weight=self.role(f"{which}_norm") if how.norm_weights else None,
+            )))  # fmt: skip
         if (table := how.table) is not None:
             place = 0 if how.norm_after_rope else len(steps)
             steps.insert(place, ("post_rope", lambda which, heads: Rope(table, heads)))
@@ -219,6 +242,12 @@ class Builder:
         inner = self.put(f"{stages}_swigl", Multiply(), act, up, ffn=size)
         return self.put(f"{stages}_out", self._matrix(f"{roles}down", self.hidden_size), inner)
 
+    def plain_mlp(self, x: StageKey, size: int, activation: str) -> StageKey:
+        """down(activation(up(x)))."""
+        up = self.put("ffn_up", self._matrix("up", size), x, ffn=size)
+        act = self.put("ffn_silu", Activate(activation), up, ffn=size)
+        return self.put("ffn_out", self._matrix("down", self.hidden_size), act)
+
     def _matrix(self, name: str, rows: int) -> Product:
         return Product((Part(name, self.role(name), rows),))
 
@@ -227,11 +256,16 @@ class Builder:
         choose, count, top = routing.choose, routing.choose.experts, routing.choose.top
         if routing.corrected:
             choose = replace(choose, bias=self.role("correction_bias"))
-        logits = self.put("router_logits", self._matrix("router", count), x, expert=count)
+        bias = self.role("router_bias") if routing.biased else None
+        router = Product((Part("router", self.role("router"), count, bias),))
+        logits = self.put("router_logits", router, x, expert=count)
         ids = self.put("moe_router_indices", choose, logits, rank=top)
         weights = self.put("moe_router", routing.route, logits, ids, rank=top)
         roles = (self.role("expert_gate"), self.role("expert_up"), self.role("expert_down"))
-        sum_of = Experts(*roles, count, routing.size, routing.activation)
+        sum_of = Experts(
+            *roles, count, routing.size, routing.activation, routing.biased, routing.clamp,
+            routing.on_input,
+        )  # fmt: skip
         routed = self.put("moe_ffn_out", sum_of, x, weights, ids)
         if not routing.shared_size:
             return self.put("ffn_out", Combine(), routed)

@@ -20,6 +20,7 @@ __all__ = [
     "Attend",
     "Bias",
     "Choose",
+    "Clamp",
     "Combine",
     "Embed",
     "Experts",
@@ -35,9 +36,10 @@ __all__ = [
     "Scores",
     "Sigmoid",
     "Softmax",
+    "Temperature",
 ]
 
-ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "none")
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2", "none")
 """The activations that are met, by name."""
 
 
@@ -74,6 +76,16 @@ class Mask:
     window: int | None = None
     chunk: int | None = None
     ahead: int = 0
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A factor on the queries that grows with their position: 1 + ``strength`` * log(1 +
+    floor((position + ``first``) / ``span``))."""
+
+    strength: float
+    span: float
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -221,7 +233,8 @@ class Scores(Op):
     """q.k * scale, then tanh(s / cap) * cap: [A,T,T], 0 where the mask hides the key.
 
     Query head h reads key/value head h div (A/K). ``queries`` and ``keys`` are the windows of the
-    inputs that hold them, None where an input is these heads and no more.
+    inputs that hold them, None where an input is these heads and no more. ``temperature``: q is
+    multiplied by it first.
     """
 
     row_wise = False
@@ -233,6 +246,7 @@ class Scores(Op):
     cap: float | None = None
     queries: Heads | None = None
     keys: Heads | None = None
+    temperature: Temperature | None = None
 
 
 @dataclass(frozen=True)
@@ -347,10 +361,21 @@ class Route(Op):
 
 
 @dataclass(frozen=True)
+class Clamp:
+    """GPT-OSS's gate: g * sigmoid(``alpha`` * g) * (u + 1) of gate g and up u, g at most ``limit``
+    and u within it on both sides."""
+
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class Experts(Op):
     """The weighted sum [T,H] of each token's experts: down(activation(gate(x)) * up(x)).
 
-    ``gate``, ``up``, ``down`` are roles without a number; ``size`` is F of one expert.
+    ``gate``, ``up``, ``down`` are roles without a number; ``size`` is F of one expert. ``biased``:
+    each product has a bias, whose role's name ends so. ``clamp`` takes the place of the
+    activation. ``on_input``: the weight multiplies x instead of what the expert makes of it.
     """
 
     gate: Role
@@ -359,6 +384,9 @@ class Experts(Op):
     count: int
     size: int
     activation: str = "silu"
+    biased: bool = False
+    clamp: Clamp | None = None
+    on_input: bool = False
 
     @property
     def roles(self) -> tuple[Role, Role, Role]:
@@ -366,18 +394,22 @@ class Experts(Op):
 
     @property
     def weights(self) -> tuple[Role, ...]:
-        return tuple(
-            role._replace(expert=expert) for expert in range(self.count) for role in self.roles
-        )
+        roles: tuple[Role, ...] = self.roles
+        if self.biased:
+            roles += tuple(role._replace(name=f"{role.name}_bias") for role in self.roles)
+        return tuple(role._replace(expert=expert) for expert in range(self.count) for role in roles)
 
     @property
     def matrices(self) -> tuple[Role, ...]:
         return tuple(role._replace(expert=0) for role in self.roles)
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
-        inner, outer = (self.size, width), (width, self.size)
-        shapes = dict.fromkeys(self.weights, inner)
-        return {role: outer if role.name == self.down.name else inner for role in shapes}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for role, rows, columns in zip(
+            self.roles, (self.size, self.size, width), (width, width, self.size), strict=True
+        ):
+            shapes |= {role.name: (rows, columns), f"{role.name}_bias": (rows,)}
+        return {role: shapes[role.name] for role in self.weights}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from aprtui.errors import BadFileError, UsageError
 from aprtui.families.registry import Identity, identify, load_family
 from aprtui.families.settings import Doubt, Settings
 from aprtui.families.settle import Settled, settle, sort_tensors
-from aprtui.families.tensors import Sorted, Table
+from aprtui.families.tensors import Sorted, Table, Tensor
 from aprtui.formats.apr import fits, read_apr
 from aprtui.formats.files import first_bytes
 from aprtui.formats.gguf import read_gguf
@@ -41,6 +41,7 @@ from aprtui.text import beginning, clean, count, quoted, size
 __all__ = [
     "Matrix",
     "Model",
+    "held_window",
     "is_model_path",
     "list_model_file",
     "open_model",
@@ -55,7 +56,8 @@ class Matrix:
 
     Packed experts and fused projections are windows of one tensor. Where ``period`` is set the
     rows come in groups of ``group``, ``period`` stored rows apart. ``transposed``: they are the
-    tensor's columns. A vector is one row of ``columns`` values, counted as rows are.
+    tensor's columns, of packed experts those of the matrix ``stack``. A vector is one row of
+    ``columns`` values, counted as rows are.
     """
 
     entry: TensorEntry
@@ -65,6 +67,7 @@ class Matrix:
     group: int = 0
     period: int = 0
     transposed: bool = False
+    stack: int = 0
 
     @property
     def plain(self) -> bool:
@@ -238,9 +241,11 @@ def open_model(
     settings = settled.settings
     ignore = overrides.get("ignore_keys", "").replace(" ", "")
     settings.finish(frozenset(filter(None, ignore.split(","))))
-    weights = _matrices(file, settled, load_family(who.name).tensors, found)
+    family = load_family(who.name)
+    weights = _matrices(file, settled, family.tensors, found)
     notes += [*settings.notes, *_left_out(who, found)]
-    if settled.graph.rope_layout == "adjacent" and not (found.gguf_names or found.mistral_names):
+    stated = family.adjacent or found.gguf_names or found.mistral_names
+    if settled.graph.rope_layout == "adjacent" and not stated:
         notes.append("Hugging Face names over GGUF rows (original_format gguf): adjacent pairs")
     return Model(
         file.path,
@@ -330,8 +335,8 @@ def _matrix(
     file: ModelFile, settled: Settled, table: Table, found: Sorted, role: Role,
     shape: tuple[int, ...],
 ) -> Matrix:  # fmt: skip
-    rows, columns = shape if len(shape) == 2 else (1, shape[0])
-    entry, first_row, whole = _locate(file, settled, table, found, role, shape)
+    matrix, whole = _locate(file, settled, table, found, role, shape)
+    entry, rows, columns = matrix.entry, matrix.rows, matrix.columns
     if entry.shape != whole and not (rows == 1 and math.prod(entry.shape) == columns):
         raise BadFileError(
             file.path,
@@ -346,16 +351,33 @@ def _matrix(
             f"{clean(entry.name)} ({role}) has {entry.size_bytes:,} bytes, "
             f"not those of {list(entry.shape)} in {entry.type}",
         )
-    return Matrix(entry, first_row, rows, columns)
+    return matrix
+
+
+def held_window(
+    tensor: Tensor, entry: TensorEntry, shapes: Sequence[tuple[int, ...]], place: int, expert: int
+) -> Matrix:
+    """Where the weight at ``place`` of those that a fused or packed tensor holds lies in it.
+
+    ``shapes``: of all that it holds, of one expert.
+    """
+    shape, total = shapes[place], sum(each[0] for each in shapes)
+    rows, columns = shape if len(shape) == 2 else (1, shape[0])
+    turns = len(shapes) if tensor.in_turn else 0
+    first = place if turns else sum(each[0] for each in shapes[:place])
+    if tensor.transposed:
+        return Matrix(entry, first, rows, columns, turns and 1, turns, True, expert)
+    return Matrix(entry, expert * total + first, rows, columns, turns and 1, turns)
 
 
 def _locate(
     file: ModelFile, settled: Settled, table: Table, found: Sorted, role: Role,
     shape: tuple[int, ...],
-) -> tuple[TensorEntry, int, tuple[int, ...]]:  # fmt: skip
-    """The tensor that holds a weight, the first row in it, and the whole tensor's needed shape."""
+) -> tuple[Matrix, tuple[int, ...]]:  # fmt: skip
+    """The window of the tensor that holds a weight, and the whole tensor's needed shape."""
     if role in found.entries:
-        return found.entries[role], 0, shape
+        rows, columns = shape if len(shape) == 2 else (1, shape[0])
+        return Matrix(found.entries[role], 0, rows, columns), shape
     needed = settled.graph.weights
     for tensor in table.holders.get(role.name, ()):
         entry = found.entries.get(Role(tensor.role, role.layer))
@@ -364,13 +386,11 @@ def _locate(
         parts = [needed.get(role._replace(name=part), ()) for part in tensor.holds]
         if () in parts:
             continue
-        before = sum(part[0] for part in parts[: tensor.holds.index(role.name)])
-        total = sum(part[0] for part in parts)
-        if not tensor.packed:
-            return entry, before, (total, *shape[1:])
+        place = tensor.holds.index(role.name)
         reader = settled.graph.reader(role)
         experts = reader.op.count if reader and isinstance(reader.op, Experts) else 0
-        return entry, (role.expert or 0) * total + before, (experts, total, *shape[1:])
+        window = held_window(tensor, entry, parts, place, role.expert or 0)
+        return window, tensor.shape(parts, experts)
     raise BadFileError(
         file.path,
         f"the tensor for {role} is missing",

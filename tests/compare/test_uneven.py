@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,16 @@ def softmax(x: Array, seen: npt.NDArray[np.bool_], sinks: Array | None = None) -
     return np.asarray(powers / (powers.sum(-1, keepdims=True) + lost))
 
 
-def scores(s: Scene, seen: npt.NDArray[np.bool_], cap: float = 2.0) -> Array:
-    """Layer 1's, of q and k that nothing turned, soft-capped."""
+def scores(
+    s: Scene, seen: npt.NDArray[np.bool_], cap: float = 2.0, *, warm: float = 0.5,
+    turn: Callable[[Array], Array] = lambda x: x,
+) -> Array:  # fmt: skip
+    """Layer 1's, of q at its temperature and k, that nothing turned, soft-capped."""
     a, k, d = s.heads
     rows = s.inputs[0]
     q, keys = rows[:, : a * d].reshape(-1, a, d), rows[:, a * d : (a + k) * d]
+    q, keys = turn(q), turn(keys[:, None])[:, 0]
+    q = q * (1 + warm * np.log(1 + (HERE + 1) // 4))[:, None, None]
     raw = np.einsum("thd,sd->hts", q, keys) * 0.2
     return np.where(seen, np.tanh(raw / cap) * cap, 0.0)
 
@@ -171,7 +176,14 @@ PLANTED = (
             lambda s: scores(s, visible(chunk=5), 1e9)),
     Planted("window", "layer-1/attn_scores", lambda s: scores(s, visible(4, 5)), {"window": 4}),
     Planted("chunk_missing", "layer-1/attn_scores", lambda s: scores(s, visible()), {"right": 5}),
-    Planted("softcap_missing", "layer-1/attn_scores", lambda s: scores(s, visible(chunk=5), 1e9)),
+    Planted("chunk_edge", "layer-1/attn_scores", lambda s: scores(s, visible(chunk=6)),
+            {"chunk": 6, "right": 5}),
+    Planted("chunk_edge", "layer-1/attn_scores", lambda s: scores(s, visible(window=5)),
+            {"chunk": None, "window": 5}),
+    Planted("temperature_missing", "layer-1/attn_scores",
+            lambda s: scores(s, visible(chunk=5), warm=0.0)),
+    Planted("nope_rotated", "layer-1/attn_scores",
+            lambda s: scores(s, visible(chunk=5), turn=lambda x: turned(x, 8, 1.25))),
     Planted("softcap_missing", "lm_head", lambda s: s.inputs[0][-1] @ s.matrix("head").T),
     Planted("heads_permuted", "layer-0/qkv_matmul", heads_swapped,
             {"part": "q", "heads": [1, 0, 2, 3]}),
