@@ -49,6 +49,8 @@ def _routing(s: Settings, activation: str) -> Routing:
     if routing.choose.top != 2:
         raise s.fail(f"num_experts_per_tok is {routing.choose.top}, and SparseMixer takes 2")
     jitter = s.number("router_jitter_noise")
+    if jitter < 0:
+        raise s.fail(f"router_jitter_noise is {jitter}: no expert would stand for choice")
     choose = replace(routing.choose, score="none")
     return replace(routing, choose=choose, route=Route("mixer", False, jitter=jitter))
 
@@ -62,7 +64,7 @@ def build(s: Settings) -> Graph:
     windows, causal = decoder.all_windows(s, sizes.layers), decoder.read_causal(s)
     decoder.read_tied(s)
     head_bias = s.flag("lm_head_bias") if folder else s.shape("head_bias") is not None
-    s.take("input_jitter_noise", None)  # of training
+    s.number("input_jitter_noise", 0.0)  # of training
     s.take("original_max_position_embeddings", None)
     norm = replace(sizes.norm(), centred=folder, bias=Role("bias"))
     return decoder.build_decoder(
