@@ -63,7 +63,7 @@ SHOTS = (
         "culprit",
         "models/qwen2-q4_k_m.gguf",
     ),
-    Shot("model", ("models/qwen2-q4_k_m.gguf",), ("j", "j", "j", "j")),
+    Shot("model", ("models/qwen2-q4_k_m.gguf",), ("j", "j", "j")),
     Shot(
         "models",
         ("models/pycode-5m-q4_k_m.gguf", "apr/models/pycode-int4.apr"),

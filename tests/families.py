@@ -71,6 +71,40 @@ TINY: dict[str, Tiny] = {
         "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 4,
         "pad_token_id": 0, "tie_word_embeddings": False,
     }, ("smollm3",)),
+    "seed_oss": Tiny("SeedOss", {"head_dim": 16, "attention_out_bias": True}, ("seed_oss",)),
+    "arcee": Tiny("Arcee", {"head_dim": 16}, ("arcee",)),
+    "granite": Tiny("Granite", {
+        "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6,
+        "logits_scaling": 8.0,
+    }, ("granite",)),
+    "granitemoe": Tiny("GraniteMoe", {
+        "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6,
+        "logits_scaling": 8.0, "num_local_experts": 6, "num_experts_per_tok": 3,
+    }),
+    "exaone4": Tiny("Exaone4", {
+        "sliding_window": 4, "sliding_window_pattern": 2,
+    }, ("exaone4", "exaone4_swa")),
+    "cohere2": Tiny("Cohere2", {
+        "sliding_window": 4, "sliding_window_pattern": 2, "logit_scale": 0.5,
+    }, ("cohere2",)),
+    "helium": Tiny("Helium", {"head_dim": 12, "attention_bias": True}),
+    "glm": Tiny("Glm", {"head_dim": 16, "pad_token_id": 0}, ("glm", "glm_eps")),
+    "glm4": Tiny("Glm4", {"head_dim": 16, "pad_token_id": 0}, ("glm4",)),
+    "nemotron": Tiny("Nemotron", {"head_dim": 16}, ("nemotron",)),
+    "olmo3": Tiny("Olmo3", {
+        "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_hidden_layers": 4,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 4.0,
+                               "original_max_position_embeddings": 8},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
+        },
+    }),
+    "ministral": Tiny("Ministral", {
+        "head_dim": 16, "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    }),
+    "internlm3": Tiny("InternLM3", {"head_dim": 16}),
     "gpt_oss": Tiny("GptOss", {
         "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 4,
         "swiglu_alpha": 1.3, "swiglu_limit": 0.8, "rope_parameters": {

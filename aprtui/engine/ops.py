@@ -327,6 +327,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x).square(),
     "none": lambda x: x,
 }
 """The functions of ``graph.ops.ACTIVATIONS``."""

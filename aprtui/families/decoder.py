@@ -21,6 +21,7 @@ __all__ = [
 ]  # fmt: skip
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+_NULLS = ("head_dim", "num_kv_heads")
 _GGUF_EXPERTS = ("num_experts", "num_experts_per_tok")
 _MISSING: Any = object()
 
@@ -42,18 +43,24 @@ class Sizes:
         return Norm(None, self.eps, offset)
 
 
-def read_sizes(s: Settings) -> Sizes:
-    """The dimensions, checked against each other; of an .apr the tensors fill what it lacks."""
+def read_sizes(
+    s: Settings, eps_key: str = "rms_norm_eps", nulls: tuple[str, ...] = _NULLS
+) -> Sizes:
+    """The dimensions, checked against each other; of an .apr the tensors fill what it lacks.
+
+    ``eps_key``: what the norms' epsilon is called; ``nulls``: which of ``head_dim`` and
+    ``num_kv_heads`` may be null, for H/A and A.
+    """
     s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
     layers, hidden = s.integer("num_layers"), s.integer("hidden_size")
     heads = s.integer("num_heads")
-    head_dim = _head_dim(s, hidden, heads)
-    kv_heads = _kv_heads(s, heads, head_dim)
+    head_dim = _head_dim(s, hidden, heads, nulls)
+    kv_heads = _kv_heads(s, heads, head_dim, nulls)
     if heads % kv_heads:
         raise s.fail(f"{heads} query heads cannot share {kv_heads} key/value heads (num_kv_heads)")
     if s.integer("value_dim", head_dim) != head_dim:
         raise s.fail(f"value_dim is not head_dim, {head_dim}, which {s.family} needs")
-    eps = s.number("rms_norm_eps")
+    eps = s.number(eps_key)
     return Sizes(layers, hidden, heads, kv_heads, head_dim, _vocab(s), eps)
 
 
@@ -62,7 +69,11 @@ def _absent(s: Settings, name: str, otherwise: Any) -> tuple[Any, ...]:
     return () if s.known(name) else (otherwise,)
 
 
-def _head_dim(s: Settings, hidden: int, heads: int) -> int:
+def _null(name: str, value: int, nulls: tuple[str, ...]) -> dict[str, Any]:
+    return {"null": value} if name in nulls else {}
+
+
+def _head_dim(s: Settings, hidden: int, heads: int, nulls: tuple[str, ...]) -> int:
     derived = hidden // heads
     if s.file.format == "apr" and not s.has("head_dim"):
         derived = _head_dim_of_tensors(s, derived, heads)
@@ -71,7 +82,7 @@ def _head_dim(s: Settings, hidden: int, heads: int) -> int:
     if not s.known("head_dim"):
         stated = s.integer("head_dim", derived)
     else:
-        stated = s.integer("head_dim", null=derived)
+        stated = s.integer("head_dim", **_null("head_dim", derived, nulls))
     if stated % 2:
         raise s.fail(f"head_dim {stated} is odd: RoPE needs pairs")
     return int(s.say("head_dim", stated))
@@ -84,14 +95,16 @@ def _head_dim_of_tensors(s: Settings, derived: int, heads: int) -> int:
     return rows[0] // heads if rows is not None and rows[0] % heads == 0 else derived
 
 
-def _kv_heads(s: Settings, heads: int, head_dim: int) -> int:
+def _kv_heads(s: Settings, heads: int, head_dim: int, nulls: tuple[str, ...]) -> int:
     derived = heads
     rows = s.shape("k")
     if s.file.format == "apr" and not s.has("num_kv_heads") and rows is not None:
         derived = rows[0] // head_dim
         if derived != heads:
             s.note(f"num_kv_heads {derived} is not stated; it follows from the k rows")
-    return int(s.integer("num_kv_heads", *_absent(s, "num_kv_heads", derived), null=derived))
+    name = "num_kv_heads"
+    null = _null(name, derived, nulls)
+    return int(s.integer(name, *_absent(s, name, derived), **null))
 
 
 def _vocab(s: Settings) -> int:
@@ -301,14 +314,20 @@ def _absent_in(s: Settings, name: str, shape: tuple[int, ...] | None) -> tuple[i
 @dataclass(frozen=True)
 class Frame:
     """What surrounds the branches: norms ``before`` and ``after`` them, ``offset`` of the norms'
-    weights, the embedding's scale, the logits' cap and whether they have a bias; ``norm`` where it
-    is another than the sizes'."""
+    weights, or all of the ``norm`` where it is another than the sizes', the embedding's scale, that
+    of the branches as they are added, the logits' scale, cap and whether they have a bias.
+
+    ``parallel``: the one norm before the attention is the FFN's input too.
+    """
 
     before: bool = True
     after: bool = False
     offset: float = 0.0
     embedding_scale: float = 1.0
+    branch_scale: float = 1.0
+    logit_scale: float = 1.0
     logit_cap: float | None = None
+    parallel: bool = False
     head_bias: bool = False
     norm: Norm | None = None
 
@@ -320,13 +339,23 @@ def build_decoder(
     frame: Frame = Frame(),
 ) -> Graph:
     """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer."""
-    build, norm = Builder(sizes.hidden), frame.norm or sizes.norm(frame.offset)
-    order = {"before": frame.before, "after": frame.after}
+    build = Builder(sizes.hidden)
+    norm = frame.norm or sizes.norm(frame.offset)
+    order: dict[str, Any] = {
+        "before": frame.before,
+        "after": frame.after,
+        "scale": frame.branch_scale,
+    }
     hidden = build.embedding(sizes.vocab, frame.embedding_scale)
     for layer in range(sizes.layers):
         build.layer = layer
         mix = partial(build.attention, how=attention(layer))
+        if frame.parallel:
+            hidden = build.parallel(hidden, norm, mix, partial(ffn, build))
+            continue
         hidden = build.branch(hidden, "attn", norm, mix, **order)
         hidden = build.branch(hidden, "ffn", norm, partial(ffn, build), **order)
-    build.head(hidden, norm, sizes.vocab, frame.logit_cap, biased=frame.head_bias)
+    build.head(
+        hidden, norm, sizes.vocab, frame.logit_cap, frame.logit_scale, biased=frame.head_bias
+    )
     return build.graph()

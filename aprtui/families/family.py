@@ -18,7 +18,7 @@ class Family:
     the graph, from settings.
 
     ``adjacent_in_gguf``: llama.cpp's converter permutes the q and k rows, so that RoPE's pairs are
-    adjacent there; ``adjacent``: they are so in every format.
+    adjacent there. ``adjacent``: they are in every format, as the model was trained so.
     """
 
     tensors: Table

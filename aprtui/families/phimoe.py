@@ -13,13 +13,13 @@ from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
     ATTENTION,
     EXPERTS,
+    NORM_BIASES,
     OUTPUT_BIAS,
     PRE_NORMS,
     QKV_BIAS,
     WHOLE,
     Table,
     Tensor,
-    layer_tensor,
 )
 from aprtui.graph import Graph, Role
 from aprtui.graph.blocks import Routing
@@ -36,9 +36,7 @@ _HF = {
 }  # fmt: skip
 _KINDS = {"default": "default", "longrope": "short"}
 _BIASES = (
-    layer_tensor("attn_norm_bias", "input_layernorm.bias", "attn_norm.bias"),
-    layer_tensor("ffn_norm_bias", "post_attention_layernorm.bias", "ffn_norm.bias"),
-    Tensor("final_norm_bias", ("norm.bias", "output_norm.bias")),
+    *NORM_BIASES,
     Tensor("head_bias", ("lm_head.bias", "output.bias")),
 )
 

@@ -303,8 +303,8 @@ def _table(
 
 def _share(s: Settings, group: _Group, partial: bool) -> float:
     name = "partial_rotary_factor"
-    outer = s.number(name) if s.known(name) else s.number(name, 1.0, null=1.0)
-    share = float(group.number("partial_rotary_factor", outer) or 1.0)
+    outer = s.number(name, *(() if s.known(name) else (1.0,)), null=1.0)
+    share = float(group.number(name, outer) or 1.0)
     if share != 1.0 and not partial:
         raise s.fail(f"partial_rotary_factor is {share}, and {s.family} rotates all channels")
     if not 0 < share <= 1:

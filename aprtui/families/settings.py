@@ -29,6 +29,7 @@ ACTIVATION_NAMES = {
     "gelu_python_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
     "relu": "relu",
+    "relu2": "relu2",
     "linear": "none",
 }
 """Hugging Face's names of the activations that are computed here."""

@@ -56,7 +56,8 @@ def settle(
     """
     family = load_family(who.name)
     rows = has_gguf_rows(file, found.gguf_names)
-    adjacent = found.mistral_names or family.adjacent or (rows and family.adjacent_in_gguf)
+    permuted = rows and family.adjacent_in_gguf
+    adjacent = family.adjacent or found.mistral_names or permuted
     settings = Settings(
         file,
         who.name,

@@ -14,9 +14,9 @@ from aprtui.formats.modelfile import TensorEntry
 from aprtui.graph import Role
 
 __all__ = [
-    "ATTENTION", "CORRECTION_BIAS", "DENSE", "EXPERTS", "OUTPUT_BIAS", "POST_NORMS", "PRE_NORMS",
-    "QKV_BIAS", "QK_NORM", "SANDWICH_NORMS", "SHARED_EXPERT", "WHOLE", "Sorted", "Table", "Tensor",
-    "layer_tensor",
+    "ATTENTION", "CORRECTION_BIAS", "DENSE", "EXPERTS", "NORM_BIASES", "OUTPUT_BIAS", "POST_NORMS",
+    "PRE_NORMS", "QKV_BIAS", "QK_NORM", "SANDWICH_NORMS", "SHARED_EXPERT", "WHOLE", "Sorted",
+    "Table", "Tensor", "layer_tensor",
 ]  # fmt: skip
 
 
@@ -109,6 +109,13 @@ SANDWICH_NORMS = (
     layer_tensor("ffn_norm", "pre_feedforward_layernorm.weight", "ffn_norm.weight"),
 )
 """The norms before each branch where each has one after it too."""
+
+NORM_BIASES = (
+    layer_tensor("attn_norm_bias", "input_layernorm.bias", "attn_norm.bias"),
+    layer_tensor("ffn_norm_bias", "post_attention_layernorm.bias", "ffn_norm.bias"),
+    Tensor("final_norm_bias", ("norm.bias", "output_norm.bias")),
+)
+"""The biases of LayerNorms before each branch and at the end."""
 
 POST_NORMS = (
     layer_tensor("attn_post_norm", "post_attention_layernorm.weight", "post_attention_norm.weight"),

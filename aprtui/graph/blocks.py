@@ -126,6 +126,7 @@ class Builder:
         norm: Norm,
         vocab: int,
         cap: float | None = None,
+        scale: float = 1.0,
         *,
         biased: bool = False,
     ) -> None:
@@ -133,7 +134,7 @@ class Builder:
         self.layer = None
         normalised = self.norm("final_norm", hidden, norm)
         part = Part("head", Role("head"), vocab, Role("head_bias") if biased else None)
-        self.put("lm_head", Product((part,), cap=cap, last=True), normalised, vocab=vocab)
+        self.put("lm_head", Product((part,), scale, cap, last=True), normalised, vocab=vocab)
 
     # -- parts of a layer --
 
@@ -157,8 +158,10 @@ class Builder:
         *,
         before: bool = True,
         after: bool = False,
+        scale: float = 1.0,
     ) -> StageKey:
-        """hidden + compute(hidden), normalised ``before`` the branch, ``after`` it, or both.
+        """hidden + ``scale`` times compute(hidden), which is normalised ``before``, ``after``, or
+        both.
 
         ``name`` is "attn" or "ffn".
         """
@@ -166,7 +169,15 @@ class Builder:
         made = compute(x)
         if after:
             made = self.norm(f"{name}_post_norm", made, norm)
-        return self.residual(f"post_{name}_residual", hidden, made)
+        return self.residual(f"post_{name}_residual", hidden, made, scale)
+
+    def parallel(self, hidden: StageKey, norm: Norm, mix: Branch, ffn: Branch) -> StageKey:
+        """hidden + mix(x) + ffn(x), where x is the one norm of hidden."""
+        x = self.norm("attn_norm", hidden, norm)
+        mixed, made = mix(x), ffn(x)
+        return self.residual(
+            "post_ffn_residual", self.residual("post_attn_residual", hidden, mixed), made
+        )
 
     def attention(self, x: StageKey, how: Attention) -> StageKey:
         """From the normalised input to the output projection."""
@@ -230,6 +241,12 @@ class Builder:
         act = self.put(f"{stages}_silu", Activate(activation), gate, ffn=size)
         inner = self.put(f"{stages}_swigl", Multiply(), act, up, ffn=size)
         return self.put(f"{stages}_out", self._matrix(f"{roles}down", self.hidden_size), inner)
+
+    def plain_mlp(self, x: StageKey, size: int, activation: str) -> StageKey:
+        """down(activation(up(x)))."""
+        up = self.put("ffn_up", self._matrix("up", size), x, ffn=size)
+        act = self.put("ffn_silu", Activate(activation), up, ffn=size)
+        return self.put("ffn_out", self._matrix("down", self.hidden_size), act)
 
     def _matrix(self, name: str, rows: int) -> Product:
         return Product((Part(name, self.role(name), rows),))

@@ -39,7 +39,7 @@ __all__ = [
     "Temperature",
 ]
 
-ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "none")
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2", "none")
 """The activations that are met, by name."""
 
 

@@ -64,9 +64,11 @@ _KEYS = ("token", "kv_head", "channel")
 _SCORES = ("head", "query", "key")
 _NO_ROPE = "the layer turns nothing by its position"
 _NO_PRE_NORM = "the family normalises only after its branches"
+_NO_FFN_NORM = "the family normalises only after its branches, or once for both"
 _NO_POST_NORM = "the family has no norm after this branch"
 _NO_QK_NORM = "the family has no QK norm"
 _NO_DENSE = "the FFN is made of experts"
+_NO_GATE = "the FFN has no gate, or is made of experts"
 _NO_SHARED = "the model has no shared expert"
 _NO_EXPERTS = "the FFN is dense: the model has no experts"
 
@@ -91,11 +93,12 @@ STAGES: tuple[Stage, ...] = (
           _NO_POST_NORM),
     Stage("post_attn_residual", "+re", _HIDDEN, "hidden after adding the attention branch",
           residual=True),
-    Stage("ffn_norm", "nrm", _HIDDEN, "normalised FFN input", _NO_PRE_NORM),
-    Stage("ffn_gate", "gat", _FFN, "gate projection", _NO_DENSE),
+    Stage("ffn_norm", "nrm", _HIDDEN, "normalised FFN input", _NO_FFN_NORM),
+    Stage("ffn_gate", "gat", _FFN, "gate projection", _NO_GATE),
     Stage("ffn_up", "up", _FFN, "up projection", _NO_DENSE),
-    Stage("ffn_silu", "act", _FFN, "the activation of the gate", _NO_DENSE),
-    Stage("ffn_swigl", "gxu", _FFN, "activation times up", _NO_DENSE),
+    Stage("ffn_silu", "act", _FFN, "the activation of the gate, or of up without one",
+          _NO_DENSE),
+    Stage("ffn_swigl", "gxu", _FFN, "activation times up", _NO_GATE),
     Stage("router_logits", "rlg", ("token", "expert"),
           "the router's product and its bias, before any softmax", _NO_EXPERTS, experts=True),
     Stage("moe_router_indices", "ids", ("token", "rank"), "ids of the chosen experts", _NO_EXPERTS,

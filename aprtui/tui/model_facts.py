@@ -70,11 +70,12 @@ def tensor_rows(file: ModelFile, model: Model | None) -> list[TensorRow]:
 
 
 def _readers(model: Model | None) -> Mapping[Role, list[tuple[int, str]]]:
-    """The stages that read each weight, with their places in the pass."""
+    """The stages that read each weight, with the place of each reading in the pass."""
     found: dict[Role, list[tuple[int, str]]] = {}
-    for place, node in enumerate(model.graph if model is not None else ()):
+    place = itertools.count()
+    for node in model.graph if model is not None else ():
         for role in node.op.weights:
-            found.setdefault(role, []).append((place, node.key.stage))
+            found.setdefault(role, []).append((next(place), node.key.stage))
     return found
 
 

@@ -3,7 +3,8 @@
     python -m tests.faults.memory
 
 Each file is just inside its reader's limits, or as large as can be where it is refused; each is
-read in a process of its own. Prints a table; exit code 1 where reading took over 256 MB or 20 s.
+read in a process of its own. Prints a table; exit code 1 where reading took over 20 s or 256 MB, or
+512 MB where the tokenizers library builds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tests.unit.apr_files import AprFile
 from tests.unit.gguf_writer import key, string
 
 MOST_MB, MOST_S = 256, 20
+LIBRARY_MB = 512  # of a tokenizer.json: what its library takes for the largest published
 
 _READ = """
 import sys, time
@@ -133,7 +135,8 @@ def main() -> int:
             ended = subprocess.run(line, capture_output=True, text=True, check=False)
         memory, took, said = (ended.stdout.strip() or f"0 0 {ended.stderr[-90:]}").split(" ", 2)
         print(f"{name:<29} {size:>5.1f} MB {memory:>5} MB {took:>5} s  {said}", flush=True)
-        worst |= float(memory) > MOST_MB or float(took) > MOST_S or bool(ended.returncode)
+        most = LIBRARY_MB if how == "tokenizer" else MOST_MB
+        worst |= float(memory) > most or float(took) > MOST_S or bool(ended.returncode)
     return int(worst)
 
 

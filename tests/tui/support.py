@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 os.environ["TEXTUAL_ANIMATIONS"] = "none"
@@ -15,6 +15,7 @@ os.environ["TEXTUAL_ANIMATIONS"] = "none"
 import numpy as np
 import numpy.typing as npt
 from textual.pilot import Pilot
+from textual.worker import WorkerCancelled
 
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import EVENTS, SCHEMA, write_manifest
@@ -68,7 +69,8 @@ async def settle(pilot: Pilot[int]) -> None:
             await pilot.pause()
             if not any(not worker.is_finished for worker in pilot.app.workers):
                 return
-        await pilot.app.workers.wait_for_complete()
+        with suppress(WorkerCancelled):  # a newer one of its group took its place
+            await pilot.app.workers.wait_for_complete()
     raise AssertionError("the workers never came to rest")
 
 

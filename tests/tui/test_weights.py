@@ -73,7 +73,7 @@ async def test_the_model_screen_shows_a_weights_numbers_under_the_cursor() -> No
 
 async def test_a_quantised_weight_shows_every_tensor_that_it_is_stored_as() -> None:
     async with opened(SMALL / "quantised" / "gptq-4-actorder") as pilot:
-        await press(pilot, *"jjjj")
+        await press(pilot, *"jjj")
         shown = frame(pilot)
     assert "7 of GPTQ_4" in shown
     assert "q_proj.weight" in shown

@@ -35,7 +35,10 @@ ALLOWED = {
     ),
     "model/apr_metadata.py": ({"llama"}, "the name that GGUF has for SentencePiece's tokenizers"),
     "model/open.py": ({"qkv_bias"}, "a setting that is told where a tensor contradicts it"),
-    "model/pretokenizers.py": ({"hunyuan", "llama4", "mellum", "qwen2"}, "names of pre-tokenizers"),
+    "model/pretokenizers.py": (
+        {"exaone4", "glm4", "hunyuan", "llama4", "mellum", "qwen2"},
+        "names that llama.cpp has for pre-tokenizers",
+    ),
     "model/vocabulary.py": (
         {"llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe"},
         "names of tokenizers, and the control tokens that llama.cpp knows by architecture",
