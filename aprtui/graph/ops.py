@@ -345,7 +345,7 @@ class Choose(Op):
 @dataclass(frozen=True)
 class Route(Op):
     """Weights [T,k] of the chosen ids: ``score`` of the logits (softmax over all experts, sigmoid,
-    or "mixer"), divided by their sum where ``renormalise``, times ``scale``.
+    "none" or "mixer"), divided by their sum where ``renormalise``, times ``scale``.
 
     The sum that divides is at least ``floor``, and ``eps`` is added to it. "mixer" is SparseMixer
     (arXiv 2409.12136): of each rank the softmax over the experts of no earlier rank whose logits

@@ -23,7 +23,10 @@ TABLE = RopeTable(dims=8, theta=1e4, magnitude=1.25)
 WARM = Temperature(0.5, 4, 1)
 _FIRST = Attention(4, 2, 16, 0.25, Mask(window=4), TABLE, qkv_bias=True, sinks=True)
 _SECOND = Attention(2, 1, 32, 0.2, Mask(chunk=5), None, cap=2.0, temperature=WARM)
-_ROUTING = Routing(Choose(2, 4, "sigmoid"), Route("sigmoid", scale=2.5), 24, "silu", shared_size=16)
+_ROUTING = Routing(
+    Choose(2, 8, "sigmoid", groups=4, kept=1), Route("sigmoid", scale=2.5), 24, "silu",
+    shared_size=16, corrected=True,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,13 @@ class _Opened:
     graph: Graph
     weights: dict[Role, Matrix]
     file: Any
+    doubts: tuple[()] = ()
 
 
 def uneven_model(path: Path) -> Model:
     """Layer 0: 4 heads of 16, half of each turned, a window, sinks, a dense FFN. Layer 1: 2 heads
-    of 32, nothing turned, q at a temperature, chunks, a soft-cap, experts with a shared one, a
-    scaled branch."""
+    of 32, nothing turned, q at a temperature, chunks, a soft-cap, experts in groups, chosen with a
+    bias, with a shared one, a scaled branch."""
     graph = _graph()
     random, weights, first = np.random.default_rng(11), {}, 0
     with path.open("wb") as file:
