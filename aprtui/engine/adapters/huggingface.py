@@ -64,6 +64,10 @@ _SOURCES = (
     _Source("qkv_bias", "self_attn.qkv_proj"),
     _Source("q_norm", "self_attn.q_norm"),
     _Source("k_norm", "self_attn.k_norm"),
+    _Source("q_norm", "self_attn.query_layernorm"),
+    _Source("k_norm", "self_attn.key_layernorm"),
+    _Source("q_post_rope", "self_attn.query_layernorm:input"),
+    _Source("k_post_rope", "self_attn.key_layernorm:input"),
     _Source("attn_out", "self_attn.o_proj"),
     _Source("attn_post_norm", "post_attention_layernorm"),
     _Source("post_attn_residual", "pre_feedforward_layernorm:input"),
@@ -85,11 +89,17 @@ _SOURCES = (
     _Source("moe_router", "mlp.router[1]"),
     _Source("moe_router_indices", "mlp.router[2]"),
     _Source("moe_ffn_out", "mlp.experts"),
-    _Source("shared_ffn_gate", "mlp.shared_expert.gate_proj"),
-    _Source("shared_ffn_up", "mlp.shared_expert.up_proj"),
-    _Source("shared_ffn_silu", "mlp.shared_expert.act_fn"),
-    _Source("shared_ffn_swigl", "mlp.shared_expert.down_proj:input"),
-    _Source("shared_ffn_out", "mlp.shared_expert.down_proj"),
+    *(
+        _Source(f"shared_ffn_{stage}", f"mlp.{shared}.{module}")
+        for shared in ("shared_expert", "shared_experts", "shared_mlp")
+        for stage, module in {
+            "gate": "gate_proj",
+            "up": "up_proj",
+            "silu": "act_fn",
+            "swigl": "down_proj:input",
+            "out": "down_proj",
+        }.items()
+    ),
     _Source("shared_gate", "mlp.shared_expert_gate"),
     _Source("ffn_out", "mlp"),
     _Source("ffn_post_norm", "post_feedforward_layernorm"),
@@ -101,6 +111,7 @@ _OF_DECODER = frozenset({"embedding", "final_norm"})
 _QUERY, _KEY, _SCORES, _WEIGHTS, _MIXED = _INSIDE = (
     "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention",
 )  # fmt: skip
+_NORMED = ("q_norm", "k_norm", _QUERY, _KEY)
 _PRODUCT, _BIASED = "qkv_matmul", "qkv_bias"
 
 
@@ -121,6 +132,7 @@ def run(plan: Plan, device: torch.device, put: Put) -> Ran:
             for watch in _watches(decoder, shown):
                 watching.enter_context(watch)
             watching.enter_context(_inside_attention(shown))
+            watching.enter_context(_BestFirst())
             keep = 0 if plan.job.logits == "all" else 1
             tokens = torch.tensor([plan.tokens], device=device)
             logits = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits[0]
@@ -188,6 +200,8 @@ class _Shown:
         shape = node.shape(self.tokens)
         if isinstance(node.op, Norm) and value.dim() == 3 and value.stride(0) < value.stride(1):
             value = value.transpose(0, 1)  # gemma3 norms [heads, T, d], a view of [T, heads, d]
+        elif stage in _NORMED and value.dim() == 3 and self.turns_first(layer):
+            value = value.transpose(0, 1)
         if isinstance(node.op, Sigmoid):  # the module is the product before it
             value = value.sigmoid()
         if value.numel() != math.prod(shape):
@@ -195,6 +209,11 @@ class _Shown:
                 f"it gives {key} as {list(value.shape)} where {list(shape)} was expected"
             )
         self._put(key, value.reshape(shape))
+
+    def turns_first(self, layer: int | None) -> bool:
+        """Whether the layer normalises heads [heads,T,d] once they are turned."""
+        norm = self.graph.by_key.get(StageKey(layer, "q_norm"))
+        return norm is not None and norm.inputs[0].stage == _QUERY
 
     def differs(self, why: str) -> EngineError:
         return EngineError(
@@ -238,7 +257,8 @@ def _chosen(module: torch.nn.Module, layer: int | None, shown: _Shown) -> Stages
         if of_decoder != (layer is None) or (not of_decoder and key.layer != layer):
             continue
         again = key.stage == _PRODUCT and StageKey(layer, _BIASED) in shown.graph
-        if key.stage in _INSIDE or again:
+        of_norm = key.stage in (_QUERY, _KEY) and shown.turns_first(layer)
+        if (key.stage in _INSIDE and not of_norm) or again:
             continue
         source = next((s for s in _SOURCES if _gives(s, key, names, shown.graph)), None)
         if source is None:
@@ -296,6 +316,22 @@ def _register() -> None:
     AttentionMaskInterface.register(_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
 
 
+class _BestFirst(TorchFunctionMode):
+    """Has experts chosen in order: some routers leave open how their ids stand."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = dict(kwargs or {})
+        if getattr(func, "__name__", "") == "topk" and "sorted" in named:
+            named["sorted"] = True
+        return func(*args, **named)
+
+
 class _SoftmaxInput(TorchFunctionMode):
     """Keeps the tensor that meets the first softmax."""
 
@@ -331,8 +367,9 @@ def _attention(
     if _watching:
         shown = _watching[-1]
         layer = int(getattr(module, "layer_idx"))  # noqa: B009 - a plain number, not a module
-        shown.put(_QUERY, _cooled(shown, layer, query[0].transpose(0, 1)), layer=layer)
-        shown.put(_KEY, key[0].transpose(0, 1), layer=layer)
+        if not shown.turns_first(layer):
+            shown.put(_QUERY, _cooled(shown, layer, query[0].transpose(0, 1)), layer=layer)
+            shown.put(_KEY, key[0].transpose(0, 1), layer=layer)
         scores = _without_sinks(inside.scores, getattr(module, "sinks", None))
         if (scores := _masked(shown, layer, scores)) is not None:
             shown.put(_SCORES, scores, layer=layer)
