@@ -112,6 +112,7 @@ TINY: dict[str, Tiny] = {
             "original_max_position_embeddings": 32,
         },
     }, ("gpt_oss", "gpt_oss_trunc")),
+    "jais2": Tiny("Jais2", {"head_dim": 16}, ("jais2",)),
     "ministral3": Tiny("Ministral3", {
         "head_dim": 16, "sliding_window": 6, "rope_parameters": {
             "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 1.0,

@@ -120,6 +120,7 @@ def build(s: Settings) -> Graph:
     masks, routing = _masks(s, turned), _routing(s, activation)
     in_folder = s.file.format == "safetensors"
     ffn = s.integer("intermediate_size_mlp" if in_folder else "intermediate_size")
+    s.say("intermediate_size", ffn)
     normed = s.flag("use_qk_norm") and (in_folder or routing.choose.experts != _NORMLESS)
     warm = Temperature(s.number("attn_scale"), s.number("floor_scale"), first=1)
     tuned = s.flag("attn_temperature_tuning")

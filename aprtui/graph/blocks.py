@@ -242,22 +242,24 @@ class Builder:
         inner = self.put(f"{stages}_swigl", Multiply(), act, up, ffn=size)
         return self.put(f"{stages}_out", self._matrix(f"{roles}down", self.hidden_size), inner)
 
-    def plain_mlp(self, x: StageKey, size: int, activation: str) -> StageKey:
-        """down(activation(up(x)))."""
-        up = self.put("ffn_up", self._matrix("up", size), x, ffn=size)
+    def plain_mlp(
+        self, x: StageKey, size: int, activation: str, *, biased: bool = False
+    ) -> StageKey:
+        """down(activation(up(x))); both products have a bias where ``biased``."""
+        up = self.put("ffn_up", self._matrix("up", size, biased), x, ffn=size)
         act = self.put("ffn_silu", Activate(activation), up, ffn=size)
-        return self.put("ffn_out", self._matrix("down", self.hidden_size), act)
+        return self.put("ffn_out", self._matrix("down", self.hidden_size, biased), act)
 
-    def _matrix(self, name: str, rows: int) -> Product:
-        return Product((Part(name, self.role(name), rows),))
+    def _matrix(self, name: str, rows: int, biased: bool = False) -> Product:
+        bias = self.role(f"{name}_bias") if biased else None
+        return Product((Part(name, self.role(name), rows, bias),))
 
     def experts(self, x: StageKey, routing: Routing) -> StageKey:
         """Router, chosen experts and their sum, and the shared expert where there is one."""
         choose, count, top = routing.choose, routing.choose.experts, routing.choose.top
         if routing.corrected:
             choose = replace(choose, bias=self.role("correction_bias"))
-        bias = self.role("router_bias") if routing.biased else None
-        router = Product((Part("router", self.role("router"), count, bias),))
+        router = self._matrix("router", count, routing.biased)
         logits = self.put("router_logits", router, x, expert=count)
         ids = self.put("moe_router_indices", choose, logits, rank=top)
         weights = self.put("moe_router", routing.route, logits, ids, rank=top)

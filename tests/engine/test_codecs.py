@@ -116,6 +116,27 @@ def test_columns_of_a_transposed_weight_are_its_rows(
     np.testing.assert_array_equal(WeightReader().block(Operand(matrix), 0, ROWS), table)
 
 
+def test_packed_experts_may_lie_transposed_with_gate_and_up_in_turn(
+    stored: Callable[..., TensorEntry],
+) -> None:
+    across = values(3 * COLUMNS, 10).reshape(3, COLUMNS, 10)  # [experts, in, out]
+    entry = stored(across.tobytes(), "F32", 3, COLUMNS, 10)
+    matrix = Matrix(entry, 1, 5, COLUMNS, group=1, period=2, transposed=True, stack=2)
+    for codec in (codec_of(matrix), codec_of(matrix).moved(torch.clone)):
+        np.testing.assert_array_equal(decoded(codec, 2), across[2, :, 1::2].T)
+
+
+def test_biases_of_packed_experts_are_theirs_alone(stored: Callable[..., TensorEntry]) -> None:
+    biases = values(3, 10)
+    entry = stored(biases.tobytes(), "F32", 3, 10)
+    up = Matrix(entry, 11, 1, 5, group=1, period=2)
+    for matrix, expected in ((Matrix(entry, 20, 1, 10), biases[2]), (up, biases[1, 1::2])):
+        codec = codec_of(matrix)
+        assert codec.bytes_of(0, 1).numel() == 40, "one row of three is read"
+        np.testing.assert_array_equal(decoded(codec, 1)[0], expected)
+        np.testing.assert_array_equal(decoded(codec.moved(torch.clone), 1)[0], expected)
+
+
 def test_a_vector_may_be_a_part_of_one_or_every_other_value(
     stored: Callable[..., TensorEntry],
 ) -> None:

@@ -1,0 +1,73 @@
+"""Jais 2: LayerNorms with biases, biases on every product, an FFN without a gate, squared ReLU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from aprtui.families import decoder
+from aprtui.families.decoder import Frame
+from aprtui.families.family import Family
+from aprtui.families.rope import read_rope
+from aprtui.families.settings import Defaults, Settings
+from aprtui.families.tensors import (
+    ATTENTION,
+    DENSE,
+    NORM_BIASES,
+    OUTPUT_BIAS,
+    PRE_NORMS,
+    QKV_BIAS,
+    WHOLE,
+    Table,
+    layer_tensor,
+)
+from aprtui.graph import Graph, Role
+
+__all__ = ["FAMILY"]
+
+_HF = {
+    "vocab_size": 150_272, "hidden_size": 3328, "intermediate_size": 26_624, "num_layers": 32,
+    "num_heads": 26, "num_kv_heads": None, "head_dim": None, "hidden_act": "relu2",
+    "max_positions": 8192, "layer_norm_eps": 1e-5, "tie_word_embeddings": False,
+    "rope_theta": 1e4, "attention_bias": True, "mlp_bias": True,
+}  # fmt: skip
+_MLP_BIAS = (
+    layer_tensor("up_bias", "mlp.up_proj.bias", "ffn_up.bias"),
+    layer_tensor("down_bias", "mlp.down_proj.bias", "ffn_down.bias"),
+)
+
+
+def _mlp_biased(s: Settings) -> bool:
+    """What config.json says, or the tensors of the other formats."""
+    if s.file.format == "safetensors":
+        return s.flag("mlp_bias")
+    return bool(s.say("mlp_bias", s.shape("up_bias") is not None))
+
+
+def build(s: Settings) -> Graph:
+    sizes = decoder.read_sizes(s, "layer_norm_eps")
+    if s.file.format == "safetensors" and sizes.hidden % sizes.heads:
+        raise s.fail(f"hidden_size {sizes.hidden} is no multiple of num_heads {sizes.heads}")
+    ffn, activation = decoder.read_ffn(s), s.activation("hidden_act", "relu2")
+    table, biased = read_rope(s, sizes.head_dim), _mlp_biased(s)
+    mask, biases = decoder.mask_of(decoder.read_causal(s), None), decoder.read_biases(s)
+    norm = replace(sizes.norm(), centred=True, bias=Role("bias"))
+    decoder.read_tied(s)
+    how = decoder.attention_of(s, sizes, table=table, mask=mask, **biases)
+    return decoder.build_decoder(
+        sizes,
+        lambda layer: how,
+        lambda b, x: b.plain_mlp(x, ffn, activation, biased=biased),
+        Frame(norm=norm),
+    )
+
+
+FAMILY = Family(
+    Table((
+        *WHOLE, *PRE_NORMS, *NORM_BIASES, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *DENSE[1:],
+        *_MLP_BIAS,
+    )),
+    build,
+    Defaults(
+        hf=_HF, gguf={"rope_theta": 1e4}, apr={"rope_theta": 1e4, "layer_norm_eps": 1e-5}
+    ),
+)  # fmt: skip
