@@ -239,10 +239,11 @@ class Builder:
         inner = self.put(f"{stages}_swigl", Multiply(), act, up, ffn=size)
         return self.put(f"{stages}_out", self._matrix(f"{roles}down", self.hidden_size), inner)
 
-    def plain_mlp(self, x: StageKey, size: int, activation: str) -> StageKey:
-        """down(activation(up(x)))."""
+    def plain_mlp(self, x: StageKey, size: int, activation: str | Op) -> StageKey:
+        """down(activation(up(x))); ``activation`` by its name, or an operation of its own."""
         up = self.put("ffn_up", self._matrix("up", size), x, ffn=size)
-        act = self.put("ffn_silu", Activate(activation), up, ffn=size)
+        op = Activate(activation) if isinstance(activation, str) else activation
+        act = self.put("ffn_silu", op, up, ffn=size)
         return self.put("ffn_out", self._matrix("down", self.hidden_size), act)
 
     def _matrix(self, name: str, rows: int) -> Product:
