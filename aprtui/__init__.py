@@ -7,7 +7,8 @@
     gate = found["layer-3/ffn_gate"]  # float32 [token, ffn], read-only; gate.axes names them
     print(aprtui.bisect("suspect", a=found, model=model))  # which stage computes wrongly, and how
 
-``open_trace`` reads what any program captured, ``diff`` compares two of them, ``diff_models`` two
+``open_trace`` reads what any program captured, ``import_trace`` other
+tools' dumps; ``diff`` compares two traces, ``diff_models`` two
 models' weights; ``CaptureWriter`` and ``hooks`` write a trace from a runtime of your own. What can
 go wrong is an ``AprtuiError``. Nothing heavy is imported before it is used. Guide: docs/api.md.
 """
@@ -18,7 +19,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aprtui.api import bisect, diff, diff_models, open_trace, trace
+    from aprtui.api import bisect, diff, diff_models, import_trace, open_trace, trace
+    from aprtui.captures.imported import ImportedTrace
     from aprtui.compare.bisection import Bisection
     from aprtui.compare.diff import Comparison
     from aprtui.compare.weight_results import ModelComparison
@@ -42,6 +44,7 @@ __all__ = [
     "CaptureWriter",
     "Comparison",
     "EngineError",
+    "ImportedTrace",
     "MissingStageError",
     "Model",
     "ModelComparison",
@@ -54,6 +57,7 @@ __all__ = [
     "diff",
     "diff_models",
     "hooks",
+    "import_trace",
     "open_model",
     "open_trace",
     "trace",
@@ -63,7 +67,8 @@ __version__ = "0.1.0"
 
 # Where the public names are; loaded when first used, so that `import aprtui` costs next to nothing.
 _HOMES = {
-    "aprtui.api": ("bisect", "diff", "diff_models", "open_trace", "trace"),
+    "aprtui.api": ("bisect", "diff", "diff_models", "import_trace", "open_trace", "trace"),
+    "aprtui.captures.imported": ("ImportedTrace",),
     "aprtui.compare.bisection": ("Bisection",),
     "aprtui.compare.diff": ("Comparison",),
     "aprtui.compare.weight_results": ("ModelComparison",),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from aprtui.graph.select import only_layers, parse_stages
 from aprtui.text import clean
 
 if TYPE_CHECKING:
+    from aprtui.captures.imported import ImportedTrace
     from aprtui.compare.bars import Override
     from aprtui.compare.bisection import Bisection
     from aprtui.compare.diff import Comparison
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from aprtui.graph import Graph
     from aprtui.model.open import Model
 
-__all__ = ["bisect", "diff", "diff_models", "open_trace", "trace"]
+__all__ = ["bisect", "diff", "diff_models", "import_trace", "open_trace", "trace"]
 
 AnyPath = str | os.PathLike[str]
 Stages = str | Iterable[str]
@@ -60,6 +62,70 @@ def open_trace(
     where that is known. Raises BadFileError, UsageError.
     """
     return open_capture(Path(path), _graph(model), progress)
+
+
+def import_trace(
+    source: AnyPath,
+    *,
+    model: AnyPath | Model,
+    map: str | None = None,
+    output: AnyPath | None = None,
+    tokens: Iterable[int] | None = None,
+    prompt: str | None = None,
+    overwrite: bool = False,
+    overrides: Mapping[str, str] | None = None,
+) -> ImportedTrace:
+    """Another tool's dump as a trace folder: ``output``, else beside it with ``-trace``.
+
+    ``map`` is a convention's name or the path of a map (docs/captures.md), else the dump's names
+    tell; ``tokens`` or ``prompt`` are needed where the dump does not hold its token ids. A stage
+    whose readings contradict one another is left out and named. Raises UsageError, BadFileError.
+    """
+    from aprtui.captures.assemble import assemble
+    from aprtui.captures.imported import ImportedTrace
+    from aprtui.captures.maps import load_map
+    from aprtui.captures.opening import open_dump
+    from aprtui.captures.recognise import recognised
+    from aprtui.writer import CaptureWriter
+
+    if prompt is not None and tokens is not None:
+        raise UsageError("a prompt and tokens were both given", hint="give one of them")
+    start = time.monotonic()
+    dump = open_dump(Path(source))
+    convention = recognised(dump) if map is None else load_map(map)
+    opened = _opened(model, overrides)
+    ids = _ids(tokens) if prompt is None else tuple(opened.tokenizer.encode(prompt))
+    found = assemble(dump, convention, opened.graph, ids)
+    directory = _beside(Path(source)) if output is None else Path(output)
+    engine = {"name": convention.engine, "dtype": found.dtype, "settings": found.settings}
+    with CaptureWriter(
+        directory, tokens=found.prompt.tokens, engine=engine, model=opened, prompt=prompt,
+        overwrite=overwrite,
+    ) as capture:  # fmt: skip
+        for key, value in found.stages():
+            capture.put(key.stage, value, layer=key.layer)
+        for text in (*found.notes, *found.contradictions):
+            capture.note(text)
+    return ImportedTrace(
+        directory=str(directory),
+        source=str(source),
+        map=convention.name,
+        tokens=len(found.prompt.tokens),
+        passes=len(found.prompt.rows),
+        dtype=found.dtype,
+        stages=len(found.ways) - len(found.contradictions),
+        of=len(opened.graph),
+        checked=found.checked,
+        contradictions=tuple(found.contradictions),
+        notes=tuple(found.notes),
+        elapsed_s=round(time.monotonic() - start, 3),
+    )
+
+
+def _beside(source: Path) -> Path:
+    """Where a dump's trace goes unless another place is named."""
+    whole = source.absolute()
+    return whole.with_name(f"{whole.stem if whole.is_file() else whole.name}-trace")
 
 
 def trace(

@@ -119,6 +119,12 @@ TINY: dict[str, Tiny] = {
             "llama_4_scaling_beta": 0.4,
         },
     }, ("ministral3",)),
+    "llama4": Tiny("Llama4Text", {
+        "head_dim": 16, "num_hidden_layers": 4, "intermediate_size_mlp": 72,
+        "num_local_experts": 5, "num_experts_per_tok": 2, "interleave_moe_layer_step": 2,
+        "no_rope_layers": [1, 0, 1, 0], "attention_chunk_size": 5, "floor_scale": 4,
+        "attn_scale": 0.5,
+    }, ("llama4_text",)),
     "olmoe": Tiny("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3}, ("olmoe",)),
     "glm4moe": Tiny("Glm4Moe", {
         "head_dim": 16, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 3,

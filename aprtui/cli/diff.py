@@ -109,7 +109,11 @@ def _compared(args: argparse.Namespace) -> Comparison:
 
 
 def _models(args: argparse.Namespace) -> int:
+    from aprtui.captures.opening import refuse_dump
     from aprtui.cli.diff_models import run_models
+
+    for path in (args.a, args.b):
+        refuse_dump(path)
 
     if args.bar or args.save is not None or args.judge is not None:
         raise UsageError(

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trace": ("aprtui.cli.trace", "run a traced forward pass and write every stage's tensor"),
     "inspect": ("aprtui.cli.inspect", "say what a model, trace or stage file is"),
     "import": ("aprtui.cli.import_model", "write a GGUF or safetensors model as .apr"),
+    "import-trace": ("aprtui.cli.import_trace", "write another tool's dump as a trace folder"),
     "diff": ("aprtui.cli.diff", "compare two traces, two stage files or two models"),
     "bisect": ("aprtui.cli.bisect", "name the stages of a trace that compute wrongly, and how"),
     "report": ("aprtui.cli.report", "write a comparison as one file to attach to an issue"),

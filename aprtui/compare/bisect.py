@@ -205,6 +205,10 @@ class _Worker:
         if source.blocked:
             self._skip(node.key, f"{expected}; {source.blocked}")
             return
+        doubt = self._doubt(*source.between, node)
+        if doubt:
+            self._skip(node.key, f"{expected}; {doubt}")
+            return
         used = self.captured.head_dim_of(node.key)
         expected += f": as if head_dim {used} were used" if used else ""
         span = tuple(each.key.stage for each in source.between)
@@ -278,8 +282,23 @@ class _Worker:
                 self.unmeasured.append(skipped)
             else:
                 self.pending.append((node, source, skipped))
+        elif doubt := self._doubt(*case.chain):
+            away = found.residual if found.residual.born else found.plain
+            self._skip(node.key, f"local error {away.rel_l2:.1e}, but {doubt}")
         else:
             self._culprit(case, found, inherited)
+
+    def _doubt(self, *chain: Node) -> str:
+        """Why no stage of the chain may be accused: what was ignored or overridden may be what B
+        computed with. Empty where nothing was that touches them."""
+        stages = {node.key.stage for node in chain}
+        doubts = (
+            str(each)
+            for each in self.replay.model.doubts
+            if each.stages is None or not stages.isdisjoint(each.stages)
+        )
+        told = ", ".join(doubts)
+        return told and f"what was ignored or overridden may be the reason: {told}"
 
     def _explained(self, case: Case, found: Explanation, inherited: float | None) -> None:
         self.numerics[type(case.op)] = found.numerics

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from aprtui.captures.opening import refuse_dump
 from aprtui.compare.infer import open_any, open_pair, record_in_trace, with_shapes
-from aprtui.errors import UsageError
+from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import MAGIC
 from aprtui.formats.files import first_bytes
 from aprtui.formats.perop import PerOpDir, is_per_op_side
@@ -36,7 +37,11 @@ def read_capture(path: Path, told: Told | None = None) -> TraceDir:
     ``told`` as for ``list_stage_files``. Raises BadFileError, and UsageError for a file and for a
     folder of two captures.
     """
-    found = open_any(path, told)
+    try:
+        found = open_any(path, told)
+    except (BadFileError, UsageError):
+        refuse_dump(path)
+        raise
     if isinstance(found, PerOpDir):
         raise UsageError(
             f"{clean(str(path))}: holds two passes, cpu and gpu",
@@ -88,6 +93,7 @@ def _refuse_model(path: Path) -> None:
     magic = first_bytes(path, 4)
     if magic == MAGIC:
         return
+    refuse_dump(path)
     if path.suffix in (".apr", ".gguf", ".safetensors") or magic in (b"GGUF", b"APR\0"):
         raise UsageError(
             f"{clean(str(path))}: a model file, where a trace or a stage file is due",

@@ -52,7 +52,8 @@ def expert_flips(ar: Rounded, node: Node, given: Sequence[Tensor]) -> Tensor:
             continue
         changes = _changes(inner, product_rounding(ar.weights.type_of(role), ar.how))
         if len(changes):
-            found.append(ar.weights.linear(changes, role) * shares[role.expert])
+            share = 1.0 if node.op.on_input else shares[role.expert]
+            found.append(ar.weights.linear(changes, role) * share)
     return torch.cat(found)[:_MAX_FLIPS]
 
 

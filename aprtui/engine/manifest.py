@@ -41,7 +41,7 @@ class Written:
 
 
 def model_entry(model: Model) -> dict[str, Any]:
-    """The model as the manifest names it."""
+    """The model as the manifest names it; ``doubts``: what was ignored or overridden."""
     return {
         "path": str(model.path),
         "format": model.file.format,
@@ -51,6 +51,9 @@ def model_entry(model: Model) -> dict[str, Any]:
         "architecture": model.architecture,
         "config": model.settings,
         "types": model.types(),
+        "doubts": [
+            {"key": each.key, "value": each.value, "stages": each.stages} for each in model.doubts
+        ],
     }
 
 

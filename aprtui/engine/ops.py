@@ -292,14 +292,15 @@ def query_key_heads(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> tuple[Tensor,
     q = q if op.queries is None else heads_of(q, op.queries)
     k = k if op.keys is None else heads_of(k, op.keys)
     if op.temperature is not None:
-        q = ar.cut(q * send(temperatures(ar, op.temperature, len(q)).to(q.dtype), q.device))
+        warm = temperatures(op.temperature, ar.positions or range(len(q)))
+        q = ar.cut(q * send(warm.to(q.dtype), q.device))
     return q, k
 
 
-def temperatures(ar: Pass, how: Temperature, tokens: int) -> Tensor:
+def temperatures(how: Temperature, positions: Sequence[float]) -> Tensor:
     """The factor on each position's queries [T,1,1] float64, on the CPU."""
-    positions = torch.tensor(ar.positions or range(tokens), dtype=torch.float64)
-    grown = torch.log1p(torch.floor((positions + how.first) / how.span))
+    placed = torch.tensor(positions, dtype=torch.float64)
+    grown = torch.log1p(torch.floor((placed + how.first) / how.span))
     return (1.0 + how.strength * grown)[:, None, None]
 
 
@@ -431,10 +432,12 @@ def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> T
     for expert, chosen_at in sorted(places.items()):
         tokens, ranks = send(torch.tensor(chosen_at).T.contiguous(), x.device)
         gate, up, down = (role._replace(expert=expert) for role in op.roles)
-        rows = x[tokens]
+        rows, weight = x[tokens], weights[tokens, ranks, None]
+        rows = ar.cut(rows * weight) if op.on_input else rows
         inner = _gated(ar, op, _biased(ar, op, rows, gate), _biased(ar, op, rows, up))
         made = _biased(ar, op, ar.cut(inner), down)
-        out[tokens] = ar.cut(out[tokens] + ar.cut(made * weights[tokens, ranks, None]))
+        made = made if op.on_input else ar.cut(made * weight)
+        out[tokens] = ar.cut(out[tokens] + made)
     return out
 
 

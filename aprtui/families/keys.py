@@ -57,6 +57,7 @@ _GGUF = {
             "expert_shared_count",
             "expert_weights_norm",
             "expert_weights_scale",
+            "interleave_moe_layer_step",
             "leading_dense_block_count",
             "nextn_predict_layers",
         )
@@ -99,6 +100,8 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "norm_eps": (1e-12, 0.01),
     "score_softcap": (1e-6, 1e9),
     "logit_softcap": (1e-6, 1e9),
+    "attn_scale": (1e-9, 1e9),
+    "floor_scale": (1, 1 << 40),
     "swiglu_alpha": (1e-6, 1e9),
     "swiglu_limit": (1e-6, 1e9),
     "query_pre_attn_scalar": (1e-6, 1e9),

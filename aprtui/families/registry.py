@@ -76,6 +76,7 @@ _OURS = (
     Row("ministral", "aprtui.families.ministral", ("ministral",)),
     Row("internlm3", "aprtui.families.internlm3", ("internlm3",)),
     Row("gpt_oss", "aprtui.families.gpt_oss", ("gpt_oss",), ("gpt-oss",)),
+    Row("llama4", "aprtui.families.llama4", ("llama4_text",), ("llama4",), text_of=("llama4",)),
     Row("ministral3", "aprtui.families.ministral3", ("ministral3",), ("mistral3",)),
     Row("olmoe", "aprtui.families.olmoe", ("olmoe",), ("olmoe",)),
     Row("glm4moe", "aprtui.families.glm4moe", ("glm4_moe",)),

@@ -61,6 +61,7 @@ class Attention:
     output_bias: bool = False
     norms: Norm | None = None
     norm_after_rope: bool = False
+    norm_weights: bool = True
     sinks: bool = False
     temperature: Temperature | None = None
 
@@ -71,7 +72,7 @@ class Routing:
 
     ``corrected``: a bias of the layer's own takes part in the choice. ``shared_size``: F of an
     expert that every token goes through, weighed by a sigmoid where ``shared_gate``; 0 without one.
-    ``biased``: the router and the experts' products have biases.
+    ``biased``: the router and the experts' products have biases. ``on_input``: of ``Experts``.
     """
 
     choose: Choose
@@ -83,6 +84,7 @@ class Routing:
     corrected: bool = False
     biased: bool = False
     clamp: Clamp | None = None
+    on_input: bool = False
 
 
 class Builder:
@@ -218,7 +220,8 @@ class Builder:
         steps: list[tuple[str, Callable[[str, Heads], Op]]] = []
         if (norm := how.norms) is not None:
             steps.append(("norm", lambda which, heads: replace(
-                norm, weight=self.role(f"{which}_norm"), heads=heads)))  # fmt: skip
+                norm, heads=heads, weight=self.role(f"{which}_norm") if how.norm_weights else None,
+            )))  # fmt: skip
         if (table := how.table) is not None:
             place = 0 if how.norm_after_rope else len(steps)
             steps.insert(place, ("post_rope", lambda which, heads: Rope(table, heads)))
@@ -261,8 +264,9 @@ class Builder:
         weights = self.put("moe_router", routing.route, logits, ids, rank=top)
         roles = (self.role("expert_gate"), self.role("expert_up"), self.role("expert_down"))
         sum_of = Experts(
-            *roles, count, routing.size, routing.activation, routing.biased, routing.clamp
-        )
+            *roles, count, routing.size, routing.activation, routing.biased, routing.clamp,
+            routing.on_input,
+        )  # fmt: skip
         routed = self.put("moe_ffn_out", sum_of, x, weights, ids)
         if not routing.shared_size:
             return self.put("ffn_out", Combine(), routed)

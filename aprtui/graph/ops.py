@@ -357,7 +357,7 @@ class Choose(Op):
 @dataclass(frozen=True)
 class Route(Op):
     """Weights [T,k] of the chosen ids: ``score`` of the logits (softmax over all experts, sigmoid,
-    or "mixer"), divided by their sum where ``renormalise``, times ``scale``.
+    "none" or "mixer"), divided by their sum where ``renormalise``, times ``scale``.
 
     The sum that divides is at least ``floor``, and ``eps`` is added to it. "mixer" is SparseMixer
     (arXiv 2409.12136): of each rank the softmax over the experts of no earlier rank whose logits
@@ -387,7 +387,7 @@ class Experts(Op):
 
     ``gate``, ``up``, ``down`` are roles without a number; ``size`` is F of one expert. ``biased``:
     each product has a bias, whose role's name ends so. ``clamp`` takes the place of the
-    activation.
+    activation. ``on_input``: the weight multiplies x instead of what the expert makes of it.
     """
 
     gate: Role
@@ -398,6 +398,7 @@ class Experts(Op):
     activation: str = "silu"
     biased: bool = False
     clamp: Clamp | None = None
+    on_input: bool = False
 
     @property
     def roles(self) -> tuple[Role, Role, Role]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aprtui.captures.opening import refuse_dump
 from aprtui.compare.opening import open_capture
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import MAGIC
@@ -39,6 +40,7 @@ def kind_of(path: Path) -> Opened:
         return Opened("model", path)
     if path.name in (MANIFEST, EVENTS):
         return Opened("trace", path.parent)
+    refuse_dump(path)
     raise BadFileError(
         path,
         "neither a model, a trace nor a stage file",
@@ -53,6 +55,7 @@ def _folder_kind(path: Path) -> str:
         return "trace"
     if (path / MANIFEST).is_file() or (path / EVENTS).is_file() or holds_stage_files(path):
         return "trace"
+    refuse_dump(path)
     if holds_model(path):
         return "model"
     return "trace"  # opening it says what is missing

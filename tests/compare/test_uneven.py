@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,16 @@ def softmax(x: Array, seen: npt.NDArray[np.bool_], sinks: Array | None = None) -
     return np.asarray(powers / (powers.sum(-1, keepdims=True) + lost))
 
 
-def scores(s: Scene, seen: npt.NDArray[np.bool_], cap: float = 2.0) -> Array:
-    """Layer 1's, of q and k that nothing turned, soft-capped."""
+def scores(
+    s: Scene, seen: npt.NDArray[np.bool_], cap: float = 2.0, *, warm: float = 0.5,
+    turn: Callable[[Array], Array] = lambda x: x,
+) -> Array:  # fmt: skip
+    """Layer 1's, of q at its temperature and k, that nothing turned, soft-capped."""
     a, k, d = s.heads
     rows = s.inputs[0]
     q, keys = rows[:, : a * d].reshape(-1, a, d), rows[:, a * d : (a + k) * d]
+    q, keys = turn(q), turn(keys[:, None])[:, 0]
+    q = q * (1 + warm * np.log(1 + (HERE + 1) // 4))[:, None, None]
     raw = np.einsum("thd,sd->hts", q, keys) * 0.2
     return np.where(seen, np.tanh(raw / cap) * cap, 0.0)
 
@@ -65,13 +70,36 @@ def centred(s: Scene) -> Array:
 
 def chosen(s: Scene) -> Array:
     """The sigmoid of the chosen ids' logits."""
-    logits, ids = s.inputs
-    return np.asarray(1 / (1 + np.exp(-np.take_along_axis(logits, ids.astype(int), axis=1))))
+    return of_ids(s, sigmoid(s.inputs[0]))
+
+
+def sigmoid(x: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def biased(s: Scene) -> Array:
+    """The scores of all experts with the bias that is meant for the choice."""
+    return sigmoid(s.inputs[0]) + s.vector("correction_bias")
+
+
+def in_groups(x: Array) -> Array:
+    """-inf outside the pair of neighbours whose sum is the largest."""
+    sums = x[:, 0::2] + x[:, 1::2]
+    kept = sums == sums.max(1, keepdims=True)
+    return np.where(np.repeat(kept, 2, axis=1), x, -np.inf)
+
+
+def largest(x: Array, first: int = 0) -> Array:
+    """The ids of two ranks from ``first`` on."""
+    return np.argsort(-x, axis=1, kind="stable")[:, first : first + 2].astype(float)
 
 
 def ranks(s: Scene, first: int) -> Array:
-    """The ids of two ranks from ``first`` on."""
-    return np.argsort(-s.inputs[0], axis=1, kind="stable")[:, first : first + 2].astype(float)
+    return largest(in_groups(biased(s)), first)
+
+
+def of_ids(s: Scene, x: Array) -> Array:
+    return np.asarray(np.take_along_axis(x, s.inputs[1].astype(int), axis=1))
 
 
 def over_sum(x: Array) -> Array:
@@ -148,7 +176,14 @@ PLANTED = (
             lambda s: scores(s, visible(chunk=5), 1e9)),
     Planted("window", "layer-1/attn_scores", lambda s: scores(s, visible(4, 5)), {"window": 4}),
     Planted("chunk_missing", "layer-1/attn_scores", lambda s: scores(s, visible()), {"right": 5}),
-    Planted("softcap_missing", "layer-1/attn_scores", lambda s: scores(s, visible(chunk=5), 1e9)),
+    Planted("chunk_edge", "layer-1/attn_scores", lambda s: scores(s, visible(chunk=6)),
+            {"chunk": 6, "right": 5}),
+    Planted("chunk_edge", "layer-1/attn_scores", lambda s: scores(s, visible(window=5)),
+            {"chunk": None, "window": 5}),
+    Planted("temperature_missing", "layer-1/attn_scores",
+            lambda s: scores(s, visible(chunk=5), warm=0.0)),
+    Planted("nope_rotated", "layer-1/attn_scores",
+            lambda s: scores(s, visible(chunk=5), turn=lambda x: turned(x, 8, 1.25))),
     Planted("softcap_missing", "lm_head", lambda s: s.inputs[0][-1] @ s.matrix("head").T),
     Planted("heads_permuted", "layer-0/qkv_matmul", heads_swapped,
             {"part": "q", "heads": [1, 0, 2, 3]}),
@@ -166,9 +201,15 @@ PLANTED = (
     Planted("router_scale_missing", "layer-1/moe_router", lambda s: over_sum(chosen(s)),
             {"right": 2.5}),
     Planted("router_score", "layer-1/moe_router",
-            lambda s: 2.5 * over_sum(np.exp(np.take_along_axis(
-                s.inputs[0], s.inputs[1].astype(int), axis=1))),
-            {"used": "softmax"}),
+            lambda s: 2.5 * over_sum(np.exp(of_ids(s, s.inputs[0]))), {"used": "softmax"}),
+    Planted("router_score", "layer-1/moe_router",
+            lambda s: 2.5 * over_sum(of_ids(s, s.inputs[0])), {"used": "none"}),
+    Planted("router_bias_in_weight", "layer-1/moe_router",
+            lambda s: 2.5 * over_sum(of_ids(s, biased(s)))),
+    Planted("router_bias_missing", "layer-1/moe_router_indices",
+            lambda s: largest(in_groups(sigmoid(s.inputs[0])))),
+    Planted("router_groups_ignored", "layer-1/moe_router_indices", lambda s: largest(biased(s)),
+            {"groups": 4, "kept": 1}),
     Planted("shared_missing", "layer-1/ffn_out", lambda s: s.inputs[0]),
     Planted("shared_gate_missing", "layer-1/ffn_out", lambda s: s.inputs[0] + s.inputs[1]),
 )  # fmt: skip

@@ -10,10 +10,9 @@ from typing import Any, cast
 import numpy as np
 
 from aprtui.formats.modelfile import TensorEntry
-from aprtui.formats.tracedir import StageKey
-from aprtui.graph import Graph, Node, Role
+from aprtui.graph import Graph, Role
 from aprtui.graph.blocks import Attention, Builder, Routing
-from aprtui.graph.ops import Choose, Mask, Norm, Route, Softmax
+from aprtui.graph.ops import Choose, Mask, Norm, Route, Temperature
 from aprtui.graph.rope import RopeTable
 from aprtui.model.open import Matrix, Model
 
@@ -21,9 +20,13 @@ __all__ = ["TABLE", "uneven_model"]
 
 HIDDEN, VOCAB = 32, 64
 TABLE = RopeTable(dims=8, theta=1e4, magnitude=1.25)
-_FIRST = Attention(4, 2, 16, 0.25, Mask(window=4), TABLE, qkv_bias=True)
-_SECOND = Attention(2, 1, 32, 0.2, Mask(chunk=5), None, cap=2.0)
-_ROUTING = Routing(Choose(2, 4, "sigmoid"), Route("sigmoid", scale=2.5), 24, "silu", shared_size=16)
+WARM = Temperature(0.5, 4, 1)
+_FIRST = Attention(4, 2, 16, 0.25, Mask(window=4), TABLE, qkv_bias=True, sinks=True)
+_SECOND = Attention(2, 1, 32, 0.2, Mask(chunk=5), None, cap=2.0, temperature=WARM)
+_ROUTING = Routing(
+    Choose(2, 8, "sigmoid", groups=4, kept=1), Route("sigmoid", scale=2.5), 24, "silu",
+    shared_size=16, corrected=True,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,13 @@ class _Opened:
     graph: Graph
     weights: dict[Role, Matrix]
     file: Any
+    doubts: tuple[()] = ()
 
 
 def uneven_model(path: Path) -> Model:
     """Layer 0: 4 heads of 16, half of each turned, a window, sinks, a dense FFN. Layer 1: 2 heads
-    of 32, nothing turned, chunks, a soft-cap, experts with a shared one, a scaled branch."""
+    of 32, nothing turned, q at a temperature, chunks, a soft-cap, experts in groups, chosen with a
+    bias, with a shared one, a scaled branch."""
     graph = _graph()
     random, weights, first = np.random.default_rng(11), {}, 0
     with path.open("wb") as file:
@@ -62,11 +67,4 @@ def _graph() -> Graph:
     hidden = build.residual("post_attn_residual", hidden, build.attention(x, _SECOND), 0.5)
     hidden = build.branch(hidden, "ffn", norm, lambda x: build.experts(x, _ROUTING))
     build.head(hidden, norm, VOCAB, cap=3.0)
-    graph = build.graph()
-    return replace(graph, nodes=tuple(_with_sinks(node) for node in graph))
-
-
-def _with_sinks(node: Node) -> Node:
-    if node.key != StageKey(0, "attn_softmax"):
-        return node
-    return replace(node, op=Softmax(_FIRST.mask, Role("sinks", 0), _FIRST.heads))
+    return build.graph()

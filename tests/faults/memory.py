@@ -3,8 +3,8 @@
     python -m tests.faults.memory
 
 Each file is just inside its reader's limits, or as large as can be where it is refused; each is
-read in a process of its own. Prints a table; exit code 1 where reading took over 20 s or 256 MB
-(512 MB where the tokenizers library builds).
+read in a process of its own. Prints a table; exit code 1 where reading took over 20 s or 256 MB, or
+512 MB where the tokenizers library builds.
 """
 
 from __future__ import annotations

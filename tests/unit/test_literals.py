@@ -36,7 +36,7 @@ ALLOWED = {
     "model/apr_metadata.py": ({"llama"}, "the name that GGUF has for SentencePiece's tokenizers"),
     "model/open.py": ({"qkv_bias"}, "a setting that is told where a tensor contradicts it"),
     "model/pretokenizers.py": (
-        {"exaone4", "glm4", "hunyuan", "mellum", "qwen2"},
+        {"exaone4", "glm4", "hunyuan", "llama4", "mellum", "qwen2"},
         "names that llama.cpp has for pre-tokenizers",
     ),
     "model/vocabulary.py": (

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from aprtui.compare.mistakes.anywhere import fitted_scales
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
 from aprtui.engine.replay import heads_of
-from aprtui.graph.ops import Attend, Mask, Scores, Softmax
+from aprtui.graph.ops import Attend, Heads, Mask, Rope, Scores, Softmax
 
 __all__ = ["ATTENTION"]
 
@@ -81,6 +81,22 @@ def temperature_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
     if at.op.temperature is not None:
         made = at.remade(replace(at.op, temperature=None))
         yield Candidate(made, "the queries are not multiplied by their position's temperature")
+
+
+def turned(at: Attempt[Scores]) -> Iterator[Candidate]:
+    """Q and K of a layer that turns nothing, turned as the other layers' are."""
+    of_layer = (node for node in at.graph if node.key.layer == at.node.key.layer)
+    turns = [node for node in at.graph if isinstance(node.op, Rope)]
+    if not turns or any(isinstance(node.op, Rope) for node in of_layer):
+        return
+    rope = turns[0].op
+    assert isinstance(rope, Rope)
+    made = [
+        at.elsewhere(turns[0], replace(rope, heads=Heads(0, *x.shape[1:])), x)
+        for x in _queries_and_keys(at.op, at.inputs)
+    ]
+    scores = at.remade(replace(at.op, queries=None, keys=None), inputs=made)
+    yield Candidate(scores, "q and k are rotated in a layer that turns nothing by its position")
 
 
 # -- masks: scores and softmax ---------------------------------------------------------------------
@@ -153,6 +169,23 @@ def chunk(at: Attempt[Scores | Softmax]) -> Iterator[Candidate]:
         text = f"the chunks of {right.chunk} positions are ignored"
         for made, _ in _masked(at, replace(right, chunk=None)):
             yield Candidate(made, text, {"chunk": None, "right": right.chunk})
+
+
+def chunk_edge(at: Attempt[Scores | Softmax]) -> Iterator[Candidate]:
+    right = at.op.mask
+    if right.chunk is None:
+        return
+    masks = {
+        f"chunks of {size} positions where the model says {right.chunk}": replace(right, chunk=size)
+        for size in (right.chunk - 1, right.chunk + 1)
+        if size
+    }
+    text = f"a window of {right.chunk} keys where the model has chunks of as many positions"
+    masks[text] = replace(right, chunk=None, window=right.chunk)
+    for text, mask in masks.items():
+        parameters = {"chunk": mask.chunk, "window": mask.window, "right": right.chunk}
+        for made, _ in _masked(at, mask):
+            yield Candidate(made, text, parameters)
 
 
 def sinks_missing(at: Attempt[Softmax]) -> Iterator[Candidate]:
@@ -274,8 +307,10 @@ ATTENTION = (
     Entry("softcap_missing", (Scores,), softcap_missing),
     Entry("score_scale", (Scores,), score_scale),
     Entry("temperature_missing", (Scores,), temperature_missing),
+    Entry("nope_rotated", (Scores,), turned),
     Entry("window", (Scores, Softmax), window),
     Entry("chunk_missing", (Scores, Softmax), chunk),
+    Entry("chunk_edge", (Scores, Softmax), chunk_edge),
     Entry("mask_leak", (Scores, Softmax), mask_leak),
     Entry("sinks_missing", (Softmax,), sinks_missing),
     Entry("other_head", (Scores, Softmax, Attend), other_head),

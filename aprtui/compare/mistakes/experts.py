@@ -65,10 +65,39 @@ def softmax_after(at: Attempt[Route]) -> Iterator[Candidate]:
 
 def other_score(at: Attempt[Route]) -> Iterator[Candidate]:
     right = at.op.score
-    used = "sigmoid" if right == "softmax" else "softmax"
-    text = f"{used} of the logits where the model says {right}"
-    made = at.remade(replace(at.op, score=used))
-    yield Candidate(made, text, {"used": used, "right": right})
+    for used in ("softmax", "sigmoid", "none"):
+        if used == right:
+            continue
+        of = "the logits themselves" if used == "none" else f"{used} of the logits"
+        text = f"{of} where the model says {right}"
+        for renormalise in (at.op.renormalise, True) if right == "mixer" else (at.op.renormalise,):
+            made = at.remade(replace(at.op, score=used, renormalise=renormalise))
+            yield Candidate(made, text, {"used": used, "right": right})
+
+
+def bias_missing(at: Attempt[Choose]) -> Iterator[Candidate]:
+    if at.op.bias is not None:
+        made = at.remade(replace(at.op, bias=None))
+        yield Candidate(made, "the experts were chosen without the correction bias")
+
+
+def bias_in_weight(at: Attempt[Route]) -> Iterator[Candidate]:
+    """Weights out of the scores that the experts were chosen by."""
+    chosen, (logits, ids) = at.graph[at.node.inputs[1]], at.inputs
+    if not isinstance(chosen.op, Choose) or chosen.op.bias is None or at.op.score == "mixer":
+        return
+    plain = replace(chosen, op=replace(chosen.op, groups=1, kept=1))
+    scores = at.case.replay.choice_scores(plain, logits)
+    made = at.remade(replace(at.op, score="none"), inputs=(scores, ids))
+    yield Candidate(made, "the correction bias, meant for the choice, is in the weights")
+
+
+def groups_ignored(at: Attempt[Choose]) -> Iterator[Candidate]:
+    groups, kept = at.op.groups, at.op.kept
+    if groups != kept:
+        made = at.remade(replace(at.op, groups=1, kept=1))
+        text = f"the experts were chosen from all groups where {kept} of {groups} stand for choice"
+        yield Candidate(made, text, {"groups": groups, "kept": kept})
 
 
 def scale_missing(at: Attempt[Route]) -> Iterator[Candidate]:
@@ -125,6 +154,9 @@ EXPERTS = (
     Entry("router_softmax_after", (Route,), softmax_after),
     Entry("router_score", (Route,), other_score),
     Entry("router_scale_missing", (Route,), scale_missing),
+    Entry("router_bias_missing", (Choose,), bias_missing),
+    Entry("router_bias_in_weight", (Route,), bias_in_weight),
+    Entry("router_groups_ignored", (Choose,), groups_ignored),
     Entry("experts_swapped", (Experts,), swapped),
     Entry("shared_missing", (Combine,), shared_missing),
     Entry("shared_gate_missing", (Combine,), shared_gate_missing),

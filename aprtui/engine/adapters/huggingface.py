@@ -81,6 +81,9 @@ _SOURCES = (
     _Source("router_logits", "mlp.gate[0]"),
     _Source("moe_router", "mlp.gate[1]"),
     _Source("moe_router_indices", "mlp.gate[2]"),
+    _Source("router_logits", "mlp.router[0]"),
+    _Source("moe_router", "mlp.router[1]"),
+    _Source("moe_router_indices", "mlp.router[2]"),
     _Source("moe_ffn_out", "mlp.experts"),
     _Source("shared_ffn_gate", "mlp.shared_expert.gate_proj"),
     _Source("shared_ffn_up", "mlp.shared_expert.up_proj"),
@@ -328,14 +331,31 @@ def _attention(
     if _watching:
         shown = _watching[-1]
         layer = int(getattr(module, "layer_idx"))  # noqa: B009 - a plain number, not a module
-        shown.put(_QUERY, query[0].transpose(0, 1), layer=layer)
+        shown.put(_QUERY, _cooled(shown, layer, query[0].transpose(0, 1)), layer=layer)
         shown.put(_KEY, key[0].transpose(0, 1), layer=layer)
-        if (scores := _masked(shown, layer, inside.scores)) is not None:
+        scores = _without_sinks(inside.scores, getattr(module, "sinks", None))
+        if (scores := _masked(shown, layer, scores)) is not None:
             shown.put(_SCORES, scores, layer=layer)
         if weights is not None:
             shown.put(_WEIGHTS, weights[0], layer=layer)
         shown.put(_MIXED, output[0], layer=layer)
     return output, weights
+
+
+def _cooled(shown: _Shown, layer: int, query: torch.Tensor) -> torch.Tensor:
+    """Q [T,A,d] before the temperature that attention is given it with."""
+    node = shown.graph.by_key.get(StageKey(layer, _SCORES))
+    if node is None or not isinstance(node.op, Scores) or node.op.temperature is None:
+        return query
+    return query / ops.temperatures(node.op.temperature, range(len(query))).to(query)
+
+
+def _without_sinks(scores: torch.Tensor | None, sinks: torch.Tensor | None) -> torch.Tensor | None:
+    """Scores as they were before each head's sink was put behind them, and the largest was taken
+    off both."""
+    if scores is None or sinks is None:
+        return scores
+    return scores[..., :-1] - (scores[..., -1:] - sinks[:, None, None])
 
 
 def _masked(shown: _Shown, layer: int, scores: torch.Tensor | None) -> torch.Tensor | None:

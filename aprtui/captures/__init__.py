@@ -1,0 +1,1 @@
+"""Other tools' dumps: containers that can call nothing, maps as data, stages put together."""

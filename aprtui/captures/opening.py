@@ -1,0 +1,174 @@
+"""A dump opened from its path: an archive, one file of tensors, or a folder of such files.
+
+Names of tensors come from the files' names or from inside them; no path is ever made of a name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from aprtui.captures.dump import MAX_TENSORS, Dump, Member, Pass, file_member
+from aprtui.captures.numpy_files import read_npy, read_npz
+from aprtui.captures.torch_zip import read_torch
+from aprtui.errors import BadFileError
+from aprtui.formats.files import first_bytes
+from aprtui.formats.locate import holds_model
+from aprtui.formats.safetensors import read_safetensors
+from aprtui.formats.tracedir import EVENTS, MANIFEST, holds_stage_files
+from aprtui.text import clean, quoted
+
+__all__ = ["is_dump", "open_dump", "refuse_dump"]
+
+_SUFFIXES = (".npz", ".npy", ".safetensors", ".pt", ".pth")
+_CONTAINERS = {
+    ".npz": "an .npz archive", ".npy": "numpy arrays", ".safetensors": ".safetensors",
+    ".pt": "torch.save files", ".pth": "torch.save files",
+}  # fmt: skip
+_DUMPED = re.compile(r"_inputs_|_outputs|\.forward\.|^pass[0-9]", re.IGNORECASE)
+_MAX_DEPTH = 5  # of folders below the one that was named
+_SAFETENSORS = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+def is_dump(path: Path) -> bool:
+    """Whether ``path`` looks like another tool's dump: by names and a file's first bytes alone.
+
+    A model is none, though its container may be the same, nor is a trace of ours.
+    """
+    try:
+        if path.is_dir():
+            if (path / MANIFEST).exists() or (path / EVENTS).exists() or holds_stage_files(path):
+                return False
+            found = next(_files(path), None)
+            return found is not None and not _is_model_folder(path, found)
+        head = first_bytes(path, 6)
+    except (OSError, BadFileError):
+        return False
+    return head[:4] == b"PK\3\4" or head == b"\x93NUMPY"
+
+
+def refuse_dump(path: Path) -> None:
+    """Raise BadFileError for another tool's dump, with the command that makes a trace of it."""
+    if is_dump(path):
+        raise BadFileError(
+            path,
+            "another tool's dump, not a trace",
+            hint=f"aprtui import-trace {quoted(path)} --model MODEL makes one",
+        )
+
+
+def _is_model_folder(folder: Path, found: Path) -> bool:
+    """Whether a folder is a checkpoint: its files are named as no tool names a dump's."""
+    return holds_model(folder) and _DUMPED.search(found.stem) is None
+
+
+def open_dump(path: Path) -> Dump:
+    """The tensors of a dump, by pass. Raises BadFileError for what holds none.
+
+    A folder holds one tensor a file, or one pass a file: of several folders of them (ranks) one
+    must be named.
+    """
+    if not path.is_dir():
+        tensors, _ = _read(path, path.stem)
+        return Dump(path, _CONTAINERS.get(path.suffix, "an archive"), (tensors,), (path.name,))
+    files = list(_files(path))
+    if not files:
+        raise BadFileError(
+            path,
+            "holds no dump: no .npz, .npy, .safetensors or .pt file",
+            hint="name the file or folder that the tool wrote its tensors to",
+        )
+    folders = sorted({file.parent for file in files})
+    if len(folders) > 1:
+        names = ", ".join(clean(str(folder.relative_to(path)), 60) for folder in folders[:4])
+        raise BadFileError(
+            path,
+            f"holds {len(folders)} folders of tensors: {names}{', …' * (len(folders) > 4)}",
+            hint=f"one of them is imported: aprtui import-trace {quoted(folders[0])}; ranks that "
+            "hold parts of tensors cannot be put together yet",
+        )
+    kinds = sorted({file.suffix for file in files})
+    if len(kinds) > 1:
+        raise BadFileError(path, f"mixes {' and '.join(kinds)} files: name one of them")
+    return _folder(path, files)
+
+
+def _folder(path: Path, files: list[Path]) -> Dump:
+    """A folder of files of one kind: all of one tensor, or each a pass."""
+    read = [(file, *_read(file, file.stem)) for file in files]
+    container = f"a folder of {_CONTAINERS[files[0].suffix]}"
+    alone = [file for file, _, single in read if single]
+    if len(alone) == len(read):
+        merged: dict[str, Member] = {}
+        for _, tensors, _ in read:
+            merged.update(tensors)
+        return Dump(path, container, (merged,), (files[0].parent.name,))
+    if alone:
+        raise BadFileError(alone[0], "one tensor, beside files that hold several: name one file")
+    passes = tuple(tensors for _, tensors, _ in read)
+    return Dump(path, container, passes, tuple(file.name for file in files))
+
+
+def _read(path: Path, name: str) -> tuple[Pass, bool]:
+    """The tensors of one file, and whether it is of a kind or content that holds one alone."""
+    head = first_bytes(path, 8)
+    if head[:6] == b"\x93NUMPY":
+        return {name: read_npy(path, name)}, True
+    if head[:4] == b"PK\3\4":
+        if path.suffix == ".npz":
+            return read_npz(path), False
+        return read_torch(path, name)
+    if path.suffix == ".safetensors":
+        return _safetensors(path, name)
+    if head[:1] == b"\x80":
+        raise BadFileError(
+            path,
+            "a pickle without torch's zip around it, which can run code as it is opened",
+            hint="save it anew with a current torch.save",
+        )
+    raise BadFileError(
+        path,
+        "no dump that can be read",
+        hint=".npz, .npy, .safetensors and torch.save's .pt are, and folders of them",
+    )
+
+
+def _safetensors(path: Path, name: str) -> tuple[Pass, bool]:
+    entries = read_safetensors(path).tensors
+    single = len(entries) == 1
+    members = {}
+    for entry in entries.values():
+        own = name if single else entry.name
+        dtype = _SAFETENSORS.get(entry.type, entry.type)
+        members[own] = file_member(
+            own, dtype, tuple(entry.shape), path, entry.offset, entry.size_bytes
+        )
+    return members, single
+
+
+def _files(folder: Path, depth: int = 0) -> Iterator[Path]:
+    """The files of tensors in and below a folder, in the order of the numbers in their names."""
+    try:
+        entries = sorted(folder.iterdir(), key=lambda entry: _natural(entry.name))
+    except OSError as error:
+        raise BadFileError(folder, f"cannot be read: {error.strerror}") from error
+    if len(entries) > MAX_TENSORS:
+        raise BadFileError(folder, f"{len(entries):,} files; {MAX_TENSORS:,} is the most")
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():
+            if depth < _MAX_DEPTH:
+                yield from _files(entry, depth + 1)
+        elif entry.suffix in _SUFFIXES:
+            yield entry
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """``Pass10`` after ``Pass9``."""
+    return [
+        (int(part), "") if part.isdigit() else (-1, part)
+        for part in re.split(r"([0-9]{1,15})", name)
+    ]

@@ -1,0 +1,67 @@
+"""Write another tool's dump as a trace folder, which every command here opens.
+
+SOURCE is an .npz, .npy, .safetensors or torch.save file, or the folder that the tool wrote: of
+transformers' debugger, hooks on transformers', vLLM's or mlx-lm's modules, SGLang, msprobe, ONNX
+Runtime or OpenVINO. Its names tell which; docs/captures.md says what is read of each, and how to
+write a map of your own. A pickle is never run.
+
+A stage that can be had in two ways must be the same to the bit, else it is left out and the exit
+code is 1. What was inferred, dropped or not read is said in notes, which stand in the trace too.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from aprtui.cli.options import add_overrides, parse_overrides, parse_tokens
+from aprtui.cli.output import print_json, print_notes
+from aprtui.text import clean
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="the file or folder of tensors")
+    parser.add_argument(
+        "--model", required=True, help="the model that was run: it tells the shapes"
+    )
+    parser.add_argument(
+        "--map", metavar="NAME|FILE.toml", help="the convention of its names (default: recognised)"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", help="the trace folder (default: SOURCE's name and -trace)"
+    )
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument(
+        "--tokens", metavar="1,2,3", help="the token ids, where the dump does not hold them"
+    )
+    prompt.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt that they came from")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the trace that is in DIR already"
+    )
+    add_overrides(parser)
+    parser.add_argument("--json", action="store_true", help="the summary as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from aprtui import api
+
+    done = api.import_trace(
+        Path(args.source),
+        model=args.model,
+        map=args.map,
+        output=args.output,
+        tokens=parse_tokens(args.tokens),
+        prompt=args.prompt,
+        overwrite=args.overwrite,
+        overrides=parse_overrides(args.overrides),
+    )
+    if args.json:
+        print_json(done.to_json())
+    else:
+        print(f"wrote {clean(done.directory)}: {done}")
+        for found in done.contradictions:
+            print(f"contradiction: {clean(found, 500)}")
+        print_notes(done.notes)
+    return 1 if done.contradictions else 0
