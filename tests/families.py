@@ -162,6 +162,10 @@ TINY: dict[str, Tiny] = {
         "moe_intermediate_size": 32, "mlp_layer_types": ["dense", "sparse", "sparse"],
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     }, ("mellum",)),
+    "apertus": Tiny("Apertus", {"rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 12000000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+    }}, ("apertus",)),
 }  # fmt: skip
 
 

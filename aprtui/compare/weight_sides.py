@@ -182,7 +182,8 @@ def _windows(
     """Each weight's window of a tensor: packed experts and fused projections taken apart."""
     holds = {tensor.role: tensor for tensor in table.tensors if tensor.holds}
     for role, entry in entries.items():
-        if entry.name in FREQUENCY_TENSORS:  # stands in the configuration, computed or read
+        constant = entry.name in FREQUENCY_TENSORS or role.name in table.constants
+        if constant:  # stands in the configuration, computed or read
             continue
         if role.name in holds:
             yield from _held(role, entry, graph, holds[role.name])

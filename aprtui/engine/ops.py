@@ -39,6 +39,7 @@ from aprtui.graph.ops import (
     Sigmoid,
     Softmax,
     Temperature,
+    Xielu,
 )
 from aprtui.graph.rope import RopeTable
 
@@ -338,6 +339,13 @@ def activation(ar: Pass, op: Activate, x: Tensor) -> Tensor:
     return ar.activate(x, op.name)
 
 
+def xielu(ar: Pass, op: Xielu, x: Tensor) -> Tensor:
+    """[T,F], element by element."""
+    above = op.positive * x * x + op.beta * x
+    below = (torch.expm1(x.clamp(max=op.eps)) - x) * op.negative + op.beta * x
+    return torch.where(x > 0, above, below)
+
+
 def multiply(ar: Pass, op: Multiply, x: Tensor, y: Tensor) -> Tensor:
     """x * y, element by element."""
     return x * y
@@ -468,6 +476,7 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Softmax: softmax,
     Attend: attend,
     Activate: activation,
+    Xielu: xielu,
     Multiply: multiply,
     Add: add,
     Sigmoid: sigmoid,

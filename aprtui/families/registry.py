@@ -90,6 +90,7 @@ _OURS = (
     Row("exaone_moe", "aprtui.families.exaone_moe", ("exaone_moe",), ("exaone-moe",)),
     Row("mellum", "aprtui.families.mellum", ("mellum",), ("mellum",)),
     Row("phimoe", "aprtui.families.phimoe", ("phimoe",), ("phimoe",)),
+    Row("apertus", "aprtui.families.apertus", ("apertus",), ("apertus",)),
 )
 
 

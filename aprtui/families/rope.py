@@ -304,7 +304,10 @@ def _table(
 def _share(s: Settings, group: _Group, partial: bool) -> float:
     name = "partial_rotary_factor"
     outer = s.number(name, *(() if s.known(name) else (1.0,)), null=1.0)
-    share = float(group.number(name, outer) or 1.0)
+    inner = group.number(name, outer)
+    if inner is None and partial:
+        raise s.fail(f"{name} of rope_scaling is null, which is no value of it")
+    share = float(inner or 1.0)
     if share != 1.0 and not partial:
         raise s.fail(f"partial_rotary_factor is {share}, and {s.family} rotates all channels")
     if not 0 < share <= 1:

@@ -10,6 +10,7 @@ from typing import Any
 from aprtui.errors import AprtuiError, BadFileError, UsageError
 from aprtui.families.keys import BOUNDS, Stated, inert, our_name, what_it_changes
 from aprtui.formats.modelfile import ModelFile
+from aprtui.graph import Role
 from aprtui.text import clean, nearest
 
 __all__ = ["ACTIVATION_NAMES", "Defaults", "Doubt", "Settings", "Shapes"]
@@ -85,11 +86,13 @@ class Settings:
         adjacent_rows: bool = False,
         overrides: Mapping[str, str] | None = None,
         freqs: Mapping[str, tuple[float, ...]] | None = None,
+        constants: Mapping[Role, tuple[float, ...]] | None = None,
     ) -> None:
         self.file, self.family, self.shape = file, family, shapes
         self.gguf_rows = gguf_rows  # norms and rows as llama.cpp's converter leaves them
         self.adjacent_rows = adjacent_rows  # q and k rows in pairs of neighbours
         self.freqs = freqs or {}  # values of the tensors that hold RoPE's factors, by role
+        self.constants = constants or {}  # values of the tensors that are parameters
         self.values: dict[str, Any] = {"architecture": family}
         self.notes: list[str] = []
         self.doubts: list[Doubt] = []

@@ -72,6 +72,11 @@ def settle(
             for name in _FREQUENCY_ROLES
             if Role(name) in found.entries
         },
+        constants={
+            role: _small_vector(entry)
+            for role, entry in found.entries.items()
+            if role.name in family.tensors.constants
+        },
     )
     return Settled(family.build(settings), settings)
 
@@ -138,8 +143,11 @@ def _reverse(file: ModelFile, role: Role, entry: TensorEntry) -> TensorEntry:
 
 
 def _small_vector(entry: TensorEntry) -> tuple[float, ...]:
-    """The values of a small F32 or F16 vector. Raises BadFileError for any other."""
-    kind: Any = {"F32": "<f4", "F16": "<f2"}.get(entry.type)
+    """The values of a small F32, F16 or BF16 vector. Raises BadFileError for any other."""
+    kind: Any = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}.get(entry.type)
     if kind is None or math.prod(entry.shape) > _MAX_FREQUENCIES:
         raise BadFileError(entry.path, f"{clean(entry.name)} is {entry.type}, not a small vector")
-    return tuple(float(value) for value in np.frombuffer(tensor_bytes(entry).tobytes(), kind))
+    stored = np.frombuffer(tensor_bytes(entry).tobytes(), kind)
+    if entry.type == "BF16":  # the upper half of a float32
+        stored = (stored.astype("<u4") << 16).view("<f4")
+    return tuple(float(value) for value in stored)

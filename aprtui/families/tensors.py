@@ -27,7 +27,8 @@ class Tensor:
     A name may have ``{layer}`` and ``{expert}``. ``holds``: the roles whose rows lie one after the
     other in a fused tensor, of which the role's own name is only the label. ``packed``: all experts
     of the layer in one tensor [E,rows,columns]. ``in_turn``: the roles' rows take turns;
-    ``transposed``: each matrix lies as [columns,rows].
+    ``transposed``: each matrix lies as [columns,rows]. ``constant``: a few numbers that are
+    parameters of the graph's operations, not weights.
     """
 
     role: str
@@ -36,6 +37,7 @@ class Tensor:
     packed: bool = False
     in_turn: bool = False
     transposed: bool = False
+    constant: bool = False
 
     def shape(self, parts: Sequence[tuple[int, ...]], experts: int) -> tuple[int, ...]:
         """What it must be where it holds weights of these shapes, of so many experts."""
@@ -206,6 +208,11 @@ class Table:
     @cached_property
     def _patterns(self) -> Mapping[str, Tensor]:
         return {name: tensor for tensor in self.tensors for name in tensor.names}
+
+    @cached_property
+    def constants(self) -> frozenset[str]:
+        """The roles whose values are read into the graph."""
+        return frozenset(tensor.role for tensor in self.tensors if tensor.constant)
 
     @cached_property
     def holders(self) -> Mapping[str, tuple[Tensor, ...]]:

@@ -243,11 +243,13 @@ class Builder:
         return self.put(f"{stages}_out", self._matrix(f"{roles}down", self.hidden_size), inner)
 
     def plain_mlp(
-        self, x: StageKey, size: int, activation: str, *, biased: bool = False
+        self, x: StageKey, size: int, activation: str | Op, *, biased: bool = False
     ) -> StageKey:
-        """down(activation(up(x))); both products have a bias where ``biased``."""
+        """down(activation(up(x))), both products with a bias where ``biased``; ``activation`` by its
+        name, or an operation of its own."""
         up = self.put("ffn_up", self._matrix("up", size, biased), x, ffn=size)
-        act = self.put("ffn_silu", Activate(activation), up, ffn=size)
+        op = Activate(activation) if isinstance(activation, str) else activation
+        act = self.put("ffn_silu", op, up, ffn=size)
         return self.put("ffn_out", self._matrix("down", self.hidden_size, biased), act)
 
     def _matrix(self, name: str, rows: int, biased: bool = False) -> Product:

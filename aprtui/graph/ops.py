@@ -37,6 +37,7 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "Temperature",
+    "Xielu",
 ]
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2", "none")
@@ -285,6 +286,17 @@ class Activate(Op):
     """An activation by its name in ACTIVATIONS, element by element."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class Xielu(Op):
+    """xIELU (arXiv 2411.13010), element by element: positive * x^2 + beta * x above 0, else
+    negative * (exp(min(x, eps)) - 1 - x) + beta * x."""
+
+    positive: float
+    negative: float
+    beta: float
+    eps: float
 
 
 @dataclass(frozen=True)

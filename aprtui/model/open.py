@@ -327,6 +327,7 @@ def _matrices(file: ModelFile, settled: Settled, table: Table, found: Sorted) ->
         used.add(weights[role].entry.name)
     if tied:
         weights[Role("head")] = weights[Role("embedding")]
+    used |= {found.entries[role].name for role in settings.constants}
     _check_unused(file, settings, found, used)
     return weights
 
