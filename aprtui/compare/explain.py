@@ -113,6 +113,13 @@ class Explanation:
         return not self.unexplained
 
 
+@dataclass(frozen=True)
+class _Fit:
+    error: LocalError
+    made: Float64
+    numerics: Numerics
+
+
 def numerics_of(case: Case, likely: Sequence[Numerics] = ()) -> Iterator[Numerics]:
     """Every honest way to compute the whole of a stage that is not one product: plain first, then
     ``likely``, those that explained such stages before, where they apply."""
@@ -212,7 +219,8 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
         return _explain_choice(case)
     if isinstance(case.op, Product) and not case.between:
         return _explain_product(case, case.op, likely)
-    tried: list[tuple[LocalError, Float64, Numerics]] = []
+    first: _Fit | None = None
+    best: _Fit | None = None
     for numerics in numerics_of(case, likely):
         made = _run(case, numerics.how)
         if made is None:
@@ -221,28 +229,35 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
         if isinstance(case.op, Experts) and not error.within(case.limits):
             made, numerics = _with_ties(case, made, numerics)
             error = case.error(made, numerics.output)
-        tried.append((error, made, numerics))
+        fit = _Fit(error, made, numerics)  # the others are let go: they can be large
+        first = first or fit
+        if best is None or _order(fit, case) < _order(best, case):
+            best = fit
         if (error.within(case.limits) and error.measured) or error.born:
             break
-    measured = [each for each in tried if each[0].measured] or tried[:1]
-    best = min(
-        measured,
-        key=lambda each: (
-            not each[0].within(case.limits),
-            not each[0].within(_limits(case, each[2])),
-            each[0].median_row_rel_l2 > case.limits[0],
-            each[0].rel_l2,
-        ),
-    )
-    inside = best[0].within(_limits(case, best[2]))
+    assert first is not None and best is not None
+    inside = best.error.within(_limits(case, best.numerics))
     return Explanation(
-        tried[0][0],
-        best[0],
-        best[2].text(_partners(case, best[2].how)) if inside else "",
+        first.error,
+        best.error,
+        best.numerics.text(_partners(case, best.numerics.how)) if inside else "",
         {},
         () if inside else (case.key.stage,),
-        best[1] if inside else tried[0][1],
-        best[2] if inside else Numerics(),
+        best.made if inside else first.made,
+        best.numerics if inside else Numerics(),
+    )
+
+
+def _order(fit: _Fit, case: Case) -> tuple[bool | float, ...]:
+    """What was measured first, then what is inside the bars, then the smaller error."""
+    if not fit.error.measured:
+        return (True,)
+    return (
+        False,
+        not fit.error.within(case.limits),
+        not fit.error.within(_limits(case, fit.numerics)),
+        fit.error.median_row_rel_l2 > case.limits[0],
+        fit.error.rel_l2,
     )
 
 
@@ -365,13 +380,6 @@ def _fused_gelu(case: Case, how: Arithmetic) -> Float64 | None:
 
 
 # -- stages that are one product -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Fit:
-    error: LocalError
-    made: Float64
-    numerics: Numerics
 
 
 def _explain_product(case: Case, op: Product, learnt: Sequence[Numerics]) -> Explanation:
