@@ -41,6 +41,8 @@ BAR, LONG_BAR, LONG_PROMPT = 1e-5, 3e-5, 500
 """The bar of a local error: float32 agrees with float64 so (docs/numerics.md 1), the longer sums
 of prompts beyond LONG_PROMPT tokens a little less. The worst row may have ten times that."""
 
+_NEIGHBOURS = 8  # whose arithmetic is tried first
+
 Float64 = npt.NDArray[np.float64]
 Progress = Callable[[int, int, StageKey], None]
 
@@ -160,6 +162,7 @@ class _Worker:
         self.covered: set[StageKey] = set()
         self.missing: list[StageKey] = []
         self.numerics: dict[type[Op], Numerics] = {}
+        self.learnt: dict[str, Numerics] = {}  # what explained the last stage of that name
         self.notes: list[str] = [captured.reordered] if captured.reordered else []
         said = captured.trace.stated.get("model")
         digest = said.get("digest") if isinstance(said, dict) else None
@@ -265,7 +268,7 @@ class _Worker:
             self._skip(node.key, wrong)
             return
         with np.errstate(all="ignore"):
-            found = explain(case)
+            found = explain(case, self._likely(node))
             inherited = self._inherited(case)
         self.covered |= {each.key for each in source.between}
         if found.residual.measured == 0 and found.residual.born == 0:
@@ -300,8 +303,16 @@ class _Worker:
         told = ", ".join(doubts)
         return told and f"what was ignored or overridden may be the reason: {told}"
 
+    def _likely(self, node: Node) -> tuple[Numerics, ...]:
+        """What explained the stage one layer before, and what its neighbours, the nearest first."""
+        stage = node.key.stage
+        same = (self.learnt[stage],) if stage in self.learnt else ()
+        return (*same, *list(reversed(self.learnt.values()))[:_NEIGHBOURS])
+
     def _explained(self, case: Case, found: Explanation, inherited: float | None) -> None:
         self.numerics[type(case.op)] = found.numerics
+        self.learnt.pop(case.key.stage, None)
+        self.learnt[case.key.stage] = found.numerics
         self.exact.learn(case, found)
         self.explained.append(
             Explained(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,9 +10,20 @@ import numpy.typing as npt
 
 from aprtui.compare.case import Case
 from aprtui.compare.localerror import LocalError, local_error, row_norms
-from aprtui.engine.replay import CACHED, EXACT, FUSED, INSIDE, STEPS, SUMMED, Arithmetic
+from aprtui.engine.replay import (
+    CACHED,
+    EXACT,
+    FLASH,
+    FUSED,
+    INSIDE,
+    STEPS,
+    SUMMED,
+    Arithmetic,
+)
+from aprtui.graph import Node
 from aprtui.graph.ops import (
     Activate,
+    Add,
     Attend,
     Choose,
     Experts,
@@ -20,6 +31,7 @@ from aprtui.graph.ops import (
     Norm,
     Op,
     Product,
+    Rope,
     Scores,
 )
 
@@ -27,7 +39,8 @@ __all__ = ["Explanation", "Numerics", "activated", "explain", "numerics_of"]
 
 Float64 = npt.NDArray[np.float64]
 
-_TYPES = {"BF16": "bfloat16", "F16": "float16"}
+_TYPES = {"BF16": "bfloat16", "F16": "float16", "TF32": "TF32"}
+_FEW_ROWS = 16  # of a long prompt: they tell which of thirty roundings it can be
 _UNITS = {"BF16": 2.0**-8, "F16": 2.0**-11}
 
 
@@ -51,16 +64,24 @@ class Numerics:
         if how.stage == "F32":
             return "float32, which overflows here"
         words = []
-        if how.weights:
+        if how.weights == "TF32":
+            words.append("TF32 products")
+        elif how.weights:
             words.append(f"{_TYPES[how.weights]} weights")
         if how.product and how.product not in _TYPES:
             to = partners if how.product == "partner" else how.product
             words.append(f"activations rounded to {to}")
-        elif (how.product or how.stage) and not self.output:
+        elif (how.product or how.stage) not in ("", "TF32") and not self.output:
             words.append(f"{_TYPES[how.product or how.stage]} rounding of inputs")
-        if how.attention:
+        if how.attention in FLASH:
+            words.append("flash attention, its weights rounded before the values")
+        elif how.attention:
             kind, _, fused = how.attention.partition(" ")
             words.append(f"{kind.lower()} KV cache" + (f", {fused}" if fused else ""))
+        if how.summed:
+            words.append("normed from the residual sum before it was rounded")
+        if how.tables:
+            words.append(f"RoPE tables in {_TYPES[how.tables]}")
         if how.gelu_table:
             words.append("f16 GELU table")
         if self.output:
@@ -92,12 +113,20 @@ class Explanation:
         return not self.unexplained
 
 
-def numerics_of(case: Case) -> Iterator[Numerics]:
-    """Every honest way to compute the whole of a stage that is not one product, plain first."""
+@dataclass(frozen=True)
+class _Fit:
+    error: LocalError
+    made: Float64
+    numerics: Numerics
+
+
+def numerics_of(case: Case, likely: Sequence[Numerics] = ()) -> Iterator[Numerics]:
+    """Every honest way to compute the whole of a stage that is not one product: plain first, then
+    ``likely``, those that explained such stages before, where they apply."""
     kinds = ("", case.rounded) if case.rounded else ("",)
-    for output in kinds:
-        for how in _arithmetics(case, output):
-            yield Numerics(how, output)
+    found = [Numerics(how, output) for output in kinds for how in _arithmetics(case, output)]
+    first = (found[0], *(each for each in likely if each in found))
+    yield from dict.fromkeys((*first, *found))
 
 
 def _has(case: Case, *operations: type[Op]) -> bool:
@@ -118,10 +147,7 @@ def _arithmetics(case: Case, output: str) -> Iterator[Arithmetic]:
     products = any(node.op.matrices for node in case.chain)
     rounded = ("partner", "Q8_0", "Q8_K", "F16", "BF16") if products else ()
     yield EXACT
-    kinds: tuple[str, ...] = ("", *CACHED) if _has(case, Scores, Attend) else ("",)
-    if _has(case, Scores) and _has(case, Attend):  # in one step, or in some that B did not capture
-        kinds += FUSED
-    for kind in kinds:
+    for kind in _attentions(case, products):
         for table in (False, True) if "gelu_tanh" in activated(case) else (False,):
             for product in ("", *rounded):
                 for choice in (0, 1) if product == "partner" else (0,):
@@ -131,21 +157,71 @@ def _arithmetics(case: Case, output: str) -> Iterator[Arithmetic]:
     if isinstance(case.op, Norm):
         yield Arithmetic(stage="F32")
     for kind in (output,) if output else () if case.rounded else ("F16", "BF16"):
-        yield Arithmetic(stage=kind)
-        yield Arithmetic(product=kind if products else "", weights=kind, stage=kind)
-        if output and _has(case, *INSIDE, *STEPS):
-            yield Arithmetic(product=kind if products else "", stage=kind, steps=True)
-            yield Arithmetic(product=kind if products else "", weights=kind, stage=kind, steps=True)
+        yield from _in_type(case, kind, products, output)
 
 
-def explain(case: Case) -> Explanation:
-    """Find the numerics that reproduce B's output, part by part where a stage is one product."""
+def _attentions(case: Case, products: bool) -> tuple[str, ...]:
+    """The KV caches and fused steps that scores or attention can have."""
+    if not _has(case, Scores, Attend):
+        return ("",)
+    fused = _has(case, Scores) and _has(case, Attend)  # in one step, or B captured no more
+    usual = ("", "F16", "BF16", *(FUSED if fused else ()))
+    return usual if products else tuple(dict.fromkeys((*usual, *CACHED)))
+
+
+def _in_type(case: Case, kind: str, products: bool, output: str) -> Iterator[Arithmetic]:
+    """The ways of an engine that computes in ``kind``; ``output``: it wrote its output in it."""
+    product = kind if products else ""
+    yield Arithmetic(stage=kind)
+    yield Arithmetic(product=product, weights=kind, stage=kind)
+    if not output:
+        return
+    yield Arithmetic(product=product, weights=kind)  # one rounding of all, biases included
+    if _has(case, Rope):
+        yield Arithmetic(product=product, weights=kind, tables=kind)
+    if _has(case, Scores) and _has(case, Attend):
+        yield from _flash(case, kind, product)
+    if _has(case, *INSIDE, *STEPS):
+        for weights in ("", kind):
+            yield Arithmetic(product=product, weights=weights, stage=kind, steps=True)
+    if _normed_sum(case) is not None:
+        for steps in (False, True):
+            how = Arithmetic(weights=kind, stage=kind if steps else "", steps=steps)
+            yield replace(how, summed=True)
+
+
+def _flash(case: Case, kind: str, product: str) -> Iterator[Arithmetic]:
+    """Fused attention in ``kind``, from q and k that B captured or rotated in one of its ways."""
+    plain = Arithmetic(product, 0, kind, f"{kind} flash", stage=kind)
+    yield plain
+    if _has(case, Rope):
+        yield replace(plain, steps=True)
+        yield replace(plain, tables=kind)
+
+
+def _normed_sum(case: Case) -> Node | None:
+    """The residual sum that a norm reads, where B captured what was summed."""
+    if not isinstance(case.op, Norm) or case.between or case.last:
+        return None
+    summed = case.captured.graph[case.node.inputs[0]] if case.node.inputs else None
+    if summed is None or not isinstance(summed.op, Add):
+        return None
+    held = all(case.captured.state(key) == "whole" for key in summed.inputs)
+    return summed if held else None
+
+
+def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
+    """Find the numerics that reproduce B's output, part by part where a stage is one product.
+
+    ``likely``: what explained such stages before; tried after plain float32.
+    """
     if isinstance(case.op, Choose):
         return _explain_choice(case)
     if isinstance(case.op, Product) and not case.between:
-        return _explain_product(case, case.op)
-    tried: list[tuple[LocalError, Float64, Numerics]] = []
-    for numerics in numerics_of(case):
+        return _explain_product(case, case.op, likely)
+    first: _Fit | None = None
+    best: _Fit | None = None
+    for numerics in numerics_of(case, likely):
         made = _run(case, numerics.how)
         if made is None:
             continue
@@ -153,36 +229,43 @@ def explain(case: Case) -> Explanation:
         if isinstance(case.op, Experts) and not error.within(case.limits):
             made, numerics = _with_ties(case, made, numerics)
             error = case.error(made, numerics.output)
-        tried.append((error, made, numerics))
+        fit = _Fit(error, made, numerics)  # the others are let go: they can be large
+        first = first or fit
+        if best is None or _order(fit, case) < _order(best, case):
+            best = fit
         if (error.within(case.limits) and error.measured) or error.born:
             break
-    measured = [each for each in tried if each[0].measured] or tried[:1]
-    best = min(
-        measured,
-        key=lambda each: (
-            not each[0].within(case.limits),
-            not each[0].within(_limits(case, each[2])),
-            each[0].median_row_rel_l2 > case.limits[0],
-            each[0].rel_l2,
-        ),
-    )
-    inside = best[0].within(_limits(case, best[2]))
+    assert first is not None and best is not None
+    inside = best.error.within(_limits(case, best.numerics))
     return Explanation(
-        tried[0][0],
-        best[0],
-        best[2].text(_partners(case, best[2].how)) if inside else "",
+        first.error,
+        best.error,
+        best.numerics.text(_partners(case, best.numerics.how)) if inside else "",
         {},
         () if inside else (case.key.stage,),
-        best[1] if inside else tried[0][1],
-        best[2] if inside else Numerics(),
+        best.made if inside else first.made,
+        best.numerics if inside else Numerics(),
+    )
+
+
+def _order(fit: _Fit, case: Case) -> tuple[bool | float, ...]:
+    """What was measured first, then what is inside the bars, then the smaller error."""
+    if not fit.error.measured:
+        return (True,)
+    return (
+        False,
+        not fit.error.within(case.limits),
+        not fit.error.within(_limits(case, fit.numerics)),
+        fit.error.median_row_rel_l2 > case.limits[0],
+        fit.error.rel_l2,
     )
 
 
 def _limits(case: Case, numerics: Numerics) -> tuple[float, float]:
     """The bars for one arithmetic. Where it rounds more than once inside a stage, a float32 sum
     that lies next to a tie flips a whole unit: an eighth of the type's unit is allowed then."""
-    if numerics.how.attention == SUMMED:
-        loose = _UNITS["F16"] / 8
+    if numerics.how.attention in (SUMMED, *FLASH):
+        loose = _UNITS[numerics.output or "F16"] / 8
         return max(case.limits[0], loose), max(case.limits[1], 4 * loose)
     nested = (*INSIDE, *STEPS) if numerics.how.steps else INSIDE
     if not _has(case, *nested) or not numerics.output or numerics.output != numerics.how.stage:
@@ -196,9 +279,17 @@ def _run(case: Case, how: Arithmetic) -> Float64 | None:
     try:
         if how.gelu_table and isinstance(case.op, Multiply) and not case.between:
             return _fused_gelu(case, how)
+        if how.summed and (summed := _normed_sum(case)) is not None:
+            return _normed(case, summed, how)
         return case.run(how)
     except RuntimeError:  # torch: columns that are no multiple of the rounding's block
         return None
+
+
+def _normed(case: Case, summed: Node, how: Arithmetic) -> Float64:
+    """The norm of the residual sum as it is before it is written in its type."""
+    wide = case.replay.run(summed, [case.captured.wide(key) for key in summed.inputs])
+    return case.shaped(case.replay.run(case.node, (wide,), how))
 
 
 def _with_ties(case: Case, made: Float64, numerics: Numerics) -> tuple[Float64, Numerics]:
@@ -257,7 +348,7 @@ def _logit_arithmetics(case: Case) -> Iterator[Arithmetic]:
     if not roles:
         yield EXACT
         return
-    likely, other = case.replay.roundings(roles[-1])
+    likely, other, _ = case.replay.roundings(roles[-1])
     yield from (Arithmetic(name) for name in (*likely, *other))
 
 
@@ -292,19 +383,12 @@ def _fused_gelu(case: Case, how: Arithmetic) -> Float64 | None:
 # -- stages that are one product -------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Fit:
-    error: LocalError
-    made: Float64
-    numerics: Numerics
-
-
-def _explain_product(case: Case, op: Product) -> Explanation:
+def _explain_product(case: Case, op: Product, learnt: Sequence[Numerics]) -> Explanation:
     x, parts = case.replay.product_input(op, case.inputs()[0]), op.parts
     plain: list[Float64] = []
     fits: list[_Fit] = []
     for part in parts:
-        first, fit = _fit_part(case, op.alone(part), case.columns(part), x)
+        first, fit = _fit_part(case, op.alone(part), case.columns(part), x, learnt)
         plain.append(first)
         fits.append(fit)
     alone = len(parts) == 1
@@ -326,18 +410,15 @@ def _explain_product(case: Case, op: Product) -> Explanation:
     )
 
 
-def _fit_part(case: Case, op: Product, y: Float64, x: Float64) -> tuple[Float64, _Fit]:
+def _fit_part(
+    case: Case, op: Product, y: Float64, x: Float64, learnt: Sequence[Numerics]
+) -> tuple[Float64, _Fit]:
     """(the plain product, the best fit) of one matrix, a product of which is the only part and
     ``y`` what B made of it; stops at the first round that fits."""
     (role,) = op.matrices
-    likely, other = case.replay.roundings(role)
     plain: Float64 | None = None
     best: _Fit | None = None
-    rounds = [(likely, ""), (other, "")]
-    rounds += [((kind,), kind) for kind in ((case.rounded,) if case.rounded else ("F16", "BF16"))]
-    for names, weights in rounds:
-        if not names:
-            continue
+    for names, weights in _rounds(case, op, y, x, learnt):
         made = case.replay.products(role, x, names, weights)
         made = [case.replay.finish(op, each) for each in made]
         if plain is None:
@@ -352,6 +433,37 @@ def _fit_part(case: Case, op: Product, y: Float64, x: Float64) -> tuple[Float64,
             break
     assert plain is not None and best is not None
     return plain, best
+
+
+def _rounds(
+    case: Case, op: Product, y: Float64, x: Float64, learnt: Sequence[Numerics]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(roundings of activations, type of the weights) to be tried together, each with one decode
+    of the matrix: the likely, what explained products before, the rest."""
+    likely, other, scaled = case.replay.roundings(op.matrices[0])
+    yield likely, ""
+    known = {*likely, *other, *scaled, "TF32"}
+    for how in dict.fromkeys(each.how for each in learnt):
+        if how.product in known and (how.product not in likely or how.weights):
+            yield (how.product,), how.weights
+    if other:
+        yield other, ""
+    for kind in (case.rounded,) if case.rounded else ("TF32", "F16", "BF16"):
+        yield (kind,), kind
+    if scaled:
+        yield (_likeliest(case, op, y, x, scaled),), ""
+
+
+def _likeliest(case: Case, op: Product, y: Float64, x: Float64, names: Sequence[str]) -> str:
+    """The rounding that comes nearest in a few rows: all are tried on these with one decode."""
+    few = slice(0, _FEW_ROWS)
+    rows = np.concatenate([case.replay.rounded(x, name)[few] for name in names])
+    made = case.replay.finish(op, case.replay.products(op.matrices[0], rows)[0])
+    tried = made.reshape(len(names), -1, made.shape[-1])
+    wanted = y.reshape(-1, made.shape[-1])[few]
+    with np.errstate(all="ignore"):
+        left = [float(np.square(each - wanted).sum()) for each in tried]
+    return names[int(np.argmin(np.nan_to_num(left, nan=np.inf)))]
 
 
 def _rank(fit: _Fit, case: Case) -> tuple[bool, bool, float]:

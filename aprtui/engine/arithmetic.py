@@ -5,25 +5,52 @@ Sources: ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext (public), and doc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from aprtui.engine.ops import Pass
-from aprtui.engine.rounding import PARTNERS, ROUND_TO, gelu_f16_table, round_f16
+from aprtui.engine.rounding import (
+    PARTNERS,
+    ROUND_TO,
+    gelu_f16_table,
+    round_bf16,
+    round_e4m3,
+    round_e5m2,
+    round_f16,
+    round_q4_0,
+    round_q8_0,
+)
 from aprtui.engine.wide import WideStream
 from aprtui.graph import Role
-from aprtui.graph.ops import Experts, Norm, Rope, Scores
+from aprtui.graph.ops import Activate, Experts, Norm, Rope, Scores
 
 __all__ = [
-    "CACHED", "EXACT", "FUSED", "INSIDE", "STEPS", "SUMMED", "TILED", "Arithmetic", "Rounded",
-    "product_rounding",
+    "CACHED", "EXACT", "FLASH", "FUSED", "INSIDE", "STEPS", "SUMMED", "TILED", "Arithmetic",
+    "Rounded", "product_rounding",
 ]  # fmt: skip
 
 Tensor = torch.Tensor
 
-CACHED = ("F16", "BF16")
-"""Scores and softmax are computed one after the other, and rounded as the cache is."""
+_WIDE = " with a float32 query"
+_CACHES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "F16": (round_f16, round_f16),
+    "BF16": (round_bf16, round_bf16),
+    "Q8_0": (round_q8_0, round_q8_0),
+    "Q4_0": (round_q4_0, round_q8_0),
+    "E4M3": (round_e4m3, round_e4m3),
+    "E5M2": (round_e5m2, round_e5m2),
+}
+"""Type of a KV cache -> what it makes of rows of a head, and what its query is rounded to."""
+
+CACHED = (*_CACHES, *(kind + _WIDE for kind in _CACHES))
+"""Scores and softmax are computed one after the other; a cache of 16 bits rounds the softmax too
+where it rounds the query."""
+
+FLASH = ("BF16 flash", "F16 flash")
+"""Fused, in a runtime of 16 bits: exp(s - max) is rounded before it meets the values, and divided
+by the float32 sum of what was not rounded."""
 
 TILED = "F16 flash attention"
 """Fused, for 64 queries and more: keys and values come from the cache, all else is float32."""
@@ -36,7 +63,7 @@ FUSED = (TILED, SUMMED)
 INSIDE = (Scores, Experts)
 """Operations inside which an engine of low precision rounds partial results."""
 
-STEPS = (Norm, Rope)
+STEPS = (Norm, Rope, Activate)
 """Operations of elementary steps, each of which some engines round."""
 
 
@@ -45,12 +72,13 @@ class Arithmetic:
     """How an engine rounds. All empty: float64.
 
     ``product``: a name of rounding.ROUNDINGS, or "partner" (by the weight's type, ``choice``-th
-    of rounding.PARTNERS), applied to activations before a product; ``weights``: "BF16" or "F16"
-    when the weights are rounded too. ``attention``: one of CACHED or, where one step makes scores,
-    softmax and attention, of FUSED. ``gelu_table``: ggml's. ``stage``: "BF16" or "F16" rounds
-    inside a stage wherever an engine that computes in that type does (``steps``: after each
-    elementary step of a norm or a rotation too); "F32" computes a norm in float32, which may
-    overflow.
+    of rounding.PARTNERS), applied to activations before a product; ``weights``: "BF16", "F16" or
+    "TF32" when the weights are rounded too. ``attention``: one of CACHED or, where one step makes
+    scores, softmax and attention, of FUSED or FLASH. ``gelu_table``: ggml's. ``stage``: "BF16" or
+    "F16" rounds inside a stage wherever an engine that computes in that type does (``steps``: after
+    each elementary step of a norm, a rotation or SiLU too); "F32" computes a norm in float32, which
+    may overflow. ``tables``: the type that RoPE's cosines and sines are kept in. ``summed``: a norm
+    reads the residual sum before it was rounded to be written.
     """
 
     product: str = ""
@@ -60,6 +88,8 @@ class Arithmetic:
     gelu_table: bool = False
     stage: str = ""
     steps: bool = False
+    tables: str = ""
+    summed: bool = False
 
 
 EXACT = Arithmetic()
@@ -88,29 +118,38 @@ class Rounded(Pass):
     ) -> None:
         super().__init__(weights, tokens, logits, positions)
         self.how = how
-        self._cache = ROUND_TO[how.attention.partition(" ")[0]]
+        kind = "" if how.attention in FLASH else how.attention.partition(" ")[0]
+        self._cache, self._query = _CACHES.get(kind, (ROUND_TO[""], ROUND_TO[""]))
 
     def product(self, x: Tensor, role: Role) -> Tensor:
         name = product_rounding(self.weights.type_of(role), self.how)
-        return self.cut(self.weights.products(x, role, (name,), self.how.weights)[0])
+        made = self.weights.products(x, role, (name,), self.how.weights)[0]
+        return ROUND_TO[self.how.stage](made)
 
     def vector(self, role: Role) -> Tensor:
         return ROUND_TO[self.how.weights](super().vector(role))
 
     def cut(self, x: Tensor) -> Tensor:
-        return ROUND_TO[self.how.stage](x)
+        return x if self.how.attention in FLASH else ROUND_TO[self.how.stage](x)
 
     def step(self, x: Tensor) -> Tensor:
-        return self.cut(x) if self.how.steps else x
+        return ROUND_TO[self.how.stage](x) if self.how.steps else x
+
+    def table(self, x: Tensor) -> Tensor:
+        return ROUND_TO[self.how.tables](x) if self.how.tables else self.step(x)
 
     def cached(self, x: Tensor) -> Tensor:
-        return self._cache(x)
+        return _by_head(x, self._cache)
 
     def queried(self, x: Tensor) -> Tensor:
-        return x if self.how.attention == TILED else self._cache(x)
+        wide = self.how.attention == TILED or self.how.attention.endswith(_WIDE)
+        return x if wide else _by_head(x, self._query)
 
     def weighed(self, x: Tensor) -> Tensor:
-        return x if self.how.attention in FUSED else self._cache(x)
+        if self.how.attention in FLASH:
+            peak = x.amax(-1, keepdim=True)
+            return ROUND_TO[self.how.attention.partition(" ")[0]](x / peak) * peak
+        return self._cache(x) if self.how.attention in ("F16", "BF16") else x
 
     def mix(self, weights: Tensor, v: Tensor) -> Tensor:
         summed = self.how.attention == SUMMED
@@ -119,7 +158,14 @@ class Rounded(Pass):
     def activate(self, x: Tensor, name: str) -> Tensor:
         if self.how.gelu_table and name == "gelu_tanh":
             return gelu_f16_table(x)
+        if self.how.steps and name == "silu":
+            return x * self.step(torch.sigmoid(x))
         return super().activate(x, name)
+
+
+def _by_head(x: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    """x [T,heads,d] rounded a head at a time."""
+    return rounding(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 def _mix_in_f16(weights: Tensor, v: Tensor) -> Tensor:

@@ -86,6 +86,10 @@ class Pass:
         """An elementary step of a norm or a rotation, which some write in their type too."""
         return x
 
+    def table(self, x: Tensor) -> Tensor:
+        """The cosines or sines of a rotation, which some keep in their type."""
+        return x
+
     def cached(self, x: Tensor) -> Tensor:
         """Keys or values as the KV cache holds them."""
         return x
@@ -225,7 +229,7 @@ def rotate(ar: Pass, x: Tensor, cos: Tensor, sin: Tensor, table: RopeTable) -> T
     """x [T,heads,d] with the pairs (a, b) of its first ``dims`` channels turned to
     (a cos - b sin, b cos + a sin)."""
     wide = _wide(x)
-    cos, sin = ar.step(cos[:, None, :].to(wide)), ar.step(sin[:, None, :].to(wide))
+    cos, sin = ar.table(cos[:, None, :].to(wide)), ar.table(sin[:, None, :].to(wide))
     turned, rest = wide[..., : table.dims], wide[..., table.dims :]
     halves = table.pairs == "halves"
     one, two = turned.chunk(2, dim=-1) if halves else (turned[..., 0::2], turned[..., 1::2])

@@ -16,6 +16,7 @@ from aprtui.engine import ops
 from aprtui.engine.arithmetic import (
     CACHED,
     EXACT,
+    FLASH,
     FUSED,
     INSIDE,
     STEPS,
@@ -26,16 +27,16 @@ from aprtui.engine.arithmetic import (
 )  # fmt: skip
 from aprtui.engine.expert_ties import expert_flips
 from aprtui.engine.ops import ACTIVATIONS
-from aprtui.engine.rounding import PARTNERS, ROUND_TO, ROUNDINGS
+from aprtui.engine.rounding import PARTNERS, ROUND_TO, ROUNDINGS, SCALED
 from aprtui.engine.wide import WideStream, rounded_rows
 from aprtui.graph import Node, Role
-from aprtui.graph.ops import Choose, Heads, Op, Product
+from aprtui.graph.ops import Attend, Choose, Heads, Op, Product, Softmax
 from aprtui.graph.vocabulary import facts_of
 from aprtui.model.open import Model
 
 __all__ = [
-    "ACTIVATIONS", "CACHED", "EXACT", "FUSED", "INSIDE", "STEPS", "SUMMED", "Arithmetic", "Replay",
-    "activate", "halfway", "heads_of", "representable",
+    "ACTIVATIONS", "CACHED", "EXACT", "FLASH", "FUSED", "INSIDE", "STEPS", "SUMMED", "Arithmetic",
+    "Replay", "activate", "halfway", "heads_of", "representable",
 ]  # fmt: skip
 
 Float64 = npt.NDArray[np.float64]
@@ -93,12 +94,15 @@ class Replay:
         """What ggml's CPU rounds activations to before a product with this matrix; "" nothing."""
         return product_rounding(self.type_of(role), Arithmetic("partner", choice))
 
-    def roundings(self, role: Role) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(the likely, the other) roundings of activations that a product with it can have."""
+    def roundings(self, role: Role) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """(the likely, the other, those to int8 and float8 with a scale) roundings of activations
+        that a product with it can have."""
         columns = self.shape(role)[1]
         fitting = [name for name, (_, block) in ROUNDINGS.items() if columns % block == 0]
         likely = [name for name in PARTNERS[self.type_of(role)] if name in fitting]
-        return ("", *likely), tuple(name for name in fitting if name not in likely)
+        known = (*likely, *SCALED, "TF32")  # TF32 rounds the weights too
+        other = tuple(name for name in fitting if name not in known)
+        return ("", *likely), other, tuple(name for name in fitting if name in SCALED)
 
     def product_input(self, op: Product, x: Float64) -> Float64:
         """The rows [n, columns] that a product multiplies."""
@@ -174,11 +178,15 @@ class Replay:
 
 
 def _given(node: Node, inputs: Sequence[Float64], how: Arithmetic) -> list[Tensor]:
-    """The inputs as an engine that computes in the type of ``how.stage`` holds them."""
-    return [
-        _tensor(value) if facts_of(key.stage).integers else ROUND_TO[how.stage](_tensor(value))
-        for key, value in zip(node.inputs, inputs, strict=True)
-    ]
+    """The inputs as an engine that computes in the type of ``how.stage`` holds them; a residual
+    sum, and what stays inside a fused attention, it does not write."""
+    round_to = ROUND_TO["" if how.summed else how.stage]
+    inside = how.attention in FLASH and isinstance(node.op, Softmax | Attend)
+    given = []
+    for place, (key, value) in enumerate(zip(node.inputs, inputs, strict=True)):
+        kept = facts_of(key.stage).integers or (inside and place == 0)
+        given.append(_tensor(value) if kept else round_to(_tensor(value)))
+    return given
 
 
 def activate(x: Float64, name: str) -> Float64:

@@ -6,7 +6,8 @@ llama.cpp's own output: docs/numerics.md 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -16,12 +17,17 @@ __all__ = [
     "PARTNERS",
     "ROUNDINGS",
     "ROUND_TO",
+    "SCALED",
     "gelu_f16_table",
     "round_bf16",
+    "round_e4m3",
+    "round_e5m2",
     "round_f16",
+    "round_q4_0",
     "round_q8_0",
     "round_q8_1",
     "round_q8_k",
+    "round_tf32",
 ]
 
 Tensor = torch.Tensor
@@ -100,11 +106,75 @@ def gelu_f16_table(x: Tensor) -> Tensor:
     return torch.where(wide >= 10.0, wide, table)
 
 
+def round_tf32(x: Tensor) -> Tensor:
+    """x as a TensorFloat-32 unit reads it: ten bits after the leading one, to nearest even."""
+    bits = x.float().contiguous().view(torch.int32)
+    odd = (bits >> 13) & 1
+    rounded = ((bits + 0xFFF + odd) & ~0x1FFF).view(torch.float32).double()
+    return torch.where(x.isfinite(), rounded, x.double())
+
+
+def round_e4m3(x: Tensor) -> Tensor:
+    """x as float8 e4m3 holds it (to nearest even), beyond 448 the largest."""
+    return x.float().clamp(-448.0, 448.0).to(torch.float8_e4m3fn).double()
+
+
+def round_e5m2(x: Tensor) -> Tensor:
+    """x as float8 e5m2 holds it (to nearest even), beyond 57,344 the largest."""
+    return x.float().clamp(-57344.0, 57344.0).to(torch.float8_e5m2).double()
+
+
+def round_q4_0(x: Tensor) -> Tensor:
+    """x [n, columns] in ggml's Q4_0: blocks of 32, the element of largest magnitude is -8 times
+    the float16 scale; the code is x / scale + 8.5, cut off, at most 15."""
+    blocks = x.float().reshape(x.shape[0], -1, 32)
+    largest = torch.gather(blocks, -1, blocks.abs().argmax(-1, keepdim=True))
+    scale = largest / -8.0
+    inverse = torch.where(scale == 0, torch.zeros_like(scale), 1.0 / scale)
+    codes = torch.floor(blocks * inverse + 8.5).clamp(0.0, 15.0) - 8.0
+    return (codes.double() * scale.half().double()).reshape(x.shape)
+
+
+_SCALES = {"float32": "", "float16": "F16", "bfloat16": "BF16"}  # by the name that is told
+_LARGEST = {"int8": 127.0, "float8 e4m3": 448.0, "float8 e5m2": 57344.0}
+_TOGETHER = {"per tensor": -1, "per token": 0, "in blocks of 32": 32, "in blocks of 64": 64,
+             "in blocks of 128": 128}  # fmt: skip
+
+
+def _round_scaled(x: Tensor, kind: str, together: str, scale_type: str) -> Tensor:
+    """x [n, columns] in a type of _LARGEST, symmetric: what is rounded together shares the scale
+    max abs / largest, kept in its own type. Codes are those of x over the scale that is kept."""
+    size = _TOGETHER[together]
+    rows = (
+        x.float().reshape(1, -1)
+        if size < 0
+        else x.float().reshape(x.shape[0], -1, size or x.shape[1])
+    )
+    scale = rows.abs().amax(-1, keepdim=True) / _LARGEST[kind]
+    scale = ROUND_TO[_SCALES[scale_type]](scale).float()
+    scaled = torch.where(scale > 0, rows / scale, torch.zeros_like(rows))
+    if kind == "int8":
+        codes = torch.round(scaled).clamp(-127.0, 127.0).double()
+    else:
+        codes = (round_e4m3 if kind == "float8 e4m3" else round_e5m2)(scaled)
+    return (codes * scale.double()).reshape(x.shape)
+
+
+def _scaled_roundings() -> Iterator[tuple[str, tuple[Callable[[Tensor], Tensor], int]]]:
+    """Every pairing of a type, of what shares a scale and of the scale's type, by its name."""
+    for kind in _LARGEST:
+        for together, size in _TOGETHER.items():
+            for scale in _SCALES if kind == "int8" else ("float32",):
+                rounding = partial(_round_scaled, kind=kind, together=together, scale_type=scale)
+                yield f"{kind} {together}, {scale} scale", (rounding, max(size, 1))
+
+
 ROUND_TO: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda x: x,
     "BF16": round_bf16,
     "F16": round_f16,
     "F32": lambda x: x.float(),
+    "TF32": round_tf32,
 }
 """Types of single numbers: what each makes of x; "F32" alone goes on in its own dtype."""
 
@@ -116,7 +186,12 @@ ROUNDINGS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "Q8_K": (round_q8_k, 256),
     "F16": (round_f16, 1),
     "BF16": (round_bf16, 1),
+    "TF32": (round_tf32, 1),
 }
+
+SCALED = dict(_scaled_roundings())
+"""The same for int8 and float8 with a scale, by what shares one and the scale's own type."""
+ROUNDINGS |= SCALED
 
 _EVEN_AND_AWAY = ("Q8_0", "Q8_0 (ties away from zero)")
 
