@@ -226,8 +226,17 @@ def test_several_folders_of_tensors_are_named(tmp_path: Path) -> None:
 # -- maps ------------------------------------------------------------------------------------------
 
 
+def zipped(path: Path, arrays: dict[str, Array]) -> None:
+    """An .npz whose names are whatever a tool chose."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, values in arrays.items():
+            held = io.BytesIO()
+            np.save(held, values)
+            archive.writestr(f"{name}.npy", held.getvalue())
+
+
 def test_a_map_that_fits_nothing_and_names_that_no_map_knows(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", **{"../../etc/passwd": np.zeros(3), "b": np.zeros(3)})
+    zipped(tmp_path / "x.npz", {"../../etc/passwd": np.zeros(3), "b": np.zeros(3)})
     assert "no map knows its names: ../../etc/passwd" in refusal(tmp_path / "x.npz")
     dump = open_dump(DUMPS / "hooks.npz")
     with pytest.raises(UsageError, match="the map vllm fits nothing"):
@@ -237,13 +246,13 @@ def test_a_map_that_fits_nothing_and_names_that_no_map_knows(tmp_path: Path) -> 
 def test_a_map_that_fits_twice_is_refused(tmp_path: Path) -> None:
     whole = dict(np.load(DUMPS / "onnxruntime.npz"))
     name = "|model|layers.0|mlp|down_proj|MatMul|output_0"
-    np.savez(tmp_path / "x.npz", **whole, **{name.replace("MatMul", "MatMulNBits"): whole[name]})
+    zipped(tmp_path / "x.npz", {**whole, name.replace("MatMul", "MatMulNBits"): whole[name]})
     assert "the map fits twice" in refusal(tmp_path / "x.npz", TOKENS)
 
 
 def test_a_persons_own_map(tmp_path: Path) -> None:
     values = np.arange(2 * 768, dtype=np.float32).reshape(2, 768)
-    np.savez(tmp_path / "x.npz", **{"blk.3.gate": values, "ids": np.array([5, 6])})
+    zipped(tmp_path / "x.npz", {"blk.3.gate": values, "ids": np.array([5, 6])})
     own = tmp_path / "own.toml"
     own.write_text(
         'engine = "mine"\nrecognise = ["blk.{L}.gate"]\ntokens = "ids"\n'
@@ -291,7 +300,7 @@ def saved(tmp_path: Path, value: Any) -> Path:
 
 def test_torchs_zip_is_read_as_torch_reads_it(tmp_path: Path) -> None:
     base = torch.arange(24.0).reshape(4, 6)
-    value = OrderedDict(
+    value: dict[str, Any] = OrderedDict(
         a=base.t(), b=[base[:, 2:4].to(torch.bfloat16)[::2], (base[1], {"c": base.half()})],
         d=torch.tensor([True, False]), e=torch.arange(3), n=None, text="x", number=3, real=1.5,
         p=torch.nn.Parameter(base[:2]), huge=1 << 40, flag=True,
@@ -378,4 +387,5 @@ def test_dumps_given_to_other_commands_name_the_import(
             given = [*words, path] if "diff" not in words else [*words, path, path]
             assert main(given) in (2, 3)
             assert f"aprtui import-trace {path} --model MODEL" in capsys.readouterr().err
+    assert is_dump(DUMPS / "msprobe") and not is_dump(SMALL)  # a folder above dumps is none itself
     assert not is_dump(SMALL / "models") and not is_dump(SMALL / "captures")
