@@ -27,6 +27,8 @@ _CONTAINERS = {
     ".pt": "torch.save files", ".pth": "torch.save files",
 }  # fmt: skip
 _DUMPED = re.compile(r"_inputs_|_outputs|\.forward\.|^pass[0-9]", re.IGNORECASE)
+_RANK = re.compile(r"(TP|step|proc|rank|dump_tensor_data)_?[0-9]*", re.IGNORECASE)
+_BESIDE = frozenset({".json", ".md", ".txt", ".csv", ".toml"})
 _MAX_DEPTH = 5  # of folders below the one that was named
 _SAFETENSORS = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
@@ -43,8 +45,7 @@ def is_dump(path: Path) -> bool:
         if path.is_dir():
             if (path / MANIFEST).exists() or (path / EVENTS).exists() or holds_stage_files(path):
                 return False
-            found = next(_files(path), None)
-            return found is not None and not _is_model_folder(path, found)
+            return _is_dump_folder(path)
         head = first_bytes(path, 6)
     except (OSError, BadFileError):
         return False
@@ -61,9 +62,18 @@ def refuse_dump(path: Path) -> None:
         )
 
 
-def _is_model_folder(folder: Path, found: Path) -> bool:
-    """Whether a folder is a checkpoint: its files are named as no tool names a dump's."""
-    return holds_model(folder) and _DUMPED.search(found.stem) is None
+def _is_dump_folder(folder: Path, depth: int = 0) -> bool:
+    """Whether a folder holds tensors and what tools write beside them, or only a tool's folder.
+
+    A checkpoint does not: its files are named as no tool names a dump's.
+    """
+    entries = [entry for entry in folder.iterdir() if entry.suffix not in _BESIDE]
+    if entries and all(entry.is_dir() and _RANK.match(entry.name) for entry in entries):
+        below = depth + 1
+        return below <= _MAX_DEPTH and any(_is_dump_folder(entry, below) for entry in entries)
+    if not entries or not all(entry.suffix in _SUFFIXES for entry in entries):
+        return False
+    return not holds_model(folder) or any(_DUMPED.search(entry.stem) for entry in entries)
 
 
 def open_dump(path: Path) -> Dump:

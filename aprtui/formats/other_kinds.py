@@ -40,7 +40,7 @@ def refuse_beginning(path: Path, head: bytes) -> None:
         what = "a zip archive, as PyTorch packs its pickles" if zipped else "a PyTorch pickle"
         raise BadFileError(
             path,
-            f"{what}, which can run code as it is opened; aprtui opens none",
+            f"{what}, which can run code as it is opened; aprtui opens no model in one",
             hint="transformers' save_pretrained writes it as .safetensors",
         )
     if head[:4] in _OLD_GGML:
