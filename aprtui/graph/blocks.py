@@ -245,8 +245,10 @@ class Builder:
     def plain_mlp(
         self, x: StageKey, size: int, activation: str | Op, *, biased: bool = False
     ) -> StageKey:
-        """down(activation(up(x))), both products with a bias where ``biased``; ``activation`` by its
-        name, or an operation of its own."""
+        """down(activation(up(x))), both products with a bias where ``biased``.
+
+        ``activation``: by its name, or an operation of its own.
+        """
         up = self.put("ffn_up", self._matrix("up", size, biased), x, ffn=size)
         op = Activate(activation) if isinstance(activation, str) else activation
         act = self.put("ffn_silu", op, up, ffn=size)
