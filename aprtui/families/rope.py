@@ -247,6 +247,11 @@ class _Group:
     def says(self, name: str) -> bool:
         return name in self._keys
 
+    def refuse_null(self, name: str) -> None:
+        """Raises where the key is there and null."""
+        if name in self._keys and self._keys[name] is None:
+            raise self._s.fail(f"{name} of rope_scaling is null, which is no value of it")
+
     def need(self, name: str) -> float:
         value = self.number(name)
         if value is None:
@@ -304,10 +309,9 @@ def _table(
 def _share(s: Settings, group: _Group, partial: bool) -> float:
     name = "partial_rotary_factor"
     outer = s.number(name, *(() if s.known(name) else (1.0,)), null=1.0)
-    inner = group.number(name, outer)
-    if inner is None and partial:
-        raise s.fail(f"{name} of rope_scaling is null, which is no value of it")
-    share = float(inner or 1.0)
+    if partial:
+        group.refuse_null(name)
+    share = float(group.number(name, outer) or 1.0)
     if share != 1.0 and not partial:
         raise s.fail(f"partial_rotary_factor is {share}, and {s.family} rotates all channels")
     if not 0 < share <= 1:
@@ -316,6 +320,7 @@ def _share(s: Settings, group: _Group, partial: bool) -> float:
 
 
 def _original(s: Settings, group: _Group) -> float:
+    group.refuse_null("original_max_position_embeddings")
     inner = group.number("original_max_position_embeddings")
     found = _outer_original(s) or inner or s.values.get("max_positions")
     if not found:
