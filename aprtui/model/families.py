@@ -339,6 +339,8 @@ def _family(reading: _Reading, values: dict[str, Any], family: str, *, gguf_rows
             scalar = values["hidden_size"] / values["num_heads"]  # the published 27B models
             reading.notes.append(f"query_pre_attn_scalar is not stated; {scalar:g} as published")
         if scalar is not None:
+            if not scalar > 0:
+                raise reading.fail(f"query_pre_attn_scalar is {scalar:g}, and has to be above 0")
             values["score_scale"] = float(scalar) ** -0.5
     if family == "gemma2":
         for key, default in (("score_softcap", 50.0), ("logit_softcap", 30.0)):
