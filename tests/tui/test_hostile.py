@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
+from textual.pilot import Pilot
 from textual.widgets import Input
 
 from aprtui.text import MAX_MARKS
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.harmless import harmless
 from aprtui.tui.source import kind_of
-from tests.tui.support import frame, press, settle, small_trace, until
+from tests.tui.support import frame, small_trace, until
 
 # What each would do to a terminal that obeyed it.
 NAMES = {
@@ -57,13 +58,12 @@ async def test_a_hostile_folder_is_shown_and_not_obeyed(
     seen: list[str] = []
     app = AprtuiApp(folder=folder)
     async with app.run_test(size=(120, 40)) as pilot:
-        await settle(pilot)
         await until(pilot, "model.gguf")
-        seen += [frame(pilot), await press(pilot, "o")]
+        seen += [frame(pilot), await _after(pilot, "o")]
         assert str(folder) in app.screen.query_one("#prompt", Input).value  # what enter opens
     app = AprtuiApp((kind_of(folder / "model.gguf"),))
     async with app.run_test(size=(120, 40)) as pilot:
-        await settle(pilot)
+        await until(pilot, "Tensors")
         seen.append(frame(pilot))
         app.open_trace(folder / "model.gguf")
         await pilot.pause()
@@ -71,12 +71,19 @@ async def test_a_hostile_folder_is_shown_and_not_obeyed(
         assert app.screen.query_one("#field-into", Input).value == str(folder / "model-trace")
     app = AprtuiApp((kind_of(trace),))
     async with app.run_test(size=(120, 40)) as pilot:
-        await settle(pilot)
-        seen += [frame(pilot), await press(pilot, "Y"), await press(pilot, "d")]
+        await until(pilot, "attn_norm")
+        seen += [frame(pilot), await _after(pilot, "Y"), await _after(pilot, "d")]
     copied = (tmp_path / "cache" / "aprtui" / "clipboard").read_bytes()
     assert os.fsencode(trace) in copied
     for shown in seen:
         assert_harmless(shown)
+
+
+async def _after(pilot: Pilot[int], key: str) -> str:
+    """The frame after a key; what is measured meanwhile does not matter here."""
+    await pilot.press(key)
+    await pilot.pause()
+    return frame(pilot)
 
 
 def test_what_is_typed_is_drawn_cell_for_cell() -> None:
