@@ -429,7 +429,9 @@ def _fit_part(
                 fit = _Fit(error, values, Numerics(Arithmetic(name, weights=weights), output))
                 if best is None or _rank(fit, case) < _rank(best, case):
                     best = fit
-        if best is not None and (best.error.within(case.limits) or best.error.born):
+        if best is not None and (
+            (best.error.within(case.limits) and best.error.measured) or best.error.born
+        ):
             break
     assert plain is not None and best is not None
     return plain, best
@@ -466,7 +468,10 @@ def _likeliest(case: Case, op: Product, y: Float64, x: Float64, names: Sequence[
     return names[int(np.argmin(np.nan_to_num(left, nan=np.inf)))]
 
 
-def _rank(fit: _Fit, case: Case) -> tuple[bool, bool, float]:
-    """Fits inside the bars first, among them those that do not lean on the output's rounding."""
+def _rank(fit: _Fit, case: Case) -> tuple[bool | float, ...]:
+    """What was measured first: one scale of a whole tensor with a NaN leaves nothing. Then fits
+    inside the bars, among them those that do not lean on the output's rounding."""
+    if not fit.error.measured:
+        return (True,)
     inside = fit.error.within(case.limits)
-    return (not inside, inside and bool(fit.numerics.output), fit.error.rel_l2)
+    return (False, not inside, inside and bool(fit.numerics.output), fit.error.rel_l2)

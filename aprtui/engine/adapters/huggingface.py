@@ -44,11 +44,13 @@ class _Source:
     whole model, else of its layer (whose own name is empty).
 
     ``unless``: not where the layer has this stage too; one module's name has two meanings then.
+    ``beside``: only where there is this module as well, which tells which meaning it is.
     """
 
     stage: str
     modules: str | tuple[str, ...]
     unless: str = ""
+    beside: str = ""
 
 
 _PROJECTIONS = tuple(f"self_attn.{part}_proj" for part in "qkv")
@@ -56,8 +58,9 @@ _GATE_UP, _HALVES = "mlp.gate_up_proj", ("ffn_gate", "ffn_up")  # two stages, si
 
 # The first that the model has the modules of is taken.
 _SOURCES = (
-    _Source("embedding", "embed_tokens"),
+    _Source("embedding", "layers.0:input"),  # the table's rows, scaled where the model scales them
     _Source("attn_norm", "input_layernorm"),
+    _Source("attn_norm", "attention_layernorm"),
     _Source("qkv_matmul", _PROJECTIONS, unless="qkv_bias"),
     _Source("qkv_matmul", "self_attn.qkv_proj", unless="qkv_bias"),
     _Source("qkv_bias", _PROJECTIONS),
@@ -69,11 +72,17 @@ _SOURCES = (
     _Source("q_post_rope", "self_attn.query_layernorm:input"),
     _Source("k_post_rope", "self_attn.key_layernorm:input"),
     _Source("attn_out", "self_attn.o_proj"),
+    _Source("attn_post_norm", "post_self_attn_layernorm"),
     _Source("attn_post_norm", "post_attention_layernorm"),
     _Source("post_attn_residual", "pre_feedforward_layernorm:input"),
+    _Source("post_attn_residual", "feedforward_layernorm:input"),
+    _Source("post_attn_residual", "post_attention_layernorm:input",
+            beside="post_self_attn_layernorm"),
     _Source("post_attn_residual", "post_attention_layernorm:input", unless="attn_post_norm"),
-    _Source("post_attn_residual", "mlp:input", unless="ffn_norm"),
+    _Source("post_attn_residual", "mlp:input", unless="attn_norm"),
     _Source("ffn_norm", "pre_feedforward_layernorm"),
+    _Source("ffn_norm", "feedforward_layernorm"),
+    _Source("ffn_norm", "post_attention_layernorm", beside="post_self_attn_layernorm"),
     _Source("ffn_norm", "post_attention_layernorm", unless="attn_post_norm"),
     _Source("ffn_gate", "mlp.gate_proj"),
     _Source("ffn_gate", _GATE_UP),
@@ -88,7 +97,11 @@ _SOURCES = (
     _Source("router_logits", "mlp.router[0]"),
     _Source("moe_router", "mlp.router[1]"),
     _Source("moe_router_indices", "mlp.router[2]"),
+    _Source("router_logits", "block_sparse_moe.router[0]"),
+    _Source("moe_router", "block_sparse_moe.router[1]"),
+    _Source("moe_router_indices", "block_sparse_moe.router[2]"),
     _Source("moe_ffn_out", "mlp.experts"),
+    _Source("moe_ffn_out", "block_sparse_moe.experts"),
     *(
         _Source(f"shared_ffn_{stage}", f"mlp.{shared}.{module}")
         for shared in ("shared_expert", "shared_experts", "shared_mlp")
@@ -102,10 +115,12 @@ _SOURCES = (
     ),
     _Source("shared_gate", "mlp.shared_expert_gate"),
     _Source("ffn_out", "mlp"),
+    _Source("ffn_out", "block_sparse_moe"),
     _Source("ffn_post_norm", "post_feedforward_layernorm"),
+    _Source("ffn_post_norm", "post_mlp_layernorm"),
     _Source("post_ffn_residual", ""),
     _Source("final_norm", "norm"),
-)
+)  # fmt: skip
 _OF_DECODER = frozenset({"embedding", "final_norm"})
 # The stages of what the attention function is given, meets and returns.
 _QUERY, _KEY, _SCORES, _WEIGHTS, _MIXED = _INSIDE = (
@@ -270,6 +285,8 @@ def _chosen(module: torch.nn.Module, layer: int | None, shown: _Shown) -> Stages
 def _gives(source: _Source, key: StageKey, names: Collection[str], graph: Graph) -> bool:
     """Whether the modules are there and mean this stage."""
     if source.stage != key.stage or StageKey(key.layer, source.unless) in graph:
+        return False
+    if source.beside and source.beside not in names:
         return False
     modules = (source.modules,) if isinstance(source.modules, str) else source.modules
     return all(re.split(r"[:\[]", name)[0] in names for name in modules)
