@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import tokenize
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def _header(path: Path, name: str, head: bytes) -> tuple[np.dtype[Any], tuple[in
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
-        shape, fortran, dtype = read(reading, max_header_size=_MAX_HEADER_BYTES)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers from Python 2: advice for their writer
+            shape, fortran, dtype = read(reading, max_header_size=_MAX_HEADER_BYTES)
     except _DAMAGED as error:
         raise BadFileError(path, f"array {clean(name)} has no header of numpy's") from error
     if dtype.hasobject:

@@ -7,6 +7,7 @@ import io
 import json
 import random
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from aprtui.captures.opening import open_dump
 from aprtui.cli.main import main
 from aprtui.compare.diff import comparison_json, diff_traces
 from aprtui.compare.infer import open_any, record_in_trace, with_shapes
@@ -376,6 +378,53 @@ def _read_contract(path: Path, number: int) -> None:
     list(check(parse_contract(path.read_bytes()), None))
 
 
+# ---- dumps of other runtimes ----
+
+
+def _npz_seeds() -> list[bytes]:
+    arrays: dict[str, Any] = {"layers.0.mlp:out": np.ones((1, 2, 4), "f4"), "ids": np.arange(3)}
+    packed, stored = io.BytesIO(), io.BytesIO()
+    np.savez_compressed(packed, **arrays)
+    np.savez(stored, **arrays)
+    return [packed.getvalue(), stored.getvalue()]
+
+
+@cache
+def _torch_seeds() -> list[bytes]:
+    import torch
+
+    halves = torch.arange(12, dtype=torch.bfloat16).reshape(3, 4)
+    held = {"layer.0": halves.T, "both": (torch.ones(2), [1, 2.5, None, "text"]), "view": halves[1]}
+    file = io.BytesIO()
+    torch.save(held, file)
+    return [file.getvalue()]
+
+
+def _in_zip(seeds: Sequence[bytes], chance: random.Random) -> bytes:
+    """Bytes damaged anywhere, or inside one record whose checksum is right again."""
+    if chance.random() < 0.3:
+        return in_bytes(seeds, chance)
+    file = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(chance.choice(seeds))) as source,
+        zipfile.ZipFile(file, "w", chance.choice((0, zipfile.ZIP_DEFLATED))) as made,
+    ):
+        names = source.namelist()
+        hurt = chance.choice([name for name in names if not name.endswith("version")])
+        for name in names:
+            raw = source.read(name)
+            made.writestr(name, in_bytes([raw], chance, 1.5) if name == hurt else raw)
+    return file.getvalue()
+
+
+def _read_dump(path: Path, number: int) -> None:
+    _command(number, "diff", str(path), str(path))
+    for tensors in open_dump(path).passes:
+        for member in tensors.values():
+            with contextlib.suppress(AprtuiError):
+                assert member.read().shape == member.shape
+
+
 TARGETS: dict[str, Target] = {
     "gguf": Target("m.gguf", _gguf_seeds, in_bytes, _read_model),
     "apr": Target("m.apr", _apr_seeds, _in_apr, _read_apr),
@@ -391,4 +440,6 @@ TARGETS: dict[str, Target] = {
     "events": Target(EVENTS, _event_seeds, in_lines, _read_events, _stages),
     "saved": Target("saved.json", _saved_seeds, in_json, _read_saved),
     "contract": Target("c-v1.yaml", _contract_seeds, in_yaml, _read_contract),
+    "npz": Target("dump.npz", _npz_seeds, _in_zip, _read_dump),
+    "torch": Target("dump.pt", _torch_seeds, _in_zip, _read_dump),
 }
