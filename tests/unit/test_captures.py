@@ -25,6 +25,7 @@ from aprtui.cli.main import main
 from aprtui.errors import AprtuiError, BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey, open_trace
 from aprtui.graph import Graph
+from aprtui.text import quoted
 from tests.graphs import graph_of
 from tests.support import FIXTURES, SMALL, needs_fixtures
 
@@ -386,6 +387,6 @@ def test_dumps_given_to_other_commands_name_the_import(
             path = str(DUMPS / name)
             given = [*words, path] if "diff" not in words else [*words, path, path]
             assert main(given) in (2, 3)
-            assert f"aprtui import-trace {path} --model MODEL" in capsys.readouterr().err
+            assert f"aprtui import-trace {quoted(path)} --model MODEL" in capsys.readouterr().err
     assert is_dump(DUMPS / "msprobe") and not is_dump(SMALL)  # a folder above dumps is none itself
     assert not is_dump(SMALL / "models") and not is_dump(SMALL / "captures")
