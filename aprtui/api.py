@@ -31,6 +31,7 @@ from aprtui.graph.select import only_layers, parse_stages
 from aprtui.text import clean
 
 if TYPE_CHECKING:
+    from aprtui.captures.assemble import Assembly
     from aprtui.captures.imported import ImportedTrace
     from aprtui.compare.bars import Override
     from aprtui.compare.bisection import Bisection
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from aprtui.engine.events import Event
     from aprtui.graph import Graph
     from aprtui.model.open import Model
+    from aprtui.writer import CaptureWriter
 
 __all__ = ["bisect", "diff", "diff_models", "import_trace", "open_trace", "trace"]
 
@@ -88,13 +90,12 @@ def import_trace(
     from aprtui.captures.recognise import recognised
     from aprtui.writer import CaptureWriter
 
-    if prompt is not None and tokens is not None:
-        raise UsageError("a prompt and tokens were both given", hint="give one of them")
+    _refuse_both(prompt, tokens)
     start = time.monotonic()
     dump = open_dump(Path(source))
     convention = recognised(dump) if map is None else load_map(map)
     opened = _opened(model, overrides)
-    ids = _ids(tokens) if prompt is None else tuple(opened.tokenizer.encode(prompt))
+    ids = _given_ids(opened, prompt, tokens)
     found = assemble(dump, convention, opened.graph, ids)
     directory = _beside(Path(source)) if output is None else Path(output)
     engine = {"name": convention.engine, "dtype": found.dtype, "settings": found.settings}
@@ -102,10 +103,7 @@ def import_trace(
         directory, tokens=found.prompt.tokens, engine=engine, model=opened, prompt=prompt,
         overwrite=overwrite,
     ) as capture:  # fmt: skip
-        for key, value in found.stages():
-            capture.put(key.stage, value, layer=key.layer)
-        for text in (*found.notes, *found.contradictions):
-            capture.note(text)
+        _put(found, capture)
     return ImportedTrace(
         directory=str(directory),
         source=str(source),
@@ -120,6 +118,14 @@ def import_trace(
         notes=tuple(found.notes),
         elapsed_s=round(time.monotonic() - start, 3),
     )
+
+
+def _put(found: Assembly, capture: CaptureWriter) -> None:
+    """Every stage of a dump, and what was said of them."""
+    for key, value in found.stages():
+        capture.put(key.stage, value, layer=key.layer)
+    for text in (*found.notes, *found.contradictions):
+        capture.note(text)
 
 
 def _beside(source: Path) -> Path:
@@ -267,12 +273,11 @@ def bisect(
     from aprtui.compare.bisect import bisect as replay
     from aprtui.compare.reference import find_model
 
-    if prompt is not None and tokens is not None:
-        raise UsageError("a prompt and tokens were both given", hint="give one of them")
+    _refuse_both(prompt, tokens)
     suspect, reference = _suspect(b, a)
     named = find_model(reference, suspect)[0] if model is None else model
     opened = _opened(named, overrides)
-    ids = _ids(tokens) if prompt is None else tuple(opened.tokenizer.encode(prompt))
+    ids = _given_ids(opened, prompt, tokens)
     options = Options(
         parse_stages(_words(stages)),
         only_layers(_words(layers), opened.graph.num_layers),
@@ -341,6 +346,19 @@ def _suspect(
 
 def _read(side: AnyPath | TraceDir) -> TraceDir:
     return side if isinstance(side, TraceDir) else read_capture(Path(side))
+
+
+def _refuse_both(prompt: str | None, tokens: Iterable[int] | None) -> None:
+    """Raises UsageError before anything is opened."""
+    if prompt is not None and tokens is not None:
+        raise UsageError("a prompt and tokens were both given", hint="give one of them")
+
+
+def _given_ids(
+    model: Model, prompt: str | None, tokens: Iterable[int] | None
+) -> tuple[int, ...] | None:
+    """The token ids that the caller says, as they are or as text; None where neither is said."""
+    return _ids(tokens) if prompt is None else tuple(model.tokenizer.encode(prompt))
 
 
 def _ids(tokens: Iterable[int] | None) -> tuple[int, ...] | None:
