@@ -47,8 +47,9 @@ _ENGINE_FIELDS = frozenset(
 class CaptureWriter:
     """A trace being written: every ``put`` becomes a whole file, the manifest comes at the end.
 
-    A CUDA tensor leaves its device through pinned memory, in order with what is queued there, and
-    is written by a thread: ``put`` waits for neither. What is queued later may overwrite it.
+    A CUDA tensor leaves its device through pinned memory, in order with what is queued there and
+    together with others, and is written by a thread: ``put`` waits for neither. What is queued
+    later may overwrite it.
 
     ``tokens`` are the ids that the pass was run on. ``model`` (a model file or folder, an opened
     ``Model`` or a ``Graph``) lets stages and shapes be checked and the trace be replayed;
@@ -82,6 +83,7 @@ class CaptureWriter:
         self._written: dict[StageKey, Written] = {}
         self._written_bytes = 0
         self._behind: Behind | None = None  # made when the first tensor leaves a device
+        self._leaving: Any = None  # and this
         self._landing = threading.Lock()
         self._absent: dict[str, str] = {}
         self._notes: list[str] = []
@@ -119,17 +121,17 @@ class CaptureWriter:
 
     def _leave(self, key: StageKey, value: Any, axes: Sequence[str] | None) -> None:
         """Queue a CUDA tensor's way off the device, and its file."""
-        from aprtui.engine.staging import off_device, wait_for  # torch is there: it made the tensor
+        from aprtui.engine.leaving import Leaving  # torch is there: it made the tensor
 
         shape, names = self._shape(key, tuple(value.shape), axes)
-        values, copied = off_device(value.detach())
+        behind = self._behind = self._behind or Behind("capture-writer")
+        self._leaving = self._leaving or Leaving(behind.do)
 
-        def land() -> None:
-            wait_for(copied)
-            self._land(key, values.numpy(), shape, names)
+        def land(values: Any) -> None:
+            if behind.failure is None:
+                self._land(key, values.numpy(), shape, names)
 
-        self._behind = self._behind or Behind("capture-writer")
-        self._behind.do(values.numel(), land)
+        self._leaving.take(value.detach(), land)
 
     def _land(
         self, key: StageKey, values: Float32, shape: tuple[int, ...], names: tuple[str, ...]
@@ -143,6 +145,14 @@ class CaptureWriter:
             self._written[key] = Written(key, shape, names, positions, size, stats)
             self._written_bytes += size
             self._announce(self._written[key])
+
+    def _let_leave(self) -> None:
+        """Wait until what left a device is written."""
+        if self._behind is not None:
+            try:
+                self._leaving.leave()
+            finally:
+                self._behind.end()
 
     def _raise_failure(self) -> None:
         """Raises what a file met that was written behind the caller's back."""
@@ -176,8 +186,7 @@ class CaptureWriter:
     ) -> None:
         with self._open:
             try:
-                if self._behind is not None:
-                    self._behind.end()
+                self._let_leave()
                 if error is None:
                     self._raise_failure()
                     self._finish()

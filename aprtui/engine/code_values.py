@@ -75,8 +75,11 @@ def _scaled(coding: Scaled, pieces: Pieces, out: Tensor) -> None:
 
 
 def _float8(codes: Tensor, out: Tensor) -> None:
-    """FP8 to float32 by way of float16, whose bits they are but for the exponent's bias: torch's
-    own conversion takes one number at a time on the CPU."""
+    """FP8 to float32. On the CPU by way of float16, whose bits they are but for the exponent's
+    bias: torch's own conversion takes one number at a time there."""
+    if codes.device.type != "cpu":
+        out.copy_(codes)
+        return
     stored = codes.view(torch.int8).to(torch.int16)  # the sign in the upper byte
     if codes.dtype == torch.float8_e5m2:
         out.copy_((stored << 8).view(torch.float16))

@@ -243,6 +243,7 @@ def rotate(ar: Pass, x: Tensor, cos: Tensor, sin: Tensor, table: RopeTable) -> T
     return out.reshape(x.shape).to(x.dtype)
 
 
+@lru_cache(maxsize=4)  # layers ask for the same again, and each of their threads
 def visible(mask: Mask, first: int, last: int, keys: int, device: torch.device) -> Tensor:
     """Which keys the queries first..last see [last-first, keys] bool."""
     queries = torch.arange(first, last, device=device)[:, None]

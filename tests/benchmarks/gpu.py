@@ -30,7 +30,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aprtui.engine.capture import _Whole
 from aprtui.engine.codecs import codec_of
 from aprtui.engine.device import Devices, deterministic, resolve_devices
 from aprtui.engine.forward import forward
@@ -124,7 +123,7 @@ class GpuBench(Bench):
         """The files of a whole trace written from host memory by the writer; nothing computed."""
         with self.capture("all") as capture:
             for file in self.files("all"):
-                capture.enqueue(_Whole(file, self._host_values[: math.prod(file.shape)], None))
+                capture.close_blocks(file, self._host_values[: math.prod(file.shape)], None)
             capture.close()
 
     @cached_property

@@ -12,7 +12,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,12 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from aprtui.engine import leaving as leaving_module
 from aprtui.engine import staging as staging_module
 from aprtui.engine import weights
 from aprtui.engine.ahead import Ahead, Expected
+from aprtui.engine.behind import Behind
+from aprtui.engine.leaving import Leaving
 from aprtui.engine.placement import Placement
 from aprtui.engine.staging import SLOTS, Staging
 from aprtui.engine.weights import WeightStream, largest_block_bytes
@@ -40,6 +43,7 @@ PIECE = 24  # a block goes through pinned memory in several
 class Event:
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
+        self.device = CPU
         self.recorded = 0  # how often a record was queued
         self.come = 0  # and how many of them were reached
 
@@ -148,7 +152,8 @@ class Gpu(TorchFunctionMode):
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     played = Gpu(request.param)
     monkeypatch.setattr(torch.cuda, "Stream", played.new_stream)
-    monkeypatch.setattr(torch.cuda, "Event", lambda: Event(played))
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: Event(played))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "stream", played.on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: played.current)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
@@ -192,6 +197,59 @@ def test_what_is_kept_is_whole_when_it_is_read(gpu: Gpu) -> None:
             expected += [block, large]
         gpu.finish()
     assert all(torch.equal(*pair) for pair in zip(seen, expected, strict=True))
+
+
+@pytest.fixture
+def leaving(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Leaving, Behind]]:
+    """Values of the device that is played, landing on a thread of their own."""
+    monkeypatch.setattr(leaving_module, "_on_cuda", lambda value: True)
+    monkeypatch.setattr(leaving_module, "_GATHERED_VALUES", 64)
+    monkeypatch.setattr(leaving_module, "_LARGE_VALUES", 24)
+    behind = Behind("leaving")
+    yield Leaving(behind.do), behind
+
+
+@pytest.mark.parametrize("gpu", range(20), indirect=True)
+def test_values_land_as_they_were_when_they_were_given(
+    gpu: Gpu, leaving: tuple[Leaving, Behind]
+) -> None:
+    """Small ones together, a large one alone, each before what is behind it; all in order."""
+    leave, behind = leaving
+    seen: list[object] = []
+    given: list[object] = []
+    with gpu:
+        for n, size in enumerate([3, 20, 1, 24, 23, 25, 40, 2, 9, 23, 22, 5]):
+            value = torch.full((size, 1), n, dtype=torch.float64)
+            leave.take(value, lambda values: seen.append(values.clone()))
+            given.append(value.to(torch.float32))
+            if n % 3 == 1:
+                leave.then(7, partial(seen.append, n))
+                given.append(n)
+            value.fill_(-1)  # what is queued later may overwrite it
+        leave.leave()
+        behind.end()
+    assert behind.failure is None
+    assert len(seen) == len(given)
+    for found, expected in zip(seen, given, strict=True):
+        if isinstance(expected, torch.Tensor):
+            assert torch.equal(found, expected)  # type: ignore[arg-type]
+        else:
+            assert found == expected
+
+
+@pytest.mark.parametrize("gpu", [3], indirect=True)
+def test_what_is_abandoned_never_lands_and_what_waits_for_it_is_done(
+    gpu: Gpu, leaving: tuple[Leaving, Behind]
+) -> None:
+    leave, behind = leaving
+    seen: list[object] = []
+    with gpu:
+        leave.take(torch.ones(5), seen.append)
+        leave.then(5, lambda: seen.append("closed"))
+        leave.abandon()
+        leave.leave()
+        behind.end()
+    assert seen == ["closed"]
 
 
 @pytest.fixture

@@ -28,8 +28,9 @@ from typing import Any
 import torch
 
 from aprtui import CaptureWriter, hooks
+from aprtui.engine.behind import Behind
 from aprtui.engine.device import resolve_device
-from aprtui.engine.staging import off_device
+from aprtui.engine.leaving import Leaving
 from tests.benchmarks.make_model import SHAPES, Shape
 
 Names = dict[str | tuple[str, ...], str]
@@ -57,14 +58,22 @@ class Nothing:
         return None
 
 
-class Leaving:
+class LeavingAlone:
     """A target whose values leave the device, and are not written."""
 
     def __init__(self) -> None:
-        self._kept: list[Any] = []
+        self._behind = Behind("leaving")
+        self._leaving = Leaving(self._behind.do)
 
     def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
-        self._kept.append(off_device(value))
+        self._leaving.take(value, self._landed)
+
+    def end(self) -> None:
+        self._leaving.leave()
+        self._behind.end()
+
+    def _landed(self, values: torch.Tensor) -> None:
+        return None
 
 
 @dataclass
@@ -119,8 +128,11 @@ class HookBench:
         self.scratch = Path(tempfile.mkdtemp(prefix="aprtui-hooks-"))
         self._numbers = count()
 
-    def call(self, timed: Timed, watched: Watched, run: Callable[[], object]) -> None:
-        """Once, so watched; None: no hooks at all. Setting hooks is not part of the time."""
+    def call(
+        self, timed: Timed, watched: Watched, run: Callable[[], object], times: int = 1
+    ) -> None:
+        """So many calls, so watched; None: no hooks at all. Setting hooks is not part of the
+        time."""
         folder = self.scratch / f"trace-{next(self._numbers)}"
         with ExitStack() as open_capture, ExitStack() as watching:
             if watched is not None:
@@ -129,14 +141,17 @@ class HookBench:
                     target.directory = folder
                     open_capture.enter_context(target)
                 watching.enter_context(hooks(self.model, stages, target))
+                if isinstance(target, LeavingAlone):
+                    open_capture.callback(target.end)
             self._wait()
             start = time.perf_counter()
-            run()
-            timed.queued_s.append(time.perf_counter() - start)
+            for _ in range(times):
+                run()
+            timed.queued_s.append((time.perf_counter() - start) / times)
             self._wait()
-            timed.done_s.append(time.perf_counter() - start)
+            timed.done_s.append((time.perf_counter() - start) / times)
             open_capture.close()
-            timed.written_s.append(time.perf_counter() - start)
+            timed.written_s.append((time.perf_counter() - start) / times)
         shutil.rmtree(folder, ignore_errors=True)
 
     @torch.inference_mode()
@@ -145,9 +160,9 @@ class HookBench:
         kinds: dict[str, Watched] = {
             "untraced": None,
             "hooks that keep nothing": (ONE, Nothing),
-            "one stage a layer, leaving": (ONE, Leaving),
+            "one stage a layer, leaving": (ONE, LeavingAlone),
             "one stage a layer, written": (ONE, writer),
-            "all its modules, leaving": (ALL, Leaving),
+            "all its modules, leaving": (ALL, LeavingAlone),
             "all its modules, written": (ALL, writer),
         }
         if prompt >= _LONG and not steps:  # gigabytes
@@ -162,8 +177,12 @@ class HookBench:
                     self.call(timed, watched, lambda: self.model(ids))
                     continue
                 cache = self.model(ids, use_cache=True).past_key_values
-                for _ in range(steps):
-                    self.call(timed, watched, partial(self.model, one, past_key_values=cache))
+                step = partial(self.model, one, past_key_values=cache)
+                if watched is not None and watched[1] is writer:  # a capture is one pass
+                    for _ in range(steps):
+                        self.call(timed, watched, step)
+                else:
+                    self.call(timed, watched, step, steps)
         print(f"\n{title}")
         for row in rows.values():
             print("  " + row.told(None if row.name == "untraced" else rows["untraced"]))
