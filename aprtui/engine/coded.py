@@ -75,8 +75,12 @@ class CodedRows:
 
         A view of the file where one part is all. Raises EngineError for rows outside the weight.
         """
-        pieces = [self._piece(part, first, rows) for part in self.coding.streamed]
+        pieces = self.pieces_of(first, rows)
         return pieces[0].reshape(-1) if len(pieces) == 1 else _joined(pieces)
+
+    def pieces_of(self, first: int, rows: int) -> list[Tensor]:
+        """The parts' pieces themselves, [n] or [height, n] uint8."""
+        return [self._piece(part, first, rows) for part in self.coding.streamed]
 
     def gathered(self, runs: Sequence[tuple[int, int]]) -> Tensor:
         """The bytes of rows in runs, as ``bytes_of`` gives those of rows in one, of a weight whose

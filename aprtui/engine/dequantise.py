@@ -150,6 +150,10 @@ class StoredRows:
         first, last = (block * self._kind.bytes for block in self._blocks(first_row, rows))
         return self._stored[first - self._gone : last - self._gone]
 
+    def pieces_of(self, first_row: int, rows: int) -> list[Tensor]:
+        """The same, as the one piece that it is."""
+        return [self.bytes_of(first_row, rows)]
+
     def gathered(self, runs: Sequence[tuple[int, int]]) -> Tensor:
         """The bytes of rows in runs, one after the other, of a tensor whose rows are separate."""
         return torch.cat([self.bytes_of(start, count) for start, count in runs])

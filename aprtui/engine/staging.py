@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import cycle
@@ -10,6 +10,7 @@ from itertools import cycle
 import torch
 
 from aprtui.engine.processors import processors
+from aprtui.formats.quantised.coding import padded
 
 __all__ = ["SLOTS", "Slot", "Staging", "send"]
 
@@ -70,20 +71,27 @@ class Staging:
         return cycle([_Piece(self._piece_bytes) for _ in range(_PIECES)])
 
     @contextmanager
-    def on_device(self, stored: torch.Tensor) -> Iterator[torch.Tensor]:
-        """``stored`` [n] uint8 of the file's map on the device, for kernels queued in the body."""
+    def on_device(self, pieces: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """A block's bytes [n] on the device, as ``upload`` says, for kernels queued in the body."""
         slot = next(self._turn)
-        there = self.upload(slot, stored)
+        there = self.upload(slot, pieces)
         with self.reading(slot):
             yield there
 
-    def upload(self, slot: Slot, stored: torch.Tensor) -> torch.Tensor:
-        """Queue a copy of ``stored`` into the slot's twin, behind what still reads that."""
-        there = slot.twin[: stored.numel()]
+    def upload(self, slot: Slot, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Queue a copy of ``pieces`` into the slot's twin, behind what still reads that.
+
+        They are uint8 of the file's map, [n] or rows [m,n] that lie apart, and come to lie one
+        after the other, each ``padded``: [n].
+        """
         self._stream.wait_event(slot.read)
-        self._copy(stored, there)
+        used = last = 0
+        for piece in pieces:
+            last = used + piece.numel()
+            self._copy(piece, slot.twin[used:last])
+            used += padded(piece.numel())
         slot.copied.record(self._stream)
-        return there
+        return slot.twin[:last]
 
     @contextmanager
     def reading(self, slot: Slot) -> Iterator[None]:
@@ -106,16 +114,29 @@ class Staging:
         return there
 
     def _copy(self, stored: torch.Tensor, there: torch.Tensor) -> None:
-        """Queue the copy of ``stored`` to the device, piece by piece through pinned memory."""
+        """Queue the copy of ``stored`` to the device, part by part through pinned memory."""
+        first = 0
         with torch.cuda.stream(self._stream), _filling():
-            for first in range(0, stored.numel(), self._piece_bytes):
-                last = first + self._piece_bytes
-                piece, part = next(self._pieces), stored[first:last]
+            for part in _parts(stored, self._piece_bytes):
+                piece, last = next(self._pieces), first + part.numel()
                 pinned = piece.pinned[: part.numel()]
                 piece.copied.synchronize()
-                pinned.copy_(part)
+                pinned.view(part.shape).copy_(part)
                 there[first:last].copy_(pinned, non_blocking=True)
                 piece.copied.record(self._stream)
+                first = last
+
+
+def _parts(stored: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
+    """``stored`` in parts of at most so many bytes, in order; of rows that lie apart whole ones
+    where they fit."""
+    if stored.is_contiguous():
+        yield from torch.split(stored.view(-1), most)
+    elif stored.shape[1] <= most:
+        yield from torch.split(stored, most // stored.shape[1])
+    else:
+        for row in stored:
+            yield from torch.split(row, most)
 
 
 @contextmanager
