@@ -125,7 +125,7 @@ class CaptureWriter:
 
         shape, names = self._shape(key, tuple(value.shape), axes)
         behind = self._behind = self._behind or Behind("capture-writer")
-        self._leaving = self._leaving or Leaving(behind.do)
+        self._leaving = self._leaving or Leaving(behind)
 
         def land(values: Any) -> None:
             if behind.failure is None:

@@ -96,7 +96,7 @@ class Capture:
         self.peak_memory_bytes = 0
         self.peak_device_bytes = 0
         self._writer = Behind("capture-writer")
-        self._leaving = Leaving(self._writer.do)
+        self._leaving = Leaving(self._writer)
 
     def put(self, key: StageKey, value: torch.Tensor) -> None:
         """Clone a watched stage off the device and queue it."""

@@ -13,6 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from aprtui.engine.behind import Behind
+
 __all__ = ["Leaving"]
 
 _GATHERED_VALUES = 1 << 20  # float32 values that leave together: 4 MB
@@ -26,13 +28,13 @@ Land = Callable[[Tensor], None]
 class Leaving:
     """What leaves the devices, in the order in which it was given.
 
-    ``do`` is given what is to be done behind the caller's back, in order, with the number of values
-    that it holds (``Behind.do``); it has to look whether anything before it failed. ``leave`` sends
-    off what was gathered: it must be called at the end. One thread gives.
+    What is to be done with it there is done behind the caller's back, in order; it has to look
+    whether anything before it failed. ``leave`` sends off what was gathered: it must be called at
+    the end. One thread gives.
     """
 
-    def __init__(self, do: Callable[[int, Callable[[], None]], None]) -> None:
-        self._do = do
+    def __init__(self, behind: Behind) -> None:
+        self._behind = behind
         self._gathered: Tensor | None = None  # [_GATHERED_VALUES] float32 on a device
         self._stream: torch.cuda.Stream | None = None  # on which it is filled
         self._used = 0
@@ -47,7 +49,7 @@ class Leaving:
         """
         if not _on_cuda(value):
             values = value.to("cpu", torch.float32, copy=True).contiguous()
-            self._do(values.numel(), partial(land, values))
+            self._behind.do(values.numel(), partial(land, values))
         elif value.numel() > _LARGE_VALUES:
             self.leave()
             # Widened there: of another dtype torch copies through pageable memory, and waits.
@@ -58,7 +60,7 @@ class Leaving:
     def then(self, values: int, work: Callable[[], None]) -> None:
         """Work that is done behind what was given before; ``values`` of host memory wait for it."""
         if not self._landings:
-            self._do(values, work)
+            self._behind.do(values, work)
             return
         self._works.append(work)
         self._landings.append(lambda _: work())
@@ -77,7 +79,7 @@ class Leaving:
         works = self._works
         self._gathered, self._landings, self._works = None, [], []
         for work in works:
-            self._do(0, work)
+            self._behind.do(0, work)
 
     def _gather(self, value: Tensor, land: Land) -> None:
         count, now = value.numel(), time.monotonic()
@@ -108,9 +110,13 @@ class Leaving:
             with torch.cuda.device(copied.device):  # else a context is made on the first GPU
                 copied.synchronize()
 
-        self._do(0, wait)
-        for place, land in enumerate(landings, 1 - len(landings)):  # the last one counts for all
-            self._do(0 if place else values.numel(), partial(land, pinned))
+        def land() -> None:
+            self._behind.attempt(wait)
+            for each in landings:
+                self._behind.attempt(partial(each, pinned))
+
+        # One piece of work for all: the thread is woken once, and asks for Python's lock less.
+        self._behind.do(values.numel(), land)
 
 
 def _on_cuda(value: Tensor) -> bool:

@@ -231,7 +231,7 @@ def leaving(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Leaving
     monkeypatch.setattr(leaving_module, "_GATHERED_VALUES", 64)
     monkeypatch.setattr(leaving_module, "_LARGE_VALUES", 24)
     behind = Behind("leaving")
-    yield Leaving(behind.do), behind
+    yield Leaving(behind), behind
 
 
 @pytest.mark.parametrize("gpu", range(20), indirect=True)

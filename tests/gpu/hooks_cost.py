@@ -63,7 +63,7 @@ class LeavingAlone:
 
     def __init__(self) -> None:
         self._behind = Behind("leaving")
-        self._leaving = Leaving(self._behind.do)
+        self._leaving = Leaving(self._behind)
 
     def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
         self._leaving.take(value, self._landed)
