@@ -295,6 +295,7 @@ def _coarsest(side: _Side) -> tuple[str, float]:
 
 def floor_of(kind: str) -> float:
     """The rounding floor of a block type; by its bits where the table does not have it."""
+    kind = kind.partition("+")[0]  # of an adapted weight its base's
     if kind in FLOORS:
         return FLOORS[kind]
     plain = re.fullmatch(r"(?:GPTQ|AWQ|MLX|CT)_(?:INT)?([2-8])", kind)
