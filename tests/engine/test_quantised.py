@@ -440,3 +440,34 @@ def test_an_unread_method_is_named(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadFileError, match="quantised by HQQ, which aprtui does not read"):
         open_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("parts", "what", "hint"),
+    [
+        (("W_q", "scale", "zero"), "HQQ", "HQQLinear.dequantize"),
+        (("_weight_qdata", "_weight_scale"), "torchao's tensor classes", "dequantises each"),
+    ],
+)
+@pytest.mark.parametrize("told", [True, False])
+def test_hqq_and_torchao_are_named_with_what_reads_them(
+    parts: tuple[str, ...], what: str, hint: str, told: bool, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = tmp_path / "m"
+    changed("bnb-int8", folder, {})
+    tensors = {name: kept for name, kept in load_file(folder / "model.safetensors").items()
+               if not name.startswith(Q)}  # fmt: skip
+    tensors |= {f"{Q}.{part}": torch.zeros(128, 128, dtype=torch.uint8) for part in parts}
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    if told:
+        config["quantization_config"] = {"quant_method": "hqq" if what == "HQQ" else "torchao"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["inspect", str(folder)]) == 0
+    listed = capsys.readouterr().out
+    assert f"quantised by {what}" in listed and f"{Q}.{parts[0]}" in listed
+    assert main(["trace", str(folder), "--tokens", "1,2"]) == 3
+    said = capsys.readouterr().err
+    assert f"quantised by {what}, which aprtui does not read" in said and hint in said
