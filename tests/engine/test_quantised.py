@@ -154,6 +154,18 @@ def test_an_apr_of_its_values_is_the_same_model(case: str, tmp_path: Path) -> No
     assert traced(out, tmp_path / "a") == traced(FOLDERS / case, tmp_path / "b")
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_every_format_is_imported_into_apr_with_its_values(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.apr"
+    assert main(["import", str(FOLDERS / case), "-o", str(out), "--other", "f32"]) == 0
+    assert "written anew" in capsys.readouterr().out
+    assert main(["diff", str(FOLDERS / case), str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {each["class"] for each in found["tensors"]} <= {"equal", "same-bytes"}
+
+
 def test_sizes_count_every_part() -> None:
     model = open_model(FOLDERS / "gptq-4-actorder")
     stored = read_safetensors(FOLDERS / "gptq-4-actorder")
@@ -324,7 +336,9 @@ def changed(case: str, out: Path, tensors: dict[str, torch.Tensor | None], **key
     out.mkdir()
     save_file(given, out / "model.safetensors")
     config = json.loads((FOLDERS / case / "config.json").read_text())
-    config["quantization_config"] = config.get("quantization_config", {}) | keys
+    for said in ("quantization", "quantization_config"):
+        if said in config or said == "quantization_config":
+            config[said] = config.get(said, {}) | keys
     (out / "config.json").write_text(json.dumps(config))
     return out
 
@@ -344,6 +358,39 @@ BAD: dict[str, tuple[str, dict[str, torch.Tensor | None], dict[str, object], tup
     ),
     "a group size that does not divide": (
         "awq-4", {}, {"group_size": 80}, ("qweight", "its group size of 80 does not divide"),
+    ),
+    "a group size of GPTQ that its scales contradict": (
+        "gptq-4", {}, {"group_size": 48}, (".scales", "[3, 128]", "[4, 128]"),
+    ),
+    "a group size of MLX that does not divide": (
+        "mlx-4", {}, {"group_size": 80}, (".weight", "its group size of 80 does not divide"),
+    ),
+    "a group size of MLX that its scales contradict": (
+        "mlx-4", {}, {"group_size": 32}, (".scales", "[128, 3]", "[128, 6]"),
+    ),
+    "packed integers whose scales do not divide": (
+        "ct-int4", {f"{Q}.weight_scale": torch.ones(128, 3)}, {},
+        (f"{Q}.weight_scale", "3 scales a row, which do not divide 128"),
+    ),
+    "NVFP4 scales of another shape": (
+        "modelopt-nvfp4", {f"{Q}.weight_scale": torch.ones(128, 5).to(torch.float8_e4m3fn)}, {},
+        (f"{Q}.weight_scale", "[128, 5]", "[128, 8]"),
+    ),
+    "MXFP4 codes without scales": (
+        "ct-mxfp4", {f"{Q}.weight_scale": None}, {}, (f"{Q}.weight_packed", "weight_scale"),
+    ),
+    "AWQ without scales": (
+        "awq-4", {f"{Q}.scales": None}, {}, (f"{Q}.qweight", f"{Q}.scales is not there"),
+    ),
+    "nf4 codes without absmax": (
+        "bnb-nf4", {f"{Q}.weight.absmax": None}, {}, (f"{Q}.weight", "absmax"),
+    ),
+    "FP8 weights in a folder of GPTQ": (
+        "gptq-4",
+        {f"{Q}.qweight": None, f"{Q}.qzeros": None, f"{Q}.scales": None, f"{Q}.g_idx": None,
+         f"{Q}.weight": torch.ones(128, 128).to(torch.float8_e4m3fn),
+         f"{Q}.weight_scale": torch.ones(())}, {},
+        (f"{Q}.weight", "FP8_E4M3", "gptq", "two quantisations in one folder"),
     ),
     "a method that is not the tensors'": (
         "gptq-4", {}, {"quant_method": "bitsandbytes"}, ("_proj.qweight", "bitsandbytes"),
@@ -394,6 +441,15 @@ def test_a_contradiction_is_named_with_its_tensor(
     assert all(words in said for words in told), said
     assert main(["inspect", str(folder)]) == 0  # and all that is stored is listed
     assert "cannot be traced" in capsys.readouterr().out
+
+
+def test_two_words_of_one_config_that_disagree_are_refused(tmp_path: Path) -> None:
+    folder = changed("mlx-4", tmp_path / "two", {})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"]["group_size"] = 32
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadFileError, match=r"group_size is 64 in .* and 32 in .*quantization"):
+        open_model(folder)
 
 
 def test_two_quantisations_in_one_folder_are_refused(tmp_path: Path) -> None:
