@@ -21,7 +21,16 @@ from torch import Tensor
 
 from aprtui.cli.main import main
 from aprtui.compare.weights import diff_models
-from tests.compare.model_files import FFN, HEAD_DIM, HEADS, HIDDEN, LAYERS, VOCAB, small_model
+from tests.compare.model_files import (
+    FFN,
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    LAYERS,
+    VOCAB,
+    small_model,
+)
 from tests.make_quantised import dense_words, rounded
 
 Parts = dict[str, Tensor]
@@ -121,13 +130,16 @@ def gguf_file(kind: str, there: Path, wrong: bool) -> Path:
     if wrong:
         _break(model.tensors[WRONG])
     writer = gguf.GGUFWriter(there, "llama")
-    for key, value in (
-        ("context_length", 64), ("embedding_length", HIDDEN), ("block_count", LAYERS),
-        ("feed_forward_length", FFN), ("head_count", HEADS), ("head_count_kv", 2),
-        ("layer_norm_rms_eps", 1e-6), ("rope_dimension_count", HEAD_DIM),
-        ("rope_freq_base", 10000.0), ("vocab_size", VOCAB),
-    ):  # fmt: skip
-        getattr(writer, f"add_{key}")(value)
+    writer.add_context_length(64)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(FFN)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(VOCAB)
     code = gguf.GGMLQuantizationType[kind]
     for name, value in model.gguf_tensors().items():
         if value.ndim == 2 and name.startswith("blk."):
