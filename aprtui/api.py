@@ -148,23 +148,27 @@ def trace(
     device: str = "auto",
     dtype: str = "float32",
     overrides: Mapping[str, str] | None = None,
+    adapter: AnyPath | None = None,
     overwrite: bool = False,
     on_event: Callable[[Event], None] | None = None,
 ) -> TraceDir:
     """Run one traced forward pass in this process, write its stages, and open what was written.
 
     Either ``prompt`` or ``tokens``; without both, the default prompt. ``directory``: beside the
-    model, named after it. ``overrides`` are the ``--set`` values of a model that is not open yet.
-    ``on_event`` is told each event as it happens (``aprtui.engine.events``). Raises UsageError,
-    BadFileError, EngineError; the folder then holds whole files only and no manifest.
+    model, named after it. ``overrides`` are the ``--set`` values of a model that is not open yet,
+    ``adapter`` a LoRA to lay on its weights. ``on_event`` is told each event as it happens
+    (``aprtui.engine.events``). Raises UsageError, BadFileError, EngineError; the folder then holds
+    whole files only and no manifest.
     """
     from aprtui.engine.job import TraceJob
     from aprtui.engine.plan import make_plan
     from aprtui.engine.run import run_trace
 
-    opened = _opened(model, overrides)
+    opened = _opened(model, overrides, adapter)
+    laid = opened.file.adapter
     job = TraceJob(
         model=str(opened.path),
+        adapter="" if laid is None else str(laid.path),
         directory="" if directory is None else os.fspath(directory),
         prompt=prompt,
         tokens=_ids(tokens),
@@ -236,16 +240,20 @@ def diff_models(
     a: AnyPath,
     b: AnyPath,
     *,
+    adapter_a: AnyPath | None = None,
+    adapter_b: AnyPath | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> ModelComparison:
     """Compare two models' weights, whatever their formats and names, and what they are set to.
 
+    ``adapter_a`` and ``adapter_b`` are LoRA adapters to lay on the weights of either.
     ``progress`` is told the values done, of how many, and the weight's role. Raises BadFileError,
     UsageError, EngineError for a block type without a decoder.
     """
     from aprtui.compare.weights import diff_models as compare
 
-    return compare(Path(a), Path(b), progress)
+    laid = [None if side is None else Path(side) for side in (adapter_a, adapter_b)]
+    return compare(Path(a), Path(b), progress, adapters=(laid[0], laid[1]))
 
 
 def bisect(
@@ -259,24 +267,29 @@ def bisect(
     layers: Layers = "all",
     bars: Iterable[str] = (),
     overrides: Mapping[str, str] | None = None,
+    adapter: AnyPath | None = None,
     progress: Callable[[int, int, StageKey], None] | None = None,
 ) -> Bisection:
     """Replay every stage of ``b`` in float64 from its own inputs, and name what computes wrongly.
 
     ``a``, a reference, adds where the two first differ, and is replayed where b has no culprit.
-    ``model``: what b should have computed; else what a manifest names. ``tokens`` or ``prompt``
+    ``model``: what b should have computed; else what a manifest names, with ``adapter`` on its
+    weights, or the one that b's manifest names. ``tokens`` or ``prompt``
     where b does not say. A per-op folder alone is its gpu against its cpu. ``progress`` is told
     stages done, of how many, and which. Raises UsageError, BadFileError, EngineError.
     """
     from aprtui.compare.bars import parse_bar
     from aprtui.compare.bisect import Options
     from aprtui.compare.bisect import bisect as replay
-    from aprtui.compare.reference import find_model
+    from aprtui.compare.reference import find_model, named_adapter
+    from aprtui.model.open import Model
 
     _refuse_both(prompt, tokens)
     suspect, reference = _suspect(b, a)
     named = find_model(reference, suspect)[0] if model is None else model
-    opened = _opened(named, overrides)
+    if adapter is None and not isinstance(named, Model):
+        adapter = named_adapter(suspect, Path(named))
+    opened = _opened(named, overrides, adapter)
     ids = _given_ids(opened, prompt, tokens)
     options = Options(
         parse_stages(_words(stages)),
@@ -311,13 +324,20 @@ def _diff_files(
 # -- what callers may give -------------------------------------------------------------------------
 
 
-def _opened(model: AnyPath | Model, overrides: Mapping[str, str] | None = None) -> Model:
+def _opened(
+    model: AnyPath | Model,
+    overrides: Mapping[str, str] | None = None,
+    adapter: AnyPath | None = None,
+) -> Model:
     from aprtui.model.open import Model, open_model
 
     if not isinstance(model, Model):
-        return open_model(Path(model), overrides)
-    if overrides:
-        raise UsageError("overrides are said when a model is opened: this one is open already")
+        return open_model(
+            Path(model), overrides, adapter=None if adapter is None else Path(adapter)
+        )
+    if overrides or adapter is not None:
+        said = "overrides are" if overrides else "an adapter is"
+        raise UsageError(f"{said} said when a model is opened: this one is open already")
     return model
 
 

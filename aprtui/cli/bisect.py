@@ -18,6 +18,7 @@ from typing import Any
 
 from aprtui import api
 from aprtui.cli.options import (
+    add_adapter,
     add_choice,
     add_overrides,
     add_replay_prompt,
@@ -65,6 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the model that B should have computed (default: the one that the trace names)",
     )
     add_replay_prompt(parser)
+    add_adapter(parser)
     add_overrides(parser)
     parser.add_argument(
         "--bar", dest="bars", action="append", default=[], metavar="[STAGES:]METRIC=LIMIT",
@@ -102,6 +104,7 @@ def _run(args: argparse.Namespace) -> int:
             layers=args.layers,
             bars=args.bars,
             overrides=parse_overrides(args.overrides),
+            adapter=args.adapter,
             progress=tell,
         )
     if args.events:

@@ -30,6 +30,7 @@ def run_models(
     as_json: bool = False,
     as_markdown: bool = False,
     allow_unmeasured: bool = False,
+    adapters: tuple[Path | None, Path | None] = (None, None),
 ) -> int:
     """Compare, print, and tell by the exit code: 0 the same but for rounding, 1 not."""
     with StatusLine() as tell:
@@ -37,7 +38,7 @@ def run_models(
         def progress(done: int, total: int, role: str) -> None:
             tell(f"{100 * done // max(total, 1)} % of {count(total)} weights, {role}")
 
-        comparison = diff_models(a, b, progress)
+        comparison = diff_models(a, b, progress, adapters)
     if as_json:
         print_json(comparison.to_json(allow_unmeasured=allow_unmeasured))
     else:

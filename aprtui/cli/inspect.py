@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from aprtui.cli.inspect_graph import print_graph
+from aprtui.cli.options import add_adapter
 from aprtui.cli.output import print_json, print_notes, print_table
 from aprtui.compare.infer import open_any, with_shapes
 from aprtui.errors import AprtuiError, BadFileError, UsageError
+from aprtui.formats.adapters import adapted, read_adapter
 from aprtui.formats.aprt import MAGIC, read_header, read_values
 from aprtui.formats.files import first_bytes
 from aprtui.formats.modelfile import ModelFile, TensorEntry
@@ -28,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="a model file or folder, a trace directory, or a stage file")
     parser.add_argument("--json", action="store_true", help="everything as JSON")
     parser.add_argument("--model", help="the model that a foreign trace is of: tells its shapes")
+    add_adapter(parser)
     parser.add_argument(
         "--verify", action="store_true", help="read the whole file and compare its checksum"
     )
@@ -43,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         raise BadFileError(path, "does not exist")
     is_trace = path.is_dir() and not is_model_path(path)
     is_stage = path.is_file() and _is_stage_file(path)
+    if args.adapter and (is_trace or is_stage):
+        raise UsageError("--adapter is laid on a model's weights, and this is no model")
     if args.graph and (is_trace or is_stage):
         raise UsageError(
             f"{clean(str(path))}: {'a trace' if is_trace else 'a stage file'}, and a graph is a "
@@ -171,13 +176,15 @@ _ENGINE_KEYS = ("name", "version", "device", "dtype")
 def _model(path: Path, args: argparse.Namespace) -> int:
     file = list_model_file(path, verify=args.verify)
     if args.graph:
-        print_graph(open_model(path), as_json=args.json)
+        print_graph(open_model(path, adapter=args.adapter), as_json=args.json)
         return 0
     model: Model | None = None
     why_not = ""
     try:
         file = assembled(file)
-        model = open_model(path)
+        if args.adapter:
+            file = adapted(file, read_adapter(Path(args.adapter)))
+        model = open_model(path, adapter=args.adapter)
     except AprtuiError as error:
         why_not = str(error)
     if args.json:
@@ -208,6 +215,7 @@ def _model_json(file: ModelFile, model: Model | None, why_not: str) -> dict[str,
         "why_not": why_not or None,
         "architecture": model.architecture if model else None,
         "config": model.settings if model else None,
+        "adapter": file.adapter.to_json() if file.adapter else None,
         "quantisation": file.quantisation.to_json() if file.quantisation else None,
         "header": [
             {

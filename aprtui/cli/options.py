@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from aprtui.errors import UsageError
 from aprtui.text import clean
 
-__all__ = ["add_choice", "add_overrides", "add_replay_prompt", "parse_overrides", "parse_tokens"]
+__all__ = [
+    "add_adapter",
+    "add_choice",
+    "add_overrides",
+    "add_replay_prompt",
+    "parse_overrides",
+    "parse_tokens",
+]
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +27,14 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layers", "--layer", default="all", metavar="START..END|N|all",
         help="layers: 3, 0,3,7 or 3..6; END is not included",
+    )  # fmt: skip
+
+
+def add_adapter(parser: argparse._ActionsContainer) -> None:
+    """``--adapter PATH``."""
+    parser.add_argument(
+        "--adapter", metavar="PATH",
+        help="a LoRA adapter to lay on the model's weights: a peft folder, or a GGUF file",
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aprtui.cli.options import add_overrides, parse_overrides, parse_tokens
+from aprtui.cli.options import add_adapter, add_overrides, parse_overrides, parse_tokens
 from aprtui.cli.output import print_json
 from aprtui.crash import told_of
 from aprtui.engine.events import Emit, Event, Failed, Finished, Planned, StageWritten
@@ -119,6 +119,7 @@ def _configure_computing(parser: argparse.ArgumentParser) -> None:
         "to the next; what does not fit streams",
     )  # fmt: skip
     how.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    add_adapter(how)
     add_overrides(how)
 
 
@@ -194,6 +195,7 @@ def _job(args: argparse.Namespace) -> TraceJob:
         overwrite=args.overwrite,
         overrides=parse_overrides(args.overrides),
         engine=args.engine,
+        adapter=args.adapter or "",
         engine_args=parse_overrides(args.engine_args, "--engine-arg"),
         resident=args.resident,
     )

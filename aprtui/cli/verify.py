@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aprtui.cli.options import parse_overrides, parse_tokens
+from aprtui.cli.options import add_adapter, parse_overrides, parse_tokens
 from aprtui.cli.output import print_json, print_notes
 from aprtui.cli.report import check_output, write_report
 from aprtui.compare.bisection import Bisection
@@ -105,6 +105,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--tokens", metavar="1,2,3", help="token ids instead of text")
     parser.add_argument("--device", default="auto", help="for ours and hf (default: auto)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="for ours and hf")
+    add_adapter(parser)
     parser.add_argument(
         "--engine-arg", dest="engine_args", action="append", default=[], metavar="KEY=VALUE",
         help="a setting of llamacpp: kv=f16, flash=on, threads=N, gpu_layers=N; may be repeated",
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     """Trace, compare, replay, and tell by the exit code."""
     if args.report is not None:
         check_output(args.report, overwrite=args.overwrite)
-    model = open_model(Path(args.model))
+    model = open_model(Path(args.model), adapter=args.adapter)
     names = _engines(args.engines, model)
     with _folder(args.output) as folder:
         plans = {name: make_plan(_job(args, name, folder)) for name in names}
@@ -180,6 +181,7 @@ def _job(args: argparse.Namespace, engine: str, folder: Path) -> TraceJob:
         dtype="float32" if foreign else args.dtype,
         overwrite=args.overwrite,
         engine=engine,
+        adapter=args.adapter or "",
         engine_args=parse_overrides(args.engine_args, "--engine-arg") if foreign else {},
     )
 
@@ -312,6 +314,10 @@ def _engine_json(each: Verified, first: Verified, args: argparse.Namespace) -> d
     }
 
 
+def _adapter(args: argparse.Namespace) -> list[str]:
+    return ["--adapter", args.adapter] if args.adapter else []
+
+
 def _report(
     engines: tuple[Verified, ...],
     traces: Mapping[str, TraceDir],
@@ -330,7 +336,7 @@ def _report(
         worst.comparison,
         model=model,
         bisection=worst.replay,
-        commands=(shlex.join(["aprtui", "verify", args.model]),),
+        commands=(shlex.join(["aprtui", "verify", args.model, *_adapter(args)]),),
     )
     write_report(report, args.report, overwrite=args.overwrite)
     if not args.json:

@@ -94,13 +94,18 @@ def _attended(graph: Graph, layer: int | None) -> int:
     return next((op.values.size for op in ops if isinstance(op, Attend)), 0)
 
 
-def read_sides(a: Path, b: Path) -> tuple[WeightSide, WeightSide]:
-    """Both models' tensor tables and configurations; no weight is read.
+def read_sides(
+    a: Path, b: Path, adapters: tuple[Path | None, Path | None] = (None, None)
+) -> tuple[WeightSide, WeightSide]:
+    """Both models' tensor tables and configurations, each with its adapter; no weight is read.
 
     Missing tensors, wrong shapes, unread keys and tensors that play no part are for the comparison
     to name. Raises BadFileError for a damaged file or one whose configuration contradicts itself.
     """
-    files = [read_model_file(path) for path in (a, b)]
+    files = [
+        read_model_file(path, adapter=adapter)
+        for path, adapter in zip((a, b), adapters, strict=True)
+    ]
     who = [identify(file) for file in files]
     tables = [sort_tensors(file, each.name) for file, each in zip(files, who, strict=True)]
     read = [_try_settle(*each, {}) for each in zip(files, who, tables, strict=True)]

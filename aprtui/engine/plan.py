@@ -152,6 +152,7 @@ class Plan:
         return dataclasses.replace(
             self.job,
             model=str(self.model.path.absolute()),
+            adapter=self.job.adapter and str(Path(self.job.adapter).absolute()),
             directory="",
             device=device,
             overwrite=False,
@@ -179,7 +180,7 @@ def make_plan(job: TraceJob, model: Model | None = None) -> Plan:
     no sense, BadFileError for a damaged model.
     """
     _check_choices(job)
-    return _plan(job, model or open_model(Path(job.model), job.overrides))
+    return _plan(job, model or _opened(job))
 
 
 def make_plans(job: TraceJob, prompts: Sequence[str]) -> tuple[Plan, ...]:
@@ -195,7 +196,7 @@ def make_plans(job: TraceJob, prompts: Sequence[str]) -> tuple[Plan, ...]:
             f"{clean(str(root))}: a trace is there itself, where a folder a prompt shall be made",
             hint="choose another folder with --save-tensor-dir",
         )
-    model = open_model(Path(job.model), job.overrides)
+    model = _opened(job)
     plans = [
         _plan(dataclasses.replace(job, prompt=prompt, directory=str(root / f"prompt-{n}")), model)
         for n, prompt in enumerate(prompts, 1)
@@ -205,6 +206,10 @@ def make_plans(job: TraceJob, prompts: Sequence[str]) -> tuple[Plan, ...]:
         note = f"{clean(str(further))} holds a trace of an earlier run, which stays"
         plans[-1] = dataclasses.replace(plans[-1], notes=(*plans[-1].notes, note))
     return tuple(plans)
+
+
+def _opened(job: TraceJob) -> Model:
+    return open_model(Path(job.model), job.overrides, adapter=job.adapter or None)
 
 
 def _plan(job: TraceJob, model: Model) -> Plan:

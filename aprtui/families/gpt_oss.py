@@ -11,6 +11,7 @@ from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
     ATTENTION,
     OUTPUT_BIAS,
+    PACKED_EXPERTS,
     PRE_NORMS,
     QKV_BIAS,
     WHOLE,
@@ -51,17 +52,12 @@ _EXPERTS = (
                  holds=_BIASES, packed=True, in_turn=True),
     layer_tensor("experts_down_turned", "mlp.experts.down_proj",
                  holds=_DOWN, packed=True, transposed=True),
-    layer_tensor("experts_down_rows", "mlp.experts.down_proj.weight", holds=_DOWN, packed=True),
     layer_tensor("experts_down_bias", "mlp.experts.down_proj_bias", "ffn_down_exps.bias",
-                 holds=("expert_down_bias",), packed=True),
-    *(
-        layer_tensor(f"experts_{part}", f"ffn_{part}_exps.weight",
-                     holds=(f"expert_{part}",), packed=True)
-        for part in ("gate", "up", "down")
-    ),
+                 "mlp.experts.down_proj.bias", holds=("expert_down_bias",), packed=True),
+    *PACKED_EXPERTS,
     *(
         layer_tensor(f"experts_{part}_bias", f"ffn_{part}_exps.bias",
-                     holds=(f"expert_{part}_bias",), packed=True)
+                     f"mlp.experts.{part}_proj.bias", holds=(f"expert_{part}_bias",), packed=True)
         for part in ("gate", "up")
     ),
 )  # fmt: skip

@@ -8,6 +8,7 @@ from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
     ATTENTION,
     OUTPUT_BIAS,
+    PACKED_EXPERTS,
     PRE_NORMS,
     QKV_BIAS,
     WHOLE,
@@ -20,6 +21,7 @@ __all__ = ["FAMILY"]
 
 _HF = {**granite.HF, "num_experts": 8, "num_experts_per_tok": 2}
 _EXPERTS = (  # the names of published folders, then transformers' own
+    *PACKED_EXPERTS,
     layer_tensor(
         "router", "block_sparse_moe.router.layer.weight", "block_sparse_moe.router.weight"
     ),

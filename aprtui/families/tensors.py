@@ -14,9 +14,9 @@ from aprtui.formats.modelfile import TensorEntry
 from aprtui.graph import Role
 
 __all__ = [
-    "ATTENTION", "CORRECTION_BIAS", "DENSE", "EXPERTS", "NORM_BIASES", "OUTPUT_BIAS", "POST_NORMS",
-    "PRE_NORMS", "QKV_BIAS", "QK_NORM", "SANDWICH_NORMS", "SHARED_EXPERT", "WHOLE", "Sorted",
-    "Table", "Tensor", "layer_tensor",
+    "ATTENTION", "CORRECTION_BIAS", "DENSE", "EXPERTS", "NORM_BIASES", "OUTPUT_BIAS",
+    "PACKED_EXPERTS", "POST_NORMS", "PRE_NORMS", "QKV_BIAS", "QK_NORM", "SANDWICH_NORMS",
+    "SHARED_EXPERT", "WHOLE", "Sorted", "Table", "Tensor", "layer_tensor",
 ]  # fmt: skip
 
 
@@ -132,6 +132,24 @@ DENSE = (
 )
 
 _MIXTRAL_PARTS = {"gate": "w1", "up": "w3", "down": "w2"}
+_MLX_ROOMS = (
+    "mlp.switch_mlp",
+    "block_sparse_moe.switch_mlp",
+    "mlp.experts",
+    "feed_forward.experts",
+)
+PACKED_EXPERTS = tuple(
+    layer_tensor(
+        f"experts_{part}",
+        f"ffn_{part}_exps.weight",
+        *(f"{room}.{part}_proj.weight" for room in _MLX_ROOMS),
+        holds=(f"expert_{part}",),
+        packed=True,
+    )
+    for part in _MIXTRAL_PARTS
+)
+"""All experts of a layer in one tensor: llama.cpp's names, and mlx-lm's (``sanitize``)."""
+
 EXPERTS = (
     layer_tensor(
         "router", "mlp.gate.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight"
@@ -145,12 +163,7 @@ EXPERTS = (
         )
         for part, short in _MIXTRAL_PARTS.items()
     ),
-    *(
-        layer_tensor(
-            f"experts_{part}", f"ffn_{part}_exps.weight", holds=(f"expert_{part}",), packed=True
-        )
-        for part in _MIXTRAL_PARTS
-    ),
+    *PACKED_EXPERTS,
     layer_tensor(
         "experts_gate_up",
         "mlp.experts.gate_up_proj",

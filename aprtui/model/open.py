@@ -14,6 +14,7 @@ from aprtui.families.registry import Identity, identify, load_family
 from aprtui.families.settings import Doubt, Settings
 from aprtui.families.settle import Settled, settle, sort_tensors
 from aprtui.families.tensors import Sorted, Table, Tensor
+from aprtui.formats.adapters import adapted, read_adapter
 from aprtui.formats.apr import fits, read_apr
 from aprtui.formats.files import first_bytes
 from aprtui.formats.gguf import read_gguf
@@ -163,10 +164,14 @@ def is_model_path(path: Path) -> bool:
         raise BadFileError(path, f"cannot be read: {error.strerror}") from error
 
 
-def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
-    """The file's metadata and its weights, each quantised one put together: ``list_model_file``
-    and ``formats.quantised.assembled``, and what they raise."""
-    return assembled(list_model_file(path, verify=verify))
+def read_model_file(
+    path: Path, *, verify: bool = False, adapter: str | Path | None = None
+) -> ModelFile:
+    """The file's metadata and its weights, each quantised one put together, an ``adapter`` laid on
+    them: ``list_model_file``, ``formats.quantised.assembled``, ``formats.adapters``, and what they
+    raise."""
+    file = assembled(list_model_file(path, verify=verify))
+    return file if adapter is None else adapted(file, read_adapter(Path(adapter)))
 
 
 def list_model_file(path: Path, *, verify: bool = False) -> ModelFile:
@@ -218,15 +223,19 @@ _OPEN_KEYS = ("architecture", "ignore_keys", "unknown_tensors")
 
 
 def open_model(
-    path: str | Path, overrides: Mapping[str, str] | None = None, *, verify: bool = False
+    path: str | Path,
+    overrides: Mapping[str, str] | None = None,
+    *,
+    verify: bool = False,
+    adapter: str | Path | None = None,
 ) -> Model:
     """Open a model and settle its configuration; no weight is read.
 
-    ``overrides`` are the ``--set`` values. Raises BadFileError for a damaged file, a key that
-    nothing reads, a missing tensor or a shape that contradicts the configuration; UsageError for an
-    override that makes no sense.
+    ``overrides`` are the ``--set`` values, ``adapter`` a LoRA to lay on its weights. Raises
+    BadFileError for a damaged file, a key that nothing reads, a missing tensor or a shape that
+    contradicts the configuration; UsageError for an override that makes no sense.
     """
-    file = read_model_file(Path(path), verify=verify)
+    file = read_model_file(Path(path), verify=verify, adapter=adapter)
     other = other_kind(file)
     if other is not None:
         raise other
@@ -243,6 +252,7 @@ def open_model(
     settings.finish(frozenset(filter(None, ignore.split(","))))
     family = load_family(who.name)
     weights = _matrices(file, settled, family.tensors, found)
+    _check_adapted_head(file, settings, weights)
     notes += [*settings.notes, *_left_out(who, found)]
     stated = family.adjacent or found.gguf_names or found.mistral_names
     if settled.graph.rope_layout == "adjacent" and not stated:
@@ -259,6 +269,24 @@ def open_model(
         (*doubts, *settings.doubts),
         overrides,
     )
+
+
+def _check_adapted_head(
+    file: ModelFile, settings: Settings, weights: Mapping[Role, Matrix]
+) -> None:
+    """Raises BadFileError for an adapter of a token table that is the head as well: peft changes
+    one use of it, its merge both."""
+    table = weights.get(Role("embedding"))
+    adapter = file.adapter
+    if adapter is None or table is None or not settings.values["tied_head"]:
+        return
+    if table.entry.name in {*adapter.changes, *adapter.replaced}:
+        raise BadFileError(
+            adapter.path,
+            f"changes {clean(table.entry.name)}, which is the head of this model as well: peft's "
+            "pass and its merge compute two models",
+            hint="merge_and_unload makes a checkpoint of the one that is meant",
+        )
 
 
 def _quantisation(file: ModelFile) -> dict[str, Any]:

@@ -158,7 +158,21 @@ def prepare(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]]:
         raise UsageError(f"{engine.title} is not installed", hint=engine.how_to_install)
     if why := suits(job.engine, model):
         raise UsageError(why, hint="--engine aprtui reads it")
+    _check_adapter(job)
     return _llamacpp(job, model) if job.engine == "llamacpp" else (_without_arguments(job), ())
+
+
+def _check_adapter(job: TraceJob) -> None:
+    """Raises UsageError where an adapter cannot be laid on this engine's weights."""
+    if job.adapter and job.engine == "llamacpp":
+        raise UsageError(
+            "--adapter does not reach llama.cpp: with one its pass has other nodes",
+            hint="llama-export-lora makes one GGUF of the model and the adapter",
+        )
+    if job.adapter and importlib.util.find_spec("peft") is None:
+        raise UsageError(
+            "transformers needs peft to lay an adapter on a model", hint="pip install peft"
+        )
 
 
 def _without_arguments(job: TraceJob) -> TraceJob:

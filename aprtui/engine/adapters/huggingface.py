@@ -182,7 +182,7 @@ def _load(plan: Plan, device: torch.device) -> Any:
             local_files_only=True,
             trust_remote_code=False,
         )
-        return model.eval().to(device)
+        return _adapted(model, plan.job.adapter).eval().to(device)
     except torch.cuda.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
@@ -194,6 +194,15 @@ def _load(plan: Plan, device: torch.device) -> Any:
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
+
+
+def _adapted(model: Any, adapter: str) -> Any:
+    """The model with an adapter merged into its weights by peft; as it is without one."""
+    if not adapter:
+        return model
+    peft: Any = importlib.import_module("peft")
+    folder = Path(adapter) if Path(adapter).is_dir() else Path(adapter).parent
+    return peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
 class _Shown:

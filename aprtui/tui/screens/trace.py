@@ -161,6 +161,7 @@ class TraceScreen(BaseScreen):
             device=said["device"] or "auto",
             dtype=said["dtype"] or "float32",
             engine=said["engine"].strip() or "aprtui",
+            adapter=said["adapter"].strip() and str(Path(said["adapter"].strip()).expanduser()),
             overwrite=replace,
         )
 

@@ -18,7 +18,14 @@ from aprtui.tui.keys import bindings
 
 __all__ = ["TraceForm", "other_engines"]
 
-ROWS = (("prompt",), ("tokens",), ("stages", "layers"), ("device", "dtype"), ("engine",), ("into",))
+ROWS = (
+    ("prompt",),
+    ("tokens",),
+    ("stages", "layers"),
+    ("device", "dtype"),
+    ("engine", "adapter"),
+    ("into",),
+)
 FIELDS = tuple(name for row in ROWS for name in row)
 PROMPT = "What is 2+2?"
 
@@ -38,11 +45,11 @@ class TraceForm(Vertical, can_focus=True):
         self._cards = Cards()
         self._values = {
             "prompt": PROMPT, "stages": "all", "layers": "all", "device": "auto",
-            "dtype": "float32", "engine": "aprtui", "into": str(directory),
+            "dtype": "float32", "engine": "aprtui", "adapter": "", "into": str(directory),
         }  # fmt: skip
 
     def compose(self) -> ComposeResult:
-        holders = {"tokens": "or token ids: 1,2,3"}
+        holders = {"tokens": "or token ids: 1,2,3", "adapter": "none"}
         for row in ROWS:
             with Horizontal(classes="field"):
                 for name in row:
@@ -119,6 +126,7 @@ def hint(name: str, cards: Cards) -> str:
         "layers": "all, 3, 0..4 or 0,2,5",
         "device": "auto (a GPU where there is one), cpu, cuda:1, mps",
         "dtype": "float32, bfloat16 or float16",
+        "adapter": "a LoRA to lay on the weights: a peft folder, or a GGUF file",
         "into": "a folder of its own",
     }[name]
 
