@@ -90,6 +90,9 @@ _OURS = (
     Row("exaone_moe", "aprtui.families.exaone_moe", ("exaone_moe",), ("exaone-moe",)),
     Row("mellum", "aprtui.families.mellum", ("mellum",), ("mellum",)),
     Row("phimoe", "aprtui.families.phimoe", ("phimoe",), ("phimoe",)),
+    Row("afmoe", "aprtui.families.afmoe", ("afmoe",), ("afmoe",)),
+    Row("laguna", "aprtui.families.laguna", ("laguna",), ("laguna",)),
+    Row("mimo", "aprtui.families.mimo", ("mimo_v2_flash",), ("mimo2",)),
     Row("apertus", "aprtui.families.apertus", ("apertus",), ("apertus",)),
 )
 

@@ -18,11 +18,18 @@ _SIGMOID = 2  # of llama.cpp's gating functions
 
 
 def read_sigmoid(
-    s: Settings, routing: Routing, scale: str, *, renormalise: bool, eps: float = 1e-20
+    s: Settings,
+    routing: Routing,
+    scale: str,
+    *,
+    renormalise: bool,
+    eps: float = 1e-20,
+    **null: float,
 ) -> Routing:
     """Sigmoid scores, a bias for the choice, the weights times config.json's key ``scale``.
 
-    ``eps`` is what transformers adds to the sum that divides; GGUF says the rest itself.
+    ``eps`` is what transformers adds to the sum that divides; ``null``: what a null ``scale`` means
+    where it is a value. GGUF says the rest itself.
     """
     if s.file.format == "gguf":
         if s.take("expert_gating_func") != _SIGMOID:
@@ -31,7 +38,7 @@ def read_sigmoid(
         factor = s.number("expert_weights_scale", 1.0)
         route = Route("sigmoid", renormalise, factor, floor=_LEAST_SUM)
     else:
-        route = Route("sigmoid", renormalise, s.number(scale), eps=eps)
+        route = Route("sigmoid", renormalise, s.number(scale, **null), eps=eps)
     if route.scale == 0 and s.file.format == "gguf":  # llama.cpp takes it for none
         raise s.fail("expert_weights_scale is 0")
     corrected = s.file.format == "safetensors" or s.shape("correction_bias") is not None
@@ -70,12 +77,14 @@ def read_shared(s: Settings, routing: Routing, count_key: str) -> Routing:
     return replace(routing, shared_size=size, shared_gate=False)
 
 
-def read_dense_first(s: Settings, layers: int) -> list[bool]:
-    """Which layers have experts: all but the first ``first_k_dense_replace``."""
+def read_dense_first(
+    s: Settings, layers: int, count_key: str = "first_k_dense_replace"
+) -> list[bool]:
+    """Which layers have experts: all but the first ones, as many as ``count_key`` says."""
     if s.file.format == "gguf":
         first = s.integer("leading_dense_block_count", 0)
     else:
-        first = s.integer("first_k_dense_replace")
+        first = s.integer(count_key)
     sparse = [layer >= first for layer in range(layers)]
     s.say("sparse_layers", tuple(sparse))
     return sparse
