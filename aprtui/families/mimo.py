@@ -36,6 +36,8 @@ _HF = {
     "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.0,
     "attention_value_scale": 0.707,
 }  # fmt: skip
+_GGUF = {"rope_theta": 1e4, "nextn_predict_layers": 0, "attention_value_scale": 1.0,
+         "tie_word_embeddings": False}  # fmt: skip
 _BASES, _SHARE = {FULL: 5e6, SLIDING: 1e4}, 0.334
 _PERIOD = 6  # of layers without a window, and the first
 
@@ -54,14 +56,13 @@ def _windows(s: Settings, layers: int) -> list[int | None]:
 
 def _by_layer(s: Settings, sizes: list[Sizes], windows: list[int | None]) -> list[Sizes]:
     """In a folder the layers with a window have twice the key/value heads; GGUF says each's."""
-    if s.file.format != "gguf":
-        twice = [1 if window is None else 2 for window in windows]
-        sizes = [replace(each, kv_heads=each.kv_heads * by)
-                 for each, by in zip(sizes, twice, strict=True)]  # fmt: skip
-        for each in sizes:
-            decoder.check_heads(s, each.heads, each.kv_heads)
-    s.say("num_kv_heads", [each.kv_heads for each in sizes])
-    return sizes
+    twice = [2 if window and s.file.format != "gguf" else 1 for window in windows]
+    made = [replace(each, kv_heads=each.kv_heads * by)
+            for each, by in zip(sizes, twice, strict=True)]  # fmt: skip
+    for each in made:
+        decoder.check_heads(s, each.heads, each.kv_heads)
+    s.say("num_kv_heads", [each.kv_heads for each in made])
+    return made
 
 
 def _tables(s: Settings, head_dim: int) -> dict[str, RopeTable]:
@@ -94,12 +95,12 @@ def _published(
     windows: list[int | None], sparse: list[bool],
 ) -> None:  # fmt: skip
     """Keys of published folders that transformers reads nowhere: they must say what it computes."""
-    first, slid = sizes[0], next((n for n, window in enumerate(windows) if window), None)
-    kv_heads = first.kv_heads if slid is None else sizes[slid].kv_heads
+    first, slid = sizes[0], next((n for n, window in enumerate(windows) if window), 0)
     for key, value in {
         "rope_theta": tables[FULL].theta, "swa_rope_theta": tables[SLIDING].theta,
         "layernorm_epsilon": first.eps, "swa_head_dim": first.head_dim, "swa_v_head_dim": values,
-        "swa_num_attention_heads": first.heads, "swa_num_key_value_heads": kv_heads,
+        "swa_num_attention_heads": first.heads, 
+        "swa_num_key_value_heads": sizes[slid].kv_heads,
         "hybrid_layer_pattern": [int(window is not None) for window in windows],
         "moe_layer_freq": [int(each) for each in sparse],
         "add_swa_attention_sink_bias": True, "add_full_attention_sink_bias": False,
@@ -113,15 +114,14 @@ def _published(
 
 def build(s: Settings) -> Graph:
     sizes, activation = decoder.read_sizes_by_layer(s), s.activation("hidden_act", "silu")
-    layers, head_dim = len(sizes), sizes[0].head_dim
-    in_folder = s.file.format != "gguf"
+    layers, head_dim, in_folder = len(sizes), sizes[0].head_dim, s.file.format != "gguf"
     values = s.integer("v_head_dim" if in_folder else "value_dim", head_dim)
     windows, tables = _windows(s, layers), _tables(s, head_dim)
     sizes, causal = _by_layer(s, sizes, windows), decoder.read_causal(s)
     biased = decoder.read_biases(s)["qkv_bias"]
     scale = s.number("attention_value_scale", null=1.0)
-    has = [f"blk.{n}.ffn_gate_inp.weight" in s.file.tensors for n in range(layers)]
-    due = [layer > 0 for layer in range(layers)] if in_folder else has
+    routed = "blk.{}.ffn_gate_inp.weight".format
+    due = [n > 0 if in_folder else routed(n) in s.file.tensors for n in range(layers)]
     sparse = routers.read_mlp_types(s, due)
     routing, ffn = _routing(s, activation), decoder.read_ffn(s)
     _published(s, tables, sizes, values, windows, sparse)
@@ -148,11 +148,5 @@ _PARTS = (*WHOLE, *PRE_NORMS, *ATTENTION, *QKV_BIAS, *SINKS)
 FAMILY = Family(
     Table((*_PARTS, *DENSE, *EXPERTS, *CORRECTION_BIAS)),
     build,
-    Defaults(
-        hf=_HF,
-        gguf={
-            "rope_theta": 1e4, "nextn_predict_layers": 0, "attention_value_scale": 1.0,
-            "tie_word_embeddings": False,
-        },
-    ),
-)  # fmt: skip
+    Defaults(hf=_HF, gguf=_GGUF),
+)

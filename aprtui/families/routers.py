@@ -10,10 +10,11 @@ from aprtui.graph.blocks import Routing
 from aprtui.graph.ops import Route
 
 __all__ = [
+    "LEAST_SUM",
     "read_dense_first", "read_groups", "read_mlp_types", "read_shared", "read_sigmoid",
 ]  # fmt: skip
 
-_LEAST_SUM = 2.0**-14  # llama.cpp divides by no smaller sum of the chosen experts' scores
+LEAST_SUM = 2.0**-14  # llama.cpp divides by no smaller sum of the chosen experts' scores
 _SIGMOID = 2  # of llama.cpp's gating functions
 
 
@@ -36,7 +37,7 @@ def read_sigmoid(
             raise s.fail("expert_gating_func is not 2, a sigmoid, which the family needs")
         renormalise = s.flag("expert_weights_norm", renormalise)
         factor = s.number("expert_weights_scale", 1.0)
-        route = Route("sigmoid", renormalise, factor, floor=_LEAST_SUM)
+        route = Route("sigmoid", renormalise, factor, floor=LEAST_SUM)
     else:
         route = Route("sigmoid", renormalise, s.number(scale, **null), eps=eps)
     if route.scale == 0 and s.file.format == "gguf":  # llama.cpp takes it for none
