@@ -113,6 +113,9 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "query_pre_attn_scalar": (1e-6, 1e9),
     "logits_scaling": (1e-6, 1e9),
     "logit_scale": (1e-6, 1e9),
+    "route_scale": (1e-6, 1e9),
+    "moe_routed_scaling_factor": (1e-6, 1e9),
+    "attention_value_scale": (1e-6, 1e9),
 }
 
 _NO_MATTER = re.compile(

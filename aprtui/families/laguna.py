@@ -97,7 +97,10 @@ def _routing(s: Settings, activation: str) -> Routing:
     )
     s.must_be("expert_shared_count", (1,), "there are several shared experts")
     size = s.integer("shared_expert_intermediate_size")
-    cap = s.number("moe_router_logit_softcapping", 0.0)
+    name = "moe_router_logit_softcapping"
+    if type(s.take(name, 0.0)) is int:
+        raise s.fail(f"{name} is a whole number, which transformers refuses")
+    cap = s.number(name, 0.0)
     return replace(routing, shared_size=size, shared_gate=False, cap=cap if cap > 0 else None)
 
 
