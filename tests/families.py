@@ -188,7 +188,8 @@ TINY: dict[str, Tiny] = {
 
 
 def save_tiny(tiny: Tiny, folder: Path) -> Any:
-    """A model with seeded random weights, saved as safetensors; norms and biases away from 1 and 0.
+    """A model with seeded random weights, saved as safetensors; norms, biases and what begins as
+    zeros away from 1 and 0.
 
     Returns it.
     """
@@ -199,7 +200,7 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
     model = model.to(torch.float32).eval()
     with torch.no_grad():
         for key, value in (*model.named_parameters(), *model.named_buffers()):
-            if "norm" in key or key.endswith("bias"):
+            if "norm" in key or key.endswith("bias") or not value.any():
                 value.add_(torch.randn_like(value) * 0.2)
     model.save_pretrained(folder)
     return model

@@ -70,13 +70,13 @@ def turned(x: Array, dims: int, theta: float, pairs: str = "halves") -> Array:
 def all_turned(s: Scene, theta: float, pairs: str = "halves") -> Array:
     """RoPE over the whole head where it is over a part."""
     heads, x = s.own.heads, s.inputs[0].reshape(len(TOKENS), -1)
-    x = x[:, heads.columns].reshape(len(TOKENS), heads.count, heads.size)
-    return turned(x, heads.size, theta, pairs)
+    own = x[:, heads.columns].reshape(len(TOKENS), heads.count, heads.size)
+    return turned(own, heads.size, theta, pairs)
 
 
 def queries_and_keys(s: Scene) -> tuple[Array, Array]:
     """Q and K [T,heads,d] of scores, whatever stage holds them."""
-    op, cut = s.op("attn_scores"), []
+    op, cut = s.op("attn_scores"), list[Array]()
     node = s.graph[s.node.key._replace(stage="attn_scores")]
     for key, heads in zip(node.inputs, (op.queries, op.keys), strict=True):
         x = s.values[key].reshape(len(TOKENS), -1)
