@@ -162,6 +162,24 @@ TINY: dict[str, Tiny] = {
         "moe_intermediate_size": 32, "mlp_layer_types": ["dense", "sparse", "sparse"],
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     }, ("mellum",)),
+    "afmoe": Tiny("Afmoe", {
+        "head_dim": 16, "num_hidden_layers": 4, "sliding_window": 4, "num_experts": 6,
+        "num_experts_per_tok": 3, "moe_intermediate_size": 32, "num_shared_experts": 2,
+        "route_scale": 1.7, "mup_enabled": True, "global_attn_every_n_layers": 3,
+    }, ("afmoe",)),
+    "laguna": Tiny("Laguna", {
+        "head_dim": 16, "sliding_window": 4, "num_attention_heads_per_layer": [4, 2, 6],
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 40, "moe_routed_scaling_factor": 2.5,
+        "moe_router_logit_softcapping": 2.0, "attention_bias": True,
+    }, ("laguna",)),
+    "mimo": Tiny("MiMoV2Flash", {
+        "head_dim": 24, "v_head_dim": 16, "sliding_window": 4, "n_routed_experts": 6,
+        "num_experts_per_tok": 2, "n_group": 3, "topk_group": 2, "moe_intermediate_size": 32,
+        "routed_scaling_factor": 1.5, "attention_bias": True, "num_attention_heads": 8,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    }, ("mimo_v2_flash",)),
     "apertus": Tiny("Apertus", {"rope_parameters": {
         "rope_type": "llama3", "rope_theta": 12000000.0, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
@@ -170,7 +188,8 @@ TINY: dict[str, Tiny] = {
 
 
 def save_tiny(tiny: Tiny, folder: Path) -> Any:
-    """A model with seeded random weights, saved as safetensors; norms and biases away from 1 and 0.
+    """A model with seeded random weights, saved as safetensors; norms, biases and what begins as
+    zeros away from 1 and 0.
 
     Returns it.
     """
@@ -181,7 +200,7 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
     model = model.to(torch.float32).eval()
     with torch.no_grad():
         for key, value in (*model.named_parameters(), *model.named_buffers()):
-            if "norm" in key or key.endswith("bias"):
+            if "norm" in key or key.endswith("bias") or not value.any():
                 value.add_(torch.randn_like(value) * 0.2)
     model.save_pretrained(folder)
     return model

@@ -16,7 +16,8 @@ from aprtui.families.tensors import Sorted, Table, Tensor
 from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.formats.quantised import refuse_unreadable
 from aprtui.graph import Graph, Role
-from aprtui.graph.ops import Attend, Bias, Norm, Product
+from aprtui.graph.heads import head_windows
+from aprtui.graph.ops import Bias, Norm, Product
 from aprtui.model.open import Matrix, held_window, read_model_file, tokenizer_spec_of
 from aprtui.model.operand import Operand
 from aprtui.model.tokenizer import TokenizerSpec
@@ -79,19 +80,18 @@ class WeightSide:
 
 
 def _head_sizes(graph: Graph) -> Iterator[tuple[Role, int]]:
-    """The roles of q, k and v (and their biases) with the head sizes that Attend reads."""
+    """The roles of q, k and v (and their biases) with the sizes of the heads that are cut out of
+    what they make."""
+    windows = head_windows(graph)
     for node in graph:
-        if isinstance(node.op, Product | Bias) and len(node.op.parts) > 1:
-            size = _attended(graph, node.key.layer)
-            for part in node.op.parts:
+        op = node.op
+        if isinstance(op, Product | Bias) and len(op.parts) > 1:
+            sizes = {window.heads.first: window.heads.size for window in windows.get(node.key, ())}
+            for part in op.parts:
+                size = sizes.get(op.columns(part).start, 0)
                 yield part.weight, size
                 if part.bias is not None:
                     yield part.bias, size
-
-
-def _attended(graph: Graph, layer: int | None) -> int:
-    ops = (node.op for node in graph if node.key.layer == layer)
-    return next((op.values.size for op in ops if isinstance(op, Attend)), 0)
 
 
 def read_sides(

@@ -120,7 +120,7 @@ def _attention(
         scores = ops.score_block(ar, score, q[first:last, heads], k[:keys, kv_heads], seen)
         sink = None if lost is None else lost[heads]
         weights = ops.softmax_block(scores, seen, sink)
-        out[first:last, heads] = ops.attend_block(ar, weights, v[:keys, kv_heads])
+        out[first:last, heads] = ops.attend_block(ar, attend, weights, v[:keys, kv_heads])
         for taken, block in zip(sinks, (scores, weights), strict=True):
             if taken is not None:
                 taken.put(heads.start, first, block)

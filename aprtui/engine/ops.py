@@ -38,6 +38,7 @@ from aprtui.graph.ops import (
     Scores,
     Sigmoid,
     Softmax,
+    Softplus,
     Temperature,
     Xielu,
 )
@@ -281,8 +282,10 @@ def softmax_block(scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> 
     return torch.softmax(torch.cat((masked, sink), dim=-1), dim=-1)[..., :-1].to(scores.dtype)
 
 
-def attend_block(ar: Pass, weights: Tensor, v: Tensor) -> Tensor:
-    """Attention [t,a,d] of softmax weights [a,t,S] over values [S,b,d]."""
+def attend_block(ar: Pass, op: Attend, weights: Tensor, v: Tensor) -> Tensor:
+    """Attention [t,a,d] of softmax weights [a,t,S] over values [S,b,d], which are scaled before
+    they are cached."""
+    v = v if op.scale == 1.0 else ar.cut(v * op.scale)
     return ar.mix(ar.weighed(weights), ar.cached(v))
 
 
@@ -324,7 +327,7 @@ def softmax(ar: Pass, op: Softmax, x: Tensor) -> Tensor:
 
 def attend(ar: Pass, op: Attend, weights: Tensor, values: Tensor) -> Tensor:
     """All queries at once [T,A,d]; for replay."""
-    return attend_block(ar, weights, heads_of(values, op.values))
+    return attend_block(ar, op, weights, heads_of(values, op.values))
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -352,8 +355,8 @@ def xielu(ar: Pass, op: Xielu, x: Tensor) -> Tensor:
 
 
 def multiply(ar: Pass, op: Multiply, x: Tensor, y: Tensor) -> Tensor:
-    """x * y, element by element."""
-    return x * y
+    """x * y, element by element; y of [T,A] weighs the heads of x [T,A,d]."""
+    return x * y.reshape(*x.shape[:-1], -1)
 
 
 def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
@@ -364,6 +367,11 @@ def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
 def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
     """1 / (1 + exp(-x W')): [T, rows]."""
     return torch.sigmoid(ar.product(x, op.part.weight))
+
+
+def softplus(ar: Pass, op: Softplus, x: Tensor) -> Tensor:
+    """log(1 + exp(x W')): [T, rows]."""
+    return functional.softplus(_wide(ar.product(x, op.part.weight))).to(x.dtype)
 
 
 def _scored(logits: Tensor, score: str) -> Tensor:
@@ -485,6 +493,7 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Multiply: multiply,
     Add: add,
     Sigmoid: sigmoid,
+    Softplus: softplus,
     Choose: choose,
     Route: route,
     Experts: experts,

@@ -15,9 +15,9 @@ from aprtui.graph.ops import Choose, Mask, Norm, Route
 
 __all__ = [
     "FULL", "SLIDING", "Frame", "Sizes", "all_windows", "attention_of", "build_decoder",
-    "layer_types", "mask_of", "query_scale", "read_biases", "read_causal", "read_experts",
-    "read_ffn", "read_sizes", "read_tied", "read_window", "say_windows", "sparse_layers",
-    "windows_by_pattern",
+    "check_heads", "layer_types", "mask_of", "query_scale", "read_biases", "read_causal",
+    "read_experts", "read_ffn", "read_sizes", "read_sizes_by_layer", "read_tied",
+    "read_window", "say_windows", "sparse_layers", "windows_by_pattern",
 ]  # fmt: skip
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -52,16 +52,47 @@ def read_sizes(
     ``num_kv_heads`` may be null, for H/A and A.
     """
     s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
-    layers, hidden = s.integer("num_layers"), s.integer("hidden_size")
+    layers, hidden = read_layers(s), s.integer("hidden_size")
     heads = s.integer("num_heads")
     head_dim = _head_dim(s, hidden, heads, nulls)
     kv_heads = _kv_heads(s, heads, head_dim, nulls)
-    if heads % kv_heads:
-        raise s.fail(f"{heads} query heads cannot share {kv_heads} key/value heads (num_kv_heads)")
+    check_heads(s, heads, kv_heads)
     if s.integer("value_dim", head_dim) != head_dim:
         raise s.fail(f"value_dim is not head_dim, {head_dim}, which {s.family} needs")
     eps = s.number(eps_key)
     return Sizes(layers, hidden, heads, kv_heads, head_dim, _vocab(s), eps)
+
+
+def read_sizes_by_layer(s: Settings) -> list[Sizes]:
+    """``read_sizes`` of a family whose layers may have another number of heads each, and that says
+    its head size; the value's size is for the family to read."""
+    s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
+    layers, hidden = read_layers(s), s.integer("hidden_size")
+    heads, kv_heads = s.integers("num_heads", layers), s.integers("num_kv_heads", layers)
+    head_dim = _head_dim(s, hidden, heads[0], ())
+    vocab, eps = _vocab(s), s.number("rms_norm_eps")
+    for of_query, of_key in zip(heads, kv_heads, strict=True):
+        check_heads(s, of_query, of_key)
+    return [
+        Sizes(layers, hidden, of_query, of_key, head_dim, vocab, eps)
+        for of_query, of_key in zip(heads, kv_heads, strict=True)
+    ]
+
+
+def read_layers(s: Settings) -> int:
+    """The layers of the pass. GGUF counts those behind them that draft tokens too, in the families
+    whose defaults there have ``nextn_predict_layers``."""
+    layers, name = s.integer("num_layers"), "nextn_predict_layers"
+    drafts = s.integer(name) if s.known(name) else 0
+    if drafts >= layers:
+        raise s.fail(f"nextn_predict_layers is {drafts} of {layers} layers")
+    return int(s.say("num_layers", layers - drafts))
+
+
+def check_heads(s: Settings, heads: int, kv_heads: int) -> None:
+    """Raises where so many query heads cannot share the key/value heads evenly."""
+    if heads % kv_heads:
+        raise s.fail(f"{heads} query heads cannot share {kv_heads} key/value heads (num_kv_heads)")
 
 
 def _absent(s: Settings, name: str, otherwise: Any) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from aprtui.families.tensors import (
     PACKED_EXPERTS,
     PRE_NORMS,
     QKV_BIAS,
+    SINKS,
     WHOLE,
     Table,
     layer_tensor,
@@ -62,9 +63,8 @@ _EXPERTS = (
     ),
 )  # fmt: skip
 _TABLE = Table((
-    *WHOLE, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *_EXPERTS, PRE_NORMS[0],
+    *WHOLE, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *SINKS, *_EXPERTS, PRE_NORMS[0],
     layer_tensor("ffn_norm", "post_attention_layernorm.weight", "post_attention_norm.weight"),
-    layer_tensor("sinks", "self_attn.sinks", "attn_sinks.weight"),
 ))  # fmt: skip
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from aprtui.errors import BadFileError
 from aprtui.formats.modelfile import ModelFile
 from aprtui.formats.quantised.declared import QUANTISATION_KEYS
@@ -31,6 +33,7 @@ _GGUF = {
     "attention.head_count_kv": "num_kv_heads",
     "attention.key_length": "head_dim",
     "attention.value_length": "value_dim",
+    "attention.value_scale": "attention_value_scale",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "attention.layer_norm_epsilon": "layer_norm_eps",
     "attention.sliding_window": "sliding_window",
@@ -45,6 +48,7 @@ _GGUF = {
     "rope.freq_base": "rope_theta",
     "rope.freq_base_swa": "rope_theta_local",
     "rope.dimension_count": "rope_dim",
+    "rope.dimension_count_swa": "rope_dim_local",
     "context_length": "max_positions",
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
@@ -83,6 +87,8 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "num_heads": (1, 256),
     "num_kv_heads": (1, 256),
     "head_dim": (1, 65_536),
+    "value_dim": (1, 65_536),
+    "v_head_dim": (1, 65_536),
     "intermediate_size": (1, 262_144),
     "moe_intermediate_size": (1, 262_144),
     "shared_expert_intermediate_size": (1, 262_144),
@@ -107,6 +113,9 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "query_pre_attn_scalar": (1e-6, 1e9),
     "logits_scaling": (1e-6, 1e9),
     "logit_scale": (1e-6, 1e9),
+    "route_scale": (1e-6, 1e9),
+    "moe_routed_scaling_factor": (1e-6, 1e9),
+    "attention_value_scale": (1e-6, 1e9),
 }
 
 _NO_MATTER = re.compile(
@@ -257,4 +266,6 @@ def _apr_keys(file: ModelFile) -> dict[str, Stated]:
 
 def _plain(value: Any) -> Any:
     """A GGUF value with its arrays as lists."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return value if isinstance(value, str | int | float) else list(value)

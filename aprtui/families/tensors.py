@@ -14,9 +14,10 @@ from aprtui.formats.modelfile import TensorEntry
 from aprtui.graph import Role
 
 __all__ = [
-    "ATTENTION", "CORRECTION_BIAS", "DENSE", "EXPERTS", "NORM_BIASES", "OUTPUT_BIAS",
-    "PACKED_EXPERTS", "POST_NORMS", "PRE_NORMS", "QKV_BIAS", "QK_NORM", "SANDWICH_NORMS",
-    "SHARED_EXPERT", "WHOLE", "Sorted", "Table", "Tensor", "layer_tensor",
+    "ATTENTION", "ATTENTION_GATE", "CORRECTION_BIAS", "DENSE", "EXPERTS", "NORM_BIASES",
+    "OUTPUT_BIAS", "PACKED_EXPERTS", "POST_NORMS", "PRE_NORMS", "QKV_BIAS", "QK_NORM",
+    "SANDWICH_NORMS", "SHARED_EXPERT", "SINKS", "WHOLE", "Sorted", "Table", "Tensor",
+    "layer_tensor",
 ]  # fmt: skip
 
 
@@ -93,6 +94,18 @@ QKV_BIAS = (
 
 OUTPUT_BIAS = (layer_tensor("o_bias", "self_attn.o_proj.bias", "attn_output.bias"),)
 
+ATTENTION_GATE = (
+    layer_tensor(
+        "attn_gate", "self_attn.gate_proj.weight", "self_attn.g_proj.weight", "attn_gate.weight"
+    ),
+)
+"""What weighs the attention's output before it is projected."""
+
+SINKS = (
+    layer_tensor("sinks", "self_attn.sinks", "self_attn.attention_sink_bias", "attn_sinks.weight"),
+)
+"""A logit of each head that takes its share of the softmax."""
+
 QK_NORM = (
     layer_tensor("q_norm", "self_attn.q_norm.weight", "attn_q_norm.weight"),
     layer_tensor("k_norm", "self_attn.k_norm.weight", "attn_k_norm.weight"),
@@ -152,7 +165,11 @@ PACKED_EXPERTS = tuple(
 
 EXPERTS = (
     layer_tensor(
-        "router", "mlp.gate.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight"
+        "router",
+        "mlp.gate.weight",
+        "mlp.router.gate.weight",
+        "block_sparse_moe.gate.weight",
+        "ffn_gate_inp.weight",
     ),
     *(
         layer_tensor(
@@ -205,6 +222,13 @@ _PREFIXES = (
 )  # fmt: skip
 # Derived values that some checkpoints carry along; the pass computes them from the configuration.
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$|self_attn\.rotary_emb\.|attn_rot_embd")
+_DRAFTS = re.compile(
+    r"(?:^|\.)mtp\.|(?<![^.])((?:layers|blk)\.\d{1,5}\.)"
+    r"(?:nextn|eh_proj|enorm|hnorm|shared_head|embed_tokens)\."
+)
+"""Tensors of layers that guess the tokens behind the next one, as a second model does; the layer,
+where it stands among the others."""
+_LAYER = re.compile(r"(?<![^.])(?:layers|blk)\.\d{1,5}\.")
 _OTHER_TOWER = re.compile(
     r"^(model\.)?(vision_tower|vision_model|vision_encoder|vision_language_adapter|visual"
     r"|multi_modal_projector|audio_tower|embed_vision|patch_merger|pre_mm_projector_norm)\."
@@ -262,9 +286,9 @@ class Table:
         empty placeholder (docs/apr-format.md 2.3). Raises nothing: doubles are noted, unknown ones
         listed.
         """
-        listed = list(tensors)
+        listed, drafts = _without_drafts(list(tensors))
         gguf_names = any(entry.name.startswith("blk.") for entry in listed)
-        found = Sorted({}, gguf_names, *_of_towers(listed))
+        found = Sorted({}, gguf_names, *_of_towers(listed), drafts)
         for entry in sorted(listed, key=lambda entry: _preference(entry, gguf_names)):
             found.add(self.role_of(entry.name), entry)
         return found
@@ -275,7 +299,8 @@ class Sorted:
     """The tensors of one model by role, and what was noticed while sorting them.
 
     ``gguf_names``: the layers' tensors are named blk.N.*; ``others``: tensors of a vision or audio
-    part; ``unknown``: tensors that play no part in the pass.
+    part; ``unknown``: tensors that play no part in the pass; ``drafts``: those of layers that draft
+    tokens.
     """
 
     entries: dict[Role, TensorEntry]
@@ -284,6 +309,7 @@ class Sorted:
     others: tuple[TensorEntry, ...]
     unknown: list[str]
     notes: list[str]
+    drafts: tuple[TensorEntry, ...]
 
     def add(self, role: Role | None, entry: TensorEntry) -> None:
         if role is None:
@@ -294,6 +320,20 @@ class Sorted:
             self.notes.append(f"two tensors for {role}: {used} is used, {entry.name} is not")
         elif entry.size_bytes or role.name != "head":  # a head without bytes is the embedding
             self.entries[role] = entry
+
+
+def _without_drafts(
+    listed: Sequence[TensorEntry],
+) -> tuple[list[TensorEntry], tuple[TensorEntry, ...]]:
+    """The tensors of the model, and those of layers that draft tokens."""
+    marks = {entry.name: match for entry in listed if (match := _DRAFTS.search(entry.name))}
+    layers = {match[1] for match in marks.values()} - {None}
+
+    def drafts(entry: TensorEntry) -> bool:
+        layer = _LAYER.search(entry.name)
+        return entry.name in marks or (layer is not None and layer[0] in layers)
+
+    return [each for each in listed if not drafts(each)], tuple(filter(drafts, listed))
 
 
 def _of_towers(

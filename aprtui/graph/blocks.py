@@ -29,6 +29,7 @@ from aprtui.graph.ops import (
     Scores,
     Sigmoid,
     Softmax,
+    Softplus,
     Temperature,
 )
 from aprtui.graph.role import Role
@@ -48,7 +49,9 @@ Branch = Callable[[StageKey], StageKey]
 class Attention:
     """One layer's attention. ``norms``: the QK norm's parameters (weight and window are set
     where it is placed), None without one; ``table`` None: nothing is rotated; ``norm_after_rope``:
-    heads are normalised once they are turned."""
+    heads are normalised once they are turned; ``value_dim``: of the values' heads, 0 for
+    ``head_dim``, and ``value_scale`` the factor on them. ``gate``: what weighs the output, of each
+    head where ``gate_heads``, else of each channel."""
 
     heads: int
     kv_heads: int
@@ -64,6 +67,10 @@ class Attention:
     norm_weights: bool = True
     sinks: bool = False
     temperature: Temperature | None = None
+    value_dim: int = 0
+    value_scale: float = 1.0
+    gate: type[Sigmoid | Softplus] | None = None
+    gate_heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,8 @@ class Routing:
 
     ``corrected``: a bias of the layer's own takes part in the choice. ``shared_size``: F of an
     expert that every token goes through, weighed by a sigmoid where ``shared_gate``; 0 without one.
-    ``biased``: the router and the experts' products have biases. ``on_input``: of ``Experts``.
+    ``biased``: the router and the experts' products have biases. ``on_input``: of ``Experts``;
+    ``cap``: of the router's ``Product``.
     """
 
     choose: Choose
@@ -85,6 +93,7 @@ class Routing:
     biased: bool = False
     clamp: Clamp | None = None
     on_input: bool = False
+    cap: float | None = None
 
 
 class Builder:
@@ -181,19 +190,21 @@ class Builder:
 
     def attention(self, x: StageKey, how: Attention) -> StageKey:
         """From the normalised input to the output projection."""
-        q_size, kv_size = how.heads * how.head_dim, how.kv_heads * how.head_dim
-        sizes = {"q": q_size, "k": kv_size, "v": kv_size}
+        value_dim = how.value_dim or how.head_dim
+        q_size, k_size = how.heads * how.head_dim, how.kv_heads * how.head_dim
+        sizes = {"q": q_size, "k": k_size, "v": how.kv_heads * value_dim}
+        width = sum(sizes.values())
         parts = tuple(
             Part(n, self.role(n), rows, self.role(f"{n}_bias") if how.qkv_bias else None)
             for n, rows in sizes.items()
         )
         plain = tuple(replace(part, bias=None) for part in parts)
-        qkv = self.put("qkv_matmul", Product(plain), x, qkv=q_size + 2 * kv_size)
+        qkv = self.put("qkv_matmul", Product(plain), x, qkv=width)
         if how.qkv_bias:
-            qkv = self.put("qkv_bias", Bias(parts), qkv, qkv=q_size + 2 * kv_size)
+            qkv = self.put("qkv_bias", Bias(parts), qkv, qkv=width)
         queries = Heads(0, how.heads, how.head_dim)
         keys = Heads(q_size, how.kv_heads, how.head_dim)
-        values = replace(keys, first=q_size + kv_size)
+        values = Heads(q_size + k_size, how.kv_heads, value_dim)
         (q, queries), (k, keys) = self._turned(qkv, queries, keys, how)
         score = Scores(
             how.heads, how.kv_heads, how.scale, how.mask, how.cap,
@@ -203,10 +214,14 @@ class Builder:
         sinks = self.role("sinks") if how.sinks else None
         softmax = Softmax(how.mask, sinks, how.heads if sinks else 0)
         weights = self.put("attn_softmax", softmax, scores, head=how.heads)
-        mixed = self.put(
-            "attention", Attend(how.heads, values), weights, qkv,
-            head=how.heads, channel=how.head_dim,
-        )  # fmt: skip
+        extents = {"head": how.heads, "channel": value_dim}
+        attend = Attend(how.heads, values, how.value_scale)
+        mixed = self.put("attention", attend, weights, qkv, **extents)
+        if how.gate is not None:
+            rows = how.heads * (1 if how.gate_heads else value_dim)
+            part = Part("attn_gate", self.role("attn_gate"), rows)
+            gate = self.put("attn_gate", how.gate(part), x, gates=rows)
+            mixed = self.put("attn_gated", Multiply(), mixed, gate, **extents)
         bias = self.role("o_bias") if how.output_bias else None
         out = Part("o", self.role("o"), self.hidden_size, bias)
         return self.put("attn_out", Product((out,)), mixed)
@@ -263,7 +278,7 @@ class Builder:
         choose, count, top = routing.choose, routing.choose.experts, routing.choose.top
         if routing.corrected:
             choose = replace(choose, bias=self.role("correction_bias"))
-        router = self._matrix("router", count, routing.biased)
+        router = replace(self._matrix("router", count, routing.biased), cap=routing.cap)
         logits = self.put("router_logits", router, x, expert=count)
         ids = self.put("moe_router_indices", choose, logits, rank=top)
         weights = self.put("moe_router", routing.route, logits, ids, rank=top)

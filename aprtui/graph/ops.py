@@ -36,6 +36,7 @@ __all__ = [
     "Scores",
     "Sigmoid",
     "Softmax",
+    "Softplus",
     "Temperature",
     "Xielu",
 ]
@@ -273,12 +274,13 @@ class Softmax(Op):
 
 @dataclass(frozen=True)
 class Attend(Op):
-    """Softmax [A,T,T] times V, a window of the second input: [T,A,d]."""
+    """Softmax [A,T,T] times V times ``scale``, V a window of the second input: [T,A,d]."""
 
     row_wise = False
 
     heads: int
     values: Heads
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -301,7 +303,8 @@ class Xielu(Op):
 
 @dataclass(frozen=True)
 class Multiply(Op):
-    """The product of both inputs, element by element."""
+    """The product of both inputs, element by element; of heads [T,A,d] and a number each [T,A],
+    all of a head's times its own."""
 
 
 @dataclass(frozen=True)
@@ -312,8 +315,8 @@ class Add(Op):
 
 
 @dataclass(frozen=True)
-class Sigmoid(Op):
-    """1 / (1 + exp(-x)) of a product [T,n] with ``part``'s matrix: a gate."""
+class _Gate(Op):
+    """A function of a product [T,n] with ``part``'s matrix: a gate."""
 
     part: Part
 
@@ -327,6 +330,14 @@ class Sigmoid(Op):
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         return {self.part.weight: (self.part.rows, width)}
+
+
+class Sigmoid(_Gate):
+    """1 / (1 + exp(-x)) of the product: a gate between 0 and 1."""
+
+
+class Softplus(_Gate):
+    """log(1 + exp(x)) of the product: a gate that is never negative."""
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ _NO_PRE_NORM = "the family normalises only after its branches"
 _NO_FFN_NORM = "the family normalises only after its branches, or once for both"
 _NO_POST_NORM = "the family has no norm after this branch"
 _NO_QK_NORM = "the family has no QK norm"
+_NO_ATTN_GATE = "the attention's output has no gate"
 _NO_DENSE = "the FFN is made of experts"
 _NO_GATE = "the FFN has no gate, or is made of experts"
 _NO_SHARED = "the model has no shared expert"
@@ -88,6 +89,9 @@ STAGES: tuple[Stage, ...] = (
     Stage("attn_softmax", "smx", _SCORES, "softmax over the visible keys, 0 elsewhere",
           shares=True),
     Stage("attention", "att", _QUERIES, "softmax times V"),
+    Stage("attn_gate", "agt", ("token", "gates"), "what weighs the attention, by head or channel",
+          _NO_ATTN_GATE),
+    Stage("attn_gated", "a*g", _QUERIES, "attention times its gate", _NO_ATTN_GATE),
     Stage("attn_out", "out", _HIDDEN, "after the output projection and its bias"),
     Stage("attn_post_norm", "apn", _HIDDEN, "the attention branch normalised before it is added",
           _NO_POST_NORM),

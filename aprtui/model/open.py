@@ -331,15 +331,24 @@ def _ignored_tensors(
 
 
 def _left_out(who: Identity, found: Sorted) -> list[str]:
-    """What of a composite model is not traced."""
-    if not found.others and not who.outer:
-        return []
-    kind = clean(str(who.outer.get("model_type", "a composite model")), 40)
-    size_bytes = sum(entry.size_bytes for entry in found.others)
-    return [
-        f"the text part of {kind} is traced; left out: {len(found.others)} tensors of other parts"
-        + (f", {size(size_bytes)}, the first {clean(found.others[0].name)}" if found.others else "")
-    ]
+    """What of a composite model is not traced, nor of one that drafts tokens."""
+    notes = []
+    if found.others or who.outer:
+        kind = clean(str(who.outer.get("model_type", "a composite model")), 40)
+        first = f", {_told(found.others)}" if found.others else ""
+        notes.append(
+            f"the text part of {kind} is traced; left out: {len(found.others)} tensors of other "
+            f"parts{first}"
+        )
+    if found.drafts:
+        number = count(len(found.drafts), "tensor")
+        notes.append(f"left out: {number} of layers that draft tokens, {_told(found.drafts)}")
+    return notes
+
+
+def _told(entries: Sequence[TensorEntry]) -> str:
+    size_bytes = sum(entry.size_bytes for entry in entries)
+    return f"{size(size_bytes)}, the first {clean(entries[0].name)}"
 
 
 def _matrices(file: ModelFile, settled: Settled, table: Table, found: Sorted) -> dict[Role, Matrix]:

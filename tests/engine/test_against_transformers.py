@@ -48,6 +48,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "attn_logit_softcapping": None, "final_logit_softcapping": None}),
     "gemma2-gelu": ("gemma2", {"hidden_activation": "gelu"}),
     "gemma3-two-sided": ("gemma3", {"use_bidirectional_attention": True, "sliding_window": 9}),
+    "afmoe-unscaled": ("afmoe", {"mup_enabled": False, "num_dense_layers": 2}),
+    "laguna-elements": ("laguna", {"gating": "per-element", "rope_parameters": {
+        "full_attention": YARN | {"partial_rotary_factor": 0.5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0}}}),
+    "mimo-plain": ("mimo", {"attention_bias": False, "attention_value_scale": None,
+                            "norm_topk_prob": False}),
     "gemma3-scaled": ("gemma3", {"rope_parameters": {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 5e3}}}),

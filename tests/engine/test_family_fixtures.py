@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.as_gguf import ARCHITECTURES, write_gguf
 from tests.engine.mutations import our_logits
-from tests.families import TINY
+from tests.families import TINY, save_tiny
 from tests.support import FIXTURES, needs_fixtures
 
 BAR = 1e-5  # docs/numerics.md 1
@@ -45,3 +46,13 @@ def test_the_gguf_has_llama_cpps_numbers(name: str) -> None:
     about = json.loads((folder / "about.json").read_text())
     bar = GELU_TABLE if about["rel_l2_against_hf_logits_gelu_f16"] is not None else BAR
     assert distance(logits(folder / "model.gguf", expected), expected["llamacpp_logits"]) <= bar
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_a_gguf_as_the_converter_writes_it_has_the_folders_numbers(
+    family: str, tmp_path: Path
+) -> None:
+    save_tiny(TINY[family], tmp_path / "folder")
+    write_gguf(tmp_path / "folder", family, tmp_path / "model.gguf")
+    folder, made = our_logits(tmp_path / "folder"), our_logits(tmp_path / "model.gguf")
+    assert float((made - folder).norm() / folder.norm()) <= BAR

@@ -16,9 +16,14 @@ transformers = pytest.importorskip("transformers", reason="transformers is a dev
 _EVERY = 23  # mutations to one of the sample
 
 
+NESTED = ("laguna", "mellum", "mimo_v2_flash")  # were never spelt otherwise
+
+
 def published(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration as published folders spell it, before transformers 5."""
     made = dict(config)
+    if config["model_type"] in NESTED:
+        return made
     parameters = made.pop("rope_parameters", None) or {}
     local = parameters.get("sliding_attention")
     whole = parameters.get("full_attention", parameters)

@@ -23,6 +23,7 @@ DECLARED_IN = (
     "graph/vocabulary.py",
     "graph/blocks.py",  # the blocks place stages by name
     "families/",
+    "engine/adapters/between.py",
     "engine/adapters/huggingface.py",
     "engine/adapters/nodes.py",
 )

@@ -25,6 +25,7 @@ from aprtui.compare.mistakes.experts import EXPERTS
 from aprtui.compare.mistakes.norms import NORMS
 from aprtui.compare.mistakes.products import PRODUCTS
 from aprtui.compare.mistakes.rope import ROPE
+from aprtui.compare.mistakes.variants import VARIANTS
 from aprtui.engine.replay import EXACT, Arithmetic
 from aprtui.graph import Node
 from aprtui.graph.ops import Attend, Choose, Experts, Op, Part, Product, Route, Scores
@@ -35,7 +36,7 @@ __all__ = ["CATALOGUE", "name_mistake"]
 Float64 = npt.NDArray[np.float64]
 
 CATALOGUE: tuple[Entry, ...] = (
-    *BRANCHES, *NORMS, *ROPE, *ATTENTION, *EXPERTS, *ANYWHERE
+    *VARIANTS, *BRANCHES, *NORMS, *ROPE, *ATTENTION, *EXPERTS, *ANYWHERE
 )  # fmt: skip
 """Entries in the order in which they are tried: what is special before what is general."""
 

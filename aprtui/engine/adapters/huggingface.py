@@ -21,12 +21,13 @@ from torch.overrides import TorchFunctionMode
 
 from aprtui.engine import ops
 from aprtui.engine.adapters import Put, Ran
+from aprtui.engine.adapters.between import Functions, beyond
 from aprtui.engine.device import torch_settings
 from aprtui.engine.hooks import Stages, hooks
 from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph
-from aprtui.graph.ops import Norm, Scores, Sigmoid
+from aprtui.graph.ops import Norm, Scores, Sigmoid, Softplus
 from aprtui.graph.vocabulary import facts_of, order_of
 from aprtui.text import clean
 
@@ -71,16 +72,21 @@ _SOURCES = (
     _Source("k_norm", "self_attn.key_layernorm"),
     _Source("q_post_rope", "self_attn.query_layernorm:input"),
     _Source("k_post_rope", "self_attn.key_layernorm:input"),
+    _Source("attn_gate", "self_attn.gate_proj"),
+    _Source("attn_gate", "self_attn.g_proj"),
+    _Source("attn_gated", "self_attn.o_proj:input"),
     _Source("attn_out", "self_attn.o_proj"),
     _Source("attn_post_norm", "post_self_attn_layernorm"),
     _Source("attn_post_norm", "post_attention_layernorm"),
     _Source("post_attn_residual", "pre_feedforward_layernorm:input"),
+    _Source("post_attn_residual", "pre_mlp_layernorm:input"),
     _Source("post_attn_residual", "feedforward_layernorm:input"),
     _Source("post_attn_residual", "post_attention_layernorm:input",
             beside="post_self_attn_layernorm"),
     _Source("post_attn_residual", "post_attention_layernorm:input", unless="attn_post_norm"),
     _Source("post_attn_residual", "mlp:input", unless="attn_norm"),
     _Source("ffn_norm", "pre_feedforward_layernorm"),
+    _Source("ffn_norm", "pre_mlp_layernorm"),
     _Source("ffn_norm", "feedforward_layernorm"),
     _Source("ffn_norm", "post_attention_layernorm", beside="post_self_attn_layernorm"),
     _Source("ffn_norm", "post_attention_layernorm", unless="attn_post_norm"),
@@ -113,6 +119,20 @@ _SOURCES = (
             "out": "down_proj",
         }.items()
     ),
+    _Source("router_logits", "feed_forward.router[1]"),
+    *(
+        _Source(stage.format(part), f"feed_forward.{inner}{module}")
+        for part, inner in (("", ""), ("shared_", "shared_expert."))
+        for stage, module in {
+            "{}ffn_gate": "gate_proj",
+            "{}ffn_up": "up_proj",
+            "{}ffn_silu": "activation_fn",
+            "{}ffn_swigl": "down_proj:input",
+        }.items()
+    ),
+    _Source("shared_ffn_out", "feed_forward.shared_expert"),
+    _Source("ffn_out", "feed_forward[0]", beside="feed_forward.router"),
+    _Source("ffn_out", "feed_forward"),
     _Source("shared_gate", "mlp.shared_expert_gate"),
     _Source("ffn_out", "mlp"),
     _Source("ffn_out", "block_sparse_moe"),
@@ -127,6 +147,7 @@ _QUERY, _KEY, _SCORES, _WEIGHTS, _MIXED = _INSIDE = (
     "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention",
 )  # fmt: skip
 _NORMED = ("q_norm", "k_norm", _QUERY, _KEY)
+_ROUTED = ("moe_router", "moe_ffn_out")
 _PRODUCT, _BIASED = "qkv_matmul", "qkv_bias"
 
 
@@ -143,11 +164,11 @@ def run(plan: Plan, device: torch.device, put: Put) -> Ran:
     shown = _Shown(plan, put, version)
     try:
         with ExitStack() as watching:
-            decoder = model.get_decoder()
-            for watch in _watches(decoder, shown):
+            decoder, functions = _decoder(model), Functions()
+            for watch in _watches(decoder, shown, functions):
                 watching.enter_context(watch)
             watching.enter_context(_inside_attention(shown))
-            watching.enter_context(_BestFirst())
+            watching.enter_context(functions)
             keep = 0 if plan.job.logits == "all" else 1
             tokens = torch.tensor([plan.tokens], device=device)
             logits = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits[0]
@@ -205,6 +226,12 @@ def _adapted(model: Any, adapter: str) -> Any:
     return peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
+def _decoder(model: Any) -> Any:
+    """The module that has the layers. llama4's text model does not find its own."""
+    found = model.get_decoder()
+    return found if hasattr(found, "layers") else model.model
+
+
 class _Shown:
     """Takes what the hooks see and puts it in our shapes."""
 
@@ -228,6 +255,8 @@ class _Shown:
             value = value.transpose(0, 1)
         if isinstance(node.op, Sigmoid):  # the module is the product before it
             value = value.sigmoid()
+        elif isinstance(node.op, Softplus):
+            value = torch.nn.functional.softplus(value.float()).to(value.dtype)
         if value.numel() != math.prod(shape):
             raise self.differs(
                 f"it gives {key} as {list(value.shape)} where {list(shape)} was expected"
@@ -248,10 +277,14 @@ class _Shown:
 
 @dataclass(frozen=True)
 class _Part:
-    """What ``hooks`` put into: the modules of one layer, or with None the decoder's own."""
+    """What ``hooks`` put into: the modules of one layer, or with None the decoder's own.
+
+    ``routed``: the factor on the experts' weights that the layer multiplies their sum by.
+    """
 
     shown: _Shown
     layer: int | None
+    routed: float = 1.0
 
     def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
         """The stage, or both of a fused gate and up; the embedding is a stage of layer 0."""
@@ -260,20 +293,41 @@ class _Part:
                 self.shown.put(name, half, layer=self.layer)
         else:
             first = facts_of(stage).scope == "first"
+            if stage == "shared_ffn_out":  # the experts' may be added to it where it lies
+                value = value.clone()
+            if stage in _ROUTED and self.routed != 1.0:
+                value = value * self.routed
             self.shown.put(stage, value, layer=0 if first else self.layer)
 
 
-def _watches(decoder: Any, shown: _Shown) -> Iterator[AbstractContextManager[None]]:
+def _watches(
+    decoder: Any, shown: _Shown, functions: Functions
+) -> Iterator[AbstractContextManager[None]]:
     """The hooks that show what is wanted. Raises EngineError where a module for it is not there."""
     yield hooks(decoder, _chosen(decoder, None, shown), _Part(shown, None))
     for number, layer in enumerate(decoder.layers):
-        yield hooks(layer, _chosen(layer, number, shown), _Part(shown, number))
+        given: set[str] = set()
+        for stages, watch in beyond(layer, number, shown, functions):
+            given |= stages
+            yield watch
+        part = _Part(shown, number, _routed_scale(layer))
+        yield hooks(layer, _chosen(layer, number, shown, given), part)
         if StageKey(number, _PRODUCT) in shown.wanted and StageKey(number, _BIASED) in shown.graph:
             yield _before_bias(layer, number, shown)
 
 
-def _chosen(module: torch.nn.Module, layer: int | None, shown: _Shown) -> Stages:
-    """Which module gives each wanted stage of the decoder or of a layer, and has it whole."""
+def _routed_scale(layer: Any) -> float:
+    """The factor that an FFN multiplies its experts' sum by, where its router has not done so."""
+    ffn, name = getattr(layer, "mlp", None), "routed_scaling_factor"
+    by_router = hasattr(getattr(ffn, "gate", None), name)
+    return 1.0 if by_router else float(getattr(ffn, name, 1.0))
+
+
+def _chosen(
+    module: torch.nn.Module, layer: int | None, shown: _Shown, given: Collection[str] = ()
+) -> Stages:
+    """Which module gives each wanted stage of the decoder or of a layer, and has it whole;
+    ``given``: those that are seen otherwise."""
     names = {name for name, _ in module.named_modules()}
     chosen: dict[str | tuple[str, ...], str] = {}
     for key in sorted(shown.wanted, key=order_of):
@@ -282,7 +336,7 @@ def _chosen(module: torch.nn.Module, layer: int | None, shown: _Shown) -> Stages
             continue
         again = key.stage == _PRODUCT and StageKey(layer, _BIASED) in shown.graph
         of_norm = key.stage in (_QUERY, _KEY) and shown.turns_first(layer)
-        if (key.stage in _INSIDE and not of_norm) or again:
+        if (key.stage in _INSIDE and not of_norm) or again or key.stage in given:
             continue
         source = next((s for s in _SOURCES if _gives(s, key, names, shown.graph)), None)
         if source is None:
@@ -342,24 +396,9 @@ def _register() -> None:
     AttentionMaskInterface.register(_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
 
 
-class _BestFirst(TorchFunctionMode):
-    """Has experts chosen in order: some routers leave open how their ids stand."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        named = dict(kwargs or {})
-        if getattr(func, "__name__", "") == "topk" and "sorted" in named:
-            named["sorted"] = True
-        return func(*args, **named)
-
-
 class _SoftmaxInput(TorchFunctionMode):
-    """Keeps the tensor that meets the first softmax."""
+    """Keeps the tensor that meets the first softmax; where its rows' maximum is taken off before,
+    as it was."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -372,7 +411,7 @@ class _SoftmaxInput(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if self.scores is None and getattr(func, "__name__", "") == "softmax":
+        if self.scores is None and getattr(func, "__name__", "") in ("max", "softmax"):
             self.scores = args[0]
         return func(*args, **(kwargs or {}))
 
@@ -396,8 +435,7 @@ def _attention(
         if not shown.turns_first(layer):
             shown.put(_QUERY, _cooled(shown, layer, query[0].transpose(0, 1)), layer=layer)
             shown.put(_KEY, key[0].transpose(0, 1), layer=layer)
-        scores = _without_sinks(inside.scores, getattr(module, "sinks", None))
-        if (scores := _masked(shown, layer, scores)) is not None:
+        if (scores := _masked(shown, layer, inside.scores)) is not None:
             shown.put(_SCORES, scores, layer=layer)
         if weights is not None:
             shown.put(_WEIGHTS, weights[0], layer=layer)
@@ -413,18 +451,11 @@ def _cooled(shown: _Shown, layer: int, query: torch.Tensor) -> torch.Tensor:
     return query / ops.temperatures(node.op.temperature, range(len(query))).to(query)
 
 
-def _without_sinks(scores: torch.Tensor | None, sinks: torch.Tensor | None) -> torch.Tensor | None:
-    """Scores as they were before each head's sink was put behind them, and the largest was taken
-    off both."""
-    if scores is None or sinks is None:
-        return scores
-    return scores[..., :-1] - (scores[..., -1:] - sinks[:, None, None])
-
-
 def _masked(shown: _Shown, layer: int, scores: torch.Tensor | None) -> torch.Tensor | None:
-    """What met the softmax [A,T,T], 0 where the layer's mask hides the key."""
+    """What met the softmax [A,T,T], without the sinks behind it, 0 where the layer's mask hides the
+    key."""
     node = shown.graph.by_key.get(StageKey(layer, _SCORES))
     if scores is None or node is None or not isinstance(node.op, Scores):
         return None
     seen = ops.visible(node.op.mask, 0, shown.tokens, shown.tokens, scores.device)
-    return scores[0].masked_fill(~seen, 0.0)
+    return scores[0, :, :, : shown.tokens].masked_fill(~seen, 0.0)

@@ -19,8 +19,9 @@ import torch
 
 from aprtui.engine.adapters import LlamaSettings, Put, Ran
 from aprtui.engine.adapters.ggml import Ggml
-from aprtui.engine.adapters.nodes import Collector, NodeMap
+from aprtui.engine.adapters.nodes import Collector, NodeMap, parallel_sums
 from aprtui.errors import BadFileError, EngineError, UsageError
+from aprtui.graph import Graph
 from aprtui.graph.ops import Activate
 from aprtui.text import clean
 
@@ -68,9 +69,16 @@ def run(plan: Plan, device: torch.device, put: Put) -> Ran:
         "threads": settings.threads,
         "settings": {**dataclasses.asdict(settings), "repack": False},
     }
-    fused = sorted({node.key.stage for node in graph if isinstance(node.op, Activate)})
-    notes = (f"{' and '.join(fused)} is derived: llama.cpp fuses it with the product",)
-    return Ran(logits, engine, notes if fused else ())
+    return Ran(logits, engine, tuple(_derived_notes(graph)))
+
+
+def _derived_notes(graph: Graph) -> Iterator[str]:
+    """Which stages follow from others, and why."""
+    fused = {node.key.stage for node in graph if isinstance(node.op, Activate)}
+    if fused:
+        yield f"{' and '.join(sorted(fused))} is derived: llama.cpp fuses it with the product"
+    for stage in sorted({node.key.stage for node in parallel_sums(graph)}):
+        yield f"{stage} is derived: llama.cpp adds the layer's other branch first"
 
 
 class _Watch:
