@@ -19,7 +19,7 @@ from aprtui.engine.processors import processors
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Absent
-from aprtui.graph.ops import Scores, Softmax
+from aprtui.graph.ops import Add, Op, Scores, Softmax
 from aprtui.model.open import Model
 from aprtui.text import clean
 
@@ -158,7 +158,25 @@ def prepare(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]]:
         raise UsageError(f"{engine.title} is not installed", hint=engine.how_to_install)
     if why := suits(job.engine, model):
         raise UsageError(why, hint="--engine aprtui reads it")
-    return _llamacpp(job, model) if job.engine == "llamacpp" else (_without_arguments(job), ())
+    if job.engine == "llamacpp":
+        return _llamacpp(job, model)
+    return _without_arguments(job), _added_at_once(model)
+
+
+def _added_at_once(model: Model) -> tuple[Absent, ...]:
+    """Sums between two branches of one hidden, which transformers adds together."""
+    readers: dict[StageKey, list[Op]] = {}
+    for node in model.graph:
+        for key in node.inputs:
+            readers.setdefault(key, []).append(node.op)
+    sums = (
+        node.key
+        for node in model.graph
+        if isinstance(node.op, Add) and all(isinstance(op, Add) for op in readers.get(node.key, ()))
+    )
+    together = dict.fromkeys(key.stage for key in sums if key in readers)
+    why = "transformers adds both branches at once"
+    return tuple(Absent(stage, why) for stage in together)
 
 
 def _without_arguments(job: TraceJob) -> TraceJob:

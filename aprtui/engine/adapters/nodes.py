@@ -25,9 +25,11 @@ from aprtui.graph.ops import (
     Activate,
     Bias,
     Choose,
+    Clip,
     Combine,
     Embed,
     Norm,
+    Op,
     Product,
     Scores,
     Softmax,
@@ -40,6 +42,7 @@ __all__ = ["Collector", "NodeMap", "Slot"]
 # has. Experts that all tokens share are computed under the names of a dense FFN.
 _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("SCALE", "inp_scaled"): ("embedding",),
+    ("ADD", "inpL"): ("pos_embedding",),
     ("ROPE", "Qcur"): ("q_post_rope",),
     ("ROPE", "Kcur"): ("k_post_rope",),
     ("MUL_MAT", "kq"): ("attn_scores",),
@@ -214,6 +217,8 @@ class Collector:
         scores = self._held.pop((before.key, 0), None)
         if scores is not None:
             scaled = scores * torch.tensor(node.first_param, dtype=torch.float32)
+            added = ops.key_biases(before.op.alibi, scaled[0])  # ggml adds them with the mask
+            scaled = scaled if added is None else scaled + added
             self._give(before.key, scaled.masked_fill(~seen, 0.0), node)
         weights = self._keys_cut(node, before.op, tensor).masked_fill(~seen, 0.0)
         self._give(stage.key, weights, node)
@@ -229,7 +234,7 @@ class Collector:
         for stage in self._derived.get(key, ()):
             if stage.key in self._wanted:
                 op = stage.op
-                self._put(stage.key, _activated(value, op) if isinstance(op, Activate) else value)
+                self._put(stage.key, _followed(value, op))
 
 
 def _derived(graph: Graph) -> dict[StageKey, list[Stage]]:
@@ -237,19 +242,20 @@ def _derived(graph: Graph) -> dict[StageKey, list[Stage]]:
     activation, and the FFN's output where nothing is added to the experts'."""
     found: dict[StageKey, list[Stage]] = {}
     for stage in graph:
-        if isinstance(stage.op, Activate) or (
+        if isinstance(stage.op, Activate | Clip) or (
             isinstance(stage.op, Combine) and len(stage.inputs) == 1
         ):
             found.setdefault(stage.inputs[0], []).append(stage)
     return found
 
 
-def _activated(gate: torch.Tensor, op: Activate) -> torch.Tensor:
-    """The activation, which llama.cpp fuses with the product: the exact one of its gate.
-
-    On the CPU its GELU is a float16 table; that shows in ffn_swigl, which it does compute.
-    """
-    return ops.ACTIVATIONS[op.name](gate.double()).float()
+def _followed(value: torch.Tensor, op: Op) -> torch.Tensor:
+    """What follows from ``value`` alone. An activation, which llama.cpp fuses with the product, is
+    the exact one of its gate: on the CPU its GELU is a float16 table; that shows in ffn_swigl,
+    which it does compute."""
+    if isinstance(op, Clip):
+        return value.clamp(-op.limit, op.limit)
+    return ops.ACTIVATIONS[op.name](value.double()).float() if isinstance(op, Activate) else value
 
 
 def _other_shape(node: Node, expected: tuple[int, ...]) -> EngineError:
