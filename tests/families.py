@@ -29,6 +29,7 @@ class Tiny:
     config: str
     settings: dict[str, Any] = field(default_factory=dict)
     fixtures: tuple[str, ...] = ()
+    lengths: tuple[str, ...] = ()  # what else than max_position_embeddings bounds a prompt
 
 
 TINY: dict[str, Tiny] = {
@@ -184,6 +185,25 @@ TINY: dict[str, Tiny] = {
         "rope_type": "llama3", "rope_theta": 12000000.0, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
     }}, ("apertus",)),
+    "gpt2": Tiny("GPT2", {"scale_attn_by_inverse_layer_idx": True}, ("gpt2",)),
+    "gpt_bigcode": Tiny("GPTBigCode", {}, ("gpt_bigcode",)),
+    "gpt_neox": Tiny("GPTNeoX", {"hidden_size": 64}, ("gpt_neox",)),
+    "gptj": Tiny("GPTJ", {"rotary_dim": 8}),
+    "phi": Tiny("Phi", {"hidden_size": 64, "qk_layernorm": True}, ("phi",)),
+    "starcoder2": Tiny("Starcoder2", {"sliding_window": 4}),
+    "stablelm": Tiny("StableLm", {"hidden_size": 64, "use_qkv_bias": True}, ("stablelm",)),
+    "falcon": Tiny("Falcon", {
+        "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True,
+    }, ("falcon",)),
+    "opt": Tiny("OPT", {"ffn_dim": 80, "word_embed_proj_dim": 48}),
+    "bloom": Tiny("Bloom", {"num_attention_heads": 6}, ("bloom",)),
+    "mpt": Tiny("Mpt", {"attn_config": {
+        "clip_qkv": 0.8, "softmax_scale": 0.3,
+    }}, ("mpt",), ("max_seq_len",)),
+    "cohere": Tiny("Cohere", {"use_qk_norm": True, "logit_scale": 0.5}, ("cohere",)),
+    "olmo": Tiny("Olmo", {"clip_qkv": 0.8}, ("olmo",)),
+    "persimmon": Tiny("Persimmon", {"hidden_size": 64}),
+    "exaone": Tiny("Exaone", {"head_dim": 16}),
 }  # fmt: skip
 
 
@@ -200,7 +220,8 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
     model = model.to(torch.float32).eval()
     with torch.no_grad():
         for key, value in (*model.named_parameters(), *model.named_buffers()):
-            if "norm" in key or key.endswith("bias") or not value.any():
+            noisy = "norm" in key or key.endswith("bias") or not value.any()
+            if value.is_floating_point() and noisy:
                 value.add_(torch.randn_like(value) * 0.2)
     model.save_pretrained(folder)
     return model

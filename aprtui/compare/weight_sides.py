@@ -213,7 +213,8 @@ def _held(
     for expert in range(packs):
         for place, part in enumerate(each):
             own = part._replace(expert=expert if tensor.packed else None)
-            yield own, held_window(tensor, entry, shapes, place, expert)
+            heads = graph.kv_heads.get(role.layer, 1)
+            yield own, held_window(tensor, entry, shapes, place, expert, heads)
 
 
 def operands(a: WeightSide, b: WeightSide, role: Role) -> tuple[Operand, Operand]:

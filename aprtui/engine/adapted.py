@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from aprtui.engine.block_decoders import Workspace
+from aprtui.engine.coded import joined
 from aprtui.formats.modelfile import TensorEntry
 from aprtui.formats.quantised.coding import Adapted, padded
 
@@ -31,6 +32,7 @@ class Rows(Protocol):
     @property
     def separate(self) -> bool: ...
     def bytes_of(self, first_row: int, rows: int, /) -> Tensor: ...
+    def pieces_of(self, first_row: int, rows: int, /) -> list[Tensor]: ...
     def gathered(self, runs: Sequence[tuple[int, int]]) -> Tensor: ...
     def moved(self, first_row: int, rows: int, move: Callable[[Tensor], Tensor]) -> Self: ...
     def moved_runs(
@@ -70,13 +72,17 @@ class AdaptedRows:
 
     def bytes_of(self, first: int, rows: int) -> Tensor:
         """The bytes [n] uint8 of these rows. Raises EngineError for rows outside the weight."""
-        base = self._base.bytes_of(first, rows)
+        return joined(self.pieces_of(first, rows))
+
+    def pieces_of(self, first: int, rows: int) -> list[Tensor]:
+        """The factor's rows as bytes, and the pieces of the base's."""
         start = first - self._gone
-        return _joined(self._beside[start : start + rows], base)
+        beside = self._beside[start : start + rows]
+        return [_bytes(beside), *self._base.pieces_of(first, rows)]
 
     def gathered(self, runs: Sequence[tuple[int, int]]) -> Tensor:
         """The bytes of rows in runs, of a weight whose rows are separate."""
-        return _joined(self._taken(runs), self._base.gathered(runs))
+        return joined([_bytes(self._taken(runs)), self._base.gathered(runs)])
 
     def _taken(self, runs: Sequence[tuple[int, int]]) -> Tensor:
         return torch.cat([self._beside[start : start + count] for start, count in runs])
@@ -132,14 +138,3 @@ def _bytes(values: Tensor) -> Tensor:
 
 def _moved(values: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
     return move(_bytes(values)).view(torch.float32).view(values.shape)
-
-
-def _joined(beside: Tensor, base: Tensor) -> Tensor:
-    """Both as bytes, the second where numbers of any size may begin."""
-    first = _bytes(beside)
-    joined = torch.empty(
-        padded(first.numel()) + base.numel(), dtype=torch.uint8, device=base.device
-    )
-    joined[: first.numel()] = first
-    joined[padded(first.numel()) :] = base.reshape(-1)
-    return joined

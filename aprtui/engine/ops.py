@@ -21,9 +21,11 @@ from aprtui.graph.node import Node
 from aprtui.graph.ops import (
     Activate,
     Add,
+    Alibi,
     Attend,
     Bias,
     Choose,
+    Clip,
     Combine,
     Embed,
     Experts,
@@ -32,6 +34,7 @@ from aprtui.graph.ops import (
     Multiply,
     Norm,
     Op,
+    Positions,
     Product,
     Rope,
     Route,
@@ -144,6 +147,13 @@ def embed(ar: Pass, op: Embed) -> Tensor:
     return rows * op.scale if op.scale != 1.0 else rows
 
 
+def positions(ar: Pass, op: Positions, x: Tensor) -> Tensor:
+    """x plus the rows of its positions: [T,H]."""
+    placed = ar.positions or range(len(x))
+    rows = ar.weights.rows(op.table, tuple(op.first + int(place) for place in placed))
+    return x + send(rows, x.device)
+
+
 def norm(ar: Pass, op: Norm, x: Tensor) -> Tensor:
     """[T,H], or the heads [T,heads,d] of a window, each normalised or all of them together."""
     if op.heads is not None and not op.whole:
@@ -162,7 +172,9 @@ def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
         wide = wide - wide.mean(-1, keepdim=True)
     made = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + op.eps)
     if op.weight is not None:
-        made = ar.step(made) * (_wide(ar.vector(op.weight)) + op.offset)
+        weight = _wide(ar.vector(op.weight))
+        weight = weight.reshape(x.shape[1:]) if op.each else weight
+        made = ar.step(made) * (weight + op.offset)
     if op.bias is not None:
         made = made + _wide(ar.vector(op.bias))
     return made.to(x.dtype)
@@ -259,9 +271,11 @@ def visible(mask: Mask, first: int, last: int, keys: int, device: torch.device) 
     return seen if mask.chunk is None else seen & (queries // mask.chunk == key // mask.chunk)
 
 
-def score_block(ar: Pass, op: Scores, q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
+def score_block(
+    ar: Pass, op: Scores, q: Tensor, k: Tensor, seen: Tensor, biases: Tensor | None = None
+) -> Tensor:
     """Scores [a,t,S] of queries [t,a,d] and keys [S,b,d], a/b queries a key head: q.k * scale,
-    then cap * tanh(s / cap), 0 where unseen."""
+    then cap * tanh(s / cap), plus ``biases`` [a,1,S], 0 where unseen."""
     q, k = ar.queried(q), ar.cached(k)
     queries, keys, size = q.shape[0], k.shape[0], q.shape[2]
     groups = q.shape[1] // k.shape[1]
@@ -270,7 +284,18 @@ def score_block(ar: Pass, op: Scores, q: Tensor, k: Tensor, seen: Tensor) -> Ten
     made = ar.cut(torch.bmm(grouped, k.permute(1, 2, 0))) * op.scale
     if op.cap is not None:
         made = ar.cut(torch.tanh(ar.cut(ar.cut(made) / op.cap))) * op.cap
-    return made.reshape(q.shape[1], queries, keys).masked_fill(~seen, 0.0)
+    made = made.reshape(q.shape[1], queries, keys)
+    made = made if biases is None else made + biases
+    return made.masked_fill(~seen, 0.0)
+
+
+def key_biases(op: Alibi | None, keys: Tensor) -> Tensor | None:
+    """What is added to all scores of each key of keys [S,b,d]: [A,1,S]; None for nothing."""
+    if op is None:
+        return None
+    slopes = torch.tensor(op.slopes, dtype=keys.dtype, device=keys.device)
+    placed = torch.arange(len(keys), dtype=keys.dtype, device=keys.device)
+    return slopes[:, None, None] * (placed - (len(keys) - 1) if op.from_last else placed)
 
 
 def softmax_block(scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> Tensor:
@@ -316,7 +341,7 @@ def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> Tensor:
     """All scores at once [A,T,T]; for replay. The pass itself goes block by block."""
     q, k = query_key_heads(ar, op, q, k)
     seen = visible(op.mask, 0, q.shape[0], k.shape[0], q.device)
-    return score_block(ar, op, q, k, seen)
+    return score_block(ar, op, q, k, seen, key_biases(op.alibi, k))
 
 
 def softmax(ar: Pass, op: Softmax, x: Tensor) -> Tensor:
@@ -352,6 +377,11 @@ def xielu(ar: Pass, op: Xielu, x: Tensor) -> Tensor:
     above = op.positive * x * x + op.beta * x
     below = (torch.expm1(x.clamp(max=op.eps)) - x) * op.negative + op.beta * x
     return torch.where(x > 0, above, below)
+
+
+def clip(ar: Pass, op: Clip, x: Tensor) -> Tensor:
+    """Element by element."""
+    return x.clamp(-op.limit, op.limit)
 
 
 def multiply(ar: Pass, op: Multiply, x: Tensor, y: Tensor) -> Tensor:
@@ -481,9 +511,11 @@ def combine(
 
 KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Embed: embed,
+    Positions: positions,
     Norm: norm,
     Product: product,
     Bias: bias,
+    Clip: clip,
     Rope: rope,
     Scores: scores,
     Softmax: softmax,

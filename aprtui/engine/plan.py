@@ -306,6 +306,12 @@ def _tokens(job: TraceJob, model: Model) -> tuple[int, ...]:
             f"token {outside:,} lies outside the vocabulary of {vocab_size:,} tokens",
             hint=f"ids go from 0 to {vocab_size - 1:,}",
         )
+    longest = model.graph.longest
+    if longest is not None and len(tokens) > longest:
+        raise UsageError(
+            f"the prompt is {len(tokens):,} tokens and the model has learned {longest:,} positions",
+            hint="give a shorter one",
+        )
     return tokens
 
 

@@ -44,22 +44,28 @@ class Sizes:
 
 
 def read_sizes(
-    s: Settings, eps_key: str = "rms_norm_eps", nulls: tuple[str, ...] = _NULLS
-) -> Sizes:
+    s: Settings, eps_key: str | float = "rms_norm_eps", nulls: tuple[str, ...] = _NULLS,
+    kv_heads: int | None = None,
+) -> Sizes:  # fmt: skip
     """The dimensions, checked against each other; of an .apr the tensors fill what it lacks.
 
-    ``eps_key``: what the norms' epsilon is called; ``nulls``: which of ``head_dim`` and
-    ``num_kv_heads`` may be null, for H/A and A.
+    ``eps_key``: what the norms' epsilon is called, or its value where it has no key; ``nulls``:
+    which of ``head_dim`` and ``num_kv_heads`` may be null, for H/A and A. ``kv_heads``: those of a
+    family whose config.json has no key for them; 0: as many as query heads.
     """
     s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
     layers, hidden = read_layers(s), s.integer("hidden_size")
     heads = s.integer("num_heads")
     head_dim = _head_dim(s, hidden, heads, nulls)
-    kv_heads = _kv_heads(s, heads, head_dim, nulls)
+    if kv_heads is not None and s.file.format == "safetensors":
+        s.take("num_kv_heads", None)
+        kv_heads = s.say("num_kv_heads", kv_heads or heads)
+    else:
+        kv_heads = _kv_heads(s, heads, head_dim, nulls)
     check_heads(s, heads, kv_heads)
     if s.integer("value_dim", head_dim) != head_dim:
         raise s.fail(f"value_dim is not head_dim, {head_dim}, which {s.family} needs")
-    eps = s.number(eps_key)
+    eps = s.number(eps_key) if isinstance(eps_key, str) else s.say("eps", eps_key)
     return Sizes(layers, hidden, heads, kv_heads, head_dim, _vocab(s), eps)
 
 
@@ -348,7 +354,11 @@ class Frame:
     weights, or all of the ``norm`` where it is another than the sizes', the embedding's scale, that
     of the branches as they are added, the logits' scale, cap and whether they have a bias.
 
-    ``parallel``: the one norm before the attention is the FFN's input too.
+    ``parallel``: the one norm before the attention is the FFN's input too, or each has a norm of
+    its own of the one hidden, whose weights are ``two_norms``. ``bare_norms``: they have no
+    weights. ``positions``:
+    the rows of a learned table, and which is position 0's. ``embedding_norm``: the embedding is
+    normalised.
     """
 
     before: bool = True
@@ -359,8 +369,12 @@ class Frame:
     logit_scale: float = 1.0
     logit_cap: float | None = None
     parallel: bool = False
+    two_norms: tuple[str, str] | None = None
     head_bias: bool = False
     norm: Norm | None = None
+    bare_norms: bool = False
+    positions: tuple[int, int] | None = None
+    embedding_norm: bool = False
 
 
 def build_decoder(
@@ -370,7 +384,7 @@ def build_decoder(
     frame: Frame = Frame(),
 ) -> Graph:
     """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer."""
-    build = Builder(sizes.hidden)
+    build = Builder(sizes.hidden, bare_norms=frame.bare_norms)
     norm = frame.norm or sizes.norm(frame.offset)
     order: dict[str, Any] = {
         "before": frame.before,
@@ -378,11 +392,15 @@ def build_decoder(
         "scale": frame.branch_scale,
     }
     hidden = build.embedding(sizes.vocab, frame.embedding_scale)
+    if frame.positions is not None:
+        hidden = build.positions(hidden, *frame.positions)
+    if frame.embedding_norm:
+        hidden = build.embedding_norm(hidden, norm)
     for layer in range(sizes.layers):
         build.layer = layer
         mix = partial(build.attention, how=attention(layer))
         if frame.parallel:
-            hidden = build.parallel(hidden, norm, mix, partial(ffn, build))
+            hidden = build.parallel(hidden, norm, mix, partial(ffn, build), frame.two_norms)
             continue
         hidden = build.branch(hidden, "attn", norm, mix, **order)
         hidden = build.branch(hidden, "ffn", norm, partial(ffn, build), **order)

@@ -119,7 +119,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
 }
 
 _NO_MATTER = re.compile(
-    r".*(_dropout|_pdrop|dropout_p|_token_id|_token_ids|_token_index)|(bos|eos|pad|sep)_.*"
+    r".*(_dropout|_pdrop|dropout_p|layerdrop|_token_id|_token_ids|_token_index)|(bos|eos|pad|sep)_.*"
     r"|(_|attn_implementation|auto_map|architectures|model_type|name_or_path|transformers_).*"
     r"|initializer_.*|init_.*|output_(attentions|hidden_states|router_logits)|.*dtype|.*_loss_coef"
     r"|classifier_.*|problem_type|id2label|label2id|num_labels|task_specific_params|custom_pipelines"
@@ -129,7 +129,7 @@ _NO_MATTER = re.compile(
     r"|diversity_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size"
     r"|bad_words_ids|early_stopping|forced_.*|suppress_tokens|begin_suppress_tokens"
     r"|remove_invalid_values|exponential_decay_length_penalty|return_dict_in_generate|output_scores"
-    r"|vision_config|tf_legacy_loss|use_flash_attn|flash_attn|torch_compile"
+    r"|vision_config|summary_.*|dropout|tf_legacy_loss|use_flash_attn|flash_attn|torch_compile"
 )
 """Keys of config.json that change no number of a forward pass."""
 
@@ -218,8 +218,11 @@ def inert(file_format: str, stated: Stated) -> bool:
     return any(type(value) is type(off) and value == off for off in _OFF.get(key, ()))
 
 
-def stated_keys(file: ModelFile, config: Mapping[str, Any]) -> dict[str, Stated]:
-    """The model's keys under our names. ``config``: the part of a config.json that is the model's.
+def stated_keys(
+    file: ModelFile, config: Mapping[str, Any], aliases: Mapping[str, str]
+) -> dict[str, Stated]:
+    """The model's keys under our names. ``config``: the part of a config.json that is the model's;
+    ``aliases``: the family's own names there, and ours for them.
 
     Raises BadFileError where two spellings of one key disagree.
     """
@@ -235,6 +238,7 @@ def stated_keys(file: ModelFile, config: Mapping[str, Any]) -> dict[str, Stated]
     found: dict[str, Stated] = {}
     for key, value in config.items():
         name = f"config.{key}" if key in _OURS_ALONE else our_name(key)
+        name = aliases.get(key, name)
         if name in found and found[name].value != value:
             raise BadFileError(
                 file.path,

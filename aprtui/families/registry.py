@@ -94,6 +94,21 @@ _OURS = (
     Row("laguna", "aprtui.families.laguna", ("laguna",), ("laguna",)),
     Row("mimo", "aprtui.families.mimo", ("mimo_v2_flash",), ("mimo2",)),
     Row("apertus", "aprtui.families.apertus", ("apertus",), ("apertus",)),
+    Row("gpt2", "aprtui.families.gpt2", ("gpt2",), ("gpt2",)),
+    Row("gpt_bigcode", "aprtui.families.gpt_bigcode", ("gpt_bigcode",), ("starcoder",)),
+    Row("gpt_neox", "aprtui.families.gpt_neox", ("gpt_neox",), ("gptneox",)),
+    Row("gptj", "aprtui.families.gptj", ("gptj",)),
+    Row("phi", "aprtui.families.phi", ("phi",), ("phi2",)),
+    Row("starcoder2", "aprtui.families.starcoder2", ("starcoder2",)),
+    Row("stablelm", "aprtui.families.stablelm", ("stablelm",), ("stablelm",)),
+    Row("falcon", "aprtui.families.falcon", ("falcon",), ("falcon",)),
+    Row("opt", "aprtui.families.opt", ("opt",)),
+    Row("bloom", "aprtui.families.bloom", ("bloom",), ("bloom",)),
+    Row("mpt", "aprtui.families.mpt", ("mpt",), ("mpt",)),
+    Row("cohere", "aprtui.families.cohere", ("cohere",), ("command-r",)),
+    Row("olmo", "aprtui.families.olmo", ("olmo",), ("olmo",)),
+    Row("persimmon", "aprtui.families.persimmon", ("persimmon",)),
+    Row("exaone", "aprtui.families.exaone", ("exaone",)),
 )
 
 

@@ -27,7 +27,8 @@ class Tensor:
 
     A name may have ``{layer}`` and ``{expert}``. ``holds``: the roles whose rows lie one after the
     other in a fused tensor, of which the role's own name is only the label. ``packed``: all experts
-    of the layer in one tensor [E,rows,columns]. ``in_turn``: the roles' rows take turns;
+    of the layer in one tensor [E,rows,columns]. ``in_turn``: the roles' rows take turns, one by
+    one; ``by_head``: those of a key/value head's queries, of the head itself and of its values;
     ``transposed``: each matrix lies as [columns,rows]. ``constant``: a few numbers that are
     parameters of the graph's operations, not weights.
     """
@@ -37,6 +38,7 @@ class Tensor:
     holds: tuple[str, ...] = ()
     packed: bool = False
     in_turn: bool = False
+    by_head: bool = False
     transposed: bool = False
     constant: bool = False
 
@@ -48,21 +50,22 @@ class Tensor:
 
 
 def layer_tensor(role: str, *suffixes: str, holds: tuple[str, ...] = (), **how: bool) -> Tensor:
-    """A layer's tensor: suffixes behind ``layers.N.`` (Hugging Face's and Mistral's) and ``blk.N.``
-    (llama.cpp's); any may stand behind either, as some converters mix them. ``how``: the flags of
-    ``Tensor``."""
-    heads = ("layers.{layer}.", "blk.{layer}.")
+    """A layer's tensor: suffixes behind ``layers.N.`` (Hugging Face's and Mistral's; ``h.N.`` and
+    ``blocks.N.`` of older models) and ``blk.N.`` (llama.cpp's); any may stand behind any, as some
+    converters mix them. ``how``: the flags of ``Tensor``."""
+    heads = ("layers.{layer}.", "h.{layer}.", "blocks.{layer}.", "blk.{layer}.")
     names = tuple(head + suffix for suffix in suffixes for head in heads)
     return Tensor(role, names, holds, **how)
 
 
+_ENDS = ("ln_f", "norm_f", "final_layer_norm", "final_layernorm", "output_norm")
 WHOLE = (
     Tensor("embedding", (
-        "embed_tokens.weight", "transformer.wte.weight", "embeddings.word_embeddings.weight",
-        "tok_embeddings.weight", "token_embd.weight",
+        "embed_tokens.weight", "wte.weight", "embeddings.word_embeddings.weight",
+        "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight", "token_embd.weight",
     )),
-    Tensor("final_norm", ("norm.weight", "transformer.ln_f.weight", "output_norm.weight")),
-    Tensor("head", ("lm_head.weight", "output.weight")),
+    Tensor("final_norm", ("norm.weight", *(f"{name}.weight" for name in _ENDS))),
+    Tensor("head", ("lm_head.weight", "embed_out.weight", "output.weight")),
     Tensor("rope_freqs", ("rope_freqs.weight",)),
     Tensor("rope_long", ("rope_factors_long.weight",)),
     Tensor("rope_short", ("rope_factors_short.weight",)),
@@ -128,7 +131,7 @@ SANDWICH_NORMS = (
 NORM_BIASES = (
     layer_tensor("attn_norm_bias", "input_layernorm.bias", "attn_norm.bias"),
     layer_tensor("ffn_norm_bias", "post_attention_layernorm.bias", "ffn_norm.bias"),
-    Tensor("final_norm_bias", ("norm.bias", "output_norm.bias")),
+    Tensor("final_norm_bias", ("norm.bias", *(f"{name}.bias" for name in _ENDS))),
 )
 """The biases of LayerNorms before each branch and at the end."""
 
@@ -218,10 +221,14 @@ CORRECTION_BIAS = (
 
 _PREFIXES = (
     "language_model.model.", "model.language_model.model.", "model.language_model.",
-    "language_model.", "model.text_model.", "model.",
+    "language_model.", "model.text_model.", "model.decoder.", "model.", "transformer.", "gpt_neox.",
+    "decoder.",
 )  # fmt: skip
 # Derived values that some checkpoints carry along; the pass computes them from the configuration.
-_DERIVED = re.compile(r"rotary_emb\.inv_freq$|self_attn\.rotary_emb\.|attn_rot_embd")
+_DERIVED = re.compile(
+    r"rotary_emb\.inv_freq$|self_attn\.rotary_emb\.|attn_rot_embd"
+    r"|\.(attn|attention)\.(masked_)?bias$"  # a causal mask and what fills it
+)
 _DRAFTS = re.compile(
     r"(?:^|\.)mtp\.|(?<![^.])((?:layers|blk)\.\d{1,5}\.)"
     r"(?:nextn|eh_proj|enorm|hnorm|shared_head|embed_tokens)\."

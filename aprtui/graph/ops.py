@@ -17,10 +17,12 @@ __all__ = [
     "ACTIVATIONS",
     "Activate",
     "Add",
+    "Alibi",
     "Attend",
     "Bias",
     "Choose",
     "Clamp",
+    "Clip",
     "Combine",
     "Embed",
     "Experts",
@@ -30,6 +32,7 @@ __all__ = [
     "Norm",
     "Op",
     "Part",
+    "Positions",
     "Product",
     "Rope",
     "Route",
@@ -91,6 +94,15 @@ class Temperature:
 
 
 @dataclass(frozen=True)
+class Alibi:
+    """What is added to the scores of each head's keys: its slope times the key's position, counted
+    from the first token, or from the last one where ``from_last`` (the softmax is the same)."""
+
+    slopes: tuple[float, ...]
+    from_last: bool = False
+
+
+@dataclass(frozen=True)
 class Part:
     """One matrix of a product: it makes ``rows`` columns of the output."""
 
@@ -149,11 +161,30 @@ class Embed(Op):
 
 
 @dataclass(frozen=True)
+class Positions(Op):
+    """hidden plus each position's row of a learned table [``rows``,H]: that of position 0 is
+    ``first``."""
+
+    row_wise = False
+
+    table: Role
+    rows: int
+    first: int = 0
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return (self.table,)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return {self.table: (self.rows, width)}
+
+
+@dataclass(frozen=True)
 class Norm(Op):
     """x / sqrt(mean(x^2) + eps) * (offset + w): over the last axis, or over each of ``heads``.
 
-    ``whole``: over all of the heads together. ``centred``: the mean is taken off first
-    (LayerNorm). Without ``weight`` the factor is one.
+    ``whole``: over all of the heads together; ``each``: every head has a weight of its own.
+    ``centred``: the mean is taken off first (LayerNorm). Without ``weight`` the factor is one.
     """
 
     weight: Role | None
@@ -161,6 +192,7 @@ class Norm(Op):
     offset: float = 0.0
     heads: Heads | None = None
     whole: bool = False
+    each: bool = False
     centred: bool = False
     bias: Role | None = None
 
@@ -170,7 +202,7 @@ class Norm(Op):
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         if self.heads is not None:
-            width = self.heads.width if self.whole else self.heads.size
+            width = self.heads.width if self.whole or self.each else self.heads.size
         return dict.fromkeys(self.weights, (width,))
 
 
@@ -221,6 +253,13 @@ def _bias_shapes(parts: tuple[Part, ...]) -> dict[Role, tuple[int, ...]]:
 
 
 @dataclass(frozen=True)
+class Clip(Op):
+    """x, at most ``limit`` away from 0."""
+
+    limit: float
+
+
+@dataclass(frozen=True)
 class Rope(Op):
     """The heads [T,heads,d] of a window turned by the table's angles."""
 
@@ -232,7 +271,8 @@ class Rope(Op):
 
 @dataclass(frozen=True)
 class Scores(Op):
-    """q.k * scale, then tanh(s / cap) * cap: [A,T,T], 0 where the mask hides the key.
+    """q.k * scale, then tanh(s / cap) * cap, then what ``alibi`` adds: [A,T,T], 0 where the mask
+    hides the key.
 
     Query head h reads key/value head h div (A/K). ``queries`` and ``keys`` are the windows of the
     inputs that hold them, None where an input is these heads and no more. ``temperature``: q is
@@ -249,6 +289,7 @@ class Scores(Op):
     queries: Heads | None = None
     keys: Heads | None = None
     temperature: Temperature | None = None
+    alibi: Alibi | None = None
 
 
 @dataclass(frozen=True)

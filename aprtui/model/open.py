@@ -393,14 +393,18 @@ def _matrix(
 
 
 def held_window(
-    tensor: Tensor, entry: TensorEntry, shapes: Sequence[tuple[int, ...]], place: int, expert: int
-) -> Matrix:
+    tensor: Tensor, entry: TensorEntry, shapes: Sequence[tuple[int, ...]], place: int, expert: int,
+    heads: int = 1,
+) -> Matrix:  # fmt: skip
     """Where the weight at ``place`` of those that a fused or packed tensor holds lies in it.
 
-    ``shapes``: of all that it holds, of one expert.
+    ``shapes``: of all that it holds, of one expert; ``heads``: the layer's key/value heads.
     """
     shape, total = shapes[place], sum(each[0] for each in shapes)
     rows, columns = shape if len(shape) == 2 else (1, shape[0])
+    if tensor.by_head and heads > 1:
+        first = sum(each[0] for each in shapes[:place]) // heads
+        return Matrix(entry, first, rows, columns, shape[0] // heads, total // heads)
     turns = len(shapes) if tensor.in_turn else 0
     first = place if turns else sum(each[0] for each in shapes[:place])
     if tensor.transposed:
@@ -427,7 +431,8 @@ def _locate(
         place = tensor.holds.index(role.name)
         reader = settled.graph.reader(role)
         experts = reader.op.count if reader and isinstance(reader.op, Experts) else 0
-        window = held_window(tensor, entry, parts, place, role.expert or 0)
+        heads = settled.graph.kv_heads.get(role.layer, 1)
+        window = held_window(tensor, entry, parts, place, role.expert or 0, heads)
         return window, tensor.shape(parts, experts)
     raise BadFileError(
         file.path,

@@ -15,6 +15,7 @@ from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import make_plan
 from aprtui.engine.run import run_trace
 from aprtui.formats.aprt import read_values
+from aprtui.graph.vocabulary import STAGES
 from tests.families import TINY, save_tiny
 
 transformers = pytest.importorskip("transformers", reason="transformers is a dev dependency")
@@ -70,6 +71,12 @@ def assert_near(found: Path, expected: torch.Tensor) -> None:
     assert error <= BAR, f"{found.relative_to(found.parents[1])}: {error:.2e}"
 
 
+def entering(trace: Path) -> str:
+    """The stage that the first layer is given: the last one before it."""
+    before = [stage.name for stage in STAGES if stage.scope == "first"]
+    return [name for name in before if (trace / "layer-0" / f"{name}.bin").exists()][-1]
+
+
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_family_agrees_with_transformers(case: str, tmp_path: Path) -> None:
     family, settings = CASES[case]
@@ -84,7 +91,7 @@ def test_family_agrees_with_transformers(case: str, tmp_path: Path) -> None:
     )  # fmt: skip
     run_trace(make_plan(job), lambda event: None)
     trace = tmp_path / "trace"
-    assert_near(trace / "layer-0" / "embedding.bin", theirs.hidden_states[0])
+    assert_near(trace / "layer-0" / f"{entering(trace)}.bin", theirs.hidden_states[0])
     for layer, hidden in enumerate(theirs.hidden_states[1:-1]):
         assert_near(trace / f"layer-{layer}" / "post_ffn_residual.bin", hidden)
     for layer, weights in enumerate(theirs.attentions):

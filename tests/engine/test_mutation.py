@@ -27,7 +27,8 @@ def published(config: dict[str, Any]) -> dict[str, Any]:
     parameters = made.pop("rope_parameters", None) or {}
     local = parameters.get("sliding_attention")
     whole = parameters.get("full_attention", parameters)
-    made["rope_theta"] = whole.get("rope_theta")
+    if whole:
+        made["rope_theta"] = whole.get("rope_theta")
     if local is not None:
         made["rope_local_base_freq"] = local["rope_theta"]
     scaled = {key: value for key, value in whole.items() if key != "rope_theta"}

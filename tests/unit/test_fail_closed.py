@@ -48,8 +48,9 @@ def settings_of(family: str, file_format: str, keys: dict[str, Any]) -> Settings
     else:
         metadata = {**CONFIG, **keys}
     file = ModelFile(path, file_format, "", metadata, {}, (), 0, "")
-    defaults = load_family(family).defaults
-    return Settings(file, family, stated_keys(file, metadata), defaults, lambda role: None)
+    found = load_family(family)
+    stated = stated_keys(file, metadata, found.aliases)
+    return Settings(file, family, stated, found.defaults, lambda role: None)
 
 
 def graph_of(family: str, file_format: str, **keys: Any) -> Graph:

@@ -34,8 +34,11 @@ def score_scale(at: Attempt[Scores]) -> Iterator[Candidate]:
     if at.y is None:
         return
     cap, right = at.op.cap, at.op.scale
-    y = at.y if cap is None else np.arctanh(np.clip(at.y / cap, -1 + 1e-7, 1 - 1e-7)) * cap
-    plain = at.remade(replace(at.op, cap=None))  # 0 where a key is hidden: such take no part
+    y = at.y - (at.base - at.remade(replace(at.op, alibi=None)))
+    y = y if cap is None else np.arctanh(np.clip(y / cap, -1 + 1e-7, 1 - 1e-7)) * cap
+    plain = at.remade(
+        replace(at.op, cap=None, alibi=None)
+    )  # 0 where a key is hidden: such take no part
     root = float(_queries_and_keys(at.op, at.inputs)[0].shape[-1]) ** -0.5
     usual = [1.0 / right, root / right, root]
     for factor in (*usual, *fitted_scales(np.where(plain != 0.0, y, 0.0), plain, at.rounded)):
@@ -75,6 +78,12 @@ def softcap_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
     if at.op.cap is not None:
         made = at.remade(replace(at.op, cap=None))
         yield Candidate(made, "the soft-cap on the scores was left out")
+
+
+def alibi_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
+    if at.op.alibi is not None:
+        made = at.remade(replace(at.op, alibi=None))
+        yield Candidate(made, "the biases of ALiBi are not added to the scores")
 
 
 def temperature_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
@@ -307,6 +316,7 @@ ATTENTION = (
     Entry("softcap_missing", (Scores,), softcap_missing),
     Entry("score_scale", (Scores,), score_scale),
     Entry("temperature_missing", (Scores,), temperature_missing),
+    Entry("alibi_missing", (Scores,), alibi_missing),
     Entry("nope_rotated", (Scores,), turned),
     Entry("window", (Scores, Softmax), window),
     Entry("chunk_missing", (Scores, Softmax), chunk),

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch.overrides import TorchFunctionMode
 
-from aprtui.formats.tracedir import StageKey
-from aprtui.graph import Graph
+from aprtui.engine.adapters.nodes import parallel_sums
+from aprtui.graph import Graph, Node
+from aprtui.graph.ops import Add
 
 __all__ = ["Functions", "beyond"]
 
@@ -35,13 +36,11 @@ class Functions(TorchFunctionMode):
     """Watches the functions of a pass, and has experts chosen in order: some routers leave open how
     their ids stand.
 
-    ``added``: given the sum of anything and this tensor. ``chosen``: given the ids of the next
-    choice. Each is called once.
+    ``chosen``: given the ids of the next choice, once.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.added: tuple[torch.Tensor, Callable[[torch.Tensor], None]] | None = None
         self.chosen: Callable[[torch.Tensor], None] | None = None
 
     def __torch_function__(
@@ -58,19 +57,15 @@ class Functions(TorchFunctionMode):
         if name == "topk" and self.chosen is not None:
             tell, self.chosen = self.chosen, None
             tell(made[1])
-        elif name in ("add", "__add__") and self.added is not None and args[1] is self.added[0]:
-            tell, self.added = self.added[1], None
-            tell(made)
         return made
 
 
 def beyond(layer: Any, number: int, shown: Shown, functions: Functions) -> Iterator[Watch]:
     """What a layer's modules do not show, and the hooks that do."""
-    stream = "post_attn_residual"
-    parallel = StageKey(number, "ffn_norm") not in shown.graph and hasattr(layer, "input_layernorm")
-    if parallel and StageKey(number, stream) in shown.graph:
-        yield frozenset({stream}), _stream(layer, number, shown, functions)
-    norm = getattr(layer.self_attn, "qk_norm", None)
+    for stage in parallel_sums(shown.graph):
+        if stage.key.layer == number:
+            yield frozenset({stage.key.stage}), _stream(layer, stage, shown)
+    norm = getattr(_attention_of(layer), "qk_norm", None)
     if norm is not None:
         stages = {f"{which}_{step}" for which in "qk" for step in ("norm", "post_rope")}
         yield frozenset(stages), _one_norm(norm, number, shown)
@@ -89,18 +84,30 @@ def _hooked(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
             handle.remove()
 
 
-def _stream(
-    layer: Any, number: int, shown: Shown, functions: Functions
-) -> AbstractContextManager[None]:
-    """Both branches are added in one line, the attention's first: what that gives."""
+def _attention_of(layer: Any) -> Any:
+    """The layer's attention, whatever it is called; None without one."""
+    names = ("self_attn", "attn", "attention", "self_attention")
+    return next((getattr(layer, name) for name in names if hasattr(layer, name)), None)
+
+
+def _stream(layer: Any, stage: Node, shown: Shown) -> AbstractContextManager[None]:
+    """Both branches are added in one line, in any order: the stream with the attention's alone,
+    once more."""
+    assert isinstance(stage.op, Add)
+    scale, hidden = stage.op.scale, []
+
+    def began(module: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        hidden.append(inputs[0] if inputs else named["hidden_states"])
 
     def attended(module: Any, inputs: Any, output: Any) -> None:
-        def tell(made: torch.Tensor) -> None:
-            shown.put("post_attn_residual", made[0], layer=number)
+        branch = output[0] if isinstance(output, tuple) else output
+        made = hidden.pop() + (branch if scale == 1.0 else branch * scale)
+        shown.put(stage.key.stage, made[0], layer=stage.key.layer)
 
-        functions.added = output[0], tell
-
-    return _hooked(layer.self_attn.register_forward_hook(attended))
+    return _hooked(
+        layer.register_forward_pre_hook(began, with_kwargs=True),
+        _attention_of(layer).register_forward_hook(attended),
+    )
 
 
 def _one_norm(norm: torch.nn.Module, number: int, shown: Shown) -> AbstractContextManager[None]:

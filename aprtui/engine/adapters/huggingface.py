@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import importlib
 import math
-import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from aprtui.engine import ops
-from aprtui.engine.adapters import Put, Ran
+from aprtui.engine.adapters import Put, Ran, modules
 from aprtui.engine.adapters.between import Functions, beyond
+from aprtui.engine.adapters.nodes import parallel_sums
 from aprtui.engine.device import torch_settings
 from aprtui.engine.hooks import Stages, hooks
 from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph
-from aprtui.graph.ops import Norm, Scores, Sigmoid, Softplus
+from aprtui.graph.ops import Attend, Clip, Norm, Scores, Sigmoid, Softplus
 from aprtui.graph.vocabulary import facts_of, order_of
 from aprtui.text import clean
 
@@ -39,109 +40,8 @@ __all__ = ["run"]
 _ATTENTION = "aprtui-capture"  # our name in the registry
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Modules that give a stage, named as ``hooks`` names them: of the decoder for a stage of the
-    whole model, else of its layer (whose own name is empty).
-
-    ``unless``: not where the layer has this stage too; one module's name has two meanings then.
-    ``beside``: only where there is this module as well, which tells which meaning it is.
-    """
-
-    stage: str
-    modules: str | tuple[str, ...]
-    unless: str = ""
-    beside: str = ""
-
-
-_PROJECTIONS = tuple(f"self_attn.{part}_proj" for part in "qkv")
-_GATE_UP, _HALVES = "mlp.gate_up_proj", ("ffn_gate", "ffn_up")  # two stages, side by side
-
-# The first that the model has the modules of is taken.
-_SOURCES = (
-    _Source("embedding", "layers.0:input"),  # the table's rows, scaled where the model scales them
-    _Source("attn_norm", "input_layernorm"),
-    _Source("attn_norm", "attention_layernorm"),
-    _Source("qkv_matmul", _PROJECTIONS, unless="qkv_bias"),
-    _Source("qkv_matmul", "self_attn.qkv_proj", unless="qkv_bias"),
-    _Source("qkv_bias", _PROJECTIONS),
-    _Source("qkv_bias", "self_attn.qkv_proj"),
-    _Source("q_norm", "self_attn.q_norm"),
-    _Source("k_norm", "self_attn.k_norm"),
-    _Source("q_norm", "self_attn.query_layernorm"),
-    _Source("k_norm", "self_attn.key_layernorm"),
-    _Source("q_post_rope", "self_attn.query_layernorm:input"),
-    _Source("k_post_rope", "self_attn.key_layernorm:input"),
-    _Source("attn_gate", "self_attn.gate_proj"),
-    _Source("attn_gate", "self_attn.g_proj"),
-    _Source("attn_gated", "self_attn.o_proj:input"),
-    _Source("attn_out", "self_attn.o_proj"),
-    _Source("attn_post_norm", "post_self_attn_layernorm"),
-    _Source("attn_post_norm", "post_attention_layernorm"),
-    _Source("post_attn_residual", "pre_feedforward_layernorm:input"),
-    _Source("post_attn_residual", "pre_mlp_layernorm:input"),
-    _Source("post_attn_residual", "feedforward_layernorm:input"),
-    _Source("post_attn_residual", "post_attention_layernorm:input",
-            beside="post_self_attn_layernorm"),
-    _Source("post_attn_residual", "post_attention_layernorm:input", unless="attn_post_norm"),
-    _Source("post_attn_residual", "mlp:input", unless="attn_norm"),
-    _Source("ffn_norm", "pre_feedforward_layernorm"),
-    _Source("ffn_norm", "pre_mlp_layernorm"),
-    _Source("ffn_norm", "feedforward_layernorm"),
-    _Source("ffn_norm", "post_attention_layernorm", beside="post_self_attn_layernorm"),
-    _Source("ffn_norm", "post_attention_layernorm", unless="attn_post_norm"),
-    _Source("ffn_gate", "mlp.gate_proj"),
-    _Source("ffn_gate", _GATE_UP),
-    _Source("ffn_up", "mlp.up_proj"),
-    _Source("ffn_up", _GATE_UP),
-    _Source("ffn_silu", "mlp.act_fn"),
-    _Source("ffn_silu", "mlp.activation_fn"),
-    _Source("ffn_swigl", "mlp.down_proj:input"),
-    _Source("router_logits", "mlp.gate[0]"),
-    _Source("moe_router", "mlp.gate[1]"),
-    _Source("moe_router_indices", "mlp.gate[2]"),
-    _Source("router_logits", "mlp.router[0]"),
-    _Source("moe_router", "mlp.router[1]"),
-    _Source("moe_router_indices", "mlp.router[2]"),
-    _Source("router_logits", "block_sparse_moe.router[0]"),
-    _Source("moe_router", "block_sparse_moe.router[1]"),
-    _Source("moe_router_indices", "block_sparse_moe.router[2]"),
-    _Source("moe_ffn_out", "mlp.experts"),
-    _Source("moe_ffn_out", "block_sparse_moe.experts"),
-    *(
-        _Source(f"shared_ffn_{stage}", f"mlp.{shared}.{module}")
-        for shared in ("shared_expert", "shared_experts", "shared_mlp")
-        for stage, module in {
-            "gate": "gate_proj",
-            "up": "up_proj",
-            "silu": "act_fn",
-            "swigl": "down_proj:input",
-            "out": "down_proj",
-        }.items()
-    ),
-    _Source("router_logits", "feed_forward.router[1]"),
-    *(
-        _Source(stage.format(part), f"feed_forward.{inner}{module}")
-        for part, inner in (("", ""), ("shared_", "shared_expert."))
-        for stage, module in {
-            "{}ffn_gate": "gate_proj",
-            "{}ffn_up": "up_proj",
-            "{}ffn_silu": "activation_fn",
-            "{}ffn_swigl": "down_proj:input",
-        }.items()
-    ),
-    _Source("shared_ffn_out", "feed_forward.shared_expert"),
-    _Source("ffn_out", "feed_forward[0]", beside="feed_forward.router"),
-    _Source("ffn_out", "feed_forward"),
-    _Source("shared_gate", "mlp.shared_expert_gate"),
-    _Source("ffn_out", "mlp"),
-    _Source("ffn_out", "block_sparse_moe"),
-    _Source("ffn_post_norm", "post_feedforward_layernorm"),
-    _Source("ffn_post_norm", "post_mlp_layernorm"),
-    _Source("post_ffn_residual", ""),
-    _Source("final_norm", "norm"),
-)  # fmt: skip
-_OF_DECODER = frozenset({"embedding", "final_norm"})
+_LAYERS = ("layers", "h", "blocks")  # what decoders call theirs
+_OF_DECODER = frozenset({"embedding", "pos_embedding", "embedding_norm", "final_norm"})
 # The stages of what the attention function is given, meets and returns.
 _QUERY, _KEY, _SCORES, _WEIGHTS, _MIXED = _INSIDE = (
     "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention",
@@ -182,9 +82,19 @@ def run(plan: Plan, device: torch.device, put: Put) -> Ran:
         **torch_settings(),
         "settings": {"attention": "eager"},
     }
-    again = any(key.stage == _BIASED for key in shown.graph.by_key)
-    notes = (f"{_PRODUCT} is computed once more without its bias",) if again else ()
-    return Ran(logits, engine, notes)
+    return Ran(logits, engine, _notes(shown.graph))
+
+
+def _notes(graph: Graph) -> tuple[str, ...]:
+    """What of the stages transformers does not hold by itself."""
+    again = any(key.stage == _BIASED for key in graph.by_key)
+    clips = dict.fromkeys(node.key.stage for node in graph if isinstance(node.op, Clip))
+    sums = dict.fromkeys(node.key.stage for node in parallel_sums(graph))
+    return (
+        *([f"{_PRODUCT} is computed once more without its bias"] if again else []),
+        *(f"{stage} is computed once more from what it cuts" for stage in clips),
+        *(f"{stage} is computed once more: both branches are added at once" for stage in sums),
+    )
 
 
 def _load(plan: Plan, device: torch.device) -> Any:
@@ -196,13 +106,17 @@ def _load(plan: Plan, device: torch.device) -> Any:
     transformers.logging.disable_progress_bar()
     try:
         _register()
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        load = partial(
+            transformers.AutoModelForCausalLM.from_pretrained,
             where if where.is_dir() else where.parent,
             dtype=getattr(torch, plan.job.dtype),
-            attn_implementation=_ATTENTION,
             local_files_only=True,
             trust_remote_code=False,
         )
+        try:
+            model = load(attn_implementation=_ATTENTION)
+        except KeyError:  # some look it up in a table of their own
+            model = load(attn_implementation="eager")
         return _adapted(model, plan.job.adapter).eval().to(device)
     except torch.cuda.OutOfMemoryError:
         raise
@@ -229,7 +143,14 @@ def _adapted(model: Any, adapter: str) -> Any:
 def _decoder(model: Any) -> Any:
     """The module that has the layers. llama4's text model does not find its own."""
     found = model.get_decoder()
-    return found if hasattr(found, "layers") else model.model
+    return found if any(hasattr(found, name) for name in _LAYERS) else model.model
+
+
+class _Cut(NamedTuple):
+    """A stage that is another one, cut to a limit on both sides."""
+
+    key: StageKey
+    limit: float
 
 
 class _Shown:
@@ -241,15 +162,27 @@ class _Shown:
         self.tokens = len(plan.tokens)
         self._put = put
         self._version = version
+        self._cuts = {
+            node.inputs[0]: _Cut(node.key, node.op.limit)
+            for node in self.graph
+            if isinstance(node.op, Clip) and node.key in self.wanted
+        }
+        self.watched = self.wanted.difference(each.key for each in self._cuts.values()).union(
+            self._cuts
+        )
 
     def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
         """Raises EngineError when the tensor is of another size than the stage."""
         key = StageKey(layer, stage)
-        if key not in self.wanted:
+        cut = self._cuts.get(key)
+        if key not in self.wanted and cut is None:
             return
         node = self.graph[key]
         shape = node.shape(self.tokens)
-        if isinstance(node.op, Norm) and value.dim() == 3 and value.stride(0) < value.stride(1):
+        heads_first = shape[:2] != tuple(value.shape[:2]) == shape[1::-1]
+        if isinstance(node.op, Norm) and value.dim() == 3 and heads_first:
+            value = value.transpose(0, 1)
+        elif isinstance(node.op, Norm) and value.dim() == 3 and value.stride(0) < value.stride(1):
             value = value.transpose(0, 1)  # gemma3 norms [heads, T, d], a view of [T, heads, d]
         elif stage in _NORMED and value.dim() == 3 and self.turns_first(layer):
             value = value.transpose(0, 1)
@@ -261,7 +194,22 @@ class _Shown:
             raise self.differs(
                 f"it gives {key} as {list(value.shape)} where {list(shape)} was expected"
             )
-        self._put(key, value.reshape(shape))
+        if key in self.wanted:
+            self._put(key, value.reshape(shape))
+        if cut is not None:
+            self._put(cut.key, value.reshape(shape).clamp(-cut.limit, cut.limit))
+
+    def in_order(self, value: torch.Tensor, layer: int | None) -> torch.Tensor:
+        """Columns of q, k and v of each key/value head as those of all queries, keys, values."""
+        heads = self.graph.kv_heads[layer]
+        size = next(
+            node.op.values.size
+            for node in self.graph
+            if node.key.layer == layer and isinstance(node.op, Attend)
+        )
+        by_head = value.reshape(*value.shape[:-1], heads, -1, size)
+        parts = (by_head[..., :-2, :], by_head[..., -2, :], by_head[..., -1, :])
+        return torch.cat([part.flatten(value.dim() - 1) for part in parts], dim=-1)
 
     def turns_first(self, layer: int | None) -> bool:
         """Whether the layer normalises heads [heads,T,d] once they are turned."""
@@ -288,8 +236,11 @@ class _Part:
 
     def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
         """The stage, or both of a fused gate and up; the embedding is a stage of layer 0."""
-        if stage == _GATE_UP:
-            for name, half in zip(_HALVES, value.chunk(2, dim=-1), strict=True):
+        if stage.endswith(modules.TOGETHER):
+            stage = stage.removesuffix(modules.TOGETHER)
+            self.shown.put(stage, self.shown.in_order(value, self.layer), layer=self.layer)
+        elif stage == modules.GATE_UP:
+            for name, half in zip(modules.HALVES, value.chunk(2, dim=-1), strict=True):
                 self.shown.put(name, half, layer=self.layer)
         else:
             first = facts_of(stage).scope == "first"
@@ -305,7 +256,9 @@ def _watches(
 ) -> Iterator[AbstractContextManager[None]]:
     """The hooks that show what is wanted. Raises EngineError where a module for it is not there."""
     yield hooks(decoder, _chosen(decoder, None, shown), _Part(shown, None))
-    for number, layer in enumerate(decoder.layers):
+    for number, layer in enumerate(_layers_of(decoder, shown)):
+        if (attention := _without_registry(layer)) is not None:
+            yield _by_itself(attention, number, shown)
         given: set[str] = set()
         for stages, watch in beyond(layer, number, shown, functions):
             given |= stages
@@ -314,6 +267,14 @@ def _watches(
         yield hooks(layer, _chosen(layer, number, shown, given), part)
         if StageKey(number, _PRODUCT) in shown.wanted and StageKey(number, _BIASED) in shown.graph:
             yield _before_bias(layer, number, shown)
+
+
+def _layers_of(decoder: Any, shown: _Shown) -> Any:
+    """The decoder's layers, whatever they are called."""
+    for name in _LAYERS:
+        if isinstance(layers := getattr(decoder, name, None), torch.nn.ModuleList):
+            return layers
+    raise shown.differs("its decoder has no layers")
 
 
 def _routed_scale(layer: Any) -> float:
@@ -330,41 +291,40 @@ def _chosen(
     ``given``: those that are seen otherwise."""
     names = {name for name, _ in module.named_modules()}
     chosen: dict[str | tuple[str, ...], str] = {}
-    for key in sorted(shown.wanted, key=order_of):
+    for key in sorted(shown.watched, key=order_of):
         of_decoder = key.stage in _OF_DECODER
         if of_decoder != (layer is None) or (not of_decoder and key.layer != layer):
             continue
         again = key.stage == _PRODUCT and StageKey(layer, _BIASED) in shown.graph
         of_norm = key.stage in (_QUERY, _KEY) and shown.turns_first(layer)
+        if key.stage in (_QUERY, _KEY) and _without_registry(module) is not None:
+            raise shown.differs(f"no module of it is known to give {key}")
         if (key.stage in _INSIDE and not of_norm) or again or key.stage in given:
             continue
-        source = next((s for s in _SOURCES if _gives(s, key, names, shown.graph)), None)
+        source = next(
+            (s for s in modules.SOURCES if modules.gives(s, key, names, shown.graph)), None
+        )
         if source is None:
             raise shown.differs(f"no module of it is known to give {key}")
-        chosen[source.modules] = _GATE_UP if source.modules == _GATE_UP else key.stage
+        chosen[source.modules] = modules.meant(module, source, key.stage)
     return chosen
-
-
-def _gives(source: _Source, key: StageKey, names: Collection[str], graph: Graph) -> bool:
-    """Whether the modules are there and mean this stage."""
-    if source.stage != key.stage or StageKey(key.layer, source.unless) in graph:
-        return False
-    if source.beside and source.beside not in names:
-        return False
-    modules = (source.modules,) if isinstance(source.modules, str) else source.modules
-    return all(re.split(r"[:\[]", name)[0] in names for name in modules)
 
 
 @contextmanager
 def _before_bias(layer: Any, number: int, shown: _Shown) -> Iterator[None]:
     """The product of q, k and v, which the library fuses with its bias: alone, once more."""
-    attention = layer.self_attn
-    fused = getattr(attention, "qkv_proj", None)
-    parts = [getattr(attention, f"{part}_proj") for part in "qkv"] if fused is None else [fused]
+    have = {name for name, _ in layer.named_modules()}
+    biased = StageKey(number, _BIASED)
+    source = next(s for s in modules.SOURCES if modules.gives(s, biased, have, shown.graph))
+    names = (source.modules,) if isinstance(source.modules, str) else source.modules
+    parts = [layer.get_submodule(name) for name in names]
+    told = _Part(shown, number)
 
     def product(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        joined = [torch.nn.functional.linear(inputs[0][0], part.weight) for part in parts]
-        shown.put(_PRODUCT, torch.cat(joined, dim=1), layer=number)
+        # Conv1D alone holds its matrix as [in,out]
+        weights = [part.weight.T if hasattr(part, "nf") else part.weight for part in parts]
+        joined = [torch.nn.functional.linear(inputs[0][0], weight) for weight in weights]
+        told.put(modules.meant(layer, source, _PRODUCT), torch.cat(joined, dim=1))
 
     handle = parts[0].register_forward_pre_hook(product)
     try:
@@ -397,12 +357,13 @@ def _register() -> None:
 
 
 class _SoftmaxInput(TorchFunctionMode):
-    """Keeps the tensor that meets the first softmax; where its rows' maximum is taken off before,
-    as it was."""
+    """Keeps the tensor that meets the first softmax, and what it makes of it; where its rows'
+    maximum is taken off before, as it was."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scores: torch.Tensor | None = None
+        self.weights: torch.Tensor | None = None
 
     def __torch_function__(
         self,
@@ -413,7 +374,53 @@ class _SoftmaxInput(TorchFunctionMode):
     ) -> Any:
         if self.scores is None and getattr(func, "__name__", "") in ("max", "softmax"):
             self.scores = args[0]
+            self.weights = func(*args, **(kwargs or {}))
+            return self.weights
         return func(*args, **(kwargs or {}))
+
+
+def _without_registry(layer: torch.nn.Module) -> torch.nn.Module | None:
+    """The layer's attention where it is of a model that asks no registry for its function."""
+    for name in ("self_attention", "attn"):
+        module = getattr(layer, name, None)
+        code = sys.modules[type(module).__module__]
+        if module is not None and not hasattr(code, "eager_attention_forward"):
+            found: torch.nn.Module = module
+            return found
+    return None
+
+
+@contextmanager
+def _by_itself(attention: torch.nn.Module, number: int, shown: _Shown) -> Iterator[None]:
+    """Scores, softmax and what it mixes, of an attention that computes them in its own forward."""
+    inside: list[tuple[_SoftmaxInput, ExitStack]] = []
+
+    def begin(module: torch.nn.Module, inputs: Any) -> None:
+        stack = ExitStack()
+        inside.append((stack.enter_context(_SoftmaxInput()), stack))
+
+    def end(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        seen, stack = inside.pop()
+        stack.close()
+        if (scores := _masked(shown, number, seen.scores)) is not None:
+            shown.put(_SCORES, scores, layer=number)
+        if seen.weights is not None:
+            shown.put(_WEIGHTS, seen.weights[0], layer=number)
+
+    def mixed(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        shown.put(_MIXED, inputs[0][0], layer=number)
+
+    out = next(m for name, m in attention.named_modules() if name in ("dense", "out_proj"))
+    handles = (
+        attention.register_forward_pre_hook(begin),
+        attention.register_forward_hook(end),
+        out.register_forward_pre_hook(mixed),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _attention(

@@ -27,9 +27,11 @@ from aprtui.graph.ops import (
     Attend,
     Bias,
     Choose,
+    Clip,
     Combine,
     Embed,
     Norm,
+    Op,
     Product,
     Scores,
     Softmax,
@@ -48,6 +50,7 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("RMS_NORM", "Kcur_normed"): ("k_norm",),
     **{("ROPE", f"Qcur{ending}"): ("q_post_rope",) for ending in ("", "_rope", "_pos")},
     **{("ROPE", f"Kcur{ending}"): ("k_post_rope",) for ending in ("", "_rope", "_pos")},
+    ("ADD", "inpL"): ("pos_embedding",),
     ("MUL_MAT", "kq"): ("attn_scores",),
     ("SCALE", "kq_scaled_2"): ("attn_scores",),
     ("SOFT_MAX", "kq_soft_max"): ("attn_softmax",),
@@ -259,6 +262,8 @@ class Collector:
         scores = self._held.pop((before.key, 0), None)
         if scores is not None:
             scaled = scores * torch.tensor(node.first_param, dtype=torch.float32)
+            added = ops.key_biases(before.op.alibi, scaled[0])  # ggml adds them with the mask
+            scaled = scaled if added is None else scaled + added
             self._give(before.key, scaled.masked_fill(~seen, 0.0), node)
         weights = self._keys_cut(node, before.op, tensor).masked_fill(~seen, 0.0)
         self._give(stage.key, weights, node)
@@ -275,7 +280,7 @@ class Collector:
         for stage in self._derived.get(key, ()):
             if stage.key in self._wanted:
                 op = stage.op
-                self._put(stage.key, _activated(value, op) if isinstance(op, Activate) else value)
+                self._put(stage.key, _followed(value, op))
 
     def _sum(self, key: StageKey, value: torch.Tensor) -> None:
         """The stream plus one branch, where llama.cpp adds the other one first."""
@@ -316,19 +321,20 @@ def _derived(graph: Graph) -> dict[StageKey, list[Stage]]:
     activation, and the FFN's output where nothing is added to the experts'."""
     found: dict[StageKey, list[Stage]] = {}
     for stage in graph:
-        if isinstance(stage.op, Activate) or (
+        if isinstance(stage.op, Activate | Clip) or (
             isinstance(stage.op, Combine) and len(stage.inputs) == 1
         ):
             found.setdefault(stage.inputs[0], []).append(stage)
     return found
 
 
-def _activated(gate: torch.Tensor, op: Activate) -> torch.Tensor:
-    """The activation, which llama.cpp fuses with the product: the exact one of its gate.
-
-    On the CPU its GELU is a float16 table; that shows in ffn_swigl, which it does compute.
-    """
-    return ops.ACTIVATIONS[op.name](gate.double()).float()
+def _followed(value: torch.Tensor, op: Op) -> torch.Tensor:
+    """What follows from ``value`` alone. An activation, which llama.cpp fuses with the product, is
+    the exact one of its gate: on the CPU its GELU is a float16 table; that shows in ffn_swigl,
+    which it does compute."""
+    if isinstance(op, Clip):
+        return value.clamp(-op.limit, op.limit)
+    return ops.ACTIVATIONS[op.name](value.double()).float() if isinstance(op, Activate) else value
 
 
 def _other_shape(node: Node, expected: tuple[int, ...]) -> EngineError:
