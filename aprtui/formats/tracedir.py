@@ -20,9 +20,11 @@ from aprtui.formats.manifest import (
     SCHEMA,
     StageEntry,
     read_manifest,
+    rows_of,
     stage_entries,
     write_manifest,
 )
+from aprtui.formats.rows import Rows
 from aprtui.formats.stagearray import StageArray
 from aprtui.notebook import html_table
 from aprtui.text import clean, count, nearest, quoted, ranges
@@ -72,6 +74,7 @@ class StageRecord:
     parts: tuple[Path, ...] = ()
     kept: int | None = None
     mtime_ns: int = 0  # of a trace's file: with the size it tells one that was written anew
+    rows: Rows | None = None  # of the whole trace, where its manifest says them
 
     @property
     def count(self) -> int:
@@ -79,6 +82,14 @@ class StageRecord:
         if self.parts and self.shape is not None:
             return math.prod(self.shape)
         return max(0, self.size_bytes - HEADER_BYTES * max(1, len(self.parts))) // 4
+
+    def held(self) -> tuple[int, ...] | None:
+        """The position of each of its rows, where the trace says it; None where it does not."""
+        if isinstance(self.positions, tuple):
+            return self.positions
+        if self.rows is None or self.positions is None:
+            return None
+        return self.rows.positions[-1:] if self.positions == "last" else self.rows.positions
 
     def values(self) -> npt.NDArray[np.float32]:
         """The values [n] float32, flat: a memory map, or the parts joined along the token axis.
@@ -210,6 +221,16 @@ class TraceDir:
         return self.status in ("incomplete", "foreign")
 
     @property
+    def rows(self) -> Rows | None:
+        """Which position and pass each row is of; None where there are no tokens to count.
+
+        Where nothing says it, one pass from position 0 on.
+        """
+        ids = self.token_ids
+        plain = None if ids is None else Rows.plain(len(ids))
+        return rows_of(self.stated) or plain
+
+    @property
     def token_ids(self) -> tuple[int, ...] | None:
         ids = self.stated.get("tokens", {}).get("ids")
         return tuple(ids) if ids is not None else None
@@ -322,6 +343,7 @@ def _with_manifest(
 ) -> TraceDir:
     records: dict[StageKey, StageRecord] = {}
     notes: list[str] = []
+    rows = rows_of(manifest)
     for entry in entries:
         if entry.key not in files:
             notes.append(f"{entry.key} is named by the manifest and missing")
@@ -339,6 +361,7 @@ def _with_manifest(
             entry.stats,
             "manifest",
             mtime_ns=files[entry.key].st_mtime_ns,
+            rows=rows,
         )
     for key in sorted(files.keys() - records.keys(), key=str):
         notes.append(f"{key} is not named by the manifest")
