@@ -116,7 +116,7 @@ def import_trace(
         map=convention.name,
         tokens=len(found.sequence.tokens),
         passes=found.passes,
-        ranks=found.ranks,
+        ranks=found.values.ranks,
         sequence=found.rows.sequence,
         sequences=found.sequences,
         dtype=found.dtype,

@@ -55,6 +55,14 @@ class Run:
     positions: tuple[int, ...]
     tokens: tuple[int, ...]
     first_key: int = 0
+    columns: bool = False  # of a padded batch
+
+    @property
+    def padded_behind(self) -> bool:
+        """Whether columns of padding follow its rows in its row of a padded batch."""
+        columns = self.total // self.of
+        end = (self.place + 1) * columns
+        return self.columns and self.rows[-1] + 1 < end
 
 
 @dataclass
@@ -271,4 +279,4 @@ def _columns(
     key = max(0, positions[0] - past) if positions else 0
     tokens = tuple(batch.tokens[row] for row in own)
     size = sequences * columns
-    return Run(number, place, sequences, size, tuple(own), positions, tokens, key)
+    return Run(number, place, sequences, size, tuple(own), positions, tokens, key, True)
