@@ -25,6 +25,7 @@ class Aligned:
     y: Float32
     shape: tuple[int, ...] | None
     axes: tuple[str, ...] | None
+    positions: tuple[int, ...] | None = None  # of its rows, where not those that B holds
 
 
 def align(a: StageRecord, b: StageRecord, x: Float32, y: Float32, *, last: bool) -> Aligned | str:
@@ -62,7 +63,7 @@ def _common(a: StageRecord, b: StageRecord, x: Float32, y: Float32) -> Aligned |
     named = next(
         (each.axes for each in (a, b) if each.axes and len(each.axes) == rows[0].ndim), axes
     )
-    return Aligned(rows[0].reshape(-1), rows[1].reshape(-1), rows[0].shape, named)
+    return Aligned(rows[0].reshape(-1), rows[1].reshape(-1), rows[0].shape, named, tuple(both))
 
 
 def _by_position(record: StageRecord, values: Float32) -> dict[int, Float32] | None:

@@ -29,6 +29,7 @@ from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_trace
 from aprtui.compare.spans import ExactTypes, may_be_rounding
 from aprtui.engine.replay import Replay, representable
 from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph import Node
 from aprtui.graph.ops import Choose, Embed, Op
@@ -343,9 +344,17 @@ class _Worker:
                 looks,
                 mistake,
                 inherited,
-                wrong_rows(case, found),
+                *self._wrong(case, found),
             )
         )
+
+    def _wrong(self, case: Case, found: Explanation) -> tuple[Rows | None, str]:
+        """The rows that are wrong; in words, too, where several passes made them."""
+        numbers, rows = wrong_rows(case, found), self.captured.rows
+        if numbers is None:
+            return None, ""
+        several = numbers and rows.passes[0] != rows.passes[-1]
+        return rows.only(numbers), rows.where(numbers) if several else ""
 
     def _inherited(self, case: Case) -> float | None:
         """What A's inputs would have made of the stage, against what B's make of it."""

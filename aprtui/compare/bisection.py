@@ -55,11 +55,7 @@ class Culprit:
     mistake: Mistake | None
     inherited_rel_l2: float | None = None
     rows: Rows | None = None
-
-    @property
-    def where(self) -> str:
-        """The rows that are wrong, by position and pass; empty where that is not known."""
-        return self.rows.where(range(len(self.rows))) if self.rows else ""
+    where: str = ""
 
     @property
     def text(self) -> str:
@@ -237,6 +233,7 @@ def _culprit_json(culprit: Culprit) -> dict[str, Any]:
         "rows": None
         if culprit.rows is None
         else {"positions": list(culprit.rows.positions), "passes": list(culprit.rows.passes)},
+        "where": culprit.where,
         "parts": list(culprit.parts),
         "looks_like": culprit.looks_like,
         "mistake": None

@@ -8,7 +8,6 @@ import numpy.typing as npt
 from aprtui.compare.case import Case
 from aprtui.compare.explain import Explanation
 from aprtui.compare.localerror import row_norms
-from aprtui.formats.rows import Rows
 
 __all__ = ["looks_like", "wrong_rows"]
 
@@ -48,8 +47,9 @@ def looks_like(case: Case, found: Explanation) -> str:
     return "; ".join(words)
 
 
-def wrong_rows(case: Case, found: Explanation) -> Rows | None:
-    """The rows that lie beyond the bar of one row; None where no axis runs along positions."""
+def wrong_rows(case: Case, found: Explanation) -> tuple[int, ...] | None:
+    """The rows of the capture that lie beyond the bar of one; None where no axis runs along
+    positions."""
     made = found.replayed if found.replayed.shape == case.y.shape else case.run()
     if made.shape != case.y.shape or case.y.ndim < 2:
         return None
@@ -60,7 +60,7 @@ def wrong_rows(case: Case, found: Explanation) -> Rows | None:
     other = tuple(place for place in range(finite.ndim) if place != case.axis)
     off |= (~np.isfinite(case.y) & np.isfinite(made)).any(axis=other)
     held = range(len(off)) if case.rows is None else case.rows
-    return case.captured.rows.only([held[int(place)] for place in np.flatnonzero(off)])
+    return tuple(held[int(place)] for place in np.flatnonzero(off))
 
 
 def _born(case: Case, made: Float64) -> str:

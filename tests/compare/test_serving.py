@@ -134,3 +134,24 @@ def test_a_decode_trace_is_compared_with_a_prefill_by_position(
         by_key = {result.key: result for result in found.results}
         head = by_key[StageKey(None, "lm_head")]
         assert head.kind == "within" and head.shape == (1 if logits == "last" else 5, 2048)
+
+
+@needs_fixtures
+def test_a_sequence_that_begins_late_is_turned_where_it_stands(
+    tmp_path: Path, pycode: Model
+) -> None:
+    """What a hit of the prefix cache leaves: its first rows' keys lie in no pass of the dump."""
+    (tmp_path / "dump").mkdir()
+    for number in range(1, 5):
+        file = FIXTURES / "serving" / "01-prefill-decode-f32" / f"pass{number}.pt"
+        (tmp_path / "dump" / file.name).write_bytes(file.read_bytes())
+    done = api.import_trace(tmp_path / "dump", model=pycode, output=tmp_path / "trace")
+    assert any("the keys of positions 0-11 are not in the dump" in note for note in done.notes)
+    trace = open_trace(tmp_path / "trace")
+    assert trace.rows is not None and trace.rows.positions == (12, 13, 14, 15)
+    found = api.bisect(trace, model=pycode)
+    assert not found.culprits
+    lost = {each.key.stage for each in found.unmeasured}
+    assert lost == {"attn_scores", "attn_softmax", "attention"}
+    turned = [each for each in found.explained if each.key.stage == "q_post_rope"]
+    assert len(turned) == 6 and max(each.local_rel_l2 for each in turned) < 1e-6
