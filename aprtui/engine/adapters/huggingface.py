@@ -254,7 +254,7 @@ class _Part:
             self.shown.put(stage, value, layer=0 if first else self.layer)
 
 
-def _watches(decoder: Any, shown: _Shown) -> Iterator[AbstractContextManager[None]]:
+def _watches(decoder: Any, shown: _Shown) -> Iterator[AbstractContextManager[object]]:
     """The hooks that show what is wanted. Raises EngineError where a module for it is not there."""
     yield hooks(decoder, _chosen(decoder, None, shown), _Part(shown, None))
     for number, layer in enumerate(decoder.layers):
