@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,7 +32,7 @@ from aprtui.engine.replay import Replay, representable
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.graph import Node
+from aprtui.graph import Graph, Node
 from aprtui.graph.ops import Choose, Embed, Op
 from aprtui.model.open import Model
 from aprtui.text import clean
@@ -43,6 +44,7 @@ BAR, LONG_BAR, LONG_PROMPT = 1e-5, 3e-5, 500
 of prompts beyond LONG_PROMPT tokens a little less. The worst row may have ten times that."""
 
 _NEIGHBOURS = 8  # whose arithmetic is tried first
+_MISPLACED = 2  # stages of one layer that are made with another's weights
 
 Float64 = npt.NDArray[np.float64]
 Progress = Callable[[int, int, StageKey], None]
@@ -379,6 +381,7 @@ class _Worker:
         for key in trace.records:
             if key not in order:
                 self.notes.append(f"{clean(str(key))} is no stage of this model: not replayed")
+        self.notes += _misplaced(self.culprits, self.captured.graph)
         return Bisection(
             tuple(sorted(self.culprits, key=lambda item: order[item.key])),
             tuple(self.explained),
@@ -390,6 +393,24 @@ class _Worker:
             (*trace.notes, *self.notes),
             weighted=frozenset(node.key.stage for node in self.captured.graph if node.op.weights),
         )
+
+
+def _misplaced(culprits: Sequence[Culprit], graph: Graph) -> list[str]:
+    """Layers of B whose tensors are another layer's, by the weights that they were made with."""
+    layers = {str(role): role.layer for role in graph.weights}
+    found: Counter[tuple[int, int]] = Counter()
+    for culprit in culprits:
+        own = culprit.key.layer
+        used = None if culprit.mistake is None else culprit.mistake.parameters.get("weight")
+        other = layers.get(str(used))
+        if own is not None and other is not None and other != own:
+            found[own, other] += 1
+    return [
+        f"layer {own} of B holds what layer {other} computes, in {count} stages: try it as layer "
+        f"{other} (are its layers counted from one, or is the map off?)"
+        for (own, other), count in sorted(found.items())
+        if count >= _MISPLACED
+    ]
 
 
 def _reference(a: TraceDir, b: Captured) -> Captured:

@@ -155,3 +155,16 @@ def test_a_sequence_that_begins_late_is_turned_where_it_stands(
     assert lost == {"attn_scores", "attn_softmax", "attention"}
     turned = [each for each in found.explained if each.key.stage == "q_post_rope"]
     assert len(turned) == 6 and max(each.local_rel_l2 for each in turned) < 1e-6
+
+
+@needs_fixtures
+def test_a_layer_that_is_another_layers_is_named(tmp_path: Path, pycode: Model) -> None:
+    imported("01-prefill-decode-f32", "a", pycode, tmp_path / "t")
+    (tmp_path / "t" / "layer-1").rename(tmp_path / "other")
+    (tmp_path / "t" / "layer-2").rename(tmp_path / "t" / "layer-1")
+    (tmp_path / "other").rename(tmp_path / "t" / "layer-2")
+    found = api.bisect(
+        tmp_path / "t", model=pycode, layers="1,2", stages="ffn_gate,ffn_up,ffn_out,attn_out"
+    )
+    said = [note for note in found.notes if "holds what layer" in note]
+    assert len(said) == 2 and "try it as layer 2" in said[0] and "try it as layer 1" in said[1]
