@@ -7,17 +7,26 @@
             ...
             capture.put("ffn_gate", gate, layer=layer)
 
+A runtime that runs several passes (chunks of the prompt, decode steps) says where the rows of each
+stand, and what it was fed meanwhile:
+
+        capture.put("ffn_gate", gate, layer=layer, positions=[12])
+        capture.feed([token])
+
 Importing it needs neither torch nor textual. Stage names and shapes: ``aprtui.graph.vocabulary``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,7 +36,9 @@ from aprtui.engine.behind import Behind
 from aprtui.engine.events import Event, Failed, Finished, Planned, StageWritten, Started, Stopped
 from aprtui.engine.folder import TraceFolder, trace_folder
 from aprtui.engine.manifest import Written, build_manifest, model_entry
+from aprtui.engine.spool import Spool
 from aprtui.errors import AprtuiError, UsageError
+from aprtui.formats.rows import Rows
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, key_of, relative_path
 from aprtui.graph import Absent, Graph
@@ -57,6 +68,10 @@ class CaptureWriter:
     else is known (``version``, ``device``, ``dtype``, ``threads``; other keys are its settings).
     ``activations="float32"`` says that it does not round activations before products.
 
+    ``rows`` says where the rows of every stage stand and which pass made each, where that is not
+    one pass from position 0 on; without it the ``positions`` of ``put`` tell. Of a batch of several
+    sequences each is a capture of its own, put row by row: ``sequence`` is its number.
+
     When the body raises, the files stay, ``events.jsonl`` says why, and there is no manifest: the
     trace counts as incomplete. Raises UsageError for what cannot be asked, EngineError for a disk.
     """
@@ -69,6 +84,8 @@ class CaptureWriter:
         engine: Mapping[str, Any],
         model: str | Path | Model | Graph | None = None,
         prompt: str | None = None,
+        rows: Rows | None = None,
+        sequence: int | None = None,
         overwrite: bool = False,
     ) -> None:
         self.directory = Path(directory)
@@ -78,6 +95,8 @@ class CaptureWriter:
         self._graph = opened.graph if isinstance(opened, Model) else opened
         self._tokens = _checked_tokens(tokens, self._graph)
         self._prompt = prompt
+        self._rows, self._sequence = rows, sequence
+        self._spool: Spool | None = None  # made when the first pass of several is put
         self._overwrite = overwrite
         self._put: set[StageKey] = set()
         self._written: dict[StageKey, Written] = {}
@@ -100,8 +119,12 @@ class CaptureWriter:
         *,
         layer: int | None = None,
         axes: Sequence[str] | None = None,
+        positions: Sequence[int] | None = None,
     ) -> None:
         """Write one stage of one layer (``layer=None``: of the whole model).
+
+        ``positions``: where the rows of ``value`` stand, when one pass of several made them; they
+        are put together when the capture ends. Of logits any of a pass's rows may be put.
 
         ``value``: a numpy array, a torch tensor of any device, or anything with ``__array__`` or
         DLPack, of any real type; it is widened or rounded to float32. With a model its shape must
@@ -111,35 +134,67 @@ class CaptureWriter:
         if self._folder is None:
             raise UsageError("the capture is not open", hint="with CaptureWriter(...) as capture:")
         self._raise_failure()
-        key = self._key(stage, layer)
-        if getattr(value, "is_cuda", False) and not value.is_complex():
-            self._leave(key, value, axes)
+        key = self._key(stage, layer, again=positions is not None)
+        on_device = getattr(value, "is_cuda", False) and not value.is_complex()
+        values = None if on_device else as_float32(value, str(key))
+        if positions is not None:
+            land = partial(self._keep, key, tuple(positions))
         else:
-            values = as_float32(value, str(key))
-            self._land(key, values, *self._shape(key, values.shape, axes))
+            given = tuple(value.shape) if values is None else values.shape
+            land = partial(self._land, key, *self._shape(key, given, axes))
+        if values is None:
+            self._leave(value, land)
+        else:
+            land(values)
         self._put.add(key)
 
-    def _leave(self, key: StageKey, value: Any, axes: Sequence[str] | None) -> None:
-        """Queue a CUDA tensor's way off the device, and its file."""
+    def feed(self, tokens: Sequence[int]) -> None:
+        """Add the token ids that later passes were run on."""
+        self._tokens += _checked_tokens(tokens, self._graph)
+
+    def _keep(self, key: StageKey, positions: tuple[int, ...], values: Float32) -> None:
+        """Keep the rows of one pass until the stage is whole."""
+        if "key" in (axes_of(key.stage) or ()):
+            raise UsageError(f"{key} of one pass of several cannot be stacked: it has no rows")
+        some = facts_of(key.stage).logits
+        if some and values.ndim == 1:
+            values = values[None]
+        if values.ndim > 1 and len(values) == 1 and len(positions) > 1:
+            values = values[0]
+        node = self._graph[key] if self._graph is not None and key in self._graph else None
+        if node is not None and values.size != len(positions) * math.prod(node.shape(1)):
+            expected = list(node.shape(len(positions), "all"))
+            raise UsageError(f"{key} is {list(values.shape)} where {expected} was expected")
+        with self._landing:
+            self._spool = self._spool or Spool(self.directory)
+            self._spool.put(key, positions, values, some=some)
+
+    def _leave(self, value: Any, land: Callable[[Float32], None]) -> None:
+        """Queue a CUDA tensor's way off its device, and what is done with it then."""
         from aprtui.engine.leaving import Leaving  # torch is there: it made the tensor
 
-        shape, names = self._shape(key, tuple(value.shape), axes)
         behind = self._behind = self._behind or Behind("capture-writer")
         self._leaving = self._leaving or Leaving(behind)
 
-        def land(values: Any) -> None:
+        def arrived(values: Any) -> None:
             if behind.failure is None:
-                self._land(key, values.numpy(), shape, names)
+                land(values.numpy())
 
-        self._leaving.take(value.detach(), land)
+        self._leaving.take(value.detach(), arrived)
 
     def _land(
-        self, key: StageKey, values: Float32, shape: tuple[int, ...], names: tuple[str, ...]
+        self,
+        key: StageKey,
+        shape: tuple[int, ...],
+        names: tuple[str, ...],
+        values: Float32,
+        positions: str | tuple[int, ...] = "all",
     ) -> None:
         """Write one stage and say so."""
         assert self._folder is not None
         size = self._folder.write_stage(key, values)
-        positions = "last" if facts_of(key.stage).logits and len(shape) == 1 else "all"
+        if facts_of(key.stage).logits and len(shape) == 1:
+            positions = "last"
         stats = summarise(values)
         with self._landing:
             self._written[key] = Written(key, shape, names, positions, size, stats)
@@ -194,11 +249,39 @@ class CaptureWriter:
                 error = failure
                 raise
             finally:
+                if self._spool is not None:
+                    self._spool.close()
                 if error is not None:
                     self._tell(self._end(error))
                 self._folder = None
 
+    def _stack(self, spool: Spool) -> None:
+        """Write what came pass by pass, each stage whole."""
+        came = spool.rows()
+        rows = self._rows = self._rows or replace(came, sequence=self._sequence)
+        if len(rows) != len(self._tokens):
+            raise UsageError(
+                f"{len(rows)} positions were put, of {len(self._tokens)} tokens",
+                hint="tokens=... are those of the prompt; capture.feed([...]) adds what came later",
+            )
+        for key in spool:
+            positions, values = spool.whole(key)
+            logits = facts_of(key.stage).logits
+            apart = set(rows.positions).symmetric_difference(positions)
+            if not (apart.isdisjoint(positions) if logits else not apart):
+                raise UsageError(
+                    f"{key} and other stages are not of the same positions: {ranges(apart)}",
+                    hint="put each stage in every pass, or in none",
+                )
+            if logits and positions == rows.positions[-1:]:
+                values = values[0]
+            shape, names = self._shape(key, values.shape, None, rows=len(positions))
+            said = "all" if positions == rows.positions else positions
+            self._land(key, shape, names, values, said)
+
     def _finish(self) -> None:
+        if self._spool is not None:
+            self._stack(self._spool)
         if not self._written:
             raise UsageError("nothing was captured: no stage was put")
         files = [self._written[key] for key in sorted(self._written, key=order_of)]
@@ -234,7 +317,16 @@ class CaptureWriter:
             elapsed_s=done.elapsed_s,
             peak_memory_bytes=None,
             peak_device_bytes=None,
+            rows=self._stated_rows(),
         )
+
+    def _stated_rows(self) -> Rows | None:
+        """What the manifest says of the rows: nothing of one pass from position 0 on."""
+        tokens = len(self._tokens)
+        rows = self._rows or replace(Rows.plain(tokens), sequence=self._sequence)
+        if len(rows) != tokens:
+            raise UsageError(f"rows names {len(rows)} rows of {tokens} tokens")
+        return None if rows.is_plain else rows
 
     def _model_entry(self) -> dict[str, Any]:
         """The model as the manifest names it, as far as it is known."""
@@ -260,8 +352,11 @@ class CaptureWriter:
 
     # -- names and shapes ----------------------------------------------------------------------
 
-    def _key(self, stage: str, layer: int | None) -> StageKey:
-        """The stage's place. Raises UsageError for one that the model cannot have."""
+    def _key(self, stage: str, layer: int | None, *, again: bool) -> StageKey:
+        """The stage's place; ``again``: it may have come in another pass.
+
+        Raises UsageError for one that the model cannot have.
+        """
         name = _stage_name(stage)
         scope, known = facts_of(name).scope, name in _NAMES
         layer = 0 if scope == "first" and layer is None else layer
@@ -272,8 +367,10 @@ class CaptureWriter:
         if layer is not None and not 0 <= int(layer) < 1 << 24:
             raise UsageError(f"layer {layer} is no layer's number")
         key = StageKey(None if layer is None else int(layer), name)
-        if key in self._put:
-            raise UsageError(f"{key} was put already", hint="one forward pass makes one capture")
+        if key in self._put and not (again and self._spool is not None and key in self._spool):
+            raise UsageError(
+                f"{key} was put already", hint="positions=[...] says which rows a later pass made"
+            )
         if self._graph is not None and known and key not in self._graph:
             raise UsageError(f"{key}: {_why_not(key, self._graph)}")
         if not known and (near := nearest(name, _NAMES)):
@@ -285,12 +382,19 @@ class CaptureWriter:
             self._notes.append(text)
 
     def _shape(
-        self, key: StageKey, given: tuple[int, ...], axes: Sequence[str] | None
+        self,
+        key: StageKey,
+        given: tuple[int, ...],
+        axes: Sequence[str] | None,
+        rows: int | None = None,
     ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """The shape and axes as the manifest states them. Raises UsageError."""
+        """The shape and axes as the manifest states them; ``rows``: of so many of the positions.
+
+        Raises UsageError.
+        """
         if self._graph is None or key not in self._graph:
             return given, self._axes(key, len(given), axes)
-        node, tokens = self._graph[key], len(self._tokens)
+        node, tokens = self._graph[key], len(self._tokens) if rows is None else rows
         for logits in ("last", "all"):
             shape = node.shape(tokens, logits)
             if _fits(given, shape):

@@ -265,6 +265,8 @@ def _error(culprit: Culprit, largest: str) -> str:
     where = f" in {clean(str(culprit.key))}" if largest else ""
     place = ", ".join(f"{axis} {i}" for axis, i in culprit.worst.items())
     error = f"  {largest}local error {number(culprit.local_rel_l2, 3)}{where}, worst at {place}"
+    if culprit.where:
+        error += f", wrong in {culprit.where}"
     if culprit.inherited_rel_l2 is not None:
         error += f"; inherited {number(culprit.inherited_rel_l2, 2)}"
     return error

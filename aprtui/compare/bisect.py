@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,15 +23,16 @@ from aprtui.compare.case import Case, open_case
 from aprtui.compare.explain import Explanation, Numerics, explain
 from aprtui.compare.infer import with_shapes
 from aprtui.compare.localerror import LocalError, local_error
-from aprtui.compare.looks import looks_like
+from aprtui.compare.looks import looks_like, wrong_rows
 from aprtui.compare.metrics import Cancelled
 from aprtui.compare.mistakes import name_mistake
 from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
 from aprtui.compare.spans import ExactTypes, may_be_rounding
 from aprtui.engine.replay import Replay, representable
 from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.graph import Node
+from aprtui.graph import Graph, Node
 from aprtui.graph.ops import Choose, Embed, Op
 from aprtui.model.open import Model
 from aprtui.text import clean
@@ -42,6 +44,7 @@ BAR, LONG_BAR, LONG_PROMPT = 1e-5, 3e-5, 500
 of prompts beyond LONG_PROMPT tokens a little less. The worst row may have ten times that."""
 
 _NEIGHBOURS = 8  # whose arithmetic is tried first
+_MISPLACED = 2  # stages of one layer that are made with another's weights
 
 Float64 = npt.NDArray[np.float64]
 Progress = Callable[[int, int, StageKey], None]
@@ -148,7 +151,7 @@ class _Worker:
         name: str = "B",
     ) -> None:
         self.captured, self.options = captured, options
-        self.replay = Replay(model, ids or (), captured.logits)
+        self.replay = Replay(model, ids or (), captured.logits, captured.rows)
         self.sources = captured.sources()
         self.reference = None if a is None else _reference(a, captured)
         self.token_source = "given" if ids is not None else "unknown"
@@ -343,8 +346,17 @@ class _Worker:
                 looks,
                 mistake,
                 inherited,
+                *self._wrong(case, found),
             )
         )
+
+    def _wrong(self, case: Case, found: Explanation) -> tuple[Rows | None, str]:
+        """The rows that are wrong; in words, too, where several passes made them."""
+        numbers, rows = wrong_rows(case, found), self.captured.rows
+        if numbers is None:
+            return None, ""
+        several = numbers and rows.passes[0] != rows.passes[-1]
+        return rows.only(numbers), rows.where(numbers) if several else ""
 
     def _inherited(self, case: Case) -> float | None:
         """What A's inputs would have made of the stage, against what B's make of it."""
@@ -354,7 +366,7 @@ class _Worker:
             return None
         given = {key: side.wide(key) for key in keys}
         if case.last:
-            given = {key: value[-1:] for key, value in given.items()}
+            given = {key: value[list(case.rows or ())] for key, value in given.items()}
         other = Case(
             self.replay, self.captured, case.node, case.between, given, case.y, case.limits
         )
@@ -369,6 +381,7 @@ class _Worker:
         for key in trace.records:
             if key not in order:
                 self.notes.append(f"{clean(str(key))} is no stage of this model: not replayed")
+        self.notes += _misplaced(self.culprits, self.captured.graph)
         return Bisection(
             tuple(sorted(self.culprits, key=lambda item: order[item.key])),
             tuple(self.explained),
@@ -380,6 +393,24 @@ class _Worker:
             (*trace.notes, *self.notes),
             weighted=frozenset(node.key.stage for node in self.captured.graph if node.op.weights),
         )
+
+
+def _misplaced(culprits: Sequence[Culprit], graph: Graph) -> list[str]:
+    """Layers of B whose tensors are another layer's, by the weights that they were made with."""
+    layers = {str(role): role.layer for role in graph.weights}
+    found: Counter[tuple[int, int]] = Counter()
+    for culprit in culprits:
+        own = culprit.key.layer
+        used = None if culprit.mistake is None else culprit.mistake.parameters.get("weight")
+        other = layers.get(str(used))
+        if own is not None and other is not None and other != own:
+            found[own, other] += 1
+    return [
+        f"layer {own} of B holds what layer {other} computes, in {count} stages: try it as layer "
+        f"{other} (are its layers counted from one, or is the map off?)"
+        for (own, other), count in sorted(found.items())
+        if count >= _MISPLACED
+    ]
 
 
 def _reference(a: TraceDir, b: Captured) -> Captured:
@@ -400,6 +431,9 @@ def _place(case: Case, index: tuple[int, ...]) -> dict[str, int]:
     names = {"token": "position", "query": "position", "kv_head": "head", "hidden": "channel",
              "ffn": "channel", "qkv": "channel", "vocab": "channel"}  # fmt: skip
     found = {names.get(axis, axis): i for axis, i in zip(case.axes, index, strict=False)}
+    if "position" in found:
+        row = found["position"] if case.rows is None else case.rows[found["position"]]
+        found["position"] = case.captured.rows.positions[row]
     if "channel" in found and "head" not in found:  # heads side by side: of Q, K or V in turn
         for heads in (window.heads for window in case.captured.windows.get(case.key, ())):
             if heads.columns.start <= found["channel"] < heads.columns.stop:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.compare.align import align
+from aprtui.compare.align import Aligned, align
 from aprtui.compare.bars import Bars, Exceeded, describe, judge
 from aprtui.compare.logits import logits_metrics
 from aprtui.compare.metrics import Metrics, compare_values
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.maps import check_maps
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir, key_of
 from aprtui.graph.vocabulary import STAGES, facts_of, order_of
 from aprtui.text import clean, count
@@ -72,7 +73,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairResult:
-    """One pair's class, and its metrics where it was measured."""
+    """One pair's class, and its metrics where it was measured.
+
+    ``rows``: where the compared rows stand, where that is not one pass from position 0 on.
+    """
 
     key: StageKey
     kind: str  # one of CLASSES
@@ -83,6 +87,15 @@ class PairResult:
     axes: tuple[str, ...] | None = None
     metrics: Metrics | None = None
     exceeded: tuple[Exceeded, ...] = ()
+    rows: Rows | None = None
+
+    @property
+    def worst_place(self) -> str:
+        """The worst row: its position, and its pass where there are several; empty without one."""
+        worst = None if self.metrics is None else self.metrics.worst_row
+        if worst is None:
+            return ""
+        return str(worst) if self.rows is None else self.rows.label(worst)
 
 
 def check_tokens(a: TraceDir, b: TraceDir, hint: str = "trace both with the same --tokens") -> None:
@@ -272,9 +285,24 @@ def compare_pair(
             logits = logits_metrics(aligned.x[-row:], aligned.y[-row:])
             metrics = dataclasses.replace(metrics, logits=logits)
     measured = dataclasses.replace(
-        base, kind="within", shape=aligned.shape, axes=aligned.axes, metrics=metrics
+        base,
+        kind="within",
+        shape=aligned.shape,
+        axes=aligned.axes,
+        metrics=metrics,
+        rows=_rows_of(pair.b, aligned),
     )
     return reclassify(dataclasses.replace(measured, message=_misfiled(pair)), bars)
+
+
+def _rows_of(record: StageRecord, aligned: Aligned) -> Rows | None:
+    """Where the compared rows stand, and which pass of B made them; None where that is not known
+    or one pass from position 0 on."""
+    held = aligned.positions or record.held()
+    if record.rows is None or record.rows.is_plain or held is None or not aligned.shape:
+        return None
+    extent = aligned.shape[1] if aligned.axes == ("head", "query", "key") else aligned.shape[0]
+    return record.rows.only(record.rows.at(held[-extent:]))
 
 
 def compare_traces(

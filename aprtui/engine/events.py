@@ -100,7 +100,7 @@ class StageWritten(Event):
     memory_bytes: int = 0
     shape: tuple[int, ...] = ()
     axes: tuple[str, ...] = ()
-    positions: str = "all"  # or "last"
+    positions: str | tuple[int, ...] = "all"  # or "last", or those that it holds
 
 
 @dataclass(frozen=True)

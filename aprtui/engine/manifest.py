@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import SCHEMA, StageKey, relative_path
 from aprtui.graph import Absent
 from aprtui.model.open import Model
@@ -22,7 +23,7 @@ class Written:
     key: StageKey
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    positions: str  # "all" or "last"
+    positions: str | tuple[int, ...]  # "all", "last", or those that it holds
     bytes: int
     stats: Mapping[str, Any]
 
@@ -76,9 +77,11 @@ def build_manifest(
     elapsed_s: float,
     peak_memory_bytes: int | None,
     peak_device_bytes: int | None,
+    rows: Rows | None = None,
 ) -> dict[str, Any]:
-    """The whole manifest; what is not known is empty or null. Raises ValueError for what JSON
-    cannot hold, before any file is touched."""
+    """The whole manifest; what is not known is empty or null. ``rows`` where the capture is not one
+    pass from position 0 on. Raises ValueError for what JSON cannot hold, before any file is
+    touched."""
     files = [each.to_json() for each in written]
     manifest = {
         "schema": SCHEMA,
@@ -86,6 +89,7 @@ def build_manifest(
         "model": model,
         "tokens": {"ids": tuple(tokens), "text": tuple(token_texts)},
         "prompt": prompt,
+        "rows": None if rows is None else rows.to_json(),
         "selection": {
             "stages": list(dict.fromkeys(file["stage"] for file in files)),
             "layers": tuple(layers),

@@ -19,6 +19,7 @@ from aprtui.formats.aprt import HEADER_BYTES
 from aprtui.formats.atomic import OpenFolder, whole_file
 from aprtui.formats.blocks import MAX_DIMENSIONS, value_count
 from aprtui.formats.layout import MANIFEST, StageKey, key_of
+from aprtui.formats.rows import Rows
 from aprtui.formats.strict_json import read_object
 from aprtui.text import clean
 
@@ -27,6 +28,7 @@ __all__ = [
     "StageEntry",
     "check_parts",
     "read_manifest",
+    "rows_of",
     "stage_entries",
     "stage_entry",
     "write_manifest",
@@ -152,12 +154,21 @@ def check_parts(manifest: Mapping[str, Any]) -> None:
             continue
         if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
             raise ValueError(f"tokens.{name} is not a list of {kind.__name__}")
+    rows, ids = rows_of(manifest), tokens.get("ids")
+    if rows is not None and ids is not None and len(ids) != len(rows):
+        raise ValueError(f"rows names {len(rows)} rows of {len(ids)} tokens")
     notes = manifest.get("notes", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise ValueError("notes is not a list of str")
     absent = manifest.get("absent", [])
     if not isinstance(absent, list) or not all(isinstance(item, dict) for item in absent):
         raise ValueError("absent is not a list of objects")
+
+
+def rows_of(manifest: Mapping[str, Any]) -> Rows | None:
+    """Which position and pass each row is of, where the manifest says it. Raises ValueError."""
+    said = manifest.get("rows")
+    return None if said is None else Rows.read(said)
 
 
 def write_manifest(root: Path | OpenFolder, manifest: Mapping[str, Any]) -> None:

@@ -20,9 +20,11 @@ from aprtui.formats.manifest import (
     SCHEMA,
     StageEntry,
     read_manifest,
+    rows_of,
     stage_entries,
     write_manifest,
 )
+from aprtui.formats.rows import Rows
 from aprtui.formats.stagearray import StageArray
 from aprtui.notebook import html_table
 from aprtui.text import clean, count, nearest, quoted, ranges
@@ -72,6 +74,7 @@ class StageRecord:
     parts: tuple[Path, ...] = ()
     kept: int | None = None
     mtime_ns: int = 0  # of a trace's file: with the size it tells one that was written anew
+    rows: Rows | None = None  # of the whole trace, where its manifest says them
 
     @property
     def count(self) -> int:
@@ -79,6 +82,25 @@ class StageRecord:
         if self.parts and self.shape is not None:
             return math.prod(self.shape)
         return max(0, self.size_bytes - HEADER_BYTES * max(1, len(self.parts))) // 4
+
+    def row_numbers(self) -> tuple[int, ...] | None:
+        """Which of the trace's rows it holds; None where that is not known."""
+        if self.rows is None or self.positions is None:
+            return None
+        if isinstance(self.positions, tuple):
+            try:
+                return self.rows.at(self.positions)
+            except KeyError:
+                return None
+        whole = tuple(range(len(self.rows)))
+        return whole[-1:] if self.positions == "last" else whole
+
+    def held(self) -> tuple[int, ...] | None:
+        """The position of each of its rows; None where the trace does not say it."""
+        numbers = self.row_numbers()
+        if numbers is None or self.rows is None:
+            return self.positions if isinstance(self.positions, tuple) else None
+        return tuple(self.rows.positions[number] for number in numbers)
 
     def values(self) -> npt.NDArray[np.float32]:
         """The values [n] float32, flat: a memory map, or the parts joined along the token axis.
@@ -210,6 +232,14 @@ class TraceDir:
         return self.status in ("incomplete", "foreign")
 
     @property
+    def rows(self) -> Rows | None:
+        """Which position and pass each row is of; None where there are no tokens to count.
+
+        Where nothing says it, one pass from position 0 on.
+        """
+        return _rows(self.stated)
+
+    @property
     def token_ids(self) -> tuple[int, ...] | None:
         ids = self.stated.get("tokens", {}).get("ids")
         return tuple(ids) if ids is not None else None
@@ -290,6 +320,12 @@ def open_trace(root: Path, told: Told | None = None) -> TraceDir:
     return TraceDir(root, status, records, None, journal.files, notes, journal.planned)
 
 
+def _rows(stated: Mapping[str, Any]) -> Rows | None:
+    """The rows of a trace: as its manifest says, else one pass of its tokens."""
+    ids = stated.get("tokens", {}).get("ids")
+    return rows_of(stated) or (None if ids is None else Rows.plain(len(ids)))
+
+
 def _path(root: Path, key: StageKey) -> Path:
     return root / relative_path(key)
 
@@ -322,6 +358,7 @@ def _with_manifest(
 ) -> TraceDir:
     records: dict[StageKey, StageRecord] = {}
     notes: list[str] = []
+    rows = _rows(manifest)
     for entry in entries:
         if entry.key not in files:
             notes.append(f"{entry.key} is named by the manifest and missing")
@@ -339,6 +376,7 @@ def _with_manifest(
             entry.stats,
             "manifest",
             mtime_ns=files[entry.key].st_mtime_ns,
+            rows=rows,
         )
     for key in sorted(files.keys() - records.keys(), key=str):
         notes.append(f"{key} is not named by the manifest")

@@ -160,6 +160,8 @@ def _culprit(culprit: Culprit) -> CulpritLine:
     if culprit.worst:
         place = ", ".join(f"{axis} {index}" for axis, index in culprit.worst.items())
         numbers.append(("worst at", place))
+    if culprit.where:
+        numbers.append(("wrong in", culprit.where))
     if culprit.parts:
         numbers.append(("of", ", ".join(culprit.parts)))
     notes = [] if mistake is None or not culprit.looks_like else [
@@ -188,7 +190,7 @@ def _difference(result: PairResult) -> tuple[str, ...]:
     metrics = result.metrics
     if metrics is None:
         return (str(result.key), result.kind, "", "", "", "", result.message)
-    row = "" if metrics.worst_row is None else f" at {metrics.worst_row}"
+    row = "" if metrics.worst_row is None else f" at {result.worst_place}"
     return (
         str(result.key),
         result.kind,

@@ -124,6 +124,7 @@ def _culprit_lines(entry: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         ("worst row", _number(entry.get("worst_row_rel_l2"))),
         ("inherited", _number(entry.get("inherited_rel_l2"))),
         ("worst at", place),
+        ("wrong in", clean(str(entry.get("where") or ""), 200)),
         ("with", _span(entry)),
         ("looks like", clean(str(entry.get("looks_like") or ""), 300)),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from aprtui.errors import UsageError
 from aprtui.formats.maps import is_whole
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageRecord
 from aprtui.text import clean
 
@@ -33,6 +35,7 @@ class StageTable:
     shape: tuple[int, ...]
     folded: bool
     texts: tuple[str, ...] = ()
+    rows_of: Rows | None = None  # where its rows, or its queries, stand
 
     def row_label(self, row: int) -> str:
         """What the row is: a position and its token, a head and a query, or the first index."""
@@ -40,9 +43,13 @@ class StageTable:
             return str(row * self.columns)
         if len(self.axes) == 3 and self.axes[0] == "head":
             head, query = divmod(row, self.shape[1])
-            return f"h{head} q{query}"
+            return f"h{head} q{self._place(query)}"
         text = self.texts[row] if row < len(self.texts) else ""
-        return f"{row} {text}" if text else str(row)
+        return f"{self._place(row)} {text}" if text else self._place(row)
+
+    def _place(self, row: int) -> str:
+        rows = self.rows_of
+        return str(row) if rows is None or row >= len(rows) else rows.label(row)
 
     def column_label(self, column: int) -> str:
         """What the column is: a channel, ``head.channel``, a key, or an offset."""
@@ -102,8 +109,16 @@ def table_of(record: StageRecord, texts: tuple[str, ...] = ()) -> StageTable:
     by_head = len(shape) == 3 and axes[0] == "head"
     columns = shape[-1] if by_head else math.prod(shape[1:])
     rows = values.size // columns if columns else 0
-    shown = tuple(clean(text, 40) for text in texts) if axes[0] == "token" else ()
-    return StageTable(values, rows, columns, axes, shape, False, shown)
+    numbers = record.row_numbers()
+    if axes[0] not in ("token", "head") or record.rows is None or numbers is None:
+        return StageTable(values, rows, columns, axes, shape, False, _shown(texts, axes))
+    own = [texts[number] for number in numbers if number < len(texts)]
+    stand = record.rows.only(numbers)
+    return StageTable(values, rows, columns, axes, shape, False, _shown(own, axes), stand)
+
+
+def _shown(texts: Sequence[str], axes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(clean(text, 40) for text in texts) if axes[0] == "token" else ()
 
 
 def describe_shape(record: StageRecord) -> str:

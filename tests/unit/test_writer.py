@@ -17,8 +17,9 @@ import torch
 import aprtui
 from aprtui import CaptureWriter
 from aprtui.compare.bisect import bisect
-from aprtui.errors import EngineError, UsageError
+from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.aprt import read_values
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, open_trace
 from aprtui.model.open import open_model
 
@@ -310,3 +311,101 @@ def test_a_disk_that_fails_behind_the_callers_back_fails_the_capture(
     last = json.loads((tmp_path / "t" / "events.jsonl").read_text().splitlines()[-1])
     assert last["event"] == "error" and "No space left" in last["message"]
     assert not (tmp_path / "t" / "trace.json").exists()
+
+
+# -- several passes, sequences ---------------------------------------------------------------------
+
+
+def decoded(folder: Path, model: Path | None, put: list[tuple[list[int], int]]) -> CaptureWriter:
+    """A capture of a prefill and decode steps: each of these passes, its logits last."""
+    with CaptureWriter(folder, tokens=TOKENS, model=model, engine={"name": "mine"}) as capture:
+        for positions, fed in put:
+            if positions[0] >= len(TOKENS):
+                capture.feed([fed])
+            rows = np.array(positions, np.float32)
+            capture.put("embedding", np.repeat(rows[:, None], H, 1), positions=positions)
+            capture.put("lm_head", np.full((1, V), rows[-1]), positions=positions[-1:])
+    return capture
+
+
+PASSES = [([0, 1, 2], 0), ([3], 9), ([4], 8)]
+
+
+def test_passes_are_stacked_and_rows_keep_theirs(tmp_path: Path, qwen2: Path) -> None:
+    for model in (qwen2, None):
+        folder = tmp_path / ("with" if model else "without")
+        decoded(folder, model, PASSES)
+        said = json.loads((folder / "trace.json").read_text())
+        jsonschema.validate(said, schema("manifest.schema.json"))
+        for line in (folder / "events.jsonl").read_text().splitlines():
+            jsonschema.validate(json.loads(line), schema("events.schema.json"))
+        found = open_trace(folder)
+        assert found.status == "complete" and found.token_ids == (1, 2, 3, 9, 8)
+        assert found.rows is not None and found.rows.passes == (0, 0, 0, 1, 2)
+        assert found.rows.positions == (0, 1, 2, 3, 4)
+        assert found["layer-0/embedding"][:, 0].tolist() == [0, 1, 2, 3, 4]
+        logits = found["lm_head"]
+        assert logits.positions == (2, 3, 4) and logits[:, 7].tolist() == [2, 3, 4]
+        assert sorted(file.name for file in folder.iterdir()) == [
+            "events.jsonl", "layer-0", "lm_head.bin", "trace.json",
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("put", "said"),
+    [
+        ([([0, 1, 2], 0), ([2], 9)], "embedding of position 2 was put already"),
+        ([([0, 1, 2], 0), ([3], 9), ([4, 3], 8)], "positions ascend"),
+        ([([0, 1], 0)], "2 positions were put, of 3 tokens"),
+    ],
+)
+def test_passes_that_make_no_sequence_are_refused(
+    tmp_path: Path, put: list[tuple[list[int], int]], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        decoded(tmp_path, None, put)
+    assert not (tmp_path / "trace.json").exists()
+
+
+def test_a_stage_that_is_not_in_every_pass_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not of the same positions: 2"), writer(tmp_path) as c:
+        c.put("embedding", np.zeros((2, H)), positions=[0, 1])
+        c.put("embedding", np.zeros((1, H)), positions=[2])
+        c.put("attn_norm", np.zeros((2, H)), layer=0, positions=[0, 1])
+
+
+def test_rows_of_a_cut_sequence_stand_in_the_manifest(tmp_path: Path) -> None:
+    rows = Rows((4, 5, 6), (0, 0, 1), first_key=4, sequence=2)
+    with writer(tmp_path, rows=rows) as capture:
+        capture.put("embedding", np.zeros((3, H)))
+        capture.put("lm_head", np.ones((2, V)), positions=[5, 6])
+    found = open_trace(tmp_path)
+    assert found.rows == rows and found.records[StageKey(None, "lm_head")].held() == (5, 6)
+    assert str(rows) == "positions 4-6 in 2 passes, keys from 4, sequence 2"
+    assert rows.where([1, 2]) == "positions 5-6 (passes 0-1)"
+    with (
+        pytest.raises(UsageError, match="rows names 3 rows of 1 token"),
+        CaptureWriter(
+            tmp_path, tokens=[1], engine={"name": "m"}, rows=rows, overwrite=True
+        ) as capture,
+    ):
+        capture.put("embedding", np.zeros((1, H)))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [], {"positions": [0]}, {"positions": [1, 0, 2], "passes": [0, 0, 0]},
+        {"positions": [0, 1, 2], "passes": [0, 1, 0]}, {"positions": [0, 1], "passes": [0, 0]},
+        {"positions": [0, 1, 2], "passes": [0, 0, 0], "first_key": 1},
+        {"positions": [0, 1, 2], "passes": [0, 0, 0], "sequence": -1},
+        {"positions": [0, 1, 2], "passes": [0, 0, 0], "extra": 1},
+    ],
+)  # fmt: skip
+def test_rows_that_no_capture_can_have_are_a_damaged_manifest(tmp_path: Path, said: Any) -> None:
+    with writer(tmp_path) as capture:
+        capture.put("embedding", np.zeros((3, H)))
+    manifest = json.loads((tmp_path / "trace.json").read_text())
+    (tmp_path / "trace.json").write_text(json.dumps({**manifest, "rows": said}))
+    with pytest.raises(BadFileError, match="the manifest is damaged: rows"):
+        open_trace(tmp_path)

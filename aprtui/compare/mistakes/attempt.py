@@ -82,6 +82,11 @@ class Attempt(Generic[O]):
         return tuple(np.flatnonzero(row_norms(away, self.case.axis) > self.bar * norms).tolist())
 
     @property
+    def positions(self) -> list[float]:
+        """Where the rows of the input stand."""
+        return list(self.case.replay.positions or range(len(self.inputs[0])))
+
+    @property
     def bar(self) -> float:
         """How far a right row, head or part may lie from B's."""
         return 8e-3 if self.rounded else self.case.limits[1]

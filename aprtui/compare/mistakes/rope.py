@@ -62,7 +62,7 @@ def _turns(at: Attempt[Rope], x: Float64) -> npt.NDArray[np.complex128]:
 
 def _fitted_bases(at: Attempt[Rope]) -> Iterator[float]:
     """The base that the angles at position 1 tell, then refined on the last position."""
-    if at.y is None or at.y.shape[0] < 2:
+    if at.y is None or at.y.shape[0] < 2 or at.positions[0]:
         return
     table = at.op.table
     dims, divisors = table.dims, np.asarray(table.divisors or np.ones(table.dims // 2))
@@ -108,11 +108,12 @@ def partial(at: Attempt[Rope]) -> Iterator[Candidate]:
 def shift(at: Attempt[Rope]) -> Iterator[Candidate]:
     steps = [by for by in range(-_MAX_SHIFT, _MAX_SHIFT + 1) if by]
     if at.y is not None:
-        steps = [steps[_nearest(at, 0, steps)]]
+        first = at.positions[0]
+        steps = [steps[_nearest(at, 0, [first + by for by in steps])]]
     for by in steps:
         text = f"every position is counted {by:+d}"
-        positions = range(by, by + len(_x(at)))
-        yield Candidate(at.remade(positions=positions), text, {"by": by})
+        moved = [position + by for position in at.positions]
+        yield Candidate(at.remade(positions=moved), text, {"by": by})
 
 
 def _nearest(at: Attempt[Rope], row: int, positions: Sequence[float]) -> int:
@@ -130,20 +131,20 @@ def _nearest(at: Attempt[Rope], row: int, positions: Sequence[float]) -> int:
 
 
 def position(at: Attempt[Rope]) -> Iterator[Candidate]:
-    right = list(range(len(_x(at))))
+    right = at.positions
     divisor = at.op.table.position_divisor
     if divisor != 1.0:
         text = f"positions are not divided by {divisor:g}"
         yield Candidate(_tabled(at, position_divisor=1.0), text, {"divisor": 1.0})
     if len(at.wrong_rows) == 1:
         wrong, positions = at.wrong_rows[0], right.copy()
-        used = _nearest(at, wrong, range(max(64, 4 * len(right))))
+        used = _nearest(at, wrong, range(max(64, 4 * (1 + int(right[-1])))))
         positions[wrong] = used
-        text = f"position {wrong} is rotated as position {used}"
+        text = f"position {right[wrong]:g} is rotated as position {used}"
         made = at.remade(positions=positions)
-        yield Candidate(made, text, {"position": wrong, "used": used})
+        yield Candidate(made, text, {"position": int(right[wrong]), "used": used})
         return
-    for used in dict.fromkeys((len(right) - 1, 1, 0)):
+    for used in dict.fromkeys((int(right[-1]), 1, 0)):
         text = f"every position is rotated as position {used}"
         made = at.remade(positions=[used] * len(right))
         yield Candidate(made, text, {"used": used})

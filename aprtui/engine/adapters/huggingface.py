@@ -253,7 +253,7 @@ class _Part:
 
 def _watches(
     decoder: Any, shown: _Shown, functions: Functions
-) -> Iterator[AbstractContextManager[None]]:
+) -> Iterator[AbstractContextManager[object]]:
     """The hooks that show what is wanted. Raises EngineError where a module for it is not there."""
     yield hooks(decoder, _chosen(decoder, None, shown), _Part(shown, None))
     for number, layer in enumerate(_layers_of(decoder, shown)):

@@ -191,12 +191,13 @@ class TokensPane(RowList):
     def row_parts(self, row: int, width: int) -> list[Part]:
         if self.lens is None:
             return [self._note_lines()[row]]
-        position = self.lens.first + row
-        last = self._record is not None and self._record.positions == "last"
-        if last and self._ids:
-            position = len(self._ids) - 1
+        at = self.lens.first + row
+        numbers = None if self._record is None else self._record.row_numbers()
+        position = numbers[at] if numbers is not None and at < len(numbers) else at
         text = clean(self._texts[position], 40) if position < len(self._texts) else ""
-        parts: list[Part] = [(fit(f" {position} {text}", LABEL - 1) + " ", "dim")]
+        rows = None if self._record is None else self._record.rows
+        place = str(position) if rows is None else rows.label(position)
+        parts: list[Part] = [(fit(f" {place} {text}", LABEL - 1) + " ", "dim")]
         came = self._ids[position + 1] if position + 1 < len(self._ids) else None
         guesses = self.lens.rows[row]
         if not guesses:
