@@ -328,7 +328,7 @@ class _Worker:
 
     def _culprit(self, case: Case, found: Explanation, inherited: float | None) -> None:
         with np.errstate(all="ignore"):
-            mistake = name_mistake(case, found, self.numerics)
+            mistake = name_mistake(case, found, self.numerics, self.honest)
             looks = looks_like(case, found)
         error: LocalError = found.residual if found.residual.born else found.plain
         self.culprits.append(
@@ -345,6 +345,11 @@ class _Worker:
                 inherited,
             )
         )
+
+    @property
+    def honest(self) -> float | None:
+        """The most that honest numerics left of a stage; None where none was explained yet."""
+        return max((each.residual_rel_l2 for each in self.explained), default=None)
 
     def _inherited(self, case: Case) -> float | None:
         """What A's inputs would have made of the stage, against what B's make of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry, neat
 from aprtui.engine.replay import heads_of
+from aprtui.families.rope import llama3_divisors, yarn_divisors
 from aprtui.graph.ops import Rope
 
 __all__ = ["ROPE"]
@@ -17,7 +19,10 @@ __all__ = ["ROPE"]
 Float64 = npt.NDArray[np.float64]
 
 _USUAL_BASES = (1e4, 5e5, 1e6, 1e5, 1e7, 1.6e5, 8e6, 5e6)
-_MAX_SHIFT = 32
+_MAX_POSITION = 1 << 17  # how far a position is looked for
+_AT_ONCE = 1 << 13
+_FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 40.0, 64.0)
+_TRAINED = (4096.0, 8192.0, 16384.0, 32768.0, 65536.0, 131072.0, 2048.0)
 
 
 def _x(at: Attempt[Rope]) -> Float64:
@@ -93,26 +98,99 @@ def freqs_ignored(at: Attempt[Rope]) -> Iterator[Candidate]:
 
 def magnitude(at: Attempt[Rope]) -> Iterator[Candidate]:
     right = at.op.table.magnitude
-    if right != 1.0:
-        text = f"cos and sin are not multiplied by {right:g}"
-        yield Candidate(_tabled(at, magnitude=1.0), text, {"used": 1.0, "right": right})
+    tries = [1.0] if right != 1.0 else []
+    if at.y is not None:
+        tries += neat(right * _grown(at), 1e-2 if at.rounded else 1e-4)
+    for used in tries:
+        text = f"cos and sin are multiplied by {used:.7g} where the model says {right:.7g}"
+        if used == 1.0:
+            text = f"cos and sin are not multiplied by {right:.7g}"
+        yield Candidate(_tabled(at, magnitude=used), text, {"used": used, "right": right})
+
+
+def _grown(at: Attempt[Rope]) -> float:
+    """By how much B's pairs are longer than right ones."""
+    assert at.y is not None
+    y, base = np.abs(_turns(at, at.y)), np.abs(_turns(at, at.base))
+    return float((y * base).sum() / max(np.square(base).sum(), 1e-300))
+
+
+def other_table(at: Attempt[Rope]) -> Iterator[Candidate]:
+    """Frequencies that a scaling makes, with or without its magnitude."""
+    table = at.op.table
+    plain = {"divisors": (), "position_divisor": 1.0, "magnitude": 1.0}
+    for factor in _FACTORS:
+        parameters: dict[str, object] = {"kind": "linear", "factor": factor}
+        text = f"positions are divided by {factor:g} (linear scaling), which this model does not do"
+        yield Candidate(_tabled(at, **plain | {"position_divisor": factor}), text, parameters)
+    if at.y is None:
+        return
+    fitted = table.magnitude * _grown(at)
+    for factor in _FACTORS:
+        for trained in _TRAINED:
+            divisors = yarn_divisors(table.dims, table.theta, factor, trained)
+            usual = 0.1 * math.log(factor) + 1.0
+            for used in dict.fromkeys((usual, 1.0, fitted)):
+                text = f"turned by YaRN of factor {factor:g}, {trained:g} positions and magnitude "
+                text += f"{used:.6g}, which this model does not say"
+                parameters = {"kind": "yarn", "factor": factor, "original": trained,
+                              "magnitude": used}  # fmt: skip
+                changes = plain | {"divisors": divisors, "magnitude": used}
+                yield Candidate(_tabled(at, **changes), text, parameters)
+    for factor in (8.0, 32.0):
+        divisors = llama3_divisors(table.dims, table.theta, factor, 1.0, 4.0, 8192.0)
+        text = f"turned by llama3's scaling of factor {factor:g}, which this model does not say"
+        made = _tabled(at, **plain | {"divisors": divisors})
+        yield Candidate(made, text, {"kind": "llama3", "factor": factor})
 
 
 def partial(at: Attempt[Rope]) -> Iterator[Candidate]:
     right, size = at.op.table.dims, at.op.heads.size
-    if right != size and not at.op.table.divisors:
-        text = f"all {size} channels of a head are rotated where the first {right} are"
-        yield Candidate(_tabled(at, dims=size), text, {"used": size, "right": right})
+    if at.op.table.divisors:
+        return
+    for used in dict.fromkeys((size, size // 2, size // 4, 3 * size // 4)):
+        if used != right and used and used % 2 == 0:
+            text = f"the first {used} channels of a head are rotated where the first {right} are"
+            text = text if used < size else text.replace(f"the first {size}", f"all {size}", 1)
+            yield Candidate(_tabled(at, dims=used), text, {"used": used, "right": right})
 
 
 def shift(at: Attempt[Rope]) -> Iterator[Candidate]:
-    steps = [by for by in range(-_MAX_SHIFT, _MAX_SHIFT + 1) if by]
-    if at.y is not None:
-        steps = [steps[_nearest(at, 0, steps)]]
-    for by in steps:
+    blind = [by for by in range(-32, 33) if by]
+    for by in blind if at.y is None else [_position_of(at, 0, _MAX_POSITION)]:
         text = f"every position is counted {by:+d}"
         positions = range(by, by + len(_x(at)))
         yield Candidate(at.remade(positions=positions), text, {"by": by})
+
+
+def positions(at: Attempt[Rope]) -> Iterator[Candidate]:
+    """Each row at a position of its own, as in a padded batch; they are fitted."""
+    if at.y is None or len(at.wrong_rows) < 2:
+        return
+    used = [_position_of(at, row, _AT_ONCE) for row in range(len(at.y))]
+    text = f"the rows are rotated as positions {', '.join(map(str, used[:12]))}"
+    text += ", ..." if len(used) > 12 else ""
+    yield Candidate(at.remade(positions=used), text, {"positions": used})
+
+
+def _position_of(at: Attempt[Rope], row: int, most: int) -> int:
+    """The position, near 0 first, by which one row of the input is turned to what B holds."""
+    assert at.y is not None
+    table = at.op.table.at(len(at.y))
+    turn = (_turns(at, at.y)[row] * np.conj(_turns(at, _x(at))[row])).sum(axis=0)
+    pairs = np.arange(table.dims // 2)
+    divisors = np.asarray(table.divisors or np.ones(len(pairs))) * table.position_divisor
+    frequency = table.theta ** (-2.0 * pairs / table.dims) / divisors
+    best, found = -math.inf, 0
+    for first in sorted(range(-most, most, _AT_ONCE), key=abs):
+        tried = np.arange(first, first + _AT_ONCE)
+        likeness = (np.exp(-1j * np.outer(tried, frequency)) @ turn).real
+        place = int(np.argmax(likeness))
+        if likeness[place] > best * (1 + 1e-9):
+            best, found = float(likeness[place]), int(tried[place])
+        if best > (1 - 1e-9) * float(np.abs(turn).sum()):
+            break
+    return found
 
 
 def _nearest(at: Attempt[Rope], row: int, positions: Sequence[float]) -> int:
@@ -158,4 +236,6 @@ ROPE = (
     Entry("rope_shift", (Rope,), shift),
     Entry("rope_position", (Rope,), position),
     Entry("rope_theta", (Rope,), theta),
+    Entry("rope_table", (Rope,), other_table),
+    Entry("rope_positions", (Rope,), positions),
 )
