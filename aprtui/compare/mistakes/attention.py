@@ -235,8 +235,8 @@ ATTENTION = (
     Entry("temperature_missing", (Scores,), temperature_missing),
     Entry("nope_rotated", (Scores,), turned),
     Entry("heads_zero", (Scores, Softmax, Attend, Rope, Norm), heads_zero),
-    *MASKS,
     *CACHE,
+    *MASKS,
     Entry("other_head", (Scores, Softmax, Attend), other_head),
     Entry("stale_row", (Attend,), stale_row),
 )
