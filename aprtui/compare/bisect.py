@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from aprtui.compare.bisection import (
 )
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
+from aprtui.compare.causes import Read
 from aprtui.compare.explain import Explanation, Numerics, explain
 from aprtui.compare.infer import with_shapes
 from aprtui.compare.localerror import LocalError, local_error
@@ -163,6 +164,7 @@ class _Worker:
         self.missing: list[StageKey] = []
         self.numerics: dict[type[Op], Numerics] = {}
         self.learnt: dict[str, Numerics] = {}  # what explained the last stage of that name
+        self.innocent: list[Read] = []
         self.notes: list[str] = [captured.reordered] if captured.reordered else []
         said = captured.trace.stated.get("model")
         digest = said.get("digest") if isinstance(said, dict) else None
@@ -314,6 +316,7 @@ class _Worker:
         self.learnt.pop(case.key.stage, None)
         self.learnt[case.key.stage] = found.numerics
         self.exact.learn(case, found)
+        self.innocent += self._reads(case, wrong=())
         self.explained.append(
             Explained(
                 case.key,
@@ -329,8 +332,11 @@ class _Worker:
     def _culprit(self, case: Case, found: Explanation, inherited: float | None) -> None:
         with np.errstate(all="ignore"):
             mistake = name_mistake(case, found, self.numerics, self.honest)
-            looks = looks_like(case, found)
+            usual = self.numerics.get(type(case.op))
+            looks = looks_like(case, found, None if usual is None else usual.how)
         error: LocalError = found.residual if found.residual.born else found.plain
+        reads = self._reads(case, found.unexplained)
+        self.innocent += [read for read in reads if not read.wrong]
         self.culprits.append(
             Culprit(
                 case.key,
@@ -343,8 +349,33 @@ class _Worker:
                 looks,
                 mistake,
                 inherited,
+                tuple(read for read in reads if read.wrong),
             )
         )
+
+    def _reads(self, case: Case, wrong: Sequence[str]) -> list[Read]:
+        """The weights of a stage, and which of them make what is wrong: ``wrong`` names parts, or
+        the stage where it is all of it."""
+        weights, op = self.replay.model.weights, case.op
+        if case.parts:
+            roles = [(part.name, part.weight) for part in case.parts]
+        else:
+            roles = [("", role) for role in op.matrices or op.weights]
+        blamed = {*wrong} - {case.key.stage}
+        found = [
+            Read(
+                case.key,
+                part if len(case.parts) > 1 else "",
+                role.name,
+                clean(weights[role].entry.name, 200),
+                weights[role].entry.type,
+                bool(op.matrices),
+                bool(wrong) and (not blamed or part in blamed),
+            )
+            for part, role in roles
+            if role in weights
+        ]
+        return list({(read.part, read.tensor): read for read in found}.values())
 
     @property
     def honest(self) -> float | None:
@@ -384,6 +415,7 @@ class _Worker:
             self.token_source,
             (*trace.notes, *self.notes),
             weighted=frozenset(node.key.stage for node in self.captured.graph if node.op.weights),
+            innocent=tuple(self.innocent),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -35,29 +35,40 @@ def transposed(at: ProductAttempt) -> Iterator[Candidate]:
 
 
 def other_weight(at: ProductAttempt) -> Iterator[Candidate]:
+    """Another matrix of the layer; the table counts among those of the whole model."""
+    own, graph = at.part.weight, at.case.captured.graph
+    tables = (node.op.table for node in graph if isinstance(node.op, Embed))
+    roles = dict.fromkeys((*tables, *_matrices(at)))
+    yield from _by(at, (role for role in roles if role.layer == own.layer and role != own))
+
+
+def other_layer(at: ProductAttempt) -> Iterator[Candidate]:
+    """The same matrix of another layer, the nearest first."""
+    own = at.part.weight
+    alike = {role for role in _matrices(at) if role.name == own.name and role.layer != own.layer}
+    yield from _by(at, sorted(alike, key=lambda role: abs((role.layer or 0) - (own.layer or 0))))
+
+
+def _matrices(at: ProductAttempt) -> Iterator[Role]:
+    products = (node.op for node in at.case.captured.graph if isinstance(node.op, Product))
+    return (role for op in products for role in op.matrices)
+
+
+def _by(at: ProductAttempt, roles: Iterable[Role]) -> Iterator[Candidate]:
+    """The product with each of ``roles`` that has the matrix's shape and comes near."""
     replay, own = at.case.replay, at.part.weight
-    for role in _others(at):
+    weights = replay.model.weights
+    for role in roles:
         if not replay.has(role) or replay.shape(role) != replay.shape(own):
             continue
-        if replay.model.weights[role] == replay.model.weights[own]:
+        if weights[role] == weights[own]:
             continue
         if not at.plausible(lambda rows, role=role: replay.rows(role, rows)):  # type: ignore[misc]
             continue
         made = at.product(at.x, role, _name_for(at, role))
         text = f"multiplied by {role} in place of {own}"
-        yield Candidate(made, text, {"weight": str(role)})
-
-
-def _others(at: ProductAttempt) -> Iterator[Role]:
-    """The other matrices of the layer, then the same one of the other layers, the nearest first.
-    The table counts among the matrices of the whole model."""
-    own, graph = at.part.weight, at.case.captured.graph
-    tables = (node.op.table for node in graph if isinstance(node.op, Embed))
-    matrices = (role for node in graph if isinstance(node.op, Product) for role in node.op.matrices)
-    roles = list(dict.fromkeys((*tables, *matrices)))
-    yield from (role for role in roles if role.layer == own.layer and role != own)
-    alike = [role for role in roles if role.name == own.name and role.layer != own.layer]
-    yield from sorted(alike, key=lambda role: abs((role.layer or 0) - (own.layer or 0)))
+        parameters = {"weight": str(role), "own": str(own), "tensor": weights[role].entry.name}
+        yield Candidate(made, text, parameters)
 
 
 def _name_for(at: ProductAttempt, role: Role) -> str:
@@ -253,4 +264,5 @@ PRODUCTS = (
     *STORED[3:],
     Entry("transposed", (Product,), transposed),
     Entry("other_weight", (Product,), other_weight),
+    Entry("other_layer", (Product,), other_layer),
 )

@@ -13,6 +13,7 @@ from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry, neat
 from aprtui.engine.replay import heads_of
 from aprtui.families.rope import llama3_divisors, yarn_divisors
 from aprtui.graph.ops import Rope
+from aprtui.graph.rope import RopeTable
 
 __all__ = ["ROPE"]
 
@@ -28,6 +29,16 @@ _TRAINED = (4096.0, 8192.0, 16384.0, 32768.0, 65536.0, 131072.0, 2048.0)
 def _x(at: Attempt[Rope]) -> Float64:
     """The heads [T,heads,d] that are turned."""
     return heads_of(at.inputs[0], at.op.heads)
+
+
+def _may_be(at: Attempt[Rope], table: RopeTable) -> bool:
+    """Whether a table turns the last position near to what B holds there."""
+    if at.y is None:
+        return True
+    row = len(at.y) - 1
+    angles = np.exp(1j * row * _frequencies(table)) * table.magnitude
+    made, y = _turns(at, _x(at))[row] * angles, _turns(at, at.y)[row]
+    return bool(np.linalg.norm(y - made) <= 0.02 * np.linalg.norm(made))
 
 
 def _tabled(at: Attempt[Rope], **changes: object) -> Float64:
@@ -136,7 +147,8 @@ def other_table(at: Attempt[Rope]) -> Iterator[Candidate]:
                 parameters = {"kind": "yarn", "factor": factor, "original": trained,
                               "magnitude": used}  # fmt: skip
                 changes = plain | {"divisors": divisors, "magnitude": used}
-                yield Candidate(_tabled(at, **changes), text, parameters)
+                if _may_be(at, replace(table, **changes)):  # type: ignore[arg-type]
+                    yield Candidate(_tabled(at, **changes), text, parameters)
     for factor in (8.0, 32.0):
         divisors = llama3_divisors(table.dims, table.theta, factor, 1.0, 4.0, 8192.0)
         text = f"turned by llama3's scaling of factor {factor:g}, which this model does not say"
@@ -173,21 +185,26 @@ def positions(at: Attempt[Rope]) -> Iterator[Candidate]:
     yield Candidate(at.remade(positions=used), text, {"positions": used})
 
 
+def _frequencies(table: RopeTable) -> Float64:
+    """By what angle each pair turns from one position to the next."""
+    pairs = np.arange(table.dims // 2)
+    divisors = np.asarray(table.divisors or np.ones(len(pairs))) * table.position_divisor
+    return np.asarray(table.theta ** (-2.0 * pairs / table.dims) / divisors)
+
+
 def _position_of(at: Attempt[Rope], row: int, most: int) -> int:
     """The position, near 0 first, by which one row of the input is turned to what B holds."""
     assert at.y is not None
     table = at.op.table.at(len(at.y))
     turn = (_turns(at, at.y)[row] * np.conj(_turns(at, _x(at))[row])).sum(axis=0)
-    pairs = np.arange(table.dims // 2)
-    divisors = np.asarray(table.divisors or np.ones(len(pairs))) * table.position_divisor
-    frequency = table.theta ** (-2.0 * pairs / table.dims) / divisors
+    frequency = _frequencies(table)
+    ahead = np.exp(-1j * np.outer(np.arange(_AT_ONCE), frequency))
     best, found = -math.inf, 0
     for first in sorted(range(-most, most, _AT_ONCE), key=abs):
-        tried = np.arange(first, first + _AT_ONCE)
-        likeness = (np.exp(-1j * np.outer(tried, frequency)) @ turn).real
+        likeness = (ahead @ (np.exp(-1j * first * frequency) * turn)).real
         place = int(np.argmax(likeness))
         if likeness[place] > best * (1 + 1e-9):
-            best, found = float(likeness[place]), int(tried[place])
+            best, found = float(likeness[place]), first + place
         if best > (1 - 1e-9) * float(np.abs(turn).sum()):
             break
     return found
