@@ -26,13 +26,14 @@ from aprtui.compare.localerror import LocalError, local_error
 from aprtui.compare.looks import looks_like
 from aprtui.compare.metrics import Cancelled
 from aprtui.compare.mistakes import name_mistake
+from aprtui.compare.padding import without_padding
 from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
 from aprtui.compare.spans import ExactTypes, may_be_rounding
 from aprtui.engine.replay import Replay, representable
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph import Node
-from aprtui.graph.ops import Choose, Embed, Op
+from aprtui.graph.ops import Choose, Embed, Op, Rope
 from aprtui.model.open import Model
 from aprtui.text import clean
 
@@ -405,6 +406,10 @@ class _Worker:
         for key in trace.records:
             if key not in order:
                 self.notes.append(f"{clean(str(key))} is no stage of this model: not replayed")
+        rotated = [node.key for node in self.captured.graph if isinstance(node.op, Rope)]
+        rotated = [key for key in rotated if key in trace.records]
+        self.culprits, padded = without_padding(self.culprits, len(rotated))
+        self.unmeasured += padded
         return Bisection(
             tuple(sorted(self.culprits, key=lambda item: order[item.key])),
             tuple(self.explained),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -192,13 +193,19 @@ def _frequencies(table: RopeTable) -> Float64:
     return np.asarray(table.theta ** (-2.0 * pairs / table.dims) / divisors)
 
 
+@lru_cache(maxsize=4)
+def _ahead(frequencies: tuple[float, ...]) -> npt.NDArray[np.complex128]:
+    """What takes back the turns of the first positions [_AT_ONCE, dims/2]."""
+    return np.asarray(np.exp(-1j * np.outer(np.arange(_AT_ONCE), frequencies)))
+
+
 def _position_of(at: Attempt[Rope], row: int, most: int) -> int:
     """The position, near 0 first, by which one row of the input is turned to what B holds."""
     assert at.y is not None
     table = at.op.table.at(len(at.y))
     turn = (_turns(at, at.y)[row] * np.conj(_turns(at, _x(at))[row])).sum(axis=0)
     frequency = _frequencies(table)
-    ahead = np.exp(-1j * np.outer(np.arange(_AT_ONCE), frequency))
+    ahead = _ahead(tuple(frequency.tolist()))
     best, found = -math.inf, 0
     for first in sorted(range(-most, most, _AT_ONCE), key=abs):
         likeness = (ahead @ (np.exp(-1j * first * frequency) * turn)).real
