@@ -34,8 +34,9 @@ from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph import Node
 from aprtui.graph.ops import Choose, Embed, Op, Rope
+from aprtui.model.health import broken_weights, empty_note
 from aprtui.model.open import Model
-from aprtui.text import clean
+from aprtui.text import clean, count
 
 __all__ = ["BAR", "LONG_BAR", "LONG_PROMPT", "Options", "bisect"]
 
@@ -167,6 +168,8 @@ class _Worker:
         self.learnt: dict[str, Numerics] = {}  # what explained the last stage of that name
         self.innocent: list[Read] = []
         self.notes: list[str] = [captured.reordered] if captured.reordered else []
+        if empty := empty_note(model):
+            self.notes.append(f"the model: {empty}")
         said = captured.trace.stated.get("model")
         digest = said.get("digest") if isinstance(said, dict) else None
         if digest is not None and digest != f"sha256:{model.file.digest}":
@@ -274,6 +277,8 @@ class _Worker:
             found = explain(case, self._likely(node))
             inherited = self._inherited(case)
         self.covered |= {each.key for each in source.between}
+        if found.residual.inherited and self._weight_broken(case, found):
+            return
         if found.residual.measured == 0 and found.residual.born == 0:
             self._skip(node.key, "every value inherits NaN or Inf from its inputs")
         elif found.explained:
@@ -293,6 +298,31 @@ class _Worker:
             self._skip(node.key, f"local error {away.rel_l2:.1e}, but {doubt}")
         else:
             self._culprit(case, found, inherited)
+
+    def _weight_broken(self, case: Case, found: Explanation) -> bool:
+        """Whether NaN or Inf comes from a stage's own weights, which then are the culprit."""
+        if not all(np.isfinite(value).all() for value in case.given.values()):
+            return False
+        model = self.replay.model
+        broken = [finding for node in case.chain for finding in broken_weights(model, node)]
+        if not broken:
+            return False
+        text = f"the weights hold it: {'; '.join(each.text for each in broken[:3])}"
+        first = broken[0]
+        parameters = {"tensor": first.tensors[0], "row": first.row, "block": first.block}
+        mistake = Mistake("weight_nonfinite", text, parameters, found.residual.rel_l2)
+        named = {name for each in broken for name in each.tensors}
+        reads = [read for read in self._reads(case, (case.key.stage,)) if read.tensor in named]
+        lost = found.residual.inherited
+        looks = f"{count(lost, 'value')} of {count(case.y.size)} are NaN or Inf by the weights"
+        span = tuple(each.key.stage for each in case.between)
+        self.covered |= {each.key for each in case.between}
+        self.culprits.append(
+            Culprit(
+                case.key, "nonfinite", span, None, None, {}, (), looks, mistake, reads=tuple(reads)
+            )
+        )
+        return True
 
     def _doubt(self, *chain: Node) -> str:
         """Why no stage of the chain may be accused: what was ignored or overridden may be what B

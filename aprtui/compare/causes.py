@@ -61,7 +61,7 @@ class Cause:
         """How sure it is: what the mistake leaves of the largest error."""
         local = max((c.local_rel_l2 or 0.0 for c in self.culprits), default=0.0)
         left = [c.mistake.residual_rel_l2 for c in self.culprits if c.mistake is not None]
-        if not self.id or not left or self.id in ("size", "nonfinite"):
+        if not self.id or not left or not local or self.id == "nonfinite":
             return ""
         return f"leaves {number(max(left), 2)} of {number(local, 2)}"
 
