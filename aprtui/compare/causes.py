@@ -12,7 +12,7 @@ from aprtui.text import count, number, ranges
 if TYPE_CHECKING:
     from aprtui.compare.bisection import Culprit
 
-__all__ = ["Cause", "Read", "causes_of"]
+__all__ = ["Cause", "Read", "causes_of", "shared_by"]
 
 _FEW = 3  # products: fewer show no pattern
 
@@ -114,26 +114,31 @@ def _cause(kind: tuple[str, ...], group: list[Culprit], right: list[Read]) -> Ca
 
 
 def _pattern(wrong: list[Read], right: list[Read]) -> str:
-    """What parts the weights of the wrong stages from those of the right ones: their type, what
-    they are for, or both."""
-    right = [read for read in right if read.product]
-    if len(wrong) < _FEW or not right or not all(read.product for read in wrong):
+    """What parts the products that are wrong from those that are right."""
+    if not all(read.product for read in wrong):
         return ""
-    for name, of in (
-        ("type", lambda read: (read.type,)),
-        ("role", lambda read: (read.role,)),
-        ("role and type", lambda read: (read.role, read.type)),
+    of = [(read.role, read.type) for read in right if read.product]
+    shared = shared_by([(read.role, read.type) for read in wrong], of)
+    if not shared:
+        return ""
+    return f"every product with {shared} ({len(wrong)}), none of the {count(len(of))} others"
+
+
+def shared_by(wrong: Sequence[tuple[str, str]], right: Sequence[tuple[str, str]]) -> str:
+    """What weights, each told by (its role, its type), have in common that no right one has: their
+    type, what they are for, or both; empty where nothing parts them, or too few are there."""
+    if len(wrong) < _FEW or not right:
+        return ""
+    for parts, said in (
+        ((1,), "weights of type {}"),
+        ((0,), "{}"),
+        ((0, 1), "{}"),
     ):
-        kinds = {of(read) for read in wrong}
-        if kinds.isdisjoint(of(read) for read in right) and len(kinds) <= _FEW:
-            return _said(name, sorted(kinds), len(wrong), len(right))
+        kinds = {tuple(each[part] for part in parts) for each in wrong}
+        others = {tuple(each[part] for part in parts) for each in right}
+        if kinds.isdisjoint(others) and len(kinds) <= _FEW:
+            return said.format(" and ".join(" of type ".join(kind) for kind in sorted(kinds)))
     return ""
-
-
-def _said(name: str, kinds: list[tuple[str, ...]], wrong: int, right: int) -> str:
-    of = " and ".join(" of type ".join(kind) for kind in kinds)
-    weights = f"a weight of type {of}" if name == "type" else of
-    return f"every product with {weights} ({wrong}), none of the {count(right)} others"
 
 
 def _swapped(culprits: Sequence[Culprit]) -> dict[StageKey, tuple[str, str]]:

@@ -21,6 +21,7 @@ Bools = npt.NDArray[np.bool_]
 
 _SHARE = 0.999  # of the squared error that a place must hold to be named
 _PART = 0.75  # of an axis: a run that is longer says nothing
+_NEARER = 0.5  # times the typical error of the plain replay: another one is taken then
 _PERIODS = (256, 128, 64, 32, 16, 8, 4, 2)
 _TOGETHER = 32  # columns of the input
 _SAMPLE = 128  # outputs of a product that tell of its input's columns
@@ -72,7 +73,9 @@ def _nearest(case: Case, found: Explanation, usual: Arithmetic | None) -> Float6
     if usual is not None:
         with suppress(RuntimeError):  # torch: columns that are no multiple of the rounding's block
             tries.append(case.run(usual))
-    return min(tries, key=lambda made: float(np.nanmedian(np.abs(case.y - made))))
+    away = [float(np.nanmedian(np.abs(case.y - made))) for made in tries]
+    best = int(np.argmin(away))
+    return tries[best] if away[best] < _NEARER * away[0] else tries[0]
 
 
 def _born(case: Case, made: Float64) -> str:
@@ -240,6 +243,8 @@ def _columns(case: Case, off: Float64) -> Iterator[str]:
         optimize=True,
     ).reshape(-1, blocks)  # fmt: skip
     wanted = error[:, sample].reshape(-1)
+    if not (np.isfinite(shares).all() and np.isfinite(wanted).all()):
+        return
     solved = np.linalg.lstsq(shares, wanted, rcond=None)[0]
     if np.linalg.norm(shares @ solved - wanted) > 0.1 * np.linalg.norm(wanted):
         return

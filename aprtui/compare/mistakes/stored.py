@@ -229,7 +229,11 @@ def _column_shares(at: ProductAttempt, size: int) -> Float64 | None:
     weights = at.case.replay.rows(at.part.weight, sample).reshape(len(sample), blocks, size)
     x = at.rounded_x.reshape(positions, blocks, size)
     shares = np.einsum("tbs,rbs->trb", x, weights, optimize=True).reshape(-1, blocks)
-    solved: Float64 = np.linalg.lstsq(shares, at.away[:, sample].reshape(-1), rcond=None)[0]
+    wanted = at.away[:, sample].reshape(-1)
+    use = np.isfinite(shares).all(axis=1) & np.isfinite(wanted)
+    if use.sum() < 2 * blocks:
+        return None
+    solved: Float64 = np.linalg.lstsq(shares[use], wanted[use], rcond=None)[0]
     return solved
 
 
