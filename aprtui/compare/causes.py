@@ -101,8 +101,22 @@ def causes_of(culprits: Sequence[Culprit], innocent: Iterable[Read]) -> tuple[Ca
         else:
             kind = (mistake.id, mistake.text)
         groups.setdefault(kind, []).append(culprit)
+    _split(groups)
     right = [read for read in innocent if not read.wrong]
     return tuple(_cause(kind, group, right) for kind, group in groups.items())
+
+
+def _split(groups: dict[tuple[str, ...], list[Culprit]]) -> None:
+    """A stage whose parts have mistakes of their own stands with each of these, where they are
+    causes already."""
+    for kind, group in list(groups.items()):
+        if kind[0] == "":
+            continue
+        apart = [(kind[0], text) for text in kind[1].split("; ")] if len(kind) > 1 else []
+        if len(apart) > 1 and all(each in groups for each in apart):
+            del groups[kind]
+            for each in apart:
+                groups[each] += group
 
 
 def _cause(kind: tuple[str, ...], group: list[Culprit], right: list[Read]) -> Cause:

@@ -1,7 +1,9 @@
-"""Blocks of weights read wrongly: stored bytes changed as a mistaken decoder sees them.
+"""Blocks of weights read otherwise: stored bytes changed as another decoder sees them.
 
 A reading that leaves out a block's minimum sees a minimum of zero; one that loses the high bits of
-the scales sees them cleared. So the right decoder serves for every mistake. Layouts: ggml-common.h.
+the scales sees them cleared. So the right decoder serves for every mistake. A runtime that keeps
+the codes but not the scales as they are makes other values of codes, steps and lowest values.
+Layouts: ggml-common.h.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from aprtui.engine.codecs import Codec, codec_of
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.model.open import Matrix
 
-__all__ = ["CODES", "MISREADINGS", "SUB_BLOCKS", "Codes", "Misreading", "misread_blocks",
+__all__ = ["MISREADINGS", "SUB_BLOCKS", "Misreading", "lowest_and_step", "misread_blocks",
            "misread_rows"]  # fmt: skip
 
 Tensor = torch.Tensor
@@ -30,12 +32,17 @@ SUB_BLOCKS = {"Q2_K": 16, "Q3_K": 16, "Q4_K": 32, "Q5_K": 32, "Q6_K": 16}
 
 @dataclass(frozen=True)
 class Misreading:
-    """``change`` alters blocks [n, bytes] uint8 in place; ``minimum``: it takes the minima away."""
+    """``change`` alters blocks [n, bytes] uint8 in place; ``minimum``: it takes the minima away.
+
+    ``remade``: what becomes of (codes counted from 0, steps, values of the lowest code, the lowest
+    code) where another encoding keeps the codes.
+    """
 
     text: str
     types: tuple[str, ...]
-    change: Change
+    change: Change | None = None
     minimum: bool = False
+    remade: Callable[[Tensor, Tensor, Tensor, int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,19 @@ def _all(*changes: Change) -> Change:
     return change
 
 
+def _short_scales(codes: Tensor, step: Tensor, low: Tensor, first: int) -> Tensor:
+    """Each step rounded to float16."""
+    return (codes + first) * step.half().float()
+
+
+def _zero_points(codes: Tensor, step: Tensor, low: Tensor, first: int) -> Tensor:
+    """A minimum as so many whole steps, halves away from zero, of steps rounded to float16."""
+    short = step.half().float()
+    points = torch.floor(-low.half().float() / short + 0.5)
+    points = torch.where(short == 0, torch.zeros_like(short), points)
+    return (codes - points) * short
+
+
 _NO_MINIMUM = "without their minima (zero points)"
 _NEGATIVE = "with their minima added where they are subtracted"
 
@@ -110,6 +130,9 @@ MISREADINGS: tuple[Misreading, ...] = (
     Misreading("with the low and the high nibbles exchanged", ("Q6_K",), _nibbles(0, 128)),
     Misreading("with the low and the high nibbles exchanged", ("Q5_0",), _nibbles(6, 22)),
     Misreading("with the low and the high nibbles exchanged", ("Q5_1",), _nibbles(8, 24)),
+    Misreading("with whole steps for a minimum (integer zero points)", ("Q4_K", "Q5_K", "Q2_K"),
+               remade=_zero_points),
+    Misreading("with their scales rounded to float16", ("Q3_K", "Q6_K"), remade=_short_scales),
 )  # fmt: skip
 """How decoders of other programs have read blocks wrongly."""
 
@@ -128,22 +151,48 @@ CODES: dict[str, Codes] = {
 """Block types whose codes are equally spaced: value = code times a step, plus a minimum."""
 
 
-def misread_rows(matrix: Matrix, rows: Sequence[int], change: Change) -> Tensor:
-    """Chosen rows [n, columns] float32 as ``change`` makes a decoder see them."""
+def misread_rows(matrix: Matrix, rows: Sequence[int], reading: Misreading) -> Tensor:
+    """Chosen rows [n, columns] float32 as another decoder sees them."""
     codec = codec_of(matrix)
-    found = [_decoded(matrix, codec, row, 1, change) for row in rows]
-    return torch.cat(found)
+    return torch.cat([_read(matrix, codec, row, 1, reading) for row in rows])
 
 
-def misread_blocks(matrix: Matrix, change: Change) -> Iterator[tuple[int, Tensor]]:
-    """(first row, block of rows) of the whole matrix, as ``change`` makes a decoder see them."""
+def misread_blocks(matrix: Matrix, reading: Misreading) -> Iterator[tuple[int, Tensor]]:
+    """(first row, block of rows) of the whole matrix, as another decoder sees them."""
     codec = codec_of(matrix)
     for first in range(0, matrix.rows, _ROWS_AT_ONCE):
         rows = min(_ROWS_AT_ONCE, matrix.rows - first)
-        yield first, _decoded(matrix, codec, first, rows, change)
+        yield first, _read(matrix, codec, first, rows, reading)
 
 
-def _decoded(matrix: Matrix, codec: Codec, first: int, rows: int, change: Change) -> Tensor:
+def lowest_and_step(matrix: Matrix, row: int) -> tuple[Tensor, Tensor, int] | None:
+    """(the value of the lowest code, the step to the next [columns], the lowest code) of a row."""
+    spaced = CODES.get(matrix.entry.type)
+    if spaced is None:
+        return None
+    low, step = _spaced(matrix, codec_of(matrix), row, 1, spaced)
+    return low[0], step[0], spaced.first
+
+
+def _spaced(
+    matrix: Matrix, codec: Codec, first: int, rows: int, spaced: Codes
+) -> tuple[Tensor, Tensor]:
+    low = _decoded(matrix, codec, first, rows, spaced.lowest)
+    return low, _decoded(matrix, codec, first, rows, spaced.next) - low
+
+
+def _read(matrix: Matrix, codec: Codec, first: int, rows: int, reading: Misreading) -> Tensor:
+    if reading.remade is None:
+        return _decoded(matrix, codec, first, rows, reading.change)
+    spaced = CODES[matrix.entry.type]
+    low, step = _spaced(matrix, codec, first, rows, spaced)
+    codes = (_decoded(matrix, codec, first, rows, None) - low) / step
+    codes = torch.where(step == 0, torch.zeros_like(codes), torch.round(codes))
+    return reading.remade(codes, step, low, spaced.first)
+
+
+def _decoded(matrix: Matrix, codec: Codec, first: int, rows: int, change: Change | None) -> Tensor:
     raw = codec.bytes_of(first, rows).clone()
-    change(raw.view(-1, BLOCK_TYPES[matrix.entry.type].bytes))
+    if change is not None:
+        change(raw.view(-1, BLOCK_TYPES[matrix.entry.type].bytes))
     return codec.decode(raw, first, torch.empty((rows, codec.columns)), Workspace())

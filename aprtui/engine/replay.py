@@ -27,10 +27,10 @@ from aprtui.engine.arithmetic import (
 )  # fmt: skip
 from aprtui.engine.expert_ties import expert_flips
 from aprtui.engine.misread import (
-    CODES,
     MISREADINGS,
     SUB_BLOCKS,
     Misreading,
+    lowest_and_step,
     misread_blocks,
     misread_rows,
 )
@@ -151,26 +151,19 @@ class Replay:
     def misread_product(self, role: Role, x: Float64, reading: Misreading) -> Float64:
         """x [n, columns] times the transpose of the matrix read so: [n, rows]."""
         out = np.empty((x.shape[0], self.shape(role)[0]))
-        for first, block in misread_blocks(self.model.weights[role], reading.change):
+        for first, block in misread_blocks(self.model.weights[role], reading):
             out[:, first : first + len(block)] = x @ _array(block).T
         return out
 
     def misread_rows(self, role: Role, rows: Sequence[int], reading: Misreading) -> Float64:
         """Chosen rows [n, columns] of the matrix read so."""
-        return _array(misread_rows(self.model.weights[role], rows, reading.change))
+        return _array(misread_rows(self.model.weights[role], rows, reading))
 
     def codes(self, role: Role, row: int) -> tuple[Float64, Float64, int] | None:
         """(the value of the lowest code, the step from one code to the next [columns], the lowest
         code) of a row's values; None for a type whose codes are not equally spaced."""
-        spaced = CODES.get(self.type_of(role))
-        if spaced is None:
-            return None
-        matrix = self.model.weights[role]
-        low, high = (
-            _array(misread_rows(matrix, (row,), change))[0]
-            for change in (spaced.lowest, spaced.next)
-        )
-        return low, high - low, spaced.first
+        found = lowest_and_step(self.model.weights[role], row)
+        return None if found is None else (_array(found[0]), _array(found[1]), found[2])
 
     def sub_block(self, role: Role) -> int:
         """How many values of a row share one scale."""

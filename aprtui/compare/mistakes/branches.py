@@ -55,6 +55,16 @@ def wrong_token(at: Attempt[Embed]) -> Iterator[Candidate]:
     yield Candidate(made, text, parameters)
 
 
+def other_table(at: Attempt[Embed]) -> Iterator[Candidate]:
+    """The table's bytes, read as another decoder reads them."""
+    replay, role = at.case.replay, at.op.table
+    for reading in replay.misreadings(role) if replay.tokens else ():
+        kind = replay.type_of(role)
+        made = replay.misread_rows(role, replay.tokens, reading) * at.op.scale
+        text = f"the blocks of {kind} are read {reading.text}"
+        yield Candidate(made, text, {"type": kind, "reading": reading.text})
+
+
 # -- biases ----------------------------------------------------------------------------------------
 
 
@@ -244,6 +254,7 @@ def _preimage(high: float, name: str) -> float | None:
 BRANCHES = (
     Entry("embedding_scale", (Embed,), embedding_scale),
     Entry("wrong_token", (Embed,), wrong_token),
+    Entry("other_matrix", (Embed,), other_table),
     Entry("bias_missing", (Bias,), bias_missing),
     Entry("bias_scaled", (Bias,), bias_scaled),
     Entry("branch_missing", (Add,), branch_missing),

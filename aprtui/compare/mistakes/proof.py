@@ -10,7 +10,7 @@ __all__ = ["Proof"]
 
 _SHARE = 0.05  # of the error that a mistake may leave
 _HONEST = 4.0  # times what honest numerics leave of a neighbour
-_LEAST = 2.5e-7  # four roundings of float32: no less is asked for
+_LEAST = 1e-6  # what the sums of float32 may leave: no less is asked for
 
 
 @dataclass(frozen=True)
