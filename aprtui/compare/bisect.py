@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from aprtui.compare.bisection import (
     Mistake,
     Unmeasured,
 )
+from aprtui.compare.blamed import broken_weight, reads_of
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
 from aprtui.compare.causes import Read
@@ -34,9 +35,9 @@ from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph import Node
 from aprtui.graph.ops import Choose, Embed, Op, Rope
-from aprtui.model.health import broken_weights, empty_note
+from aprtui.model.health import empty_note
 from aprtui.model.open import Model
-from aprtui.text import clean, count
+from aprtui.text import clean
 
 __all__ = ["BAR", "LONG_BAR", "LONG_PROMPT", "Options", "bisect"]
 
@@ -277,9 +278,10 @@ class _Worker:
             found = explain(case, self._likely(node))
             inherited = self._inherited(case)
         self.covered |= {each.key for each in source.between}
-        if found.residual.inherited and self._weight_broken(case, found):
-            return
-        if found.residual.measured == 0 and found.residual.born == 0:
+        broken = broken_weight(case, found.residual) if found.residual.inherited else None
+        if broken is not None:
+            self.culprits.append(broken)
+        elif found.residual.measured == 0 and found.residual.born == 0:
             self._skip(node.key, "every value inherits NaN or Inf from its inputs")
         elif found.explained:
             self._explained(case, found, inherited)
@@ -298,31 +300,6 @@ class _Worker:
             self._skip(node.key, f"local error {away.rel_l2:.1e}, but {doubt}")
         else:
             self._culprit(case, found, inherited)
-
-    def _weight_broken(self, case: Case, found: Explanation) -> bool:
-        """Whether NaN or Inf comes from a stage's own weights, which then are the culprit."""
-        if not all(np.isfinite(value).all() for value in case.given.values()):
-            return False
-        model = self.replay.model
-        broken = [finding for node in case.chain for finding in broken_weights(model, node)]
-        if not broken:
-            return False
-        text = f"the weights hold it: {'; '.join(each.text for each in broken[:3])}"
-        first = broken[0]
-        parameters = {"tensor": first.tensors[0], "row": first.row, "block": first.block}
-        mistake = Mistake("weight_nonfinite", text, parameters, found.residual.rel_l2)
-        named = {name for each in broken for name in each.tensors}
-        reads = [read for read in self._reads(case, (case.key.stage,)) if read.tensor in named]
-        lost = found.residual.inherited
-        looks = f"{count(lost, 'value')} of {count(case.y.size)} are NaN or Inf by the weights"
-        span = tuple(each.key.stage for each in case.between)
-        self.covered |= {each.key for each in case.between}
-        self.culprits.append(
-            Culprit(
-                case.key, "nonfinite", span, None, None, {}, (), looks, mistake, reads=tuple(reads)
-            )
-        )
-        return True
 
     def _doubt(self, *chain: Node) -> str:
         """Why no stage of the chain may be accused: what was ignored or overridden may be what B
@@ -347,7 +324,7 @@ class _Worker:
         self.learnt.pop(case.key.stage, None)
         self.learnt[case.key.stage] = found.numerics
         self.exact.learn(case, found)
-        self.innocent += self._reads(case, wrong=())
+        self.innocent += reads_of(case)
         self.explained.append(
             Explained(
                 case.key,
@@ -366,7 +343,7 @@ class _Worker:
             usual = self.numerics.get(type(case.op))
             looks = looks_like(case, found, None if usual is None else usual.how)
         error: LocalError = found.residual if found.residual.born else found.plain
-        reads = self._reads(case, found.unexplained)
+        reads = reads_of(case, found.unexplained)
         self.innocent += [read for read in reads if not read.wrong]
         self.culprits.append(
             Culprit(
@@ -383,30 +360,6 @@ class _Worker:
                 tuple(read for read in reads if read.wrong),
             )
         )
-
-    def _reads(self, case: Case, wrong: Sequence[str]) -> list[Read]:
-        """The weights of a stage, and which of them make what is wrong: ``wrong`` names parts, or
-        the stage where it is all of it."""
-        weights, op = self.replay.model.weights, case.op
-        if case.parts:
-            roles = [(part.name, part.weight) for part in case.parts]
-        else:
-            roles = [("", role) for role in op.matrices or op.weights]
-        blamed = {*wrong} - {case.key.stage}
-        found = [
-            Read(
-                case.key,
-                part if len(case.parts) > 1 else "",
-                role.name,
-                clean(weights[role].entry.name, 200),
-                weights[role].entry.type,
-                bool(op.matrices),
-                bool(wrong) and (not blamed or part in blamed),
-            )
-            for part, role in roles
-            if role in weights
-        ]
-        return list({(read.part, read.tensor): read for read in found}.values())
 
     @property
     def honest(self) -> float | None:
