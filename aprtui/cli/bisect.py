@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +26,14 @@ from aprtui.cli.options import (
 )
 from aprtui.cli.output import print_json, print_notes
 from aprtui.compare.bisection import OTHER_MODEL, Bisection, Culprit, Unmeasured
+from aprtui.compare.causes import Cause
 from aprtui.compare.opening import both_captures, read_capture
 from aprtui.compare.reference import find_model
 from aprtui.crash import told_of
 from aprtui.errors import UsageError
 from aprtui.formats.perop import is_per_op_side
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.text import clean, count, number, ranges
+from aprtui.text import clean, count, number
 
 __all__ = ["configure", "run"]
 
@@ -52,7 +52,8 @@ exit codes: 0 no culprit and everything measured, 1 otherwise, 2 usage, 3 a bad 
 failed"""
 
 _LINES = 12  # of one kind, before the rest is counted
-_SUMMED = 3  # kinds of mistakes that the summary names
+_SUMMED = 3  # causes that the summary names
+_TENSORS = 4  # of a cause that are listed
 
 Tell = Callable[[int, int, StageKey], None]
 
@@ -174,10 +175,10 @@ def _show(found: Bisection, whose: str) -> None:
     for name, path in (("A", found.a), ("B", found.b), ("model", found.model)):
         if path is not None:
             print(f"{name:<5}  {clean(path, 500)}{whose if name == 'model' else ''}")
-    _show_culprits(found.culprits, "culprits")
+    _show_culprits(found.causes, "culprits")
     if found.swapped:
         assert found.reference is not None
-        _show_culprits(found.reference.culprits, "culprits of A")
+        _show_culprits(found.reference.causes, "culprits of A")
     if found.explained:
         print("\ninnocent" + (" in B" if found.swapped else ""))
         for by, stages in found.explanations.most_common():
@@ -221,41 +222,54 @@ def _summary(found: Bisection) -> Iterator[str]:
     yield from (f"{note}." for note in found.notes if note[2:].startswith(OTHER_MODEL))
     if found.other_model:
         yield "Nearly every stage that uses weights is wrong: is this the model that was run?"
+    causes = found.causes
+    if len(causes) == 1:
+        yield f"{clean(found.headline)}: {_cause(causes[0], where=len(found.culprits) > 1)}."
+        return
     yield f"{clean(found.headline)}."
-    texts = Counter((culprit.key.stage, culprit.text) for culprit in found.culprits)
-    for (stage, text), times in texts.most_common(_SUMMED):
-        layers = f" ({times} layers)" if times > 1 else ""
-        yield f"  {clean(stage)}{layers}: {clean(text, 300)}"
-    if len(texts) > _SUMMED:
-        yield f"  and {count(len(texts) - _SUMMED, 'more kind')}"
+    for cause in causes[:_SUMMED]:
+        yield f"  {_cause(cause, where=True)}"
+    if len(causes) > _SUMMED:
+        yield f"  and {count(len(causes) - _SUMMED, 'more cause')}"
 
 
-def _show_culprits(culprits: Sequence[Culprit], title: str) -> None:
-    """Each kind once: the same mistake of the same stage in many layers is one entry."""
-    alike: dict[tuple[str, tuple[str, ...], str], list[Culprit]] = {}
-    for culprit in culprits:
-        alike.setdefault((culprit.key.stage, culprit.parts, culprit.text), []).append(culprit)
-    if alike:
+def _cause(cause: Cause, *, where: bool) -> str:
+    """What is wrong, where, and how sure that is."""
+    said = clean(cause.text, 300)
+    if where and not cause.pattern:
+        said = f"{clean(cause.where, 300)}: {said}"
+    pattern = f"; {clean(cause.pattern, 200)}" if cause.pattern else ""
+    proof = f" ({cause.proof})" if cause.proof else ""
+    return f"{said}{pattern}{proof}"
+
+
+def _show_culprits(causes: Sequence[Cause], title: str) -> None:
+    """Each cause once, in the order of its first culprit."""
+    if causes:
         print(f"\n{title}, in order of computation")
-    for group in alike.values():
-        _show_alike(group)
+    for cause in causes:
+        _show_cause(cause)
 
 
-def _show_alike(group: Sequence[Culprit]) -> None:
-    """One culprit, or several that differ by nothing but layer and size of the error."""
+def _show_cause(cause: Cause) -> None:
+    """One culprit, or several that differ by nothing but place and size of the error."""
+    group = cause.culprits
     culprit = max(group, key=lambda each: each.local_rel_l2 or 0.0)
-    names = clean(str(group[0].key))
-    if len(group) > 1:
-        layers = [each.key.layer for each in group if each.key.layer is not None]
-        names = f"{clean(culprit.key.stage)} of layers {ranges(layers)}"
+    names = clean(cause.where if len(group) > 1 else str(culprit.key), 500)
     parts = f" [{', '.join(culprit.parts)}]" if culprit.parts else ""
     span = f" (with {', '.join(culprit.span)}, not captured)" if culprit.span else ""
     print(f"  {names}{parts}{clean(span)}{_error(culprit, 'largest ' * (len(group) > 1))}")
-    mistake = culprit.mistake
-    if mistake is not None:
-        left = f" (leaves {number(mistake.residual_rel_l2, 2)})" if mistake.id != "size" else ""
-        print(f"      {mistake.id}: {clean(mistake.text, 300)}{left}")
-    if mistake is None or mistake.id != "size":
+    reads = list(dict.fromkeys((each.tensor, each.type) for one in group for each in one.reads))
+    if reads:
+        listed = ", ".join(f"{tensor} ({kind})" for tensor, kind in reads[:_TENSORS])
+        more = f" and {len(reads) - _TENSORS} more" if len(reads) > _TENSORS else ""
+        print(f"      weights: {clean(listed, 400)}{more}")
+    if cause.pattern:
+        print(f"      pattern: {clean(cause.pattern, 300)}")
+    if cause.id:
+        left = f" ({cause.proof})" if cause.proof else ""
+        print(f"      {clean(cause.id)}: {clean(cause.text, 300)}{left}")
+    if not cause.id or not (cause.id == "size" or culprit.looks_like.startswith("spread")):
         print(f"      looks like: {clean(culprit.looks_like, 300)}")
 
 

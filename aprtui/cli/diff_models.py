@@ -56,6 +56,7 @@ def _text(comparison: ModelComparison, table: _Table) -> str:
     sides = (("A", comparison.a), ("B", comparison.b))
     head = "\n".join(f"{bullet}{_side(name, side)}" for name, side in sides)
     parts = [head, f"{comparison.verdict.upper()}: {verdict}", f"tensors: {found}"]
+    parts += [f"{bullet}{clean(pattern, 300)}" for pattern in comparison.patterns]
     wrong = [result for result in comparison.tensors if result.kind not in SOUND]
     if wrong:
         parts.append("Tensors, the worst first:" + blank + _tensors(wrong, table))

@@ -18,14 +18,17 @@ from aprtui.compare.bisection import (
     Mistake,
     Unmeasured,
 )
+from aprtui.compare.blamed import broken_weight, reads_of
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
+from aprtui.compare.causes import Read
 from aprtui.compare.explain import Explanation, Numerics, explain
 from aprtui.compare.infer import with_shapes
 from aprtui.compare.localerror import LocalError, local_error
 from aprtui.compare.looks import looks_like, wrong_rows
 from aprtui.compare.metrics import Cancelled
 from aprtui.compare.mistakes import name_mistake
+from aprtui.compare.padding import without_padding
 from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
 from aprtui.compare.spans import ExactTypes, may_be_rounding
 from aprtui.engine.replay import Replay, representable
@@ -33,7 +36,8 @@ from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph import Graph, Node
-from aprtui.graph.ops import Choose, Embed, Op
+from aprtui.graph.ops import Choose, Embed, Op, Rope
+from aprtui.model.health import empty_note
 from aprtui.model.open import Model
 from aprtui.text import clean
 
@@ -166,7 +170,10 @@ class _Worker:
         self.missing: list[StageKey] = []
         self.numerics: dict[type[Op], Numerics] = {}
         self.learnt: dict[str, Numerics] = {}  # what explained the last stage of that name
+        self.innocent: list[Read] = []
         self.notes: list[str] = [captured.reordered] if captured.reordered else []
+        if empty := empty_note(model):
+            self.notes.append(f"the model: {empty}")
         said = captured.trace.stated.get("model")
         digest = said.get("digest") if isinstance(said, dict) else None
         if digest is not None and digest != f"sha256:{model.file.digest}":
@@ -274,7 +281,10 @@ class _Worker:
             found = explain(case, self._likely(node))
             inherited = self._inherited(case)
         self.covered |= {each.key for each in source.between}
-        if found.residual.measured == 0 and found.residual.born == 0:
+        broken = broken_weight(case, found.residual) if found.residual.inherited else None
+        if broken is not None:
+            self.culprits.append(broken)
+        elif found.residual.measured == 0 and found.residual.born == 0:
             self._skip(node.key, "every value inherits NaN or Inf from its inputs")
         elif found.explained:
             self._explained(case, found, inherited)
@@ -317,6 +327,7 @@ class _Worker:
         self.learnt.pop(case.key.stage, None)
         self.learnt[case.key.stage] = found.numerics
         self.exact.learn(case, found)
+        self.innocent += reads_of(case)
         self.explained.append(
             Explained(
                 case.key,
@@ -331,9 +342,12 @@ class _Worker:
 
     def _culprit(self, case: Case, found: Explanation, inherited: float | None) -> None:
         with np.errstate(all="ignore"):
-            mistake = name_mistake(case, found, self.numerics)
-            looks = looks_like(case, found)
+            mistake = name_mistake(case, found, self.numerics, self.honest)
+            usual = self.numerics.get(type(case.op))
+            looks = looks_like(case, found, None if usual is None else usual.how)
         error: LocalError = found.residual if found.residual.born else found.plain
+        reads = reads_of(case, found.unexplained)
+        self.innocent += [read for read in reads if not read.wrong]
         self.culprits.append(
             Culprit(
                 case.key,
@@ -347,6 +361,7 @@ class _Worker:
                 mistake,
                 inherited,
                 *self._wrong(case, found),
+                tuple(read for read in reads if read.wrong),
             )
         )
 
@@ -357,6 +372,11 @@ class _Worker:
             return None, ""
         several = numbers and rows.passes[0] != rows.passes[-1]
         return rows.only(numbers), rows.where(numbers) if several else ""
+
+    @property
+    def honest(self) -> float | None:
+        """The most that honest numerics left of a stage; None where none was explained yet."""
+        return max((each.residual_rel_l2 for each in self.explained), default=None)
 
     def _inherited(self, case: Case) -> float | None:
         """What A's inputs would have made of the stage, against what B's make of it."""
@@ -382,6 +402,10 @@ class _Worker:
             if key not in order:
                 self.notes.append(f"{clean(str(key))} is no stage of this model: not replayed")
         self.notes += _misplaced(self.culprits, self.captured.graph)
+        rotated = [node.key for node in self.captured.graph if isinstance(node.op, Rope)]
+        rotated = [key for key in rotated if key in trace.records]
+        self.culprits, padded = without_padding(self.culprits, len(rotated))
+        self.unmeasured += padded
         return Bisection(
             tuple(sorted(self.culprits, key=lambda item: order[item.key])),
             tuple(self.explained),
@@ -392,6 +416,7 @@ class _Worker:
             self.token_source,
             (*trace.notes, *self.notes),
             weighted=frozenset(node.key.stage for node in self.captured.graph if node.op.weights),
+            innocent=tuple(self.innocent),
         )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from aprtui.compare.causes import Cause, Read, causes_of
 from aprtui.compare.pairs import PairResult
 from aprtui.formats.rows import Rows
 from aprtui.formats.summary import finite_json
@@ -41,7 +43,8 @@ class Culprit:
 
     ``kind``: "differs", "nonfinite" (NaN or Inf born here) or "shape". ``span`` names the stages
     before it that B did not capture. ``local_rel_l2`` is the error against float64, None for a
-    size. ``parts`` are the matrices concerned where a stage has several.
+    size. ``parts`` are the matrices concerned where a stage has several; ``reads`` the weights that
+    they are.
     """
 
     key: StageKey
@@ -56,6 +59,7 @@ class Culprit:
     inherited_rel_l2: float | None = None
     rows: Rows | None = None
     where: str = ""
+    reads: tuple[Read, ...] = ()
 
     @property
     def text(self) -> str:
@@ -91,7 +95,7 @@ class Bisection:
 
     ``model``, ``a`` and ``b`` are the paths of what was replayed. ``reference`` is what replaying A
     found: it is replayed where B has no culprit and they differ all the same. ``weighted`` names
-    the stages whose operation reads weights.
+    the stages whose operation reads weights; ``innocent`` are the weights that right stages read.
     """
 
     culprits: tuple[Culprit, ...]
@@ -107,6 +111,12 @@ class Bisection:
     model: str = ""
     a: str | None = None
     b: str = ""
+    innocent: tuple[Read, ...] = ()
+
+    @cached_property
+    def causes(self) -> tuple[Cause, ...]:
+        """The culprits by what is wrong: the same mistake of many stages is one."""
+        return causes_of(self.culprits, self.innocent)
 
     @property
     def headline(self) -> str:
@@ -116,7 +126,8 @@ class Bisection:
             first, total = self.culprits[0].key, len(self.culprits)
             if total == 1:
                 return f"{first} computes wrongly"
-            return f"{total} stages compute wrongly, the first is {first}"
+            one = ", all by one cause" if len(self.causes) == 1 and self.causes[0].id else ""
+            return f"{total} stages compute wrongly, the first is {first}{one}"
         if not replayed:
             return "Nothing could be replayed"
         if self.unmeasured:
@@ -167,6 +178,7 @@ class Bisection:
             "exit_code": self.exit_code,
             "tokens": {"count": self.tokens, "source": self.token_source},
             "bar": {"rel_l2": self.bar[0], "worst_row_rel_l2": self.bar[1]},
+            "causes": [each.to_json() for each in self.causes],
             "culprits": [_culprit_json(each) for each in self.culprits],
             "explained": [_explained_json(each) for each in self.explained],
             "unmeasured": [_unmeasured_json(each) for each in self.unmeasured],
@@ -182,6 +194,7 @@ class Bisection:
             if other is None
             else {
                 "verdict": other.verdict,
+                "causes": [each.to_json() for each in other.causes],
                 "culprits": [_culprit_json(each) for each in other.culprits],
                 "unmeasured": [_unmeasured_json(each) for each in other.unmeasured],
                 "notes": list(other.notes),
@@ -235,6 +248,9 @@ def _culprit_json(culprit: Culprit) -> dict[str, Any]:
         else {"positions": list(culprit.rows.positions), "passes": list(culprit.rows.passes)},
         "where": culprit.where,
         "parts": list(culprit.parts),
+        "tensors": [
+            {"part": read.part, "name": read.tensor, "type": read.type} for read in culprit.reads
+        ],
         "looks_like": culprit.looks_like,
         "mistake": None
         if mistake is None

@@ -22,6 +22,7 @@ from aprtui.formats.tracedir import StageKey, holds_trace
 from aprtui.graph import Absent, Graph
 from aprtui.graph.ops import Scores, Softmax
 from aprtui.graph.select import parse_layers, parse_stages
+from aprtui.model.health import empty_note
 from aprtui.model.open import Model, open_model
 from aprtui.text import clean, size
 
@@ -218,6 +219,8 @@ def _plan(job: TraceJob, model: Model) -> Plan:
     graph = model.graph
     layers = parse_layers(job.layers, graph.num_layers)
     notes = list(model.notes)
+    if empty := empty_note(model):
+        notes.append(empty)
     tokens = _tokens(job, model)
     if job.tokens is None:
         notes += model.tokenizer.notes

@@ -26,9 +26,18 @@ from aprtui.engine.arithmetic import (
     product_rounding,
 )  # fmt: skip
 from aprtui.engine.expert_ties import expert_flips
+from aprtui.engine.misread import (
+    MISREADINGS,
+    SUB_BLOCKS,
+    Misreading,
+    lowest_and_step,
+    misread_blocks,
+    misread_rows,
+)
 from aprtui.engine.ops import ACTIVATIONS
 from aprtui.engine.rounding import PARTNERS, ROUND_TO, ROUNDINGS, SCALED
 from aprtui.engine.wide import WideStream, rounded_rows
+from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.rows import Rows
 from aprtui.graph import Node, Role
 from aprtui.graph.ops import Attend, Choose, Heads, Op, Product, Softmax
@@ -37,7 +46,7 @@ from aprtui.model.open import Model
 
 __all__ = [
     "ACTIVATIONS", "CACHED", "EXACT", "FLASH", "FUSED", "INSIDE", "STEPS", "SUMMED", "Arithmetic",
-    "Replay", "activate", "halfway", "heads_of", "representable",
+    "Misreading", "Replay", "activate", "halfway", "heads_of", "representable",
 ]  # fmt: skip
 
 Float64 = npt.NDArray[np.float64]
@@ -142,6 +151,35 @@ class Replay:
         for first, block in self._stream.blocks(role):
             out += rounded[:, first : first + block.shape[0]] @ block
         return _array(out)
+
+    # -- weights read wrongly ------------------------------------------------------------------
+
+    def misreadings(self, role: Role) -> tuple[Misreading, ...]:
+        """The ways in which decoders have read blocks of the weight's type wrongly."""
+        kind = self.type_of(role)
+        return tuple(each for each in MISREADINGS if kind in each.types)
+
+    def misread_product(self, role: Role, x: Float64, reading: Misreading) -> Float64:
+        """x [n, columns] times the transpose of the matrix read so: [n, rows]."""
+        out = np.empty((x.shape[0], self.shape(role)[0]))
+        for first, block in misread_blocks(self.model.weights[role], reading):
+            out[:, first : first + len(block)] = x @ _array(block).T
+        return out
+
+    def misread_rows(self, role: Role, rows: Sequence[int], reading: Misreading) -> Float64:
+        """Chosen rows [n, columns] of the matrix read so."""
+        return _array(misread_rows(self.model.weights[role], rows, reading))
+
+    def codes(self, role: Role, row: int) -> tuple[Float64, Float64, int] | None:
+        """(the value of the lowest code, the step from one code to the next [columns], the lowest
+        code) of a row's values; None for a type whose codes are not equally spaced."""
+        found = lowest_and_step(self.model.weights[role], row)
+        return None if found is None else (_array(found[0]), _array(found[1]), found[2])
+
+    def sub_block(self, role: Role) -> int:
+        """How many values of a row share one scale."""
+        kind = self.type_of(role)
+        return SUB_BLOCKS.get(kind, BLOCK_TYPES[kind].values if kind in BLOCK_TYPES else 1)
 
     # -- weights -------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from aprtui.engine.watching import watching
 from aprtui.errors import AprtuiError, EngineError
 from aprtui.formats.aprt import read_values
 from aprtui.formats.tracedir import relative_path
+from aprtui.model.health import broken_weights
 from aprtui.text import clean, size
 
 __all__ = ["run_trace", "run_traces"]
@@ -98,6 +99,9 @@ def _run(plan: Plan, session: Session, folder: TraceFolder, kept: Kept, tell: Em
         raise_if_stopped()
         _check_complete(plan, capture, ran)
         done = _finished(plan, session, capture, ran, time.monotonic() - start)
+        for note in (born := _born(plan, capture)):
+            tell(Log("note", note))
+        plan = dataclasses.replace(plan, notes=(*plan.notes, *born))
         folder.finish(_manifest(plan, capture, done, ran))
     except TraceStopped as stop:
         capture.abort()
@@ -117,6 +121,16 @@ def _run(plan: Plan, session: Session, folder: TraceFolder, kept: Kept, tell: Em
         raise
     tell(done)
     return done
+
+
+def _born(plan: Plan, capture: Capture) -> tuple[str, ...]:
+    """What the weights have to do with the first NaN or Inf that was captured, if they have."""
+    for file in plan.files:
+        stats = capture.stats[file.key]
+        if stats["nan"] or stats["inf"]:
+            broken = broken_weights(plan.model, plan.model.graph[file.key])
+            return tuple(f"NaN or Inf is born in {file.key}: {each.text}" for each in broken)
+    return ()
 
 
 def _given(plan: Plan, kept: Kept) -> Given:

@@ -123,12 +123,12 @@ def _verdict(comparison: Comparison, bisection: Bisection | None) -> tuple[str, 
 
 def _mistakes(found: Bisection) -> list[str]:
     """The first of the mistakes, in words."""
-    known = dict.fromkeys(
-        f"{culprit.key.stage}: {culprit.mistake.text}."
-        for culprit in found.culprits
-        if culprit.mistake is not None
-    )
-    return list(known)[:3]
+    known = []
+    for cause in found.causes:
+        if cause.id:
+            pattern = f"; {cause.pattern}" if cause.pattern else ""
+            known.append(f"{cause.where}: {cause.text}{pattern}.")
+    return known[:3]
 
 
 def _verdict_of_comparison(comparison: Comparison, shows: str) -> tuple[str, str, list[str]]:
@@ -164,6 +164,9 @@ def _culprit(culprit: Culprit) -> CulpritLine:
         numbers.append(("wrong in", culprit.where))
     if culprit.parts:
         numbers.append(("of", ", ".join(culprit.parts)))
+    if culprit.reads:
+        weights = dict.fromkeys(f"{read.tensor} ({read.type})" for read in culprit.reads)
+        numbers.append(("weights", ", ".join(weights)))
     notes = [] if mistake is None or not culprit.looks_like else [
         f"looks like: {culprit.looks_like}"
     ]  # fmt: skip

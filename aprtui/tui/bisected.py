@@ -37,6 +37,7 @@ class Bisected:
     notes: tuple[str, ...]
     limit: float | None = None  # the bar of a local error
     wrong_in_a: str = ""  # where B has no culprit, A has: the first one
+    causes: tuple[tuple[str, int], ...] = ()  # what is wrong, in how many stages
 
     @property
     def culprits(self) -> list[StageKey]:
@@ -103,7 +104,16 @@ def read_result(said: Mapping[str, Any]) -> Bisected:
         shown,
         float(limit) if isinstance(limit, int | float) else None,
         _wrong_in_a(said.get("reference")),
+        tuple(map(_cause, _dicts(said.get("causes")))),
     )
+
+
+def _cause(entry: Mapping[str, Any]) -> tuple[str, int]:
+    """A cause in a line, and how many stages it has."""
+    culprits = _dicts(entry.get("culprits"))
+    pattern = clean(str(entry.get("pattern") or ""), 200)
+    text = clean(str(entry.get("text") or ""), 300)
+    return (f"{text}; {pattern}" if pattern else text), len(culprits)
 
 
 def _wrong_in_a(reference: Any) -> str:
@@ -126,6 +136,7 @@ def _culprit_lines(entry: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         ("worst at", place),
         ("wrong in", clean(str(entry.get("where") or ""), 200)),
         ("with", _span(entry)),
+        ("weights", _tensors(entry)),
         ("looks like", clean(str(entry.get("looks_like") or ""), 300)),
     ]
     if isinstance(mistake, dict):
@@ -142,6 +153,15 @@ def _culprit_text(entry: Mapping[str, Any]) -> str:
     mistake = entry.get("mistake")
     known = mistake.get("text") if isinstance(mistake, dict) else None
     return clean(str(known or entry.get("looks_like") or ""), 300)
+
+
+def _tensors(entry: Mapping[str, Any]) -> str:
+    """``blk.3.ffn_gate.weight (Q4_K)``: what the stage's wrong parts read."""
+    named = (
+        f"{clean(str(each.get('name')), 100)} ({clean(str(each.get('type')), 20)})"
+        for each in _dicts(entry.get("tensors"))
+    )
+    return ", ".join(dict.fromkeys(named))
 
 
 def _span(entry: Mapping[str, Any]) -> str:

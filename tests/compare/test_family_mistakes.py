@@ -265,7 +265,7 @@ PLANTED = (
     Planted("expert_bias_missing", same(
         partial(experts, gated=clamped, biased=False),
         *(("gpt_oss", f"layer-{n}/moe_ffn_out") for n in range(3)))),
-    Planted("expert_weight_place", (
+    Planted("weight_on_input", (
         ("llama4", "layer-1/moe_ffn_out", weight_behind),
         ("llama4", "layer-3/moe_ffn_out", weight_behind),
         ("olmoe", "layer-1/moe_ffn_out", weight_before))),

@@ -14,12 +14,13 @@ from aprtui.compare.case import Case
 from aprtui.compare.localerror import row_norms
 from aprtui.engine.replay import Arithmetic
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph import Graph, Node
+from aprtui.graph import Graph, Node, Role
 from aprtui.graph.ops import Op, Part, Product
 
 __all__ = ["Attempt", "Candidate", "Entry", "ProductAttempt", "neat"]
 
 Float64 = npt.NDArray[np.float64]
+_SAMPLE = 32  # rows of a matrix that are looked at first
 O = TypeVar("O", bound=Op)  # noqa: E741
 
 
@@ -120,18 +121,20 @@ class Attempt(Generic[O]):
 
 @dataclass
 class ProductAttempt:
-    """One matrix of a product stage, its activations rounded by ``name``.
+    """One matrix of a product stage, in one arithmetic.
 
-    ``op`` has the one part. ``x`` [n, columns] is as B captured it, ``rounded_x`` as multiplied;
-    ``y`` and ``base`` [n, rows] are B's output and the right one.
+    ``op`` has the one part. Activations are rounded by ``name`` and the matrix to ``weights``
+    before they meet. ``x`` [n, columns] is as B captured it, ``rounded_x`` as multiplied; ``y`` and
+    ``base`` [n, rows] are B's output and the right one, ``made`` the product inside the latter.
     """
 
     case: Case
     op: Product
     name: str
+    weights: str
     x: Float64
     y: Float64
-    base: Float64
+    made: Float64
 
     @property
     def part(self) -> Part:
@@ -141,13 +144,40 @@ class ProductAttempt:
     def rounded_x(self) -> Float64:
         return self.case.replay.rounded(self.x, self.name)
 
-    def product(self, x: Float64) -> Float64:
-        """The matrix's output from other rows."""
-        return self.finish(self.case.replay.products(self.part.weight, x, (self.name,))[0])
+    @cached_property
+    def base(self) -> Float64:
+        return self.finish(self.made)
+
+    @cached_property
+    def away(self) -> Float64:
+        """What B's product has beside the right one: before the bias, the scale and the cap."""
+        return self.undone(self.y) - self.made
+
+    def undone(self, y: Float64) -> Float64:
+        """The product inside an output."""
+        cap, bias = self.op.cap, self.part.bias
+        if cap is not None:
+            y = np.arctanh(np.clip(y / cap, -1 + 1e-7, 1 - 1e-7)) * cap
+        y = y / self.op.scale
+        return y if bias is None else y - self.case.replay.vector(bias)
+
+    def product(self, x: Float64, role: Role | None = None, name: str | None = None) -> Float64:
+        """The stage's output from other rows, or by another matrix."""
+        name = self.name if name is None else name
+        role = self.part.weight if role is None else role
+        return self.finish(self.case.replay.products(role, x, (name,), self.weights)[0])
 
     def finish(self, product: Float64) -> Float64:
         """What follows the product inside the stage."""
         return self.case.replay.finish(self.op, product)
+
+    def plausible(self, rows_of: Callable[[list[int]], Float64]) -> bool:
+        """Whether a few rows of another matrix come near B's output: a whole product costs more."""
+        rows = self.case.replay.shape(self.part.weight)[0]
+        sample = np.unique(np.linspace(0, rows - 1, _SAMPLE).astype(int)).tolist()
+        made = self.x @ rows_of(sample).T
+        y = self.made[:, sample] + self.away[:, sample]
+        return bool(np.linalg.norm(y - made) <= 0.3 * np.linalg.norm(made))
 
     @property
     def output_head(self) -> int | None:

@@ -73,6 +73,16 @@ def clip_missing(at: Attempt[Clip]) -> Iterator[Candidate]:
     yield Candidate(at.inputs[0], f"q, k and v are not kept within {at.op.limit:g}")
 
 
+def other_table(at: Attempt[Embed]) -> Iterator[Candidate]:
+    """The table's bytes, read as another decoder reads them."""
+    replay, role = at.case.replay, at.op.table
+    for reading in replay.misreadings(role) if replay.tokens else ():
+        kind = replay.type_of(role)
+        made = replay.misread_rows(role, replay.tokens, reading) * at.op.scale
+        text = f"the blocks of {kind} are read {reading.text}"
+        yield Candidate(made, text, {"type": kind, "reading": reading.text})
+
+
 # -- biases ----------------------------------------------------------------------------------------
 
 
@@ -265,6 +275,7 @@ BRANCHES = (
     Entry("positions_missing", (Positions,), positions_missing),
     Entry("positions_shifted", (Positions,), positions_shifted),
     Entry("clip_missing", (Clip,), clip_missing),
+    Entry("other_matrix", (Embed,), other_table),
     Entry("bias_missing", (Bias,), bias_missing),
     Entry("bias_scaled", (Bias,), bias_scaled),
     Entry("branch_missing", (Add,), branch_missing),

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry, neat
 from aprtui.engine.replay import heads_of
+from aprtui.families.rope import llama3_divisors, yarn_divisors
 from aprtui.graph.ops import Rope
+from aprtui.graph.rope import RopeTable
 
 __all__ = ["ROPE"]
 
 Float64 = npt.NDArray[np.float64]
 
 _USUAL_BASES = (1e4, 5e5, 1e6, 1e5, 1e7, 1.6e5, 8e6, 5e6)
-_MAX_SHIFT = 32
+_MAX_POSITION = 1 << 17  # how far a position is looked for
+_AT_ONCE = 1 << 13
+_FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 40.0, 64.0)
+_TRAINED = (4096.0, 8192.0, 16384.0, 32768.0, 65536.0, 131072.0, 2048.0)
 
 
 def _x(at: Attempt[Rope]) -> Float64:
     """The heads [T,heads,d] that are turned."""
     return heads_of(at.inputs[0], at.op.heads)
+
+
+def _may_be(at: Attempt[Rope], table: RopeTable) -> bool:
+    """Whether a table turns the last position near to what B holds there."""
+    if at.y is None:
+        return True
+    row = len(at.y) - 1
+    angles = np.exp(1j * row * _frequencies(table)) * table.magnitude
+    made, y = _turns(at, _x(at))[row] * angles, _turns(at, at.y)[row]
+    return bool(np.linalg.norm(y - made) <= 0.02 * np.linalg.norm(made))
 
 
 def _tabled(at: Attempt[Rope], **changes: object) -> Float64:
@@ -93,27 +110,113 @@ def freqs_ignored(at: Attempt[Rope]) -> Iterator[Candidate]:
 
 def magnitude(at: Attempt[Rope]) -> Iterator[Candidate]:
     right = at.op.table.magnitude
-    if right != 1.0:
-        text = f"cos and sin are not multiplied by {right:g}"
-        yield Candidate(_tabled(at, magnitude=1.0), text, {"used": 1.0, "right": right})
+    tries = [1.0] if right != 1.0 else []
+    if at.y is not None:
+        tries += neat(right * _grown(at), 1e-2 if at.rounded else 1e-4)
+    for used in tries:
+        text = f"cos and sin are multiplied by {used:.7g} where the model says {right:.7g}"
+        if used == 1.0:
+            text = f"cos and sin are not multiplied by {right:.7g}"
+        yield Candidate(_tabled(at, magnitude=used), text, {"used": used, "right": right})
+
+
+def _grown(at: Attempt[Rope]) -> float:
+    """By how much B's pairs are longer than right ones."""
+    assert at.y is not None
+    y, base = np.abs(_turns(at, at.y)), np.abs(_turns(at, at.base))
+    return float((y * base).sum() / max(np.square(base).sum(), 1e-300))
+
+
+def other_table(at: Attempt[Rope]) -> Iterator[Candidate]:
+    """Frequencies that a scaling makes, with or without its magnitude."""
+    table = at.op.table
+    plain = {"divisors": (), "position_divisor": 1.0, "magnitude": 1.0}
+    for factor in _FACTORS:
+        parameters: dict[str, object] = {"kind": "linear", "factor": factor}
+        text = f"positions are divided by {factor:g} (linear scaling), which this model does not do"
+        yield Candidate(_tabled(at, **plain | {"position_divisor": factor}), text, parameters)
+    if at.y is None:
+        return
+    fitted = table.magnitude * _grown(at)
+    for factor in _FACTORS:
+        for trained in _TRAINED:
+            divisors = yarn_divisors(table.dims, table.theta, factor, trained)
+            usual = 0.1 * math.log(factor) + 1.0
+            for used in dict.fromkeys((usual, 1.0, fitted)):
+                text = f"turned by YaRN of factor {factor:g}, {trained:g} positions and magnitude "
+                text += f"{used:.6g}, which this model does not say"
+                parameters = {"kind": "yarn", "factor": factor, "original": trained,
+                              "magnitude": used}  # fmt: skip
+                changes = plain | {"divisors": divisors, "magnitude": used}
+                if _may_be(at, replace(table, **changes)):  # type: ignore[arg-type]
+                    yield Candidate(_tabled(at, **changes), text, parameters)
+    for factor in (8.0, 32.0):
+        divisors = llama3_divisors(table.dims, table.theta, factor, 1.0, 4.0, 8192.0)
+        text = f"turned by llama3's scaling of factor {factor:g}, which this model does not say"
+        made = _tabled(at, **plain | {"divisors": divisors})
+        yield Candidate(made, text, {"kind": "llama3", "factor": factor})
 
 
 def partial(at: Attempt[Rope]) -> Iterator[Candidate]:
     right, size = at.op.table.dims, at.op.heads.size
-    if right != size and not at.op.table.divisors:
-        text = f"all {size} channels of a head are rotated where the first {right} are"
-        yield Candidate(_tabled(at, dims=size), text, {"used": size, "right": right})
+    if at.op.table.divisors:
+        return
+    for used in dict.fromkeys((size, size // 2, size // 4, 3 * size // 4)):
+        if used != right and used and used % 2 == 0:
+            text = f"the first {used} channels of a head are rotated where the first {right} are"
+            text = text if used < size else text.replace(f"the first {size}", f"all {size}", 1)
+            yield Candidate(_tabled(at, dims=used), text, {"used": used, "right": right})
 
 
 def shift(at: Attempt[Rope]) -> Iterator[Candidate]:
-    steps = [by for by in range(-_MAX_SHIFT, _MAX_SHIFT + 1) if by]
+    steps = [by for by in range(-32, 33) if by]
     if at.y is not None:
-        first = at.positions[0]
-        steps = [steps[_nearest(at, 0, [first + by for by in steps])]]
+        steps = [_position_of(at, 0, _MAX_POSITION) - int(at.positions[0])]
     for by in steps:
         text = f"every position is counted {by:+d}"
         moved = [position + by for position in at.positions]
         yield Candidate(at.remade(positions=moved), text, {"by": by})
+
+
+def positions(at: Attempt[Rope]) -> Iterator[Candidate]:
+    """Each row at a position of its own, as in a padded batch; they are fitted."""
+    if at.y is None or len(at.wrong_rows) < 2:
+        return
+    used = [_position_of(at, row, _AT_ONCE) for row in range(len(at.y))]
+    text = f"the rows are rotated as positions {', '.join(map(str, used[:12]))}"
+    text += ", ..." if len(used) > 12 else ""
+    yield Candidate(at.remade(positions=used), text, {"positions": used})
+
+
+def _frequencies(table: RopeTable) -> Float64:
+    """By what angle each pair turns from one position to the next."""
+    pairs = np.arange(table.dims // 2)
+    divisors = np.asarray(table.divisors or np.ones(len(pairs))) * table.position_divisor
+    return np.asarray(table.theta ** (-2.0 * pairs / table.dims) / divisors)
+
+
+@lru_cache(maxsize=4)
+def _ahead(frequencies: tuple[float, ...]) -> npt.NDArray[np.complex128]:
+    """What takes back the turns of the first positions [_AT_ONCE, dims/2]."""
+    return np.asarray(np.exp(-1j * np.outer(np.arange(_AT_ONCE), frequencies)))
+
+
+def _position_of(at: Attempt[Rope], row: int, most: int) -> int:
+    """The position, near 0 first, by which one row of the input is turned to what B holds."""
+    assert at.y is not None
+    table = at.op.table.at(len(at.y))
+    turn = (_turns(at, at.y)[row] * np.conj(_turns(at, _x(at))[row])).sum(axis=0)
+    frequency = _frequencies(table)
+    ahead = _ahead(tuple(frequency.tolist()))
+    best, found = -math.inf, 0
+    for first in sorted(range(-most, most, _AT_ONCE), key=abs):
+        likeness = (ahead @ (np.exp(-1j * first * frequency) * turn)).real
+        place = int(np.argmax(likeness))
+        if likeness[place] > best * (1 + 1e-9):
+            best, found = float(likeness[place]), first + place
+        if best > (1 - 1e-9) * float(np.abs(turn).sum()):
+            break
+    return found
 
 
 def _nearest(at: Attempt[Rope], row: int, positions: Sequence[float]) -> int:
@@ -159,4 +262,6 @@ ROPE = (
     Entry("rope_shift", (Rope,), shift),
     Entry("rope_position", (Rope,), position),
     Entry("rope_theta", (Rope,), theta),
+    Entry("rope_table", (Rope,), other_table),
+    Entry("rope_positions", (Rope,), positions),
 )

@@ -96,14 +96,6 @@ def clamp_missing(at: Attempt[Experts]) -> Iterator[Candidate]:
         yield Candidate(at.remade(plain), text, {"used": at.op.activation})
 
 
-def weight_place(at: Attempt[Experts]) -> Iterator[Candidate]:
-    where = {True: "input", False: "output"}
-    right, used = where[at.op.on_input], where[not at.op.on_input]
-    text = f"the experts' weights multiply their {used} where the model says {right}"
-    made = at.remade(replace(at.op, on_input=not at.op.on_input))
-    yield Candidate(made, text, {"used": used, "right": right})
-
-
 def expert_bias_missing(at: Attempt[Experts]) -> Iterator[Candidate]:
     if at.op.biased:
         made = at.remade(replace(at.op, biased=False))
@@ -117,5 +109,4 @@ VARIANTS = (
     Entry("xielu", (Xielu,), xielu),
     Entry("expert_clamp_missing", (Experts,), clamp_missing),
     Entry("expert_bias_missing", (Experts,), expert_bias_missing),
-    Entry("expert_weight_place", (Experts,), weight_place),
 )

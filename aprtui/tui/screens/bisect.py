@@ -173,13 +173,17 @@ class BisectScreen(GridScreen):
 
     def _show_head(self, found: Bisected) -> None:
         lines = [found.verdict_line()]
-        for key in found.culprits[:2]:
+        shared = [cause for cause in found.causes if cause[1] > 2]
+        for text, stages in shared[:2]:
+            what = (f"{count(stages, 'stage')} compute wrongly", "bold")
+            lines.append(Content.assemble(what, f" · {text}"))
+        for key in [] if shared else found.culprits[:2]:
             finding = found.findings[key]
             error = f": local error {number(finding.local_error, 3)}" if finding.local_error else ""
             said = f" · {finding.text}" if finding.text else ""
             lines.append(Content.assemble((f"{clean(str(key))} computes wrongly{error}", "bold"),
                                           said))  # fmt: skip
-        if len(found.culprits) > 2:
+        if len(found.culprits) > 2 and not shared:
             more = f" · and {len(found.culprits) - 2} more: n goes from one to the next"
             lines[-1] += Content(more)
         if not found.culprits:
