@@ -19,12 +19,13 @@ from aprtui.compare.bisection import (
 )
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
-from aprtui.compare.explain import Explanation, Numerics, explain
+from aprtui.compare.explain import Explanation, explain
 from aprtui.compare.infer import with_shapes
 from aprtui.compare.localerror import LocalError, local_error
 from aprtui.compare.looks import looks_like
 from aprtui.compare.metrics import Cancelled
 from aprtui.compare.mistakes import name_mistake
+from aprtui.compare.numerics import Numerics
 from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
 from aprtui.compare.spans import ExactTypes, may_be_rounding
 from aprtui.engine.replay import Replay, representable

@@ -5,7 +5,7 @@ The only door through which comparing code reaches torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,27 +16,32 @@ from aprtui.engine import ops
 from aprtui.engine.arithmetic import (
     CACHED,
     EXACT,
+    F16_SCALES,
     FLASH,
     FUSED,
     INSIDE,
+    STEPPED,
     STEPS,
     SUMMED,
     Arithmetic,
     Rounded,
+    Way,
     product_rounding,
 )  # fmt: skip
 from aprtui.engine.expert_ties import expert_flips
 from aprtui.engine.ops import ACTIVATIONS
 from aprtui.engine.rounding import PARTNERS, ROUND_TO, ROUNDINGS, SCALED
 from aprtui.engine.wide import WideStream, rounded_rows
+from aprtui.formats.blocks import BLOCK_TYPES
+from aprtui.formats.quantised.coding import Affine
 from aprtui.graph import Node, Role
 from aprtui.graph.ops import Attend, Choose, Heads, Op, Product, Softmax
 from aprtui.graph.vocabulary import facts_of
 from aprtui.model.open import Model
 
 __all__ = [
-    "ACTIVATIONS", "CACHED", "EXACT", "FLASH", "FUSED", "INSIDE", "STEPS", "SUMMED", "Arithmetic",
-    "Replay", "activate", "halfway", "heads_of", "representable",
+    "ACTIVATIONS", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE", "STEPPED", "STEPS",
+    "SUMMED", "Arithmetic", "Replay", "Way", "activate", "halfway", "heads_of", "representable",
 ]  # fmt: skip
 
 Float64 = npt.NDArray[np.float64]
@@ -109,16 +114,41 @@ class Replay:
         rows = x.reshape(x.shape[0], -1)
         return rows[-1:] if op.last and self.logits == "last" else rows
 
-    def products(
-        self, role: Role, x: Float64, names: Sequence[str] = ("",), weights: str = ""
-    ) -> list[Float64]:
+    def products(self, role: Role, x: Float64, names: Sequence[str] = ("",)) -> list[Float64]:
         """x [n, columns] rounded as each name says, times the matrix transposed: [n, rows]."""
-        made = self._stream.products(_tensor(x), role, names, weights)
+        return self.multiplied(role, x, [Way(name) for name in names])
+
+    def multiplied(
+        self, role: Role, x: Float64, ways: Sequence[Way], rows: Sequence[int] | None = None
+    ) -> list[Float64]:
+        """x [n, columns] times the matrix transposed, each way: [n, rows]; ``rows``: of these
+        alone. The matrix is decoded once for all."""
+        given = _tensor(x)
+        if rows is None:
+            made = self._stream.products(given, role, ways)
+        else:
+            made = self._stream.chosen(given, role, ways, tuple(rows))
         return [_array(each) for each in made]
+
+    def narrow_decoding(self, role: Role) -> bool:
+        """Whether an engine of 16 bits rounds inside the decoding of the matrix."""
+        coding = self.model.weights[role].entry.coding
+        return isinstance(coding, Affine) and any(part.name == "bias" for part in coding.parts)
 
     def finish(self, op: Product, made: Float64) -> Float64:
         """What follows the products inside their stage: biases, a scale, a cap."""
         return _array(ops.finish(Rounded(self._stream, EXACT), op, _tensor(made)))
+
+    def sampled(self, op: Product, rows: Sequence[int]) -> Callable[[Float64], Float64]:
+        """``finish`` for those rows alone of ``op``'s only matrix."""
+        (part,) = op.parts
+        bias = None if part.bias is None else self.vector(part.bias)[list(rows)]
+
+        def finish(made: Float64) -> Float64:
+            plain = replace(op, parts=(replace(part, bias=None),))
+            return self.finish(plain, made if bias is None else made + bias)
+
+        return finish
 
     def rounded(self, x: Float64, name: str) -> Float64:
         """x [n, columns] as activations rounded by ``name`` ("" is as they are)."""
@@ -145,6 +175,13 @@ class Replay:
     def type_of(self, role: Role) -> str:
         """The block type that a weight is stored in."""
         return self._stream.type_of(role)
+
+    def block_values(self, role: Role) -> int:
+        """How many weights of a row share a scale; 1 where each stands for itself."""
+        entry = self.model.weights[role].entry
+        if entry.coding is None:
+            return BLOCK_TYPES[entry.type].values
+        return entry.coding.group if isinstance(entry.coding, Affine) else 1
 
     def vector(self, role: Role) -> Float64:
         """A norm's weight or a bias [columns]."""

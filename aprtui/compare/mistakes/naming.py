@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from aprtui.compare.bisection import Mistake
 from aprtui.compare.case import Case
-from aprtui.compare.explain import Explanation, Numerics, activated
+from aprtui.compare.explain import Explanation
 from aprtui.compare.localerror import LocalError, local_error
 from aprtui.compare.mistakes.anywhere import ANYWHERE
 from aprtui.compare.mistakes.attempt import (
@@ -25,6 +25,7 @@ from aprtui.compare.mistakes.experts import EXPERTS
 from aprtui.compare.mistakes.norms import NORMS
 from aprtui.compare.mistakes.products import PRODUCTS
 from aprtui.compare.mistakes.rope import ROPE
+from aprtui.compare.numerics import Numerics, activated
 from aprtui.engine.replay import EXACT, Arithmetic
 from aprtui.graph import Node
 from aprtui.graph.ops import Attend, Choose, Experts, Op, Part, Product, Route, Scores

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from aprtui.compare.mistakes.anywhere import fitted_scales
 from aprtui.compare.mistakes.attempt import Candidate, Entry, ProductAttempt, neat
-from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.graph import Role
 from aprtui.graph.ops import Attend, Embed, Product
 
@@ -228,7 +227,7 @@ def bad_block(at: ProductAttempt) -> Iterator[Candidate]:
     weight = at.op.scale * at.case.replay.rows(at.part.weight, (row,))[0]
     terms = at.rounded_x * weight  # [n, columns]
     target = away[:, row]
-    kind = BLOCK_TYPES[at.case.replay.type_of(at.part.weight)].values
+    kind = at.case.replay.block_values(at.part.weight)
     ranked = []
     for size in dict.fromkeys((kind, *_BLOCKS, terms.shape[1])):
         if size < 2 or terms.shape[1] % size:
