@@ -28,7 +28,7 @@ from aprtui.compare.mistakes import name_mistake
 from aprtui.compare.numerics import Numerics
 from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
 from aprtui.compare.spans import ExactTypes, may_be_rounding
-from aprtui.engine.replay import Replay, representable
+from aprtui.engine.replay import Replay, one_core, representable
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph import Node
@@ -106,13 +106,14 @@ def _replayed(
 ) -> Bisection:
     captured = worker.captured
     chosen = [node for node in captured.graph if worker.chosen(node.key)]
-    for done, node in enumerate(chosen):
-        if cancelled is not None and cancelled():
-            raise Cancelled
-        if progress is not None:
-            progress(done, len(chosen), node.key)
-        worker.measure(node)
-    worker.settle()
+    with one_core():  # thousands of small operations, and products by threads of the engine's own
+        for done, node in enumerate(chosen):
+            if cancelled is not None and cancelled():
+                raise Cancelled
+            if progress is not None:
+                progress(done, len(chosen), node.key)
+            worker.measure(node)
+        worker.settle()
     if progress is not None and chosen:
         progress(len(chosen), len(chosen), chosen[-1].key)
     return worker.result()

@@ -219,7 +219,7 @@ def _fused_gelu(case: Case, how: Arithmetic) -> Float64 | None:
 
 
 def _explain_product(case: Case, op: Product, learnt: Sequence[Numerics]) -> Explanation:
-    x, parts = case.replay.product_input(op, case.inputs()[0]), op.parts
+    x, parts = case.replay.activations(case.replay.product_input(op, case.inputs()[0])), op.parts
     plain: list[Float64] = []
     fits: list[Fit] = []
     for part in parts:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from aprtui.compare.case import Case
 from aprtui.compare.localerror import LocalError, beyond_rounding, local_error
 from aprtui.compare.numerics import Numerics, product_ways
-from aprtui.engine.replay import Arithmetic
+from aprtui.engine.replay import Activations, Arithmetic
 from aprtui.graph.ops import Product
 
 __all__ = ["Fit", "fit_part"]
@@ -33,7 +33,7 @@ class Fit:
 
 
 def fit_part(
-    case: Case, op: Product, y: Float64, x: Float64, learnt: Sequence[Numerics]
+    case: Case, op: Product, y: Float64, x: Activations, learnt: Sequence[Numerics]
 ) -> tuple[Float64, Fit]:
     """(the plain product, the best fit) of one matrix: ``op``'s only part, which made ``y`` of x.
 
@@ -59,7 +59,7 @@ def fit_part(
 def _multiplied(
     case: Case,
     op: Product,
-    x: Float64,
+    x: Activations,
     hows: Sequence[Arithmetic],
     rows: Sequence[int] | None = None,
 ) -> list[Float64]:
@@ -78,7 +78,7 @@ def _fits(case: Case, how: Arithmetic, made: Float64, y: Float64) -> list[Fit]:
 
 
 def _promising(
-    case: Case, op: Product, y: Float64, x: Float64, hows: Sequence[Arithmetic]
+    case: Case, op: Product, y: Float64, x: Activations, hows: Sequence[Arithmetic]
 ) -> list[Arithmetic]:
     """The few that come nearest in the typical one of some outputs: a fault in a few of them does
     not move it."""

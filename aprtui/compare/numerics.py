@@ -35,7 +35,10 @@ from aprtui.graph.ops import (
 __all__ = ["Numerics", "activated", "has", "normed_sum", "numerics_of", "product_ways"]
 
 _TYPES = {"BF16": "bfloat16", "F16": "float16", "TF32": "TF32"}
+_WITH_F16_SCALES = {name: _TYPES.get(kind, "") for kind, name in F16_SCALES.items()}
 _STEPPED = {name: _TYPES[kind] for kind, name in STEPPED.items()}
+_BEFORE_PRODUCTS = ("partner", "Q8_0", "Q8_K", "F16", "BF16")
+_FEW_PRODUCTS = 2  # in a span: through more of them nothing but an engine's usual way is followed
 _RANKS = (2, 4, 8)  # of a tensor-parallel runtime
 
 
@@ -75,8 +78,9 @@ class Numerics:
         how = self.how
         if how.weights == "TF32":
             yield "TF32 products"
-        elif how.weights == F16_SCALES:
-            yield "weights with float16 scales"
+        elif how.weights in _WITH_F16_SCALES:
+            rounded = _WITH_F16_SCALES[how.weights]
+            yield "weights with float16 scales" + (f", in {rounded}" if rounded else "")
         elif how.weights in _STEPPED:
             yield f"weights decoded in {_STEPPED[how.weights]}"
         elif how.weights:
@@ -130,7 +134,8 @@ def activated(case: Case) -> set[str]:
 
 def _arithmetics(case: Case, output: str) -> Iterator[Arithmetic]:
     products = any(node.op.matrices for node in case.chain)
-    rounded = ("partner", "Q8_0", "Q8_K", "F16", "BF16") if products else ()
+    long = sum(bool(node.op.matrices) for node in case.between) > _FEW_PRODUCTS
+    rounded = (("partner",) if long else _BEFORE_PRODUCTS) if products else ()
     yield EXACT
     for kind in _attentions(case, products):
         for table in (False, True) if "gelu_tanh" in activated(case) else (False,):
@@ -224,8 +229,10 @@ def product_ways(
     rest = [Arithmetic(name) for name in (*other, *scaled)]
     kinds = (case.rounded,) if case.rounded else ("TF32", "F16", "BF16")
     rest += [Arithmetic(kind, weights=kind) for kind in kinds]
-    if F16_SCALES in kept:
-        rest += [Arithmetic(name, weights=F16_SCALES) for name in (*likely, *other, *scaled)]
+    if F16_SCALES[""] in kept:
+        names = (*likely, *other, *scaled)
+        rest += [Arithmetic(name, weights=F16_SCALES[""]) for name in names]
+        rest += [Arithmetic(kind, weights=F16_SCALES[kind]) for kind in kinds if kind in F16_SCALES]
     if case.rounded:
         rest += _in_narrow_sums(case, op, case.rounded)
     return list(dict.fromkeys(first)), [how for how in dict.fromkeys(rest) if how not in first]
@@ -235,7 +242,7 @@ def _decoded(case: Case, role: Role) -> tuple[str, ...]:
     """The ways in which decoding a matrix itself may round."""
     if case.replay.narrow_decoding(role):
         return tuple(STEPPED.values())
-    return (F16_SCALES,) if case.replay.type_of(role) == "Q6_K" else ()
+    return tuple(F16_SCALES.values()) if case.replay.type_of(role) == "Q6_K" else ()
 
 
 def _multiplying(how: Arithmetic) -> Arithmetic:

@@ -22,7 +22,7 @@ from aprtui.engine.rounding import (
     round_q4_0,
     round_q8_0,
 )
-from aprtui.engine.wide import F16_SCALES, STEPPED, Way, WideStream
+from aprtui.engine.wide import F16_SCALES, STEPPED, Activations, Way, WideStream
 from aprtui.graph import Role
 from aprtui.graph.ops import Activate, Experts, Norm, Rope, Scores
 
@@ -106,7 +106,12 @@ class Arithmetic:
 
 EXACT = Arithmetic()
 
-_NUMBERS = {"BF16": "BF16", "F16": "F16", "TF32": "TF32", **{v: k for k, v in STEPPED.items()}}
+_NUMBERS = {
+    "BF16": "BF16",
+    "F16": "F16",
+    "TF32": "TF32",
+    **{name: kind for kinds in (STEPPED, F16_SCALES) for kind, name in kinds.items()},
+}
 """What weights that are vectors are rounded to, where matrices are rounded so."""
 
 
@@ -138,7 +143,7 @@ class Rounded(Pass):
 
     def product(self, x: Tensor, role: Role) -> Tensor:
         way = self.how.way(self.weights.type_of(role))
-        return ROUND_TO[self.how.stage](self.weights.products(x, role, (way,))[0])
+        return ROUND_TO[self.how.stage](self.weights.products(Activations(x), role, (way,))[0])
 
     def vector(self, role: Role) -> Tensor:
         return ROUND_TO[_NUMBERS.get(self.how.weights, "")](super().vector(role))

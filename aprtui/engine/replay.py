@@ -31,7 +31,8 @@ from aprtui.engine.arithmetic import (
 from aprtui.engine.expert_ties import expert_flips
 from aprtui.engine.ops import ACTIVATIONS
 from aprtui.engine.rounding import PARTNERS, ROUND_TO, ROUNDINGS, SCALED
-from aprtui.engine.wide import WideStream, rounded_rows
+from aprtui.engine.wide import Activations, WideStream, rounded_rows
+from aprtui.engine.workers import one_core
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.quantised.coding import Affine
 from aprtui.graph import Node, Role
@@ -41,7 +42,8 @@ from aprtui.model.open import Model
 
 __all__ = [
     "ACTIVATIONS", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE", "STEPPED", "STEPS",
-    "SUMMED", "Arithmetic", "Replay", "Way", "activate", "halfway", "heads_of", "representable",
+    "SUMMED", "Activations", "Arithmetic", "Replay", "Way", "activate", "halfway", "heads_of",
+    "one_core", "representable",
 ]  # fmt: skip
 
 Float64 = npt.NDArray[np.float64]
@@ -116,18 +118,21 @@ class Replay:
 
     def products(self, role: Role, x: Float64, names: Sequence[str] = ("",)) -> list[Float64]:
         """x [n, columns] rounded as each name says, times the matrix transposed: [n, rows]."""
-        return self.multiplied(role, x, [Way(name) for name in names])
+        return self.multiplied(role, self.activations(x), [Way(name) for name in names])
+
+    def activations(self, x: Float64) -> Activations:
+        """Rows [n, columns] for several products, each rounding of which is made once."""
+        return Activations(_tensor(x))
 
     def multiplied(
-        self, role: Role, x: Float64, ways: Sequence[Way], rows: Sequence[int] | None = None
+        self, role: Role, x: Activations, ways: Sequence[Way], rows: Sequence[int] | None = None
     ) -> list[Float64]:
         """x [n, columns] times the matrix transposed, each way: [n, rows]; ``rows``: of these
         alone. The matrix is decoded once for all."""
-        given = _tensor(x)
         if rows is None:
-            made = self._stream.products(given, role, ways)
+            made = self._stream.products(x, role, ways)
         else:
-            made = self._stream.chosen(given, role, ways, tuple(rows))
+            made = self._stream.chosen(x, role, ways, tuple(rows))
         return [_array(each) for each in made]
 
     def narrow_decoding(self, role: Role) -> bool:

@@ -15,12 +15,13 @@ from aprtui.formats.quantised.coding import Affine
 from aprtui.graph import Role
 from aprtui.model.open import Matrix, Model
 
-__all__ = ["F16_SCALES", "STEPPED", "Way", "WideStream", "rounded_rows"]
+__all__ = ["F16_SCALES", "STEPPED", "Activations", "Way", "WideStream", "rounded_rows"]
 
 Tensor = torch.Tensor
 
-F16_SCALES = "F16 scales"
-"""Weights of Q6_K whose scale of 16 values (block's scale times its own) was kept in float16."""
+F16_SCALES = {"": "F16 scales", "F16": "F16 scales, F16", "BF16": "F16 scales, BF16"}
+"""Weights of Q6_K whose scale of 16 values (block's scale times its own) was kept in float16; what
+was decoded is rounded to the type."""
 
 STEPPED = {"F16": "F16 stepped", "BF16": "BF16 stepped"}
 """Weights of MLX's whose decoding itself rounds: code * scale, then that plus the bias."""
@@ -35,10 +36,10 @@ _HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 class Way:
     """How an engine multiplies by a matrix.
 
-    ``activations``: a name of ROUNDINGS; ``weights``: a name of ROUND_TO, of STEPPED's values, or
-    F16_SCALES; ``summed``: "F16" or "BF16", the type in which each term and the one running sum of
-    them is rounded. ``ranks``: so many equal shares of the columns, each of whose sums is rounded
-    to ``partial`` before they are added.
+    ``activations``: a name of ROUNDINGS; ``weights``: a name of ROUND_TO, or of the values of
+    STEPPED and F16_SCALES; ``summed``: "F16" or "BF16", the type in which each term and the one
+    running sum of them is rounded. ``ranks``: so many equal shares of the columns, each of whose
+    sums is rounded to ``partial`` before they are added.
     """
 
     activations: str = ""
@@ -68,6 +69,20 @@ def rounded_rows(x: Tensor, name: str) -> Tensor:
     return ROUNDINGS[name][0](x) if name else x.double()
 
 
+class Activations:
+    """Rows x [n, columns] that products multiply; each rounding of them is made once."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self._made: dict[str, Tensor] = {}
+
+    def rounded(self, name: str) -> Tensor:
+        """As ``rounded_rows``."""
+        if name not in self._made:
+            self._made[name] = rounded_rows(self.x, name)
+        return self._made[name]
+
+
 class WideStream(WeightStream):
     """One model's weights in float64 on the CPU; products are summed in float64."""
 
@@ -81,9 +96,9 @@ class WideStream(WeightStream):
         return self.model.weights[role].entry.type
 
     def linear(self, x: Tensor, role: Role) -> Tensor:
-        return self.products(x, role, (Way(),))[0]
+        return self.products(Activations(x), role, (Way(),))[0]
 
-    def products(self, x: Tensor, role: Role, ways: Sequence[Way]) -> list[Tensor]:
+    def products(self, x: Activations, role: Role, ways: Sequence[Way]) -> list[Tensor]:
         """x [n, columns] times the matrix transposed, each way: [n, rows]; one decode for all
         whose weights are decoded alike."""
         matrix = self.model.weights[role]
@@ -102,12 +117,12 @@ class WideStream(WeightStream):
             out |= {way: task.finished() for way, task in zip(alike, tasks, strict=True)}
         for way, made in out.items():
             if way.activations == "Q8_1" and matrix.entry.type in _MINIMA:
-                _add_sums(made, x, matrix)
+                _add_sums(made, x.x, matrix)
         return [out[way] for way in ways]
 
     @torch.inference_mode()
     def chosen(
-        self, x: Tensor, role: Role, ways: Sequence[Way], rows: tuple[int, ...]
+        self, x: Activations, role: Role, ways: Sequence[Way], rows: tuple[int, ...]
     ) -> list[Tensor]:
         """The same of a few rows of the matrix: [n, len(rows)]; Q8_1's sums are left out."""
         matrix = self.model.weights[role]
@@ -121,12 +136,12 @@ class WideStream(WeightStream):
 
     def rows_as(self, role: Role, indices: tuple[int, ...], weights: str) -> Tensor:
         """Chosen rows [n, columns] of a matrix whose weights an engine keeps so."""
-        made = self._decoder(_decoding(Way(weights=weights))).rows(role, indices).double()
-        matrix = self.model.weights[role]
-        if weights == F16_SCALES and matrix.entry.type == "Q6_K":
-            for place, index in enumerate(indices):
-                made[place] *= _to_f16_scales(matrix, index, 1)[0]
-        return ROUND_TO[weights](made) if weights in ROUND_TO else made
+        made = self._decoder(_decoding(Way(weights=weights))).rows(role, indices)
+        narrow = [
+            _narrowed(made[place : place + 1].double(), weights, self.model.weights[role], index)
+            for place, index in enumerate(indices)
+        ]
+        return torch.cat(narrow)
 
     def _multiply(
         self,
@@ -141,10 +156,7 @@ class WideStream(WeightStream):
         at = first if place is None else place
         for weights in dict.fromkeys(task.way.weights for task in tasks):
             wide = self._wide.take(part.shape)
-            if weights == F16_SCALES:
-                wide.copy_(part).mul_(_to_f16_scales(matrix, first, len(part)))
-            else:
-                wide.copy_(ROUND_TO["" if weights in STEPPED.values() else weights](part))
+            wide.copy_(_narrowed(wide.copy_(part), weights, matrix, first))
             for task in tasks:
                 if task.way.weights == weights:
                     task.take(wide, at)
@@ -161,17 +173,17 @@ class WideStream(WeightStream):
 class _Task:
     """One product on its way: the rows that are multiplied, the output as far as it is made."""
 
-    def __init__(self, x: Tensor, way: Way, rows: int) -> None:
+    def __init__(self, x: Activations, way: Way, rows: int) -> None:
         self.way = way
-        self._x = rounded_rows(x, way.activations)
-        self._out = torch.empty((len(x) * way.ranks, rows), dtype=torch.float64)
+        self._x = whole = x.rounded(way.activations)
+        self._out = torch.empty((len(whole) * way.ranks, rows), dtype=torch.float64)
         if way.ranks > 1:
-            share = x.shape[1] // way.ranks
-            parts = torch.zeros(way.ranks, *x.shape, dtype=torch.float64)
+            share = whole.shape[1] // way.ranks
+            parts = torch.zeros(way.ranks, *whole.shape, dtype=torch.float64)
             for rank in range(way.ranks):
                 columns = slice(rank * share, (rank + 1) * share)
-                parts[rank, :, columns] = self._x[:, columns]
-            self._x = parts.reshape(-1, x.shape[1])
+                parts[rank, :, columns] = whole[:, columns]
+            self._x = parts.reshape(-1, whole.shape[1])
 
     def take(self, wide: Tensor, at: int) -> None:
         """Rows [n, columns] of the matrix, from its row ``at`` on."""
@@ -213,6 +225,14 @@ def _running(x: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
         for term in terms:
             total += term
     return total.double()
+
+
+def _narrowed(wide: Tensor, weights: str, matrix: Matrix, first: int) -> Tensor:
+    """Decoded rows ``first``.. of a matrix as an engine keeps its ``weights``."""
+    if weights in F16_SCALES.values():
+        wide = wide * _to_f16_scales(matrix, first, len(wide))
+        weights = next(kind for kind, name in F16_SCALES.items() if name == weights)
+    return ROUND_TO["" if weights in STEPPED.values() else weights](wide)
 
 
 def _to_f16_scales(matrix: Matrix, first: int, rows: int) -> Tensor:

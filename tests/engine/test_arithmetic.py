@@ -53,8 +53,8 @@ def by_hand(x: npt.NDArray[np.float32], name: str) -> Float64:
     largest = BITS[kind][2]
     scale = (np.abs(blocks).max(1, keepdims=True) / np.float32(largest)).astype(np.float32)
     scale = held(scale, scale_type).astype(np.float32)
-    safe = np.where(scale > 0, scale, np.float32(1))
-    scaled = blocks * (np.float32(1) / safe) if inverse else blocks / safe
+    safe = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
+    scaled = (blocks * (np.float32(1) / safe) if inverse else blocks / safe).astype(np.float32)
     codes = np.clip(np.rint(scaled), -127, 127) if kind == "int8" else held(scaled, kind)
     made: Float64 = codes.astype(np.float64) * scale.astype(np.float64)
     return made.reshape(x.shape)
