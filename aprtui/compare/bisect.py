@@ -16,6 +16,7 @@ from aprtui.compare.bisection import (
     Explained,
     Mistake,
     Unmeasured,
+    Within,
 )
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
@@ -25,6 +26,7 @@ from aprtui.compare.localerror import LocalError, local_error
 from aprtui.compare.looks import looks_like
 from aprtui.compare.metrics import Cancelled
 from aprtui.compare.mistakes import name_mistake
+from aprtui.compare.noise import TYPES, Noise, as_noise
 from aprtui.compare.numerics import Numerics
 from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
 from aprtui.compare.spans import ExactTypes, may_be_rounding
@@ -158,6 +160,7 @@ class _Worker:
         self.bars = Bars(bar, 10 * bar, "local error", options.overrides)
         self.culprits: list[Culprit] = []
         self.explained: list[Explained] = []
+        self.within: list[Within] = []
         self.unmeasured: list[Unmeasured] = []
         self.pending: list[tuple[Node, Source, Unmeasured]] = []
         self.exact = ExactTypes(bar)
@@ -271,12 +274,15 @@ class _Worker:
             return
         with np.errstate(all="ignore"):
             found = explain(case, self._likely(node))
+            noise = None if found.explained else as_noise(case, found)
             inherited = self._inherited(case)
         self.covered |= {each.key for each in source.between}
         if found.residual.measured == 0 and found.residual.born == 0:
             self._skip(node.key, "every value inherits NaN or Inf from its inputs")
         elif found.explained:
             self._explained(case, found, inherited)
+        elif noise is not None and not noise.against:
+            self._within(case, found, noise, inherited)
         elif may_be_rounding(case, found, shown_exact=shown_exact):
             why = (
                 f"local error {found.plain.rel_l2:.1e} over a span whose products were not "
@@ -291,7 +297,7 @@ class _Worker:
             away = found.residual if found.residual.born else found.plain
             self._skip(node.key, f"local error {away.rel_l2:.1e}, but {doubt}")
         else:
-            self._culprit(case, found, inherited)
+            self._culprit(case, found, inherited, "" if noise is None else noise.against)
 
     def _doubt(self, *chain: Node) -> str:
         """Why no stage of the chain may be accused: what was ignored or overridden may be what B
@@ -328,10 +334,30 @@ class _Worker:
             )
         )
 
-    def _culprit(self, case: Case, found: Explanation, inherited: float | None) -> None:
+    def _within(
+        self, case: Case, found: Explanation, noise: Noise, inherited: float | None
+    ) -> None:
+        span = tuple(each.key.stage for each in case.between)
+        self.within.append(
+            Within(
+                case.key,
+                TYPES[case.rounded],
+                noise.units,
+                noise.bar,
+                found.plain.rel_l2,
+                span,
+                inherited,
+            )
+        )
+
+    def _culprit(
+        self, case: Case, found: Explanation, inherited: float | None, beyond: str
+    ) -> None:
+        """``beyond``: why it is more than the rounding of a fused kernel."""
         with np.errstate(all="ignore"):
             mistake = name_mistake(case, found, self.numerics)
             looks = looks_like(case, found)
+        looks += f"; more than rounding: {beyond}" if beyond else ""
         error: LocalError = found.residual if found.residual.born else found.plain
         self.culprits.append(
             Culprit(
@@ -380,6 +406,7 @@ class _Worker:
             self.captured.tokens,
             self.token_source,
             (*trace.notes, *self.notes),
+            within=tuple(self.within),
             weighted=frozenset(node.key.stage for node in self.captured.graph if node.op.weights),
         )
 

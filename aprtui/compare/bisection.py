@@ -14,7 +14,7 @@ from aprtui.notebook import html_table
 from aprtui.text import clean, count, number
 
 __all__ = [
-    "OTHER_MODEL", "SCHEMA", "Bisection", "Culprit", "Explained", "Mistake", "Unmeasured",
+    "OTHER_MODEL", "SCHEMA", "Bisection", "Culprit", "Explained", "Mistake", "Unmeasured", "Within",
 ]  # fmt: skip
 
 SCHEMA = "aprtui-bisect-v1"
@@ -74,6 +74,28 @@ class Explained:
 
 
 @dataclass(frozen=True)
+class Within:
+    """A fused stage of 16 bits whose error is rounding, though no arithmetic reproduces it.
+
+    Under the best of them ``units`` of ``type``'s last place are left (RMS), of ``bar_units`` that
+    the roundings inside may make; the error looks like noise. ``local_rel_l2`` is that against
+    float64.
+    """
+
+    key: StageKey
+    type: str
+    units: float
+    bar_units: float
+    local_rel_l2: float
+    span: tuple[str, ...] = ()
+    inherited_rel_l2: float | None = None
+
+    @property
+    def text(self) -> str:
+        return f"{number(self.units, 2)} of {number(self.bar_units, 2)} units of {self.type}"
+
+
+@dataclass(frozen=True)
 class Unmeasured:
     """A stage that could not be replayed, and why. ``damaged``: its file, or an input's."""
 
@@ -104,11 +126,12 @@ class Bisection:
     model: str = ""
     a: str | None = None
     b: str = ""
+    within: tuple[Within, ...] = ()
 
     @property
     def headline(self) -> str:
         """Who computes wrongly, or that nobody does, in one line."""
-        replayed = len(self.explained) + len(self.culprits)
+        replayed = self.replayed
         if self.culprits:
             first, total = self.culprits[0].key, len(self.culprits)
             if total == 1:
@@ -119,7 +142,13 @@ class Bisection:
         if self.unmeasured:
             left = count(len(self.unmeasured), "stage")
             return f"No culprit among {replayed} stages, but {left} could not be replayed"
-        return f"No culprit: all {replayed} stages compute what the model says"
+        rounded = f", {len(self.within)} of them within rounding" if self.within else ""
+        return f"No culprit: all {replayed} stages compute what the model says{rounded}"
+
+    @property
+    def replayed(self) -> int:
+        """How many stages were."""
+        return len(self.explained) + len(self.within) + len(self.culprits)
 
     @property
     def swapped(self) -> bool:
@@ -166,6 +195,7 @@ class Bisection:
             "bar": {"rel_l2": self.bar[0], "worst_row_rel_l2": self.bar[1]},
             "culprits": [_culprit_json(each) for each in self.culprits],
             "explained": [_explained_json(each) for each in self.explained],
+            "within_rounding": [_within_json(each) for each in self.within],
             "unmeasured": [_unmeasured_json(each) for each in self.unmeasured],
             "first_divergence": None
             if divergence is None
@@ -188,7 +218,8 @@ class Bisection:
         return checked
 
     def __repr__(self) -> str:
-        innocent = f"{len(self.explained)} explained, {len(self.unmeasured)} unmeasured"
+        within = f", {len(self.within)} within rounding" if self.within else ""
+        innocent = f"{len(self.explained)} explained{within}, {len(self.unmeasured)} unmeasured"
         in_a = f"; in A {self.reference.headline}" if self.reference and self.swapped else ""
         return f"<bisection of {clean(self.b, 500)}: {self.headline}{in_a}; {innocent}>"
 
@@ -211,6 +242,18 @@ class Bisection:
 
 def _place(key: StageKey) -> dict[str, Any]:
     return {"layer": key.layer, "stage": key.stage}
+
+
+def _within_json(within: Within) -> dict[str, Any]:
+    return {
+        **_place(within.key),
+        "span": list(within.span),
+        "type": within.type,
+        "units": within.units,
+        "bar_units": within.bar_units,
+        "local_rel_l2": within.local_rel_l2,
+        "inherited_rel_l2": within.inherited_rel_l2,
+    }
 
 
 def _unmeasured_json(item: Unmeasured) -> dict[str, Any]:

@@ -29,7 +29,8 @@ class Explanation:
 
     ``plain`` is the error against float64; ``residual`` what the best numerics leave; ``parts``
     what explains each matrix where a stage has several and they differ; ``unexplained`` the parts
-    (or the stage's own name) that nothing explains. ``replayed`` is the output of the best.
+    (or the stage's own name) that nothing explains. ``replayed`` is the output of the best where it
+    explains, else the plain one; ``best`` and ``how``: of the best in any case.
     """
 
     plain: LocalError
@@ -39,6 +40,8 @@ class Explanation:
     unexplained: tuple[str, ...]
     replayed: Float64 = field(repr=False)
     numerics: Numerics
+    best: Float64 = field(repr=False)
+    how: Arithmetic = EXACT
 
     @property
     def explained(self) -> bool:
@@ -80,6 +83,8 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
         () if inside else (case.key.stage,),
         best.made if inside else first.made,
         best.numerics if inside else Numerics(),
+        best.made,
+        best.numerics.how,
     )
 
 
@@ -174,7 +179,7 @@ def _explain_choice(case: Case) -> Explanation:
     by = "" if bad else best[2].text()
     unexplained = (case.key.stage,) if bad else ()
     made = tried[0][1] if bad else best[1]
-    return Explanation(tried[0][0], best[0], by, {}, unexplained, made, best[2])
+    return Explanation(tried[0][0], best[0], by, {}, unexplained, made, best[2], best[1])
 
 
 def _logit_arithmetics(case: Case) -> Iterator[Arithmetic]:
@@ -241,5 +246,12 @@ def _explain_product(case: Case, op: Product, learnt: Sequence[Numerics]) -> Exp
     named = {} if same else {part.name: text for part, text in zip(parts, texts, strict=True)}
     by = texts[0] if same else "; ".join(f"{name}: {text}" for name, text in named.items())
     return Explanation(
-        case.error(exact), residual, "" if bad else by, named, tuple(bad), joined, fits[0].numerics
+        case.error(exact),
+        residual,
+        "" if bad else by,
+        named,
+        tuple(bad),
+        joined,
+        fits[0].numerics,
+        joined,
     )
