@@ -180,6 +180,11 @@ def _show(found: Bisection, whose: str) -> None:
         for by, stages in found.explanations.most_common():
             left = max(e.residual_rel_l2 for e in found.explained if e.by == by)
             print(f"  {count(stages, 'stage')} explained: {clean(by, 300)} (to {number(left, 2)})")
+        if found.floor is not None:
+            off = number(found.floor.hidden_weight or 0.0, 2)
+            where = clean(str(found.floor.key))
+            print(f"  one weight off by more than {off} of a typical one of its matrix would be "
+                  f"seen (least in {where})")  # fmt: skip
     if found.within:
         _show_within(found)
     if found.unmeasured:

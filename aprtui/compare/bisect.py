@@ -21,6 +21,7 @@ from aprtui.compare.bisection import (
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
 from aprtui.compare.explain import Explanation, explain
+from aprtui.compare.floor import Judged, Outlier, judge_finely
 from aprtui.compare.infer import with_shapes
 from aprtui.compare.localerror import LocalError, local_error
 from aprtui.compare.looks import looks_like
@@ -34,7 +35,7 @@ from aprtui.engine.replay import Replay, one_core, representable
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph import Node
-from aprtui.graph.ops import Choose, Embed, Op
+from aprtui.graph.ops import Choose, Embed, Op, Product
 from aprtui.model.open import Model
 from aprtui.text import clean
 
@@ -275,12 +276,15 @@ class _Worker:
         with np.errstate(all="ignore"):
             found = explain(case, self._likely(node))
             noise = None if found.explained else as_noise(case, found)
+            judged = judge_finely(case, found) if self._finely(found, bars) else Judged()
             inherited = self._inherited(case)
         self.covered |= {each.key for each in source.between}
         if found.residual.measured == 0 and found.residual.born == 0:
             self._skip(node.key, "every value inherits NaN or Inf from its inputs")
+        elif judged.outlier is not None and not self._doubt(*case.chain):
+            self._outlier(case, found, judged.outlier, inherited)
         elif found.explained:
-            self._explained(case, found, inherited)
+            self._explained(case, found, inherited, judged.hidden)
         elif noise is not None and not noise.against:
             self._within(case, found, noise, inherited)
         elif may_be_rounding(case, found, shown_exact=shown_exact):
@@ -317,7 +321,32 @@ class _Worker:
         same = (self.learnt[stage],) if stage in self.learnt else ()
         return (*same, *list(reversed(self.learnt.values()))[:_NEIGHBOURS])
 
-    def _explained(self, case: Case, found: Explanation, inherited: float | None) -> None:
+    def _finely(self, found: Explanation, bars: tuple[float, float]) -> bool:
+        """Whether single outputs are judged too: not where a person moved the bar."""
+        return found.explained and bars[0] == self.bars.rel_l2 <= LONG_BAR
+
+    def _outlier(
+        self, case: Case, found: Explanation, outlier: Outlier, inherited: float | None
+    ) -> None:
+        """A stage that is right but for one output."""
+        self.culprits.append(
+            Culprit(
+                case.key,
+                "differs",
+                (),
+                found.residual.rel_l2,
+                found.residual.worst_row_rel_l2,
+                _place(case, outlier.place),
+                (outlier.part,) if outlier.part else (),
+                outlier.text,
+                outlier.mistake,
+                inherited,
+            )
+        )
+
+    def _explained(
+        self, case: Case, found: Explanation, inherited: float | None, hidden: float | None
+    ) -> None:
         self.numerics[type(case.op)] = found.numerics
         self.learnt.pop(case.key.stage, None)
         self.learnt[case.key.stage] = found.numerics
@@ -331,6 +360,7 @@ class _Worker:
                 found.plain.rel_l2,
                 tuple(each.key.stage for each in case.between),
                 inherited,
+                hidden,
             )
         )
 
@@ -355,7 +385,7 @@ class _Worker:
     ) -> None:
         """``beyond``: why it is more than the rounding of a fused kernel."""
         with np.errstate(all="ignore"):
-            mistake = name_mistake(case, found, self.numerics)
+            mistake = _one_weight(case, found) or name_mistake(case, found, self.numerics)
             looks = looks_like(case, found)
         looks += f"; more than rounding: {beyond}" if beyond else ""
         error: LocalError = found.residual if found.residual.born else found.plain
@@ -409,6 +439,14 @@ class _Worker:
             within=tuple(self.within),
             weighted=frozenset(node.key.stage for node in self.captured.graph if node.op.weights),
         )
+
+
+def _one_weight(case: Case, found: Explanation) -> Mistake | None:
+    """The single weight that a product's whole error comes from, where it does."""
+    if not isinstance(case.op, Product) or found.residual.born or len(found.unexplained) > 1:
+        return None
+    outlier = judge_finely(case, found).outlier
+    return None if outlier is None or not outlier.alone else outlier.mistake
 
 
 def _reference(a: TraceDir, b: Captured) -> Captured:

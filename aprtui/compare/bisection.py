@@ -62,7 +62,11 @@ class Culprit:
 
 @dataclass(frozen=True)
 class Explained:
-    """A stage that honest numerics reproduce from B's own inputs."""
+    """A stage that honest numerics reproduce from B's own inputs.
+
+    ``hidden_weight``, of a product: how far one weight may be off, in typical weights of its
+    matrix, before it would be seen.
+    """
 
     key: StageKey
     by: str
@@ -71,6 +75,7 @@ class Explained:
     local_rel_l2: float
     span: tuple[str, ...] = ()
     inherited_rel_l2: float | None = None
+    hidden_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,12 @@ class Bisection:
             return f"No culprit among {replayed} stages, but {left} could not be replayed"
         rounded = f", {len(self.within)} of them within rounding" if self.within else ""
         return f"No culprit: all {replayed} stages compute what the model says{rounded}"
+
+    @property
+    def floor(self) -> Explained | None:
+        """The product that hides most of a single wrong weight; None where none was judged so."""
+        judged = [each for each in self.explained if each.hidden_weight is not None]
+        return max(judged, key=lambda each: each.hidden_weight or 0.0, default=None)
 
     @property
     def replayed(self) -> int:
@@ -292,4 +303,5 @@ def _explained_json(explained: Explained) -> dict[str, Any]:
         "residual_rel_l2": explained.residual_rel_l2,
         "local_rel_l2": explained.local_rel_l2,
         "inherited_rel_l2": explained.inherited_rel_l2,
+        "hidden_weight": explained.hidden_weight,
     }

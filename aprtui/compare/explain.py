@@ -30,7 +30,8 @@ class Explanation:
     ``plain`` is the error against float64; ``residual`` what the best numerics leave; ``parts``
     what explains each matrix where a stage has several and they differ; ``unexplained`` the parts
     (or the stage's own name) that nothing explains. ``replayed`` is the output of the best where it
-    explains, else the plain one; ``best`` and ``how``: of the best in any case.
+    explains, else the plain one; ``best`` and ``how``: of the best in any case; ``fits``: of each
+    matrix of a product.
     """
 
     plain: LocalError
@@ -42,6 +43,7 @@ class Explanation:
     numerics: Numerics
     best: Float64 = field(repr=False)
     how: Arithmetic = EXACT
+    fits: tuple[Fit, ...] = ()
 
     @property
     def explained(self) -> bool:
@@ -254,4 +256,6 @@ def _explain_product(case: Case, op: Product, learnt: Sequence[Numerics]) -> Exp
         joined,
         fits[0].numerics,
         joined,
+        fits[0].numerics.how,
+        tuple(fits),
     )

@@ -124,6 +124,10 @@ class Replay:
         """Rows [n, columns] for several products, each rounding of which is made once."""
         return Activations(_tensor(x))
 
+    def rounded_rows(self, x: Activations, name: str) -> Float64:
+        """The rows as they are multiplied: rounded by ``name``."""
+        return _array(x.rounded(name))
+
     def multiplied(
         self, role: Role, x: Activations, ways: Sequence[Way], rows: Sequence[int] | None = None
     ) -> list[Float64]:
@@ -192,9 +196,9 @@ class Replay:
         """A norm's weight or a bias [columns]."""
         return _array(self._stream.vector(role))
 
-    def rows(self, role: Role, indices: Sequence[int]) -> Float64:
-        """Chosen rows [n, columns] of a matrix."""
-        return _array(self._stream.rows(role, tuple(indices)))
+    def rows(self, role: Role, indices: Sequence[int], weights: str = "") -> Float64:
+        """Chosen rows [n, columns] of a matrix; ``weights``: as an engine keeps them (``Way``)."""
+        return _array(self._stream.rows_as(role, tuple(indices), weights))
 
     def find_rows(
         self, role: Role, wanted: Float64, scale: float = 1.0, rounded: str = ""

@@ -134,6 +134,7 @@ class WideStream(WeightStream):
                 self._multiply(matrix, row, block[place : place + 1], alike, place)
         return [task.finished() for task in tasks]
 
+    @torch.inference_mode()
     def rows_as(self, role: Role, indices: tuple[int, ...], weights: str) -> Tensor:
         """Chosen rows [n, columns] of a matrix whose weights an engine keeps so."""
         made = self._decoder(_decoding(Way(weights=weights))).rows(role, indices)
