@@ -141,9 +141,12 @@ _TOGETHER = {"per tensor": -1, "per token": 0, "in blocks of 32": 32, "in blocks
              "in blocks of 128": 128}  # fmt: skip
 
 
-def _round_scaled(x: Tensor, kind: str, together: str, scale_type: str) -> Tensor:
+def _round_scaled(
+    x: Tensor, kind: str, together: str, scale_type: str, inverse: bool = False
+) -> Tensor:
     """x [n, columns] in a type of _LARGEST, symmetric: what is rounded together shares the scale
-    max abs / largest, kept in its own type. Codes are those of x over the scale that is kept."""
+    max abs / largest, kept in its own type. Codes are those of x over the scale that is kept, or
+    times its ``inverse`` in float32."""
     size = _TOGETHER[together]
     rows = (
         x.float().reshape(1, -1)
@@ -152,7 +155,8 @@ def _round_scaled(x: Tensor, kind: str, together: str, scale_type: str) -> Tenso
     )
     scale = rows.abs().amax(-1, keepdim=True) / _LARGEST[kind]
     scale = ROUND_TO[_SCALES[scale_type]](scale).float()
-    scaled = torch.where(scale > 0, rows / scale, torch.zeros_like(rows))
+    exact = rows * (1.0 / scale) if inverse else rows / scale
+    scaled = torch.where(scale > 0, exact, torch.zeros_like(rows))
     if kind == "int8":
         codes = torch.round(scaled).clamp(-127.0, 127.0).double()
     else:
@@ -166,7 +170,10 @@ def _scaled_roundings() -> Iterator[tuple[str, tuple[Callable[[Tensor], Tensor],
         for together, size in _TOGETHER.items():
             for scale in _SCALES if kind == "int8" else ("float32",):
                 rounding = partial(_round_scaled, kind=kind, together=together, scale_type=scale)
-                yield f"{kind} {together}, {scale} scale", (rounding, max(size, 1))
+                name = f"{kind} {together}, {scale} scale"
+                yield name, (rounding, max(size, 1))
+                if kind == "int8":
+                    yield f"{name} by its inverse", (partial(rounding, inverse=True), max(size, 1))
 
 
 ROUND_TO: dict[str, Callable[[Tensor], Tensor]] = {
