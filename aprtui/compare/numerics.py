@@ -15,6 +15,8 @@ from aprtui.engine.replay import (
     INSIDE,
     STEPPED,
     STEPS,
+    TF32_AWAY,
+    WEIGHTS_SCALED,
     Arithmetic,
 )
 from aprtui.graph import Node, Role
@@ -62,10 +64,10 @@ class Numerics:
         if how.stage == "F32":
             return "float32, which overflows here"
         words = [*self._of_weights()]
-        if how.product and how.product not in _TYPES:
+        if how.product and how.product not in (*_TYPES, TF32_AWAY):
             to = partners if how.product == "partner" else how.product
             words.append(f"activations rounded to {to}")
-        elif (how.product or how.stage) not in ("", "TF32") and not self.output:
+        elif (how.product or how.stage) not in ("", "TF32", TF32_AWAY) and not self.output:
             words.append(f"{_TYPES[how.product or how.stage]} rounding of inputs")
         words += self._of_steps()
         if self.output:
@@ -76,8 +78,10 @@ class Numerics:
 
     def _of_weights(self) -> Iterator[str]:
         how = self.how
-        if how.weights == "TF32":
-            yield "TF32 products"
+        if how.weights in ("TF32", TF32_AWAY):
+            yield how.weights.replace("TF32", "TF32 products")
+        elif how.weights in WEIGHTS_SCALED:
+            yield how.weights
         elif how.weights in _WITH_F16_SCALES:
             rounded = _WITH_F16_SCALES[how.weights]
             yield "weights with float16 scales" + (f", in {rounded}" if rounded else "")
@@ -171,9 +175,10 @@ def _in_type(case: Case, kind: str, products: bool, output: str) -> Iterator[Ari
     ):
         yield Arithmetic(product, weights=STEPPED[kind], stage=kind, running=kind)
     yield Arithmetic(product=product, weights=kind, stage=kind)
+    if output or products:
+        yield Arithmetic(product=product, weights=kind)  # one rounding of all, biases included
     if not output:
         return
-    yield Arithmetic(product=product, weights=kind)  # one rounding of all, biases included
     if has(case, Rope):
         yield Arithmetic(product=product, weights=kind, tables=kind)
     if has(case, Scores) and has(case, Attend):
@@ -219,16 +224,22 @@ def product_ways(
     (role,) = op.matrices
     likely, other, scaled = case.replay.roundings(role)
     first = [Arithmetic(name) for name in likely]
-    known = {*likely, *other, *scaled, "TF32"}
-    kept = ("", *_TYPES, *_decoded(case, role))
+    known = {*likely, *other, *scaled, "TF32", TF32_AWAY}
+    kept = ("", *_TYPES, TF32_AWAY, *WEIGHTS_SCALED, *_decoded(case, role))
     first += [
         _multiplying(each.how)
         for each in learnt
         if each.how.product in known and each.how.weights in kept
     ]
     rest = [Arithmetic(name) for name in (*other, *scaled)]
-    kinds = (case.rounded,) if case.rounded else ("TF32", "F16", "BF16")
+    kinds = (case.rounded,) if case.rounded else ("TF32", TF32_AWAY, "F16", "BF16")
     rest += [Arithmetic(kind, weights=kind) for kind in kinds]
+    rest += [
+        Arithmetic(name, weights=weights)
+        for weights, (kind, _) in WEIGHTS_SCALED.items()
+        for name in scaled
+        if name.startswith((f"{kind} per tensor, float32", f"{kind} per token, float32"))
+    ]
     if F16_SCALES[""] in kept:
         names = (*likely, *other, *scaled)
         rest += [Arithmetic(name, weights=F16_SCALES[""]) for name in names]

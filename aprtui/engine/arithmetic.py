@@ -109,7 +109,6 @@ EXACT = Arithmetic()
 _NUMBERS = {
     "BF16": "BF16",
     "F16": "F16",
-    "TF32": "TF32",
     **{name: kind for kinds in (STEPPED, F16_SCALES) for kind, name in kinds.items()},
 }
 """What weights that are vectors are rounded to, where matrices are rounded so."""

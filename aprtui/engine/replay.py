@@ -37,7 +37,14 @@ from aprtui.engine.misread import (
     misread_rows,
 )
 from aprtui.engine.ops import ACTIVATIONS
-from aprtui.engine.rounding import PARTNERS, ROUND_TO, ROUNDINGS, SCALED
+from aprtui.engine.rounding import (
+    PARTNERS,
+    ROUND_TO,
+    ROUNDINGS,
+    SCALED,
+    TF32_AWAY,
+    WEIGHTS_SCALED,
+)
 from aprtui.engine.wide import Activations, WideStream, rounded_rows
 from aprtui.engine.workers import one_core
 from aprtui.formats.blocks import BLOCK_TYPES
@@ -49,8 +56,8 @@ from aprtui.model.open import Model
 
 __all__ = [
     "ACTIVATIONS", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE", "STEPPED", "STEPS",
-    "SUMMED", "Activations", "Arithmetic", "Misreading", "Replay", "Way", "activate", "halfway",
-    "heads_of", "one_core", "representable",
+    "SUMMED", "TF32_AWAY", "WEIGHTS_SCALED", "Activations", "Arithmetic", "Misreading", "Replay",
+    "Way", "activate", "halfway", "heads_of", "one_core", "representable",
 ]  # fmt: skip
 
 Float64 = npt.NDArray[np.float64]
@@ -114,7 +121,7 @@ class Replay:
         columns = self.shape(role)[1]
         fitting = [name for name, (_, block) in ROUNDINGS.items() if columns % block == 0]
         likely = [name for name in PARTNERS[self.type_of(role)] if name in fitting]
-        known = (*likely, *SCALED, "TF32")  # TF32 rounds the weights too
+        known = (*likely, *SCALED, "TF32", TF32_AWAY)  # TF32 rounds the weights too
         other = tuple(name for name in fitting if name not in known)
         return ("", *likely), other, tuple(name for name in fitting if name in SCALED)
 

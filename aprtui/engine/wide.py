@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from aprtui.engine.codecs import codec_of
-from aprtui.engine.rounding import ROUND_TO, ROUNDINGS, round_f16, round_q8_1
+from aprtui.engine.rounding import (
+    ROUND_TO,
+    ROUNDINGS,
+    WEIGHTS_SCALED,
+    round_f16,
+    round_q8_1,
+    round_weights,
+)
 from aprtui.engine.weights import WeightStream
 from aprtui.formats.quantised.coding import Affine
 from aprtui.graph import Role
@@ -36,10 +43,10 @@ _HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 class Way:
     """How an engine multiplies by a matrix.
 
-    ``activations``: a name of ROUNDINGS; ``weights``: a name of ROUND_TO, or of the values of
-    STEPPED and F16_SCALES; ``summed``: "F16" or "BF16", the type in which each term and the one
-    running sum of them is rounded. ``ranks``: so many equal shares of the columns, each of whose
-    sums is rounded to ``partial`` before they are added.
+    ``activations``: a name of ROUNDINGS; ``weights``: a name of ROUND_TO or WEIGHTS_SCALED, or of
+    the values of STEPPED and F16_SCALES; ``summed``: "F16" or "BF16", the type in which each term
+    and the one running sum of them is rounded. ``ranks``: so many equal shares of the columns, each
+    of whose sums is rounded to ``partial`` before they are added.
     """
 
     activations: str = ""
@@ -90,6 +97,7 @@ class WideStream(WeightStream):
         super().__init__(model, torch.device("cpu"), torch.float64)
         self._stored = {"": WeightStream(model, self.device, torch.float32)}
         self._wide = _Buffer()
+        self._largest: dict[Role, float] = {}
 
     def type_of(self, role: Role) -> str:
         """The block type that a weight is stored in."""
@@ -106,12 +114,12 @@ class WideStream(WeightStream):
         for kind in dict.fromkeys(_decoding(way) for way in ways):
             alike = [way for way in dict.fromkeys(ways) if _decoding(way) == kind]
             tasks = [_Task(x, way, matrix.rows) for way in alike]
+            self._measure(role, [way.weights for way in alike])
 
             def multiply(first: int, block: Tensor, tasks: Sequence[_Task] = tasks) -> None:
                 for start in range(0, len(block), _ROWS_AT_ONCE):
-                    self._multiply(
-                        matrix, first + start, block[start : start + _ROWS_AT_ONCE], tasks
-                    )
+                    part = block[start : start + _ROWS_AT_ONCE]
+                    self._multiply(role, first + start, part, tasks)
 
             self._decoder(kind).for_blocks(role, multiply)
             out |= {way: task.finished() for way, task in zip(alike, tasks, strict=True)}
@@ -125,28 +133,29 @@ class WideStream(WeightStream):
         self, x: Activations, role: Role, ways: Sequence[Way], rows: tuple[int, ...]
     ) -> list[Tensor]:
         """The same of a few rows of the matrix: [n, len(rows)]; Q8_1's sums are left out."""
-        matrix = self.model.weights[role]
         tasks = [_Task(x, way, len(rows)) for way in ways]
+        self._measure(role, [way.weights for way in ways])
         for kind in dict.fromkeys(_decoding(way) for way in ways):
             block = self._decoder(kind).rows(role, rows)
             alike = [task for task in tasks if _decoding(task.way) == kind]
             for place, row in enumerate(rows):
-                self._multiply(matrix, row, block[place : place + 1], alike, place)
+                self._multiply(role, row, block[place : place + 1], alike, place)
         return [task.finished() for task in tasks]
 
     @torch.inference_mode()
     def rows_as(self, role: Role, indices: tuple[int, ...], weights: str) -> Tensor:
         """Chosen rows [n, columns] of a matrix whose weights an engine keeps so."""
+        self._measure(role, [weights])
         made = self._decoder(_decoding(Way(weights=weights))).rows(role, indices)
         narrow = [
-            _narrowed(made[place : place + 1].double(), weights, self.model.weights[role], index)
+            self._narrowed(made[place : place + 1].double(), weights, role, index)
             for place, index in enumerate(indices)
         ]
         return torch.cat(narrow)
 
     def _multiply(
         self,
-        matrix: Matrix,
+        role: Role,
         first: int,
         part: Tensor,
         tasks: Sequence[_Task],
@@ -156,11 +165,27 @@ class WideStream(WeightStream):
         (``first``).. of its output."""
         at = first if place is None else place
         for weights in dict.fromkeys(task.way.weights for task in tasks):
-            wide = self._wide.take(part.shape)
-            wide.copy_(_narrowed(wide.copy_(part), weights, matrix, first))
+            wide = self._wide.take(part.shape).copy_(part)
+            wide = self._narrowed(wide, weights, role, first)
             for task in tasks:
                 if task.way.weights == weights:
                     task.take(wide, at)
+
+    def _measure(self, role: Role, weights: Sequence[str]) -> None:
+        """Find the largest weight of a matrix where a way of keeping it asks for it."""
+        if role in self._largest or WEIGHTS_SCALED.keys().isdisjoint(weights):
+            return
+        found = [float(block.abs().amax()) for _, block in self._stored[""].blocks(role)]
+        self._largest[role] = max(found)
+
+    def _narrowed(self, wide: Tensor, weights: str, role: Role, first: int) -> Tensor:
+        """Decoded rows ``first``.. of a matrix as an engine keeps its ``weights``."""
+        if weights in WEIGHTS_SCALED:
+            return round_weights(wide, weights, self._largest[role])
+        if weights in F16_SCALES.values():
+            wide = wide * _to_f16_scales(self.model.weights[role], first, len(wide))
+            weights = next(kind for kind, name in F16_SCALES.items() if name == weights)
+        return ROUND_TO["" if weights in STEPPED.values() else weights](wide)
 
     def _decoder(self, kind: str) -> WeightStream:
         """Decodes matrices to float32; ``kind`` is the type in which decoding itself rounds."""
@@ -226,14 +251,6 @@ def _running(x: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
         for term in terms:
             total += term
     return total.double()
-
-
-def _narrowed(wide: Tensor, weights: str, matrix: Matrix, first: int) -> Tensor:
-    """Decoded rows ``first``.. of a matrix as an engine keeps its ``weights``."""
-    if weights in F16_SCALES.values():
-        wide = wide * _to_f16_scales(matrix, first, len(wide))
-        weights = next(kind for kind, name in F16_SCALES.items() if name == weights)
-    return ROUND_TO["" if weights in STEPPED.values() else weights](wide)
 
 
 def _to_f16_scales(matrix: Matrix, first: int, rows: int) -> Tensor:

@@ -306,3 +306,39 @@ def test_one_running_sum_in_float16(tmp_path: Path, model: Model) -> None:
 
 def half(scene: Scene) -> Array:
     return np.asarray(scene.right.astype(np.float16).astype(np.float64))
+
+
+def float8(x: Array, together: tuple[int, ...] | None) -> Array:
+    """x in e4m3 by its own bits, with a scale for what lies along the axes ``together``."""
+    scale = np.abs(x).max(together, keepdims=True).astype(np.float32) / np.float32(448)
+    scaled = (x.astype(np.float32) / scale).astype(np.float64)
+    exponent = np.maximum(np.frexp(scaled)[1], -5)
+    unit = np.ldexp(1.0, exponent - 4)
+    return np.asarray(np.clip(np.rint(scaled / unit) * unit, -448, 448) * scale)
+
+
+@pytest.mark.parametrize(("each_row", "by"), [(False, "per tensor"), (True, "per row")])
+def test_weights_that_are_rounded_to_float8_when_they_are_loaded(
+    tmp_path: Path, model: Model, each_row: bool, by: str
+) -> None:
+    def plant(scene: Scene) -> Array:
+        weight = float8(whole(scene, scene.own.parts[0]), (1,) if each_row else None)
+        x = float8(scene.inputs[0], (1,) if each_row else None)
+        return np.asarray(x @ weight.T)
+
+    name = "layer-1/ffn_up"
+    found = bisected(tmp_path, model, {name: plant})
+    assert explained(found, name).startswith(f"float8 e4m3 weights {by}, activations rounded to")
+
+
+def test_products_in_tf32_as_cuda_rounds_to_it(tmp_path: Path, model: Model) -> None:
+    def away(x: Array) -> Array:
+        unit = np.ldexp(1.0, np.frexp(x)[1] - 11)
+        return np.asarray(np.sign(x) * np.floor(np.abs(x) / unit + 0.5) * unit)
+
+    name = "layer-1/ffn_up"
+    plants: dict[str, Plant] = {
+        name: lambda scene: away(scene.inputs[0]) @ away(whole(scene, scene.own.parts[0])).T
+    }
+    found = bisected(tmp_path, model, plants)
+    assert explained(found, name) == "TF32 products (ties away from zero)"

@@ -30,7 +30,7 @@ from aprtui.compare.mistakes.ranges import born_nonfinite
 from aprtui.compare.mistakes.rope import ROPE
 from aprtui.compare.mistakes.stored import LAST
 from aprtui.compare.numerics import Numerics, activated
-from aprtui.engine.replay import EXACT, Arithmetic, Way
+from aprtui.engine.replay import EXACT, TF32_AWAY, Arithmetic, Way
 from aprtui.graph import Node
 from aprtui.graph.ops import Attend, Choose, Experts, Op, Part, Product, Route, Scores
 
@@ -203,7 +203,7 @@ def _part_trials(case: Case, op: Product, y: Float64, x: Float64, how: Arithmeti
     kind, given = replay.type_of(part.weight), replay.activations(x)
     likely, other, scaled = replay.roundings(part.weight)
     ways = [Way(name) for name in likely]
-    if how.way(kind).activations in (*likely, *other, *scaled, "TF32"):
+    if how.way(kind).activations in (*likely, *other, *scaled, "TF32", TF32_AWAY):
         ways.append(how.way(kind))
     if case.rounded:
         ways += [Way(case.rounded), Way(case.rounded, case.rounded)]
