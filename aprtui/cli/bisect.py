@@ -25,7 +25,7 @@ from aprtui.cli.options import (
     parse_tokens,
 )
 from aprtui.cli.output import print_json, print_notes
-from aprtui.compare.bisection import OTHER_MODEL, Bisection, Culprit, Unmeasured
+from aprtui.compare.bisection import OTHER_MODEL, Bisection, Culprit, Unmeasured, Within
 from aprtui.compare.causes import Cause
 from aprtui.compare.opening import both_captures, read_capture
 from aprtui.compare.reference import find_model
@@ -184,6 +184,13 @@ def _show(found: Bisection, whose: str) -> None:
         for by, stages in found.explanations.most_common():
             left = max(e.residual_rel_l2 for e in found.explained if e.by == by)
             print(f"  {count(stages, 'stage')} explained: {clean(by, 300)} (to {number(left, 2)})")
+        if found.floor is not None:
+            off = number(found.floor.hidden_weight or 0.0, 2)
+            where = clean(str(found.floor.key))
+            print(f"  one weight off by more than {off} of a typical one of its matrix would be "
+                  f"seen (least in {where})")  # fmt: skip
+    if found.within:
+        _show_within(found)
     if found.unmeasured:
         print("\nunmeasured: nothing is known of these")
         _show_unmeasured(found.unmeasured)
@@ -191,6 +198,20 @@ def _show(found: Bisection, whose: str) -> None:
         pair = found.first_divergence
         print(f"\nA and B first differ at {clean(str(pair.key))}: {clean(pair.message, 300)}")
     print_notes(found.notes)
+
+
+def _show_within(found: Bisection) -> None:
+    """Fused stages of 16 bits, with the one that has most of its bar."""
+    print(
+        "\nwithin rounding: fused steps of 16 bits; what is left is noise of the size of roundings"
+    )
+    by_stage: dict[str, list[Within]] = {}
+    for item in found.within:
+        by_stage.setdefault(item.key.stage, []).append(item)
+    for stage, items in by_stage.items():
+        most = max(items, key=lambda each: each.units / each.bar_units)
+        where = f" at most, in {clean(str(most.key))}" if len(items) > 1 else ""
+        print(f"  {count(len(items), 'stage')} {clean(stage)}: {most.text}{where}")
 
 
 def _verdict(found: Bisection) -> Iterator[str]:

@@ -71,7 +71,7 @@ class Verified:
         pairs = self.comparison.results if self.comparison is not None else ()
         if self.unmeasured_stages:
             return "unmeasured"
-        exact = all(by == "float32" for by in self.replay.explanations)
+        exact = not self.replay.within and all(by == "float32" for by in self.replay.explanations)
         return "same" if exact and all(pair.kind in PASSED for pair in pairs) else "explained"
 
     @property
@@ -84,7 +84,9 @@ class Verified:
     @property
     def explained_by(self) -> dict[str, int]:
         """How many stages each kind of rounding accounts for; plain float32 is not listed."""
-        return {by: n for by, n in self.replay.explanations.most_common() if by != "float32"}
+        found = {by: n for by, n in self.replay.explanations.most_common() if by != "float32"}
+        within = len(self.replay.within)
+        return {**found, "rounding inside fused steps": within} if within else found
 
 
 def verdict_of(engines: tuple[Verified, ...]) -> str:
@@ -265,7 +267,7 @@ def _show(engines: tuple[Verified, ...], args: argparse.Namespace) -> None:
             print(f"  against {engines[0].engine}: {each.comparison.headline}")
             print(f"  bar: {clean(str(each.comparison.bars), 300)}")
         replay = each.replay
-        print(f"  replayed: {len(replay.explained)} stages as the model says")
+        print(f"  replayed: {replay.replayed - len(replay.culprits)} stages as the model says")
         for by, stages in each.explained_by.items():
             print(f"    {stages} of them with {clean(by, 300)}")
         for culprit in replay.culprits:

@@ -17,7 +17,7 @@ from aprtui.notebook import html_table
 from aprtui.text import clean, count, number
 
 __all__ = [
-    "OTHER_MODEL", "SCHEMA", "Bisection", "Culprit", "Explained", "Mistake", "Unmeasured",
+    "OTHER_MODEL", "SCHEMA", "Bisection", "Culprit", "Explained", "Mistake", "Unmeasured", "Within",
 ]  # fmt: skip
 
 SCHEMA = "aprtui-bisect-v1"
@@ -69,7 +69,11 @@ class Culprit:
 
 @dataclass(frozen=True)
 class Explained:
-    """A stage that honest numerics reproduce from B's own inputs."""
+    """A stage that honest numerics reproduce from B's own inputs.
+
+    ``hidden_weight``, of a product: how far one weight may be off, in typical weights of its
+    matrix, before it would be seen.
+    """
 
     key: StageKey
     by: str
@@ -78,6 +82,29 @@ class Explained:
     local_rel_l2: float
     span: tuple[str, ...] = ()
     inherited_rel_l2: float | None = None
+    hidden_weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Within:
+    """A fused stage of 16 bits whose error is rounding, though no arithmetic reproduces it.
+
+    Under the best of them ``units`` of ``type``'s last place are left (RMS), of ``bar_units`` that
+    the roundings inside may make; the error looks like noise. ``local_rel_l2`` is that against
+    float64.
+    """
+
+    key: StageKey
+    type: str
+    units: float
+    bar_units: float
+    local_rel_l2: float
+    span: tuple[str, ...] = ()
+    inherited_rel_l2: float | None = None
+
+    @property
+    def text(self) -> str:
+        return f"{number(self.units, 2)} of {number(self.bar_units, 2)} units of {self.type}"
 
 
 @dataclass(frozen=True)
@@ -111,6 +138,7 @@ class Bisection:
     model: str = ""
     a: str | None = None
     b: str = ""
+    within: tuple[Within, ...] = ()
     innocent: tuple[Read, ...] = ()
 
     @cached_property
@@ -121,7 +149,7 @@ class Bisection:
     @property
     def headline(self) -> str:
         """Who computes wrongly, or that nobody does, in one line."""
-        replayed = len(self.explained) + len(self.culprits)
+        replayed = self.replayed
         if self.culprits:
             first, total = self.culprits[0].key, len(self.culprits)
             if total == 1:
@@ -133,7 +161,19 @@ class Bisection:
         if self.unmeasured:
             left = count(len(self.unmeasured), "stage")
             return f"No culprit among {replayed} stages, but {left} could not be replayed"
-        return f"No culprit: all {replayed} stages compute what the model says"
+        rounded = f", {len(self.within)} of them within rounding" if self.within else ""
+        return f"No culprit: all {replayed} stages compute what the model says{rounded}"
+
+    @property
+    def floor(self) -> Explained | None:
+        """The product that hides most of a single wrong weight; None where none was judged so."""
+        judged = [each for each in self.explained if each.hidden_weight is not None]
+        return max(judged, key=lambda each: each.hidden_weight or 0.0, default=None)
+
+    @property
+    def replayed(self) -> int:
+        """How many stages were."""
+        return len(self.explained) + len(self.within) + len(self.culprits)
 
     @property
     def swapped(self) -> bool:
@@ -181,6 +221,7 @@ class Bisection:
             "causes": [each.to_json() for each in self.causes],
             "culprits": [_culprit_json(each) for each in self.culprits],
             "explained": [_explained_json(each) for each in self.explained],
+            "within_rounding": [_within_json(each) for each in self.within],
             "unmeasured": [_unmeasured_json(each) for each in self.unmeasured],
             "first_divergence": None
             if divergence is None
@@ -204,7 +245,8 @@ class Bisection:
         return checked
 
     def __repr__(self) -> str:
-        innocent = f"{len(self.explained)} explained, {len(self.unmeasured)} unmeasured"
+        within = f", {len(self.within)} within rounding" if self.within else ""
+        innocent = f"{len(self.explained)} explained{within}, {len(self.unmeasured)} unmeasured"
         in_a = f"; in A {self.reference.headline}" if self.reference and self.swapped else ""
         return f"<bisection of {clean(self.b, 500)}: {self.headline}{in_a}; {innocent}>"
 
@@ -227,6 +269,18 @@ class Bisection:
 
 def _place(key: StageKey) -> dict[str, Any]:
     return {"layer": key.layer, "stage": key.stage}
+
+
+def _within_json(within: Within) -> dict[str, Any]:
+    return {
+        **_place(within.key),
+        "span": list(within.span),
+        "type": within.type,
+        "units": within.units,
+        "bar_units": within.bar_units,
+        "local_rel_l2": within.local_rel_l2,
+        "inherited_rel_l2": within.inherited_rel_l2,
+    }
 
 
 def _unmeasured_json(item: Unmeasured) -> dict[str, Any]:
@@ -272,4 +326,5 @@ def _explained_json(explained: Explained) -> dict[str, Any]:
         "residual_rel_l2": explained.residual_rel_l2,
         "local_rel_l2": explained.local_rel_l2,
         "inherited_rel_l2": explained.inherited_rel_l2,
+        "hidden_weight": explained.hidden_weight,
     }

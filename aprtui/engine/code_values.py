@@ -122,7 +122,9 @@ def _affine(coding: Affine, pieces: Pieces, out: Tensor) -> None:
     scale, groups = pieces.floats("scale"), pieces.get("groups")
     if pieces.get("bias") is not None:
         _by_group(scale, out, coding.group, groups, Tensor.mul_)
+        _narrowed(out, coding.narrow)
         _by_group(pieces.floats("bias"), out, coding.group, groups, Tensor.add_)
+        _narrowed(out, coding.narrow)
         return
     out.sub_(coding.middle)
     zero = pieces.get("zero")
@@ -134,6 +136,12 @@ def _affine(coding: Affine, pieces: Pieces, out: Tensor) -> None:
         numbers = numbers[:, skipped : skipped + len(out)].T.contiguous().sub_(coding.middle)
         _by_group(numbers, out, coding.group, groups, Tensor.sub_)
     _by_group(scale, out, coding.group, groups, Tensor.mul_)
+
+
+def _narrowed(out: Tensor, kind: str) -> None:
+    """``out`` rounded to a type of _DTYPES, where one is named."""
+    if kind:
+        out.copy_(out.to(_DTYPES[kind]))
 
 
 def _by_group(

@@ -18,7 +18,7 @@ from aprtui.engine.codecs import Codec, codec_of
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.model.open import Matrix
 
-__all__ = ["MISREADINGS", "SUB_BLOCKS", "Misreading", "lowest_and_step", "misread_blocks",
+__all__ = ["MISREADINGS", "SUB_BLOCKS", "Misreading", "misread_blocks",
            "misread_rows"]  # fmt: skip
 
 Tensor = torch.Tensor
@@ -163,15 +163,6 @@ def misread_blocks(matrix: Matrix, reading: Misreading) -> Iterator[tuple[int, T
     for first in range(0, matrix.rows, _ROWS_AT_ONCE):
         rows = min(_ROWS_AT_ONCE, matrix.rows - first)
         yield first, _read(matrix, codec, first, rows, reading)
-
-
-def lowest_and_step(matrix: Matrix, row: int) -> tuple[Tensor, Tensor, int] | None:
-    """(the value of the lowest code, the step to the next [columns], the lowest code) of a row."""
-    spaced = CODES.get(matrix.entry.type)
-    if spaced is None:
-        return None
-    low, step = _spaced(matrix, codec_of(matrix), row, 1, spaced)
-    return low[0], step[0], spaced.first
 
 
 def _spaced(

@@ -82,6 +82,10 @@ class Pass:
         """A norm's weight, a bias or sinks."""
         return self.weights.vector(role)
 
+    def looked_up(self, role: Role) -> Tensor:
+        """The tokens' rows of a table."""
+        return self.weights.rows(role, self.tokens)
+
     def cut(self, x: Tensor) -> Tensor:
         """An inner result that an engine of low precision writes in its type."""
         return x
@@ -101,6 +105,10 @@ class Pass:
     def queried(self, x: Tensor) -> Tensor:
         """Queries as they meet cached keys."""
         return x
+
+    def scaled(self, q: Tensor, scale: float) -> tuple[Tensor, float]:
+        """(queries, what their scores are multiplied by): some scale the queries first."""
+        return q, scale
 
     def weighed(self, x: Tensor) -> Tensor:
         """Softmax weights as they meet cached values."""
@@ -143,7 +151,7 @@ def heads_of(x: Tensor, heads: Heads) -> Tensor:
 
 def embed(ar: Pass, op: Embed) -> Tensor:
     """The tokens' rows of the table times ``scale``: [T,H]."""
-    rows = ar.weights.rows(op.table, ar.tokens)
+    rows = ar.looked_up(op.table)
     return rows * op.scale if op.scale != 1.0 else rows
 
 
@@ -276,12 +284,13 @@ def score_block(
 ) -> Tensor:
     """Scores [a,t,S] of queries [t,a,d] and keys [S,b,d], a/b queries a key head: q.k * scale,
     then cap * tanh(s / cap), plus ``biases`` [a,1,S], 0 where unseen."""
+    q, scale = ar.scaled(q, op.scale)
     q, k = ar.queried(q), ar.cached(k)
     queries, keys, size = q.shape[0], k.shape[0], q.shape[2]
     groups = q.shape[1] // k.shape[1]
     grouped = q.reshape(queries, k.shape[1], groups, size)
     grouped = grouped.permute(1, 2, 0, 3).reshape(k.shape[1], -1, size)
-    made = ar.cut(torch.bmm(grouped, k.permute(1, 2, 0))) * op.scale
+    made = ar.cut(torch.bmm(grouped, k.permute(1, 2, 0))) * scale
     if op.cap is not None:
         made = ar.cut(torch.tanh(ar.cut(ar.cut(made) / op.cap))) * op.cap
     made = made.reshape(q.shape[1], queries, keys)

@@ -5,7 +5,7 @@ The only door through which comparing code reaches torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,13 +16,16 @@ from aprtui.engine import ops
 from aprtui.engine.arithmetic import (
     CACHED,
     EXACT,
+    F16_SCALES,
     FLASH,
     FUSED,
     INSIDE,
+    STEPPED,
     STEPS,
     SUMMED,
     Arithmetic,
     Rounded,
+    Way,
     product_rounding,
 )  # fmt: skip
 from aprtui.engine.expert_ties import expert_flips
@@ -30,14 +33,22 @@ from aprtui.engine.misread import (
     MISREADINGS,
     SUB_BLOCKS,
     Misreading,
-    lowest_and_step,
     misread_blocks,
     misread_rows,
 )
 from aprtui.engine.ops import ACTIVATIONS
-from aprtui.engine.rounding import PARTNERS, ROUND_TO, ROUNDINGS, SCALED
-from aprtui.engine.wide import WideStream, rounded_rows
+from aprtui.engine.rounding import (
+    PARTNERS,
+    ROUND_TO,
+    ROUNDINGS,
+    SCALED,
+    TF32_AWAY,
+    WEIGHTS_SCALED,
+)
+from aprtui.engine.wide import Activations, WideStream, rounded_rows
+from aprtui.engine.workers import one_core
 from aprtui.formats.blocks import BLOCK_TYPES
+from aprtui.formats.quantised.coding import Affine
 from aprtui.formats.rows import Rows
 from aprtui.graph import Node, Role
 from aprtui.graph.ops import Attend, Choose, Heads, Op, Product, Softmax
@@ -45,8 +56,9 @@ from aprtui.graph.vocabulary import facts_of
 from aprtui.model.open import Model
 
 __all__ = [
-    "ACTIVATIONS", "CACHED", "EXACT", "FLASH", "FUSED", "INSIDE", "STEPS", "SUMMED", "Arithmetic",
-    "Misreading", "Replay", "activate", "halfway", "heads_of", "representable",
+    "ACTIVATIONS", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE", "STEPPED", "STEPS",
+    "SUMMED", "TF32_AWAY", "WEIGHTS_SCALED", "Activations", "Arithmetic", "Misreading", "Replay",
+    "Way", "activate", "halfway", "heads_of", "one_core", "representable",
 ]  # fmt: skip
 
 Float64 = npt.NDArray[np.float64]
@@ -120,7 +132,7 @@ class Replay:
         columns = self.shape(role)[1]
         fitting = [name for name, (_, block) in ROUNDINGS.items() if columns % block == 0]
         likely = [name for name in PARTNERS[self.type_of(role)] if name in fitting]
-        known = (*likely, *SCALED, "TF32")  # TF32 rounds the weights too
+        known = (*likely, *SCALED, "TF32", TF32_AWAY)  # TF32 rounds the weights too
         other = tuple(name for name in fitting if name not in known)
         return ("", *likely), other, tuple(name for name in fitting if name in SCALED)
 
@@ -129,16 +141,48 @@ class Replay:
         rows = x.reshape(x.shape[0], -1)
         return rows[-1:] if op.last and self.logits == "last" else rows
 
-    def products(
-        self, role: Role, x: Float64, names: Sequence[str] = ("",), weights: str = ""
-    ) -> list[Float64]:
+    def products(self, role: Role, x: Float64, names: Sequence[str] = ("",)) -> list[Float64]:
         """x [n, columns] rounded as each name says, times the matrix transposed: [n, rows]."""
-        made = self._stream.products(_tensor(x), role, names, weights)
+        return self.multiplied(role, self.activations(x), [Way(name) for name in names])
+
+    def activations(self, x: Float64) -> Activations:
+        """Rows [n, columns] for several products, each rounding of which is made once."""
+        return Activations(_tensor(x))
+
+    def rounded_rows(self, x: Activations, name: str) -> Float64:
+        """The rows as they are multiplied: rounded by ``name``."""
+        return _array(x.rounded(name))
+
+    def multiplied(
+        self, role: Role, x: Activations, ways: Sequence[Way], rows: Sequence[int] | None = None
+    ) -> list[Float64]:
+        """x [n, columns] times the matrix transposed, each way: [n, rows]; ``rows``: of these
+        alone. The matrix is decoded once for all."""
+        if rows is None:
+            made = self._stream.products(x, role, ways)
+        else:
+            made = self._stream.chosen(x, role, ways, tuple(rows))
         return [_array(each) for each in made]
+
+    def narrow_decoding(self, role: Role) -> bool:
+        """Whether an engine of 16 bits rounds inside the decoding of the matrix."""
+        coding = self.model.weights[role].entry.coding
+        return isinstance(coding, Affine) and any(part.name == "bias" for part in coding.parts)
 
     def finish(self, op: Product, made: Float64) -> Float64:
         """What follows the products inside their stage: biases, a scale, a cap."""
         return _array(ops.finish(Rounded(self._stream, EXACT), op, _tensor(made)))
+
+    def sampled(self, op: Product, rows: Sequence[int]) -> Callable[[Float64], Float64]:
+        """``finish`` for those rows alone of ``op``'s only matrix."""
+        (part,) = op.parts
+        bias = None if part.bias is None else self.vector(part.bias)[list(rows)]
+
+        def finish(made: Float64) -> Float64:
+            plain = replace(op, parts=(replace(part, bias=None),))
+            return self.finish(plain, made if bias is None else made + bias)
+
+        return finish
 
     def rounded(self, x: Float64, name: str) -> Float64:
         """x [n, columns] as activations rounded by ``name`` ("" is as they are)."""
@@ -170,16 +214,9 @@ class Replay:
         """Chosen rows [n, columns] of the matrix read so."""
         return _array(misread_rows(self.model.weights[role], rows, reading))
 
-    def codes(self, role: Role, row: int) -> tuple[Float64, Float64, int] | None:
-        """(the value of the lowest code, the step from one code to the next [columns], the lowest
-        code) of a row's values; None for a type whose codes are not equally spaced."""
-        found = lowest_and_step(self.model.weights[role], row)
-        return None if found is None else (_array(found[0]), _array(found[1]), found[2])
-
     def sub_block(self, role: Role) -> int:
-        """How many values of a row share one scale."""
-        kind = self.type_of(role)
-        return SUB_BLOCKS.get(kind, BLOCK_TYPES[kind].values if kind in BLOCK_TYPES else 1)
+        """How many weights of a row share a scale of their own, inside a K-block too."""
+        return SUB_BLOCKS.get(self.type_of(role)) or self.block_values(role)
 
     # -- weights -------------------------------------------------------------------------------
 
@@ -195,13 +232,20 @@ class Replay:
         """The block type that a weight is stored in."""
         return self._stream.type_of(role)
 
+    def block_values(self, role: Role) -> int:
+        """How many weights of a row share a scale; 1 where each stands for itself."""
+        entry = self.model.weights[role].entry
+        if entry.coding is None:
+            return BLOCK_TYPES[entry.type].values
+        return entry.coding.group if isinstance(entry.coding, Affine) else 1
+
     def vector(self, role: Role) -> Float64:
         """A norm's weight or a bias [columns]."""
         return _array(self._stream.vector(role))
 
-    def rows(self, role: Role, indices: Sequence[int]) -> Float64:
-        """Chosen rows [n, columns] of a matrix."""
-        return _array(self._stream.rows(role, tuple(indices)))
+    def rows(self, role: Role, indices: Sequence[int], weights: str = "") -> Float64:
+        """Chosen rows [n, columns] of a matrix; ``weights``: as an engine keeps them (``Way``)."""
+        return _array(self._stream.rows_as(role, tuple(indices), weights))
 
     def find_rows(
         self, role: Role, wanted: Float64, scale: float = 1.0, rounded: str = ""

@@ -99,8 +99,9 @@ def _verdict(comparison: Comparison, bisection: Bisection | None) -> tuple[str, 
     )
     if bisection is None:
         return _verdict_of_comparison(comparison, shows)
-    replayed = len(bisection.explained) + len(bisection.culprits)
-    innocent = f"{len(bisection.explained)} of {replayed} replayed stages are innocent."
+    within, replayed = len(bisection.within), bisection.replayed
+    innocent = f"{replayed - len(bisection.culprits)} of {replayed} replayed stages are innocent"
+    innocent += f", {within} of them within rounding." if within else "."
     if bisection.culprits:
         return "bad", bisection.headline, [*_mistakes(bisection), shows, innocent]
     other = bisection.reference
@@ -187,6 +188,11 @@ def _explanations(bisection: Bisection) -> Iterable[Explanation]:
         residual = max(each.residual_rel_l2 for each in found)
         local = max(each.local_rel_l2 for each in found)
         yield Explanation(by, stages, number(residual, 2), number(local, 2))
+    if bisection.within:
+        most = max(bisection.within, key=lambda each: each.units / each.bar_units)
+        local = max(each.local_rel_l2 for each in bisection.within)
+        by = f"within rounding: fused steps of 16 bits, noise of at most {most.text}"
+        yield Explanation(by, len(bisection.within), "", number(local, 2))
 
 
 def _difference(result: PairResult) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from aprtui.text import clean, count, number
 
 __all__ = ["KINDS", "Bisected", "Finding", "read_result"]
 
-KINDS = ("culprit", "explained", "exact", "unmeasured")
+KINDS = ("culprit", "within", "explained", "exact", "unmeasured")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Finding:
     local_error: float | None
     lines: tuple[tuple[str, str], ...]
     by: str = ""  # what explains it
-    text: str = ""  # of a culprit: what it does wrong, in a line
+    text: str = ""  # of a culprit: what it does wrong, in a line; of what is within rounding: how
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Bisected:
             f" · {count(self.count('explained'), 'stage')} explained",
             f" ({honest})" if honest else "",
             f" · {self.count('exact')} exact",
+            f" · {self.count('within')} within rounding" if self.count("within") else "",
             (f" · {unmeasured} unmeasured" if unmeasured else "", "$text-warning"),
             (f" · {then}" if then else "", "dim"),
         )
@@ -87,6 +88,9 @@ def read_result(said: Mapping[str, Any]) -> Bisected:
         findings[_key(entry)] = Finding(
             "exact" if exact else "explained", _float(entry), lines, "" if exact else by
         )
+    for entry in _dicts(said.get("within_rounding")):
+        text = _within_text(entry)
+        findings[_key(entry)] = Finding("within", _float(entry), _within_lines(entry), text=text)
     for entry in _dicts(said.get("unmeasured")):
         findings[_key(entry)] = Finding(
             "unmeasured", None, (("why", clean(str(entry.get("reason") or entry.get("why")))),)
@@ -121,6 +125,20 @@ def _wrong_in_a(reference: Any) -> str:
     found = _dicts(reference.get("culprits")) if isinstance(reference, dict) else []
     texts = (clean(f"{_key(entry)}: {_culprit_text(entry)}", 300) for entry in found)
     return next(texts, "")
+
+
+def _within_text(entry: Mapping[str, Any]) -> str:
+    units, bar = _number(entry.get("units")), _number(entry.get("bar_units"))
+    return f"rounding: {units} of {bar} units of {clean(str(entry.get('type')), 20)}"
+
+
+def _within_lines(entry: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return (
+        ("local error", _number(entry.get("local_rel_l2"))),
+        ("within", _within_text(entry)),
+        ("inherited", _number(entry.get("inherited_rel_l2"))),
+        ("with", _span(entry)),
+    )
 
 
 def _culprit_lines(entry: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

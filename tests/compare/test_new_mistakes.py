@@ -344,13 +344,13 @@ def test_a_planted_mistake_is_named_with_its_parameters(planted: Planted, tmp_pa
 
 
 @needs_fixtures
-def test_the_code_that_was_used_is_told(tmp_path: Path) -> None:
+def test_the_steps_that_a_weight_is_off_by_are_told(tmp_path: Path) -> None:
     planted = Planted("", QWEN2, "layer-1/ffn_up", lambda s: other_code(s, "up", 40, 100))
     mistake = found_culprit(planted, tmp_path).mistake
     assert mistake is not None
-    moved = mistake.parameters["used_code"] - mistake.parameters["stored_code"]
-    assert moved % 3 == 0
-    assert moved
+    quanta = mistake.parameters["quanta"]
+    assert round(quanta) and quanta == pytest.approx(round(quanta), abs=0.02)
+    assert "of its steps" in mistake.text
 
 
 @needs_fixtures

@@ -157,8 +157,6 @@ def test_a_report_has_its_culprits_and_its_name(name: str, unpacked: Path, tmp_p
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_capture_is_cleared(name: str, unpacked: Path, tmp_path: Path) -> None:
     found, _ = judged(name, unpacked, tmp_path)
-    if found.culprits and name in ("fp8-w8a8-per-tensor-honest", "moe-f16-honest", "tf32-honest"):
-        pytest.xfail("this arithmetic is not known here yet")
     assert (found.culprits, found.unmeasured) == ((), ())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar, cast
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from aprtui.compare.case import Case
 from aprtui.compare.localerror import row_norms
-from aprtui.engine.replay import Arithmetic
+from aprtui.engine.replay import Arithmetic, Way
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph, Node, Role
 from aprtui.graph.ops import Op, Part, Product
@@ -123,15 +123,14 @@ class Attempt(Generic[O]):
 class ProductAttempt:
     """One matrix of a product stage, in one arithmetic.
 
-    ``op`` has the one part. Activations are rounded by ``name`` and the matrix to ``weights``
-    before they meet. ``x`` [n, columns] is as B captured it, ``rounded_x`` as multiplied; ``y`` and
+    ``op`` has the one part; ``way`` is how activations and matrix are rounded before they meet.
+    ``x`` [n, columns] is as B captured it, ``rounded_x`` as multiplied; ``y`` and
     ``base`` [n, rows] are B's output and the right one, ``made`` the product inside the latter.
     """
 
     case: Case
     op: Product
-    name: str
-    weights: str
+    way: Way
     x: Float64
     y: Float64
     made: Float64
@@ -139,6 +138,11 @@ class ProductAttempt:
     @property
     def part(self) -> Part:
         return self.op.parts[0]
+
+    @property
+    def name(self) -> str:
+        """The rounding of the activations."""
+        return self.way.activations
 
     @cached_property
     def rounded_x(self) -> Float64:
@@ -163,9 +167,9 @@ class ProductAttempt:
 
     def product(self, x: Float64, role: Role | None = None, name: str | None = None) -> Float64:
         """The stage's output from other rows, or by another matrix."""
-        name = self.name if name is None else name
-        role = self.part.weight if role is None else role
-        return self.finish(self.case.replay.products(role, x, (name,), self.weights)[0])
+        way = self.way if name is None else replace(self.way, activations=name)
+        role, replay = self.part.weight if role is None else role, self.case.replay
+        return self.finish(replay.multiplied(role, replay.activations(x), (way,))[0])
 
     def finish(self, product: Float64) -> Float64:
         """What follows the product inside the stage."""

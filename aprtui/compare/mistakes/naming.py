@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from aprtui.compare.bisection import Mistake
 from aprtui.compare.case import Case
-from aprtui.compare.explain import Explanation, Numerics, activated
+from aprtui.compare.explain import Explanation
 from aprtui.compare.localerror import LocalError, local_error, row_norms
 from aprtui.compare.mistakes.anywhere import ANYWHERE, shifted
 from aprtui.compare.mistakes.attempt import (
@@ -30,7 +30,8 @@ from aprtui.compare.mistakes.ranges import born_nonfinite
 from aprtui.compare.mistakes.rope import ROPE
 from aprtui.compare.mistakes.stored import LAST
 from aprtui.compare.mistakes.variants import VARIANTS
-from aprtui.engine.replay import EXACT, Arithmetic
+from aprtui.compare.numerics import Numerics, activated
+from aprtui.engine.replay import EXACT, TF32_AWAY, Arithmetic, Way
 from aprtui.graph import Node
 from aprtui.graph.ops import Attend, Choose, Experts, Op, Part, Product, Route, Scores
 
@@ -200,17 +201,17 @@ def _part_trials(case: Case, op: Product, y: Float64, x: Float64, how: Arithmeti
     """One matrix, ``op``'s only part, in every arithmetic that it may have had, and the type that
     its output may have been rounded to; first the one that comes nearest to B."""
     replay, (part,) = case.replay, op.parts
+    kind, given = replay.type_of(part.weight), replay.activations(x)
     likely, other, scaled = replay.roundings(part.weight)
-    known = {*likely, *other, *scaled, "TF32"}
-    hows = dict.fromkeys((name, "") for name in likely)
-    if how.product in known:
-        hows |= {(how.product, how.weights): None}
+    ways = [Way(name) for name in likely]
+    if how.way(kind).activations in (*likely, *other, *scaled, "TF32", TF32_AWAY):
+        ways.append(how.way(kind))
     if case.rounded:
-        hows |= {(case.rounded, ""): None, (case.rounded, case.rounded): None}
+        ways += [Way(case.rounded), Way(case.rounded, case.rounded)]
+    ways = list(dict.fromkeys(ways))
     found = []
-    for name, weights in hows:
-        made = replay.products(part.weight, x, (name,), weights)[0]
-        attempt = ProductAttempt(case, op, name, weights, x, y, made)
+    for way, made in zip(ways, replay.multiplied(part.weight, given, ways), strict=True):
+        attempt = ProductAttempt(case, op, way, x, y, made)
         found += [(attempt, rounded) for rounded in dict.fromkeys(("", case.rounded))]
     return sorted(found, key=lambda each: _median_off(each[0]))
 

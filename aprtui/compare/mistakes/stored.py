@@ -1,5 +1,5 @@
-"""Mistakes in a matrix as it is stored: one weight, a part of a block, blocks read wrongly, columns
-that take no part, biases, an update of low rank."""
+"""Mistakes in a matrix as it is stored: a part of a block, blocks read wrongly, columns that take
+no part, biases, an update of low rank. One weight that is another: ``compare.floor``."""
 
 from __future__ import annotations
 
@@ -58,43 +58,6 @@ def _with_row(at: ProductAttempt, row: int, added: Float64) -> Float64:
     made = at.made.copy()
     made[:, row] += added
     return at.finish(made)
-
-
-def one_weight(at: ProductAttempt) -> Iterator[Candidate]:
-    """One number of the matrix is another: the error follows one column of the input."""
-    row = _worst_row(at)
-    target, x = at.away[:, row], at.rounded_x
-    if target.size < 2:  # one equation proves nothing
-        return
-    squares = np.square(x).sum(axis=0)
-    fit = np.divide(target @ x, squares, out=np.zeros_like(squares), where=squares > 0)
-    left = np.square(target[:, None] - x * fit).sum(axis=0)
-    column, second = np.argsort(left)[:2].tolist() if left.size > 1 else (0, 0)
-    if left[column] > 0.01 * left[second]:  # two columns tell the same story
-        return
-    stored = float(at.case.replay.rows(at.part.weight, (row,))[0, column])
-    for used, codes in _near(at, row, column, stored + float(fit[column])):
-        text = f"row {row}, column {column}: {used:.6g} was used where {stored:.6g} is stored"
-        if codes:
-            text += f" (code {codes['used_code']} for {codes['stored_code']})"
-        parameters = {"row": row, "column": column, "stored": stored, "used": used, **codes}
-        yield Candidate(_with_row(at, row, (used - stored) * x[:, column]), text, parameters)
-
-
-def _near(
-    at: ProductAttempt, row: int, column: int, fitted: float
-) -> Iterator[tuple[float, dict[str, int]]]:
-    """What a fitted weight may be: a value of another code, in few digits, itself."""
-    found = at.case.replay.codes(at.part.weight, row)
-    if found is not None and found[1][column]:
-        low, step, first = float(found[0][column]), float(found[1][column]), found[2]
-        stored = float(at.case.replay.rows(at.part.weight, (row,))[0, column])
-        code, used = (round((value - low) / step) for value in (stored, fitted))
-        codes = {"stored_code": first + code, "used_code": first + used}
-        if used != code:
-            yield stored + (used - code) * step, codes
-    for value in neat(fitted, 1e-3):
-        yield value, {}
 
 
 @dataclass(frozen=True)
@@ -265,7 +228,6 @@ STORED = (
     Entry("bias_missing", (Product,), bias_missing),
     Entry("bias_scaled", (Product,), bias_scaled),
     Entry("columns_dropped", (Product,), columns_dropped),
-    Entry("one_weight", (Product,), one_weight),
     Entry("bad_block", (Product,), bad_block),
     Entry("block_scale", (Product,), block_scale),
     Entry("block_minimum", (Product,), block_minimum),

@@ -119,11 +119,13 @@ class Affine(Coding):
 
     With a part bias: code * scale + bias (MLX). Else (code - middle - zero) * scale, where zero is
     stored as zero + middle, packed along the rows (compressed-tensors). ``groups``: the part
-    groups says which scale each column has, else ``group`` columns share one.
+    groups says which scale each column has, else ``group`` columns share one. ``narrow``: "F16" or
+    "BF16" where an engine decodes in that type, which rounds code * scale and that plus the bias.
     """
 
     bits: int = 4
     group: int = 128
+    narrow: str = ""
 
     @property
     def middle(self) -> int:

@@ -33,6 +33,7 @@ __all__ = ["BisectScreen"]
 
 SIGNS: dict[str, Part] = {
     "exact": ("=", "dim"),
+    "within": ("≈", "good"),
     "explained": ("~", "good"),
     "culprit": ("!", "bad"),
     "unmeasured": ("?", "dim"),
@@ -42,6 +43,7 @@ LEGEND: tuple[Part, ...] = (
     (" explained by honest rounding   ", "dim"), ("=", ""), (" exact   ", "dim"), ("?", ""),
     (" unmeasured   ", "dim"), ("·", ""), (" not replayed yet  ", "dim"),
 )  # fmt: skip
+WITHIN: tuple[Part, ...] = (("≈", "good"), (" within rounding  ", "dim"))  # where there are some
 
 
 @dataclass
@@ -189,6 +191,7 @@ class BisectScreen(GridScreen):
         if not found.culprits:
             lines += [Content.styled(note, "dim") for note in found.notes[:2]]
         self.show_head(lines)
+        self.legend.show([*LEGEND, *(WITHIN if found.count("within") else ())])
 
     @property
     def measure(self) -> str:
