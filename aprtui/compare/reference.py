@@ -27,7 +27,9 @@ def named_adapter(trace: TraceDir, model: Path) -> Path | None:
     said = trace.stated.get("model", {}).get("adapter")
     path = said.get("path") if isinstance(said, dict) else None
     named = named_model(trace)
-    if not isinstance(path, str) or named is None or not os.path.samefile(named, model):  # noqa: PTH121
+    if not isinstance(path, str) or named is None or not os.path.exists(model):  # noqa: PTH110
+        return None
+    if not os.path.samefile(named, model):  # noqa: PTH121
         return None
     if not os.path.exists(path):  # noqa: PTH110
         raise UsageError(

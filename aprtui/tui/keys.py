@@ -109,6 +109,8 @@ KEYS: tuple[Key, ...] = (
         "Header: every field decoded, files, all that is odd"),
     Key("model-pane-3", ("3",), "pane('config')", "model", "", "Config: as the pass uses it"),
     Key("model-pane-4", ("4",), "pane('metadata')", "model", "", "Metadata: every key of the file"),
+    Key("model-pane-5", ("5",), "pane('values')", "model", "",
+        "Values: rows by columns, the block and the scale of the one under the cursor"),
     Key("trace-model", ("t",), "trace", "model", "trace", "trace this model"),
     Key("model-filter", ("/",), "filter", "model", "filter", "show only tensors whose name has…"),
     Key("model-sort", ("s",), "sort", "model", "sort", "tensors by role, size or type"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,32 @@ def test_a_trace_without_its_adapter_is_of_another_model(tmp_path: Path) -> None
     api.trace(BASE, tokens=TOKENS, adapter=FOLDER / "plain", directory=tmp_path / "t")
     found = api.bisect(tmp_path / "t", model=open_model(BASE))
     assert {culprit.key.stage for culprit in found.culprits} >= {"qkv_matmul", "ffn_out"}
+
+
+def test_a_report_replays_with_the_adapter_that_the_manifest_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        api.trace(BASE, tokens=TOKENS, adapter=FOLDER / "dora", directory=tmp_path / name)
+    pair = [str(tmp_path / "a"), str(tmp_path / "b")]
+    out = str(tmp_path / "r.md")
+    assert main(["report", *pair, "--model", str(BASE), "-o", out]) == 0
+    assert main(["bisect", pair[1], "--model", str(tmp_path / "none")]) == 3
+    moved = json.loads((tmp_path / "b" / "trace.json").read_text())
+    moved["model"]["adapter"]["path"] = str(tmp_path / "gone")
+    (tmp_path / "b" / "trace.json").write_text(json.dumps(moved))
+    capsys.readouterr()
+    assert main(["bisect", pair[1]]) == 2
+    said = capsys.readouterr().err
+    assert "that the trace was made with is gone" in said and "--adapter PATH" in said
+
+
+@pytest.mark.skipif(find_spec("peft") is not None, reason="peft is here, and lays it on")
+def test_transformers_needs_peft_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    lora = str(FOLDER / "plain")
+    assert main(["verify", str(BASE), "--adapter", lora, "--tokens", "3,5"]) == 2
+    assert "pip install peft" in capsys.readouterr().err
 
 
 def test_rows_taken_out_or_moved_are_the_same() -> None:

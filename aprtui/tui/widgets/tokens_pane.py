@@ -13,6 +13,7 @@ from textual.message import Message
 from textual.worker import get_current_worker
 
 from aprtui.child import command_of
+from aprtui.compare.reference import named_adapter
 from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.graph.vocabulary import STAGES, facts_of, order_of
@@ -46,6 +47,7 @@ class ModelFound(Message):
     model: Path
     record: StageRecord
     trace: TraceDir
+    adapter: Path | None
 
 
 class TokensPane(RowList):
@@ -100,7 +102,7 @@ class TokensPane(RowList):
             elif model is None:
                 answer = Ready(place, None, why.message, why.hint)
             else:
-                answer = ModelFound(model, record, trace)
+                answer = ModelFound(model, record, trace, named_adapter(trace, model))
         except AprtuiError as error:
             answer = Ready(place, None, error.message, error.hint)
         if not get_current_worker().is_cancelled:
@@ -123,10 +125,10 @@ class TokensPane(RowList):
             if self.store.get(self._key(identity(record.path))) is None
         ]
         self._asked = {identity(path) for path in wanted}
-        self._compute(event.model, wanted)
+        self._compute(event.model, event.adapter, wanted)
 
     @work(exclusive=True, group="lens")
-    async def _compute(self, model: Path, files: list[Path]) -> None:
+    async def _compute(self, model: Path, adapter: Path | None, files: list[Path]) -> None:
         places = {str(path): identity(path) for path in files}
         said_why = False
 
@@ -148,7 +150,8 @@ class TokensPane(RowList):
                     about = place or places[str(files[0])]
                     self.post_message(Ready(about, None, why, hint))
 
-        arguments = ("--parent", str(os.getpid()), "--model", str(model), *map(str, files))
+        laid = () if adapter is None else ("--adapter", str(adapter))
+        arguments = ("--parent", str(os.getpid()), "--model", str(model), *laid, *map(str, files))
         ended = await Child(self.command).run(arguments, tell)
         self._asked = set()
         if ended.exit_code and not said_why:
