@@ -354,7 +354,7 @@ class _Worker:
                 outlier.text,
                 outlier.mistake,
                 inherited,
-                tuple(
+                reads=tuple(
                     read for read in reads_of(case, (outlier.part or case.key.stage,)) if read.wrong
                 ),
             )
