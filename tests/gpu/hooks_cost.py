@@ -30,6 +30,7 @@ import torch
 from aprtui import CaptureWriter, hooks
 from aprtui.engine.behind import Behind
 from aprtui.engine.device import resolve_device
+from aprtui.engine.hooks import Watched
 from aprtui.engine.leaving import Leaving
 from tests.benchmarks.make_model import SHAPES, Shape
 
@@ -54,7 +55,7 @@ ALL: Names = {
 class Nothing:
     """A target that keeps nothing: the hooks alone."""
 
-    def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
+    def put(self, stage: str, value: torch.Tensor, **where: Any) -> None:
         return None
 
 
@@ -65,7 +66,7 @@ class LeavingAlone:
         self._behind = Behind("leaving")
         self._leaving = Leaving(self._behind)
 
-    def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
+    def put(self, stage: str, value: torch.Tensor, **where: Any) -> None:
         self._leaving.take(value, self._landed)
 
     def end(self) -> None:
@@ -100,11 +101,11 @@ class Timed:
         )
 
 
-Watched = tuple[Names, Callable[[], Any]] | None
+Kind = tuple[Names, Callable[[], Any]] | None
 
 
-def writer() -> CaptureWriter:
-    return CaptureWriter("", tokens=[1], engine={"name": "transformers"})
+def writer(steps: int) -> CaptureWriter:
+    return CaptureWriter("", tokens=[1] * max(1, steps), engine={"name": "transformers"})
 
 
 class HookBench:
@@ -129,24 +130,25 @@ class HookBench:
         self._numbers = count()
 
     def call(
-        self, timed: Timed, watched: Watched, run: Callable[[], object], times: int = 1
+        self, timed: Timed, watched: Kind, run: Callable[[Watched | None], object], times: int = 1
     ) -> None:
         """So many calls, so watched; None: no hooks at all. Setting hooks is not part of the
         time."""
         folder = self.scratch / f"trace-{next(self._numbers)}"
+        seen: Watched | None = None
         with ExitStack() as open_capture, ExitStack() as watching:
             if watched is not None:
                 stages, target = watched[0], watched[1]()
                 if isinstance(target, CaptureWriter):
                     target.directory = folder
                     open_capture.enter_context(target)
-                watching.enter_context(hooks(self.model, stages, target))
+                seen = watching.enter_context(hooks(self.model, stages, target))
                 if isinstance(target, LeavingAlone):
                     open_capture.callback(target.end)
             self._wait()
             start = time.perf_counter()
             for _ in range(times):
-                run()
+                run(seen)
             timed.queued_s.append((time.perf_counter() - start) / times)
             self._wait()
             timed.done_s.append((time.perf_counter() - start) / times)
@@ -157,17 +159,16 @@ class HookBench:
     @torch.inference_mode()
     def measure(self, title: str, prompt: int, steps: int, repeats: int) -> None:
         """``steps`` of one token after a prompt; none: the prompt itself."""
-        kinds: dict[str, Watched] = {
+        kinds: dict[str, Kind] = {
             "untraced": None,
             "hooks that keep nothing": (ONE, Nothing),
             "one stage a layer, leaving": (ONE, LeavingAlone),
-            "one stage a layer, written": (ONE, writer),
+            "one stage a layer, written": (ONE, partial(writer, steps)),
             "all its modules, leaving": (ALL, LeavingAlone),
-            "all its modules, written": (ALL, writer),
+            "all its modules, written": (ALL, partial(writer, steps)),
         }
-        if prompt >= _LONG:  # gigabytes
-            del kinds["all its modules, written"]
-            del kinds["one stage a layer, written" if steps else "all its modules, leaving"]
+        if prompt >= _LONG and not steps:  # gigabytes
+            del kinds["all its modules, leaving"], kinds["all its modules, written"]
         rows = {name: Timed(name) for name in kinds}
         ids = torch.arange(prompt, device=self.device)[None] % self.vocab
         one = ids[:, :1]
@@ -175,10 +176,16 @@ class HookBench:
             for name, watched in kinds.items():
                 timed = rows[name] if repeat else Timed("warm")
                 if not steps:
-                    self.call(timed, watched, lambda: self.model(ids))
+                    self.call(timed, watched, lambda seen: self.model(ids))
                     continue
                 cache = self.model(ids, use_cache=True).past_key_values
-                step = partial(self.model, one, past_key_values=cache)
+                places = count()
+
+                def step(seen: Watched | None, cache: Any = cache, places: Any = places) -> None:
+                    if seen is not None:
+                        seen.at([next(places)])
+                    self.model(one, past_key_values=cache)
+
                 self.call(timed, watched, step, steps)
         print(f"\n{title}")
         for row in rows.values():
