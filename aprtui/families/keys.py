@@ -86,6 +86,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "hidden_size": (1, 65_536),
     "num_heads": (1, 256),
     "num_kv_heads": (1, 256),
+    "num_attention_heads_per_layer": (1, 256),
     "head_dim": (1, 65_536),
     "value_dim": (1, 65_536),
     "v_head_dim": (1, 65_536),

@@ -106,7 +106,7 @@ def _published(
     }.items():  # fmt: skip
         same = (value, int(value)) if isinstance(value, float) else (value,)
         s.must_be(key, same, f"the model computes with {value}")
-    share = s.number("partial_rotary_factor", None, null=None)
+    share = s.take("partial_rotary_factor", None)
     if share is not None and int(first.head_dim * share) != tables[FULL].dims:
         raise s.fail(f"partial_rotary_factor {share} is not that of rope_parameters")
 

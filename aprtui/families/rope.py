@@ -167,6 +167,7 @@ def read_nested_rope(
         )
     s.say("rope_theta_local", found["sliding_attention"].theta)
     _said(s, found["full_attention"])
+    s.say("partial_rotary_factor", None)  # each kind's object says its own
     return found
 
 
