@@ -44,21 +44,38 @@ _COMMON = {
 _PERMUTED = ("granitemoe",)  # q and k rows so that RoPE's pairs are adjacent
 
 
-def write_gguf(folder: Path, family: str, path: Path) -> None:
+def write_gguf(folder: Path, family: str, path: Path, *, drafting: bool = False) -> None:
+    """``drafting``: with a layer behind the others that drafts tokens, made of the last one's."""
     config = json.loads((folder / "config.json").read_text())
     arch = getattr(gguf.MODEL_ARCH, ARCHITECTURES[family])
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
-    for key, value in _keys(family, config).items():
+    keys = _keys(family, config)
+    if drafting:
+        keys |= {"block_count": config["num_hidden_layers"] + 1, "nextn_predict_layers": 1}
+    for key, value in keys.items():
         _add(writer, f"{gguf.MODEL_ARCH_NAMES[arch]}.{key}", value)
     writer.add_tokenizer_model("none")
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
-    for name, values in _tensors(family, config, load_file(folder / "model.safetensors")).items():
-        ours = names.get_name(name, try_suffixes=(".weight", ".bias")) or name
-        writer.add_tensor(ours, values.astype(np.float32))
+    stored = _tensors(family, config, load_file(folder / "model.safetensors"))
+    made = {
+        names.get_name(name, try_suffixes=(".weight", ".bias")) or name: values.astype(np.float32)
+        for name, values in stored.items()
+    }
+    for name, values in (made | (_draft(config, made) if drafting else {})).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _draft(config: dict[str, Any], made: dict[str, Array]) -> dict[str, Array]:
+    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    last, own = f"blk.{layers - 1}.", f"blk.{layers}."
+    found = {name.replace(last, own): v for name, v in made.items() if name.startswith(last)}
+    joined = np.ones((hidden, 2 * hidden), np.float32)
+    norms = dict.fromkeys((f"{own}nextn.{n}norm.weight" for n in "eh"), joined[0, :hidden])
+    return {**found, **norms, f"{own}nextn.eh_proj.weight": joined}
 
 
 def _add(writer: Any, key: str, value: Any) -> None:

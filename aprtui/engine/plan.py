@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import StageHeader
 from aprtui.formats.tracedir import StageKey, holds_trace
 from aprtui.graph import Absent, Graph
-from aprtui.graph.ops import Scores, Softmax
+from aprtui.graph.ops import Choose, Scores, Softmax
 from aprtui.graph.select import parse_layers, parse_stages
 from aprtui.model.health import empty_note
 from aprtui.model.open import Model, open_model
@@ -76,13 +77,16 @@ class Plan:
 
     @property
     def read_bytes(self) -> int:
-        """The weights that the pass reads: each tensor once, of the token table only rows."""
-        entries = {
-            matrix.entry.name: matrix.entry.size_bytes
-            for role, matrix in self.model.weights.items()
-            if role not in self.model.graph.tables
-        }
-        return sum(entries.values())
+        """The weights that the pass reads at most: each tensor once, of the token table only rows,
+        of experts those that so many tokens may choose."""
+        chosen = _chosen_experts(self.model.graph, len(self.tokens))
+        entries: dict[str, Fraction] = {}
+        for role, matrix in self.model.weights.items():
+            if role not in self.model.graph.tables:
+                of_all = self.job.engine != "aprtui" or role.expert is None
+                share = Fraction(1) if of_all else Fraction(*chosen[role.layer])
+                entries[matrix.entry.name] = share * matrix.entry.size_bytes
+        return math.ceil(sum(entries.values()))
 
     @property
     def memory_bytes(self) -> int:
@@ -174,6 +178,24 @@ def check_space(plans: Sequence[Plan]) -> None:
         )
 
 
+def _chosen_experts(graph: Graph, tokens: int) -> dict[int | None, tuple[int, int]]:
+    """Of each layer with experts, how many so many tokens may choose at most, and of how many."""
+    return {
+        node.key.layer: (min(node.op.experts, tokens * node.op.top), node.op.experts)
+        for node in graph
+        if isinstance(node.op, Choose)
+    }
+
+
+def _experts_notes(graph: Graph, tokens: int) -> list[str]:
+    """That experts are read only where chosen, where not all can be."""
+    parts = {each for each in _chosen_experts(graph, tokens).values() if each[0] < each[1]}
+    return [
+        f"of {of} experts a layer those that the tokens choose are read, at most {most}"
+        for most, of in sorted(parts)
+    ]
+
+
 def make_plan(job: TraceJob, model: Model | None = None) -> Plan:
     """Resolve a job: opens the model, encodes the prompt, checks stages, layers and options.
 
@@ -229,6 +251,8 @@ def _plan(job: TraceJob, model: Model) -> Plan:
             f"{len(tokens):,} tokens exceed the {model.max_positions:,} positions the model "
             "was trained for"
         )
+    if job.engine == "aprtui":
+        notes += _experts_notes(graph, len(tokens))
     absent = (*graph.absent, *not_computed)
     computed = set(graph.stages) - {item.stage for item in not_computed}
     chosen_here = computed if chosen is None else computed & set(chosen)

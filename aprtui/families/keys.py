@@ -86,6 +86,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "hidden_size": (1, 65_536),
     "num_heads": (1, 256),
     "num_kv_heads": (1, 256),
+    "num_attention_heads_per_layer": (1, 256),
     "head_dim": (1, 65_536),
     "value_dim": (1, 65_536),
     "v_head_dim": (1, 65_536),
@@ -114,6 +115,8 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "logits_scaling": (1e-6, 1e9),
     "logit_scale": (1e-6, 1e9),
     "route_scale": (1e-6, 1e9),
+    "moe_norm_min": (1e-30, 1.0),
+    "routed_scaling_factor": (1e-6, 1e9),
     "moe_routed_scaling_factor": (1e-6, 1e9),
     "attention_value_scale": (1e-6, 1e9),
 }
@@ -123,7 +126,7 @@ _NO_MATTER = re.compile(
     r"|(_|attn_implementation|auto_map|architectures|model_type|name_or_path|transformers_).*"
     r"|initializer_.*|init_.*|output_(attentions|hidden_states|router_logits)|.*dtype|.*_loss_coef"
     r"|classifier_.*|problem_type|id2label|label2id|num_labels|task_specific_params|custom_pipelines"
-    r"|finetuning_task|return_dict|torchscript|use_cache|pretraining_tp|router_jitter_noise"
+    r"|finetuning_task|return_dict|torchscript|use_cache|pretraining_tp|(router|input)_jitter_noise"
     r"|use_bfloat16|unsloth_.*|tokenizer_class|prefix|language|max_length|min_length|cache_.*"
     r"|do_sample|temperature|top_[kp]|typical_p|num_beams.*|num_return_sequences|repetition_penalty"
     r"|diversity_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size"

@@ -59,8 +59,7 @@ def _by_layer(s: Settings, sizes: list[Sizes], windows: list[int | None]) -> lis
     twice = [2 if window and s.file.format != "gguf" else 1 for window in windows]
     made = [replace(each, kv_heads=each.kv_heads * by)
             for each, by in zip(sizes, twice, strict=True)]  # fmt: skip
-    for each in made:
-        decoder.check_heads(s, each.heads, each.kv_heads)
+    decoder.check_heads(s, sizes[0].heads, max(each.kv_heads for each in made))
     s.say("num_kv_heads", [each.kv_heads for each in made])
     return made
 
@@ -78,8 +77,8 @@ def _routing(s: Settings, activation: str) -> Routing:
     s.must_be("scoring_func", ("sigmoid",), "the router does not score by a sigmoid")
     s.must_be("topk_method", ("noaux_tc",), "the router chooses otherwise")
     s.must_be("n_shared_experts", (None, 0), "the layers have shared experts")
-    s.must_be("expert_weights_norm", (True,), "llama.cpp divides the weights by their sum")
-    s.must_be("expert_weights_scale", (1.0,), "llama.cpp does not scale the weights")
+    for key, value in {"expert_weights_norm": True, "expert_weights_scale": 1.0}.items():
+        s.must_be(key, (value,), f"llama.cpp computes with {value}")
     renormalise = s.file.format == "gguf" or s.flag("norm_topk_prob")
     routing = decoder.read_experts(
         s, "moe_intermediate_size", activation, renormalise=renormalise,
@@ -107,7 +106,7 @@ def _published(
     }.items():  # fmt: skip
         same = (value, int(value)) if isinstance(value, float) else (value,)
         s.must_be(key, same, f"the model computes with {value}")
-    share = s.number("partial_rotary_factor", None, null=None)
+    share = s.take("partial_rotary_factor", None)
     if share is not None and int(first.head_dim * share) != tables[FULL].dims:
         raise s.fail(f"partial_rotary_factor {share} is not that of rope_parameters")
 
@@ -118,8 +117,7 @@ def build(s: Settings) -> Graph:
     values = s.integer("v_head_dim" if in_folder else "value_dim", head_dim)
     windows, tables = _windows(s, layers), _tables(s, head_dim)
     sizes, causal = _by_layer(s, sizes, windows), decoder.read_causal(s)
-    biased = decoder.read_biases(s)["qkv_bias"]
-    scale = s.number("attention_value_scale", null=1.0)
+    biased, scale = decoder.read_biases(s)["qkv_bias"], s.number("attention_value_scale", null=1.0)
     routed = "blk.{}.ffn_gate_inp.weight".format
     due = [n > 0 if in_folder else routed(n) in s.file.tensors for n in range(layers)]
     sparse = routers.read_mlp_types(s, due)

@@ -123,6 +123,8 @@ def read_rope_by_layer_type(s: Settings, head_dim: int, local: float) -> dict[st
             f"rope_parameters has {', '.join(map(clean, by_type))} where this family has one table "
             "for full_attention and one for sliding_attention"
         )
+    if "type" in scaling and "rope_type" not in scaling:
+        raise s.fail("rope_scaling says type and not rope_type: transformers reads the other alone")
     full_keys = {**(by_type.get("full_attention") or {}), **scaling}
     found = {
         "full_attention": _table(s, head_dim, full_keys, "rope_theta", layout, partial=False),
@@ -165,6 +167,7 @@ def read_nested_rope(
         )
     s.say("rope_theta_local", found["sliding_attention"].theta)
     _said(s, found["full_attention"])
+    s.say("partial_rotary_factor", None)  # each kind's object says its own
     return found
 
 

@@ -35,7 +35,7 @@ from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.model.vocabulary import CONTROL, GLYPHS, NORMAL
 from tests.unit.gguf_writer import Tensor, array_of, gguf_bytes, key, text
 
-__all__ = ["SHAPES", "Shape", "write_model"]
+__all__ = ["SHAPES", "Shape", "Weight", "stored", "write_model"]
 
 _ALIGNMENT = 32
 _CHUNK_BLOCKS = 1 << 16
@@ -78,7 +78,7 @@ _Q4_K_MINIMUM = 7.5  # of the scale: centres values whose nibbles are 7.5 on ave
 
 
 @dataclass(frozen=True)
-class _Weight:
+class Weight:
     """One tensor of the file: its name, type and row-major shape."""
 
     name: str
@@ -95,14 +95,14 @@ def write_model(path: Path, shape: Shape, mix: str, values_of: str = "") -> int:
     if path.suffix == ".apr":
         named = {"Q8_0": "APR_Q8", "Q4_0": "APR_Q4"}
         weights = [
-            _Weight(each.name, named.get(each.type, each.type), each.shape)
+            Weight(each.name, named.get(each.type, each.type), each.shape)
             for each in _weights(shape, mix)
         ]
         return write_apr(
             path,
             _apr_metadata(shape, weights),
             [
-                OutgoingTensor(each.name, each.type, each.shape, partial(_stored, each, seed))
+                OutgoingTensor(each.name, each.type, each.shape, partial(stored, each, seed))
                 for seed, each in enumerate(weights)
             ],
         )
@@ -117,11 +117,11 @@ def _more_bits(layer: int, layers: int) -> bool:
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
-def _weights(shape: Shape, mix: str) -> Iterator[_Weight]:
+def _weights(shape: Shape, mix: str) -> Iterator[Weight]:
     """Every tensor, as llama.cpp's quantiser would type it."""
     plain = {"q4_k_m": "Q4_K", "q8_0": "Q8_0", "q4_0": "Q4_0"}[mix]
     table = "Q8_0" if shape.tied and mix == "q4_0" else plain
-    yield _Weight("token_embd.weight", table, (shape.vocab, shape.hidden))
+    yield Weight("token_embd.weight", table, (shape.vocab, shape.hidden))
     for layer in range(shape.layers):
         rich = "Q6_K" if mix == "q4_k_m" and _more_bits(layer, shape.layers) else plain
         for name, type_name, extents in (
@@ -138,14 +138,14 @@ def _weights(shape: Shape, mix: str) -> Iterator[_Weight]:
             ("ffn_up.weight", plain, (shape.ffn, shape.hidden)),
             ("ffn_down.weight", rich, (shape.hidden, shape.ffn)),
         ):
-            yield _Weight(f"blk.{layer}.{name}", type_name, extents)
-    yield _Weight("output_norm.weight", "F32", (shape.hidden,))
+            yield Weight(f"blk.{layer}.{name}", type_name, extents)
+    yield Weight("output_norm.weight", "F32", (shape.hidden,))
     if not shape.tied:
         last = "Q6_K" if mix == "q4_k_m" else "Q8_0"
-        yield _Weight("output.weight", last, (shape.vocab, shape.hidden))
+        yield Weight("output.weight", last, (shape.vocab, shape.hidden))
 
 
-def _stored(weight: _Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
+def stored(weight: Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
     """The tensor's bytes, some blocks at a time."""
     random = np.random.Generator(np.random.SFC64(seed))
     if weight.type == "F32":
@@ -172,11 +172,11 @@ def _stored(weight: _Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
         yield blocks.reshape(-1)
 
 
-def _requantised(source: _Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
+def _requantised(source: Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
     """``source``'s values as Q8_0: blocks of 32, a float16 scale and 32 signed bytes."""
     block = BLOCK_TYPES[source.type].bytes
-    for stored in _stored(source, seed):
-        values = dequantise(source.type, torch.from_numpy(stored.reshape(-1, block)))
+    for made in stored(source, seed):
+        values = dequantise(source.type, torch.from_numpy(made.reshape(-1, block)))
         blocks = values.numpy().reshape(-1, 32)
         scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
         blocks *= np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
@@ -235,7 +235,7 @@ def _gguf_keys(shape: Shape) -> list[bytes]:
     ]
 
 
-def _apr_metadata(shape: Shape, weights: Iterable[_Weight]) -> dict[str, Any]:
+def _apr_metadata(shape: Shape, weights: Iterable[Weight]) -> dict[str, Any]:
     tokens, merges, types = _vocabulary(shape.vocab)
     return {
         "model_type": "qwen2",
@@ -266,7 +266,7 @@ def _apr_metadata(shape: Shape, weights: Iterable[_Weight]) -> dict[str, Any]:
     }
 
 
-def _write_gguf(path: Path, shape: Shape, weights: list[_Weight], sources: list[_Weight]) -> int:
+def _write_gguf(path: Path, shape: Shape, weights: list[Weight], sources: list[Weight]) -> int:
     index, offset = [], 0
     for each in weights:
         code = BLOCK_TYPES[each.type].ggml_code
@@ -277,15 +277,15 @@ def _write_gguf(path: Path, shape: Shape, weights: list[_Weight], sources: list[
         file.write(gguf_bytes(_gguf_keys(shape), index))
         for seed, (each, source) in enumerate(zip(weights, sources, strict=True)):
             same = each.type == source.type
-            for chunk in (_stored if same else _requantised)(source, seed):
+            for chunk in (stored if same else _requantised)(source, seed):
                 file.write(chunk.data)
             file.write(bytes(-file.tell() % _ALIGNMENT))
         return file.tell()
 
 
-def _folder_weights(shape: Shape) -> Iterator[_Weight]:
+def _folder_weights(shape: Shape) -> Iterator[Weight]:
     """Hugging Face's tensors: matrices of layers in FP8, each with a scale a block."""
-    yield _Weight("model.embed_tokens.weight", "BF16", (shape.vocab, shape.hidden))
+    yield Weight("model.embed_tokens.weight", "BF16", (shape.vocab, shape.hidden))
     for layer in range(shape.layers):
         at = f"model.layers.{layer}."
         for name, extents in (
@@ -298,17 +298,17 @@ def _folder_weights(shape: Shape) -> Iterator[_Weight]:
             ("mlp.down_proj", (shape.hidden, shape.ffn)),
         ):
             blocks = tuple(-(-extent // _FP8_BLOCK) for extent in extents)
-            yield _Weight(f"{at}{name}.weight", "F8_E4M3", extents)
-            yield _Weight(f"{at}{name}.weight_scale_inv", "F32", blocks)
+            yield Weight(f"{at}{name}.weight", "F8_E4M3", extents)
+            yield Weight(f"{at}{name}.weight_scale_inv", "F32", blocks)
             if name[-6] in "qkv":
-                yield _Weight(f"{at}{name}.bias", "BF16", extents[:1])
-        yield _Weight(f"{at}input_layernorm.weight", "BF16", (shape.hidden,))
-        yield _Weight(f"{at}post_attention_layernorm.weight", "BF16", (shape.hidden,))
-    yield _Weight("model.norm.weight", "BF16", (shape.hidden,))
-    yield _Weight("lm_head.weight", "BF16", (shape.vocab, shape.hidden))
+                yield Weight(f"{at}{name}.bias", "BF16", extents[:1])
+        yield Weight(f"{at}input_layernorm.weight", "BF16", (shape.hidden,))
+        yield Weight(f"{at}post_attention_layernorm.weight", "BF16", (shape.hidden,))
+    yield Weight("model.norm.weight", "BF16", (shape.hidden,))
+    yield Weight("lm_head.weight", "BF16", (shape.vocab, shape.hidden))
 
 
-def _folder_bytes(weight: _Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
+def _folder_bytes(weight: Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
     random = np.random.Generator(np.random.SFC64(seed))
     count = math.prod(weight.shape)
     if weight.type == "F32":

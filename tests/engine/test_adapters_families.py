@@ -19,10 +19,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from aprtui.compare.bisect import bisect
 from aprtui.engine.adapters.ggml import Node
 from aprtui.engine.adapters.nodes import Collector, NodeMap
 from aprtui.formats.tracedir import StageKey
 from aprtui.model.open import Model, open_model
+from tests.compare.planting import write
 from tests.engine.test_adapters_hf import trace, worst_error
 from tests.engine.test_adapters_llamacpp import needs_llamacpp
 from tests.support import FIXTURES, SMALL, needs_fixtures
@@ -111,6 +113,11 @@ def test_the_stages_of_recorded_nodes_are_those_of_our_pass(case: str, tmp_path:
         mine = np.asarray(ours.records[key].values(), dtype=np.float64).reshape(value.shape)
         apart = np.linalg.norm(value.double().numpy() - mine) / np.linalg.norm(mine)
         assert apart <= BAR, f"{key}: {apart:.1e}"
+    values = {key: value.double().numpy() for key, value in shown.items()}
+    head = ours.records[model.graph.nodes[-1].key]  # logits come out of the library as they are
+    values[head.key] = np.asarray(head.values(), dtype=np.float64)
+    found = bisect(model, write(tmp_path / "theirs", values), tokens=tokens)
+    assert not (found.culprits or found.unmeasured)
 
 
 @needs_llamacpp

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from aprtui.model.open import open_model
 from tests.as_gguf import ARCHITECTURES, write_gguf
 from tests.engine.mutations import our_logits
 from tests.families import TINY, save_tiny
@@ -56,3 +57,12 @@ def test_a_gguf_as_the_converter_writes_it_has_the_folders_numbers(
     write_gguf(tmp_path / "folder", family, tmp_path / "model.gguf")
     folder, made = our_logits(tmp_path / "folder"), our_logits(tmp_path / "model.gguf")
     assert float((made - folder).norm() / folder.norm()) <= BAR
+
+
+def test_a_ggufs_layers_that_draft_tokens_are_left_out_and_told(tmp_path: Path) -> None:
+    save_tiny(TINY["glm4moe"], tmp_path / "folder")
+    write_gguf(tmp_path / "folder", "glm4moe", tmp_path / "model.gguf", drafting=True)
+    folder, made = our_logits(tmp_path / "folder"), our_logits(tmp_path / "model.gguf")
+    assert float((made - folder).norm() / folder.norm()) <= BAR
+    told = [note for note in open_model(tmp_path / "model.gguf").notes if "draft tokens" in note]
+    assert len(told) == 1 and told[0].startswith("left out: ")

@@ -56,6 +56,7 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("SOFT_MAX", "kq_soft_max"): ("attn_softmax",),
     ("", "kqv_out"): ("attention",),
     ("CONT", "attn_out"): ("attention",),  # where a gate comes before the output projection
+    ("RESHAPE", "attn_out"): ("attention",),  # the same of flash attention
     ("UNARY", "attn_gate_sig"): ("attn_gate",),
     ("UNARY", "attn_gate_softplus"): ("attn_gate",),
     ("MUL", "attn_gated"): ("attn_gated",),
