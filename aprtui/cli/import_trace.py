@@ -18,7 +18,8 @@ import argparse
 from pathlib import Path
 
 from aprtui.cli.options import add_overrides, parse_overrides, parse_tokens
-from aprtui.cli.output import print_json, print_notes
+from aprtui.cli.output import print_event, print_json, print_notes
+from aprtui.crash import told_of
 from aprtui.text import clean
 
 __all__ = ["configure", "run"]
@@ -56,9 +57,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_overrides(parser)
     parser.add_argument("--json", action="store_true", help="the summary as JSON")
+    parser.add_argument(
+        "--events", action="store_true", help="progress, then the summary, as JSON lines on stdout"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if not args.events:
+        return _run(args)
+    try:
+        return _run(args)
+    except Exception as error:
+        told = told_of(error, "import-trace")
+        print_event("error", message=told.message, hint=told.hint, exit_code=told.exit_code)
+        return told.exit_code
+
+
+def _progress(done: int, total: int) -> None:
+    print_event("progress", done=done, total=total)
+
+
+def _run(args: argparse.Namespace) -> int:
     from aprtui import api
 
     done = api.import_trace(
@@ -72,8 +91,11 @@ def run(args: argparse.Namespace) -> int:
         ranks=tuple(args.ranks.split(",")) if args.ranks else (),
         overwrite=args.overwrite,
         overrides=parse_overrides(args.overrides),
+        progress=_progress if args.events else None,
     )
-    if args.json:
+    if args.events:
+        print_event("result", **done.to_json())
+    elif args.json:
         print_json(done.to_json())
     else:
         print(f"wrote {clean(done.directory)}: {done}")
