@@ -1,9 +1,10 @@
 """Write another tool's dump as a trace folder, which every command here opens.
 
 SOURCE is an .npz, .npy, .safetensors or torch.save file, or the folder that the tool wrote: of
-transformers' debugger, hooks on transformers', vLLM's or mlx-lm's modules, SGLang, msprobe, ONNX
-Runtime or OpenVINO. Its names tell which; docs/captures.md says what is read of each, and how to
-write a map of your own. A pickle is never run.
+transformers' debugger, hooks on transformers', vLLM's or mlx-lm's modules, SGLang, TensorRT-LLM,
+msprobe, ONNX Runtime, OpenVINO, TransformerLens or torchlens. Its names tell which;
+docs/captures.md says what is read of each, and how to write a map of your own. A pickle is never
+run.
 
 A stage that can be had in two ways must be the same to the bit, else it is left out and the exit
 code is 1. Passes (prefill, chunks, decode steps) are stacked by position; of a batch --sequence
