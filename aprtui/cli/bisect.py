@@ -8,12 +8,10 @@ that reproduces it where one is known. A, a reference capture, adds where the tw
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from aprtui import api
 from aprtui.cli.options import (
@@ -24,7 +22,7 @@ from aprtui.cli.options import (
     parse_overrides,
     parse_tokens,
 )
-from aprtui.cli.output import print_json, print_notes
+from aprtui.cli.output import print_event, print_json, print_notes
 from aprtui.compare.bisection import OTHER_MODEL, Bisection, Culprit, Unmeasured, Within
 from aprtui.compare.causes import Cause
 from aprtui.compare.opening import both_captures, read_capture
@@ -87,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         return _run(args)
     except Exception as error:
         told = told_of(error, "bisect")
-        _line("error", message=told.message, hint=told.hint, exit_code=told.exit_code)
+        print_event("error", message=told.message, hint=told.hint, exit_code=told.exit_code)
         return told.exit_code
 
 
@@ -109,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
             progress=tell,
         )
     if args.events:
-        _line("result", **found.to_json())
+        print_event("result", **found.to_json())
     elif args.json:
         print_json(found.to_json())
     else:
@@ -141,7 +139,7 @@ def _model(given: str | None, a: TraceDir | None, b: TraceDir) -> tuple[Path, st
 def _progress(args: argparse.Namespace) -> Iterator[Tell | None]:
     """How progress is told: JSON lines, a bar on a terminal, or not at all."""
     if args.events:
-        yield lambda done, total, key: _line(
+        yield lambda done, total, key: print_event(
             "progress", done=done, total=total, layer=key.layer, stage=key.stage
         )
     elif args.json or not sys.stderr.isatty():
@@ -157,12 +155,6 @@ def _progress(args: argparse.Namespace) -> Iterator[Tell | None]:
             yield lambda done, total, key: bar.update(
                 task, completed=done, total=total, description=f"{key!s:<28}"
             )
-
-
-def _line(event: str, **fields: Any) -> None:
-    line = json.dumps({"event": event, **fields}, ensure_ascii=True, allow_nan=False)
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 # -- for people ------------------------------------------------------------------------------------

@@ -99,9 +99,12 @@ class PairResult:
 
 
 def check_tokens(a: TraceDir, b: TraceDir, hint: str = "trace both with the same --tokens") -> None:
-    """Raise UsageError when both captures state their tokens and these differ."""
+    """Raise UsageError when both captures state their tokens and these differ.
+
+    Of one that does not begin with the prompt's first token only the positions of both count.
+    """
     left, right = a.token_ids, b.token_ids
-    if left is None or right is None or left == right:
+    if left is None or right is None or left == right or _alike_where_both_are(a, b):
         return
     first = next(
         (i for i, (id_a, id_b) in enumerate(zip(left, right, strict=False)) if id_a != id_b),
@@ -112,6 +115,18 @@ def check_tokens(a: TraceDir, b: TraceDir, hint: str = "trace both with the same
         f"different from token {first} on",
         hint=hint,
     )
+
+
+def _alike_where_both_are(a: TraceDir, b: TraceDir) -> bool:
+    """Whether one begins late, and the tokens at the positions that both hold are the same."""
+    ids = [
+        dict(zip(each.rows.positions, each.token_ids or (), strict=True))
+        for each in (a, b) if each.rows is not None
+    ]  # fmt: skip
+    if len(ids) < 2 or not any(0 not in each for each in ids):
+        return False
+    both = ids[0].keys() & ids[1].keys()
+    return bool(both) and all(ids[0][position] == ids[1][position] for position in both)
 
 
 def pair_up(a: TraceDir, b: TraceDir, options: DiffOptions | None = None) -> tuple[Pair, ...]:

@@ -74,6 +74,11 @@ class Pass:
         self.positions = positions
         self._angles: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
+    @property
+    def start(self) -> int:
+        """Where the first row stands."""
+        return int(self.positions[0]) if self.positions else 0
+
     def product(self, x: Tensor, role: Role) -> Tensor:
         """x [n, columns] times the matrix transposed: [n, rows]."""
         return self.weights.linear(x, role)
@@ -265,8 +270,11 @@ def rotate(ar: Pass, x: Tensor, cos: Tensor, sin: Tensor, table: RopeTable) -> T
 
 
 @lru_cache(maxsize=4)  # layers ask for the same again, and each of their threads
-def visible(mask: Mask, first: int, last: int, keys: int, device: torch.device) -> Tensor:
-    """Which keys the queries first..last see [last-first, keys] bool."""
+def visible(
+    mask: Mask, first: int, last: int, keys: int, device: torch.device, start: int = 0
+) -> Tensor:
+    """Which keys the queries first..last see [last-first, keys] bool; ``start``: where the first
+    key stands."""
     queries = torch.arange(first, last, device=device)[:, None]
     key = torch.arange(keys, device=device)[None, :]
     seen = key <= queries + mask.ahead
@@ -276,7 +284,9 @@ def visible(mask: Mask, first: int, last: int, keys: int, device: torch.device) 
         seen = seen & (queries - key < mask.window)
         if not mask.causal:
             seen = seen & (key - queries < mask.window)
-    return seen if mask.chunk is None else seen & (queries // mask.chunk == key // mask.chunk)
+    if mask.chunk is None:
+        return seen
+    return seen & ((queries + start) // mask.chunk == (key + start) // mask.chunk)
 
 
 def score_block(
@@ -349,13 +359,13 @@ def temperatures(how: Temperature, positions: Sequence[float]) -> Tensor:
 def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> Tensor:
     """All scores at once [A,T,T]; for replay. The pass itself goes block by block."""
     q, k = query_key_heads(ar, op, q, k)
-    seen = visible(op.mask, 0, q.shape[0], k.shape[0], q.device)
+    seen = visible(op.mask, 0, q.shape[0], k.shape[0], q.device, ar.start)
     return score_block(ar, op, q, k, seen, key_biases(op.alibi, k))
 
 
 def softmax(ar: Pass, op: Softmax, x: Tensor) -> Tensor:
     """All rows at once [A,T,T]; for replay."""
-    seen = visible(op.mask, 0, x.shape[-1], x.shape[-1], x.device)
+    seen = visible(op.mask, 0, x.shape[-1], x.shape[-1], x.device, ar.start)
     return softmax_block(x, seen, None if op.sinks is None else ar.vector(op.sinks))
 
 

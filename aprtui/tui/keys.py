@@ -39,6 +39,7 @@ PLACES: dict[str, str] = {
     "models": "Two models",
     "trace": "Trace",
     "leave": "Leaving a running trace",
+    "import": "Importing a dump",
     "diff": "Diff",
     "pair": "Diff: one pair",
     "bisect": "Diff: local error",
@@ -142,6 +143,12 @@ KEYS: tuple[Key, ...] = (
     Key("leave-running", ("l",), "answer('leave')", "leave", "leave it running",
         "leave it running: it is found again on the next start"),
     Key("leave-stay", ("q", "escape"), "answer('')", "leave", "stay", "do not close"),
+
+    Key("import-go", ("enter", "ctrl+r"), "go", "import", "import", "import, then open the trace"),
+    Key("import-next", ("tab", "down"), "field(1)", "import", "next field", "the next field"),
+    Key("import-before", ("shift+tab", "up"), "field(-1)", "import", "", "the field before"),
+    Key("import-stop", ("escape", "ctrl+x"), "stop", "import", "stop, close",
+        "stop the import; else close without one"),
 
     Key("bisect", ("b",), "bisect", "diff", "bisect", "find the culprits: replay each stage"),
     Key("metric", ("m",), "metric(1)", "diff", "metric", "next: max_abs, rms, cosine, rel_l2"),

@@ -101,6 +101,9 @@ def check_culprits(found: Bisection, right: dict[str, Any], name: str) -> None:
         each = wanted[culprit.key.layer, culprit.key.stage]
         assert culprit.rows is not None and culprit.local_rel_l2 is not None
         assert list(culprit.rows.positions) == each["positions"]
+        if "rotated for position + 1" in each["what"]:
+            assert culprit.mistake is not None and culprit.mistake.parameters["by"] == 1
+            assert "positions 10-13 (passes 1-4): counted +1" in culprit.text
         assert sorted(set(culprit.rows.passes)) == each["passes"]
         assert culprit.local_rel_l2 == pytest.approx(each["local_error"]["whole_stage"], rel=0.01)
     if right["dtype"] == "float32":
@@ -153,6 +156,10 @@ def test_a_sequence_that_begins_late_is_turned_where_it_stands(
     assert not found.culprits
     lost = {each.key.stage for each in found.unmeasured}
     assert lost == {"attn_scores", "attn_softmax", "attention"}
+    imported("01-prefill-decode-f32", "a", pycode, tmp_path / "whole")
+    compared = api.diff(tmp_path / "whole", trace)
+    assert {result.kind for result in compared.results} == {"equal"}
+    assert {result.shape[0] for result in compared.results if result.shape} == {4}
     turned = [each for each in found.explained if each.key.stage == "q_post_rope"]
     assert len(turned) == 6 and max(each.local_rel_l2 for each in turned) < 1e-6
 

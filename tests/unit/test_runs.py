@@ -381,3 +381,12 @@ def test_every_new_map_can_be_read() -> None:
     for name in ("torchlens", "transformerlens", "sglang-dumper", "tensorrt-llm"):
         found = load_map(name)
         assert found.rules and found.title and found.recognise
+
+
+def test_chunks_of_attention_are_counted_from_where_the_first_key_stands() -> None:
+    from aprtui.engine.ops import visible
+    from aprtui.graph.ops import Mask
+
+    seen = visible(Mask(chunk=4), 0, 5, 5, torch.device("cpu"), start=6)  # positions 6 to 10
+    right = [[k <= q and q // 4 == k // 4 for k in range(6, 11)] for q in range(6, 11)]
+    assert seen.tolist() == right

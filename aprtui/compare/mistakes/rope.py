@@ -247,10 +247,25 @@ def position(at: Attempt[Rope]) -> Iterator[Candidate]:
         made = at.remade(positions=positions)
         yield Candidate(made, text, {"position": int(right[wrong]), "used": used})
         return
+    if 1 < len(at.wrong_rows) < len(right):
+        yield from _some_shifted(at, right)
     for used in dict.fromkeys((int(right[-1]), 1, 0)):
         text = f"every position is rotated as position {used}"
         made = at.remade(positions=[used] * len(right))
         yield Candidate(made, text, {"used": used})
+
+
+def _some_shifted(at: Attempt[Rope], right: Sequence[float]) -> Iterator[Candidate]:
+    """Some rows turned as if they stood elsewhere, all by as much: the decode steps, say."""
+    wrong = at.wrong_rows
+    first = right[wrong[0]]
+    steps = [by for by in range(-_MAX_SHIFT, _MAX_SHIFT + 1) if by]
+    by = steps[_nearest(at, wrong[0], [first + each for each in steps])]
+    moved = [place + by if row in wrong else place for row, place in enumerate(right)]
+    where = at.case.captured.rows.where(wrong)
+    text = f"{where}: counted {by:+d}, the others right"
+    parameters = {"by": by, "positions": [int(right[row]) for row in wrong]}
+    yield Candidate(at.remade(positions=moved), text, parameters)
 
 
 ROPE = (
