@@ -50,7 +50,7 @@ from aprtui.model.open import Model
 __all__ = [
     "ACTIVATIONS", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE", "STEPPED", "STEPS",
     "SUMMED", "TF32_AWAY", "WEIGHTS_SCALED", "Activations", "Arithmetic", "Replay", "Way",
-    "activate", "halfway", "heads_of", "one_core", "representable",
+    "activate", "halfway", "heads_of", "one_core", "representable", "terms_norm",
 ]  # fmt: skip
 
 Float64 = npt.NDArray[np.float64]
@@ -245,6 +245,14 @@ def _given(node: Node, inputs: Sequence[Float64], how: Arithmetic) -> list[Tenso
 def activate(x: Float64, name: str) -> Float64:
     """An activation of ACTIVATIONS, element by element."""
     return _array(ACTIVATIONS[name](_tensor(x)))
+
+
+def terms_norm(x: Float64, weights: Float64) -> Float64:
+    """sqrt(sum of (x w)^2) over the columns of x [n, columns] and weights [m, columns]: [n, m].
+
+    By torch, on one core where ``one_core`` says so: numpy's threads spin after each product.
+    """
+    return _array((_tensor(x).square() @ _tensor(weights).square().T).sqrt())
 
 
 def heads_of(x: Float64, heads: Heads) -> Float64:
