@@ -223,7 +223,8 @@ def product_ways(
     asks for, what explained products before), and the rest."""
     (role,) = op.matrices
     likely, other, scaled = case.replay.roundings(role)
-    usual = [Arithmetic(name) for name in likely]
+    stated = case.replay.stated_roundings(role)
+    usual = [Arithmetic(name) for name in (likely[0], *stated, *likely[1:])]
     known = {*likely, *other, *scaled, "TF32", TF32_AWAY}
     kept = ("", *_TYPES, TF32_AWAY, *WEIGHTS_SCALED, *_decoded(case, role))
     before = [
