@@ -18,7 +18,7 @@ from aprtui.compare.case import Case
 from aprtui.compare.explain import Explanation
 from aprtui.compare.fits import Fit
 from aprtui.compare.localerror import beyond_rounding
-from aprtui.engine.replay import EXACT, Activations, halfway
+from aprtui.engine.replay import EXACT, Activations, halfway, terms_norm
 from aprtui.graph.ops import Add, Bias, Embed, Multiply, Norm, Part, Product
 
 __all__ = ["Judged", "Outlier", "judge_finely"]
@@ -32,7 +32,7 @@ _LEAST = 0.3  # spreads that the median is taken to be at least: outputs may be 
 _LEAST_NARROW = 0.5  # times sqrt(columns): the same where 16 bits hide most of the sums' errors
 _TIED = 8.0  # medians of all that a position's own median may be: else an activation went the
 # other way in its rounding, which moves all outputs of the position
-_TOP, _SAMPLE = 48, 96  # outputs whose spread is computed: the most suspect, and some of all
+_TOP, _SAMPLE = 24, 48  # outputs whose spread is computed: the most suspect, and some of all
 _COMMON = 0.1  # of the sample beyond the bar: then it is no single weight
 
 
@@ -144,7 +144,7 @@ def _part(case: Case, op: Product, part: Part, x: Activations, fit: Fit) -> Judg
     suspects, sample = _outputs(error, made)
     rounded = case.replay.rounded_rows(x, how.way(case.replay.type_of(part.weight)).activations)
     weights = op.scale * case.replay.rows(part.weight, [*suspects, *sample], how.weights)
-    spread = _U * np.sqrt(np.square(rounded) @ np.square(weights).T)
+    spread = _U * terms_norm(rounded, weights)
     spread += _U * np.abs(y[:, [*suspects, *sample]]) + 1e-40
     z = np.abs(error[:, [*suspects, *sample]]) / spread
     of_sample = z[:, len(suspects) :]

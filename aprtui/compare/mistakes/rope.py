@@ -258,9 +258,7 @@ def position(at: Attempt[Rope]) -> Iterator[Candidate]:
 def _some_shifted(at: Attempt[Rope], right: Sequence[float]) -> Iterator[Candidate]:
     """Some rows turned as if they stood elsewhere, all by as much: the decode steps, say."""
     wrong = at.wrong_rows
-    first = right[wrong[0]]
-    steps = [by for by in range(-_MAX_SHIFT, _MAX_SHIFT + 1) if by]
-    by = steps[_nearest(at, wrong[0], [first + each for each in steps])]
+    by = _position_of(at, wrong[0], _MAX_POSITION) - int(right[wrong[0]])
     moved = [place + by if row in wrong else place for row, place in enumerate(right)]
     where = at.case.captured.rows.where(wrong)
     text = f"{where}: counted {by:+d}, the others right"
