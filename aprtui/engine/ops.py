@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 
+from aprtui.engine.recurrent import RECURRENT
 from aprtui.engine.staging import send
 from aprtui.engine.weights import WeightStream
 from aprtui.graph import Role
@@ -39,6 +40,7 @@ from aprtui.graph.ops import (
     Rope,
     Route,
     Scores,
+    SharedRope,
     Sigmoid,
     Softmax,
     Temperature,
@@ -71,6 +73,7 @@ class Pass:
     ) -> None:
         self.weights, self.tokens, self.logits = weights, tokens, logits
         self.positions = positions
+        self.scanned: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
         self._angles: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
     def product(self, x: Tensor, role: Role) -> Tensor:
@@ -137,6 +140,10 @@ def _wide(x: Tensor) -> Tensor:
 def heads_of(x: Tensor, heads: Heads) -> Tensor:
     """A window of heads [T,heads,d] of rows [T,...]."""
     rows = x.reshape(x.shape[0], -1)
+    if heads.period:
+        first, place = divmod(heads.first, heads.period)
+        apart = rows.reshape(len(rows), -1, heads.period)
+        return apart[:, first : first + heads.count, place : place + heads.size].contiguous()
     return rows[:, heads.columns].reshape(x.shape[0], heads.count, heads.size)
 
 
@@ -234,7 +241,17 @@ def rope(ar: Pass, op: Rope, x: Tensor) -> Tensor:
     """The heads [T,heads,d] of a window turned by their positions' angles."""
     heads = heads_of(x, op.heads)
     cos, sin = ar.angles(op.table, heads)
-    return rotate(ar, heads, cos, sin, op.table)
+    if not op.skip:
+        return rotate(ar, heads, cos, sin, op.table)
+    turned = rotate(ar, heads[..., op.skip :], cos, sin, op.table)
+    return torch.cat((heads[..., : op.skip], turned), dim=-1)
+
+
+def shared_rope(ar: Pass, op: SharedRope, x: Tensor, y: Tensor) -> Tensor:
+    """Keys [T,A,d] of own channels, which stand still, and shared ones, which turn."""
+    shared, own = heads_of(x, op.shared), heads_of(y, op.own)
+    turned = rotate(ar, shared, *ar.angles(op.table, shared), op.table)
+    return torch.cat((own, turned.expand(-1, own.shape[1], -1)), dim=-1)
 
 
 def rotate(ar: Pass, x: Tensor, cos: Tensor, sin: Tensor, table: RopeTable) -> Tensor:
@@ -381,8 +398,8 @@ def clip(ar: Pass, op: Clip, x: Tensor) -> Tensor:
 
 
 def multiply(ar: Pass, op: Multiply, x: Tensor, y: Tensor) -> Tensor:
-    """x * y, element by element."""
-    return x * y
+    """x * y, element by element; y of as many values as x."""
+    return x * y.reshape(x.shape)
 
 
 def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
@@ -412,7 +429,7 @@ def choice_scores(ar: Pass, op: Choose, logits: Tensor) -> Tensor:
     if op.groups == op.kept:
         return scores
     grouped = scores.reshape(len(scores), op.groups, -1)
-    best = grouped.topk(min(2, grouped.shape[2]), dim=2).values.sum(2)
+    best = grouped.topk(min(op.best, grouped.shape[2]), dim=2).values.sum(2)
     order = best.argsort(dim=1, descending=True, stable=True)
     left_out = torch.zeros_like(best, dtype=torch.bool).scatter(1, order[:, op.kept :], True)
     return grouped.masked_fill(left_out[:, :, None], float("-inf")).reshape(scores.shape)
@@ -508,6 +525,7 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Bias: bias,
     Clip: clip,
     Rope: rope,
+    SharedRope: shared_rope,
     Scores: scores,
     Softmax: softmax,
     Attend: attend,
@@ -520,6 +538,7 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Route: route,
     Experts: experts,
     Combine: combine,
+    **RECURRENT,
 }
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from aprtui.errors import BadFileError
 from aprtui.formats.modelfile import ModelFile
 from aprtui.formats.quantised.declared import QUANTISATION_KEYS
@@ -57,6 +59,7 @@ _GGUF = {
             "expert_shared_count",
             "expert_weights_norm",
             "expert_weights_scale",
+            "full_attention_interval",
             "interleave_moe_layer_step",
             "leading_dense_block_count",
             "nextn_predict_layers",
@@ -261,4 +264,6 @@ def _apr_keys(file: ModelFile) -> dict[str, Stated]:
 
 def _plain(value: Any) -> Any:
     """A GGUF value with its arrays as lists."""
-    return value if isinstance(value, str | int | float) else list(value)
+    if isinstance(value, str | int | float):
+        return value
+    return value.tolist() if isinstance(value, np.ndarray) else list(value)

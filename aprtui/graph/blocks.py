@@ -51,7 +51,8 @@ Branch = Callable[[StageKey], StageKey]
 class Attention:
     """One layer's attention. ``norms``: the QK norm's parameters (weight and window are set
     where it is placed), None without one; ``table`` None: nothing is rotated; ``norm_after_rope``:
-    heads are normalised once they are turned; ``clip``: the limit of q, k and v."""
+    heads are normalised once they are turned; ``clip``: the limit of q, k and v;
+    ``gate``: what weighs each channel of the output."""
 
     heads: int
     kv_heads: int
@@ -69,6 +70,7 @@ class Attention:
     temperature: Temperature | None = None
     alibi: Alibi | None = None
     clip: float | None = None
+    gate: type[Sigmoid] | None = None
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,11 @@ class Builder:
             "attention", Attend(how.heads, values), weights, qkv,
             head=how.heads, channel=how.head_dim,
         )  # fmt: skip
+        if how.gate is not None:
+            part = Part("attn_gate", self.role("attn_gate"), q_size)
+            gate = self.put("attn_gate", how.gate(part), x, gates=q_size)
+            mixed = self.put("attn_gated", Multiply(), mixed, gate, head=how.heads,
+                             channel=how.head_dim)  # fmt: skip
         bias = self.role("o_bias") if how.output_bias else None
         out = Part("o", self.role("o"), self.hidden_size, bias)
         return self.put("attn_out", Product((out,)), mixed)

@@ -25,6 +25,9 @@ DECLARED_IN = (
     "families/",
     "engine/adapters/huggingface.py",
     "engine/adapters/modules.py",
+    "engine/adapters/scans.py",
+    "graph/latent.py",
+    "graph/delta.py",
     "engine/adapters/nodes.py",
 )
 

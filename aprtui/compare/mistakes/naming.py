@@ -24,6 +24,7 @@ from aprtui.compare.mistakes.branches import BRANCHES
 from aprtui.compare.mistakes.experts import EXPERTS
 from aprtui.compare.mistakes.norms import NORMS
 from aprtui.compare.mistakes.products import PRODUCTS
+from aprtui.compare.mistakes.recurrent import RECURRENT
 from aprtui.compare.mistakes.rope import ROPE
 from aprtui.engine.replay import EXACT, Arithmetic
 from aprtui.graph import Node
@@ -35,7 +36,7 @@ __all__ = ["CATALOGUE", "name_mistake"]
 Float64 = npt.NDArray[np.float64]
 
 CATALOGUE: tuple[Entry, ...] = (
-    *BRANCHES, *NORMS, *ROPE, *ATTENTION, *EXPERTS, *ANYWHERE
+    *BRANCHES, *NORMS, *ROPE, *ATTENTION, *EXPERTS, *RECURRENT, *ANYWHERE
 )  # fmt: skip
 """Entries in the order in which they are tried: what is special before what is general."""
 

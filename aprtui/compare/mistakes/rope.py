@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry, neat
 from aprtui.engine.replay import heads_of
-from aprtui.graph.ops import Rope
+from aprtui.graph.ops import Heads, Rope, SharedRope
 
 __all__ = ["ROPE"]
 
@@ -20,21 +20,29 @@ _USUAL_BASES = (1e4, 5e5, 1e6, 1e5, 1e7, 1.6e5, 8e6, 5e6)
 _MAX_SHIFT = 32
 
 
-def _x(at: Attempt[Rope]) -> Float64:
-    """The heads [T,heads,d] that are turned."""
-    return heads_of(at.inputs[0], at.op.heads)
+def _x(at: Attempt[Rope | SharedRope]) -> Float64:
+    """The heads [T,heads,d] as they are before they are turned."""
+    if isinstance(at.op, Rope):
+        return heads_of(at.inputs[0], at.op.heads)
+    shared, own = heads_of(at.inputs[0], at.op.shared), heads_of(at.inputs[1], at.op.own)
+    return np.concatenate([own, shared.repeat(own.shape[1], axis=1)], axis=2)
 
 
-def _tabled(at: Attempt[Rope], **changes: object) -> Float64:
+def _skipped(op: Rope | SharedRope) -> int:
+    """The first channels of each head, which stand still."""
+    return op.skip if isinstance(op, Rope) else op.own.size
+
+
+def _tabled(at: Attempt[Rope | SharedRope], **changes: object) -> Float64:
     """The rotation by a table that is changed so."""
     return at.remade(replace(at.op, table=replace(at.op.table, **changes)))  # type: ignore[arg-type]
 
 
-def missing(at: Attempt[Rope]) -> Iterator[Candidate]:
+def missing(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     yield Candidate(_x(at), "not rotated at all")
 
 
-def style(at: Attempt[Rope]) -> Iterator[Candidate]:
+def style(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     right = at.op.table.pairs
     used = "adjacent" if right == "halves" else "halves"
     pairs = {"adjacent": "adjacent pairs (2i, 2i+1)", "halves": "halves (i, i+d/2)"}
@@ -42,25 +50,25 @@ def style(at: Attempt[Rope]) -> Iterator[Candidate]:
     yield Candidate(_tabled(at, pairs=used), text, {"used": used, "right": right})
 
 
-def theta(at: Attempt[Rope]) -> Iterator[Candidate]:
+def theta(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     right = at.op.table.theta
-    others = (node.op.table.theta for node in at.graph if isinstance(node.op, Rope))
+    others = (node.op.table.theta for node in at.graph if isinstance(node.op, Rope | SharedRope))
     tried = [each for each in dict.fromkeys((*others, *_USUAL_BASES)) if each != right]
     for used in (*tried, *_fitted_bases(at)):
         text = f"base {used:g} where the model says {right:g}"
         yield Candidate(_tabled(at, theta=used), text, {"theta": used, "right": right})
 
 
-def _turns(at: Attempt[Rope], x: Float64) -> npt.NDArray[np.complex128]:
+def _turns(at: Attempt[Rope | SharedRope], x: Float64) -> npt.NDArray[np.complex128]:
     """The pairs of what is turned of x [T,heads,d] as complex numbers [T,heads,dims/2]."""
-    dims = at.op.table.dims
-    turned = x[..., :dims]
+    dims, skipped = at.op.table.dims, _skipped(at.op)
+    turned = x[..., skipped : skipped + dims]
     if at.op.table.pairs == "halves":
         return np.asarray(turned[..., : dims // 2] + 1j * turned[..., dims // 2 :])
     return np.asarray(turned[..., ::2] + 1j * turned[..., 1::2])
 
 
-def _fitted_bases(at: Attempt[Rope]) -> Iterator[float]:
+def _fitted_bases(at: Attempt[Rope | SharedRope]) -> Iterator[float]:
     """The base that the angles at position 1 tell, then refined on the last position."""
     if at.y is None or at.y.shape[0] < 2:
         return
@@ -85,13 +93,13 @@ def _fitted_bases(at: Attempt[Rope]) -> Iterator[float]:
     yield from neat(float(np.exp(log_base)), 1e-2 if at.rounded else 1e-4)
 
 
-def freqs_ignored(at: Attempt[Rope]) -> Iterator[Candidate]:
+def freqs_ignored(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     if at.op.table.divisors:
         text = "the model's rope_freqs (llama3 scaling) were ignored"
         yield Candidate(_tabled(at, divisors=()), text)
 
 
-def magnitude(at: Attempt[Rope]) -> Iterator[Candidate]:
+def magnitude(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     right = at.op.table.magnitude
     if right != 1.0:
         text = f"cos and sin are not multiplied by {right:g}"
@@ -100,12 +108,13 @@ def magnitude(at: Attempt[Rope]) -> Iterator[Candidate]:
 
 def partial(at: Attempt[Rope]) -> Iterator[Candidate]:
     right, size = at.op.table.dims, at.op.heads.size
-    if right != size and not at.op.table.divisors:
+    if right != size and not at.op.table.divisors and not at.op.skip:
         text = f"all {size} channels of a head are rotated where the first {right} are"
-        yield Candidate(_tabled(at, dims=size), text, {"used": size, "right": right})
+        made = at.remade(replace(at.op, table=replace(at.op.table, dims=size)))
+        yield Candidate(made, text, {"used": size, "right": right})
 
 
-def shift(at: Attempt[Rope]) -> Iterator[Candidate]:
+def shift(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     steps = [by for by in range(-_MAX_SHIFT, _MAX_SHIFT + 1) if by]
     if at.y is not None:
         steps = [steps[_nearest(at, 0, steps)]]
@@ -115,21 +124,19 @@ def shift(at: Attempt[Rope]) -> Iterator[Candidate]:
         yield Candidate(at.remade(positions=positions), text, {"by": by})
 
 
-def _nearest(at: Attempt[Rope], row: int, positions: Sequence[float]) -> int:
+def _nearest(at: Attempt[Rope | SharedRope], row: int, positions: Sequence[float]) -> int:
     """Which of ``positions`` turns one row of the input nearest to what B holds there."""
     assert at.y is not None
-    heads = _x(at)[row]
-    op = replace(at.op, heads=replace(at.op.heads, first=0))
     apart = []
     for first in range(0, len(positions), 256):
         some = positions[first : first + 256]
-        x = np.broadcast_to(heads, (len(some), *heads.shape))
-        turned = at.remade(op, inputs=(x,), positions=some)
+        given = [np.broadcast_to(x[row], (len(some), *x.shape[1:])) for x in at.inputs]
+        turned = at.remade(inputs=given, positions=some)
         apart.append(np.square(turned - at.y[row]).sum(axis=(1, 2)))
     return int(np.argmin(np.concatenate(apart)))
 
 
-def position(at: Attempt[Rope]) -> Iterator[Candidate]:
+def position(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     right = list(range(len(_x(at))))
     divisor = at.op.table.position_divisor
     if divisor != 1.0:
@@ -149,13 +156,26 @@ def position(at: Attempt[Rope]) -> Iterator[Candidate]:
         yield Candidate(made, text, {"used": used})
 
 
+def other_part(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
+    """The first channels of each head turned where the last ones are."""
+    if not _skipped(at.op):
+        return
+    x = _x(at)
+    first = Rope(at.op.table, Heads(0, x.shape[1], x.shape[2]))
+    of_queries = next(node for node in at.graph if isinstance(node.op, Rope))
+    text = f"the first {at.op.table.dims} channels of a head are rotated where the last are"
+    yield Candidate(at.elsewhere(of_queries, first, x), text)
+
+
+_BOTH = (Rope, SharedRope)
 ROPE = (
-    Entry("rope_missing", (Rope,), missing),
-    Entry("rope_style", (Rope,), style),
-    Entry("rope_freqs_ignored", (Rope,), freqs_ignored),
-    Entry("rope_magnitude", (Rope,), magnitude),
+    Entry("rope_missing", _BOTH, missing),
+    Entry("rope_other_part", _BOTH, other_part),
+    Entry("rope_style", _BOTH, style),
+    Entry("rope_freqs_ignored", _BOTH, freqs_ignored),
+    Entry("rope_magnitude", _BOTH, magnitude),
     Entry("rope_partial", (Rope,), partial),
-    Entry("rope_shift", (Rope,), shift),
-    Entry("rope_position", (Rope,), position),
-    Entry("rope_theta", (Rope,), theta),
+    Entry("rope_shift", _BOTH, shift),
+    Entry("rope_position", _BOTH, position),
+    Entry("rope_theta", _BOTH, theta),
 )
