@@ -32,6 +32,17 @@ class Tiny:
     lengths: tuple[str, ...] = ()  # what else than max_position_embeddings bounds a prompt
 
 
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4, "q_lora_rank": 20, "kv_lora_rank": 24, "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8, "v_head_dim": 16,
+}  # fmt: skip
+
+_DELTA: dict[str, Any] = {
+    "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 12,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}  # fmt: skip
+
 TINY: dict[str, Tiny] = {
     "qwen2": Tiny("Qwen2", {
         "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1,
@@ -204,6 +215,33 @@ TINY: dict[str, Tiny] = {
     "olmo": Tiny("Olmo", {"clip_qkv": 0.8}, ("olmo",)),
     "persimmon": Tiny("Persimmon", {"hidden_size": 64}),
     "exaone": Tiny("Exaone", {"head_dim": 16}),
+    "deepseek_v2": Tiny("DeepseekV2", {
+        **_LATENT, "n_routed_experts": 6, "n_shared_experts": 2, "num_experts_per_tok": 2,
+        "n_group": 3, "topk_group": 2, "topk_method": "group_limited_greedy",
+        "moe_intermediate_size": 32, "first_k_dense_replace": 1, "attention_bias": True,
+        "routed_scaling_factor": 1.5, "q_lora_rank": None,
+    }, ("deepseek_v2", "deepseek_v2_groups")),
+    "deepseek_v3": Tiny("DeepseekV3", {
+        **_LATENT, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 3, "topk_group": 2,
+        "moe_intermediate_size": 32, "first_k_dense_replace": 1, "num_mtp_layers": 0,
+        "attention_bias": True, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 1.0,
+            "mscale_all_dim": 0.5, "original_max_position_embeddings": 32,
+        },
+    }, ("deepseek_v3", "deepseek_v3_nofunc")),
+    "glm4_moe_lite": Tiny("Glm4MoeLite", {
+        **_LATENT, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    }, ("glm4_moe_lite",)),
+    "qwen3_next": Tiny("Qwen3Next", {
+        **_DELTA, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 40, "mlp_only_layers": [1],
+    }, ("qwen3_next",)),
+    "qwen3_5": Tiny("Qwen3_5Text", {**_DELTA}, ("qwen3_5_text",)),
+    "qwen3_5_moe": Tiny("Qwen3_5MoeText", {
+        **_DELTA, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 40,
+    }, ("qwen3_5_moe_text",)),
+    "minicpm3": Tiny("MiniCPM3", {**_LATENT, "dim_model_base": 24}, ("minicpm3",)),
 }  # fmt: skip
 
 

@@ -213,7 +213,8 @@ def _held(
     for expert in range(packs):
         for place, part in enumerate(each):
             own = part._replace(expert=expert if tensor.packed else None)
-            heads = graph.kv_heads.get(role.layer, 1)
+            of = graph.query_heads if tensor.by_query else graph.kv_heads
+            heads = of.get(role.layer, 1)
             yield own, held_window(tensor, entry, shapes, place, expert, heads)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 
+from aprtui.engine.recurrent import RECURRENT
 from aprtui.engine.staging import send
 from aprtui.engine.weights import WeightStream
 from aprtui.graph import Role
@@ -39,6 +40,7 @@ from aprtui.graph.ops import (
     Rope,
     Route,
     Scores,
+    SharedRope,
     Sigmoid,
     Softmax,
     Softplus,
@@ -72,6 +74,7 @@ class Pass:
     ) -> None:
         self.weights, self.tokens, self.logits = weights, tokens, logits
         self.positions = positions
+        self.scanned: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
         self._angles: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
     @property
@@ -151,6 +154,10 @@ def _wide(x: Tensor) -> Tensor:
 def heads_of(x: Tensor, heads: Heads) -> Tensor:
     """A window of heads [T,heads,d] of rows [T,...]."""
     rows = x.reshape(x.shape[0], -1)
+    if heads.period:
+        first, place = divmod(heads.first, heads.period)
+        apart = rows.reshape(len(rows), -1, heads.period)
+        return apart[:, first : first + heads.count, place : place + heads.size].contiguous()
     return rows[:, heads.columns].reshape(x.shape[0], heads.count, heads.size)
 
 
@@ -248,7 +255,17 @@ def rope(ar: Pass, op: Rope, x: Tensor) -> Tensor:
     """The heads [T,heads,d] of a window turned by their positions' angles."""
     heads = heads_of(x, op.heads)
     cos, sin = ar.angles(op.table, heads)
-    return rotate(ar, heads, cos, sin, op.table)
+    if not op.skip:
+        return rotate(ar, heads, cos, sin, op.table)
+    turned = rotate(ar, heads[..., op.skip :], cos, sin, op.table)
+    return torch.cat((heads[..., : op.skip], turned), dim=-1)
+
+
+def shared_rope(ar: Pass, op: SharedRope, x: Tensor, y: Tensor) -> Tensor:
+    """Keys [T,A,d] of own channels, which stand still, and shared ones, which turn."""
+    shared, own = heads_of(x, op.shared), heads_of(y, op.own)
+    turned = rotate(ar, shared, *ar.angles(op.table, shared), op.table)
+    return torch.cat((own, turned.expand(-1, own.shape[1], -1)), dim=-1)
 
 
 def rotate(ar: Pass, x: Tensor, cos: Tensor, sin: Tensor, table: RopeTable) -> Tensor:
@@ -440,7 +457,7 @@ def choice_scores(ar: Pass, op: Choose, logits: Tensor) -> Tensor:
     if op.groups == op.kept:
         return scores
     grouped = scores.reshape(len(scores), op.groups, -1)
-    best = grouped.topk(min(2, grouped.shape[2]), dim=2).values.sum(2)
+    best = grouped.topk(min(op.best, grouped.shape[2]), dim=2).values.sum(2)
     order = best.argsort(dim=1, descending=True, stable=True)
     left_out = torch.zeros_like(best, dtype=torch.bool).scatter(1, order[:, op.kept :], True)
     return grouped.masked_fill(left_out[:, :, None], float("-inf")).reshape(scores.shape)
@@ -536,6 +553,7 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Bias: bias,
     Clip: clip,
     Rope: rope,
+    SharedRope: shared_rope,
     Scores: scores,
     Softmax: softmax,
     Attend: attend,
@@ -549,6 +567,7 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Route: route,
     Experts: experts,
     Combine: combine,
+    **RECURRENT,
 }
 
 

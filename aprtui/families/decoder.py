@@ -14,12 +14,16 @@ from aprtui.graph.blocks import Attention, Builder, Routing
 from aprtui.graph.ops import Choose, Mask, Norm, Route
 
 __all__ = [
-    "FULL", "SLIDING", "Frame", "Sizes", "all_windows", "attention_of", "build_decoder",
-    "check_heads", "layer_types", "mask_of", "query_scale", "read_biases", "read_causal",
-    "read_experts", "read_ffn", "read_sizes", "read_sizes_by_layer", "read_tied",
+    "FULL", "SLIDING", "Frame", "Mixer", "ReadFfn", "Sizes", "all_windows", "attention_of",
+    "build_decoder", "check_heads", "layer_types", "mask_of", "query_scale", "read_biases",
+    "read_causal", "read_experts", "read_ffn", "read_sizes", "read_sizes_by_layer", "read_tied",
     "read_window", "say_windows", "sparse_layers", "windows_by_pattern",
 ]  # fmt: skip
 
+Mixer = Callable[[Builder, StageKey], StageKey]
+"""Places what mixes tokens: from a layer's normalised input to what is added to the stream."""
+ReadFfn = Callable[[Settings, int], Mixer]
+"""Reads the keys of the FFNs of so many layers."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 _NULLS = ("head_dim", "num_kv_heads")
 _GGUF_EXPERTS = ("num_experts", "num_experts_per_tok")
@@ -45,18 +49,20 @@ class Sizes:
 
 def read_sizes(
     s: Settings, eps_key: str | float = "rms_norm_eps", nulls: tuple[str, ...] = _NULLS,
-    kv_heads: int | None = None,
+    kv_heads: int | None = None, head_dim: int | None = None,
 ) -> Sizes:  # fmt: skip
     """The dimensions, checked against each other; of an .apr the tensors fill what it lacks.
 
     ``eps_key``: what the norms' epsilon is called, or its value where it has no key; ``nulls``:
     which of ``head_dim`` and ``num_kv_heads`` may be null, for H/A and A. ``kv_heads``: those of a
-    family whose config.json has no key for them; 0: as many as query heads.
+    family whose config.json has no key for them; 0: as many as query heads. ``head_dim``: where
+    the family derives it, whatever its keys say.
     """
     s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
     layers, hidden = read_layers(s), s.integer("hidden_size")
     heads = s.integer("num_heads")
-    head_dim = _head_dim(s, hidden, heads, nulls)
+    if head_dim is None:
+        head_dim = _head_dim(s, hidden, heads, nulls)
     if kv_heads is not None and s.file.format == "safetensors":
         s.take("num_kv_heads", None)
         kv_heads = s.say("num_kv_heads", kv_heads or heads)
@@ -379,11 +385,14 @@ class Frame:
 
 def build_decoder(
     sizes: Sizes,
-    attention: Callable[[int], Attention],
+    attention: Callable[[int], Attention | Mixer],
     ffn: Callable[[Builder, StageKey], StageKey],
     frame: Frame = Frame(),
 ) -> Graph:
-    """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer."""
+    """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer.
+
+    ``attention``: of each layer its attention, or what mixes tokens in its place.
+    """
     build = Builder(sizes.hidden, bare_norms=frame.bare_norms)
     norm = frame.norm or sizes.norm(frame.offset)
     order: dict[str, Any] = {
@@ -398,7 +407,8 @@ def build_decoder(
         hidden = build.embedding_norm(hidden, norm)
     for layer in range(sizes.layers):
         build.layer = layer
-        mix = partial(build.attention, how=attention(layer))
+        how = attention(layer)
+        mix = partial(how, build) if callable(how) else partial(build.attention, how=how)
         if frame.parallel:
             hidden = build.parallel(hidden, norm, mix, partial(ffn, build), frame.two_norms)
             continue

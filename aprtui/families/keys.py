@@ -61,6 +61,7 @@ _GGUF = {
             "expert_shared_count",
             "expert_weights_norm",
             "expert_weights_scale",
+            "full_attention_interval",
             "interleave_moe_layer_step",
             "leading_dense_block_count",
             "nextn_predict_layers",

@@ -109,6 +109,19 @@ _OURS = (
     Row("olmo", "aprtui.families.olmo", ("olmo",), ("olmo",)),
     Row("persimmon", "aprtui.families.persimmon", ("persimmon",)),
     Row("exaone", "aprtui.families.exaone", ("exaone",)),
+    Row("deepseek_v2", "aprtui.families.deepseek_v2", ("deepseek_v2",)),
+    Row("deepseek_v3", "aprtui.families.deepseek_v3", ("deepseek_v3", "kimi_k2"), ("deepseek2",)),
+    Row("glm4_moe_lite", "aprtui.families.glm4_moe_lite", ("glm4_moe_lite",)),
+    Row("minicpm3", "aprtui.families.minicpm3", ("minicpm3",), ("minicpm3",)),
+    Row("qwen3_next", "aprtui.families.qwen3_next", ("qwen3_next",), ("qwen3next",)),
+    Row("qwen3_5", "aprtui.families.qwen3_5", ("qwen3_5_text",), ("qwen35",), text_of=("qwen3_5",)),
+    Row(
+        "qwen3_5_moe",
+        "aprtui.families.qwen3_5_moe",
+        ("qwen3_5_moe_text",),
+        ("qwen35moe",),
+        text_of=("qwen3_5_moe",),
+    ),
 )
 
 

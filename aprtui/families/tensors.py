@@ -29,6 +29,7 @@ class Tensor:
     other in a fused tensor, of which the role's own name is only the label. ``packed``: all experts
     of the layer in one tensor [E,rows,columns]. ``in_turn``: the roles' rows take turns, one by
     one; ``by_head``: those of a key/value head's queries, of the head itself and of its values;
+    ``by_query``: those of each query head;
     ``transposed``: each matrix lies as [columns,rows]. ``constant``: a few numbers that are
     parameters of the graph's operations, not weights.
     """
@@ -39,6 +40,7 @@ class Tensor:
     packed: bool = False
     in_turn: bool = False
     by_head: bool = False
+    by_query: bool = False
     transposed: bool = False
     constant: bool = False
 

@@ -38,7 +38,7 @@ def head_windows(graph: Graph) -> Mapping[StageKey, tuple[HeadWindow, ...]]:
 def _cut_by(node: Node, own: tuple[HeadWindow, ...]) -> list[tuple[StageKey, HeadWindow]]:
     """The windows that a node tells of its inputs and of itself; ``own``: those known of it."""
     op, inputs = node.op, node.inputs
-    if isinstance(op, Rope):
+    if isinstance(op, Rope) and not op.skip:
         turned = HeadWindow(replace(op.heads, first=0), op.table)
         return [(node.key, turned), (inputs[0], HeadWindow(op.heads, op.table))]
     if isinstance(op, Norm) and op.heads is not None:

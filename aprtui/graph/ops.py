@@ -37,6 +37,7 @@ __all__ = [
     "Rope",
     "Route",
     "Scores",
+    "SharedRope",
     "Sigmoid",
     "Softmax",
     "Softplus",
@@ -50,7 +51,8 @@ ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2", "none
 
 @dataclass(frozen=True)
 class Heads:
-    """A window of heads in the columns of a row: ``count`` heads of ``size`` from column ``first``.
+    """A window of heads in the columns of a row: ``count`` heads of ``size`` from column ``first``,
+    one after the other or ``period`` columns apart.
 
     Of [T,A,d] the columns are those of [T, A*d].
     """
@@ -58,6 +60,7 @@ class Heads:
     first: int
     count: int
     size: int
+    period: int = 0
 
     @property
     def width(self) -> int:
@@ -65,6 +68,7 @@ class Heads:
 
     @property
     def columns(self) -> slice:
+        """Of heads that lie one after the other."""
         return slice(self.first, self.first + self.width)
 
 
@@ -261,12 +265,26 @@ class Clip(Op):
 
 @dataclass(frozen=True)
 class Rope(Op):
-    """The heads [T,heads,d] of a window turned by the table's angles."""
+    """The heads [T,heads,d] of a window turned by the table's angles, but for the first ``skip``
+    channels of each."""
 
     row_wise = False
 
     table: RopeTable
     heads: Heads
+    skip: int = 0
+
+
+@dataclass(frozen=True)
+class SharedRope(Op):
+    """Keys [T,A,d]: of each head its ``own`` channels of the second input, which are not turned,
+    then those of the one head ``shared`` of the first, which are, the same for all heads."""
+
+    row_wise = False
+
+    table: RopeTable
+    shared: Heads
+    own: Heads
 
 
 @dataclass(frozen=True)
@@ -388,7 +406,7 @@ class Choose(Op):
     Equal ones go to the lower id, as a stable sort leaves them. ``score``: "softmax", "sigmoid" or
     "none" (the logits themselves), of which the order is taken. ``bias`` [E] is added to the scores
     for the choice alone. Of ``groups`` of neighbouring experts those ``kept`` may be chosen from
-    whose two best scores have the largest sum.
+    whose ``best`` best scores have the largest sum.
     """
 
     top: int
@@ -397,6 +415,7 @@ class Choose(Op):
     bias: Role | None = None
     groups: int = 1
     kept: int = 1
+    best: int = 2
 
     @property
     def weights(self) -> tuple[Role, ...]:

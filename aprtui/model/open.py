@@ -398,11 +398,11 @@ def held_window(
 ) -> Matrix:  # fmt: skip
     """Where the weight at ``place`` of those that a fused or packed tensor holds lies in it.
 
-    ``shapes``: of all that it holds, of one expert; ``heads``: the layer's key/value heads.
+    ``shapes``: of all that it holds, of one expert; ``heads``: by which it stands.
     """
     shape, total = shapes[place], sum(each[0] for each in shapes)
     rows, columns = shape if len(shape) == 2 else (1, shape[0])
-    if tensor.by_head and heads > 1:
+    if (tensor.by_head or tensor.by_query) and heads > 1:
         first = sum(each[0] for each in shapes[:place]) // heads
         return Matrix(entry, first, rows, columns, shape[0] // heads, total // heads)
     turns = len(shapes) if tensor.in_turn else 0
@@ -430,8 +430,10 @@ def _locate(
             continue
         place = tensor.holds.index(role.name)
         reader = settled.graph.reader(role)
-        experts = reader.op.count if reader and isinstance(reader.op, Experts) else 0
-        heads = settled.graph.kv_heads.get(role.layer, 1)
+        graph = settled.graph
+        each = graph.query_heads if tensor.by_query else graph.kv_heads
+        heads = each.get(role.layer, 1)
+        experts = reader.op.count if reader and isinstance(reader.op, Experts) else heads
         window = held_window(tensor, entry, parts, place, role.expert or 0, heads)
         return window, tensor.shape(parts, experts)
     raise BadFileError(

@@ -46,6 +46,8 @@ def test_the_gguf_has_llama_cpps_numbers(name: str) -> None:
     expected = dict(np.load(folder / "expected.npz"))
     about = json.loads((folder / "about.json").read_text())
     bar = GELU_TABLE if about["rel_l2_against_hf_logits_gelu_f16"] is not None else BAR
+    if about["verdict"] == "agree":  # as near as transformers, where its own sums are rougher
+        bar = max(bar, about["rel_l2_all_positions"])
     assert distance(logits(folder / "model.gguf", expected), expected["llamacpp_logits"]) <= bar
 
 

@@ -26,6 +26,9 @@ DECLARED_IN = (
     "engine/adapters/between.py",
     "engine/adapters/huggingface.py",
     "engine/adapters/modules.py",
+    "engine/adapters/scans.py",
+    "graph/latent.py",
+    "graph/delta.py",
     "engine/adapters/nodes.py",
 )
 

@@ -27,6 +27,7 @@ from aprtui.compare.mistakes.norms import NORMS
 from aprtui.compare.mistakes.products import PRODUCTS
 from aprtui.compare.mistakes.proof import Proof
 from aprtui.compare.mistakes.ranges import born_nonfinite
+from aprtui.compare.mistakes.recurrent import RECURRENT
 from aprtui.compare.mistakes.rope import ROPE
 from aprtui.compare.mistakes.stored import LAST
 from aprtui.compare.mistakes.variants import VARIANTS
@@ -40,7 +41,7 @@ __all__ = ["CATALOGUE", "name_mistake"]
 Float64 = npt.NDArray[np.float64]
 
 CATALOGUE: tuple[Entry, ...] = (
-    *VARIANTS, *BRANCHES, *NORMS, *ROPE, *ATTENTION, *EXPERTS, *ANYWHERE
+    *VARIANTS, *BRANCHES, *NORMS, *ROPE, *ATTENTION, *EXPERTS, *RECURRENT, *ANYWHERE
 )  # fmt: skip
 """Entries in the order in which they are tried: what is special before what is general."""
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry, neat
 from aprtui.engine.replay import heads_of
 from aprtui.families.rope import llama3_divisors, yarn_divisors
-from aprtui.graph.ops import Rope
+from aprtui.graph.ops import Heads, Rope, SharedRope
 from aprtui.graph.rope import RopeTable
 
 __all__ = ["ROPE"]
@@ -27,12 +27,15 @@ _FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 40.0, 64.0)
 _TRAINED = (4096.0, 8192.0, 16384.0, 32768.0, 65536.0, 131072.0, 2048.0)
 
 
-def _x(at: Attempt[Rope]) -> Float64:
-    """The heads [T,heads,d] that are turned."""
-    return heads_of(at.inputs[0], at.op.heads)
+def _x(at: Attempt[Rope | SharedRope]) -> Float64:
+    """The heads [T,heads,d] as they are before they are turned."""
+    if isinstance(at.op, Rope):
+        return heads_of(at.inputs[0], at.op.heads)
+    shared, own = heads_of(at.inputs[0], at.op.shared), heads_of(at.inputs[1], at.op.own)
+    return np.concatenate([own, shared.repeat(own.shape[1], axis=1)], axis=2)
 
 
-def _may_be(at: Attempt[Rope], table: RopeTable) -> bool:
+def _may_be(at: Attempt[Rope | SharedRope], table: RopeTable) -> bool:
     """Whether a table turns the last position near to what B holds there."""
     if at.y is None:
         return True
@@ -42,16 +45,21 @@ def _may_be(at: Attempt[Rope], table: RopeTable) -> bool:
     return bool(np.linalg.norm(y - made) <= 0.02 * np.linalg.norm(made))
 
 
-def _tabled(at: Attempt[Rope], **changes: object) -> Float64:
+def _skipped(op: Rope | SharedRope) -> int:
+    """The first channels of each head, which stand still."""
+    return op.skip if isinstance(op, Rope) else op.own.size
+
+
+def _tabled(at: Attempt[Rope | SharedRope], **changes: object) -> Float64:
     """The rotation by a table that is changed so."""
     return at.remade(replace(at.op, table=replace(at.op.table, **changes)))  # type: ignore[arg-type]
 
 
-def missing(at: Attempt[Rope]) -> Iterator[Candidate]:
+def missing(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     yield Candidate(_x(at), "not rotated at all")
 
 
-def style(at: Attempt[Rope]) -> Iterator[Candidate]:
+def style(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     right = at.op.table.pairs
     used = "adjacent" if right == "halves" else "halves"
     pairs = {"adjacent": "adjacent pairs (2i, 2i+1)", "halves": "halves (i, i+d/2)"}
@@ -59,25 +67,25 @@ def style(at: Attempt[Rope]) -> Iterator[Candidate]:
     yield Candidate(_tabled(at, pairs=used), text, {"used": used, "right": right})
 
 
-def theta(at: Attempt[Rope]) -> Iterator[Candidate]:
+def theta(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     right = at.op.table.theta
-    others = (node.op.table.theta for node in at.graph if isinstance(node.op, Rope))
+    others = (node.op.table.theta for node in at.graph if isinstance(node.op, Rope | SharedRope))
     tried = [each for each in dict.fromkeys((*others, *_USUAL_BASES)) if each != right]
     for used in (*tried, *_fitted_bases(at)):
         text = f"base {used:g} where the model says {right:g}"
         yield Candidate(_tabled(at, theta=used), text, {"theta": used, "right": right})
 
 
-def _turns(at: Attempt[Rope], x: Float64) -> npt.NDArray[np.complex128]:
+def _turns(at: Attempt[Rope | SharedRope], x: Float64) -> npt.NDArray[np.complex128]:
     """The pairs of what is turned of x [T,heads,d] as complex numbers [T,heads,dims/2]."""
-    dims = at.op.table.dims
-    turned = x[..., :dims]
+    dims, skipped = at.op.table.dims, _skipped(at.op)
+    turned = x[..., skipped : skipped + dims]
     if at.op.table.pairs == "halves":
         return np.asarray(turned[..., : dims // 2] + 1j * turned[..., dims // 2 :])
     return np.asarray(turned[..., ::2] + 1j * turned[..., 1::2])
 
 
-def _fitted_bases(at: Attempt[Rope]) -> Iterator[float]:
+def _fitted_bases(at: Attempt[Rope | SharedRope]) -> Iterator[float]:
     """The base that the angles at position 1 tell, then refined on the last position."""
     if at.y is None or at.y.shape[0] < 2 or at.positions[0]:
         return
@@ -102,13 +110,13 @@ def _fitted_bases(at: Attempt[Rope]) -> Iterator[float]:
     yield from neat(float(np.exp(log_base)), 1e-2 if at.rounded else 1e-4)
 
 
-def freqs_ignored(at: Attempt[Rope]) -> Iterator[Candidate]:
+def freqs_ignored(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     if at.op.table.divisors:
         text = "the model's rope_freqs (llama3 scaling) were ignored"
         yield Candidate(_tabled(at, divisors=()), text)
 
 
-def magnitude(at: Attempt[Rope]) -> Iterator[Candidate]:
+def magnitude(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     right = at.op.table.magnitude
     tries = [1.0] if right != 1.0 else []
     if at.y is not None:
@@ -120,14 +128,14 @@ def magnitude(at: Attempt[Rope]) -> Iterator[Candidate]:
         yield Candidate(_tabled(at, magnitude=used), text, {"used": used, "right": right})
 
 
-def _grown(at: Attempt[Rope]) -> float:
+def _grown(at: Attempt[Rope | SharedRope]) -> float:
     """By how much B's pairs are longer than right ones."""
     assert at.y is not None
     y, base = np.abs(_turns(at, at.y)), np.abs(_turns(at, at.base))
     return float((y * base).sum() / max(np.square(base).sum(), 1e-300))
 
 
-def other_table(at: Attempt[Rope]) -> Iterator[Candidate]:
+def other_table(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     """Frequencies that a scaling makes, with or without its magnitude."""
     table = at.op.table
     plain = {"divisors": (), "position_divisor": 1.0, "magnitude": 1.0}
@@ -159,16 +167,17 @@ def other_table(at: Attempt[Rope]) -> Iterator[Candidate]:
 
 def partial(at: Attempt[Rope]) -> Iterator[Candidate]:
     right, size = at.op.table.dims, at.op.heads.size
-    if at.op.table.divisors:
+    if at.op.table.divisors or at.op.skip:
         return
     for used in dict.fromkeys((size, size // 2, size // 4, 3 * size // 4)):
         if used != right and used and used % 2 == 0:
             text = f"the first {used} channels of a head are rotated where the first {right} are"
             text = text if used < size else text.replace(f"the first {size}", f"all {size}", 1)
-            yield Candidate(_tabled(at, dims=used), text, {"used": used, "right": right})
+            made = at.remade(replace(at.op, table=replace(at.op.table, dims=used)))
+            yield Candidate(made, text, {"used": used, "right": right})
 
 
-def shift(at: Attempt[Rope]) -> Iterator[Candidate]:
+def shift(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     steps = [by for by in range(-32, 33) if by]
     if at.y is not None:
         steps = [_position_of(at, 0, _MAX_POSITION) - int(at.positions[0])]
@@ -178,7 +187,7 @@ def shift(at: Attempt[Rope]) -> Iterator[Candidate]:
         yield Candidate(at.remade(positions=moved), text, {"by": by})
 
 
-def positions(at: Attempt[Rope]) -> Iterator[Candidate]:
+def positions(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     """Each row at a position of its own, as in a padded batch; they are fitted."""
     if at.y is None or len(at.wrong_rows) < 2:
         return
@@ -201,7 +210,7 @@ def _ahead(frequencies: tuple[float, ...]) -> npt.NDArray[np.complex128]:
     return np.asarray(np.exp(-1j * np.outer(np.arange(_AT_ONCE), frequencies)))
 
 
-def _position_of(at: Attempt[Rope], row: int, most: int) -> int:
+def _position_of(at: Attempt[Rope | SharedRope], row: int, most: int) -> int:
     """The position, near 0 first, by which one row of the input is turned to what B holds."""
     assert at.y is not None
     table = at.op.table.at(len(at.y))
@@ -219,21 +228,19 @@ def _position_of(at: Attempt[Rope], row: int, most: int) -> int:
     return found
 
 
-def _nearest(at: Attempt[Rope], row: int, positions: Sequence[float]) -> int:
+def _nearest(at: Attempt[Rope | SharedRope], row: int, positions: Sequence[float]) -> int:
     """Which of ``positions`` turns one row of the input nearest to what B holds there."""
     assert at.y is not None
-    heads = _x(at)[row]
-    op = replace(at.op, heads=replace(at.op.heads, first=0))
     apart = []
     for first in range(0, len(positions), 256):
         some = positions[first : first + 256]
-        x = np.broadcast_to(heads, (len(some), *heads.shape))
-        turned = at.remade(op, inputs=(x,), positions=some)
+        given = [np.broadcast_to(x[row], (len(some), *x.shape[1:])) for x in at.inputs]
+        turned = at.remade(inputs=given, positions=some)
         apart.append(np.square(turned - at.y[row]).sum(axis=(1, 2)))
     return int(np.argmin(np.concatenate(apart)))
 
 
-def position(at: Attempt[Rope]) -> Iterator[Candidate]:
+def position(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     right = at.positions
     divisor = at.op.table.position_divisor
     if divisor != 1.0:
@@ -255,7 +262,7 @@ def position(at: Attempt[Rope]) -> Iterator[Candidate]:
         yield Candidate(made, text, {"used": used})
 
 
-def _some_shifted(at: Attempt[Rope], right: Sequence[float]) -> Iterator[Candidate]:
+def _some_shifted(at: Attempt[Rope | SharedRope], right: Sequence[float]) -> Iterator[Candidate]:
     """Some rows turned as if they stood elsewhere, all by as much: the decode steps, say."""
     wrong = at.wrong_rows
     by = _position_of(at, wrong[0], _MAX_POSITION) - int(right[wrong[0]])
@@ -266,15 +273,28 @@ def _some_shifted(at: Attempt[Rope], right: Sequence[float]) -> Iterator[Candida
     yield Candidate(at.remade(positions=moved), text, parameters)
 
 
+def other_part(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
+    """The first channels of each head turned where the last ones are."""
+    if not _skipped(at.op):
+        return
+    x = _x(at)
+    first = Rope(at.op.table, Heads(0, x.shape[1], x.shape[2]))
+    of_queries = next(node for node in at.graph if isinstance(node.op, Rope))
+    text = f"the first {at.op.table.dims} channels of a head are rotated where the last are"
+    yield Candidate(at.elsewhere(of_queries, first, x), text)
+
+
+_BOTH = (Rope, SharedRope)
 ROPE = (
-    Entry("rope_missing", (Rope,), missing),
-    Entry("rope_style", (Rope,), style),
-    Entry("rope_freqs_ignored", (Rope,), freqs_ignored),
-    Entry("rope_magnitude", (Rope,), magnitude),
+    Entry("rope_missing", _BOTH, missing),
+    Entry("rope_other_part", _BOTH, other_part),
+    Entry("rope_style", _BOTH, style),
+    Entry("rope_freqs_ignored", _BOTH, freqs_ignored),
+    Entry("rope_magnitude", _BOTH, magnitude),
     Entry("rope_partial", (Rope,), partial),
-    Entry("rope_shift", (Rope,), shift),
-    Entry("rope_position", (Rope,), position),
-    Entry("rope_theta", (Rope,), theta),
-    Entry("rope_table", (Rope,), other_table),
-    Entry("rope_positions", (Rope,), positions),
+    Entry("rope_shift", _BOTH, shift),
+    Entry("rope_position", _BOTH, position),
+    Entry("rope_theta", _BOTH, theta),
+    Entry("rope_table", _BOTH, other_table),
+    Entry("rope_positions", _BOTH, positions),
 )

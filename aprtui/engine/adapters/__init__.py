@@ -19,7 +19,8 @@ from aprtui.engine.processors import processors
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Absent
-from aprtui.graph.ops import Scores, Softmax
+from aprtui.graph.ops import Product, Rope, Scores, SharedRope, Softmax
+from aprtui.graph.recurrent import GatedNorm
 from aprtui.model.open import Model
 from aprtui.text import clean
 
@@ -202,7 +203,34 @@ def _llamacpp(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]
     absent = (
         tuple(Absent(stage, fused) for stage in dict.fromkeys(inside)) if settings.flash else ()
     )
-    return dataclasses.replace(job, device="cpu"), absent
+    return dataclasses.replace(job, device="cpu"), (*absent, *_not_made(model))
+
+
+def _not_made(model: Model) -> tuple[Absent, ...]:
+    """Stages that llama.cpp has no node for: a gated norm's product bears no name, and queries are
+    multiplied by the weights that would make keys of a latent."""
+    unnamed = (node.key.stage for node in model.graph if isinstance(node.op, GatedNorm))
+    expanded = any(isinstance(node.op, SharedRope) for node in model.graph) and any(
+        role.expert is not None and isinstance(node.op, Product)
+        for node in model.graph
+        for role in node.op.weights
+    )
+    absorbed = (
+        node.key.stage
+        for node in model.graph
+        if expanded
+        and (
+            isinstance(node.op, Rope | SharedRope)
+            or (isinstance(node.op, Product) and len(node.op.parts) > 1)
+        )
+    )
+    return (
+        *(Absent(stage, "llama.cpp gives it no name") for stage in dict.fromkeys(unnamed)),
+        *(
+            Absent(stage, "llama.cpp multiplies queries by the weights that make keys of a latent")
+            for stage in dict.fromkeys(absorbed)
+        ),
+    )
 
 
 # -- running ---------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from aprtui.engine import ops
 from aprtui.engine.adapters import Put, Ran, modules
 from aprtui.engine.adapters.between import Functions, beyond
 from aprtui.engine.adapters.nodes import parallel_sums
+from aprtui.engine.adapters.scans import INSIDE_DELTA, delta_of, watch_delta
 from aprtui.engine.device import torch_settings
 from aprtui.engine.hooks import Stages, hooks
 from aprtui.errors import BadFileError, EngineError, UsageError
@@ -186,7 +187,9 @@ class _Shown:
             value = value.transpose(0, 1)  # gemma3 norms [heads, T, d], a view of [T, heads, d]
         elif stage in _NORMED and value.dim() == 3 and self.turns_first(layer):
             value = value.transpose(0, 1)
-        if isinstance(node.op, Sigmoid):  # the module is the product before it
+        if (
+            isinstance(node.op, Sigmoid) and stage not in INSIDE_DELTA
+        ):  # the module is the product before it
             value = value.sigmoid()
         elif isinstance(node.op, Softplus):
             value = torch.nn.functional.softplus(value.float()).to(value.dtype)
@@ -239,6 +242,15 @@ class _Part:
         if stage.endswith(modules.TOGETHER):
             stage = stage.removesuffix(modules.TOGETHER)
             self.shown.put(stage, self.shown.in_order(value, self.layer), layer=self.layer)
+        elif stage == modules.QUERY_GATE:
+            heads = self.shown.graph.query_heads[self.layer]
+            size = self.shown.graph[StageKey(self.layer, _MIXED)].axes[-1].extent or 0
+            both = value[..., : 2 * heads * size]
+            both = both.reshape(*value.shape[:-1], heads, 2, size)
+            rest = value[..., 2 * heads * size :]
+            joined = torch.cat((both[..., 0, :].flatten(-2), rest), dim=-1)
+            self.shown.put(_PRODUCT, joined, layer=self.layer)
+            self.shown.put("attn_gate", both[..., 1, :].flatten(-2), layer=self.layer)
         elif stage == modules.GATE_UP:
             for name, half in zip(modules.HALVES, value.chunk(2, dim=-1), strict=True):
                 self.shown.put(name, half, layer=self.layer)
@@ -259,6 +271,8 @@ def _watches(
     for number, layer in enumerate(_layers_of(decoder, shown)):
         if (attention := _without_registry(layer)) is not None:
             yield _by_itself(attention, number, shown)
+        if (rule := delta_of(layer)) is not None:
+            yield watch_delta(rule, number, shown)
         given: set[str] = set()
         for stages, watch in beyond(layer, number, shown, functions):
             given |= stages
@@ -299,14 +313,16 @@ def _chosen(
         of_norm = key.stage in (_QUERY, _KEY) and shown.turns_first(layer)
         if key.stage in (_QUERY, _KEY) and _without_registry(module) is not None:
             raise shown.differs(f"no module of it is known to give {key}")
-        if (key.stage in _INSIDE and not of_norm) or again or key.stage in given:
+        inside = key.stage in _INSIDE or key.stage in INSIDE_DELTA
+        if (inside and not of_norm) or again or key.stage in given:
             continue
         source = next(
             (s for s in modules.SOURCES if modules.gives(s, key, names, shown.graph)), None
         )
         if source is None:
             raise shown.differs(f"no module of it is known to give {key}")
-        chosen[source.modules] = modules.meant(module, source, key.stage)
+        gated = StageKey(layer, "attn_gate") in shown.graph
+        chosen[source.modules] = modules.meant(module, source, key.stage, gated=gated)
     return chosen
 
 
@@ -440,14 +456,26 @@ def _attention(
         shown = _watching[-1]
         layer = int(getattr(module, "layer_idx"))  # noqa: B009 - a plain number, not a module
         if not shown.turns_first(layer):
-            shown.put(_QUERY, _cooled(shown, layer, query[0].transpose(0, 1)), layer=layer)
-            shown.put(_KEY, key[0].transpose(0, 1), layer=layer)
+            turned = _in_place(module, query), _in_place(module, key)
+            shown.put(_QUERY, _cooled(shown, layer, turned[0][0].transpose(0, 1)), layer=layer)
+            shown.put(_KEY, turned[1][0].transpose(0, 1), layer=layer)
         if (scores := _masked(shown, layer, inside.scores)) is not None:
             shown.put(_SCORES, scores, layer=layer)
         if weights is not None:
             shown.put(_WEIGHTS, weights[0], layer=layer)
         shown.put(_MIXED, output[0], layer=layer)
     return output, weights
+
+
+def _in_place(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """Heads whose last channels were turned in neighbouring pairs and put into halves, as
+    DeepSeek-V3's are: every channel back where its weights have it."""
+    config = getattr(module, "config", None)
+    turned = getattr(config, "qk_rope_head_dim", 0)
+    if not turned or not getattr(config, "rope_interleave", False):
+        return x
+    one, two = x[..., -turned:].chunk(2, dim=-1)
+    return torch.cat((x[..., :-turned], torch.stack((one, two), dim=-1).flatten(-2)), dim=-1)
 
 
 def _cooled(shown: _Shown, layer: int, query: torch.Tensor) -> torch.Tensor:

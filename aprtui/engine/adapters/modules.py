@@ -11,7 +11,7 @@ import torch
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph
 
-__all__ = ["GATE_UP", "HALVES", "SOURCES", "TOGETHER", "Source", "gives", "meant"]
+__all__ = ["GATE_UP", "HALVES", "QUERY_GATE", "SOURCES", "TOGETHER", "Source", "gives", "meant"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ _FUSED = (*_BY_HEAD, "self_attn.qkv_proj", "attn.c_attn", "attn.Wqkv")
 _QKV: tuple[str | tuple[str, ...], ...] = (*_PROJECTIONS, *_FUSED)
 GATE_UP, HALVES = "mlp.gate_up_proj", ("ffn_gate", "ffn_up")  # two stages, side by side
 
-TOGETHER = " by head"
+TOGETHER, QUERY_GATE = " by head", "q, k and v with a gate"
 
 # The first that the model has the modules of is taken.
 SOURCES = (
@@ -56,6 +56,18 @@ SOURCES = (
     ),
     *(Source("qkv_matmul", modules, unless="qkv_bias") for modules in _QKV),
     *(Source("qkv_bias", modules) for modules in _QKV),
+    *(
+        Source(stage, f"self_attn.{module}")
+        for stage, module in {
+            "q_a": "q_a_proj",
+            "q_a_norm": "q_a_layernorm",
+            "kv_a": "kv_a_proj_with_mqa",
+            "kv_a_norm": "kv_a_layernorm",
+            "kv_b": "kv_b_proj",
+        }.items()
+    ),
+    Source("q_b", "self_attn.q_b_proj"),
+    Source("q_b", "self_attn.q_proj"),
     Source("q_norm", "self_attn.q_norm"),
     Source("k_norm", "self_attn.k_norm"),
     Source("q_norm", "self_attn.query_layernorm"),
@@ -66,11 +78,13 @@ SOURCES = (
     Source("k_norm", "self_attn.k_layernorm"),
     Source("attn_gate", "self_attn.gate_proj"),
     Source("attn_gate", "self_attn.g_proj"),
+    Source("attn_gate", _PROJECTIONS[0]),
     Source("attn_gated", "self_attn.o_proj:input"),
     *(
         Source("attn_out", name)
-        for name in ("self_attn.o_proj", "self_attn.dense", "attention.dense", "attn.c_proj",
-                     "attn.out_proj", "self_attn.out_proj", "self_attention.dense")
+        for name in ("self_attn.o_proj", "linear_attn.out_proj", "self_attn.dense",
+                     "attention.dense", "attn.c_proj", "attn.out_proj", "self_attn.out_proj",
+                     "self_attention.dense")
     ),
     Source("attn_post_norm", "post_self_attn_layernorm"),
     Source("attn_post_norm", "post_attention_layernorm"),
@@ -155,11 +169,13 @@ SOURCES = (
 )  # fmt: skip
 
 
-def meant(module: torch.nn.Module, source: Source, stage: str) -> str:
+def meant(module: torch.nn.Module, source: Source, stage: str, *, gated: bool = False) -> str:
     """What a part is told that a source gives: the stage, two of them side by side, or one whose
-    columns stand by key/value head."""
+    columns stand by key/value head; ``gated``: the queries come with a gate."""
     if source.modules == GATE_UP:
         return GATE_UP
+    if gated and source.modules == _PROJECTIONS[0]:
+        return QUERY_GATE
     one = source.modules if isinstance(source.modules, str) else ""
     linear = one in _FUSED and isinstance(module.get_submodule(one), torch.nn.Linear)
     by_head = one in _BY_HEAD or (linear and one == "attn.c_attn")

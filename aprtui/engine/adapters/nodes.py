@@ -36,6 +36,7 @@ from aprtui.graph.ops import (
     Scores,
     Softmax,
 )
+from aprtui.graph.recurrent import DeltaRule
 from aprtui.model.open import Matrix
 
 __all__ = ["Collector", "NodeMap", "Slot", "parallel_sums"]
@@ -65,6 +66,14 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("ADD", "ffn_inp"): ("post_attn_residual",),
     ("ADD", "sa_out"): ("post_attn_residual",),
     ("UNARY", "ffn_xielu"): ("ffn_silu",),
+    ("ADD", "attn_residual"): ("post_attn_residual",),
+    ("CONT", "attn_pregate"): ("attention",),
+    ("SIGMOID", "gate_sigmoid"): ("attn_gate",),
+    ("SIGMOID", "beta_sigmoid"): ("delta_beta",),
+    ("MUL", "gate"): ("delta_decay",),
+    ("SILU", "conv_output_silu"): ("delta_conv",),
+    ("VIEW", "attn_output"): ("delta_out",),
+    ("VIEW", "new_state"): ("delta_state",),
     ("GLU", "ffn_swiglu"): ("ffn_swigl", "shared_ffn_swigl"),
     ("GLU", "ffn_geglu"): ("ffn_swigl", "shared_ffn_swigl"),
     ("ARGSORT", "ffn_moe_argsort"): ("moe_router_indices",),
@@ -227,6 +236,9 @@ class Collector:
                 self._held[slot.key, 0] = self._keys_cut(node, op, tensor)
             elif isinstance(op, Softmax):
                 self._softmax(node, self._graph[slot.key], op, tensor)
+            elif isinstance(op, DeltaRule) and op.state:  # ggml has it [N,value,key]
+                turned = tensor.reshape(op.heads, op.value, op.key).transpose(1, 2)
+                self._give(slot.key, turned.contiguous(), node)
             elif isinstance(op, Choose):
                 self._give(slot.key, tensor.reshape(self._tokens, -1)[:, : op.top], node)
             elif isinstance(op, Attend) and op.scale != 1.0:  # which llama.cpp does later
