@@ -90,7 +90,6 @@ def import_trace(
     were written, and of how many. Raises UsageError, BadFileError.
     """
     from aprtui.captures.assemble import assemble
-    from aprtui.captures.imported import ImportedTrace
     from aprtui.captures.maps import load_map
     from aprtui.captures.opening import open_dump
     from aprtui.captures.recognise import recognised
@@ -110,10 +109,19 @@ def import_trace(
         rows=found.rows, overwrite=overwrite,
     ) as capture:  # fmt: skip
         _put(found, capture, progress)
+    elapsed_s = time.monotonic() - start
+    return _imported(found, str(directory), str(source), len(opened.graph), elapsed_s)
+
+
+def _imported(
+    found: Assembly, directory: str, source: str, of: int, elapsed_s: float
+) -> ImportedTrace:
+    from aprtui.captures.imported import ImportedTrace
+
     return ImportedTrace(
-        directory=str(directory),
-        source=str(source),
-        map=convention.name,
+        directory=directory,
+        source=source,
+        map=found.convention.name,
         tokens=len(found.sequence.tokens),
         passes=found.passes,
         ranks=found.values.ranks,
@@ -121,12 +129,12 @@ def import_trace(
         sequences=found.sequences,
         dtype=found.dtype,
         stages=len(found.ways) - len(found.contradictions),
-        of=len(opened.graph),
+        of=of,
         checked=found.checked,
         contradictions=tuple(found.contradictions),
         findings=tuple(found.findings),
         notes=tuple(found.notes),
-        elapsed_s=round(time.monotonic() - start, 3),
+        elapsed_s=round(elapsed_s, 3),
     )
 
 

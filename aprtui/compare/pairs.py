@@ -294,11 +294,7 @@ def compare_pair(
         check_maps(*sides)
     except BadFileError as error:
         return dataclasses.replace(base, kind="unreadable", message=clean(str(error), 500))
-    if facts_of(pair.key.stage).logits:
-        row = aligned.shape[-1] if aligned.shape else aligned.x.size
-        if 0 < row <= _MAX_LOGITS:
-            logits = logits_metrics(aligned.x[-row:], aligned.y[-row:])
-            metrics = dataclasses.replace(metrics, logits=logits)
+    metrics = _with_logits(pair.key, aligned, metrics)
     measured = dataclasses.replace(
         base,
         kind="within",
@@ -308,6 +304,15 @@ def compare_pair(
         rows=_rows_of(pair.b, aligned),
     )
     return reclassify(dataclasses.replace(measured, message=_misfiled(pair)), bars)
+
+
+def _with_logits(key: StageKey, aligned: Aligned, metrics: Metrics) -> Metrics:
+    """What the last position's logits choose on each side, beside the other metrics."""
+    row = aligned.shape[-1] if aligned.shape else aligned.x.size
+    if not facts_of(key.stage).logits or not 0 < row <= _MAX_LOGITS:
+        return metrics
+    logits = logits_metrics(aligned.x[-row:], aligned.y[-row:])
+    return dataclasses.replace(metrics, logits=logits)
 
 
 def _rows_of(record: StageRecord, aligned: Aligned) -> Rows | None:

@@ -64,8 +64,10 @@ class StageTable:
         """The place of value ``index`` in words: ``(4, 301)``, or ``301`` where rows mean none."""
         if self.folded:
             return str(index)
-        place = np.unravel_index(index, self.shape)
-        return "(" + ", ".join(str(int(part)) for part in place) + ")"
+        place = [int(part) for part in np.unravel_index(index, self.shape)]
+        if self.rows_of is not None and self.axes[0] == "token":
+            place[0] = self.rows_of.positions[place[0]]
+        return "(" + ", ".join(map(str, place)) + ")"
 
     def index_of(self, text: str) -> int:
         """The value at ``4,301``, ``head,query,key`` or one index, as a person writes a place.
@@ -77,6 +79,10 @@ class StageTable:
             numbers = [int(part) for part in text.lstrip(":").split(",")]
         except ValueError:
             raise UsageError(f"write position,channel, not {shown!r}") from None
+        if len(numbers) > 1 and self.rows_of is not None and self.axes[0] == "token":
+            if numbers[0] not in self.rows_of.positions:
+                raise UsageError(f"position {numbers[0]} is none of {self.rows_of}")
+            (numbers[0],) = self.rows_of.at(numbers[:1])
         size, shape = self.values.size, self.shape
         extents = {2: (self.rows, self.columns), len(shape): shape, 1: (size,)}.get(len(numbers))
         if extents and all(0 <= n < extent for n, extent in zip(numbers, extents, strict=True)):

@@ -22,6 +22,7 @@ from aprtui.captures.recognise import recognised
 from aprtui.captures.sequences import Batch, CutSequence, sequences_of
 from aprtui.errors import AprtuiError, UsageError
 from aprtui.formats.rows import Rows
+from aprtui.formats.tracedir import open_trace
 from aprtui.graph import Graph
 from tests.unit.test_captures import DUMPS, SIZES, TOKENS, floats, graph, zipped
 
@@ -390,3 +391,21 @@ def test_chunks_of_attention_are_counted_from_where_the_first_key_stands() -> No
     seen = visible(Mask(chunk=4), 0, 5, 5, torch.device("cpu"), start=6)  # positions 6 to 10
     right = [[k <= q and q // 4 == k // 4 for k in range(6, 11)] for q in range(6, 11)]
     assert seen.tolist() == right
+
+
+def test_a_place_is_written_by_position_where_rows_begin_late(tmp_path: Path) -> None:
+    from aprtui import CaptureWriter
+    from aprtui.tui.stage_table import table_of
+
+    rows = Rows((12, 13, 14), (0, 0, 1))
+    with CaptureWriter(tmp_path, tokens=[1, 2, 3], engine={"name": "m"}, rows=rows) as capture:
+        capture.put("attn_norm", np.arange(12.0).reshape(3, 4), layer=0)
+        capture.put("lm_head", np.arange(8.0).reshape(2, 4), positions=[13, 14])
+    records = {key.stage: record for key, record in open_trace(tmp_path).records.items()}
+    table = table_of(records["attn_norm"], ("a", "b", "c"))
+    assert [table.row_label(row) for row in range(3)] == ["12 p0 a", "13 p0 b", "14 p1 c"]
+    assert table.index_of("13,2") == 6 and table.name_of(6) == "(13, 2)"
+    with pytest.raises(UsageError, match="position 2 is none of positions 12-14 in 2 passes"):
+        table.index_of("2,2")
+    logits = table_of(records["lm_head"], ("a", "b", "c"))
+    assert [logits.row_label(row) for row in range(2)] == ["13 p0 b", "14 p1 c"]
