@@ -42,6 +42,7 @@ ALLOWED = {
         {"gpt2", "llama"},
         "the name that GGUF has for SentencePiece's tokenizers",
     ),
+    "model/health.py": ({"gpt2"}, "the name that GGUF has for byte-level BPE"),
     "model/open.py": ({"qkv_bias"}, "a setting that is told where a tensor contradicts it"),
     "model/pretokenizers.py": (
         {
@@ -59,7 +60,7 @@ ALLOWED = {
         "names that llama.cpp has for pre-tokenizers",
     ),
     "model/vocabulary.py": (
-        {"gpt2", "llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe"},
+        {"gpt2", "llama", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"},
         "names of tokenizers, and the control tokens that llama.cpp knows by architecture",
     ),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,8 @@ from aprtui.compare.mistakes.recurrent import RECURRENT
 from aprtui.compare.mistakes.rope import ROPE
 from aprtui.compare.mistakes.stored import LAST
 from aprtui.compare.mistakes.variants import VARIANTS
-from aprtui.compare.numerics import Numerics, activated
-from aprtui.engine.replay import EXACT, TF32_AWAY, Arithmetic, Way
+from aprtui.compare.numerics import Numerics, activated, product_ways
+from aprtui.engine.replay import EXACT, Arithmetic, Way
 from aprtui.graph import Node
 from aprtui.graph.ops import Attend, Choose, Experts, Op, Part, Product, Route, Scores
 
@@ -165,11 +165,11 @@ def _in_product(
 ) -> Mistake | None:
     """Each matrix that nothing explains gets its own mistake; the others are innocent."""
     x, parts = case.replay.product_input(op, case.inputs()[0]), op.parts
-    how = neighbours[Product].how if Product in neighbours else EXACT
+    learnt = (neighbours[Product],) if Product in neighbours else ()
     bad = [p for p in parts if p.name in found.unexplained or len(parts) == 1]
     named: list[_Found] = []
     for part in bad:
-        trials = _part_trials(case, op.alone(part), case.columns(part), x, how)
+        trials = _part_trials(case, op.alone(part), case.columns(part), x, learnt)
         mistake = _part_mistake(case, trials, honest)
         if mistake is None:
             return None
@@ -198,15 +198,14 @@ def _in_file(case: Case, found: _Found) -> dict[str, Any]:
 _Trial = tuple[ProductAttempt, str]
 
 
-def _part_trials(case: Case, op: Product, y: Float64, x: Float64, how: Arithmetic) -> list[_Trial]:
+def _part_trials(
+    case: Case, op: Product, y: Float64, x: Float64, learnt: Sequence[Numerics]
+) -> list[_Trial]:
     """One matrix, ``op``'s only part, in every arithmetic that it may have had, and the type that
     its output may have been rounded to; first the one that comes nearest to B."""
     replay, (part,) = case.replay, op.parts
     kind, given = replay.type_of(part.weight), replay.activations(x)
-    likely, other, scaled = replay.roundings(part.weight)
-    ways = [Way(name) for name in likely]
-    if how.way(kind).activations in (*likely, *other, *scaled, "TF32", TF32_AWAY):
-        ways.append(how.way(kind))
+    ways = [how.way(kind) for how in product_ways(case, op, learnt)[0]]
     if case.rounded:
         ways += [Way(case.rounded), Way(case.rounded, case.rounded)]
     ways = list(dict.fromkeys(ways))
