@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from aprtui.errors import UsageError
 from aprtui.text import clean
 
-__all__ = ["add_choice", "add_overrides", "add_replay_prompt", "parse_overrides", "parse_tokens"]
+__all__ = [
+    "add_choice",
+    "add_overrides",
+    "add_replay_prompt",
+    "parse_overrides",
+    "parse_tokens",
+    "whole",
+]
+
+_MOST = 1 << 20  # of tokens and of steps
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
@@ -59,3 +68,10 @@ def parse_tokens(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError:
         raise UsageError(f"--tokens {clean(text, 60)} cannot be read", hint="1,2,3") from None
+
+
+def whole(text: str) -> int:
+    """A number of tokens or steps, from 1 on; for argparse, which says what cannot be read."""
+    if not text.isdecimal() or not 0 < int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"{clean(text, 20)!r} is no number from 1 to {_MOST:,}")
+    return int(text)

@@ -138,6 +138,11 @@ class Capture:
             values, copied = off_device(value.detach())
             self.enqueue(_Whole(file, values.numpy(), copied))
 
+    def put_whole(self, file: PlannedFile, values: Float32) -> None:
+        """Queue a stage that was put together elsewhere; the values stay as they are until then."""
+        self._raise_failure()
+        self.enqueue(_Whole(file, values, None))
+
     def keep(self, key: StageKey, stats: Mapping[str, Any]) -> None:
         """Count a file of an earlier run among the trace's own; its statistics are known."""
         self.folder.keep(key)

@@ -111,7 +111,15 @@ class Pass:
 
     def activate(self, x: Tensor, name: str) -> Tensor:
         """An activation of ACTIVATIONS, element by element."""
-        return ACTIVATIONS[name](x)
+        return self.map(ACTIVATIONS[name], x)
+
+    def map(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A function of each element."""
+        return function(x)
+
+    def asked(self, x: Tensor) -> Tensor:
+        """Of rows [T,...] those whose logits are asked for."""
+        return x[-1:] if self.logits == "last" else x
 
     def angles(self, table: RopeTable, x: Tensor) -> tuple[Tensor, Tensor]:
         """``rotation`` of a table for x [T,heads,d], in x's wide dtype and on its device.
@@ -171,8 +179,7 @@ def product(ar: Pass, op: Product, x: Tensor) -> Tensor:
     """cap * tanh((x W' + b) * scale / cap) with the parts side by side: [T, rows], or [rows]
     where only the last position is asked for. x [T,...] is taken as rows."""
     rows = x.reshape(x.shape[0], -1)
-    if op.last and ar.logits == "last":
-        rows = rows[-1:]
+    rows = ar.asked(rows) if op.last else rows
     made = [ar.product(rows, part.weight) for part in op.parts]
     out = finish(ar, op, made[0] if len(made) == 1 else torch.cat(made, dim=1))
     return out[0] if op.last and ar.logits == "last" else out
@@ -184,7 +191,7 @@ def finish(ar: Pass, op: Product, out: Tensor) -> Tensor:
         out = out + _biases(ar, op)
     if op.scale != 1.0:
         out = out * op.scale
-    return out if op.cap is None else torch.tanh(out / op.cap) * op.cap
+    return out if op.cap is None else ar.map(torch.tanh, out / op.cap) * op.cap
 
 
 def _biases(ar: Pass, op: Product | Bias) -> Tensor:
@@ -267,7 +274,7 @@ def score_block(ar: Pass, op: Scores, q: Tensor, k: Tensor, seen: Tensor) -> Ten
     grouped = grouped.permute(1, 2, 0, 3).reshape(k.shape[1], -1, size)
     made = ar.cut(torch.bmm(grouped, k.permute(1, 2, 0))) * op.scale
     if op.cap is not None:
-        made = ar.cut(torch.tanh(ar.cut(ar.cut(made) / op.cap))) * op.cap
+        made = ar.cut(ar.map(torch.tanh, ar.cut(ar.cut(made) / op.cap))) * op.cap
     return made.reshape(q.shape[1], queries, keys).masked_fill(~seen, 0.0)
 
 
@@ -346,7 +353,7 @@ def activation(ar: Pass, op: Activate, x: Tensor) -> Tensor:
 def xielu(ar: Pass, op: Xielu, x: Tensor) -> Tensor:
     """[T,F], element by element."""
     above = op.positive * x * x + op.beta * x
-    below = (torch.expm1(x.clamp(max=op.eps)) - x) * op.negative + op.beta * x
+    below = (ar.map(torch.expm1, x.clamp(max=op.eps)) - x) * op.negative + op.beta * x
     return torch.where(x > 0, above, below)
 
 
@@ -362,21 +369,21 @@ def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
 
 def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
     """1 / (1 + exp(-x W')): [T, rows]."""
-    return torch.sigmoid(ar.product(x, op.part.weight))
+    return ar.map(torch.sigmoid, ar.product(x, op.part.weight))
 
 
-def _scored(logits: Tensor, score: str) -> Tensor:
+def _scored(ar: Pass, logits: Tensor, score: str) -> Tensor:
     """Softmax over all experts, sigmoid of each, or the logits as they are: [T,E]."""
     wide = _wide(logits)
     if score == "none":
         return wide
-    return torch.softmax(wide, dim=-1) if score == "softmax" else torch.sigmoid(wide)
+    return torch.softmax(wide, dim=-1) if score == "softmax" else ar.map(torch.sigmoid, wide)
 
 
 def choice_scores(ar: Pass, op: Choose, logits: Tensor) -> Tensor:
     """What the experts are chosen by [T,E]: their scores plus the bias, -inf in groups that are
     not kept."""
-    scores = _scored(logits, op.score)
+    scores = _scored(ar, logits, op.score)
     if op.bias is not None:
         scores = scores + _wide(ar.vector(op.bias))
     if op.groups == op.kept:
@@ -414,7 +421,7 @@ def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
     if op.score == "mixer":
         chosen = _mixed(logits, ids, op.jitter)
     else:
-        chosen = _scored(logits, op.score).gather(1, ids)
+        chosen = _scored(ar, logits, op.score).gather(1, ids)
     if op.renormalise:
         chosen = chosen / (chosen.sum(-1, keepdim=True).clamp(min=op.floor) + op.eps)
     if op.scale != 1.0:
@@ -458,7 +465,7 @@ def _gated(ar: Pass, op: Experts, gate: Tensor, up: Tensor) -> Tensor:
     if op.clamp is None:
         return ar.cut(ar.activate(gate, op.activation)) * up
     gate, up = gate.clamp(max=op.clamp.limit), up.clamp(-op.clamp.limit, op.clamp.limit)
-    return ar.cut(gate * torch.sigmoid(gate * op.clamp.alpha)) * (up + 1)
+    return ar.cut(gate * ar.map(torch.sigmoid, gate * op.clamp.alpha)) * (up + 1)
 
 
 def combine(

@@ -158,6 +158,10 @@ def prepare(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]]:
         raise UsageError(f"{engine.title} is not installed", hint=engine.how_to_install)
     if why := suits(job.engine, model):
         raise UsageError(why, hint="--engine aprtui reads it")
+    if job.in_passes:
+        raise UsageError(
+            f"{engine.title} is run in one prefill here, without --steps, --chunk, --batch and --kv"
+        )
     return _llamacpp(job, model) if job.engine == "llamacpp" else (_without_arguments(job), ())
 
 
@@ -207,6 +211,7 @@ class Ran:
     logits: torch.Tensor
     engine: Mapping[str, Any]
     notes: tuple[str, ...] = field(default=())
+    tokens: tuple[int, ...] = ()  # all that were fed, where some were decoded
 
 
 def run(plan: Plan, device: torch.device, put: Put) -> Ran:
