@@ -142,13 +142,17 @@ class _Split:
 
 
 class CachedRun:
-    """What the passes of some sequences share; called with the pieces of one pass it runs it."""
+    """What the passes of some sequences share; called with the pieces of one pass it runs it
+    (``adapters.Running``)."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self, graph: Graph, weights: WeightStream, plans: Sequence[Plan], stacks: Sequence[Stack]
     ) -> None:
         self._graph, self._weights, self._stacks = graph, weights, stacks
         self._logits = plans[0].job.logits
+        self.engine: Mapping[str, object] = {}  # nothing beside what the session says
         self._caches = [_Cache(plan.rows, plan.job.kv or "f32") for plan in plans]
 
     def __call__(self, pieces: Sequence[Piece]) -> list[Tensor]:

@@ -51,10 +51,13 @@ class _Tap:
 
 
 @contextmanager
-def hooks(model: torch.nn.Module, stages: Stages, capture: Target) -> Iterator[None]:
+def hooks(
+    model: torch.nn.Module, stages: Stages, capture: Target, *, batched: bool = False
+) -> Iterator[None]:
     """While inside, every pass of ``model`` puts its tensors into ``capture``.
 
-    A batch of one is expected and left out: [1,T,H] is put as [T,H]. Watching changes no value.
+    A batch of one is expected and left out: [1,T,H] is put as [T,H]; ``batched``: tensors are put
+    as they are. Watching changes no value.
     Raises UsageError for a name that no module has (with the nearest one) and, in the pass, for a
     batch of several prompts or an output that is no tensor.
     """
@@ -64,7 +67,7 @@ def hooks(model: torch.nn.Module, stages: Stages, capture: Target) -> Iterator[N
     handles = []
     try:
         for tap in taps:
-            handles.append(_watch(tap, held, capture))
+            handles.append(_watch(tap, held, capture, batched))
         yield
     finally:
         for handle in handles:
@@ -102,11 +105,15 @@ def _hint(name: str, modules: Mapping[str, Any]) -> str:
 
 
 def _watch(
-    tap: _Tap, held: dict[tuple[str, int | None], dict[int, torch.Tensor]], capture: Target
+    tap: _Tap,
+    held: dict[tuple[str, int | None], dict[int, torch.Tensor]],
+    capture: Target,
+    batched: bool,
 ) -> torch.utils.hooks.RemovableHandle:
     def take(value: Any) -> None:
         parts = held.setdefault((tap.stage, tap.layer), {})
-        parts[tap.part] = _unbatched(_tensor(value, tap.index), tap)
+        part = _tensor(value, tap.index)
+        parts[tap.part] = part if batched else _unbatched(part, tap)
         if len(parts) == tap.parts:
             del held[tap.stage, tap.layer]
             ordered: Sequence[torch.Tensor] = [parts[part] for part in range(tap.parts)]

@@ -123,10 +123,15 @@ class Session:
         with ExitStack() as held:
             pairs = zip(plans, captures, strict=True)
             stacks = [held.enter_context(Stack(capture, plan.files)) for plan, capture in pairs]
-            compute = CachedRun(self._model.graph, self._stream, plans, stacks)
-            ended = run_passes(plans, stacks, compute, tell)
+            running: adapters.Running
+            if plans[0].job.engine == "aprtui":
+                running = CachedRun(self._model.graph, self._stream, plans, stacks)
+            else:
+                foreign = adapters.passes(plans, self.placement.head, stacks)
+                running = held.enter_context(foreign)
+            ended = run_passes(plans, stacks, running, tell)
         return [
-            Ran(each.logits, self.engine(plan), (), each.tokens)
+            Ran(each.logits, {**self.engine(plan), **running.engine}, running.notes, each.tokens)
             for plan, each in zip(plans, ended, strict=True)
         ]
 

@@ -24,6 +24,7 @@ from aprtui.errors import UsageError
 from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import TraceDir, open_trace
 from aprtui.model.open import open_model
+from tests.engine.test_adapters_hf import worst_error
 from tests.engine.test_trace_cli import files, schema, trace
 
 pytest.importorskip("transformers", reason="transformers is a dev dependency")
@@ -247,3 +248,36 @@ def test_what_cannot_come_in_passes_is_refused_before_anything_is_computed(
         assert ended.value.code == 2
         assert "is no number from 1" in capsys.readouterr().err
     assert not (tmp_path / "t").exists()
+
+
+HF = ("qwen2", "gemma3", "mixtral", "qwen2moe", "gpt_oss", "olmo2")
+
+
+@pytest.mark.parametrize("family", HF)
+def test_transformers_shows_the_same_stages_pass_by_pass(family: str, tmp_path: Path) -> None:
+    model = saved(family, tmp_path / "model")
+    ours = run(model, tmp_path / "ours", tokens=TOKENS[:23], chunk=9, steps=4)
+    theirs = run(model, tmp_path / "theirs", tokens=TOKENS[:23], chunk=9, steps=4, engine="hf")
+    assert theirs.token_ids == ours.token_ids and theirs.rows == ours.rows
+    assert worst_error(ours, theirs) <= 1e-5
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3", "qwen2moe", "gpt_oss"])
+def test_a_padded_batch_of_transformers_is_cut_into_its_sequences(
+    family: str, tmp_path: Path
+) -> None:
+    model = saved(family, tmp_path / "model")
+    job = TraceJob(model=str(model), logits="all", steps=3, engine="hf", batch=("", "", ""))
+    prompts = (TOKENS[:12], TOKENS[3:9], TOKENS[30:39])
+    plans = tuple(
+        replace(
+            make_plan(replace(job, tokens=tokens, directory=str(tmp_path / str(at)))), sequence=at
+        )
+        for at, tokens in enumerate(prompts)
+    )
+    run_traces(plans, lambda event: None)
+    for at, tokens in enumerate(prompts):
+        ours = run(model, tmp_path / f"ours-{at}", tokens=tokens, steps=3)
+        theirs = open_trace(tmp_path / str(at))
+        assert theirs.token_ids == ours.token_ids
+        assert worst_error(ours, theirs) <= 1e-5

@@ -10,7 +10,8 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,9 +27,22 @@ from aprtui.text import clean
 if TYPE_CHECKING:
     import torch
 
+    from aprtui.engine.passes import Piece
     from aprtui.engine.plan import Plan
+    from aprtui.engine.stacking import Stack
 
-__all__ = ["EngineChoice", "LlamaSettings", "Put", "Ran", "available", "prepare", "run", "suits"]
+__all__ = [
+    "EngineChoice",
+    "LlamaSettings",
+    "Put",
+    "Ran",
+    "Running",
+    "available",
+    "passes",
+    "prepare",
+    "run",
+    "suits",
+]
 
 
 @dataclass(frozen=True)
@@ -158,11 +172,24 @@ def prepare(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]]:
         raise UsageError(f"{engine.title} is not installed", hint=engine.how_to_install)
     if why := suits(job.engine, model):
         raise UsageError(why, hint="--engine aprtui reads it")
-    if job.in_passes:
+    if job.engine == "llamacpp":
+        return _llamacpp(job, model)
+    _check_hf_passes(job)
+    return _without_arguments(job), ()
+
+
+def _check_hf_passes(job: TraceJob) -> None:
+    """Raises UsageError for passes that transformers does not make by itself."""
+    kept = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[job.dtype]
+    if job.kv not in ("", kept):
         raise UsageError(
-            f"{engine.title} is run in one prefill here, without --steps, --chunk, --batch and --kv"
+            f"transformers' cache holds what it computes in: {kept}, not {clean(job.kv)}",
+            hint="--dtype bfloat16 or float16 says both",
         )
-    return _llamacpp(job, model) if job.engine == "llamacpp" else (_without_arguments(job), ())
+    if job.batch and job.chunk:
+        raise UsageError(
+            "transformers runs a batch of prompts in one prefill", hint="--batch without --chunk"
+        )
 
 
 def _without_arguments(job: TraceJob) -> TraceJob:
@@ -216,13 +243,40 @@ class Ran:
 
 def run(plan: Plan, device: torch.device, put: Put) -> Ran:
     """Run a planned trace on its foreign engine. Raises EngineError with the engine's own words."""
-    engine = _FOREIGN[plan.job.engine]
-    module = importlib.import_module(engine.module)
-    try:
+    with _loading(plan.job.engine) as module:
         ran: Ran = module.run(plan, device, put)
+    return ran
+
+
+class Running(Protocol):
+    """A foreign engine between passes: called with the pieces of the next, as ``Compute`` is."""
+
+    @property
+    def engine(self) -> Mapping[str, Any]: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def __call__(self, pieces: Sequence[Piece], /) -> Sequence[torch.Tensor]: ...
+
+
+@contextmanager
+def passes(
+    plans: Sequence[Plan], device: torch.device, stacks: Sequence[Stack]
+) -> Iterator[Running]:
+    """Planned traces that run together, on their foreign engine, ready for their first pass."""
+    with _loading(plans[0].job.engine) as module, module.passes(plans, device, stacks) as running:
+        yield running
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[Any]:
+    """The adapter's module; an engine that cannot be imported is told in its own words."""
+    engine = _FOREIGN[name]
+    try:
+        yield importlib.import_module(engine.module)
     except ImportError as error:
         raise EngineError(
             f"{engine.title} is installed and does not load: {clean(str(error), 300)}",
             hint=engine.how_to_install,
         ) from error
-    return ran

@@ -10,7 +10,8 @@ import importlib
 import math
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,11 @@ from torch.overrides import TorchFunctionMode
 
 from aprtui.engine import ops
 from aprtui.engine.adapters import Put, Ran
+from aprtui.engine.adapters.hf_rows import Lane, Lanes
 from aprtui.engine.device import torch_settings
 from aprtui.engine.hooks import Stages, hooks
+from aprtui.engine.passes import Piece
+from aprtui.engine.stacking import Stack
 from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph
@@ -33,7 +37,7 @@ from aprtui.text import clean
 if TYPE_CHECKING:
     from aprtui.engine.plan import Plan
 
-__all__ = ["run"]
+__all__ = ["passes", "run"]
 
 _ATTENTION = "aprtui-capture"  # our name in the registry
 
@@ -136,34 +140,95 @@ def run(plan: Plan, device: torch.device, put: Put) -> Ran:
     The whole model is loaded. Raises BadFileError with the library's own words when it refuses the
     model, EngineError when its modules are not those that are known.
     """
+    with _watched(plan, device) as (model, shown):
+        shown.lanes = Lanes([Lane(put, 0, len(plan.tokens))])
+        keep = 0 if plan.job.logits == "all" else 1
+        tokens = torch.tensor([plan.tokens], device=device)
+        logits = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits[0]
+    logits = logits if plan.job.logits == "all" else logits[-1]
+    put(shown.graph.nodes[-1].key, logits)
+    return Ran(logits, shown.engine(), shown.notes)
+
+
+@contextmanager
+def passes(plans: Sequence[Plan], device: torch.device, stacks: Sequence[Stack]) -> Iterator[_Run]:
+    """The model loaded and watched, to be called with the pieces of one pass after the other."""
+    with _watched(plans[0], device) as (model, shown):
+        yield _Run(model, shown, plans, stacks, device)
+
+
+class _Run:
+    """Passes of sequences that run together, with the cache that the library makes. A batch is
+    padded on the left, as its own ``generate`` does it."""
+
+    def __init__(
+        self,
+        model: Any,
+        shown: _Shown,
+        plans: Sequence[Plan],
+        stacks: Sequence[Stack],
+        device: torch.device,
+    ) -> None:
+        self._model, self._shown, self._stacks, self._device = model, shown, stacks, device
+        self._every = plans[0].job.logits == "all"
+        self._pads = [max(len(plan.tokens) for plan in plans) - len(p.tokens) for p in plans]
+        self._cache: Any = None
+
+    @property
+    def engine(self) -> Mapping[str, Any]:
+        return self._shown.engine()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._shown.notes
+
+    def __call__(self, pieces: Sequence[Piece]) -> list[torch.Tensor]:
+        lanes = Lanes([self._lane(piece) for piece in pieces])
+        self._shown.lanes = lanes
+        ids = torch.zeros(len(pieces), lanes.width, dtype=torch.long)
+        seen = torch.zeros(len(pieces), lanes.columns, dtype=torch.long)
+        for place, (piece, lane) in enumerate(zip(pieces, lanes.lanes, strict=True)):
+            ids[place, lanes.width - lane.rows :] = torch.tensor(piece.tokens)
+            seen[place, lane.pad :] = 1
+        where = (seen.cumsum(1) - 1).clamp(min=0)[:, -lanes.width :]
+        padded = {"attention_mask": seen, "position_ids": where} if any(self._pads) else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the cache has another name in 5.40
+            out = self._model(
+                input_ids=ids.to(self._device),
+                use_cache=True,
+                past_key_values=self._cache,
+                logits_to_keep=0 if self._every else 1,
+                **{name: value.to(self._device) for name, value in padded.items()},
+            )
+        self._cache = out.past_key_values
+        head = self._shown.graph.nodes[-1].key
+        for place, lane in enumerate(lanes.lanes):
+            kept = lane.rows if self._every else 1
+            lane.put(head, out.logits[place, -kept:])
+        return [logits[-1] for logits in out.logits]
+
+    def _lane(self, piece: Piece) -> Lane:
+        at, stretch = piece.sequence, piece.stretch
+        return Lane(self._stacks[at].put, stretch.first, stretch.rows, self._pads[at])
+
+
+@contextmanager
+def _watched(plan: Plan, device: torch.device) -> Iterator[tuple[Any, _Shown]]:
+    """The model loaded, and what its passes show while inside. Raises EngineError."""
     import transformers
 
-    version = str(transformers.__version__)
     model = _load(plan, device)
-    shown = _Shown(plan, put, version)
+    shown = _Shown(plan, str(transformers.__version__))
     try:
         with ExitStack() as watching:
-            decoder = model.get_decoder()
-            for watch in _watches(decoder, shown):
+            for watch in _watches(model.get_decoder(), shown):
                 watching.enter_context(watch)
             watching.enter_context(_inside_attention(shown))
             watching.enter_context(_BestFirst())
-            keep = 0 if plan.job.logits == "all" else 1
-            tokens = torch.tensor([plan.tokens], device=device)
-            logits = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits[0]
+            yield model, shown
     except UsageError as error:
         raise shown.differs(error.message) from error
-    logits = logits if plan.job.logits == "all" else logits[-1]
-    put(shown.graph.nodes[-1].key, logits)
-    engine = {
-        "name": "transformers",
-        "version": version,
-        **torch_settings(),
-        "settings": {"attention": "eager"},
-    }
-    again = any(key.stage == _BIASED for key in shown.graph.by_key)
-    notes = (f"{_PRODUCT} is computed once more without its bias",) if again else ()
-    return Ran(logits, engine, notes)
 
 
 def _load(plan: Plan, device: torch.device) -> Any:
@@ -199,31 +264,58 @@ def _load(plan: Plan, device: torch.device) -> Any:
 class _Shown:
     """Takes what the hooks see and puts it in our shapes."""
 
-    def __init__(self, plan: Plan, put: Put, version: str) -> None:
+    def __init__(self, plan: Plan, version: str) -> None:
         self.graph: Graph = plan.model.graph
         self.wanted = frozenset(file.key for file in plan.files)
-        self.tokens = len(plan.tokens)
-        self._put = put
+        self.lanes = Lanes([Lane(lambda key, value: None, 0, 1)])
         self._version = version
 
+    def engine(self) -> dict[str, Any]:
+        """The manifest's."""
+        settings = {"attention": "eager"}
+        name, version = "transformers", self._version
+        return {"name": name, "version": version, **torch_settings(), "settings": settings}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        again = any(key.stage == _BIASED for key in self.graph.by_key)
+        return (f"{_PRODUCT} is computed once more without its bias",) if again else ()
+
     def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
-        """Raises EngineError when the tensor is of another size than the stage."""
+        """Each sequence's rows of a tensor with its batch. Raises EngineError when they are of
+        another size than the stage."""
         key = StageKey(layer, stage)
-        if key not in self.wanted:
-            return
-        node = self.graph[key]
-        shape = node.shape(self.tokens)
+        if key in self.wanted:
+            for place, lane in enumerate(self.lanes.lanes):
+                self._put(key, self.lanes.of(value, place), lane)
+
+    def _put(self, key: StageKey, value: torch.Tensor, lane: Lane) -> None:
+        node, (layer, stage) = self.graph[key], key
+        shape = node.shape(lane.rows)
         if isinstance(node.op, Norm) and value.dim() == 3 and value.stride(0) < value.stride(1):
             value = value.transpose(0, 1)  # gemma3 norms [heads, T, d], a view of [T, heads, d]
         elif stage in _NORMED and value.dim() == 3 and self.turns_first(layer):
             value = value.transpose(0, 1)
         if isinstance(node.op, Sigmoid):  # the module is the product before it
             value = value.sigmoid()
+        value = value[-lane.rows :]
         if value.numel() != math.prod(shape):
             raise self.differs(
                 f"it gives {key} as {list(value.shape)} where {list(shape)} was expected"
             )
-        self._put(key, value.reshape(shape))
+        lane.put(key, value.reshape(shape))
+
+    def put_scores(self, stage: str, value: torch.Tensor, layer: int) -> None:
+        """Scores [B,A,width,keys], or what softmax makes of them: of each sequence [A,rows,keys]
+        with those of its own, 0 where the layer's mask hides the key."""
+        key = StageKey(layer, stage)
+        scored = self.graph.by_key.get(StageKey(layer, _SCORES))
+        if key not in self.wanted or scored is None or not isinstance(scored.op, Scores):
+            return
+        for place, lane in enumerate(self.lanes.lanes):
+            whole = self.lanes.keys(value[place], lane)
+            seen = ops.visible(scored.op.mask, lane.first, lane.end, lane.end, value.device)
+            lane.put(key, whole.masked_fill(~seen, 0.0))
 
     def turns_first(self, layer: int | None) -> bool:
         """Whether the layer normalises heads [heads,T,d] once they are turned."""
@@ -256,9 +348,9 @@ class _Part:
 
 def _watches(decoder: Any, shown: _Shown) -> Iterator[AbstractContextManager[None]]:
     """The hooks that show what is wanted. Raises EngineError where a module for it is not there."""
-    yield hooks(decoder, _chosen(decoder, None, shown), _Part(shown, None))
+    yield hooks(decoder, _chosen(decoder, None, shown), _Part(shown, None), batched=True)
     for number, layer in enumerate(decoder.layers):
-        yield hooks(layer, _chosen(layer, number, shown), _Part(shown, number))
+        yield hooks(layer, _chosen(layer, number, shown), _Part(shown, number), batched=True)
         if StageKey(number, _PRODUCT) in shown.wanted and StageKey(number, _BIASED) in shown.graph:
             yield _before_bias(layer, number, shown)
 
@@ -300,8 +392,8 @@ def _before_bias(layer: Any, number: int, shown: _Shown) -> Iterator[None]:
     parts = [getattr(attention, f"{part}_proj") for part in "qkv"] if fused is None else [fused]
 
     def product(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        joined = [torch.nn.functional.linear(inputs[0][0], part.weight) for part in parts]
-        shown.put(_PRODUCT, torch.cat(joined, dim=1), layer=number)
+        joined = [torch.nn.functional.linear(inputs[0], part.weight) for part in parts]
+        shown.put(_PRODUCT, torch.cat(joined, dim=-1), layer=number)
 
     handle = parts[0].register_forward_pre_hook(product)
     try:
@@ -385,23 +477,29 @@ def _attention(
         shown = _watching[-1]
         layer = int(getattr(module, "layer_idx"))  # noqa: B009 - a plain number, not a module
         if not shown.turns_first(layer):
-            shown.put(_QUERY, _cooled(shown, layer, query[0].transpose(0, 1)), layer=layer)
-            shown.put(_KEY, key[0].transpose(0, 1), layer=layer)
+            new = key[:, :, key.shape[2] - query.shape[2] :]  # the others were cached before
+            shown.put(_QUERY, _cooled(shown, layer, query.transpose(1, 2)), layer=layer)
+            shown.put(_KEY, new.transpose(1, 2), layer=layer)
         scores = _without_sinks(inside.scores, getattr(module, "sinks", None))
-        if (scores := _masked(shown, layer, scores)) is not None:
-            shown.put(_SCORES, scores, layer=layer)
+        if scores is not None:
+            shown.put_scores(_SCORES, scores, layer)
         if weights is not None:
-            shown.put(_WEIGHTS, weights[0], layer=layer)
-        shown.put(_MIXED, output[0], layer=layer)
+            shown.put_scores(_WEIGHTS, weights, layer)
+        shown.put(_MIXED, output, layer=layer)
     return output, weights
 
 
 def _cooled(shown: _Shown, layer: int, query: torch.Tensor) -> torch.Tensor:
-    """Q [T,A,d] before the temperature that attention is given it with."""
+    """Q [B,T,A,d] before the temperature that attention is given it with."""
     node = shown.graph.by_key.get(StageKey(layer, _SCORES))
     if node is None or not isinstance(node.op, Scores) or node.op.temperature is None:
         return query
-    return query / ops.temperatures(node.op.temperature, range(len(query))).to(query)
+    lanes = shown.lanes
+    warm = [
+        ops.temperatures(node.op.temperature, range(lane.end - lanes.width, lane.end))
+        for lane in lanes.lanes
+    ]
+    return query / torch.stack(warm).to(query)
 
 
 def _without_sinks(scores: torch.Tensor | None, sinks: torch.Tensor | None) -> torch.Tensor | None:
@@ -410,12 +508,3 @@ def _without_sinks(scores: torch.Tensor | None, sinks: torch.Tensor | None) -> t
     if scores is None or sinks is None:
         return scores
     return scores[..., :-1] - (scores[..., -1:] - sinks[:, None, None])
-
-
-def _masked(shown: _Shown, layer: int, scores: torch.Tensor | None) -> torch.Tensor | None:
-    """What met the softmax [A,T,T], 0 where the layer's mask hides the key."""
-    node = shown.graph.by_key.get(StageKey(layer, _SCORES))
-    if scores is None or node is None or not isinstance(node.op, Scores):
-        return None
-    seen = ops.visible(node.op.mask, 0, shown.tokens, shown.tokens, scores.device)
-    return scores[0].masked_fill(~seen, 0.0)
