@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aprtui.engine.job import TraceJob
 from aprtui.engine.processors import processors
+from aprtui.engine.stretches import KV_TYPES
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Absent
@@ -128,7 +129,7 @@ class LlamaSettings:
         """From ``--engine-arg`` texts. Raises UsageError."""
         values: dict[str, Any] = {}
         choices: dict[str, dict[str, Any]] = {
-            "kv": {"f32": "f32", "f16": "f16"},
+            "kv": {kind: kind for kind in KV_TYPES},
             "flash": {"on": True, "off": False},
         }
         for key, text in arguments.items():
@@ -139,8 +140,13 @@ class LlamaSettings:
             else:
                 raise UsageError(
                     f"llamacpp knows no --engine-arg {clean(key)}",
-                    hint="kv=f32|f16, flash=on|off, threads=N, gpu_layers=N",
+                    hint=f"kv={'|'.join(KV_TYPES)}, flash=on|off, threads=N, gpu_layers=N",
                 )
+        if values.get("kv") in ("q8_0", "q4_0") and not values.get("flash"):
+            raise UsageError(
+                f"llama.cpp keeps values in {values['kv']} only where its attention is fused",
+                hint="--engine-arg flash=on",
+            )
         return cls(**{**values, "threads": values.get("threads") or processors()})
 
 
@@ -201,6 +207,10 @@ def _without_arguments(job: TraceJob) -> TraceJob:
 
 
 def _llamacpp(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]]:
+    if job.kv and job.engine_args.get("kv", job.kv) != job.kv:
+        raise UsageError(f"--kv {job.kv} and another --engine-arg kv", hint="give one of them")
+    if job.kv:
+        job = dataclasses.replace(job, engine_args={**job.engine_args, "kv": job.kv})
     settings = LlamaSettings.parse(job.engine_args)
     if job.dtype != "float32":
         raise UsageError(

@@ -8,7 +8,7 @@ graph that reads it; the others go by llama.cpp's names.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ from aprtui.graph.ops import (
 )
 from aprtui.model.open import Matrix
 
-__all__ = ["Collector", "NodeMap", "Slot"]
+__all__ = ["Collector", "NodeMap", "Slot", "Span"]
 
 # (operation, "" for any, and name) -> the stages that the node may be: the first that the layer
 # has. Experts that all tokens share are computed under the names of a dense FFN.
@@ -138,8 +138,23 @@ class NodeMap:
         return None
 
 
+@dataclass(frozen=True)
+class Span:
+    """One sequence's rows of a pass: ``rows`` there, from position ``first`` on. ``cells`` are
+    those of the cache that hold its keys, from position 0 to its last row's."""
+
+    put: Callable[[StageKey, torch.Tensor], None]
+    rows: slice
+    first: int
+    cells: Sequence[int]
+
+
 class Collector:
-    """Makes stages out of nodes as they come; holds at most one layer's parts."""
+    """Makes stages out of the nodes of one pass as they come; holds at most one layer's parts.
+
+    ``tokens``: the rows of the pass; ``spans``: whose they are, where not all one sequence's, from
+    position 0 on, that ``put`` takes.
+    """
 
     def __init__(
         self,
@@ -147,11 +162,12 @@ class Collector:
         tokens: int,
         wanted: Collection[StageKey],
         put: Callable[[StageKey, torch.Tensor], None],
+        spans: Sequence[Span] = (),
     ) -> None:
         self._nodes, self._graph = nodes, nodes.graph
         self._tokens = tokens
         self._wanted = frozenset(wanted)
-        self._put = put
+        self._spans = tuple(spans) or (Span(put, slice(0, tokens), 0, range(tokens)),)
         self._held: dict[tuple[StageKey, int], torch.Tensor] = {}
         self._derived = _derived(nodes.graph)
 
@@ -200,23 +216,32 @@ class Collector:
             self._give(slot.key, joined, node)
 
     def _keys_cut(self, node: Node, op: Scores, tensor: torch.Tensor) -> torch.Tensor:
-        """[A,T,keys] without the keys that only pad the cache."""
+        """[A,T,cells] without the cells that only pad the cache."""
         heads, tokens = op.heads, self._tokens
-        if tensor.numel() % (heads * tokens) or tensor.numel() < heads * tokens * tokens:
-            raise _other_shape(node, (heads, tokens, tokens))
-        return tensor.reshape(heads, tokens, -1)[:, :, :tokens].contiguous()
+        cells = 1 + max(max(span.cells) for span in self._spans)
+        if tensor.numel() % (heads * tokens) or tensor.numel() < heads * tokens * cells:
+            raise _other_shape(node, (heads, tokens, cells))
+        return tensor.reshape(heads, tokens, -1)[:, :, :cells].contiguous()
 
     def _softmax(self, node: Node, stage: Stage, op: Softmax, tensor: torch.Tensor) -> None:
         """Both [A,T,T] stages: scores are scaled here, by the softmax's own parameter."""
         before = self._graph[stage.inputs[0]]
         assert isinstance(before.op, Scores)
-        seen = ops.visible(op.mask, 0, self._tokens, self._tokens, tensor.device)
         scores = self._held.pop((before.key, 0), None)
         if scores is not None:
             scaled = scores * torch.tensor(node.first_param, dtype=torch.float32)
-            self._give(before.key, scaled.masked_fill(~seen, 0.0), node)
-        weights = self._keys_cut(node, before.op, tensor).masked_fill(~seen, 0.0)
-        self._give(stage.key, weights, node)
+            self._give_scores(before.key, scaled, op)
+        self._give_scores(stage.key, self._keys_cut(node, before.op, tensor), op)
+
+    def _give_scores(self, key: StageKey, cells: torch.Tensor, op: Softmax) -> None:
+        """Of [A,T,cells] each sequence's rows, with the keys at their positions."""
+        if key not in self._wanted:
+            return
+        for span in self._spans:
+            keys = cells[:, span.rows][:, :, torch.as_tensor(span.cells)]
+            last = span.first + keys.shape[1]
+            seen = ops.visible(op.mask, span.first, last, last, keys.device)
+            span.put(key, keys.masked_fill(~seen, 0.0))
 
     def _give(self, key: StageKey, value: torch.Tensor, node: Node) -> None:
         """A whole stage, and what follows from it without a node of llama.cpp's own."""
@@ -230,6 +255,11 @@ class Collector:
             if stage.key in self._wanted:
                 op = stage.op
                 self._put(stage.key, _activated(value, op) if isinstance(op, Activate) else value)
+
+    def _put(self, key: StageKey, value: torch.Tensor) -> None:
+        """Each sequence's rows."""
+        for span in self._spans:
+            span.put(key, value[span.rows])
 
 
 def _derived(graph: Graph) -> dict[StageKey, list[Stage]]:
