@@ -74,14 +74,20 @@ def import_trace(
     output: AnyPath | None = None,
     tokens: Iterable[int] | None = None,
     prompt: str | None = None,
+    sequence: int | None = None,
+    ranks: Iterable[str] = (),
     overwrite: bool = False,
     overrides: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> ImportedTrace:
     """Another tool's dump as a trace folder: ``output``, else beside it with ``-trace``.
 
     ``map`` is a convention's name or the path of a map (docs/captures.md), else the dump's names
     tell; ``tokens`` or ``prompt`` are needed where the dump does not hold its token ids. A stage
-    whose readings contradict one another is left out and named. Raises UsageError, BadFileError.
+    whose readings contradict one another is left out and named; copies on ranks that differ are
+    named. ``sequence``: which of a batch's, in order of appearance. ``ranks``: the names of the
+    ranks' folders in their order, where they do not say it. ``progress`` is told the stages that
+    were written, and of how many. Raises UsageError, BadFileError.
     """
     from aprtui.captures.assemble import assemble
     from aprtui.captures.imported import ImportedTrace
@@ -92,39 +98,49 @@ def import_trace(
 
     _refuse_both(prompt, tokens)
     start = time.monotonic()
-    dump = open_dump(Path(source))
+    dump = open_dump(Path(source), tuple(ranks))
     convention = recognised(dump) if map is None else load_map(map)
     opened = _opened(model, overrides)
     ids = _given_ids(opened, prompt, tokens)
-    found = assemble(dump, convention, opened.graph, ids)
+    found = assemble(dump, convention, opened.graph, ids, sequence)
     directory = _beside(Path(source)) if output is None else Path(output)
     engine = {"name": convention.engine, "dtype": found.dtype, "settings": found.settings}
     with CaptureWriter(
-        directory, tokens=found.prompt.tokens, engine=engine, model=opened, prompt=prompt,
-        overwrite=overwrite,
+        directory, tokens=found.sequence.tokens, engine=engine, model=opened, prompt=prompt,
+        rows=found.rows, overwrite=overwrite,
     ) as capture:  # fmt: skip
-        _put(found, capture)
+        _put(found, capture, progress)
     return ImportedTrace(
         directory=str(directory),
         source=str(source),
         map=convention.name,
-        tokens=len(found.prompt.tokens),
-        passes=len(found.prompt.rows),
+        tokens=len(found.sequence.tokens),
+        passes=found.passes,
+        ranks=found.values.ranks,
+        sequence=found.rows.sequence,
+        sequences=found.sequences,
         dtype=found.dtype,
         stages=len(found.ways) - len(found.contradictions),
         of=len(opened.graph),
         checked=found.checked,
         contradictions=tuple(found.contradictions),
+        findings=tuple(found.findings),
         notes=tuple(found.notes),
         elapsed_s=round(time.monotonic() - start, 3),
     )
 
 
-def _put(found: Assembly, capture: CaptureWriter) -> None:
+def _put(
+    found: Assembly, capture: CaptureWriter, progress: Callable[[int, int], None] | None
+) -> None:
     """Every stage of a dump, and what was said of them."""
-    for key, value in found.stages():
-        capture.put(key.stage, value, layer=key.layer)
-    for text in (*found.notes, *found.contradictions):
+    whole = found.rows.positions
+    for done, (key, value, positions) in enumerate(found.stages(), 1):
+        some = None if positions in (whole, whole[-1:]) else positions
+        capture.put(key.stage, value, layer=key.layer, positions=some)
+        if progress is not None:
+            progress(done, len(found.ways))
+    for text in (*found.notes, *found.contradictions, *found.findings):
         capture.note(text)
 
 

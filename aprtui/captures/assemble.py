@@ -15,16 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from aprtui.captures.dump import Array, Dump, Member, Pass
-from aprtui.captures.maps import DumpMap, Reading
-from aprtui.captures.naming import Names
-from aprtui.captures.prompt import Prompt, prompt_of
+from aprtui.captures.dump import Array, Dump
+from aprtui.captures.maps import DumpMap
+from aprtui.captures.merge import Copies
+from aprtui.captures.prompt import batches_of
+from aprtui.captures.ranks import Shards, together
 from aprtui.captures.recognise import passes_of
+from aprtui.captures.sequences import CutSequence, Run, sequences_of
+from aprtui.captures.values import Values
+from aprtui.captures.ways import Way, Ways
 from aprtui.errors import UsageError
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph
 from aprtui.graph.node import Node
-from aprtui.graph.ops import Embed
 from aprtui.graph.vocabulary import facts_of
 from aprtui.text import clean, count, ranges
 
@@ -33,54 +37,60 @@ __all__ = ["Assembly", "assemble"]
 _SAMPLES = 6  # of names that are not used, in one note
 
 
-@dataclass(frozen=True)
-class _Way:
-    """One reading of one stage, found: the members of its parts, pass by pass."""
-
-    reading: Reading
-    parts: tuple[tuple[Member, ...], ...]
-
-    @property
-    def name(self) -> str:
-        return " + ".join(clean(member.name, 80) for member in self.parts[0])
-
-
 @dataclass
 class Assembly:
     """A dump as a trace of one model. ``stages`` yields the values; then the findings are whole.
 
-    ``contradictions`` are stages that two readings give differently, which are left out.
+    ``sequence`` is the one that was chosen of ``sequences``. ``contradictions`` are stages that two
+    readings give differently, which are left out; ``findings`` copies on ranks that differ.
     """
 
     convention: DumpMap
-    prompt: Prompt
-    dtype: str
-    ways: dict[StageKey, tuple[_Way, ...]]
     graph: Graph
+    sequence: CutSequence
+    sequences: int
+    rows: Rows
+    values: Values
+    ways: dict[StageKey, tuple[Way, ...]]
     notes: list[str]
+    dtype: str = ""
     checked: int = 0
     contradictions: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the map knows of the runtime, for the manifest."""
-        return {"map": self.convention.name, **self.convention.runtime}
+        """What the map and the dump know of the runtime, for the manifest."""
+        parallel = {"tensor_parallel": self.values.ranks} if self.values.ranks > 1 else {}
+        return {"map": self.convention.name, **self.convention.runtime, **parallel}
 
-    def stages(self) -> Iterator[tuple[StageKey, Array]]:
-        """Each stage in order of computation, shaped as its node."""
+    @property
+    def passes(self) -> int:
+        return len(self.sequence.runs)
+
+    def stages(self) -> Iterator[tuple[StageKey, Array, tuple[int, ...]]]:
+        """Each stage in order of computation, shaped as its node, and the positions of its rows."""
         for key, ways in self.ways.items():
             node = self.graph[key]
-            value = _value(node, ways[0], self)
+            value, positions = self._told(node, ways[0])
             other = self._differing(node, value, ways)
             if other is None:
-                yield key, value
+                yield key, value, positions
             else:
                 self.contradictions.append(other)
 
-    def _differing(self, node: Node, value: Array, ways: Sequence[_Way]) -> str | None:
+    def _told(self, node: Node, way: Way) -> tuple[Array, tuple[int, ...]]:
+        """A stage's value by one way; copies that differ become a finding."""
+        copies = Copies()
+        found = self.values.value(node, way, copies)
+        if said := copies.text(node.key, self.rows, self.values.ranks):
+            self.findings.append(said)
+        return found
+
+    def _differing(self, node: Node, value: Array, ways: Sequence[Way]) -> str | None:
         """How a second reading of the stage differs from the first; None where all are equal."""
         for way in ways[1:]:
-            again = _value(node, way, self)
+            again, _ = self.values.value(node, way, Copies())
             if value.shape != again.shape or not np.array_equal(value, again, equal_nan=True):
                 apart = _apart(value, again)
                 return f"{node.key}: {ways[0].name} and {way.name} differ{apart}: left out"
@@ -89,178 +99,110 @@ class Assembly:
 
 
 def assemble(
-    dump: Dump, convention: DumpMap, graph: Graph, tokens: Sequence[int] | None
+    dump: Dump,
+    convention: DumpMap,
+    graph: Graph,
+    tokens: Sequence[int] | None,
+    sequence: int | None = None,
 ) -> Assembly:
     """How a dump is read as a trace of ``graph``; its values are read by ``stages``.
 
-    Raises UsageError for a dump of another model, of several sequences, or without token ids where
-    ``tokens`` are None, and BadFileError.
+    ``sequence``: which of a batch, in order of appearance. Raises UsageError for a dump of another
+    model, of several sequences where none is chosen, or without token ids where ``tokens`` are
+    None; BadFileError.
     """
-    passes = passes_of(dump, convention)
-    names = [Names(tensors) for tensors in passes]
-    _check_layers(names[0], convention, graph)
-    prompt = prompt_of(dump.path, passes, convention, tokens)
-    ways = _ways(passes, names, convention, graph)
-    if not ways:
+    own = [passes_of(dump, rank, convention) for rank in dump.ranks]
+    passes, notes = together(dump, own)
+    ways = Ways(passes, convention, graph)
+    batches, said = batches_of(dump.path, passes, convention, tokens)
+
+    def likeliest(run: Run) -> int | None:
+        return _likeliest(run, ways, convention, graph)
+
+    sequences, cut = sequences_of(batches, likeliest)
+    at = _chosen(dump, sequences, sequence, tokens)
+    one = sequences[at]
+    assembly = Assembly(
+        convention,
+        graph,
+        one,
+        len(sequences),
+        one.rows(at if len(sequences) > 1 else None),
+        Values(convention, graph, one.runs, ways.ranks),
+        ways.to_stages([run.number for run in one.runs]),
+        [*notes, *said, *cut],
+    )
+    if not assembly.ways:
         raise UsageError(
             f"the map {convention.name} finds no stage of this model in {clean(str(dump.path))}"
         )
-    assembly = Assembly(convention, prompt, "", ways, graph, list(prompt.notes))
     assembly.notes += _left_out(assembly, graph)
-    for key, found in ways.items():
+    for key, found in assembly.ways.items():
         for way in found:
-            _check_shapes(graph[key], way, prompt, convention, graph)
-    assembly.dtype = _dtype(assembly)
-    assembly.notes += _unused(passes, convention, ways)
+            assembly.values.check(graph[key], way)
+    assembly.values.learn_sums({key: found[0] for key, found in assembly.ways.items()})
+    _learn_dtype(assembly)
+    assembly.notes += [*_of_rows(assembly), *_unused(passes, assembly)]
     return assembly
 
 
-def _check_layers(names: Names, convention: DumpMap, graph: Graph) -> None:
-    """Raise UsageError for a dump that has layers which the model has not."""
-    patterns = (
-        pattern for rule in convention.rules for way in rule.readings
-        for part in way.parts for pattern in part
-    )  # fmt: skip
-    there = {layer for pattern in patterns for layer in names.layers(pattern)}
-    if there and max(there) >= graph.num_layers:
-        raise UsageError(
-            f"a dump of another model: it has layer {max(there)}, "
-            f"the model has layers 0..{graph.num_layers - 1}"
-        )
-
-
-def _ways(
-    passes: Sequence[Pass], names: Sequence[Names], convention: DumpMap, graph: Graph
-) -> dict[StageKey, tuple[_Way, ...]]:
-    """Every way to every stage that all passes have."""
-    by_stage = {name: rule for rule in convention.rules for name in rule.names}
-    found: dict[StageKey, tuple[_Way, ...]] = {}
-    for node in graph:
-        rule = by_stage.get(node.key.stage)
-        if rule is None or _named(node.key, rule.names, graph) != node.key.stage:
-            continue
-        ways = (_way(reading, node.key, passes, names, graph) for reading in rule.readings)
-        if there := tuple(way for way in ways if way is not None):
-            found[node.key] = there
-    return found
-
-
-def _named(key: StageKey, names: Sequence[str], graph: Graph) -> str | None:
-    """The first of a rule's names that the layer has."""
-    return next((name for name in names if StageKey(key.layer, name) in graph), None)
-
-
-def _way(
-    reading: Reading, key: StageKey, passes: Sequence[Pass], names: Sequence[Names], graph: Graph
-) -> _Way | None:
-    layer = key.layer
-    if reading.layer == "last" and layer != graph.num_layers - 1:
+def _likeliest(run: Run, ways: Ways, convention: DumpMap, graph: Graph) -> int | None:
+    """The likeliest token after a run, by the logits that its pass holds."""
+    node = graph.nodes[-1]
+    way = ways.to_stages([run.number]).get(node.key)
+    if way is None or not node.last:
         return None
-    if reading.layer == "next":
-        layer = (layer or 0) + 1
-    if not _holds(reading.where, key, graph):
-        return None
-    parts: list[tuple[Member, ...]] = []
-    for tensors, known in zip(passes, names, strict=True):
-        found = [known.one(patterns, layer) for patterns in reading.parts]
-        if None in found:
-            return None
-        parts.append(tuple(tensors[name] for name in found if name is not None))
-    return _Way(reading, tuple(parts))
+    value, positions = Values(convention, graph, [run], ways.ranks).value(node, way[0], Copies())
+    last = value.reshape(-1, graph.vocab_size)[-1]
+    return int(np.argmax(last)) if positions[-1:] == run.positions[-1:] else None
 
 
-def _holds(where: str, key: StageKey, graph: Graph) -> bool:
-    if where == "unscaled":
-        return not any(isinstance(node.op, Embed) and node.op.scale != 1.0 for node in graph)
-    if where.startswith("no "):
-        return StageKey(key.layer, where.removeprefix("no ")) not in graph
-    return not where or StageKey(key.layer, where) in graph
-
-
-# -- shapes ----------------------------------------------------------------------------------------
-
-
-def _width(node: Node) -> int:
-    """Values of one position."""
-    return math.prod(axis.extent or 1 for axis in node.axes)
-
-
-def _check_shapes(node: Node, way: _Way, prompt: Prompt, convention: DumpMap, graph: Graph) -> None:
-    """Raise UsageError unless a reading has the stage's shape, before anything of it is read."""
-    for members, rows in zip(way.parts, prompt.rows, strict=True):
-        widths = []
-        for member in members:
-            shape = _unbatched(member, convention)
-            if way.reading.heads:
-                heads, channels = (axis.extent for axis in node.axes[-2:])
-                fits = shape == (heads, rows, channels)
-                widths.append(_width(node))
-            else:
-                fits = bool(shape) and (shape[0] == rows or (node.last and shape[0] == 1))
-                widths.append(math.prod(shape[1:]))
-            if not fits:
-                raise _other(node, member, rows)
-        stages = way.reading.split or (node.key.stage,)
-        keys = [StageKey(node.key.layer, stage) for stage in stages]
-        if sum(widths) != sum(_width(graph[key]) for key in keys if key in graph):
-            raise _other(node, members[0], rows)
-
-
-def _other(node: Node, member: Member, rows: int) -> UsageError:
-    """What a tensor of another shape is."""
-    return UsageError(
-        f"{clean(member.name)} is {list(member.shape)}, where {node.key} of this model has "
-        f"{list(node.shape(rows))}: a dump of another model or prompt, or a map that does not fit",
-        hint="name the model that was run, and the map with --map",
-    )
-
-
-def _unbatched(member: Member, convention: DumpMap) -> tuple[int, ...]:
-    """The shape without its batch of one. Raises UsageError for a batch of several."""
-    if not convention.batch:
-        return member.shape
-    if len(member.shape) < 2 or member.shape[0] != 1:
+def _chosen(
+    dump: Dump, found: Sequence[CutSequence], asked: int | None, tokens: Sequence[int] | None
+) -> int:
+    """Which sequence is read. Raises UsageError where that is not clear."""
+    wanted = None if tokens is None else tuple(tokens)
+    listed = ", ".join(f"{at} ({count(len(one.tokens), 'token')})" for at, one in enumerate(found))
+    if asked is not None and not 0 <= asked < len(found):
+        raise UsageError(f"--sequence {asked}: {clean(str(dump.path))} holds {listed}")
+    if asked is None and wanted is not None:
+        asked = next((at for at, one in enumerate(found) if one.tokens == wanted), None)
+    if asked is None and len(found) > 1:
         raise UsageError(
-            f"{clean(member.name)} is {list(member.shape)}: a batch of several sequences, or none",
-            hint="one alone can be imported: run one prompt",
+            f"{clean(str(dump.path))}: a batch of {len(found)} sequences: {listed}",
+            hint="--sequence 0 chooses one",
         )
-    return member.shape[1:]
+    at = asked or 0
+    if wanted is not None and found[at].tokens != wanted:
+        raise UsageError(
+            f"the dump was run on {_few(found[at].tokens)}, not on {_few(wanted)}",
+            hint="leave the tokens out: the dump holds them",
+        )
+    return at
 
 
-# -- values ----------------------------------------------------------------------------------------
+def _few(numbers: Sequence[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:6])
+    return f"[{shown}{', …' if len(numbers) > 6 else ''}]"
 
 
-def _value(node: Node, way: _Way, assembly: Assembly) -> Array:
-    """The stage by one reading: its parts joined or split, passes stacked, shaped as the node."""
-    prompt, graph, batch = assembly.prompt, assembly.graph, assembly.convention.batch
-    stacked = [_pass_value(node, way.reading, part, batch, graph) for part in way.parts]
-    tokens = sum(prompt.rows)
-    if node.last and sum(map(len, stacked)) != tokens:
-        return np.asarray(stacked[-1][-1]).reshape(node.shape(tokens, "last"))
-    whole = stacked[0] if len(stacked) == 1 else np.concatenate(stacked)
-    return whole.reshape(node.shape(tokens, "all"))
-
-
-def _pass_value(
-    node: Node, reading: Reading, members: Sequence[Member], batch: bool, graph: Graph
-) -> Array:
-    """The rows [t,n] of one pass."""
-    parts = []
-    for member in members:
-        values = member.read()
-        if reading.heads:
-            values = np.moveaxis(values.reshape(values.shape[-3:]), 0, 1)
-            parts.append(values.reshape(values.shape[0], -1))
-        else:
-            parts.append(values.reshape(values.shape[batch], -1))
-    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-    if not reading.split:
-        return joined
-    keys = [StageKey(node.key.layer, stage) for stage in reading.split]
-    widths = [_width(graph[key]) if key in graph else 0 for key in keys]
-    place = reading.split.index(node.key.stage)
-    first = sum(widths[:place])
-    return joined[:, first : first + widths[place]]
+def _of_rows(assembly: Assembly) -> list[str]:
+    """What is to be said of the sequence that was cut out."""
+    rows, runs = assembly.rows, assembly.sequence.runs
+    notes = []
+    if assembly.sequences > 1:
+        notes.append(f"sequence {rows.sequence} of {assembly.sequences}, in order of appearance")
+    if len(runs) > 1:
+        of_each = ", ".join(str(len(run.rows)) for run in runs)
+        notes.append(f"{len(runs)} passes of {of_each} rows, stacked by position")
+    if rows.positions[0]:
+        notes.append(f"its rows stand at {rows}")
+    if rows.unseen:
+        notes.append(f"{rows.unseen}: attention and what follows in its span cannot be replayed")
+    if assembly.values.summed:
+        stages = ", ".join(sorted(assembly.values.summed))
+        notes.append(f"{stages}: the ranks' shares, added as the all-reduce does")
+    return notes
 
 
 def _apart(first: Array, second: Array) -> str:
@@ -288,12 +230,15 @@ def _left_out(assembly: Assembly, graph: Graph) -> list[str]:
     ]
 
 
-def _dtype(assembly: Assembly) -> str:
+def _learn_dtype(assembly: Assembly) -> None:
     """The type that most tensors were computed in; float32 that holds another type is found out."""
-    used = [way.parts[0][0] for ways in assembly.ways.values() for way in ways[:1]]
+    used = [
+        next(iter(way.parts.values()))[0][0] for ways in assembly.ways.values() for way in ways[:1]
+    ]
     stored = Counter(member.dtype for member in used).most_common(1)[0][0]
+    assembly.dtype = stored
     if stored not in ("float32", "float64"):
-        return stored
+        return
     found = _narrower(assembly)
     if found:
         assembly.notes.append(
@@ -301,7 +246,7 @@ def _dtype(assembly: Assembly) -> str:
         )
     elif stored == "float64":
         assembly.notes.append("float64 values are rounded to float32")
-    return found or "float32"
+    assembly.dtype = found or "float32"
 
 
 def _narrower(assembly: Assembly) -> str:
@@ -310,7 +255,7 @@ def _narrower(assembly: Assembly) -> str:
     kinds = {"bfloat16", "float16"}
     for key, ways in assembly.ways.items():
         if key.layer == first and kinds:
-            value = _value(assembly.graph[key], ways[0], assembly)
+            value, _ = assembly.values.value(assembly.graph[key], ways[0], Copies())
             kinds &= _types_of(value)
     return next(iter(sorted(kinds)), "")
 
@@ -327,12 +272,15 @@ def _types_of(value: Array) -> set[str]:
     return found
 
 
-def _unused(
-    passes: Sequence[Pass], convention: DumpMap, ways: dict[StageKey, tuple[_Way, ...]]
-) -> list[str]:
+def _unused(passes: Sequence[Shards], assembly: Assembly) -> list[str]:
     """What of the dump was not read, and which layers it does not hold."""
-    used = {m.name for found in ways.values() for way in found for part in way.parts for m in part}
-    idle = [name for name in passes[0] if name not in used]
+    ways, convention = assembly.ways, assembly.convention
+    used = {
+        member.name
+        for found in ways.values() for way in found for parts in way.parts.values()
+        for members in parts for member in members
+    }  # fmt: skip
+    idle = [name for name in passes[assembly.sequence.runs[0].number] if name not in used]
     notes = []
     if idle:
         kinds = list(
@@ -347,6 +295,6 @@ def _unused(
         )
     layers = sorted({key.layer for key in ways if key.layer is not None})
     notes.append(f"stages of layers {ranges(layers)}")
-    if convention.batch:
+    if convention.batch and assembly.sequences == 1:
         notes.append("the batch of one was dropped")
     return notes

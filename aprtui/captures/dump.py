@@ -16,8 +16,18 @@ from aprtui.formats.blocks import MAX_TENSORS
 from aprtui.formats.files import open_file
 from aprtui.text import clean, size
 
-__all__ = ["MAX_MEMBER_BYTES", "MAX_TENSORS", "Array", "Dump", "Member", "Pass", "decoded",
-           "file_member", "item_bytes"]  # fmt: skip
+__all__ = [
+    "MAX_MEMBER_BYTES",
+    "MAX_TENSORS",
+    "Array",
+    "Dump",
+    "Member",
+    "Pass",
+    "Rank",
+    "decoded",
+    "file_member",
+    "item_bytes",
+]  # fmt: skip
 
 Array = npt.NDArray[Any]
 MAX_MEMBER_BYTES = 2 << 30  # of one tensor as it is read
@@ -56,13 +66,27 @@ Pass = Mapping[str, Member]
 
 
 @dataclass(frozen=True)
+class Rank:
+    """What one process of a run wrote: its passes in order, each tensors by name.
+
+    ``tensor`` and ``pipeline`` are its places among the ranks that share a layer and the layers;
+    ``files`` the passes' own files or folders.
+    """
+
+    name: str
+    passes: tuple[Pass, ...]
+    files: tuple[str, ...]
+    tensor: int = 0
+    pipeline: int = 0
+
+
+@dataclass(frozen=True)
 class Dump:
-    """What was opened: its passes in the order of their files, each tensors by name."""
+    """What was opened: one rank, or all of a run's, in the order of their places."""
 
     path: Path
     container: str  # for people: "an .npz archive"
-    passes: tuple[Pass, ...]
-    files: tuple[str, ...]  # the pass's own file, below ``path``
+    ranks: tuple[Rank, ...]
 
 
 def decoded(raw: npt.NDArray[np.uint8] | bytes, dtype: str) -> Array:

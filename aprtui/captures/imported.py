@@ -17,7 +17,9 @@ class ImportedTrace:
 
     ``stages`` of ``of`` that the model has were written; ``checked`` of them could be had in
     several ways, which were equal to the bit; ``contradictions`` say which could not be trusted and
-    were left out. ``map`` is the convention, ``dtype`` the type that the runtime computed in.
+    were left out, ``findings`` which copies on the ``ranks`` differ. ``map`` is the convention,
+    ``dtype`` the type that the runtime computed in; ``sequence`` which of ``sequences``, None where
+    there is one.
     """
 
     directory: str
@@ -25,11 +27,15 @@ class ImportedTrace:
     map: str
     tokens: int
     passes: int
+    ranks: int
+    sequence: int | None
+    sequences: int
     dtype: str
     stages: int
     of: int
     checked: int
     contradictions: tuple[str, ...]
+    findings: tuple[str, ...]
     notes: tuple[str, ...]
     elapsed_s: float
 
@@ -39,7 +45,12 @@ class ImportedTrace:
 
     def __str__(self) -> str:
         wrong = f", {count(len(self.contradictions), 'stage')} left out" * bool(self.contradictions)
+        wrong += f", {count(len(self.findings), 'finding')}" * bool(self.findings)
+        made = f" in {self.passes} passes" if self.passes > 1 else ""
+        made += f" of sequence {self.sequence}" if self.sequence is not None else ""
+        made += f" on {self.ranks} ranks" if self.ranks > 1 else ""
         return (
-            f"{self.stages} of {self.of} stages, {count(self.tokens, 'token')}, {self.dtype}, "
-            f"by the map {self.map}; {self.checked} checked by a second reading{wrong}"
+            f"{self.stages} of {self.of} stages, {count(self.tokens, 'token')}{made}, "
+            f"{self.dtype}, by the map {self.map}; {self.checked} checked by a second "
+            f"reading{wrong}"
         )

@@ -28,8 +28,8 @@ CONVENTIONS = (
 _BASES = ("transformers-modules", "fused-modules")
 _MAX_BYTES = 1 << 20
 _MAP_KEYS = frozenset({
-    "title", "base", "engine", "recognise", "unless", "tokens", "positions", "lengths", "shared",
-    "off_by_one", "runtime", "spelling", "stage",
+    "title", "base", "engine", "recognise", "unless", "tokens", "positions", "lengths", "mask",
+    "shared", "off_by_one", "runtime", "spelling", "stage",
 })  # fmt: skip
 _READING_KEYS = frozenset({"take", "names", "split", "heads", "layer", "where"})
 _SPELLINGS = frozenset({"output", "input", "element"})
@@ -76,6 +76,7 @@ class DumpMap:
     tokens: tuple[str, ...]
     positions: tuple[str, ...]
     lengths: tuple[str, ...]
+    mask: tuple[str, ...]
     shared: tuple[str, ...]
     off_by_one: tuple[str, ...]
     runtime: Mapping[str, str | bool]
@@ -131,6 +132,7 @@ def _read(path: Path, name: str) -> DumpMap:
         tokens=both.words("tokens"),
         positions=both.words("positions"),
         lengths=both.words("lengths"),
+        mask=both.words("mask"),
         shared=both.words("shared"),
         off_by_one=both.words("off_by_one"),
         runtime=both.table("runtime"),

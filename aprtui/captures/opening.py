@@ -6,13 +6,14 @@ Names of tensors come from the files' names or from inside them; no path is ever
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from aprtui.captures.dump import MAX_TENSORS, Dump, Member, Pass, file_member
+from aprtui.captures.dump import MAX_TENSORS, Dump, Member, Pass, Rank, file_member
 from aprtui.captures.numpy_files import read_npy, read_npz
+from aprtui.captures.ranks import in_order, places_of
 from aprtui.captures.torch_zip import read_torch
-from aprtui.errors import BadFileError
+from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.files import first_bytes
 from aprtui.formats.locate import holds_model
 from aprtui.formats.safetensors import read_safetensors
@@ -76,15 +77,18 @@ def _is_dump_folder(folder: Path, depth: int = 0) -> bool:
     return not holds_model(folder) or any(_DUMPED.search(entry.stem) for entry in entries)
 
 
-def open_dump(path: Path) -> Dump:
-    """The tensors of a dump, by pass. Raises BadFileError for what holds none.
+def open_dump(path: Path, ranks: Sequence[str] = ()) -> Dump:
+    """The tensors of a dump, by rank and pass. Raises BadFileError for what holds none.
 
-    A folder holds one tensor a file, or one pass a file: of several folders of them (ranks) one
-    must be named.
+    A folder holds one tensor a file, or one pass a file; several of them are the ranks or the steps
+    of one run, told by their names. ``ranks``: the names of those to read, in their order.
     """
     if not path.is_dir():
+        if ranks:
+            raise UsageError(f"--ranks: {clean(str(path))} is one file")
         tensors, _ = _read(path, path.stem)
-        return Dump(path, _CONTAINERS.get(path.suffix, "an archive"), (tensors,), (path.name,))
+        rank = Rank(path.name, (tensors,), (path.name,))
+        return Dump(path, _CONTAINERS.get(path.suffix, "an archive"), (rank,))
     files = list(_files(path))
     if not files:
         raise BadFileError(
@@ -92,35 +96,30 @@ def open_dump(path: Path) -> Dump:
             "holds no dump: no .npz, .npy, .safetensors or .pt file",
             hint="name the file or folder that the tool wrote its tensors to",
         )
-    folders = sorted({file.parent for file in files})
-    if len(folders) > 1:
-        names = ", ".join(clean(str(folder.relative_to(path)), 60) for folder in folders[:4])
-        raise BadFileError(
-            path,
-            f"holds {len(folders)} folders of tensors: {names}{', …' * (len(folders) > 4)}",
-            hint=f"one of them is imported: aprtui import-trace {quoted(folders[0])}; ranks that "
-            "hold parts of tensors cannot be put together yet",
-        )
-    kinds = sorted({file.suffix for file in files})
+    folders: dict[Path, list[Path]] = {}
+    for file in files:
+        folders.setdefault(file.parent, []).append(file)
+    places = places_of(path, list(folders), ranks)
+    kinds = sorted({file.suffix for folder in places for file in folders[folder]})
     if len(kinds) > 1:
         raise BadFileError(path, f"mixes {' and '.join(kinds)} files: name one of them")
-    return _folder(path, files)
+    read = [(place, _rank(folder, folders[folder])) for folder, place in places.items()]
+    return Dump(path, f"a folder of {_CONTAINERS[kinds[0]]}", in_order(read))
 
 
-def _folder(path: Path, files: list[Path]) -> Dump:
+def _rank(folder: Path, files: list[Path]) -> Rank:
     """A folder of files of one kind: all of one tensor, or each a pass."""
     read = [(file, *_read(file, file.stem)) for file in files]
-    container = f"a folder of {_CONTAINERS[files[0].suffix]}"
     alone = [file for file, _, single in read if single]
     if len(alone) == len(read):
         merged: dict[str, Member] = {}
         for _, tensors, _ in read:
             merged.update(tensors)
-        return Dump(path, container, (merged,), (files[0].parent.name,))
+        return Rank(folder.name, (merged,), (folder.name,))
     if alone:
         raise BadFileError(alone[0], "one tensor, beside files that hold several: name one file")
     passes = tuple(tensors for _, tensors, _ in read)
-    return Dump(path, container, passes, tuple(file.name for file in files))
+    return Rank(folder.name, passes, tuple(file.name for file in files))
 
 
 def _read(path: Path, name: str) -> tuple[Pass, bool]:

@@ -1,67 +1,80 @@
-"""What a dump was run on: its token ids and positions, pass by pass, checked to be one sequence."""
+"""What a dump was run on: the token ids of each pass, and where their rows stand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from aprtui.captures.dump import Array, Member, Pass
+from aprtui.captures.dump import Array, Member
 from aprtui.captures.maps import DumpMap
 from aprtui.captures.naming import Names
+from aprtui.captures.ranks import Shards
+from aprtui.captures.sequences import Batch
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.strict_json import read_object
 from aprtui.text import clean
 
-__all__ = ["Prompt", "prompt_of"]
+__all__ = ["batches_of"]
 
 _MAX_TOKENS = 1 << 24
 _MAX_JSON_BYTES = 16 << 20
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """The token ids of all passes, how many rows each pass has, and what is to be said of them."""
+def batches_of(
+    source: Path, passes: Sequence[Shards], convention: DumpMap, given: Sequence[int] | None
+) -> tuple[list[Batch], list[str]]:
+    """What each pass was run on: from the dump, ``given``, or a JSON beside the file; and notes.
 
-    tokens: tuple[int, ...]
-    rows: tuple[int, ...]
-    notes: tuple[str, ...]
-
-
-def prompt_of(
-    source: Path, passes: Sequence[Pass], convention: DumpMap, given: Sequence[int] | None
-) -> Prompt:
-    """The sequence that the passes stand for: from the dump, ``given``, or a JSON beside the file.
-
-    Raises UsageError where nothing says it, two sources differ, or the rows are not one sequence
-    from position 0 on.
+    Raises UsageError where nothing says it or two sources differ.
     """
-    found = [_numbers(tensors, convention.tokens, convention) for tensors in passes]
+    names = [Names(tensors) for tensors in passes]
+    found = [
+        _numbers(tensors, known, convention.tokens)
+        for tensors, known in zip(passes, names, strict=True)
+    ]
     held = [numbers for numbers in found if numbers is not None]
-    notes: list[str] = []
     if len(held) == len(passes):
-        rows = tuple(len(numbers) for numbers in held)
-        tokens = tuple(int(token) for numbers in held for token in numbers)
-        if given is not None and tuple(given) != tokens:
-            raise UsageError(
-                f"the dump was run on {_few(tokens)}, not on {_few(given)}",
-                hint="leave the tokens out: the dump holds them",
-            )
-        notes.append("token ids: the dump's own")
+        note = "token ids: the dump's own"
     elif len(passes) > 1:
         raise UsageError(
             f"{clean(str(source))}: holds {len(passes)} passes and not their token ids",
             hint="name the file of one pass, with --tokens",
         )
     else:
-        tokens, note = _told(source, given)
-        rows, notes = (len(tokens),), [note]
-    notes += _checked_positions(passes, rows, convention)
-    if len(rows) > 1:
-        notes.append(f"{len(rows)} passes of {', '.join(map(str, rows))} rows, stacked by position")
-    return Prompt(tokens, rows, tuple(notes))
+        told, note = _told(source, given)
+        held = [np.array(told, np.int64)]
+    batches = [
+        _batch(number, tokens, tensors, known, convention)
+        for number, (tokens, tensors, known) in enumerate(zip(held, passes, names, strict=True))
+    ]
+    return batches, [note]
+
+
+def _batch(number: int, tokens: Array, tensors: Shards, names: Names, convention: DumpMap) -> Batch:
+    flat = tuple(int(token) for token in tokens.reshape(-1))
+    lengths = _numbers(tensors, names, convention.lengths)
+    positions = _numbers(tensors, names, convention.positions)
+    if not convention.batch:
+        return Batch(
+            flat,
+            None if positions is None else positions.reshape(-1),
+            None if lengths is None else lengths.reshape(-1),
+        )
+    grid = (1, len(flat)) if tokens.ndim < 2 else (tokens.shape[0], len(flat) // tokens.shape[0])
+    if positions is not None:
+        if positions.size not in (grid[1], len(flat)):
+            raise UsageError(
+                f"pass {number} has positions {list(positions.shape)} for token ids {list(grid)}",
+                hint="is the map one of this tool?",
+            )
+        positions = np.broadcast_to(positions.reshape(-1, grid[1]), grid).reshape(-1)
+    mask = _numbers(tensors, names, convention.mask)
+    if mask is None or mask.ndim != 2 or mask.shape[0] != grid[0] or mask.shape[1] < grid[1]:
+        return Batch(flat, positions, grid=grid)
+    before = mask.shape[1] - grid[1]
+    return Batch(flat, positions, None, grid, mask[:, before:].reshape(-1), mask[:, :before])
 
 
 def _told(source: Path, given: Sequence[int] | None) -> tuple[tuple[int, ...], str]:
@@ -79,59 +92,20 @@ def _told(source: Path, given: Sequence[int] | None) -> tuple[tuple[int, ...], s
     )
 
 
-def _checked_positions(
-    passes: Sequence[Pass], rows: Sequence[int], convention: DumpMap
-) -> list[str]:
-    """What is to be said of positions. Raises UsageError unless all rows are one sequence."""
-    start, stated = 0, 0
-    for place, (tensors, count) in enumerate(zip(passes, rows, strict=True)):
-        lengths = _numbers(tensors, convention.lengths, convention)
-        if lengths is not None and len(lengths) > 1:
-            raise UsageError(
-                f"pass {place} holds rows of {len(lengths)} sequences; one alone can be imported",
-                hint="run one request at a time",
-            )
-        positions = _numbers(tensors, convention.positions, convention)
-        if positions is not None:
-            stated += 1
-            wanted = np.arange(start, start + count)
-            if not np.array_equal(positions, wanted):
-                raise UsageError(
-                    f"pass {place} stands at positions {_few(positions)} where {start}.."
-                    f"{start + count - 1} would go on: passes are missing, out of order, or padded",
-                    hint="dump one request from its first token on",
-                )
-        start += count
-    if stated == len(passes):
-        return []
-    return ["positions: 0, 1, 2, ... taken in the order of the rows; the dump does not say"]
-
-
-def _numbers(tensors: Pass, patterns: Sequence[str], convention: DumpMap) -> Array | None:
-    """Whole numbers [n] of the first pattern that a name fits; None where none does."""
-    names = Names(tensors)
+def _numbers(tensors: Shards, names: Names, patterns: Sequence[str]) -> Array | None:
+    """Whole numbers of the first pattern that a name fits; None where none does."""
     for pattern in patterns:
         for name in names.all(pattern, None)[:1]:
-            return _whole(tensors[name], convention)
+            return _whole(tensors[name][0])
     return None
 
 
-def _whole(member: Member, convention: DumpMap) -> Array:
+def _whole(member: Member) -> Array:
     count = int(np.prod(member.shape, dtype=object)) if member.shape else 1
     if count > _MAX_TOKENS:
         raise BadFileError(member.path, f"{clean(member.name)} has {count:,} values: no token ids")
-    if convention.batch and len(member.shape) > 1 and member.shape[0] != 1:
-        raise UsageError(
-            f"{clean(member.name)} is {list(member.shape)}: a batch of {member.shape[0]} sequences",
-            hint="one alone can be imported: run one prompt",
-        )
-    values = member.read().reshape(-1)
+    values = member.read()
     whole = values.astype(np.int64)
     if not np.array_equal(whole, values):
         raise BadFileError(member.path, f"{clean(member.name)} holds no whole numbers")
     return whole
-
-
-def _few(numbers: Sequence[int] | Array) -> str:
-    shown = ", ".join(str(int(number)) for number in numbers[:6])
-    return f"[{shown}{', …' if len(numbers) > 6 else ''}]"

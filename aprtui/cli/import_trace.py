@@ -6,7 +6,10 @@ Runtime or OpenVINO. Its names tell which; docs/captures.md says what is read of
 write a map of your own. A pickle is never run.
 
 A stage that can be had in two ways must be the same to the bit, else it is left out and the exit
-code is 1. What was inferred, dropped or not read is said in notes, which stand in the trace too.
+code is 1. Passes (prefill, chunks, decode steps) are stacked by position; of a batch --sequence
+chooses one; tensor- and pipeline-parallel ranks are put together by the model's dimensions, and
+copies that are not the same to the bit are named by rank. What was inferred, dropped or not read
+is said in notes, which stand in the trace too.
 """
 
 from __future__ import annotations
@@ -32,6 +35,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="DIR", help="the trace folder (default: SOURCE's name and -trace)"
     )
+    parser.add_argument(
+        "--sequence",
+        type=int,
+        metavar="K",
+        help="which sequence of a batch, by order of appearance",
+    )
+    parser.add_argument(
+        "--ranks",
+        metavar="A,B",
+        help="the ranks' folders in their order, where their names do not say it; or one alone",
+    )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "--tokens", metavar="1,2,3", help="the token ids, where the dump does not hold them"
@@ -54,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         tokens=parse_tokens(args.tokens),
         prompt=args.prompt,
+        sequence=args.sequence,
+        ranks=tuple(args.ranks.split(",")) if args.ranks else (),
         overwrite=args.overwrite,
         overrides=parse_overrides(args.overrides),
     )
@@ -63,5 +79,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"wrote {clean(done.directory)}: {done}")
         for found in done.contradictions:
             print(f"contradiction: {clean(found, 500)}")
+        for found in done.findings:
+            print(f"finding: {clean(found, 500)}")
         print_notes(done.notes)
-    return 1 if done.contradictions else 0
+    return 1 if done.contradictions or done.findings else 0

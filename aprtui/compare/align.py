@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from aprtui.formats.tracedir import StageRecord
 from aprtui.graph.vocabulary import facts_of
-from aprtui.text import count
+from aprtui.text import count, ranges
 
 __all__ = ["Aligned", "align"]
 
@@ -31,6 +31,9 @@ def align(a: StageRecord, b: StageRecord, x: Float32, y: Float32, *, last: bool)
     """The two sides ready to be compared, or why they cannot be."""
     if last:
         return _align_last(a, b, x, y)
+    common = _common(a, b, x, y)
+    if common is not None:
+        return common
     shapes = f"{_shape_text(a, x)} against {_shape_text(b, y)}"
     known = next((side for side in (a, b) if side.shape is not None), a)
     if x.size == y.size and not _contradict(a, b):
@@ -39,6 +42,41 @@ def align(a: StageRecord, b: StageRecord, x: Float32, y: Float32, *, last: bool)
     if _is_token_first(a) and (_is_row_of(x, a, y) or _is_row_of(y, b, x)):
         return f"{shapes}: one side may hold only the last position (--positions last)"
     return shapes
+
+
+def _common(a: StageRecord, b: StageRecord, x: Float32, y: Float32) -> Aligned | str | None:
+    """The positions that both sides hold, where one holds other ones than the other; else None."""
+    if not _is_token_first(a) or not any(isinstance(side.positions, tuple) for side in (a, b)):
+        return None
+    sides = [_by_position(record, values) for record, values in ((a, x), (b, y))]
+    left, right = sides
+    if left is None or right is None or list(left) == list(right):
+        return None
+    both = [position for position in left if position in right]
+    if not both:
+        return f"no position in common: {ranges(left)} against {ranges(right)}"
+    rows = [np.stack([side[position] for position in both]) for side in (left, right)]
+    if rows[0].shape != rows[1].shape:
+        return f"{_shape_text(a, x)} against {_shape_text(b, y)}"
+    axes = ("token", *(f"dim{place}" for place in range(1, rows[0].ndim)))
+    named = next(
+        (each.axes for each in (a, b) if each.axes and len(each.axes) == rows[0].ndim), axes
+    )
+    return Aligned(rows[0].reshape(-1), rows[1].reshape(-1), rows[0].shape, named)
+
+
+def _by_position(record: StageRecord, values: Float32) -> dict[int, Float32] | None:
+    """The rows of a side by where they stand; None where that is not known."""
+    shape = record.shape
+    if not shape or math.prod(shape) != values.size:
+        return None
+    shaped = values.reshape(shape)
+    if facts_of(record.key.stage).logits and len(shape) == 1:
+        shaped = shaped[None]
+    held = record.held()
+    if held is None or len(held) != len(shaped):
+        return None
+    return dict(zip(held, shaped, strict=True))
 
 
 def _contradict(a: StageRecord, b: StageRecord) -> bool:

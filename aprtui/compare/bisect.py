@@ -22,7 +22,7 @@ from aprtui.compare.case import Case, open_case
 from aprtui.compare.explain import Explanation, Numerics, explain
 from aprtui.compare.infer import with_shapes
 from aprtui.compare.localerror import LocalError, local_error
-from aprtui.compare.looks import looks_like
+from aprtui.compare.looks import looks_like, wrong_rows
 from aprtui.compare.metrics import Cancelled
 from aprtui.compare.mistakes import name_mistake
 from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
@@ -148,7 +148,7 @@ class _Worker:
         name: str = "B",
     ) -> None:
         self.captured, self.options = captured, options
-        self.replay = Replay(model, ids or (), captured.logits)
+        self.replay = Replay(model, ids or (), captured.logits, captured.rows)
         self.sources = captured.sources()
         self.reference = None if a is None else _reference(a, captured)
         self.token_source = "given" if ids is not None else "unknown"
@@ -343,6 +343,7 @@ class _Worker:
                 looks,
                 mistake,
                 inherited,
+                wrong_rows(case, found),
             )
         )
 
@@ -354,7 +355,7 @@ class _Worker:
             return None
         given = {key: side.wide(key) for key in keys}
         if case.last:
-            given = {key: value[-1:] for key, value in given.items()}
+            given = {key: value[list(case.rows or ())] for key, value in given.items()}
         other = Case(
             self.replay, self.captured, case.node, case.between, given, case.y, case.limits
         )
@@ -400,6 +401,9 @@ def _place(case: Case, index: tuple[int, ...]) -> dict[str, int]:
     names = {"token": "position", "query": "position", "kv_head": "head", "hidden": "channel",
              "ffn": "channel", "qkv": "channel", "vocab": "channel"}  # fmt: skip
     found = {names.get(axis, axis): i for axis, i in zip(case.axes, index, strict=False)}
+    if "position" in found:
+        row = found["position"] if case.rows is None else case.rows[found["position"]]
+        found["position"] = case.captured.rows.positions[row]
     if "channel" in found and "head" not in found:  # heads side by side: of Q, K or V in turn
         for heads in (window.heads for window in case.captured.windows.get(case.key, ())):
             if heads.columns.start <= found["channel"] < heads.columns.stop:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aprtui.compare.pairs import PairResult
+from aprtui.formats.rows import Rows
 from aprtui.formats.summary import finite_json
 from aprtui.formats.tracedir import StageKey
 from aprtui.notebook import html_table
@@ -53,6 +54,12 @@ class Culprit:
     looks_like: str
     mistake: Mistake | None
     inherited_rel_l2: float | None = None
+    rows: Rows | None = None
+
+    @property
+    def where(self) -> str:
+        """The rows that are wrong, by position and pass; empty where that is not known."""
+        return self.rows.where(range(len(self.rows))) if self.rows else ""
 
     @property
     def text(self) -> str:
@@ -227,6 +234,9 @@ def _culprit_json(culprit: Culprit) -> dict[str, Any]:
         "worst_row_rel_l2": culprit.worst_row_rel_l2,
         "inherited_rel_l2": culprit.inherited_rel_l2,
         "worst": dict(culprit.worst),
+        "rows": None
+        if culprit.rows is None
+        else {"positions": list(culprit.rows.positions), "passes": list(culprit.rows.passes)},
         "parts": list(culprit.parts),
         "looks_like": culprit.looks_like,
         "mistake": None

@@ -11,13 +11,15 @@ import numpy.typing as npt
 
 from aprtui.compare.infer import with_shapes
 from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
 from aprtui.graph import Graph, Node
 from aprtui.graph.heads import head_windows
+from aprtui.graph.ops import Attend, Scores, Softmax
 from aprtui.graph.rope import PAIRS
 from aprtui.text import clean, count
 
-__all__ = ["Captured", "Source", "open_captured"]
+__all__ = ["Captured", "Source", "common", "open_captured"]
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -30,24 +32,34 @@ class Source:
     """What a node can be replayed from: ``inputs`` are captured, ``between`` are not.
 
     ``between`` are the nodes to recompute first, in order. ``blocked`` says why it cannot be
-    replayed, empty when it can. ``last``: an input holds the last position only.
+    replayed, empty when it can. ``rows``: those that all of the inputs hold, where one does not
+    hold all of the positions.
     """
 
     inputs: tuple[StageKey, ...] = ()
     between: tuple[Node, ...] = ()
     blocked: str = ""
-    last: bool = False
+    rows: tuple[int, ...] | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether an input does not hold all of the positions."""
+        return self.rows is not None
 
 
 class Captured:
     """One capture seen through a model's graph. ``state`` of a key:
 
-    "whole", "last" (the last position only), "size" (its count contradicts the model),
-    "unreadable", "absent".
+    "whole", "last" (the last position only), "some" (those that its record names), "size" (its
+    count contradicts the model), "unreadable", "absent". ``rows``: where the positions stand, and
+    which pass made each.
     """
 
     def __init__(self, trace: TraceDir, graph: Graph, tokens: int, logits: str) -> None:
         self.trace, self.graph, self.tokens, self.logits = trace, graph, tokens, logits
+        stated = trace.rows
+        fits = stated is not None and len(stated) == tokens
+        self.rows = stated if fits and stated is not None else Rows.plain(tokens)
         self.windows = head_windows(graph)
         self.errors: dict[StageKey, BadFileError] = {}
         self._states = {node.key: self._state(node.key) for node in self.graph}
@@ -59,8 +71,20 @@ class Captured:
 
     def shape(self, key: StageKey) -> tuple[int, ...]:
         """The shape that the model gives the stage, of the positions that are held."""
-        last = self._states.get(key) == "last"
-        return self.graph[key].shape(1 if last else self.tokens, self.logits)
+        held = self.held(key)
+        logits = "all" if self._states.get(key) == "some" else self.logits
+        return self.graph[key].shape(self.tokens if held is None else len(held), logits)
+
+    def held(self, key: StageKey) -> tuple[int, ...] | None:
+        """The rows that are held of a stage, by number; None for all of them."""
+        state = self._states.get(key)
+        if state == "last":
+            return (self.tokens - 1,)
+        return self._some(self.trace.records[key]) if state == "some" else None
+
+    def _some(self, record: StageRecord) -> tuple[int, ...]:
+        """The rows that a record names. Raises KeyError for positions that the capture has not."""
+        return self.rows.at(record.positions if isinstance(record.positions, tuple) else ())
 
     def values(self, key: StageKey) -> Float32:
         """The captured values, shaped; a memory map. Raises BadFileError."""
@@ -126,26 +150,37 @@ class Captured:
         for node in self.graph:
             inputs: dict[StageKey, None] = {}
             between: dict[StageKey, Node] = {}
-            blocked, last = "", False
+            blocked = ""
+            rows: tuple[int, ...] | None = None
             for key in node.inputs:
                 state = self._states[key]
-                if state in ("whole", "last"):
+                if state in ("whole", "last", "some"):
                     inputs[key] = None
-                    last |= state == "last"
+                    rows = common(rows, self.held(key))
                 elif state == "absent":
                     earlier = found[key]
                     blocked = blocked or self._why_absent(key, earlier)
                     inputs |= dict.fromkeys(earlier.inputs)
                     between |= {each.key: each for each in earlier.between}
                     between[key] = self.graph[key]
-                    last |= earlier.last
+                    rows = common(rows, earlier.rows)
                 else:
                     blocked = blocked or self._why_wrong(key, state)
             chain = (*between.values(), node)
-            if last and not blocked and not all(each.op.row_wise for each in chain):
-                blocked = "an input holds the last position only"
-            found[node.key] = Source(tuple(inputs), tuple(between.values()), blocked, last)
+            if not blocked:
+                blocked = self._why_rows(node, chain, rows)
+            found[node.key] = Source(tuple(inputs), tuple(between.values()), blocked, rows)
         return found
+
+    def _why_rows(self, node: Node, chain: tuple[Node, ...], rows: tuple[int, ...] | None) -> str:
+        """Why the rows that are held do not tell a node's output; empty where they do."""
+        if rows is not None and common(rows, self.held(node.key)) == ():
+            return "it and its inputs hold no position in common"
+        if rows is not None and not all(each.op.row_wise for each in chain):
+            last = rows == (self.tokens - 1,)
+            return f"an input holds {'the last position' if last else 'some positions'} only"
+        looking = any(isinstance(each.op, Scores | Softmax | Attend) for each in chain)
+        return self.rows.unseen if looking else ""
 
     def _why_absent(self, key: StageKey, source: Source) -> str:
         if not self.graph[key].inputs:
@@ -174,7 +209,17 @@ class Captured:
         if held == math.prod(node.shape(self.tokens, self.logits)):
             return "whole"
         one = math.prod(node.shape(1))
+        if isinstance(record.positions, tuple) and held == one * len(record.positions):
+            known = set(record.positions) <= set(self.rows.positions)
+            return "some" if known and node.axis_names("all")[0] == "token" else "size"
         return "last" if held == one and node.axis_names()[0] == "token" else "size"
+
+
+def common(one: tuple[int, ...] | None, other: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The rows that are in both; None stands for all."""
+    if one is None or other is None:
+        return one if other is None else other
+    return tuple(sorted(set(one) & set(other)))
 
 
 def open_captured(trace: TraceDir, graph: Graph, tokens: tuple[int, ...] | None) -> Captured:
@@ -213,6 +258,8 @@ def open_captured(trace: TraceDir, graph: Graph, tokens: tuple[int, ...] | None)
                 hint="give the tokens that were traced, or none",
             )
     whole = head is not None and length > 1 and head.count == length * graph.vocab_size
+    if head is not None and isinstance(head.positions, tuple):  # logits of some: as rows, too
+        whole = True
     return Captured(trace, graph, length, "all" if whole else "last")
 
 

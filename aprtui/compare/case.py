@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.compare.captured import Captured, Source
+from aprtui.compare.captured import Captured, Source, common
 from aprtui.compare.localerror import LocalError, local_error
 from aprtui.engine.replay import EXACT, Arithmetic, Replay, representable
 from aprtui.formats.tracedir import StageKey
@@ -26,6 +26,7 @@ class Case:
 
     ``y`` is what B captured, shaped; ``axis`` the axis that positions run along; ``limits`` the
     bars (rel_l2, worst row); ``rounded`` the type that every value of y fits ("BF16", "F16", "").
+    ``rows``: those of y, where it does not hold all; ``last``: its inputs hold no others.
     """
 
     replay: Replay
@@ -37,6 +38,7 @@ class Case:
     limits: tuple[float, float]
     rounded: str = ""
     last: bool = False
+    rows: tuple[int, ...] | None = None
     _memo: dict[tuple[StageKey, Arithmetic], Float64] = field(default_factory=dict)
 
     @property
@@ -93,9 +95,10 @@ class Case:
         return self.shaped(values[self.key])
 
     def shaped(self, made: Float64) -> Float64:
-        """A replay's output in y's shape; the last position where y holds no other."""
+        """A replay's output in y's shape; of the positions that y holds."""
         if made.size > self.y.size and self.axes[0] == "token":
-            made = made[-self.y.shape[0] :]
+            kept = self.rows is not None and len(self.rows) == self.y.shape[0]
+            made = made[list(self.rows or ())] if kept else made[-self.y.shape[0] :]
         return made.reshape(self.y.shape)
 
     def columns(self, part: Part) -> Float64:
@@ -118,12 +121,14 @@ def open_case(
 ) -> Case:
     """Read B's values of a node and of what it is replayed from. Raises BadFileError."""
     values = captured.values(node.key)
-    given = {key: captured.wide(key) for key in source.inputs}
+    own = captured.held(node.key)
+    rows = common(source.rows, own)
+    alone = all(each.op.row_wise for each in (*source.between, node))
+    cut = rows if alone else None  # of what looks at other rows the replay is cut instead
+    given = {key: _rows_of(captured, key, cut) for key in source.inputs}
     y = captured.wide(node.key)
-    if source.last:
-        given = {key: value[-1:] for key, value in given.items()}
-        if node.axes[0].name == "token":
-            y = y[-1:]
+    if rows != own and node.axis_names(captured.logits)[0] == "token":
+        y = _rows_of(captured, node.key, rows)
     return Case(
         replay,
         captured,
@@ -133,5 +138,14 @@ def open_case(
         y,
         limits,
         representable(np.asarray(values).reshape(-1)),
-        source.last,
+        cut is not None,
+        rows,
     )
+
+
+def _rows_of(captured: Captured, key: StageKey, rows: tuple[int, ...] | None) -> Float64:
+    """The captured values of some rows, None for all of them."""
+    values, held = captured.wide(key), captured.held(key)
+    if rows is None or rows == held:
+        return values
+    return values[list(rows) if held is None else [held.index(row) for row in rows]]

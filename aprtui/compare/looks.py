@@ -7,11 +7,14 @@ import numpy.typing as npt
 
 from aprtui.compare.case import Case
 from aprtui.compare.explain import Explanation
+from aprtui.compare.localerror import row_norms
+from aprtui.formats.rows import Rows
 
-__all__ = ["looks_like"]
+__all__ = ["looks_like", "wrong_rows"]
 
 Float64 = npt.NDArray[np.float64]
 
+_ROUNDED = 8e-3  # how far a right row of 16-bit values may lie
 _SHARE = 0.999  # of the squared error that a place must hold to be named
 _AXIS_NAMES = {
     "token": "position", "query": "position", "key": "key", "head": "head", "kv_head": "kv head",
@@ -43,6 +46,21 @@ def looks_like(case: Case, found: Explanation) -> str:
         share = float(np.mean(np.abs(off) > 1e-5 * np.abs(made).max()))
         words.append(f"spread over {share:.0%} of the values")
     return "; ".join(words)
+
+
+def wrong_rows(case: Case, found: Explanation) -> Rows | None:
+    """The rows that lie beyond the bar of one row; None where no axis runs along positions."""
+    made = found.replayed if found.replayed.shape == case.y.shape else case.run()
+    if made.shape != case.y.shape or case.y.ndim < 2:
+        return None
+    bar = max(case.limits[1], _ROUNDED if case.rounded else 0.0)
+    finite = np.isfinite(case.y) & np.isfinite(made)
+    norms = row_norms(np.where(finite, made, 0.0), case.axis)
+    off = row_norms(np.where(finite, case.y - made, 0.0), case.axis) > bar * norms
+    other = tuple(place for place in range(finite.ndim) if place != case.axis)
+    off |= (~np.isfinite(case.y) & np.isfinite(made)).any(axis=other)
+    held = range(len(off)) if case.rows is None else case.rows
+    return case.captured.rows.only([held[int(place)] for place in np.flatnonzero(off)])
 
 
 def _born(case: Case, made: Float64) -> str:

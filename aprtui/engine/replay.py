@@ -29,6 +29,7 @@ from aprtui.engine.expert_ties import expert_flips
 from aprtui.engine.ops import ACTIVATIONS
 from aprtui.engine.rounding import PARTNERS, ROUND_TO, ROUNDINGS, SCALED
 from aprtui.engine.wide import WideStream, rounded_rows
+from aprtui.formats.rows import Rows
 from aprtui.graph import Node, Role
 from aprtui.graph.ops import Attend, Choose, Heads, Op, Product, Softmax
 from aprtui.graph.vocabulary import facts_of
@@ -46,12 +47,20 @@ Tensor = torch.Tensor
 class Replay:
     """Nodes of one model's graph, computed in float64 from arrays of the nodes' shapes.
 
-    ``tokens`` are needed by the embedding alone. Weights are streamed: memory is that of the
+    ``tokens`` are needed by the embedding alone; ``rows`` where they do not stand at 0, 1, 2 and so
+    on. Weights are streamed: memory is that of the
     arrays and of one block of rows.
     """
 
-    def __init__(self, model: Model, tokens: tuple[int, ...] = (), logits: str = "last") -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokens: tuple[int, ...] = (),
+        logits: str = "last",
+        rows: Rows | None = None,
+    ) -> None:
         self.model = model
+        self.positions = () if rows is None or not rows.positions[:1] > (0,) else rows.positions
         self.tokens = tokens
         self.logits = logits
         self._stream = WideStream(model)
@@ -67,10 +76,12 @@ class Replay:
     ) -> Float64:
         """The node's output; ``op`` takes the place of its own where one asks "what if".
 
-        ``positions`` are the rows', where they are not 0, 1, 2 and so on. Raises RuntimeError
+        ``positions`` are the rows', where they are not those of the capture. Raises RuntimeError
         where a rounding in blocks does not fit a matrix's columns.
         """
-        ar = Rounded(self._stream, how, self.tokens, self.logits, tuple(positions))
+        ar = Rounded(
+            self._stream, how, self.tokens, self.logits, tuple(positions) or self.positions
+        )
         asked = node if op is None else replace(node, op=op)
         return _array(ops.compute(ar, asked, _given(node, inputs, how)))
 

@@ -79,6 +79,15 @@ class Rows:
         place = {position: row for row, position in enumerate(self.positions)}
         return tuple(place[position] for position in positions)
 
+    def only(self, rows: Sequence[int]) -> Rows:
+        """Some of the rows, by number."""
+        return Rows(
+            tuple(self.positions[row] for row in rows),
+            tuple(self.passes[row] for row in rows),
+            self.first_key,
+            self.sequence,
+        )
+
     def where(self, rows: Sequence[int]) -> str:
         """Some rows by their positions and passes: ``positions 10-13 (passes 1-4)``."""
         positions = ranges(self.positions[row] for row in rows)

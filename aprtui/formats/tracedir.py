@@ -226,9 +226,7 @@ class TraceDir:
 
         Where nothing says it, one pass from position 0 on.
         """
-        ids = self.token_ids
-        plain = None if ids is None else Rows.plain(len(ids))
-        return rows_of(self.stated) or plain
+        return _rows(self.stated)
 
     @property
     def token_ids(self) -> tuple[int, ...] | None:
@@ -311,6 +309,12 @@ def open_trace(root: Path, told: Told | None = None) -> TraceDir:
     return TraceDir(root, status, records, None, journal.files, notes, journal.planned)
 
 
+def _rows(stated: Mapping[str, Any]) -> Rows | None:
+    """The rows of a trace: as its manifest says, else one pass of its tokens."""
+    ids = stated.get("tokens", {}).get("ids")
+    return rows_of(stated) or (None if ids is None else Rows.plain(len(ids)))
+
+
 def _path(root: Path, key: StageKey) -> Path:
     return root / relative_path(key)
 
@@ -343,7 +347,7 @@ def _with_manifest(
 ) -> TraceDir:
     records: dict[StageKey, StageRecord] = {}
     notes: list[str] = []
-    rows = rows_of(manifest)
+    rows = _rows(manifest)
     for entry in entries:
         if entry.key not in files:
             notes.append(f"{entry.key} is named by the manifest and missing")

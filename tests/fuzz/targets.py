@@ -419,8 +419,8 @@ def _in_zip(seeds: Sequence[bytes], chance: random.Random) -> bytes:
 
 def _read_dump(path: Path, number: int) -> None:
     _command(number, "diff", str(path), str(path))
-    for tensors in open_dump(path).passes:
-        for member in tensors.values():
+    for rank in open_dump(path).ranks:
+        for member in (each for tensors in rank.passes for each in tensors.values()):
             with contextlib.suppress(AprtuiError):
                 assert member.read().shape == member.shape
 
