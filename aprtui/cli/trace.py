@@ -77,7 +77,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     what.add_argument(
         "--logits", choices=("last", "all"), default="last",
-        help="lm_head of the last position, or of all (default: last)",
+        help="lm_head of the last position (with --steps: of every one that decodes a token), or "
+        "of all (default: last)",
     )  # fmt: skip
     what.add_argument("--overwrite", action="store_true", help="replace a trace that is there")
     _configure_prompt(parser)

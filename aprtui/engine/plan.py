@@ -50,7 +50,7 @@ class PlannedFile:
     key: StageKey
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    positions: str  # "all" or "last"
+    positions: str | tuple[int, ...]  # "all", "last", or those that it holds
     bytes: int
 
 
@@ -265,6 +265,8 @@ def _plan(job: TraceJob, model: Model) -> Plan:
     computed = set(graph.stages) - {item.stage for item in not_computed}
     chosen_here = computed if chosen is None else computed & set(chosen)
     files = _files(graph, chosen_here, layers, rows, job.logits)
+    if job.steps and job.logits == "last":
+        files = tuple(_of_steps(file, rows, job.steps) for file in files)
     passes = stretches(len(tokens), job.chunk, job.steps) if job.in_passes else ()
     if passes:
         notes += _of_passes(job, graph, passes)
@@ -399,6 +401,15 @@ def _files(
     for file in files:
         StageHeader(file.key.layer, math.prod(file.shape))  # refuses what no stage file can hold
     return files
+
+
+def _of_steps(file: PlannedFile, rows: int, steps: int) -> PlannedFile:
+    """Logits as the decode steps need them: of the prompt's last position and every one behind."""
+    if file.positions != "last":
+        return file
+    shape, positions = (steps + 1, *file.shape), tuple(range(rows - steps - 1, rows))
+    bytes_ = StageHeader(file.key.layer, math.prod(shape)).file_bytes
+    return PlannedFile(file.key, shape, ("token", *file.axes), positions, bytes_)
 
 
 def _free_bytes(directory: Path) -> int:

@@ -67,8 +67,12 @@ class Stack:
             return
         rows, whole = value.detach().to("cpu", torch.float32).numpy(), self._values[key]
         try:
+            last = self._now.first + self._now.rows - 1
             if file.positions == "last":
                 whole[...] = rows.reshape(whole.shape)
+            elif isinstance(file.positions, tuple):
+                if last in file.positions:
+                    whole[file.positions.index(last)] = rows.reshape(-1)
             elif file.axes[-2:] == _SCORES:
                 self._scores(whole, rows)
             else:

@@ -169,7 +169,10 @@ def test_a_cache_of_another_type_is_honest_and_told_by_bisect(
     kind: str, qwen2: Path, tmp_path: Path
 ) -> None:
     """What the cache holds is rounded as llama.cpp's blocks are (tests/engine/test_rounding.py)."""
-    decoded = run(qwen2, tmp_path / "t", tokens=tuple(range(40, 52)), steps=3, kv=kind)
+    decoded = run(
+        qwen2, tmp_path / "t", tokens=tuple(range(40, 52)), steps=3, kv=kind, logits="last"
+    )
+    assert decoded["lm_head"].positions == (11, 12, 13, 14)
     found = bisect(open_model(qwen2), decoded)
     assert not found.culprits and not found.unmeasured
     told = {item.key.stage: item.by for item in found.explained if item.by != "float32"}
@@ -258,6 +261,12 @@ def test_transformers_shows_the_same_stages_pass_by_pass(family: str, tmp_path: 
     model = saved(family, tmp_path / "model")
     ours = run(model, tmp_path / "ours", tokens=TOKENS[:23], chunk=9, steps=4)
     theirs = run(model, tmp_path / "theirs", tokens=TOKENS[:23], chunk=9, steps=4, engine="hf")
+    few = run(
+        model, tmp_path / "few", tokens=TOKENS[:23], chunk=9, steps=4, engine="hf",
+        stages="lm_head", logits="last",
+    )  # fmt: skip
+    every = np.asarray(theirs["lm_head"])
+    assert np.allclose(np.asarray(few["lm_head"]), every[22:], rtol=1e-4, atol=1e-4)
     assert theirs.token_ids == ours.token_ids and theirs.rows == ours.rows
     assert worst_error(ours, theirs) <= 1e-5
 
