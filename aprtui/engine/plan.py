@@ -219,16 +219,18 @@ def make_plans(job: TraceJob, prompts: Sequence[str]) -> tuple[Plan, ...]:
 
 
 def make_batch(
-    job: TraceJob, prompts: Sequence[str], model: Model | None = None
+    job: TraceJob, prompts: Sequence[str | tuple[int, ...]], model: Model | None = None
 ) -> tuple[Plan, ...]:
-    """As ``make_plans``, of prompts that run together, each a sequence of one batch."""
-    job = dataclasses.replace(job, batch=tuple(prompts))
+    """As ``make_plans``, of prompts or token ids that run together, a sequence each."""
+    job = dataclasses.replace(job, batch=tuple(map(str, prompts)))
     _check_choices(job)
     plans = _plans(job, prompts, model or open_model(Path(job.model), job.overrides))
     return tuple(dataclasses.replace(plan, sequence=at) for at, plan in enumerate(plans))
 
 
-def _plans(job: TraceJob, prompts: Sequence[str], model: Model) -> tuple[Plan, ...]:
+def _plans(
+    job: TraceJob, prompts: Sequence[str | tuple[int, ...]], model: Model
+) -> tuple[Plan, ...]:
     root = _directory(job)
     if holds_trace(root):
         raise UsageError(
@@ -236,7 +238,15 @@ def _plans(job: TraceJob, prompts: Sequence[str], model: Model) -> tuple[Plan, .
             hint="choose another folder with --save-tensor-dir",
         )
     plans = [
-        _plan(dataclasses.replace(job, prompt=prompt, directory=str(root / f"prompt-{n}")), model)
+        _plan(
+            dataclasses.replace(
+                job,
+                prompt=prompt if isinstance(prompt, str) else None,
+                tokens=None if isinstance(prompt, str) else prompt,
+                directory=str(root / f"prompt-{n}"),
+            ),
+            model,
+        )
         for n, prompt in enumerate(prompts, 1)
     ]
     further = root / f"prompt-{len(plans) + 1}"

@@ -107,17 +107,10 @@ def test_a_batch_has_the_bits_of_each_sequence_alone(family: str, tmp_path: Path
     model = saved(family, tmp_path / "model")
     job = TraceJob(model=str(model), directory=str(tmp_path / "b"), logits="all", steps=3)
     prompts = (TOKENS[:20], TOKENS[3:9], TOKENS[30:47])
-    plans = tuple(
-        replace(
-            make_plan(replace(job, tokens=tokens, directory=str(tmp_path / f"batch-{at}"))),
-            sequence=at,
-        )
-        for at, tokens in enumerate(prompts)
-    )
-    run_traces(plans, lambda event: None)
+    run_traces(make_batch(job, prompts), lambda event: None)
     for at, tokens in enumerate(prompts):
         alone = run(model, tmp_path / f"alone-{at}", tokens=tokens, steps=3)
-        together = open_trace(tmp_path / f"batch-{at}")
+        together = open_trace(tmp_path / "b" / f"prompt-{at + 1}")
         assert apart(alone, together) == []
         assert alone.rows is not None
         assert together.rows == replace(alone.rows, sequence=at)
@@ -276,17 +269,12 @@ def test_a_padded_batch_of_transformers_is_cut_into_its_sequences(
     family: str, tmp_path: Path
 ) -> None:
     model = saved(family, tmp_path / "model")
-    job = TraceJob(model=str(model), logits="all", steps=3, engine="hf", batch=("", "", ""))
+    out = tmp_path / "theirs"
+    job = TraceJob(model=str(model), directory=str(out), logits="all", steps=3, engine="hf")
     prompts = (TOKENS[:12], TOKENS[3:9], TOKENS[30:39])
-    plans = tuple(
-        replace(
-            make_plan(replace(job, tokens=tokens, directory=str(tmp_path / str(at)))), sequence=at
-        )
-        for at, tokens in enumerate(prompts)
-    )
-    run_traces(plans, lambda event: None)
+    run_traces(make_batch(job, prompts), lambda event: None)
     for at, tokens in enumerate(prompts):
         ours = run(model, tmp_path / f"ours-{at}", tokens=tokens, steps=3)
-        theirs = open_trace(tmp_path / str(at))
+        theirs = open_trace(out / f"prompt-{at + 1}")
         assert theirs.token_ids == ours.token_ids
         assert worst_error(ours, theirs) <= 1e-5
