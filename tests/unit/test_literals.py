@@ -27,6 +27,7 @@ DECLARED_IN = (
     "engine/adapters/huggingface.py",
     "engine/adapters/modules.py",
     "engine/adapters/nodes.py",
+    "engine/adapters/shown.py",
 )
 
 ALLOWED = {
@@ -56,7 +57,7 @@ ALLOWED = {
         "names that llama.cpp has for pre-tokenizers",
     ),
     "model/vocabulary.py": (
-        {"gpt2", "llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe"},
+        {"gpt2", "llama", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"},
         "names of tokenizers, and the control tokens that llama.cpp knows by architecture",
     ),
 }
