@@ -20,6 +20,7 @@ from pathlib import Path
 
 from aprtui import api
 from aprtui.cli import diff_text
+from aprtui.cli.diff_paths import run_paths
 from aprtui.cli.options import add_choice
 from aprtui.cli.output import check_new_file
 from aprtui.cli.status_line import StatusLine
@@ -37,6 +38,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("a", nargs="?", metavar="A", type=Path, help="the reference")
     parser.add_argument("b", nargs="?", metavar="B", type=Path, help="what is tested against it")
+    parser.add_argument("more", nargs="*", metavar="DIR", type=Path, help="with --paths: further")
+    parser.add_argument(
+        "--paths", action="store_true",
+        help="the traces are one engine's ways to the same tokens (prefill, chunks, steps, batch): "
+        "are they the same numbers, and where does each first part from the first?",
+    )  # fmt: skip
     parser.add_argument(
         "--bar",
         action="append",
@@ -77,6 +84,10 @@ def _top(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print, and tell by the exit code."""
+    if args.paths:
+        return run_paths(args)
+    if args.more:
+        raise UsageError("diff compares two", hint="--paths compares several of one engine")
     if args.a is not None and args.b is not None and all(map(is_model_path, (args.a, args.b))):
         return _models(args)
     if args.adapter_a is not None or args.adapter_b is not None:

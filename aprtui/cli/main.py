@@ -132,7 +132,8 @@ def _run(name: str, words: list[str]) -> int:
     args, left = parser.parse_known_args(words)
     if left:
         hint = f"aprtui {name} --help"
-        if hasattr(args, "prompt") and not any(word.startswith("-") for word in left):
+        takes = hasattr(args, "prompt") or hasattr(args, "texts")
+        if takes and not any(word.startswith("-") for word in left):
             hint = f"did you mean --prompt {quoted(' '.join(left))}?"
         raise UsageError(f"{name} does not take {_words(left)}", hint=hint)
     code: int = module.run(args)

@@ -15,7 +15,10 @@ __all__ = [
     "add_replay_prompt",
     "parse_overrides",
     "parse_tokens",
+    "whole",
 ]
+
+_MOST = 1 << 20  # of tokens and of steps
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
@@ -74,3 +77,10 @@ def parse_tokens(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError:
         raise UsageError(f"--tokens {clean(text, 60)} cannot be read", hint="1,2,3") from None
+
+
+def whole(text: str) -> int:
+    """A number of tokens or steps, from 1 on; for argparse, which says what cannot be read."""
+    if not text.isdecimal() or not 0 < int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"{clean(text, 20)!r} is no number from 1 to {_MOST:,}")
+    return int(text)

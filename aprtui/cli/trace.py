@@ -15,13 +15,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aprtui.cli.options import add_adapter, add_overrides, parse_overrides, parse_tokens
+from aprtui.cli.options import add_adapter, add_overrides, parse_overrides, parse_tokens, whole
 from aprtui.cli.output import print_json
 from aprtui.crash import told_of
-from aprtui.engine.events import Emit, Event, Failed, Finished, Planned, StageWritten
+from aprtui.engine.events import Emit, Event, Failed, Finished, PassDone, Planned, StageWritten
 from aprtui.engine.job import DTYPES, TraceJob
-from aprtui.engine.plan import DEFAULT_PROMPT, Plan, check_space, make_plan, make_plans
+from aprtui.engine.plan import DEFAULT_PROMPT, Plan, check_space, make_batch, make_plan, make_plans
 from aprtui.engine.resuming import resumed_plan
+from aprtui.engine.stretches import KV_TYPES
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import MANIFEST
 from aprtui.text import clean, count, duration, quoted, size
@@ -40,7 +41,14 @@ examples:
   aprtui trace model.gguf --engine llamacpp --engine-arg kv=f16
   aprtui trace model.apr --tokens 3838,374,220,17 --device cuda:0 -o /tmp/trace
   aprtui trace model.gguf --prompts prompts.txt --device cuda --resident -o /tmp/traces
+  aprtui trace model.gguf --prompt "The capital of France is" --steps 8 --logits all
+  aprtui trace model.gguf --prompt "Hello" --prompt "def f(x):" --steps 4 -o /tmp/batch
   aprtui trace --resume model-trace
+
+rows of several passes: --steps, --chunk, --batch and --kv run the model as it is served, with a
+cache of keys and values. Every stage is stacked by position, and the manifest says which pass made
+each row. Our own engine computes the same bits whichever way a row comes; docs/numerics.md 6 says
+where not.
 """
 
 
@@ -69,10 +77,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     what.add_argument(
         "--logits", choices=("last", "all"), default="last",
-        help="lm_head of the last position, or of all (default: last)",
+        help="lm_head of the last position (with --steps: of every one that decodes a token), or "
+        "of all (default: last)",
     )  # fmt: skip
     what.add_argument("--overwrite", action="store_true", help="replace a trace that is there")
     _configure_prompt(parser)
+    _configure_passes(parser)
     _configure_computing(parser)
     show = parser.add_argument_group("output")
     show.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -85,7 +95,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _configure_prompt(parser: argparse.ArgumentParser) -> None:
     prompt = parser.add_argument_group("the prompt").add_mutually_exclusive_group()
-    prompt.add_argument("-p", "--prompt", help=f"text to run (default: {DEFAULT_PROMPT!r})")
+    prompt.add_argument(
+        "-p", "--prompt", dest="texts", action="append", metavar="TEXT",
+        help=f"text to run (default: {DEFAULT_PROMPT!r}); several run together, as --batch",
+    )  # fmt: skip
     prompt.add_argument(
         "--prompt-file", metavar="FILE",
         help="a file with the text, of which one newline at the end is no part; - is stdin",
@@ -95,6 +108,26 @@ def _configure_prompt(parser: argparse.ArgumentParser) -> None:
         "--prompts", metavar="FILE",
         help="a file with a prompt on each line, blank lines passed over; - is stdin. The model is "
         "opened once (by llamacpp and hf for each); the traces go to DIR/prompt-1, prompt-2, ...",
+    )  # fmt: skip
+    prompt.add_argument(
+        "--batch", metavar="FILE",
+        help="as --prompts, and the prompts run together, as sequences of one batch",
+    )  # fmt: skip
+
+
+def _configure_passes(parser: argparse.ArgumentParser) -> None:
+    passes = parser.add_argument_group("in passes, with a cache of keys and values")
+    passes.add_argument(
+        "--steps", type=whole, default=0, metavar="N",
+        help="decode N tokens behind the prompt, always the likeliest, one pass each",
+    )  # fmt: skip
+    passes.add_argument(
+        "--chunk", type=whole, default=0, metavar="N",
+        help="the prompt in pieces of N tokens, one pass each",
+    )  # fmt: skip
+    passes.add_argument(
+        "--kv", choices=KV_TYPES, default="",
+        help="what the cache holds; the query stays as it is (default: f32; hf: its dtype)",
     )  # fmt: skip
 
 
@@ -106,7 +139,7 @@ def _configure_computing(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     how.add_argument(
         "--engine-arg", dest="engine_args", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting of llamacpp: kv=f16, flash=on, threads=N, gpu_layers=N; may be repeated",
+        help="a setting of llamacpp: flash=on, kv=f16, threads=N, gpu_layers=N; may be repeated",
     )  # fmt: skip
     how.add_argument(
         "--device", default="auto",
@@ -150,18 +183,26 @@ def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
         return (resumed_plan(Path(args.resume)),)
     if args.model is None:
         raise UsageError("no model", hint="aprtui trace MODEL, or --resume DIR")
+    job = _job(args)
+    if args.batch is not None or len(args.texts or ()) > 1:
+        return make_batch(job, args.texts or _lines(args.batch))
     if args.prompts is None:
         if args.resident:
             raise UsageError(
                 "--resident keeps weights for the next prompt, and there is one prompt",
                 hint="--prompts FILE traces several",
             )
-        return (make_plan(_job(args)),)
-    lines = _text_of(args.prompts).replace("\r\n", "\n").split("\n")
+        return (make_plan(job),)
+    return make_plans(job, _lines(args.prompts))
+
+
+def _lines(name: str) -> list[str]:
+    """The prompts of a file, one a line. Raises UsageError where there is none."""
+    lines = _text_of(name).replace("\r\n", "\n").split("\n")
     prompts = [line for line in lines if line.strip()]
     if not prompts:
-        raise UsageError(f"{clean(args.prompts)}: holds no prompt", hint="one prompt on each line")
-    return make_plans(_job(args), prompts)
+        raise UsageError(f"{clean(name)}: holds no prompt", hint="one prompt on each line")
+    return prompts
 
 
 def _check_alone(args: argparse.Namespace) -> None:
@@ -171,7 +212,8 @@ def _check_alone(args: argparse.Namespace) -> None:
     free = ("resume", "dry_run", "json", "events")
     for name, value in vars(args).items():
         if name not in free and value != fresh.get_default(name):
-            said = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+            option = "prompt" if name == "texts" else name.replace("_", "-")
+            said = "MODEL" if name == "model" else f"--{option}"
             raise UsageError(
                 f"--resume goes on as the trace was begun, and takes no {said}",
                 hint="--overwrite traces anew",
@@ -179,7 +221,7 @@ def _check_alone(args: argparse.Namespace) -> None:
 
 
 def _job(args: argparse.Namespace) -> TraceJob:
-    prompt = args.prompt
+    prompt = args.texts[0] if args.texts else None
     if args.prompt_file is not None:  # an editor ends it with a newline that nobody meant
         prompt = re.sub(r"\r?\n\Z", "", _text_of(args.prompt_file))
     return TraceJob(
@@ -198,6 +240,9 @@ def _job(args: argparse.Namespace) -> TraceJob:
         adapter=args.adapter or "",
         engine_args=parse_overrides(args.engine_args, "--engine-arg"),
         resident=args.resident,
+        steps=args.steps,
+        chunk=args.chunk,
+        kv=args.kv,
     )
 
 
@@ -225,8 +270,9 @@ def _show_dry_run(plans: Sequence[Plan], args: argparse.Namespace) -> None:
 
 
 def _print_each(summaries: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """The one summary as JSON; of --prompts an object with the list of them."""
-    print_json(summaries[0] if args.prompts is None else {"traces": summaries})
+    """The one summary as JSON; of several prompts an object with the list of them."""
+    one = args.prompts is None and args.batch is None and len(args.texts or ()) < 2
+    print_json(summaries[0] if one else {"traces": summaries})
 
 
 def _place(number: int, count: int) -> str:
@@ -244,6 +290,8 @@ def _show_plan(plan: Planned, stream: object = None, place: str = "") -> None:
     texts = "|".join(plan.token_texts)
     say(f"model   {clean(plan.model)}: {plan.architecture}, {count(plan.num_layers, 'layer')}")
     say(f"tokens  {len(plan.tokens):,}: {clean(texts) if texts else plan.tokens[:12]}")
+    if plan.passes:
+        say(f"passes  {plan.passes}")
     say(f"reads   {size(plan.read_bytes)} of weights once, about {size(plan.memory_bytes)} memory")
     say(
         f"writes  {count(plan.files, 'file')}, {size(plan.write_bytes)}, "
@@ -260,7 +308,7 @@ class _Display:
     def __init__(self, quiet: bool, traces: int) -> None:
         self._quiet = quiet
         self._traces = traces
-        self._begun = 0
+        self._begun = self._files = self._done = 0
         self._progress: Progress | None = None
 
     def __call__(self, event: Event) -> None:
@@ -271,6 +319,9 @@ class _Display:
             _show_plan(event, place=_place(self._begun, self._traces))
             if sys.stderr.isatty():
                 self._start(event)
+        elif isinstance(event, PassDone) and self._progress is not None:
+            said = f"{event.kind} {event.number + 1} of {event.of}"
+            self._progress.update(self._progress.task_ids[0], description=f"{said:<26}")
         elif isinstance(event, StageWritten):
             self._advance(event)
         elif isinstance(event, Finished):
@@ -287,6 +338,10 @@ class _Display:
             TimeRemainingColumn,
         )
 
+        if self._progress is not None:  # of a batch, whose traces are planned first
+            self._files += plan.files
+            self._progress.update(self._progress.task_ids[0], total=self._files)
+            return
         progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -297,14 +352,16 @@ class _Display:
             transient=True,
         )
         progress.add_task(f"{'starting':<26}", total=plan.files)
+        self._files, self._done = plan.files, 0
         progress.start()
         self._progress = progress
 
     def _advance(self, event: StageWritten) -> None:
         if self._progress is not None:
             where = event.stage if event.layer is None else f"layer {event.layer} {event.stage}"
+            self._done = max(self._done + 1, event.done)  # those of a batch come in turn
             self._progress.update(
-                self._progress.task_ids[0], completed=event.done, description=f"{where:<26}"
+                self._progress.task_ids[0], completed=self._done, description=f"{where:<26}"
             )
 
     def close(self) -> None:
@@ -364,6 +421,8 @@ def _show_summary(done: Finished) -> None:
     )
     device = f", {size(done.peak_device_bytes)} on the device" if done.peak_device_bytes else ""
     print(f"peak memory {size(done.peak_memory_bytes)} of its own{device}")
+    if done.generated:
+        print(f"decoded: '{clean(done.generated, 500)}'")
     if done.top_tokens:
         likely = "   ".join(
             f"'{clean(token['text'])}' {token['probability']:.1%}" for token in done.top_tokens

@@ -7,6 +7,9 @@ is replayed: each stage computed again in float64 from its own inputs. The verdi
   explained   they differ, and honest rounding accounts for every stage
   culprits    some stage of some engine computes wrongly: which, and how
   unmeasured  no culprit, and not everything could be compared or replayed
+
+With --paths each engine is asked about itself: are prefill, chunks, decode steps and a batch the
+same numbers, and which stage of which layer parts first?
 """
 
 from __future__ import annotations
@@ -14,21 +17,20 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aprtui.cli.options import add_adapter, parse_overrides, parse_tokens
+from aprtui.cli.options import add_adapter, whole
 from aprtui.cli.output import print_json, print_notes
 from aprtui.cli.report import check_output, write_report
+from aprtui.cli.verify_paths import folder_of, job_of, verify_paths
 from aprtui.compare.bisection import Bisection
 from aprtui.compare.diff import Comparison, diff_traces
 from aprtui.compare.pairs import PASSED
 from aprtui.engine.adapters import available, suits
-from aprtui.engine.job import DTYPES, TraceJob
+from aprtui.engine.job import DTYPES
 from aprtui.engine.plan import DEFAULT_PROMPT, check_space, make_plan
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import TraceDir, open_trace
@@ -49,6 +51,7 @@ examples:
   aprtui verify model.gguf
   aprtui verify model.gguf --engine-arg kv=f16 --report verify.html
   aprtui verify checkpoint/ --engines ours,hf --json
+  aprtui verify model.gguf --paths --steps 8
 
 exit codes: 0 same or explained, 1 a culprit or something unmeasured, 2 usage, 3 a bad file,
 4 an engine failed"""
@@ -119,6 +122,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-unmeasured", action="store_true", help="exit 0 though stages are missing"
     )
+    paths = parser.add_argument_group("one engine's own ways")
+    paths.add_argument(
+        "--paths", action="store_true",
+        help="prefill, chunked, decoded and batched: the same numbers on each engine?",
+    )  # fmt: skip
+    paths.add_argument(
+        "--steps",
+        type=whole,
+        metavar="N",
+        help="with --paths: tokens that are decoded (default: 4)",
+    )
     parser.add_argument("--json", action="store_true", help="the verdict as JSON on stdout")
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="also a report: *.html, *.md or *.json"
@@ -129,10 +143,14 @@ def run(args: argparse.Namespace) -> int:
     """Trace, compare, replay, and tell by the exit code."""
     if args.report is not None:
         check_output(args.report, overwrite=args.overwrite)
+    if args.steps is not None and not args.paths:
+        raise UsageError("--steps decodes tokens for --paths", hint="add --paths")
     model = open_model(Path(args.model), adapter=args.adapter)
-    names = _engines(args.engines, model)
-    with _folder(args.output) as folder:
-        plans = {name: make_plan(_job(args, name, folder)) for name in names}
+    names = _engines(args.engines, model, alone=args.paths)
+    if args.paths:
+        return verify_paths(args, names, model)
+    with folder_of(args.output) as folder:
+        plans = {name: make_plan(job_of(args, name, folder / name)) for name in names}
         traces = {name: _trace(name, plan, args) for name, plan in plans.items()}
         engines = tuple(_verify(name, traces, model) for name in names)
         if args.json:
@@ -147,8 +165,9 @@ def run(args: argparse.Namespace) -> int:
 # -- what is run -----------------------------------------------------------------------------------
 
 
-def _engines(text: str | None, model: Model) -> tuple[str, ...]:
-    """The engines to run, ours first: the reference. Raises UsageError when one alone is left."""
+def _engines(text: str | None, model: Model, *, alone: bool) -> tuple[str, ...]:
+    """The engines to run, ours first: the reference. Raises UsageError when one is left, unless
+    it may be ``alone``."""
     choices = {choice.name: choice for choice in available()}
     if text is not None:
         names = [name.strip().lower() for name in text.split(",")]
@@ -159,7 +178,7 @@ def _engines(text: str | None, model: Model) -> tuple[str, ...]:
         chosen = sorted(set(names), key=list(choices).index)
     else:
         chosen = [n for n, choice in choices.items() if choice.installed and not suits(n, model)]
-    if len(chosen) < 2:
+    if len(chosen) < 2 and not alone:
         missing = [
             choice.how_to_install
             for name, choice in choices.items()
@@ -170,32 +189,6 @@ def _engines(text: str | None, model: Model) -> tuple[str, ...]:
             hint="; ".join(missing) or "llamacpp reads GGUF files, hf Hugging Face folders",
         )
     return tuple(chosen)
-
-
-def _job(args: argparse.Namespace, engine: str, folder: Path) -> TraceJob:
-    foreign = engine == "llamacpp"
-    return TraceJob(
-        model=args.model,
-        directory=str(folder / engine),
-        prompt=args.prompt,
-        tokens=parse_tokens(args.tokens),
-        device="auto" if foreign else args.device,
-        dtype="float32" if foreign else args.dtype,
-        overwrite=args.overwrite,
-        engine=engine,
-        adapter=args.adapter or "",
-        engine_args=parse_overrides(args.engine_args, "--engine-arg") if foreign else {},
-    )
-
-
-@contextmanager
-def _folder(output: Path | None) -> Iterator[Path]:
-    """Where the traces go: the user's folder, or one that is removed at the end."""
-    if output is not None:
-        yield output
-        return
-    with tempfile.TemporaryDirectory(prefix="aprtui-verify-") as temporary:
-        yield Path(temporary)
 
 
 def _trace(name: str, plan: Plan, args: argparse.Namespace) -> TraceDir:

@@ -107,6 +107,11 @@ class Capture:
                 self._leaving.take(value.detach(), partial(self._write_tensor, file))
             raise_if_stopped()
 
+    def put_whole(self, file: PlannedFile, values: Float32) -> None:
+        """Queue a stage that was put together elsewhere; the values stay as they are until then."""
+        self._raise_failure()
+        self.close_blocks(file, values, None)
+
     def keep(self, key: StageKey, stats: Mapping[str, Any]) -> None:
         """Count a file of an earlier run among the trace's own; its statistics are known."""
         self.folder.keep(key)

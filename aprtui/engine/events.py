@@ -19,6 +19,7 @@ __all__ = [
     "Failed",
     "Finished",
     "Log",
+    "PassDone",
     "Planned",
     "StageWritten",
     "Started",
@@ -70,6 +71,8 @@ class Planned(Event):
     """Of each stage that not all of the layers have: those that have it."""
     manifest: Mapping[str, Any] = field(default_factory=dict)  # its parts that are known by now
     job: Mapping[str, Any] = field(default_factory=dict)  # the TraceJob, to go on with it
+    rows: int = 0  # of the stages: the prompt's, and one a decode step
+    passes: str = ""  # in words, where there are several or a cache
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,22 @@ class StageWritten(Event):
     shape: tuple[int, ...] = ()
     axes: tuple[str, ...] = ()
     positions: str | tuple[int, ...] = "all"  # or "last", or those that it holds
+
+
+@dataclass(frozen=True)
+class PassDone(Event):
+    """One of several passes is computed: rows from ``first`` on. ``token`` is the likeliest next,
+    which the next decode step is fed with."""
+
+    event: ClassVar[str] = "pass"
+    number: int  # from 0
+    of: int
+    kind: str  # "prefill", "chunk" or "decode"
+    first: int
+    rows: int
+    token: int
+    text: str
+    elapsed_s: float
 
 
 @dataclass(frozen=True)
@@ -152,6 +171,7 @@ class Finished(Event):
     peak_device_bytes: int
     top_tokens: tuple[dict[str, Any], ...] = field(default=())
     nonfinite: tuple[str, ...] = ()  # stages that hold NaN or Inf, in order of computation
+    generated: str = ""  # the text of the tokens that were decoded
 
 
 @dataclass(frozen=True)
@@ -175,7 +195,7 @@ class Failed(Event):
 
 _KINDS: dict[str, type[Event]] = {
     kind.event: kind
-    for kind in (Planned, Started, StageWritten, CardSeen, Log, Finished, Stopped, Failed)
+    for kind in (Planned, Started, StageWritten, PassDone, CardSeen, Log, Finished, Stopped, Failed)
 }
 
 

@@ -19,7 +19,7 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph, Node
 from aprtui.graph.ops import Attend, Experts, Scores, Softmax
 
-__all__ = ["BlockSink", "Given", "Tap", "forward"]
+__all__ = ["Attending", "BlockSink", "Given", "Tap", "forward"]
 
 Given = Mapping[StageKey, torch.Tensor]
 """Values of a pass that is gone on with, in the dtype that it computes in."""
@@ -45,8 +45,24 @@ class Tap(Protocol):
         """A stage is about to be computed in blocks; None when it is not watched."""
 
 
-def forward(graph: Graph, ar: Pass, tap: Tap, given: Given | None = None) -> torch.Tensor:
+class Attending(Protocol):
+    """Computes scores, softmax and attention [T,A,d] of an ``Attend`` node, and shows them."""
+
+    def __call__(
+        self, graph: Graph, ar: Pass, node: Node, values: Given, tap: Tap, /
+    ) -> torch.Tensor: ...
+
+
+def forward(
+    graph: Graph,
+    ar: Pass,
+    tap: Tap,
+    given: Given | None = None,
+    attend: Attending | None = None,
+) -> torch.Tensor:
     """Run the whole pass; the logits ([V], or [T,V] when ``ar.logits`` is "all").
+
+    ``attend``: how attention is computed, where not among the rows of this pass alone.
 
     Memory is that of one layer: a value is dropped after its last use. Of a pass that was broken
     off ``given`` are values that it computed, with which it begins anew: all that comes behind
@@ -57,11 +73,11 @@ def forward(graph: Graph, ar: Pass, tap: Tap, given: Given | None = None) -> tor
         graph = replace(graph, nodes=graph.nodes[begin:])
     roles = [role for node in graph if not isinstance(node.op, Experts) for role in node.op.weights]
     with one_core(), ar.weights.expecting(roles, len(ar.tokens)):
-        return _forward(graph, ar, tap, dict(given or {}))
+        return _forward(graph, ar, tap, dict(given or {}), attend or _attention)
 
 
 def _forward(
-    graph: Graph, ar: Pass, tap: Tap, values: dict[StageKey, torch.Tensor]
+    graph: Graph, ar: Pass, tap: Tap, values: dict[StageKey, torch.Tensor], attend: Attending
 ) -> torch.Tensor:
     last_use = {key: place for place, node in enumerate(graph) for key in node.inputs}
     for place, node in enumerate(graph):
@@ -73,7 +89,7 @@ def _forward(
         if isinstance(node.op, Scores | Softmax):
             continue
         if isinstance(node.op, Attend):
-            value = _attention(graph, ar, node, values, tap)
+            value = attend(graph, ar, node, values, tap)
         else:
             _bring(node, values, ar.weights.device_of(node.key.layer))
             value = ops.compute(ar, node, [values[key] for key in node.inputs])
@@ -91,9 +107,7 @@ def _bring(node: Node, values: dict[StageKey, torch.Tensor], device: torch.devic
             values[key] = values[key].to(device)
 
 
-def _attention(
-    graph: Graph, ar: Pass, node: Node, values: Mapping[StageKey, torch.Tensor], tap: Tap
-) -> torch.Tensor:
+def _attention(graph: Graph, ar: Pass, node: Node, values: Given, tap: Tap) -> torch.Tensor:
     """Scores, softmax and attention [T,A,d] in pieces: [A,T,T] is never whole.
 
     A piece is a block of queries in the heads that share one key/value head.
@@ -103,7 +117,7 @@ def _attention(
     attend, softmax, score = node.op, soft.op, scored.op
     assert isinstance(attend, Attend) and isinstance(softmax, Softmax) and isinstance(score, Scores)
     q, k = ops.query_key_heads(ar, score, *(values[key] for key in scored.inputs))
-    v = ops.heads_of(values[node.inputs[1]], attend.values)
+    v = ops.value_heads(ar, attend, values[node.inputs[1]])
     sinks = (tap.open_blocks(scored.key), tap.open_blocks(soft.key))
     out = q.new_empty(q.shape[0], attend.heads, attend.values.size)
     lost = None if softmax.sinks is None else ar.vector(softmax.sinks)
@@ -122,7 +136,7 @@ def _attention(
         scores = ops.score_block(ar, score, q[first:last, heads], k[:keys, kv_heads], seen, added)
         sink = None if lost is None else lost[heads]
         weights = ops.softmax_block(scores, seen, sink)
-        out[first:last, heads] = ops.attend_block(ar, attend, weights, v[:keys, kv_heads])
+        out[first:last, heads] = ops.attend_block(ar, weights, v[:keys, kv_heads])
         for taken, block in zip(sinks, (scores, weights), strict=True):
             if taken is not None:
                 taken.put(heads.start, first, block)

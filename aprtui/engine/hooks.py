@@ -73,8 +73,8 @@ class _Tap:
 class Watched:
     """What the hooks know of the coming pass."""
 
-    def __init__(self, capture: Target, flat: bool) -> None:
-        self._capture, self._flat = capture, flat
+    def __init__(self, capture: Target, flat: bool, batched: bool) -> None:
+        self._capture, self._flat, self._batched = capture, flat, batched
         self._positions: tuple[int, ...] | None = None
         self._rows: list[int] | None = None
         self._held: dict[tuple[str, int | None], dict[int, torch.Tensor]] = {}
@@ -112,6 +112,9 @@ class Watched:
             self._put(stage, layer, torch.cat([parts[part] for part in range(tap.parts)], dim=-1))
 
     def _put(self, stage: str, layer: int | None, value: torch.Tensor) -> None:
+        if self._batched:
+            self._capture.put(stage, value, layer=layer)
+            return
         where = stage if layer is None else f"layer-{layer}/{stage}"
         positions = self._positions
         if self._rows is not None and not self._flat and value.dim() > 2:
@@ -130,18 +133,24 @@ class Watched:
 
 @contextmanager
 def hooks(
-    model: torch.nn.Module, stages: Stages, capture: Target, *, flat: bool = False
+    model: torch.nn.Module,
+    stages: Stages,
+    capture: Target,
+    *,
+    flat: bool = False,
+    batched: bool = False,
 ) -> Iterator[Watched]:
     """While inside, every pass of ``model`` puts its tensors into ``capture``.
 
     A batch of one is expected and left out: [1,T,H] is put as [T,H]. ``flat``: tensors have no
-    batch, their first axis is tokens, as serving runtimes have them. Watching changes no value.
+    batch, their first axis is tokens, as serving runtimes have them. ``batched``: tensors are put
+    as they are, for a capture that knows whose rows they are. Watching changes no value.
     Raises UsageError for a name that no module has (with the nearest one) and, in the pass, for a
     batch of several prompts or an output that is no tensor.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     taps = [tap for names, stage in stages.items() for tap in _taps(modules, names, stage)]
-    watched = Watched(capture, flat)
+    watched = Watched(capture, flat, batched)
     handles = [model.register_forward_pre_hook(watched.begin)]
     try:
         for group in _by_module(taps):

@@ -22,6 +22,8 @@ _DEVICE = re.compile(r"(cpu|mps|cuda)(:\d*)?")
 _KINDS: Mapping[str, Callable[[Any], bool]] = {  # what a field of each declared type may hold
     "str": lambda value: isinstance(value, str) and "\0" not in value,  # paths among them
     "bool": lambda value: isinstance(value, bool),
+    "int": lambda value: type(value) is int and value >= 0,
+    "tuple[str, ...]": lambda value: _all(value, tuple, str),
     "str | None": lambda value: value is None or isinstance(value, str),
     "tuple[int, ...] | None": lambda value: value is None or _all(value, tuple, int),
     "Mapping[str, str]": lambda value: _all(value, dict, str) and _all(value.values(), None, str),
@@ -35,6 +37,10 @@ class TraceJob:
     ``stages`` and ``layers`` are the texts of the command line (``all``, ``ffn_gate,ffn_up``,
     ``0..4``); they are resolved against the model when the trace is planned. ``engine`` is one of
     ``engine.adapters.available()``, ``engine_args`` its ``--engine-arg`` settings.
+
+    ``chunk``: the prompt goes through the model in pieces of so many tokens; ``steps``: so many
+    greedy tokens are decoded behind it; ``kv``: what the cache of keys and values holds; ``batch``:
+    the prompts that run together with this one, itself among them.
     """
 
     model: str
@@ -53,6 +59,15 @@ class TraceJob:
     adapter: str = ""  # a LoRA that is laid on the model's weights
     resident: bool = False  # the stored weights stay on the device for the next prompt
     resume: bool = False  # goes on with the trace that lies in the directory
+    steps: int = 0
+    chunk: int = 0
+    kv: str = ""
+    batch: tuple[str, ...] = ()
+
+    @property
+    def in_passes(self) -> bool:
+        """Whether rows come pass by pass, with a cache, and not in one prefill without."""
+        return bool(self.steps or self.chunk or self.kv or self.batch)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -71,9 +86,9 @@ class TraceJob:
         kinds = {f.name: _KINDS[str(f.type)] for f in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or not fields.keys() <= kinds.keys():
             raise UsageError("the job cannot be read: it has other fields than a job has")
-        tokens = fields.get("tokens")
-        if isinstance(tokens, list):
-            fields = {**fields, "tokens": tuple(tokens)}
+        for name in ("tokens", "batch"):
+            if isinstance(fields.get(name), list):
+                fields = {**fields, name: tuple(fields[name])}
         try:
             job = cls(**fields)
         except TypeError as error:

@@ -131,7 +131,15 @@ class Pass:
 
     def activate(self, x: Tensor, name: str) -> Tensor:
         """An activation of ACTIVATIONS, element by element."""
-        return ACTIVATIONS[name](x)
+        return self.map(ACTIVATIONS[name], x)
+
+    def map(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A function of each element."""
+        return function(x)
+
+    def asked(self, x: Tensor) -> Tensor:
+        """Of rows [T,...] those whose logits are asked for."""
+        return x[-1:] if self.logits == "last" else x
 
     def angles(self, table: RopeTable, x: Tensor) -> tuple[Tensor, Tensor]:
         """``rotation`` of a table for x [T,heads,d], in x's wide dtype and on its device.
@@ -204,8 +212,7 @@ def product(ar: Pass, op: Product, x: Tensor) -> Tensor:
     """cap * tanh((x W' + b) * scale / cap) with the parts side by side: [T, rows], or [rows]
     where only the last position is asked for. x [T,...] is taken as rows."""
     rows = x.reshape(x.shape[0], -1)
-    if op.last and ar.logits == "last":
-        rows = rows[-1:]
+    rows = ar.asked(rows) if op.last else rows
     made = [ar.product(rows, part.weight) for part in op.parts]
     out = finish(ar, op, made[0] if len(made) == 1 else torch.cat(made, dim=1))
     return out[0] if op.last and ar.logits == "last" else out
@@ -217,7 +224,7 @@ def finish(ar: Pass, op: Product, out: Tensor) -> Tensor:
         out = out + _biases(ar, op)
     if op.scale != 1.0:
         out = out * op.scale
-    return out if op.cap is None else torch.tanh(out / op.cap) * op.cap
+    return out if op.cap is None else ar.map(torch.tanh, out / op.cap) * op.cap
 
 
 def _biases(ar: Pass, op: Product | Bias) -> Tensor:
@@ -319,19 +326,21 @@ def score_block(
     grouped = grouped.permute(1, 2, 0, 3).reshape(k.shape[1], -1, size)
     made = ar.cut(torch.bmm(grouped, k.permute(1, 2, 0))) * scale
     if op.cap is not None:
-        made = ar.cut(torch.tanh(ar.cut(ar.cut(made) / op.cap))) * op.cap
+        made = ar.cut(ar.map(torch.tanh, ar.cut(ar.cut(made) / op.cap))) * op.cap
     made = made.reshape(q.shape[1], queries, keys)
     made = made if biases is None else made + biases
     return made.masked_fill(~seen, 0.0)
 
 
-def key_biases(op: Alibi | None, keys: Tensor) -> Tensor | None:
-    """What is added to all scores of each key of keys [S,b,d]: [A,1,S]; None for nothing."""
+def key_biases(op: Alibi | None, keys: Tensor, end: int | None = None) -> Tensor | None:
+    """What is added to all scores of each key of keys [S,b,d]: [A,1,S]; None for nothing. ``end``:
+    how many keys there are, where the others are room for more."""
     if op is None:
         return None
+    last = (len(keys) if end is None else end) - 1
     slopes = torch.tensor(op.slopes, dtype=keys.dtype, device=keys.device)
     placed = torch.arange(len(keys), dtype=keys.dtype, device=keys.device)
-    return slopes[:, None, None] * (placed - (len(keys) - 1) if op.from_last else placed)
+    return slopes[:, None, None] * (placed - last if op.from_last else placed)
 
 
 def softmax_block(scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> Tensor:
@@ -343,11 +352,15 @@ def softmax_block(scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> 
     return torch.softmax(torch.cat((masked, sink), dim=-1), dim=-1)[..., :-1].to(scores.dtype)
 
 
-def attend_block(ar: Pass, op: Attend, weights: Tensor, v: Tensor) -> Tensor:
-    """Attention [t,a,d] of softmax weights [a,t,S] over values [S,b,d], which are scaled before
-    they are cached."""
-    v = v if op.scale == 1.0 else ar.cut(v * op.scale)
+def attend_block(ar: Pass, weights: Tensor, v: Tensor) -> Tensor:
+    """Attention [t,a,d] of softmax weights [a,t,S] over values [S,b,d]."""
     return ar.mix(ar.weighed(weights), ar.cached(v))
+
+
+def value_heads(ar: Pass, op: Attend, values: Tensor) -> Tensor:
+    """Values [T,b,d], scaled as they are cached."""
+    v = heads_of(values, op.values)
+    return v if op.scale == 1.0 else ar.cut(v * op.scale)
 
 
 def attention_blocks(heads: int, tokens: int) -> list[tuple[int, int]]:
@@ -388,7 +401,7 @@ def softmax(ar: Pass, op: Softmax, x: Tensor) -> Tensor:
 
 def attend(ar: Pass, op: Attend, weights: Tensor, values: Tensor) -> Tensor:
     """All queries at once [T,A,d]; for replay."""
-    return attend_block(ar, op, weights, heads_of(values, op.values))
+    return attend_block(ar, weights, value_heads(ar, op, values))
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -411,7 +424,7 @@ def activation(ar: Pass, op: Activate, x: Tensor) -> Tensor:
 def xielu(ar: Pass, op: Xielu, x: Tensor) -> Tensor:
     """[T,F], element by element."""
     above = op.positive * x * x + op.beta * x
-    below = (torch.expm1(x.clamp(max=op.eps)) - x) * op.negative + op.beta * x
+    below = (ar.map(torch.expm1, x.clamp(max=op.eps)) - x) * op.negative + op.beta * x
     return torch.where(x > 0, above, below)
 
 
@@ -432,26 +445,27 @@ def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
 
 def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
     """1 / (1 + exp(-x W')): [T, rows]."""
-    return torch.sigmoid(ar.product(x, op.part.weight))
+    return ar.map(torch.sigmoid, ar.product(x, op.part.weight))
 
 
 def softplus(ar: Pass, op: Softplus, x: Tensor) -> Tensor:
     """log(1 + exp(x W')): [T, rows]."""
-    return functional.softplus(_wide(ar.product(x, op.part.weight))).to(x.dtype)
+    made = _wide(ar.product(x, op.part.weight))
+    return ar.map(functional.softplus, made).to(x.dtype)
 
 
-def _scored(logits: Tensor, score: str) -> Tensor:
+def _scored(ar: Pass, logits: Tensor, score: str) -> Tensor:
     """Softmax over all experts, sigmoid of each, or the logits as they are: [T,E]."""
     wide = _wide(logits)
     if score == "none":
         return wide
-    return torch.softmax(wide, dim=-1) if score == "softmax" else torch.sigmoid(wide)
+    return torch.softmax(wide, dim=-1) if score == "softmax" else ar.map(torch.sigmoid, wide)
 
 
 def choice_scores(ar: Pass, op: Choose, logits: Tensor) -> Tensor:
     """What the experts are chosen by [T,E]: their scores plus the bias, -inf in groups that are
     not kept."""
-    scores = _scored(logits, op.score)
+    scores = _scored(ar, logits, op.score)
     if op.bias is not None:
         scores = scores + _wide(ar.vector(op.bias))
     if op.groups == op.kept:
@@ -489,7 +503,7 @@ def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
     if op.score == "mixer":
         chosen = _mixed(logits, ids, op.jitter)
     else:
-        chosen = _scored(logits, op.score).gather(1, ids)
+        chosen = _scored(ar, logits, op.score).gather(1, ids)
     if op.renormalise:
         chosen = chosen / (chosen.sum(-1, keepdim=True).clamp(min=op.floor) + op.eps)
     if op.scale != 1.0:
@@ -533,7 +547,7 @@ def _gated(ar: Pass, op: Experts, gate: Tensor, up: Tensor) -> Tensor:
     if op.clamp is None:
         return ar.cut(ar.activate(gate, op.activation)) * up
     gate, up = gate.clamp(max=op.clamp.limit), up.clamp(-op.clamp.limit, op.clamp.limit)
-    return ar.cut(gate * torch.sigmoid(gate * op.clamp.alpha)) * (up + 1)
+    return ar.cut(gate * ar.map(torch.sigmoid, gate * op.clamp.alpha)) * (up + 1)
 
 
 def combine(

@@ -17,15 +17,16 @@ from aprtui.engine.cards import planned_on
 from aprtui.engine.events import Planned
 from aprtui.engine.job import DTYPES, TraceJob, default_directory, device_names
 from aprtui.engine.manifest import model_entry
+from aprtui.engine.stretches import KV_TYPES, Stretch, stretches, words
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import StageHeader
 from aprtui.formats.tracedir import StageKey, holds_trace
 from aprtui.graph import Absent, Graph
-from aprtui.graph.ops import Choose, Scores, Softmax
+from aprtui.graph.ops import Attend, Choose, Rope, Scores, SharedRope, Softmax
 from aprtui.graph.select import parse_layers, parse_stages
 from aprtui.model.health import empty_note
 from aprtui.model.open import Model, open_model
-from aprtui.text import clean, size
+from aprtui.text import clean, count, size
 
 __all__ = [
     "DEFAULT_PROMPT",
@@ -33,6 +34,7 @@ __all__ = [
     "PlannedFile",
     "check_resident",
     "check_space",
+    "make_batch",
     "make_plan",
     "make_plans",
 ]
@@ -50,7 +52,7 @@ class PlannedFile:
     key: StageKey
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    positions: str  # "all" or "last"
+    positions: str | tuple[int, ...]  # "all", "last", or those that it holds
     bytes: int
 
 
@@ -70,10 +72,22 @@ class Plan:
     absent: tuple[Absent, ...]
     notes: tuple[str, ...]
     free_bytes: int
+    stretches: tuple[Stretch, ...] = ()  # empty: one prefill without a cache
+    sequence: int | None = None  # which of those that run together
+
+    @property
+    def rows(self) -> int:
+        """Of each stage: the prompt's, and one a decode step."""
+        return len(self.tokens) + self.job.steps
 
     @property
     def write_bytes(self) -> int:
         return sum(file.bytes for file in self.files)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the disk must have room for: rows of several passes lie there until all are."""
+        return (2 if self.stretches else 1) * self.write_bytes
 
     @property
     def read_bytes(self) -> int:
@@ -91,7 +105,8 @@ class Plan:
     @property
     def memory_bytes(self) -> int:
         """An estimate of what the pass needs beside the mapped file."""
-        return _RUNTIME_BYTES + self.activation_bytes + self._loaded_bytes
+        cache = self._cache_bytes if self.stretches else 0
+        return _RUNTIME_BYTES + self.activation_bytes + self._loaded_bytes + cache
 
     @property
     def activation_bytes(self) -> int:
@@ -103,6 +118,15 @@ class Plan:
                 widths[node.key.layer] += math.prod(node.shape(1))
         rows = tokens if self.job.logits == "all" or self.job.engine == "llamacpp" else 1
         return 4 * tokens * max(widths.values()) + 4 * graph.vocab_size * rows
+
+    @property
+    def _cache_bytes(self) -> int:
+        """Keys and values of every row."""
+        graph = self.model.graph
+        keys = (graph[node.inputs[1]] for node in graph if isinstance(node.op, Scores))
+        width = sum(math.prod(node.shape(1)) for node in keys)
+        width += sum(node.op.values.width for node in graph if isinstance(node.op, Attend))
+        return 4 * self.rows * width
 
     @property
     def _loaded_bytes(self) -> int:
@@ -150,6 +174,8 @@ class Plan:
                 "rope_layout": self.model.graph.rope_layout,
             },
             job=dataclasses.asdict(self._repeatable(device)),
+            rows=self.rows,
+            passes=words(self.stretches),
         )
 
     def _repeatable(self, device: str) -> TraceJob:
@@ -168,7 +194,7 @@ class Plan:
 
 def check_space(plans: Sequence[Plan]) -> None:
     """Raises EngineError when the files of all these traces do not fit on the disk."""
-    needed, free = sum(plan.write_bytes for plan in plans), plans[0].free_bytes
+    needed, free = sum(plan.disk_bytes for plan in plans), plans[0].free_bytes
     if needed > free:
         where = plans[0].directory if len(plans) == 1 else plans[0].directory.parent
         traces = "the trace needs" if len(plans) == 1 else f"{len(plans)} traces need"
@@ -213,15 +239,38 @@ def make_plans(job: TraceJob, prompts: Sequence[str]) -> tuple[Plan, ...]:
     UsageError where that directory is a trace itself.
     """
     _check_choices(job)
+    return _plans(job, prompts, _opened(job))
+
+
+def make_batch(
+    job: TraceJob, prompts: Sequence[str | tuple[int, ...]], model: Model | None = None
+) -> tuple[Plan, ...]:
+    """As ``make_plans``, of prompts or token ids that run together, a sequence each."""
+    job = dataclasses.replace(job, batch=tuple(map(str, prompts)))
+    _check_choices(job)
+    plans = _plans(job, prompts, model or _opened(job))
+    return tuple(dataclasses.replace(plan, sequence=at) for at, plan in enumerate(plans))
+
+
+def _plans(
+    job: TraceJob, prompts: Sequence[str | tuple[int, ...]], model: Model
+) -> tuple[Plan, ...]:
     root = _directory(job)
     if holds_trace(root):
         raise UsageError(
             f"{clean(str(root))}: a trace is there itself, where a folder a prompt shall be made",
             hint="choose another folder with --save-tensor-dir",
         )
-    model = _opened(job)
     plans = [
-        _plan(dataclasses.replace(job, prompt=prompt, directory=str(root / f"prompt-{n}")), model)
+        _plan(
+            dataclasses.replace(
+                job,
+                prompt=prompt if isinstance(prompt, str) else None,
+                tokens=None if isinstance(prompt, str) else prompt,
+                directory=str(root / f"prompt-{n}"),
+            ),
+            model,
+        )
         for n, prompt in enumerate(prompts, 1)
     ]
     further = root / f"prompt-{len(plans) + 1}"
@@ -244,11 +293,12 @@ def _plan(job: TraceJob, model: Model) -> Plan:
     if empty := empty_note(model):
         notes.append(empty)
     tokens = _tokens(job, model)
+    rows = len(tokens) + job.steps
     if job.tokens is None:
         notes += model.tokenizer.notes
-    if model.max_positions and len(tokens) > model.max_positions:
+    if model.max_positions and rows > model.max_positions:
         notes.append(
-            f"{len(tokens):,} tokens exceed the {model.max_positions:,} positions the model "
+            f"{rows:,} tokens exceed the {model.max_positions:,} positions the model "
             "was trained for"
         )
     if job.engine == "aprtui":
@@ -256,7 +306,12 @@ def _plan(job: TraceJob, model: Model) -> Plan:
     absent = (*graph.absent, *not_computed)
     computed = set(graph.stages) - {item.stage for item in not_computed}
     chosen_here = computed if chosen is None else computed & set(chosen)
-    files = _files(graph, chosen_here, layers, len(tokens), job.logits)
+    files = _files(graph, chosen_here, layers, rows, job.logits)
+    if job.steps and job.logits == "last":
+        files = tuple(_of_steps(file, rows, job.steps) for file in files)
+    passes = stretches(len(tokens), job.chunk, job.steps) if job.in_passes else ()
+    if passes:
+        notes += _of_passes(job, graph, passes)
     if chosen is not None:
         for missing in absent:
             if missing.stage in chosen:
@@ -281,6 +336,7 @@ def _plan(job: TraceJob, model: Model) -> Plan:
         absent=absent,
         notes=tuple(notes),
         free_bytes=_free_bytes(directory),
+        stretches=passes,
     )
 
 
@@ -293,6 +349,8 @@ def _check_choices(job: TraceJob) -> None:
         raise UsageError(f"unknown dtype {clean(job.dtype)!r}", hint=f"one of {', '.join(DTYPES)}")
     if job.logits not in ("last", "all"):
         raise UsageError(f"--logits {clean(job.logits)!r}", hint="last or all")
+    if job.kv and job.kv not in KV_TYPES:
+        raise UsageError(f"--kv {clean(job.kv)!r}", hint=f"one of {', '.join(KV_TYPES)}")
     devices = device_names(job.device)
     if job.resident and devices != ("auto",):
         check_resident(devices[0])
@@ -301,6 +359,45 @@ def _check_choices(job: TraceJob) -> None:
             f"--resident is of aprtui's own engine, not of {clean(job.engine)}",
             hint="--engine-arg gpu_layers=N puts llama.cpp's layers on the GPU",
         )
+
+
+def _of_passes(job: TraceJob, graph: Graph, passes: tuple[Stretch, ...]) -> list[str]:
+    """What is to be said of rows that come pass by pass. Raises UsageError for a model whose rows
+    cannot, and for a cache that does not fit its heads."""
+    if any(isinstance(node.op, Scores) and not node.op.mask.causal for node in graph):
+        raise UsageError(
+            "this model's tokens see those behind them: they cannot come one after the other",
+            hint="leave --steps, --chunk, --batch and --kv out",
+        )
+    if any(node.op.remembers for node in graph):
+        raise UsageError(
+            "this model carries a state along its tokens, which is not kept from pass to pass",
+            hint="leave --steps, --chunk, --batch and --kv out: one prefill holds every token",
+        )
+    alibis = (node.op.alibi for node in graph if isinstance(node.op, Scores))
+    if len(passes) > 1 and any(alibi is not None and alibi.from_last for alibi in alibis):
+        raise UsageError(
+            "this model's scores count keys from the last one of a pass: rows of several passes "
+            "are not those of one",
+            hint="leave --steps and --chunk out",
+        )
+    sizes = {node.axes[-1].extent or 0 for node in graph if isinstance(node.op, Rope)}
+    sizes |= {node.op.values.size for node in graph if isinstance(node.op, Attend)}
+    if job.kv in ("q8_0", "q4_0") and (odd := sorted(size for size in sizes if size % 32)):
+        raise UsageError(
+            f"--kv {job.kv} takes blocks of 32 channels, and heads here have {odd[0]}",
+            hint="--kv f16 or bf16",
+        )
+    tables = {node.op.table for node in graph if isinstance(node.op, Rope | SharedRope)}
+    ends = [each.first + each.rows for each in passes]
+    changing = [table for table in tables if table.at(ends[0]) != table.at(ends[-1])]
+    if changing:
+        limit = max(table.trained for table in changing)
+        return [
+            f"this RoPE turns by other angles once a pass goes beyond {limit:,} positions: rows "
+            "before that differ from those of one prefill"
+        ]
+    return []
 
 
 def check_resident(device: str) -> None:
@@ -334,12 +431,18 @@ def _tokens(job: TraceJob, model: Model) -> tuple[int, ...]:
             hint=f"ids go from 0 to {vocab_size - 1:,}",
         )
     longest = model.graph.longest
-    if longest is not None and len(tokens) > longest:
+    if longest is not None and len(tokens) + job.steps > longest:
         raise UsageError(
-            f"the prompt is {len(tokens):,} tokens and the model has learned {longest:,} positions",
-            hint="give a shorter one",
+            f"the prompt is {_with_steps(len(tokens), job.steps)} and the model has learned "
+            f"{longest:,} positions",
+            hint="give a shorter one" + (", or fewer --steps" if job.steps else ""),
         )
     return tokens
+
+
+def _with_steps(tokens: int, steps: int) -> str:
+    more = f", {count(steps, 'step')} behind it," if steps else ""
+    return f"{tokens:,} tokens{more}"
 
 
 def _files(
@@ -364,6 +467,15 @@ def _files(
     for file in files:
         StageHeader(file.key.layer, math.prod(file.shape))  # refuses what no stage file can hold
     return files
+
+
+def _of_steps(file: PlannedFile, rows: int, steps: int) -> PlannedFile:
+    """Logits as the decode steps need them: of the prompt's last position and every one behind."""
+    if file.positions != "last":
+        return file
+    shape, positions = (steps + 1, *file.shape), tuple(range(rows - steps - 1, rows))
+    bytes_ = StageHeader(file.key.layer, math.prod(shape)).file_bytes
+    return PlannedFile(file.key, shape, ("token", *file.axes), positions, bytes_)
 
 
 def _free_bytes(directory: Path) -> int:

@@ -55,6 +55,11 @@ def resumed_plan(directory: Path) -> Plan:
             hint="aprtui trace MODEL makes one",
         )
     job = TraceJob.from_fields(dict(journal.job))
+    if job.batch:
+        raise UsageError(
+            f"{shown}: one of {len(job.batch)} that run together, which do not go on alone",
+            hint="trace the batch anew with --overwrite",
+        )
     plan = make_plan(dataclasses.replace(job, directory=str(directory), resume=True))
     _check_same(shown, plan, journal)
     return plan
@@ -85,8 +90,8 @@ def kept_files(plan: Plan, engine: Mapping[str, Any]) -> Kept:
                 f"{clean(str(plan.directory))}: was begun with {name} {was}, and here it is {now}",
                 hint=_AGAIN,
             )
-    if plan.job.engine != "aprtui":
-        return Kept()  # such an engine runs from the beginning
+    if plan.job.engine != "aprtui" or plan.stretches:
+        return Kept()  # such an engine, and rows that come in passes, run from the beginning
     return _kept(plan, journal)
 
 

@@ -7,7 +7,8 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from aprtui.crash import told_of
 from aprtui.engine.adapters import Ran
 from aprtui.engine.capture import Capture
 from aprtui.engine.device import card_uuids, deterministic, own_memory_bytes, resolve_devices
-from aprtui.engine.events import Emit, Event, Failed, Finished, Log, Started, Stopped
+from aprtui.engine.events import Emit, Event, Failed, Finished, Log, PassDone, Started, Stopped
 from aprtui.engine.folder import TraceFolder, check_folder, trace_folder
 from aprtui.engine.forward import Given
 from aprtui.engine.manifest import Written, build_manifest, model_entry
@@ -28,6 +29,7 @@ from aprtui.engine.stopping import TraceStopped, raise_if_stopped
 from aprtui.engine.watching import watching
 from aprtui.errors import AprtuiError, EngineError
 from aprtui.formats.aprt import read_values
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import relative_path
 from aprtui.model.health import broken_weights
 from aprtui.text import clean, size
@@ -49,8 +51,8 @@ def run_trace(plan: Plan, emit: Emit) -> Finished:
 def run_traces(plans: Sequence[Plan], emit: Emit) -> tuple[Finished, ...]:
     """Run traces of one model and one job's settings, one after the other, on one engine.
 
-    Whether all can be written is checked before the first begins. Raises as ``run_trace`` does; the
-    traces before the one that ended so are whole.
+    Those of a batch run together. Whether all can be written is checked before the first begins.
+    Raises as ``run_trace`` does; the traces before the one that ended so are whole.
     """
     with _engine_errors():
         devices = resolve_devices(plans[0].job.device)
@@ -60,66 +62,99 @@ def run_traces(plans: Sequence[Plan], emit: Emit) -> tuple[Finished, ...]:
     with deterministic():
         with _engine_errors():
             session = Session(plans, devices)
-        return tuple(_run_one(plan, session, emit) for plan in plans)
+        together = [plans] if plans[0].sequence is not None else [[plan] for plan in plans]
+        return tuple(done for group in together for done in _run_group(group, session, emit))
 
 
-def _run_one(plan: Plan, session: Session, emit: Emit) -> Finished:
+@dataclass(frozen=True)
+class _Trace:
+    """One trace while it is written."""
+
+    plan: Plan
+    folder: TraceFolder
+    capture: Capture
+    kept: Kept
+    tell: Emit
+
+
+def _run_group(plans: Sequence[Plan], session: Session, emit: Emit) -> list[Finished]:
+    """Traces that are computed in one go."""
+    with ExitStack() as held:
+        return _run([_begun(plan, session, held, emit) for plan in plans], session)
+
+
+def _begun(plan: Plan, session: Session, held: ExitStack, emit: Emit) -> _Trace:
+    """A trace whose folder is open and locked, and which has told its plan."""
     plan = dataclasses.replace(plan, notes=(*plan.notes, *session.notes))
     job, engine = plan.job, session.engine(plan)
-    with trace_folder(plan.directory, overwrite=job.overwrite, resume=job.resume) as folder:
-        one_at_a_time = threading.Lock()  # the writer's thread tells, and the one at the cards
-        kept = Kept()
-        if job.resume:
-            kept = kept_files(plan, engine)
-            plan = dataclasses.replace(plan, notes=(*plan.notes, note_of(kept, plan)))
+    opening = trace_folder(plan.directory, overwrite=job.overwrite, resume=job.resume)
+    folder = held.enter_context(opening)
+    one_at_a_time = threading.Lock()  # the writer's thread tells, and the one at the cards
+    kept = Kept()
+    if job.resume:
+        kept = kept_files(plan, engine)
+        plan = dataclasses.replace(plan, notes=(*plan.notes, note_of(kept, plan)))
 
-        def tell(event: Event) -> None:
-            with one_at_a_time:
-                folder.tell(event)
-                emit(event)
+    def tell(event: Event) -> None:
+        with one_at_a_time:
+            folder.tell(event)
+            emit(event)
 
-        tell(plan.event(session.device, session.device_name, engine))
-        tell(Started(pid=os.getpid()))
-        for note in plan.notes:
-            tell(Log("note", note))
-        return _run(plan, session, folder, kept, tell)
-
-
-def _run(plan: Plan, session: Session, folder: TraceFolder, kept: Kept, tell: Emit) -> Finished:
-    session.start_counting()
+    tell(plan.event(session.device, session.device_name, engine))
+    tell(Started(pid=os.getpid()))
+    for note in plan.notes:
+        tell(Log("note", note))
     capture = Capture(folder, plan.files, tell, session.peak_device_bytes)
+    return _Trace(plan, folder, capture, kept, tell)
+
+
+def _run(traces: Sequence[_Trace], session: Session) -> list[Finished]:
+    session.start_counting()
     start = time.monotonic()
     try:
-        for key, stats in kept.stats.items():
-            capture.keep(key, stats)
-        with _engine_errors(), watching(card_uuids(session.placement.devices), tell):
+        for trace in traces:
+            for key, stats in trace.kept.stats.items():
+                trace.capture.keep(key, stats)
+        with _engine_errors(), watching(card_uuids(session.placement.devices), traces[0].tell):
             with torch.inference_mode():
-                ran = session.compute(plan, capture, _given(plan, kept))
-            capture.close()  # waits for the device too
+                rans = _computed(traces, session)
+            for trace in traces:
+                trace.capture.close()  # waits for the device too
         raise_if_stopped()
-        _check_complete(plan, capture, ran)
-        done = _finished(plan, session, capture, ran, time.monotonic() - start)
-        for note in (born := _born(plan, capture)):
-            tell(Log("note", note))
-        plan = dataclasses.replace(plan, notes=(*plan.notes, *born))
-        folder.finish(_manifest(plan, capture, done, ran))
-    except TraceStopped as stop:
-        capture.abort()
-        with suppress(AprtuiError):  # a full disk takes no more events either
-            tell(Stopped(files=capture.written, directory=str(plan.directory)))
-            stop.told = True
-        raise
-    except Exception as error:
-        capture.abort()
-        told = told_of(error, f"trace, engine {plan.job.engine}")
-        with suppress(AprtuiError):
-            tell(Failed(told.message, told.hint, told.exit_code))
-            told.told = True
+        ended = [
+            _ended(trace, ran, session, time.monotonic() - start)
+            for trace, ran in zip(traces, rans, strict=True)
+        ]
+    except BaseException as error:
+        told = _broken_off(traces, error)
+        if told is error:
+            raise
         raise told from error
-    except BaseException:
-        capture.abort()
-        raise
-    tell(done)
+    for trace, done in zip(traces, ended, strict=True):
+        trace.tell(done)
+    return ended
+
+
+def _computed(traces: Sequence[_Trace], session: Session) -> Sequence[Ran]:
+    """Every trace's pass or passes."""
+    if not traces[0].plan.stretches:
+        return [session.compute(t.plan, t.capture, _given(t.plan, t.kept)) for t in traces]
+
+    def tell(at: int, event: PassDone) -> None:
+        traces[at].tell(event)
+
+    plans, captures = [t.plan for t in traces], [t.capture for t in traces]
+    return session.compute_passes(plans, captures, tell)
+
+
+def _ended(trace: _Trace, ran: Ran, session: Session, elapsed_s: float) -> Finished:
+    """The trace made whole by its manifest."""
+    _check_complete(trace.plan, trace.capture, ran)
+    done = _finished(trace.plan, session, trace.capture, ran, elapsed_s)
+    for note in (born := _born(trace.plan, trace.capture)):
+        trace.tell(Log("note", note))
+    plan = dataclasses.replace(trace.plan, notes=(*trace.plan.notes, *born))
+    trace.folder.finish(_manifest(plan, trace.capture, done, ran))
     return done
 
 
@@ -131,6 +166,27 @@ def _born(plan: Plan, capture: Capture) -> tuple[str, ...]:
             broken = broken_weights(plan.model, plan.model.graph[file.key])
             return tuple(f"NaN or Inf is born in {file.key}: {each.text}" for each in broken)
     return ()
+
+
+def _broken_off(traces: Sequence[_Trace], error: BaseException) -> BaseException:
+    """What is raised for what ended a pass, once the traces have said so."""
+    for trace in traces:
+        trace.capture.abort()
+    raised: BaseException = error
+    if isinstance(error, TraceStopped):
+        for trace in traces:
+            with suppress(AprtuiError):  # a full disk takes no more events either
+                written = trace.capture.written
+                trace.tell(Stopped(files=written, directory=str(trace.plan.directory)))
+                error.told = True
+    elif isinstance(error, Exception):
+        told = told_of(error, f"trace, engine {traces[0].plan.job.engine}")
+        for trace in traces:
+            with suppress(AprtuiError):
+                trace.tell(Failed(told.message, told.hint, told.exit_code))
+                told.told = True
+        raised = told
+    return raised
 
 
 def _given(plan: Plan, kept: Kept) -> Given:
@@ -148,6 +204,8 @@ def _given(plan: Plan, kept: Kept) -> Given:
 def _finished(
     plan: Plan, session: Session, capture: Capture, ran: Ran, elapsed_s: float
 ) -> Finished:
+    vocabulary = plan.model.vocabulary
+    decoded = ran.tokens[len(plan.tokens) :] if vocabulary else ()
     return Finished(
         directory=str(plan.directory),
         files=capture.written,
@@ -156,6 +214,7 @@ def _finished(
         peak_memory_bytes=max(capture.peak_memory_bytes, own_memory_bytes()),
         peak_device_bytes=max(capture.peak_device_bytes, session.peak_device_bytes()),
         top_tokens=_top_tokens(plan, ran.logits),
+        generated="".join(vocabulary.text_of(token) for token in decoded) if vocabulary else "",
         nonfinite=tuple(
             str(file.key)
             for file in plan.files
@@ -238,10 +297,11 @@ def _top_tokens(plan: Plan, logits: torch.Tensor) -> tuple[dict[str, Any], ...]:
 
 
 def _manifest(plan: Plan, capture: Capture, done: Finished, ran: Ran) -> dict[str, Any]:
+    tokens, vocabulary = ran.tokens or plan.tokens, plan.model.vocabulary
     return build_manifest(
         model=model_entry(plan.model),
-        tokens=plan.tokens,
-        token_texts=plan.token_texts,
+        tokens=tokens,
+        token_texts=[vocabulary.text_of(token) for token in tokens] if vocabulary else (),
         prompt=plan.prompt,
         logits=plan.job.logits,
         engine=ran.engine,
@@ -258,4 +318,13 @@ def _manifest(plan: Plan, capture: Capture, done: Finished, ran: Ran) -> dict[st
         elapsed_s=done.elapsed_s,
         peak_memory_bytes=done.peak_memory_bytes,
         peak_device_bytes=done.peak_device_bytes,
+        rows=_rows(plan),
     )
+
+
+def _rows(plan: Plan) -> Rows | None:
+    """Which pass made each row, where there were several, or several sequences."""
+    if len(plan.stretches) < 2 and plan.sequence is None:
+        return None
+    passes = (at for at, each in enumerate(plan.stretches) for _ in range(each.rows))
+    return Rows(tuple(range(plan.rows)), tuple(passes), sequence=plan.sequence)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 
 import torch
@@ -11,13 +12,17 @@ import torch
 from aprtui import __version__
 from aprtui.engine import adapters
 from aprtui.engine.adapters import Ran
+from aprtui.engine.cached import CachedRun
 from aprtui.engine.capture import Capture
 from aprtui.engine.device import Devices, torch_settings
+from aprtui.engine.events import PassDone
 from aprtui.engine.forward import Given, forward
 from aprtui.engine.kernels import decoder_name
 from aprtui.engine.ops import SCORE_BLOCK_VALUES, Pass
+from aprtui.engine.passes import run_passes
 from aprtui.engine.placement import Placement, Room, layer_bytes, place
 from aprtui.engine.plan import Plan, check_resident
+from aprtui.engine.stacking import Stack
 from aprtui.engine.weights import WeightStream, working_bytes
 from aprtui.errors import UsageError
 from aprtui.graph.ops import Scores
@@ -99,15 +104,41 @@ class Session:
 
     def compute(self, plan: Plan, capture: Capture, given: Given | None = None) -> Ran:
         """One plan's pass, on the engine that its job names; ours can begin where ``given`` is."""
-        if self._cuda():
-            # Current by default is the first GPU: leaving a stream elsewhere makes a context there.
-            torch.cuda.set_device(self._cuda()[0])
+        self._make_current()
         engine = self.engine(plan)
         if plan.job.engine != "aprtui":
             ran = adapters.run(plan, self.placement.head, capture.put)
             return dataclasses.replace(ran, engine={**engine, **ran.engine})
         ar = Pass(self._stream, plan.tokens, plan.job.logits)
         return Ran(forward(self._model.graph, ar, capture, given), engine)
+
+    def compute_passes(
+        self,
+        plans: Sequence[Plan],
+        captures: Sequence[Capture],
+        tell: Callable[[int, PassDone], None],
+    ) -> list[Ran]:
+        """All passes of sequences that run together, on the engine that their job names."""
+        self._make_current()
+        with ExitStack() as held:
+            pairs = zip(plans, captures, strict=True)
+            stacks = [held.enter_context(Stack(capture, plan.files)) for plan, capture in pairs]
+            running: adapters.Running
+            if plans[0].job.engine == "aprtui":
+                running = CachedRun(self._model.graph, self._stream, plans, stacks)
+            else:
+                foreign = adapters.passes(plans, self.placement.head, stacks)
+                running = held.enter_context(foreign)
+            ended = run_passes(plans, stacks, running, tell)
+        return [
+            Ran(each.logits, {**self.engine(plan), **running.engine}, running.notes, each.tokens)
+            for plan, each in zip(plans, ended, strict=True)
+        ]
+
+    def _make_current(self) -> None:
+        """Current by default is the first GPU: leaving a stream elsewhere makes a context there."""
+        if self._cuda():
+            torch.cuda.set_device(self._cuda()[0])
 
     def engine(self, plan: Plan) -> dict[str, object]:
         """The manifest's ``engine``; of another engine what is known before it runs."""
@@ -116,17 +147,16 @@ class Session:
         if name != "aprtui":
             return {"name": name, **chosen}
         ours = {"name": name, "version": __version__, **chosen, **torch_settings()}
-        return {**ours, **self._settings()}
+        settings = {**self._settings(), **({"kv": plan.job.kv or "f32"} if plan.stretches else {})}
+        return {**ours, **({"settings": settings} if settings else {})}
 
     def _settings(self) -> dict[str, object]:
-        """The manifest's ``settings``: who decoded, and which layers lay where."""
+        """Who decoded, and which layers lay where."""
         cuda = self._cuda()
         if not cuda:
             return {}
-        settings: dict[str, object] = {"decoder": decoder_name(cuda)}
-        if len(cuda) > 1:
-            settings["layers"] = self.placement.told()
-        return {"settings": settings}
+        layers = {"layers": self.placement.told()} if len(cuda) > 1 else {}
+        return {"decoder": decoder_name(cuda), **layers}
 
     def start_counting(self) -> None:
         """Peaks are counted from here."""

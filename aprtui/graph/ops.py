@@ -122,6 +122,7 @@ class Op:
     ``matrices``: those of them that it multiplies by, of experts the first one's."""
 
     row_wise = True
+    remembers = False  # whether it hands a state on, from each token to the next
 
     @property
     def weights(self) -> tuple[Role, ...]:

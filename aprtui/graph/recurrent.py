@@ -21,6 +21,7 @@ class CausalConv(Op):
     zeros."""
 
     row_wise = False
+    remembers = True
 
     weight: Role  # [C, taps]
     channels: int
@@ -72,6 +73,7 @@ class DeltaRule(Op):
     """
 
     row_wise = False
+    remembers = True
 
     key_heads: int
     heads: int

@@ -23,7 +23,7 @@ from aprtui.cli.main import main
 from aprtui.engine import adapters
 from aprtui.engine.adapters import LlamaSettings
 from aprtui.engine.adapters.ggml import Ggml, Node
-from aprtui.engine.adapters.nodes import Collector, NodeMap
+from aprtui.engine.adapters.nodes import Collector, NodeMap, Span
 from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import make_plan
 from aprtui.engine.run import run_trace
@@ -375,3 +375,63 @@ def test_an_engine_that_does_not_load_says_why(
     told = capsys.readouterr().err
     assert "does not load: No module named 'no_such_module_of_its_own'" in told
     assert "pip install 'aprtui[llamacpp]'" in told
+
+
+def test_rows_of_several_sequences_find_their_keys_in_a_shared_cache(qwen2: Path) -> None:
+    """Cells are filled in order of coming: two sequences of 2 and 1 tokens, then a step of each."""
+    model = open_model(qwen2)
+    shown: dict[tuple[int, str], torch.Tensor] = {}
+
+    def into(sequence: int) -> Any:
+        return lambda key, value: shown.update({(sequence, key.stage): value.clone()})
+
+    spans = (Span(into(0), slice(0, 1), 2, (0, 1, 3)), Span(into(1), slice(1, 2), 1, (2, 4)))
+    wanted = [StageKey(0, stage) for stage in ("attn_scores", "attn_softmax", "ffn_norm")]
+    collector = Collector(NodeMap(model.graph, model.weights), 2, wanted, into(9), spans)
+    scores = np.arange(8 * 2 * 256, dtype=np.float32).reshape(8, 2, 256)
+    for node, values in (
+        (Node("kq-0", "MUL_MAT", ("k", "q"), (8, 2, 256)), scores),
+        (Node("kq_soft_max-0", "SOFT_MAX", ("kq-0",), (8, 2, 256), 0.5), scores * np.float32(0.5)),
+        (Node("ffn_norm-0", "MUL", ("norm", "blk.0.ffn_norm.weight"), (2, 256)), scores[0]),
+    ):
+        assert collector.wants(node)
+        collector.take(node, values)
+    for stage in ("attn_scores", "attn_softmax"):
+        assert shown[0, stage].tolist() == (scores[:, :1, [0, 1, 3]] / 2).tolist()
+        assert shown[1, stage].tolist() == (scores[:, 1:, [2, 4]] / 2).tolist()
+    assert shown[1, "ffn_norm"].tolist() == scores[0, 1:].tolist()
+    short = Node("kq-0", "MUL_MAT", ("k", "q"), (8, 2, 4))
+    with pytest.raises(EngineError, match=r"\[8, 2, 5\] was expected"):
+        collector.take(short, scores[:, :, :4])
+
+
+def test_the_cache_of_llamacpp_is_its_own_setting(qwen2: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(adapters, "_version", lambda engine: "0.3.36")
+    plan = make_plan(TraceJob(str(qwen2), engine="llamacpp", tokens=(1, 2), kv="bf16", steps=2))
+    assert plan.job.engine_args == {"kv": "bf16"}
+    assert [each.kind for each in plan.stretches] == ["prefill", "decode", "decode"]
+    both = TraceJob(str(qwen2), engine="llamacpp", tokens=(1,), kv="f16", engine_args={"kv": "f32"})
+    with pytest.raises(UsageError, match="--kv f16 and another --engine-arg kv"):
+        make_plan(both)
+    with pytest.raises(UsageError, match="only where its attention is fused"):
+        make_plan(TraceJob(str(qwen2), engine="llamacpp", tokens=(1,), kv="q8_0"))
+
+
+@needs_llamacpp
+@needs_fixtures
+@pytest.mark.parametrize("case", ["olmo2", "qwen2_moe", "exaone4_swa"])
+def test_chunks_steps_and_batches_agree_with_our_own(case: str, tmp_path: Path) -> None:
+    model = FIXTURES / "families" / case / "model.gguf"
+    tokens = tuple((11 * place + 3) % 90 for place in range(23))
+    job = {"tokens": tokens, "chunk": 7, "steps": 4, "logits": "all"}
+    theirs = trace(model, tmp_path / "theirs", **job)
+    run_trace(
+        make_plan(TraceJob(model=str(model), directory=str(tmp_path / "ours"), **job)),  # type: ignore[arg-type]
+        lambda event: None,
+    )
+    ours = open_trace(tmp_path / "ours")
+    assert theirs.token_ids == ours.token_ids and theirs.rows == ours.rows
+    for key, record in ours.records.items():
+        x = np.asarray(record.values(), dtype=np.float64)
+        y = np.asarray(theirs.records[key].values(), dtype=np.float64)
+        assert np.linalg.norm(y - x) <= 1e-5 * np.linalg.norm(x), key

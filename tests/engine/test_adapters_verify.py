@@ -164,3 +164,25 @@ def test_what_could_not_be_measured_is_named_in_the_verdict() -> None:
         "unmeasured: no culprit, but attn_scores, attn_softmax of llama.cpp cpu "
         "could not be compared and replayed"
     )
+
+
+def test_every_path_of_every_engine_is_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny(TINY["gemma3"], tmp_path / "model")
+    options = ["--tokens", "3,14,25,36,47,58,69,80", "--paths", "--steps", "3"]
+    assert main(["verify", str(tmp_path / "model"), *options]) == 0
+    told = capsys.readouterr().out
+    assert "aprtui: the same bits on every path" in told
+    assert "batched  same: the same bits in all" in told
+    assert "hf: the same numbers on every path, within the bar" in told
+    assert main(["verify", str(tmp_path / "model"), *options, "--engines", "ours", "--json"]) == 0
+    (engine,) = json.loads(capsys.readouterr().out)["engines"]
+    assert (engine["name"], engine["verdict"]) == ("aprtui", "same")
+    assert [way["name"] for way in engine["ways"]] == ["chunked", "decoded", "batched"]
+    assert all(way["tokens"] == 11 and not way["alone"] for way in engine["ways"])
+
+
+def test_steps_without_paths_are_refused(qwen2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(qwen2), "--steps", "2"]) == 2
+    assert "add --paths" in capsys.readouterr().err

@@ -395,6 +395,7 @@ def sample_events() -> Iterator[events.Event]:
         None, "lm_head", "lm_head.bin", 20, 8, 8, 99, 0.5, "NaN", 2, 0, 1, 2,
         (2,), ("vocab",), "last",
     )  # fmt: skip
+    yield events.PassDone(1, 3, "decode", 9, 1, 7, " the", 0.25)
     yield events.CardSeen("cuda:0", 10**9, 8 * 10**9, 97, 310.5, None)
     yield events.CardSeen("cuda:1", 0, 16_000_000_000, None, None, None)
     yield events.Log("warning", "the tokenizer adds no BOS")

@@ -30,6 +30,7 @@ DECLARED_IN = (
     "graph/latent.py",
     "graph/delta.py",
     "engine/adapters/nodes.py",
+    "engine/adapters/shown.py",
 )
 
 ALLOWED = {

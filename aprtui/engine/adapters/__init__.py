@@ -10,12 +10,14 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aprtui.engine.job import TraceJob
 from aprtui.engine.processors import processors
+from aprtui.engine.stretches import KV_TYPES
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Absent
@@ -27,9 +29,22 @@ from aprtui.text import clean
 if TYPE_CHECKING:
     import torch
 
+    from aprtui.engine.passes import Piece
     from aprtui.engine.plan import Plan
+    from aprtui.engine.stacking import Stack
 
-__all__ = ["EngineChoice", "LlamaSettings", "Put", "Ran", "available", "prepare", "run", "suits"]
+__all__ = [
+    "EngineChoice",
+    "LlamaSettings",
+    "Put",
+    "Ran",
+    "Running",
+    "available",
+    "passes",
+    "prepare",
+    "run",
+    "suits",
+]
 
 
 @dataclass(frozen=True)
@@ -115,7 +130,7 @@ class LlamaSettings:
         """From ``--engine-arg`` texts. Raises UsageError."""
         values: dict[str, Any] = {}
         choices: dict[str, dict[str, Any]] = {
-            "kv": {"f32": "f32", "f16": "f16"},
+            "kv": {kind: kind for kind in KV_TYPES},
             "flash": {"on": True, "off": False},
         }
         for key, text in arguments.items():
@@ -126,8 +141,13 @@ class LlamaSettings:
             else:
                 raise UsageError(
                     f"llamacpp knows no --engine-arg {clean(key)}",
-                    hint="kv=f32|f16, flash=on|off, threads=N, gpu_layers=N",
+                    hint=f"kv={'|'.join(KV_TYPES)}, flash=on|off, threads=N, gpu_layers=N",
                 )
+        if values.get("kv") in ("q8_0", "q4_0") and not values.get("flash"):
+            raise UsageError(
+                f"llama.cpp keeps values in {values['kv']} only where its attention is fused",
+                hint="--engine-arg flash=on",
+            )
         return cls(**{**values, "threads": values.get("threads") or processors()})
 
 
@@ -160,7 +180,24 @@ def prepare(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]]:
     if why := suits(job.engine, model):
         raise UsageError(why, hint="--engine aprtui reads it")
     _check_adapter(job)
-    return _llamacpp(job, model) if job.engine == "llamacpp" else (_without_arguments(job), ())
+    if job.engine == "llamacpp":
+        return _llamacpp(job, model)
+    _check_hf_passes(job)
+    return _without_arguments(job), ()
+
+
+def _check_hf_passes(job: TraceJob) -> None:
+    """Raises UsageError for passes that transformers does not make by itself."""
+    kept = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[job.dtype]
+    if job.kv not in ("", kept):
+        raise UsageError(
+            f"transformers' cache holds what it computes in: {kept}, not {clean(job.kv)}",
+            hint="--dtype bfloat16 or float16 says both",
+        )
+    if job.batch and job.chunk:
+        raise UsageError(
+            "transformers runs a batch of prompts in one prefill", hint="--batch without --chunk"
+        )
 
 
 def _check_adapter(job: TraceJob) -> None:
@@ -185,6 +222,10 @@ def _without_arguments(job: TraceJob) -> TraceJob:
 
 
 def _llamacpp(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]]:
+    if job.kv and job.engine_args.get("kv", job.kv) != job.kv:
+        raise UsageError(f"--kv {job.kv} and another --engine-arg kv", hint="give one of them")
+    if job.kv:
+        job = dataclasses.replace(job, engine_args={**job.engine_args, "kv": job.kv})
     settings = LlamaSettings.parse(job.engine_args)
     if job.dtype != "float32":
         raise UsageError(
@@ -249,17 +290,45 @@ class Ran:
     logits: torch.Tensor
     engine: Mapping[str, Any]
     notes: tuple[str, ...] = field(default=())
+    tokens: tuple[int, ...] = ()  # all that were fed, where some were decoded
 
 
 def run(plan: Plan, device: torch.device, put: Put) -> Ran:
     """Run a planned trace on its foreign engine. Raises EngineError with the engine's own words."""
-    engine = _FOREIGN[plan.job.engine]
-    module = importlib.import_module(engine.module)
-    try:
+    with _loading(plan.job.engine) as module:
         ran: Ran = module.run(plan, device, put)
+    return ran
+
+
+class Running(Protocol):
+    """A foreign engine between passes: called with the pieces of the next, as ``Compute`` is."""
+
+    @property
+    def engine(self) -> Mapping[str, Any]: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def __call__(self, pieces: Sequence[Piece], /) -> Sequence[torch.Tensor]: ...
+
+
+@contextmanager
+def passes(
+    plans: Sequence[Plan], device: torch.device, stacks: Sequence[Stack]
+) -> Iterator[Running]:
+    """Planned traces that run together, on their foreign engine, ready for their first pass."""
+    with _loading(plans[0].job.engine) as module, module.passes(plans, device, stacks) as running:
+        yield running
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[Any]:
+    """The adapter's module; an engine that cannot be imported is told in its own words."""
+    engine = _FOREIGN[name]
+    try:
+        yield importlib.import_module(engine.module)
     except ImportError as error:
         raise EngineError(
             f"{engine.title} is installed and does not load: {clean(str(error), 300)}",
             hint=engine.how_to_install,
         ) from error
-    return ran

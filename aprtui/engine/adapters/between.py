@@ -9,27 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from itertools import cycle
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from aprtui.engine.adapters.nodes import parallel_sums
-from aprtui.graph import Graph, Node
+from aprtui.engine.adapters.shown import Shown
+from aprtui.graph import Node
 from aprtui.graph.ops import Add
 
 __all__ = ["Functions", "beyond"]
 
 Watch = tuple[frozenset[str], AbstractContextManager[None]]
 """The stages that are shown so, and what shows them while it is entered."""
-
-
-class Shown(Protocol):
-    """What takes the stages."""
-
-    graph: Graph
-
-    def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None: ...
 
 
 class Functions(TorchFunctionMode):
@@ -102,7 +95,7 @@ def _stream(layer: Any, stage: Node, shown: Shown) -> AbstractContextManager[Non
     def attended(module: Any, inputs: Any, output: Any) -> None:
         branch = output[0] if isinstance(output, tuple) else output
         made = hidden.pop() + (branch if scale == 1.0 else branch * scale)
-        shown.put(stage.key.stage, made[0], layer=stage.key.layer)
+        shown.put(stage.key.stage, made, layer=stage.key.layer)
 
     return _hooked(
         layer.register_forward_pre_hook(began, with_kwargs=True),
@@ -111,13 +104,13 @@ def _stream(layer: Any, stage: Node, shown: Shown) -> AbstractContextManager[Non
 
 
 def _one_norm(norm: torch.nn.Module, number: int, shown: Shown) -> AbstractContextManager[None]:
-    """One norm for what is turned: the queries first, then the keys, [1,T,heads,d] both."""
+    """One norm for what is turned: the queries first, then the keys, [B,T,heads,d] both."""
     turn = cycle("qk")
 
     def normed(module: Any, inputs: Any, output: Any) -> None:
         which = next(turn)
         for step, value in (("post_rope", inputs[0]), ("norm", output)):
-            shown.put(f"{which}_{step}", value[0].flatten(1), layer=number)
+            shown.put(f"{which}_{step}", value.flatten(2), layer=number)
 
     return _hooked(norm.register_forward_hook(normed))
 
@@ -125,8 +118,8 @@ def _one_norm(norm: torch.nn.Module, number: int, shown: Shown) -> AbstractConte
 def _all_experts(
     ffn: Any, number: int, shown: Shown, functions: Functions
 ) -> AbstractContextManager[None]:
-    """The router gives each expert's weight [T,E], and every expert is computed: the ids that it
-    chose, their weights, and the sum of the experts' outputs [E*T,H] once more."""
+    """The router gives each expert's weight [B*T,E], and every expert is computed: the ids that it
+    chose, their weights, and the sum of the experts' outputs [E*B*T,H] once more."""
     held: list[torch.Tensor] = []
 
     def before(module: Any, inputs: Any) -> None:

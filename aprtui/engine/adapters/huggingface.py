@@ -1,55 +1,44 @@
-"""Hugging Face transformers as an engine: its own eager pass, watched by forward hooks.
-
-What happens inside attention is seen through the library's own registry: a function that calls the
-model's eager attention, watches its arguments, and the tensor that meets softmax.
-"""
+"""Hugging Face transformers as an engine: its own eager pass, watched by forward hooks."""
 
 from __future__ import annotations
 
 import importlib
-import math
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
-from aprtui.engine import ops
 from aprtui.engine.adapters import Put, Ran, modules
 from aprtui.engine.adapters.between import Functions, beyond
-from aprtui.engine.adapters.nodes import parallel_sums
+from aprtui.engine.adapters.hf_attention import (
+    ATTENTION,
+    by_itself,
+    inside_attention,
+    register,
+    without_registry,
+)
+from aprtui.engine.adapters.hf_rows import Lane, Lanes
 from aprtui.engine.adapters.scans import INSIDE_DELTA, delta_of, watch_delta
-from aprtui.engine.device import torch_settings
+from aprtui.engine.adapters.shown import BIASED, INSIDE, KEY, PRODUCT, QUERY, Part, Shown
 from aprtui.engine.hooks import Stages, hooks
-from aprtui.errors import BadFileError, EngineError, UsageError
+from aprtui.engine.passes import Piece
+from aprtui.engine.stacking import Stack
+from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph import Graph
-from aprtui.graph.ops import Attend, Clip, Norm, Scores, Sigmoid, Softplus
-from aprtui.graph.vocabulary import facts_of, order_of
+from aprtui.graph.vocabulary import order_of
 from aprtui.text import clean
 
 if TYPE_CHECKING:
     from aprtui.engine.plan import Plan
 
-__all__ = ["run"]
-
-_ATTENTION = "aprtui-capture"  # our name in the registry
-
+__all__ = ["passes", "run"]
 
 _LAYERS = ("layers", "h", "blocks")  # what decoders call theirs
 _OF_DECODER = frozenset({"embedding", "pos_embedding", "embedding_norm", "final_norm"})
-# The stages of what the attention function is given, meets and returns.
-_QUERY, _KEY, _SCORES, _WEIGHTS, _MIXED = _INSIDE = (
-    "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention",
-)  # fmt: skip
-_NORMED = ("q_norm", "k_norm", _QUERY, _KEY)
-_ROUTED = ("moe_router", "moe_ffn_out")
-_PRODUCT, _BIASED = "qkv_matmul", "qkv_bias"
 
 
 def run(plan: Plan, device: torch.device, put: Put) -> Ran:
@@ -58,44 +47,96 @@ def run(plan: Plan, device: torch.device, put: Put) -> Ran:
     The whole model is loaded. Raises BadFileError with the library's own words when it refuses the
     model, EngineError when its modules are not those that are known.
     """
-    import transformers
-
-    version = str(transformers.__version__)
-    model = _load(plan, device)
-    shown = _Shown(plan, put, version)
-    try:
-        with ExitStack() as watching:
-            decoder, functions = _decoder(model), Functions()
-            for watch in _watches(decoder, shown, functions):
-                watching.enter_context(watch)
-            watching.enter_context(_inside_attention(shown))
-            watching.enter_context(functions)
-            keep = 0 if plan.job.logits == "all" else 1
-            tokens = torch.tensor([plan.tokens], device=device)
-            logits = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits[0]
-    except UsageError as error:
-        raise shown.differs(error.message) from error
+    with _watched(plan, device) as (model, shown):
+        shown.lanes = Lanes([Lane(put, 0, len(plan.tokens))])
+        keep = 0 if plan.job.logits == "all" else 1
+        tokens = torch.tensor([plan.tokens], device=device)
+        logits = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits[0]
     logits = logits if plan.job.logits == "all" else logits[-1]
     put(shown.graph.nodes[-1].key, logits)
-    engine = {
-        "name": "transformers",
-        "version": version,
-        **torch_settings(),
-        "settings": {"attention": "eager"},
-    }
-    return Ran(logits, engine, _notes(shown.graph))
+    return Ran(logits, shown.engine(), shown.notes)
 
 
-def _notes(graph: Graph) -> tuple[str, ...]:
-    """What of the stages transformers does not hold by itself."""
-    again = any(key.stage == _BIASED for key in graph.by_key)
-    clips = dict.fromkeys(node.key.stage for node in graph if isinstance(node.op, Clip))
-    sums = dict.fromkeys(node.key.stage for node in parallel_sums(graph))
-    return (
-        *([f"{_PRODUCT} is computed once more without its bias"] if again else []),
-        *(f"{stage} is computed once more from what it cuts" for stage in clips),
-        *(f"{stage} is computed once more: both branches are added at once" for stage in sums),
-    )
+@contextmanager
+def passes(plans: Sequence[Plan], device: torch.device, stacks: Sequence[Stack]) -> Iterator[_Run]:
+    """The model loaded and watched, to be called with the pieces of one pass after the other."""
+    with _watched(plans[0], device) as (model, shown):
+        yield _Run(model, shown, plans, stacks, device)
+
+
+class _Run:
+    """Passes of sequences that run together, with the cache that the library makes. A batch is
+    padded on the left, as its own ``generate`` does it."""
+
+    def __init__(
+        self,
+        model: Any,
+        shown: Shown,
+        plans: Sequence[Plan],
+        stacks: Sequence[Stack],
+        device: torch.device,
+    ) -> None:
+        self._model, self._shown, self._stacks, self._device = model, shown, stacks, device
+        self._every = plans[0].job.logits == "all"
+        self._pads = [max(len(plan.tokens) for plan in plans) - len(p.tokens) for p in plans]
+        self._cache: Any = None
+
+    @property
+    def engine(self) -> Mapping[str, Any]:
+        return self._shown.engine()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._shown.notes
+
+    def __call__(self, pieces: Sequence[Piece]) -> list[torch.Tensor]:
+        lanes = Lanes([self._lane(piece) for piece in pieces])
+        self._shown.lanes = lanes
+        ids = torch.zeros(len(pieces), lanes.width, dtype=torch.long)
+        seen = torch.zeros(len(pieces), lanes.columns, dtype=torch.long)
+        for place, (piece, lane) in enumerate(zip(pieces, lanes.lanes, strict=True)):
+            ids[place, lanes.width - lane.rows :] = torch.tensor(piece.tokens)
+            seen[place, lane.pad :] = 1
+        where = (seen.cumsum(1) - 1).clamp(min=0)[:, -lanes.width :]
+        padded = {"attention_mask": seen, "position_ids": where} if any(self._pads) else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the cache has another name in 5.40
+            out = self._model(
+                input_ids=ids.to(self._device),
+                use_cache=True,
+                past_key_values=self._cache,
+                logits_to_keep=0 if self._every else 1,
+                **{name: value.to(self._device) for name, value in padded.items()},
+            )
+        self._cache = out.past_key_values
+        head = self._shown.graph.nodes[-1].key
+        for place, lane in enumerate(lanes.lanes):
+            kept = lane.rows if self._every else 1
+            lane.put(head, out.logits[place, -kept:])
+        return [logits[-1] for logits in out.logits]
+
+    def _lane(self, piece: Piece) -> Lane:
+        at, stretch = piece.sequence, piece.stretch
+        return Lane(self._stacks[at].put, stretch.first, stretch.rows, self._pads[at])
+
+
+@contextmanager
+def _watched(plan: Plan, device: torch.device) -> Iterator[tuple[Any, Shown]]:
+    """The model loaded, and what its passes show while inside. Raises EngineError."""
+    import transformers
+
+    model = _load(plan, device)
+    shown = Shown(plan, str(transformers.__version__))
+    try:
+        with ExitStack() as watching:
+            functions = Functions()
+            for watch in _watches(_decoder(model), shown, functions):
+                watching.enter_context(watch)
+            watching.enter_context(inside_attention(shown))
+            watching.enter_context(functions)
+            yield model, shown
+    except UsageError as error:
+        raise shown.differs(error.message) from error
 
 
 def _load(plan: Plan, device: torch.device) -> Any:
@@ -106,7 +147,7 @@ def _load(plan: Plan, device: torch.device) -> Any:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        _register()
+        register()
         load = partial(
             transformers.AutoModelForCausalLM.from_pretrained,
             where if where.is_dir() else where.parent,
@@ -115,7 +156,7 @@ def _load(plan: Plan, device: torch.device) -> Any:
             trust_remote_code=False,
         )
         try:
-            model = load(attn_implementation=_ATTENTION)
+            model = load(attn_implementation=ATTENTION)
         except KeyError:  # some look it up in a table of their own
             model = load(attn_implementation="eager")
         return _adapted(model, plan.job.adapter).eval().to(device)
@@ -147,143 +188,46 @@ def _decoder(model: Any) -> Any:
     return found if any(hasattr(found, name) for name in _LAYERS) else model.model
 
 
-class _Cut(NamedTuple):
-    """A stage that is another one, cut to a limit on both sides."""
-
-    key: StageKey
-    limit: float
-
-
-class _Shown:
-    """Takes what the hooks see and puts it in our shapes."""
-
-    def __init__(self, plan: Plan, put: Put, version: str) -> None:
-        self.graph: Graph = plan.model.graph
-        self.wanted = frozenset(file.key for file in plan.files)
-        self.tokens = len(plan.tokens)
-        self._put = put
-        self._version = version
-        self._cuts = {
-            node.inputs[0]: _Cut(node.key, node.op.limit)
-            for node in self.graph
-            if isinstance(node.op, Clip) and node.key in self.wanted
-        }
-        self.watched = self.wanted.difference(each.key for each in self._cuts.values()).union(
-            self._cuts
-        )
-
-    def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
-        """Raises EngineError when the tensor is of another size than the stage."""
-        key = StageKey(layer, stage)
-        cut = self._cuts.get(key)
-        if key not in self.wanted and cut is None:
-            return
-        node = self.graph[key]
-        shape = node.shape(self.tokens)
-        heads_first = shape[:2] != tuple(value.shape[:2]) == shape[1::-1]
-        if isinstance(node.op, Norm) and value.dim() == 3 and heads_first:
-            value = value.transpose(0, 1)
-        elif isinstance(node.op, Norm) and value.dim() == 3 and value.stride(0) < value.stride(1):
-            value = value.transpose(0, 1)  # gemma3 norms [heads, T, d], a view of [T, heads, d]
-        elif stage in _NORMED and value.dim() == 3 and self.turns_first(layer):
-            value = value.transpose(0, 1)
-        if (
-            isinstance(node.op, Sigmoid) and stage not in INSIDE_DELTA
-        ):  # the module is the product before it
-            value = value.sigmoid()
-        elif isinstance(node.op, Softplus):
-            value = torch.nn.functional.softplus(value.float()).to(value.dtype)
-        if value.numel() != math.prod(shape):
-            raise self.differs(
-                f"it gives {key} as {list(value.shape)} where {list(shape)} was expected"
-            )
-        if key in self.wanted:
-            self._put(key, value.reshape(shape))
-        if cut is not None:
-            self._put(cut.key, value.reshape(shape).clamp(-cut.limit, cut.limit))
-
-    def in_order(self, value: torch.Tensor, layer: int | None) -> torch.Tensor:
-        """Columns of q, k and v of each key/value head as those of all queries, keys, values."""
-        heads = self.graph.kv_heads[layer]
-        size = next(
-            node.op.values.size
-            for node in self.graph
-            if node.key.layer == layer and isinstance(node.op, Attend)
-        )
-        by_head = value.reshape(*value.shape[:-1], heads, -1, size)
-        parts = (by_head[..., :-2, :], by_head[..., -2, :], by_head[..., -1, :])
-        return torch.cat([part.flatten(value.dim() - 1) for part in parts], dim=-1)
-
-    def turns_first(self, layer: int | None) -> bool:
-        """Whether the layer normalises heads [heads,T,d] once they are turned."""
-        norm = self.graph.by_key.get(StageKey(layer, "q_norm"))
-        return norm is not None and norm.inputs[0].stage == _QUERY
-
-    def differs(self, why: str) -> EngineError:
-        return EngineError(
-            f"transformers {self._version} builds this model differently: {why}",
-            hint="5.23 is known to work; --stages may leave a stage out",
-        )
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What ``hooks`` put into: the modules of one layer, or with None the decoder's own.
-
-    ``routed``: the factor on the experts' weights that the layer multiplies their sum by.
-    """
-
-    shown: _Shown
-    layer: int | None
-    routed: float = 1.0
-
-    def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
-        """The stage, or both of a fused gate and up; the embedding is a stage of layer 0."""
-        if stage.endswith(modules.TOGETHER):
-            stage = stage.removesuffix(modules.TOGETHER)
-            self.shown.put(stage, self.shown.in_order(value, self.layer), layer=self.layer)
-        elif stage == modules.QUERY_GATE:
-            heads = self.shown.graph.query_heads[self.layer]
-            size = self.shown.graph[StageKey(self.layer, _MIXED)].axes[-1].extent or 0
-            both = value[..., : 2 * heads * size]
-            both = both.reshape(*value.shape[:-1], heads, 2, size)
-            rest = value[..., 2 * heads * size :]
-            joined = torch.cat((both[..., 0, :].flatten(-2), rest), dim=-1)
-            self.shown.put(_PRODUCT, joined, layer=self.layer)
-            self.shown.put("attn_gate", both[..., 1, :].flatten(-2), layer=self.layer)
-        elif stage == modules.GATE_UP:
-            for name, half in zip(modules.HALVES, value.chunk(2, dim=-1), strict=True):
-                self.shown.put(name, half, layer=self.layer)
-        else:
-            first = facts_of(stage).scope == "first"
-            if stage == "shared_ffn_out":  # the experts' may be added to it where it lies
-                value = value.clone()
-            if stage in _ROUTED and self.routed != 1.0:
-                value = value * self.routed
-            self.shown.put(stage, value, layer=0 if first else self.layer)
-
-
 def _watches(
-    decoder: Any, shown: _Shown, functions: Functions
+    decoder: Any, shown: Shown, functions: Functions
 ) -> Iterator[AbstractContextManager[object]]:
     """The hooks that show what is wanted. Raises EngineError where a module for it is not there."""
-    yield hooks(decoder, _chosen(decoder, None, shown), _Part(shown, None))
+    yield hooks(decoder, _chosen(decoder, None, shown), Part(shown, None), batched=True)
     for number, layer in enumerate(_layers_of(decoder, shown)):
-        if (attention := _without_registry(layer)) is not None:
-            yield _by_itself(attention, number, shown)
+        if (attention := without_registry(layer)) is not None:
+            yield by_itself(attention, number, shown)
         if (rule := delta_of(layer)) is not None:
             yield watch_delta(rule, number, shown)
         given: set[str] = set()
         for stages, watch in beyond(layer, number, shown, functions):
             given |= stages
             yield watch
-        part = _Part(shown, number, _routed_scale(layer))
-        yield hooks(layer, _chosen(layer, number, shown, given), part)
-        if StageKey(number, _PRODUCT) in shown.wanted and StageKey(number, _BIASED) in shown.graph:
+        part = Part(shown, number, _routed_scale(layer))
+        chosen = _chosen(layer, number, shown, given)
+        for module, stage in chosen.items():
+            if stage in ("q_norm", "k_norm") and isinstance(module, str):
+                yield _head_order(layer.get_submodule(module), StageKey(number, stage), shown)
+        yield hooks(layer, chosen, part, batched=True)
+        if StageKey(number, PRODUCT) in shown.wanted and StageKey(number, BIASED) in shown.graph:
             yield _before_bias(layer, number, shown)
 
 
-def _layers_of(decoder: Any, shown: _Shown) -> Any:
+@contextmanager
+def _head_order(norm: torch.nn.Module, key: StageKey, shown: Shown) -> Iterator[None]:
+    """Has it known whether a norm is given heads first: a view then of [B,T,heads,d]."""
+
+    def given(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        x = inputs[0]
+        shown.heads_first[key] = x.dim() == 4 and x.stride(1) < x.stride(2)
+
+    handle = norm.register_forward_pre_hook(given)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _layers_of(decoder: Any, shown: Shown) -> Any:
     """The decoder's layers, whatever they are called."""
     for name in _LAYERS:
         if isinstance(layers := getattr(decoder, name, None), torch.nn.ModuleList):
@@ -299,7 +243,7 @@ def _routed_scale(layer: Any) -> float:
 
 
 def _chosen(
-    module: torch.nn.Module, layer: int | None, shown: _Shown, given: Collection[str] = ()
+    module: torch.nn.Module, layer: int | None, shown: Shown, given: Collection[str] = ()
 ) -> Stages:
     """Which module gives each wanted stage of the decoder or of a layer, and has it whole;
     ``given``: those that are seen otherwise."""
@@ -309,11 +253,11 @@ def _chosen(
         of_decoder = key.stage in _OF_DECODER
         if of_decoder != (layer is None) or (not of_decoder and key.layer != layer):
             continue
-        again = key.stage == _PRODUCT and StageKey(layer, _BIASED) in shown.graph
-        of_norm = key.stage in (_QUERY, _KEY) and shown.turns_first(layer)
-        if key.stage in (_QUERY, _KEY) and _without_registry(module) is not None:
+        again = key.stage == PRODUCT and StageKey(layer, BIASED) in shown.graph
+        of_norm = key.stage in (QUERY, KEY) and shown.turns_first(layer)
+        if key.stage in (QUERY, KEY) and without_registry(module) is not None:
             raise shown.differs(f"no module of it is known to give {key}")
-        inside = key.stage in _INSIDE or key.stage in INSIDE_DELTA
+        inside = key.stage in INSIDE or key.stage in INSIDE_DELTA
         if (inside and not of_norm) or again or key.stage in given:
             continue
         source = next(
@@ -327,170 +271,23 @@ def _chosen(
 
 
 @contextmanager
-def _before_bias(layer: Any, number: int, shown: _Shown) -> Iterator[None]:
+def _before_bias(layer: Any, number: int, shown: Shown) -> Iterator[None]:
     """The product of q, k and v, which the library fuses with its bias: alone, once more."""
     have = {name for name, _ in layer.named_modules()}
-    biased = StageKey(number, _BIASED)
+    biased = StageKey(number, BIASED)
     source = next(s for s in modules.SOURCES if modules.gives(s, biased, have, shown.graph))
     names = (source.modules,) if isinstance(source.modules, str) else source.modules
     parts = [layer.get_submodule(name) for name in names]
-    told = _Part(shown, number)
+    told = Part(shown, number)
 
     def product(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         # Conv1D alone holds its matrix as [in,out]
         weights = [part.weight.T if hasattr(part, "nf") else part.weight for part in parts]
-        joined = [torch.nn.functional.linear(inputs[0][0], weight) for weight in weights]
-        told.put(modules.meant(layer, source, _PRODUCT), torch.cat(joined, dim=1))
+        joined = [torch.nn.functional.linear(inputs[0], weight) for weight in weights]
+        told.put(modules.meant(layer, source, PRODUCT), torch.cat(joined, dim=-1))
 
     handle = parts[0].register_forward_pre_hook(product)
     try:
         yield
     finally:
         handle.remove()
-
-
-# -- attention -------------------------------------------------------------------------------------
-
-_watching: list[_Shown] = []  # the pass that is being watched; the registry knows only functions
-
-
-@contextmanager
-def _inside_attention(shown: _Shown) -> Iterator[None]:
-    _watching.append(shown)
-    try:
-        yield
-    finally:
-        _watching.remove(shown)
-
-
-def _register() -> None:
-    """Our function in the library's registry, with the masks that its eager attention gets."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
-    AttentionInterface.register(_ATTENTION, _attention)
-    AttentionMaskInterface.register(_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
-
-
-class _SoftmaxInput(TorchFunctionMode):
-    """Keeps the tensor that meets the first softmax, and what it makes of it; where its rows'
-    maximum is taken off before, as it was."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scores: torch.Tensor | None = None
-        self.weights: torch.Tensor | None = None
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if self.scores is None and getattr(func, "__name__", "") in ("max", "softmax"):
-            self.scores = args[0]
-            self.weights = func(*args, **(kwargs or {}))
-            return self.weights
-        return func(*args, **(kwargs or {}))
-
-
-def _without_registry(layer: torch.nn.Module) -> torch.nn.Module | None:
-    """The layer's attention where it is of a model that asks no registry for its function."""
-    for name in ("self_attention", "attn"):
-        module = getattr(layer, name, None)
-        code = sys.modules[type(module).__module__]
-        if module is not None and not hasattr(code, "eager_attention_forward"):
-            found: torch.nn.Module = module
-            return found
-    return None
-
-
-@contextmanager
-def _by_itself(attention: torch.nn.Module, number: int, shown: _Shown) -> Iterator[None]:
-    """Scores, softmax and what it mixes, of an attention that computes them in its own forward."""
-    inside: list[tuple[_SoftmaxInput, ExitStack]] = []
-
-    def begin(module: torch.nn.Module, inputs: Any) -> None:
-        stack = ExitStack()
-        inside.append((stack.enter_context(_SoftmaxInput()), stack))
-
-    def end(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        seen, stack = inside.pop()
-        stack.close()
-        if (scores := _masked(shown, number, seen.scores)) is not None:
-            shown.put(_SCORES, scores, layer=number)
-        if seen.weights is not None:
-            shown.put(_WEIGHTS, seen.weights[0], layer=number)
-
-    def mixed(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        shown.put(_MIXED, inputs[0][0], layer=number)
-
-    out = next(m for name, m in attention.named_modules() if name in ("dense", "out_proj"))
-    handles = (
-        attention.register_forward_pre_hook(begin),
-        attention.register_forward_hook(end),
-        out.register_forward_pre_hook(mixed),
-    )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **named: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The model's own eager attention, its inside shown: query and key [1,heads,T,d]."""
-    eager = sys.modules[type(module).__module__].eager_attention_forward
-    inside = _SoftmaxInput()
-    with inside:
-        output, weights = eager(module, query, key, value, attention_mask, **named)
-    if _watching:
-        shown = _watching[-1]
-        layer = int(getattr(module, "layer_idx"))  # noqa: B009 - a plain number, not a module
-        if not shown.turns_first(layer):
-            turned = _in_place(module, query), _in_place(module, key)
-            shown.put(_QUERY, _cooled(shown, layer, turned[0][0].transpose(0, 1)), layer=layer)
-            shown.put(_KEY, turned[1][0].transpose(0, 1), layer=layer)
-        if (scores := _masked(shown, layer, inside.scores)) is not None:
-            shown.put(_SCORES, scores, layer=layer)
-        if weights is not None:
-            shown.put(_WEIGHTS, weights[0], layer=layer)
-        shown.put(_MIXED, output[0], layer=layer)
-    return output, weights
-
-
-def _in_place(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """Heads whose last channels were turned in neighbouring pairs and put into halves, as
-    DeepSeek-V3's are: every channel back where its weights have it."""
-    config = getattr(module, "config", None)
-    turned = getattr(config, "qk_rope_head_dim", 0)
-    if not turned or not getattr(config, "rope_interleave", False):
-        return x
-    one, two = x[..., -turned:].chunk(2, dim=-1)
-    return torch.cat((x[..., :-turned], torch.stack((one, two), dim=-1).flatten(-2)), dim=-1)
-
-
-def _cooled(shown: _Shown, layer: int, query: torch.Tensor) -> torch.Tensor:
-    """Q [T,A,d] before the temperature that attention is given it with."""
-    node = shown.graph.by_key.get(StageKey(layer, _SCORES))
-    if node is None or not isinstance(node.op, Scores) or node.op.temperature is None:
-        return query
-    return query / ops.temperatures(node.op.temperature, range(len(query))).to(query)
-
-
-def _masked(shown: _Shown, layer: int, scores: torch.Tensor | None) -> torch.Tensor | None:
-    """What met the softmax [A,T,T], without the sinks behind it, 0 where the layer's mask hides the
-    key."""
-    node = shown.graph.by_key.get(StageKey(layer, _SCORES))
-    if scores is None or node is None or not isinstance(node.op, Scores):
-        return None
-    seen = ops.visible(node.op.mask, 0, shown.tokens, shown.tokens, scores.device)
-    return scores[0, :, :, : shown.tokens].masked_fill(~seen, 0.0)

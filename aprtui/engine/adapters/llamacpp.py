@@ -1,4 +1,4 @@
-"""llama.cpp as an engine: one prefill through llama-cpp-python, its nodes captured as they run.
+"""llama.cpp as an engine, through llama-cpp-python: its nodes captured as they run.
 
 Nodes are read through ``cb_eval``, which the scheduler calls before a node (is it wanted?) and
 after it (here it is): memory is that of the model, one layer's parts and one node.
@@ -10,7 +10,7 @@ import ctypes
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +19,22 @@ import torch
 
 from aprtui.engine.adapters import LlamaSettings, Put, Ran
 from aprtui.engine.adapters.ggml import Ggml
-from aprtui.engine.adapters.nodes import Collector, NodeMap, parallel_sums
+from aprtui.engine.adapters.nodes import Collector, NodeMap, Span, parallel_sums
+from aprtui.engine.passes import Piece
+from aprtui.engine.stretches import Stretch
 from aprtui.errors import BadFileError, EngineError, UsageError
+from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph
 from aprtui.graph.ops import Activate
 from aprtui.text import clean
 
 if TYPE_CHECKING:
     from aprtui.engine.plan import Plan
+    from aprtui.engine.stacking import Stack
 
-__all__ = ["run"]
+__all__ = ["passes", "run"]
 
-_KV_TYPES = {"f32": 0, "f16": 1}  # ggml_type
+_KV_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2}  # ggml_type
 _LOG_ERROR, _LOG_CONTINUED = 4, 5  # ggml_log_level
 _PADDING = 256  # llama.cpp rounds the context up to this
 
@@ -41,35 +45,128 @@ def run(plan: Plan, device: torch.device, put: Put) -> Ran:
     Raises BadFileError with llama.cpp's own words when it refuses the file, EngineError when a
     build's callback differs or the pass fails, UsageError for tokens outside its vocabulary.
     """
+    with _opened([plan], [put]) as running:
+        tokens = len(plan.tokens)
+        running([Piece(0, Stretch("prefill", 0, tokens), plan.tokens)])
+        logits = running.rows if plan.job.logits == "all" else running.rows[-1]
+    put(plan.model.graph.nodes[-1].key, logits)
+    return Ran(logits, running.engine, running.notes)
+
+
+@contextmanager
+def passes(plans: Sequence[Plan], device: torch.device, stacks: Sequence[Stack]) -> Iterator[_Run]:
+    """The model loaded, to be called with the pieces of one pass after the other; raises as
+    ``run`` does."""
+    with _opened(plans, [stack.put for stack in stacks]) as running:
+        yield running
+
+
+@contextmanager
+def _opened(plans: Sequence[Plan], puts: Sequence[Put]) -> Iterator[_Run]:
     import llama_cpp
     from llama_cpp import llama_cpp as lib
 
-    settings = LlamaSettings.parse(plan.job.engine_args)
-    on_gpu = settings.gpu_layers > 0
-    if on_gpu and not lib.llama_supports_gpu_offload():
+    settings = LlamaSettings.parse(plans[0].job.engine_args)
+    if settings.gpu_layers > 0 and not lib.llama_supports_gpu_offload():
         raise UsageError(
             "this build of llama-cpp-python cannot use a GPU",
             hint="reinstall it with CMAKE_ARGS=-DGGML_CUDA=on, or leave gpu_layers out",
         )
     version = str(llama_cpp.__version__)
-    graph, planned = plan.model.graph, [file.key for file in plan.files]
-    nodes = NodeMap(graph, plan.model.weights)
-    collector = Collector(nodes, len(plan.tokens), planned, put)
-    watch = _Watch(Ggml(lib._lib, version), collector)
-    with _said(lib) as errors, _model(lib, plan, settings, errors) as model:
-        _check_vocabulary(lib, model, plan)
-        with _context(lib, model, plan, settings, watch, errors) as context:
-            logits = _prefill(lib, context, plan, watch, errors)
-    put(graph.nodes[-1].key, logits)
-    engine = {
-        "name": "llama.cpp",
-        "version": f"llama-cpp-python {version}",
-        **({"device": "gpu", "device_name": "llama.cpp's GPU"} if on_gpu else {}),
-        "dtype": "float32",
-        "threads": settings.threads,
-        "settings": {**dataclasses.asdict(settings), "repack": False},
-    }
-    return Ran(logits, engine, tuple(_derived_notes(graph)))
+    watch = _Watch(Ggml(lib._lib, version))
+    with _said(lib) as errors, _model(lib, plans[0], settings, errors) as model:
+        _check_vocabulary(lib, model, plans)
+        with _context(lib, model, plans, settings, watch, errors) as context:
+            yield _Run(lib, context, plans, puts, (settings, version, watch, errors))
+
+
+class _Run:
+    """Passes over sequences that share one cache, whose cells are filled in order of coming."""
+
+    def __init__(
+        self,
+        lib: Any,
+        context: Any,
+        plans: Sequence[Plan],
+        puts: Sequence[Put],
+        how: tuple[LlamaSettings, str, _Watch, list[str]],
+    ) -> None:
+        self._lib, self._context, self._puts = lib, context, puts
+        self._settings, self._version, self._watch, self._errors = how
+        self._plan = plans[0]
+        self._wanted = [file.key for file in self._plan.files]
+        self._nodes = NodeMap(self._plan.model.graph, self._plan.model.weights)
+        self._cells: list[list[int]] = [[] for _ in plans]
+        self._head = self._plan.model.graph.nodes[-1]
+        self.rows = torch.empty(0)  # the logits [T,V] of the last pass
+
+    @property
+    def engine(self) -> Mapping[str, Any]:
+        on_gpu = self._settings.gpu_layers > 0
+        return {
+            "name": "llama.cpp",
+            "version": f"llama-cpp-python {self._version}",
+            **({"device": "gpu", "device_name": "llama.cpp's GPU"} if on_gpu else {}),
+            "dtype": "float32",
+            "threads": self._settings.threads,
+            "settings": {**dataclasses.asdict(self._settings), "repack": False},
+        }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(_derived_notes(self._plan.model.graph))
+
+    def __call__(self, pieces: Sequence[Piece]) -> list[torch.Tensor]:
+        spans, start = [], 0
+        taken = sum(map(len, self._cells))
+        for piece in pieces:
+            stretch, cells = piece.stretch, self._cells[piece.sequence]
+            cells += range(taken + start, taken + start + stretch.rows)
+            rows = slice(start, start + stretch.rows)
+            spans.append(Span(self._puts[piece.sequence], rows, stretch.first, tuple(cells)))
+            start = rows.stop
+        self._watch.collector = Collector(self._nodes, start, self._wanted, _nowhere, spans)
+        self.rows = self._decoded(pieces)
+        every = self._plan.job.logits == "all"
+        if self._plan.stretches and self._head.key in self._wanted:
+            for span in spans:
+                first = span.rows.start if every else span.rows.stop - 1
+                span.put(self._head.key, self.rows[first : span.rows.stop])
+        return [self.rows[span.rows.stop - 1] for span in spans]
+
+    def _decoded(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        """One pass over all rows: their logits [T,V]."""
+        lib, fed = self._lib, [
+            (piece.sequence, piece.stretch.first + at, token)
+            for piece in pieces
+            for at, token in enumerate(piece.tokens)
+        ]  # fmt: skip
+        batch = lib.llama_batch_init(len(fed), 0, 1)
+        try:
+            batch.n_tokens = len(fed)
+            for place, (sequence, position, token) in enumerate(fed):
+                batch.token[place] = token
+                batch.pos[place] = position
+                batch.n_seq_id[place] = 1
+                batch.seq_id[place][0] = sequence
+                batch.logits[place] = True  # else the last layer is cut to these rows
+            status = lib.llama_decode(self._context, batch)
+        finally:
+            lib.llama_batch_free(batch)
+        if self._watch.failure is not None:
+            raise self._watch.failure
+        if status:
+            raise EngineError(f"llama.cpp's pass failed with {status}: {_first(self._errors)}")
+        width = self._plan.model.graph.vocab_size
+        rows = [
+            np.ctypeslib.as_array(lib.llama_get_logits_ith(self._context, place), (width,)).copy()
+            for place in range(len(fed))
+        ]
+        return torch.from_numpy(np.stack(rows))
+
+
+def _nowhere(key: StageKey, value: torch.Tensor) -> None:
+    """Every row is of some span."""
 
 
 def _derived_notes(graph: Graph) -> Iterator[str]:
@@ -84,19 +181,19 @@ def _derived_notes(graph: Graph) -> Iterator[str]:
 class _Watch:
     """The callback. What it raises is kept: nothing can pass through C."""
 
-    def __init__(self, ggml: Ggml, collector: Collector) -> None:
+    def __init__(self, ggml: Ggml) -> None:
         self._ggml = ggml
-        self._collector = collector
+        self.collector: Collector | None = None
         self.failure: BaseException | None = None
 
     def __call__(self, address: int, ask: bool, user: object) -> bool:
-        if self.failure is not None:
+        if self.failure is not None or self.collector is None:
             return ask  # look at the very next node, then refuse it: that ends the pass
         try:
             node = self._ggml.node(address)
             if ask:
-                return self._collector.wants(node)
-            self._collector.take(node, self._ggml.values(address))
+                return self.collector.wants(node)
+            self.collector.take(node, self._ggml.values(address))
         except BaseException as error:  # raised again when llama_decode has returned
             self.failure = error
             return ask
@@ -143,9 +240,10 @@ def _model(lib: Any, plan: Plan, settings: LlamaSettings, errors: list[str]) -> 
         lib.llama_model_free(model)
 
 
-def _check_vocabulary(lib: Any, model: Any, plan: Plan) -> None:
+def _check_vocabulary(lib: Any, model: Any, plans: Sequence[Plan]) -> None:
     count = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)))
-    outside = next((token for token in plan.tokens if token >= count), None)
+    fed = (token for plan in plans for token in plan.tokens)
+    outside = next((token for token in fed if token >= count), None)
     if outside is not None:
         raise UsageError(
             f"token {outside:,} lies outside llama.cpp's vocabulary of {count:,} tokens",
@@ -155,13 +253,25 @@ def _check_vocabulary(lib: Any, model: Any, plan: Plan) -> None:
 
 @contextmanager
 def _context(
-    lib: Any, model: Any, plan: Plan, settings: LlamaSettings, watch: _Watch, errors: list[str]
+    lib: Any,
+    model: Any,
+    plans: Sequence[Plan],
+    settings: LlamaSettings,
+    watch: _Watch,
+    errors: list[str],
 ) -> Iterator[Any]:
-    tokens = len(plan.tokens)
+    rows = sum(plan.rows for plan in plans)
     callback = lib.ggml_backend_sched_eval_callback(watch)  # kept alive until the context is freed
     params = lib.llama_context_default_params()
-    params.n_ctx = math.ceil(tokens / _PADDING) * _PADDING
-    params.n_batch = params.n_ubatch = tokens
+    params.n_ctx = math.ceil(rows / _PADDING) * _PADDING
+    params.n_batch = params.n_ubatch = sum(len(plan.tokens) for plan in plans)
+    if len(plans) > 1:
+        if not hasattr(params, "kv_unified"):
+            raise EngineError(
+                "this llama-cpp-python has no cache that sequences share",
+                hint="0.3.36 is known to work; --batch runs on aprtui's own engine, too",
+            )
+        params.n_seq_max, params.kv_unified = len(plans), True
     params.n_threads = params.n_threads_batch = settings.threads
     params.type_k = params.type_v = _KV_TYPES[settings.kv]
     params.flash_attn_type = 1 if settings.flash else 0
@@ -175,31 +285,3 @@ def _context(
     finally:
         lib.llama_free(context)
         del callback
-
-
-def _prefill(lib: Any, context: Any, plan: Plan, watch: _Watch, errors: list[str]) -> torch.Tensor:
-    """The logits [V] of the last position, or [T,V]."""
-    tokens = len(plan.tokens)
-    batch = lib.llama_batch_init(tokens, 0, 1)
-    try:
-        batch.n_tokens = tokens
-        for place, token in enumerate(plan.tokens):
-            batch.token[place] = token
-            batch.pos[place] = place
-            batch.n_seq_id[place] = 1
-            batch.seq_id[place][0] = 0
-            batch.logits[place] = True  # else the last layer is cut to one position
-        status = lib.llama_decode(context, batch)
-    finally:
-        lib.llama_batch_free(batch)
-    if watch.failure is not None:
-        raise watch.failure
-    if status:
-        raise EngineError(f"llama.cpp's pass failed with {status}: {_first(errors)}")
-    width = plan.model.graph.vocab_size
-    first = 0 if plan.job.logits == "all" else tokens - 1
-    rows = [
-        np.ctypeslib.as_array(lib.llama_get_logits_ith(context, place), (width,)).copy()
-        for place in range(first, tokens)
-    ]
-    return torch.from_numpy(np.stack(rows) if plan.job.logits == "all" else rows[0])

@@ -8,7 +8,7 @@ graph that reads it; the others go by llama.cpp's names.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from aprtui.graph import Node as Stage
 from aprtui.graph.ops import (
     Activate,
     Add,
+    Alibi,
     Attend,
     Bias,
     Choose,
@@ -39,7 +40,7 @@ from aprtui.graph.ops import (
 from aprtui.graph.recurrent import DeltaRule
 from aprtui.model.open import Matrix
 
-__all__ = ["Collector", "NodeMap", "Slot", "parallel_sums"]
+__all__ = ["Collector", "NodeMap", "Slot", "Span", "parallel_sums"]
 
 # (operation, "" for any, and name) -> the stages that the node may be: the first that the layer
 # has. Experts that all tokens share are computed under the names of a dense FFN.
@@ -191,8 +192,23 @@ class NodeMap:
         return None
 
 
+@dataclass(frozen=True)
+class Span:
+    """One sequence's rows of a pass: ``rows`` there, from position ``first`` on. ``cells`` are
+    those of the cache that hold its keys, from position 0 to its last row's."""
+
+    put: Callable[[StageKey, torch.Tensor], None]
+    rows: slice
+    first: int
+    cells: Sequence[int]
+
+
 class Collector:
-    """Makes stages out of nodes as they come; holds at most one layer's parts."""
+    """Makes stages out of the nodes of one pass as they come; holds at most one layer's parts.
+
+    ``tokens``: the rows of the pass; ``spans``: whose they are, where not all one sequence's, from
+    position 0 on, that ``put`` takes.
+    """
 
     def __init__(
         self,
@@ -200,11 +216,12 @@ class Collector:
         tokens: int,
         wanted: Collection[StageKey],
         put: Callable[[StageKey, torch.Tensor], None],
+        spans: Sequence[Span] = (),
     ) -> None:
         self._nodes, self._graph = nodes, nodes.graph
         self._tokens = tokens
         self._wanted = frozenset(wanted)
-        self._put = put
+        self._spans = tuple(spans) or (Span(put, slice(0, tokens), 0, range(tokens)),)
         self._held: dict[tuple[StageKey, int], torch.Tensor] = {}
         self._derived = _derived(nodes.graph)
         self._between = parallel_sums(nodes.graph)
@@ -261,25 +278,37 @@ class Collector:
             self._give(slot.key, joined, node)
 
     def _keys_cut(self, node: Node, op: Scores, tensor: torch.Tensor) -> torch.Tensor:
-        """[A,T,keys] without the keys that only pad the cache."""
+        """[A,T,cells] without the cells that only pad the cache."""
         heads, tokens = op.heads, self._tokens
-        if tensor.numel() % (heads * tokens) or tensor.numel() < heads * tokens * tokens:
-            raise _other_shape(node, (heads, tokens, tokens))
-        return tensor.reshape(heads, tokens, -1)[:, :, :tokens].contiguous()
+        cells = 1 + max(max(span.cells) for span in self._spans)
+        if tensor.numel() % (heads * tokens) or tensor.numel() < heads * tokens * cells:
+            raise _other_shape(node, (heads, tokens, cells))
+        return tensor.reshape(heads, tokens, -1)[:, :, :cells].contiguous()
 
     def _softmax(self, node: Node, stage: Stage, op: Softmax, tensor: torch.Tensor) -> None:
         """Both [A,T,T] stages: scores are scaled here, by the softmax's own parameter."""
         before = self._graph[stage.inputs[0]]
         assert isinstance(before.op, Scores)
-        seen = ops.visible(op.mask, 0, self._tokens, self._tokens, tensor.device)
         scores = self._held.pop((before.key, 0), None)
         if scores is not None:
             scaled = scores * torch.tensor(node.first_param, dtype=torch.float32)
-            added = ops.key_biases(before.op.alibi, scaled[0])  # ggml adds them with the mask
-            scaled = scaled if added is None else scaled + added
-            self._give(before.key, scaled.masked_fill(~seen, 0.0), node)
-        weights = self._keys_cut(node, before.op, tensor).masked_fill(~seen, 0.0)
-        self._give(stage.key, weights, node)
+            self._give_scores(before.key, scaled, op, before.op.alibi)
+        self._give_scores(stage.key, self._keys_cut(node, before.op, tensor), op)
+
+    def _give_scores(
+        self, key: StageKey, cells: torch.Tensor, op: Softmax, alibi: Alibi | None = None
+    ) -> None:
+        """Of [A,T,cells] each sequence's rows, with the keys at their positions; ``alibi``: what
+        ggml adds to them with the mask."""
+        if key not in self._wanted:
+            return
+        for span in self._spans:
+            keys = cells[:, span.rows][:, :, torch.as_tensor(span.cells)]
+            last = span.first + keys.shape[1]
+            added = ops.key_biases(alibi, keys.movedim(2, 0))
+            keys = keys if added is None else keys + added
+            seen = ops.visible(op.mask, span.first, last, last, keys.device)
+            span.put(key, keys.masked_fill(~seen, 0.0))
 
     def _give(self, key: StageKey, value: torch.Tensor, node: Node) -> None:
         """A whole stage, and what follows from it without a node of llama.cpp's own."""
@@ -292,8 +321,7 @@ class Collector:
         self._sum(key, value)
         for stage in self._derived.get(key, ()):
             if stage.key in self._wanted:
-                op = stage.op
-                self._put(stage.key, _followed(value, op))
+                self._put(stage.key, _followed(value, stage.op))
 
     def _sum(self, key: StageKey, value: torch.Tensor) -> None:
         """The stream plus one branch, where llama.cpp adds the other one first."""
@@ -303,6 +331,11 @@ class Collector:
                 self._streams[key] = value
             elif key == branch and stage.key in self._wanted:
                 self._put(stage.key, self._streams.pop(hidden) + value)
+
+    def _put(self, key: StageKey, value: torch.Tensor) -> None:
+        """Each sequence's rows."""
+        for span in self._spans:
+            span.put(key, value[span.rows])
 
 
 def parallel_sums(graph: Graph) -> tuple[Stage, ...]:
