@@ -18,7 +18,7 @@ from aprtui.compare.case import Case
 from aprtui.compare.explain import Explanation
 from aprtui.compare.fits import Fit
 from aprtui.compare.localerror import beyond_rounding
-from aprtui.engine.replay import EXACT, Activations, halfway
+from aprtui.engine.replay import EXACT, Activations, halfway, terms_norm
 from aprtui.graph.ops import Add, Bias, Embed, Multiply, Norm, Part, Product
 
 __all__ = ["Judged", "Outlier", "judge_finely"]
@@ -32,7 +32,9 @@ _LEAST = 0.3  # spreads that the median is taken to be at least: outputs may be 
 _LEAST_NARROW = 0.5  # times sqrt(columns): the same where 16 bits hide most of the sums' errors
 _TIED = 8.0  # medians of all that a position's own median may be: else an activation went the
 # other way in its rounding, which moves all outputs of the position
-_TOP, _SAMPLE = 48, 96  # outputs whose spread is computed: the most suspect, and some of all
+_TOP, _SAMPLE = 24, 48  # outputs whose spread is computed: the most suspect, and some of all
+_HONEST = 17.0 / 40.0  # of the bar: what the right column may leave at a position
+_APART = 3.0  # times what the right column leaves, the next best one does
 _COMMON = 0.1  # of the sample beyond the bar: then it is no single weight
 
 
@@ -144,7 +146,7 @@ def _part(case: Case, op: Product, part: Part, x: Activations, fit: Fit) -> Judg
     suspects, sample = _outputs(error, made)
     rounded = case.replay.rounded_rows(x, how.way(case.replay.type_of(part.weight)).activations)
     weights = op.scale * case.replay.rows(part.weight, [*suspects, *sample], how.weights)
-    spread = _U * np.sqrt(np.square(rounded) @ np.square(weights).T)
+    spread = _U * terms_norm(rounded, weights)
     spread += _U * np.abs(y[:, [*suspects, *sample]]) + 1e-40
     z = np.abs(error[:, [*suspects, *sample]]) / spread
     of_sample = z[:, len(suspects) :]
@@ -155,9 +157,9 @@ def _part(case: Case, op: Product, part: Part, x: Activations, fit: Fit) -> Judg
         return Judged()
     if float((of_sample[right] > _FACTOR * median).mean()) > _COMMON:
         return Judged()
-    bar = _FACTOR * median * spread
+    bar, hidden = _FACTOR * median * spread, np.zeros_like(spread)
     if fit.numerics.output:
-        bar += halfway(y[:, [*suspects, *sample]], fit.numerics.output)
+        hidden = halfway(y[:, [*suspects, *sample]], fit.numerics.output)
     beyond = np.where(right[:, None], z[:, : len(suspects)], 0.0)
     times = float(beyond.max()) / median
     if times > _FACTOR:
@@ -173,12 +175,12 @@ def _part(case: Case, op: Product, part: Part, x: Activations, fit: Fit) -> Judg
                 (y - made)[right, row],
                 rounded[right],
                 weights[column],
-                bar[right, column],
+                (_HONEST * bar + hidden)[right, column],
                 alone,
             )
         )
     rest = slice(len(suspects), None)
-    return Judged(None, _hidden(bar[right][:, rest], rounded[right], weights[rest]))
+    return Judged(None, _hidden((bar + hidden)[right][:, rest], rounded[right], weights[rest]))
 
 
 def _outputs(error: Float64, made: Float64) -> tuple[list[int], list[int]]:
@@ -257,13 +259,17 @@ def _one_weight(error: Float64, x: Float64, bar: Float64) -> tuple[int, float, f
     high = np.where(free, np.inf, ends.max(0)).min(0)
     alone = (np.abs(error) <= bar)[:, None] | ~free
     columns = np.flatnonzero((low <= high) & alone.all(0) & np.isfinite(low + high))
-    if len(columns) != 1:
+    if not len(columns) or len(error) < 2:
         return None
-    column = int(columns[0])
-    along = x[:, column]
-    off = float(np.clip(error @ along / (along @ along), low[column], high[column]))
-    left = float(np.linalg.norm(error - off * along) / np.linalg.norm(error))
-    return column, off, left
+    along = x[:, columns]
+    off = np.clip(error @ along / np.square(along).sum(0), low[columns], high[columns])
+    left = np.linalg.norm((error[:, None] - off * along) / bar[:, None], axis=0)
+    order = np.argsort(left)
+    best = int(order[0])
+    if len(order) > 1 and left[order[1]] < _APART * left[best]:
+        return None
+    rest = float(np.linalg.norm(error - off[best] * along[:, best]) / np.linalg.norm(error))
+    return int(columns[best]), float(off[best]), rest
 
 
 def _quantum(case: Case, part: Part, weights: Float64, column: int) -> float:

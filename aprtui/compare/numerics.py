@@ -223,15 +223,17 @@ def product_ways(
     asks for, what explained products before), and the rest."""
     (role,) = op.matrices
     likely, other, scaled = case.replay.roundings(role)
-    first = [Arithmetic(name) for name in likely]
+    stated = case.replay.stated_roundings(role)
+    usual = [Arithmetic(name) for name in (likely[0], *stated, *likely[1:])]
     known = {*likely, *other, *scaled, "TF32", TF32_AWAY}
     kept = ("", *_TYPES, TF32_AWAY, *WEIGHTS_SCALED, *_decoded(case, role))
-    first += [
+    before = [
         _multiplying(each.how)
         for each in learnt
         if each.how.product in known and each.how.weights in kept
     ]
-    rest = [Arithmetic(name) for name in (*other, *scaled)]
+    first = [usual[0], *before] if before else usual
+    rest = [*usual, *(Arithmetic(name) for name in (*other, *scaled))]
     kinds = (case.rounded,) if case.rounded else ("TF32", TF32_AWAY, "F16", "BF16")
     rest += [Arithmetic(kind, weights=kind) for kind in kinds]
     rest += [

@@ -57,11 +57,17 @@ from aprtui.model.open import Model
 __all__ = [
     "ACTIVATIONS", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE", "STEPPED", "STEPS",
     "SUMMED", "TF32_AWAY", "WEIGHTS_SCALED", "Activations", "Arithmetic", "Misreading", "Replay",
-    "Way", "activate", "halfway", "heads_of", "one_core", "representable",
+    "Way", "activate", "halfway", "heads_of", "one_core", "representable", "terms_norm",
 ]  # fmt: skip
 
 Float64 = npt.NDArray[np.float64]
 Tensor = torch.Tensor
+
+_STATED = {
+    "fp8 e4m3": "float8 e4m3", "float8": "float8 e4m3", "fp8 e5m2": "float8 e5m2", "int8": "int8",
+}  # fmt: skip
+"""How a checkpoint's words on activations begin -> the type."""
+_SCALES_STATED = {"a token": "per token", "a tensor": "per tensor"}
 
 
 class Replay:
@@ -124,6 +130,22 @@ class Replay:
         known = (*likely, *SCALED, "TF32", TF32_AWAY)  # TF32 rounds the weights too
         other = tuple(name for name in fitting if name not in known)
         return ("", *likely), other, tuple(name for name in fitting if name in SCALED)
+
+    def stated_roundings(self, role: Role) -> tuple[str, ...]:
+        """The roundings of activations that the checkpoint itself asks for before a product with a
+        matrix that its quantiser wrote, as far as they need nothing but the activations."""
+        said, coding = self.model.file.quantisation, self.model.weights[role].entry.coding
+        words = "" if said is None or coding is None else said.activations
+        kind = next((name for word, name in _STATED.items() if words.startswith(word)), "")
+        if not kind or "static" in words:
+            return ()
+        wanted = [place for word, place in _SCALES_STATED.items() if word in words]
+        block = said.keys.get("weight_block_size") if said is not None else None
+        if isinstance(block, list) and len(block) == 2:  # activations go in the same columns
+            whole = isinstance(block[1], int) and block[1] >= self.shape(role)[1]
+            wanted = ["per token" if whole else f"in blocks of {block[1]}"]
+        names = [f"{kind} {place}, float32 scale" for place in wanted or _SCALES_STATED.values()]
+        return tuple(n for n in names if n in SCALED and self.shape(role)[1] % SCALED[n][1] == 0)
 
     def product_input(self, op: Product, x: Float64) -> Float64:
         """The rows [n, columns] that a product multiplies."""
@@ -274,6 +296,14 @@ def _given(node: Node, inputs: Sequence[Float64], how: Arithmetic) -> list[Tenso
 def activate(x: Float64, name: str) -> Float64:
     """An activation of ACTIVATIONS, element by element."""
     return _array(ACTIVATIONS[name](_tensor(x)))
+
+
+def terms_norm(x: Float64, weights: Float64) -> Float64:
+    """sqrt(sum of (x w)^2) over the columns of x [n, columns] and weights [m, columns]: [n, m].
+
+    By torch, on one core where ``one_core`` says so: numpy's threads spin after each product.
+    """
+    return _array((_tensor(x).square() @ _tensor(weights).square().T).sqrt())
 
 
 def heads_of(x: Float64, heads: Heads) -> Float64:

@@ -33,6 +33,8 @@ was decoded is rounded to the type."""
 STEPPED = {"F16": "F16 stepped", "BF16": "BF16 stepped"}
 """Weights of MLX's whose decoding itself rounds: code * scale, then that plus the bias."""
 
+_LARGE = 1 << 21  # weights of a matrix from which on its plain products are summed in runs
+_RUN = 256  # columns that are summed in float32, before float64 goes on: an error of 1e-7
 _ROWS_AT_ONCE = 64  # of a decoded block, widened: they stay in the cache
 _TERMS_AT_ONCE = 1 << 21  # products of a running sum that are rounded together
 _MINIMA = {"Q4_1": 20, "Q5_1": 24}  # bytes of a block; its minimum is the float16 at byte 2
@@ -91,7 +93,8 @@ class Activations:
 
 
 class WideStream(WeightStream):
-    """One model's weights in float64 on the CPU; products are summed in float64."""
+    """One model's weights in float64 on the CPU; products are summed in float64, those with large
+    matrices in float32 over runs of columns and in float64 from run to run."""
 
     def __init__(self, model: Model) -> None:
         super().__init__(model, torch.device("cpu"), torch.float64)
@@ -115,11 +118,20 @@ class WideStream(WeightStream):
             alike = [way for way in dict.fromkeys(ways) if _decoding(way) == kind]
             tasks = [_Task(x, way, matrix.rows) for way in alike]
             self._measure(role, [way.weights for way in alike])
+            runs = [task for task in tasks if _in_runs(task.way, matrix)]
+            wide = [task for task in tasks if task not in runs]
 
-            def multiply(first: int, block: Tensor, tasks: Sequence[_Task] = tasks) -> None:
-                for start in range(0, len(block), _ROWS_AT_ONCE):
+            def multiply(
+                first: int,
+                block: Tensor,
+                wide: Sequence[_Task] = wide,
+                runs: Sequence[_Task] = runs,
+            ) -> None:
+                for start in range(0, len(block) if wide else 0, _ROWS_AT_ONCE):
                     part = block[start : start + _ROWS_AT_ONCE]
-                    self._multiply(role, first + start, part, tasks)
+                    self._multiply(role, first + start, part, wide)
+                for task in runs:
+                    task.take_in_runs(block, first)
 
             self._decoder(kind).for_blocks(role, multiply)
             out |= {way: task.finished() for way, task in zip(alike, tasks, strict=True)}
@@ -210,6 +222,7 @@ class _Task:
                 columns = slice(rank * share, (rank + 1) * share)
                 parts[rank, :, columns] = whole[:, columns]
             self._x = parts.reshape(-1, whole.shape[1])
+        self._cut: Tensor | None = None
 
     def take(self, wide: Tensor, at: int) -> None:
         """Rows [n, columns] of the matrix, from its row ``at`` on."""
@@ -219,11 +232,31 @@ class _Task:
         else:
             self._out[:, place] = self._x @ wide.T
 
+    def take_in_runs(self, block: Tensor, at: int) -> None:
+        """The same of rows in float32, summed in runs of columns."""
+        runs = self._runs()
+        across = block.view(len(block), -1, _RUN).permute(1, 2, 0)
+        made = torch.bmm(runs, across).sum(0, dtype=torch.float64)
+        self._out[:, at : at + len(block)] = made
+
+    def _runs(self) -> Tensor:
+        """x in float32 as [runs, n, columns of a run]."""
+        if self._cut is None:
+            rows = self._x.float().view(len(self._x), -1, _RUN)
+            self._cut = rows.transpose(0, 1).contiguous()
+        return self._cut
+
     def finished(self) -> Tensor:
         if self.way.ranks == 1:
             return self._out
         partial = ROUND_TO[self.way.partial](self._out)
         return partial.reshape(self.way.ranks, -1, partial.shape[1]).sum(0)
+
+
+def _in_runs(way: Way, matrix: Matrix) -> bool:
+    """Whether a product is summed in runs: of a large matrix, as it is decoded, in whole runs."""
+    large = matrix.rows * matrix.columns >= _LARGE and matrix.columns % _RUN == 0
+    return large and not way.weights and not way.summed
 
 
 def _decoding(way: Way) -> str:

@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.bug_finding [--details]
 
-Prints the README's table. Every case has a reference capture A in float64; the rules look at A and
-B as they are, in order of computation, and name the first stage that fails. NaN fails no rule, as
-no comparison with NaN is true.
+Prints the README's tables: all captures together, and a row a runtime. Every case has a reference
+capture A, in float64 or, of other tools' dumps, our own float32 pass; the rules look at A and B as
+they are, in order of computation, and name the first stage that fails. NaN fails no rule, as no
+comparison with NaN is true.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from aprtui import api
 from aprtui.compare.bisect import bisect
+from aprtui.compare.bisection import Bisection
 from aprtui.formats.tracedir import TraceDir, open_trace
 from aprtui.graph.vocabulary import order_of
 from aprtui.model.open import open_model
+from tests.compare.test_dumps import FOLDER, Q4_K_M, mlx_4bit, onnxruntime_int4
 from tests.support import FIXTURES
 
 __all__ = ["main"]
@@ -58,6 +63,31 @@ class Case:
     b: Path
     tokens: tuple[int, ...]
     culprits: tuple[str, ...]
+    runtime: str
+
+
+@dataclass
+class Runtime:
+    """What was found of one runtime's captures."""
+
+    captures: int = 0
+    faulty: int = 0
+    explained: int = 0
+    within: int = 0
+    unmeasured: int = 0
+    exact: int = 0
+    alarms: tuple[int, ...] = ()
+
+    def add(self, case: Case, found: Bisection, said: list[list[str]]) -> None:
+        """``said``: the stages that each of all rules names, ours first."""
+        self.captures += 1
+        self.faulty += bool(case.culprits)
+        self.explained += len(found.explained)
+        self.within += len(found.within)
+        self.unmeasured += len(found.unmeasured)
+        self.exact += tuple(said[0]) == case.culprits
+        wrong = [any(name not in case.culprits for name in names) for names in said]
+        self.alarms = tuple(map(sum, zip(self.alarms or [0] * len(wrong), wrong, strict=True)))
 
 
 @dataclass
@@ -89,13 +119,13 @@ def _cases() -> Iterator[Case]:
         yield Case(
             case["capture"], model, captures / model.stem / "float64",
             FIXTURES / "faults" / case["capture"], tuple(case["token_ids"]),
-            tuple(case["culprits"]),
+            tuple(case["culprits"]), "planted",
         )  # fmt: skip
     for path in sorted(captures.glob("*/llamacpp*")):
         tokens = json.loads((path.parent / "capture.json").read_text())["token_ids"]
         model = FIXTURES / "models" / f"{path.parent.name}.gguf"
         name = f"{path.parent.name} {path.name}"
-        yield Case(name, model, path.parent / "float64", path, tuple(tokens), ())
+        yield Case(name, model, path.parent / "float64", path, tuple(tokens), (), "llama.cpp")
     apr = FIXTURES / "apr"
     real: dict[str, Any] = {
         Path(case["trace"]).name: case for case in json.loads((apr / "cases.json").read_text())
@@ -106,9 +136,49 @@ def _cases() -> Iterator[Case]:
     ):
         case = real[name]
         culprits = tuple("/".join(filter(None, each)) for each in case["culprits"])
-        yield Case(
-            name, apr / case["model"], a, apr / case["trace"], tuple(case["token_ids"]), culprits
-        )
+        tokens = tuple(case["token_ids"])
+        yield Case(name, apr / case["model"], a, apr / case["trace"], tokens, culprits, "apr")
+
+
+_DUMPS = {
+    "torch": ("hf-debugger", "hf-hooks/bf16-sdpa.npz", "hf-hooks/f16-sdpa.npz",
+              "hf-hooks/f32-sdpa.npz", "msprobe/step0/proc2150"),
+    "vLLM": ("vllm/bf16",),
+    "SGLang": ("sglang-tensor-dump",),
+    "MLX": ("mlx/f32.npz", "mlx/f16.npz", "mlx/q4.npz"),
+    "ONNX Runtime": ("ort/fp32.npz", "ort/int4.npz"),
+    "OpenVINO": ("openvino/pycode-q4km-f32.npz", "openvino/pycode-q4km-f32-dq.npz",
+                 "openvino/pycode-q4km-bf16.npz"),
+}  # fmt: skip
+
+
+def _dumps(folder: Path) -> Iterator[Case]:
+    """Other tools' dumps, imported; the models that the runtimes made are made again."""
+    made = {"mlx/q4.npz": mlx_4bit, "ort/int4.npz": onnxruntime_int4}
+    for runtime, names in _DUMPS.items():
+        for name in names:
+            own = folder / name.replace("/", "-")
+            model = made[name](own.with_suffix(".model")) if name in made else FOLDER
+            model = Q4_K_M if runtime == "OpenVINO" else model
+            api.import_trace(FIXTURES / "dumps" / name, model=model, output=own)
+            trace = open_trace(own)
+            tokens = trace.token_ids or ()
+            a = own.with_suffix(".reference")
+            api.trace(model, tokens=tokens, directory=a, logits="all")
+            culprits = _other_weights(model, trace) if runtime == "OpenVINO" else ()
+            yield Case(name, model, a, own, tokens, culprits, runtime)
+
+
+def _other_weights(path: Path, trace: TraceDir) -> tuple[str, ...]:
+    """The products with Q4_K matrices whose inputs are there: OpenVINO's are other weights."""
+    model = open_model(path)
+    return tuple(
+        str(node.key)
+        for node in model.graph
+        if node.key in trace.records
+        and all(key in trace.records for key in node.inputs)
+        and any(model.weights[role].entry.type == "Q4_K" for role in node.op.matrices)
+    )
 
 
 def _cosine_below(limit: float) -> Callable[[Array, Array], bool]:
@@ -137,6 +207,22 @@ def _by_rule(rule: Callable[[Array, Array], bool], a: TraceDir, b: TraceDir) -> 
     return []
 
 
+def _print_runtimes(runtimes: dict[str, Runtime]) -> None:
+    rules = ("cosine 0.98", "cosine 0.999", "1 - 2xy/(xx+yy)")
+    heads = (
+        "captures of", "captures, with a fault", "stages explained", "within rounding",
+        "unmeasured", "exactly the culprits", *(f"wrongly blamed by {rule}" for rule in rules),
+    )  # fmt: skip
+    print(f"\n| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|")
+    for name, each in runtimes.items():
+        alarms = " | ".join(f"{n} of {each.captures}" for n in each.alarms[1:])
+        print(
+            f"| {name} | {each.captures}, {each.faulty} | {each.explained:,} | {each.within} | "
+            f"{each.unmeasured} | {each.exact} of {each.captures} | {alarms} |"
+        )
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--details", action="store_true", help="what each said of each case")
@@ -147,22 +233,28 @@ def main(arguments: list[str] | None = None) -> int:
     ours = "aprtui bisect"
     scores = {name: Score() for name in (ours, *RULES)}
     details: list[tuple[str, ...]] = []
-    cases = list(_cases())
-    for case in cases:
-        a, b = open_trace(case.a), open_trace(case.b)
-        with np.errstate(all="ignore"):
-            found = bisect(open_model(case.model), b, a, tokens=case.tokens)
-            said = [scores[ours].add(case, [str(c.key) for c in found.culprits])]
+    runtimes: dict[str, Runtime] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        cases = [*_cases(), *_dumps(Path(folder))]
+        for case in cases:
+            a, b = open_trace(case.a), open_trace(case.b)
+            with np.errstate(all="ignore"):
+                found = bisect(open_model(case.model), b, a, tokens=case.tokens)
+                named = [[str(c.key) for c in found.culprits]]
+                named += [_by_rule(rule, a, b) for rule in RULES.values()]
             right = MISTAKES.get(case.name)
             ids = {c.mistake.id if c.mistake else None for c in found.culprits}
             scores[ours].named += right is not None and ids == {right}
-            said += [scores[name].add(case, _by_rule(rule, a, b)) for name, rule in RULES.items()]
-        details.append((case.name, *said))
+            said = [
+                score.add(case, names) for score, names in zip(scores.values(), named, strict=True)
+            ]
+            runtimes.setdefault(case.runtime, Runtime()).add(case, found, named)
+            details.append((case.name, *said))
     faulty = sum(bool(case.culprits) for case in cases)
     honest = len(cases) - faulty
     print(
         f"{len(cases)} captures: {faulty} with a fault, {honest} honest "
-        "(exact, or rounding as llama.cpp, apr or bfloat16 do)\n"
+        "(exact, or rounding as its runtime does)\n"
     )
     columns = (
         "exactly the culprits", "points at the first culprit", "silent on a fault",
@@ -171,11 +263,12 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"| | {' | '.join(columns)} |")
     print("|---" * (len(columns) + 1) + "|")
     for name, score in scores.items():
-        named = f"{score.named} of {faulty}" if name == ours else "-"
+        rightly = f"{score.named} of {len(MISTAKES)}" if name == ours else "-"
         print(
             f"| {name} | {score.exact} of {len(cases)} | {score.first} of {faulty} | "
-            f"{score.missed} | {score.alarms} | {score.alarms_honest} of {honest} | {named} |"
+            f"{score.missed} | {score.alarms} | {score.alarms_honest} of {honest} | {rightly} |"
         )
+    _print_runtimes(runtimes)
     if options.details:
         print()
         for line in details:

@@ -3,6 +3,7 @@ top of it is not."""
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 
 from aprtui.compare.bisect import bisect
 from aprtui.compare.bisection import Bisection
+from aprtui.engine.replay import Replay
+from aprtui.formats.tracedir import StageKey
 from aprtui.graph.ops import Part
 from aprtui.model.open import Model, open_model
 from tests.compare.planting import Plant, Scene, compute, write
@@ -342,3 +345,22 @@ def test_products_in_tf32_as_cuda_rounds_to_it(tmp_path: Path, model: Model) -> 
     }
     found = bisected(tmp_path, model, plants)
     assert explained(found, name) == "TF32 products (ties away from zero)"
+
+
+def test_a_checkpoint_says_which_rounding_of_activations_is_tried_first(tmp_path: Path) -> None:
+    with tarfile.open(FIXTURES / "cases/reports/fp8-block-folder.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    model = open_model(next(tmp_path.rglob("config.json")).parent)
+
+    def rounded(scene: Scene) -> Array:  # blocks of 128 columns, of which there are 64
+        x = float8(scene.inputs[0], (1,))
+        return np.asarray(x @ whole(scene, scene.own.parts[0]).T)
+
+    name = "layer-0/ffn_gate"
+    tokens = tuple(token % model.graph.vocab_size for token in TOKENS)
+    values = compute(model, {name: rounded}, tokens=tokens)
+    found = bisect(model, write(tmp_path / "trace", values, frozenset()), tokens=tokens)
+    assert explained(found, name) == "activations rounded to float8 e4m3 per token, float32 scale"
+    (role,) = model.graph[StageKey(0, "ffn_gate")].op.matrices
+    stated = Replay(model).stated_roundings(role)
+    assert stated == ("float8 e4m3 per token, float32 scale",)
