@@ -150,8 +150,11 @@ class WideStream(WeightStream):
         for kind in dict.fromkeys(_decoding(way) for way in ways):
             block = self._decoder(kind).rows(role, rows)
             alike = [task for task in tasks if _decoding(task.way) == kind]
-            for place, row in enumerate(rows):
-                self._multiply(role, row, block[place : place + 1], alike, place)
+            apart = [task for task in alike if task.way.weights in F16_SCALES.values()]
+            together = [task for task in alike if task not in apart]
+            self._multiply(role, 0, block, together, 0)
+            for place, row in enumerate(rows if apart else ()):  # whose scales lie apart
+                self._multiply(role, row, block[place : place + 1], apart, place)
         return [task.finished() for task in tasks]
 
     @torch.inference_mode()

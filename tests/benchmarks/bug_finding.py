@@ -252,10 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
             details.append((case.name, *said))
     faulty = sum(bool(case.culprits) for case in cases)
     honest = len(cases) - faulty
-    print(
-        f"{len(cases)} captures: {faulty} with a fault, {honest} honest "
-        "(exact, or rounding as its runtime does)\n"
-    )
+    print(f"{len(cases)} captures: {faulty} with a fault, {honest} honest\n")
     columns = (
         "exactly the culprits", "points at the first culprit", "silent on a fault",
         "blames an innocent stage", "of these, honest captures", "mistakes named rightly",

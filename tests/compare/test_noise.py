@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from aprtui.cli.main import main
 from aprtui.compare.bisect import bisect
 from aprtui.compare.bisection import Bisection
+from aprtui.compare.diff import diff_traces
+from aprtui.formats.tracedir import open_trace
 from aprtui.model.open import Model, open_model
+from aprtui.report.build import build_report
+from aprtui.text import number
+from aprtui.tui.bisected import read_result
 from tests.compare.planting import Plant, Scene, compute, write
 from tests.compare.test_runtimes import HIDDEN_PROBABILITIES, TOKENS, bf16, summed
 from tests.support import FIXTURES, needs_fixtures
 
 Array = npt.NDArray[np.float64]
 NAME = "layer-1/attention"
+CONTRACTS = Path(__file__).resolve().parents[2] / "contracts"
 pytestmark = needs_fixtures
 
 
@@ -105,3 +114,34 @@ def test_a_mistake_inside_such_a_kernel_is_a_culprit(
     found = bisected(tmp_path, model, MISTAKES[mistake])
     assert [str(each.key) for each in found.culprits] == [NAME]
     assert not found.within
+
+
+def test_every_surface_shows_it_apart(
+    tmp_path: Path, model: Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = bisected(tmp_path, model, online)
+    trace = tmp_path / "trace"
+    words = [
+        "bisect",
+        str(trace),
+        "--model",
+        str(model.path),
+        "--tokens",
+        ",".join(map(str, TOKENS)),
+    ]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "\nwithin rounding: fused steps of 16 bits" in text
+    assert f"1 stage attention: {found.within[0].text}" in text
+    assert main([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    jsonschema.validate(document, json.loads((CONTRACTS / "bisect.schema.json").read_text()))
+    (told,) = document["within_rounding"]
+    seen = read_result(document)
+    assert seen.count("within") == 1 and "1 within rounding" in seen.verdict_line().plain
+    shown = seen.findings[found.within[0].key].text
+    assert f"of {number(told['bar_units'], 3)} units of bfloat16" in shown
+    capture = open_trace(trace)
+    same = diff_traces(capture, capture)
+    report = build_report(capture, capture, same, model=model, bisection=found)
+    assert any("within rounding" in each.by for each in report.explanations)
