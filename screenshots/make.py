@@ -68,7 +68,7 @@ SHOTS = (
         "models",
         ("models/pycode-5m-q4_k_m.gguf", "apr/models/pycode-int4.apr"),
         ("j",),
-        "20 differs",
+        "75 rounding",
     ),
     Shot("trace-plan", ("models/pycode-5m-q4_k_m.gguf",), ("t",), "files"),
     Shot("trace-done", ("models/pycode-5m-q4_k_m.gguf",), ("t", "r"), "b browses it"),

@@ -33,7 +33,7 @@ from aprtui.formats.perop import is_per_op_side
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.text import clean, count, number
 
-__all__ = ["configure", "run"]
+__all__ = ["configure", "run", "show_unmeasured"]
 
 _EPILOG = """\
 examples:
@@ -185,7 +185,7 @@ def _show(found: Bisection, whose: str) -> None:
         _show_within(found)
     if found.unmeasured:
         print("\nunmeasured: nothing is known of these")
-        _show_unmeasured(found.unmeasured)
+        show_unmeasured(found.unmeasured)
     if found.first_divergence is not None:
         pair = found.first_divergence
         print(f"\nA and B first differ at {clean(str(pair.key))}: {clean(pair.message, 300)}")
@@ -299,7 +299,7 @@ def _error(culprit: Culprit, largest: str) -> str:
     return error
 
 
-def _show_unmeasured(items: tuple[Unmeasured, ...]) -> None:
+def show_unmeasured(items: Sequence[Unmeasured], before: str = "") -> None:
     """Those with the same reason on one line."""
     by_reason: dict[str, list[str]] = {}
     for item in items:
@@ -309,4 +309,4 @@ def _show_unmeasured(items: tuple[Unmeasured, ...]) -> None:
             print(f"  and {count(sum(map(len, list(by_reason.values())[_LINES:])))} more (--json)")
             return
         listed = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
-        print(f"  {clean(listed, 300)}: {clean(why, 300)}")
+        print(f"  {before}{clean(listed, 300)}: {clean(why, 300)}")

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aprtui.cli.bisect import show_unmeasured
 from aprtui.cli.options import add_adapter, whole
 from aprtui.cli.output import print_json, print_notes
 from aprtui.cli.report import check_output, write_report
@@ -257,16 +258,20 @@ def _show(engines: tuple[Verified, ...], args: argparse.Namespace) -> None:
     for each in engines:
         print(f"\n{each.engine}: {_engine_words(each)}: {each.verdict}")
         if each.comparison is not None:
-            print(f"  against {engines[0].engine}: {each.comparison.headline}")
+            drifts = each.comparison.verdict == "fail" and each.verdict == "explained"
+            headline = each.comparison.headline
+            if drifts:  # the replay's verdict stands
+                headline = f"drifts {headline.removeprefix('FAIL ')} (rounding makes it)"
+            print(f"  against {engines[0].engine}: {headline}")
             print(f"  bar: {clean(str(each.comparison.bars), 300)}")
         replay = each.replay
         print(f"  replayed: {replay.replayed - len(replay.culprits)} stages as the model says")
         for by, stages in each.explained_by.items():
             print(f"    {stages} of them with {clean(by, 300)}")
-        for culprit in replay.culprits:
-            print(f"  culprit {culprit.key}: {clean(culprit.text, 300)}")
-        for item in replay.unmeasured:
-            print(f"  unmeasured {item.key}: {clean(item.why, 300)}")
+        for cause in replay.causes:
+            blamed = count(len(cause.culprits), "culprit")
+            print(f"  {blamed} {clean(cause.where, 300)}: {clean(cause.text, 300)}")
+        show_unmeasured(replay.unmeasured, "unmeasured ")
         print_notes((each.trace.manifest or {}).get("notes", ()))
     if args.output is not None:
         folders = " ".join(quoted(each.trace.root) for each in engines[:2])

@@ -92,11 +92,6 @@ def _all(*changes: Change) -> Change:
     return change
 
 
-def _short_scales(codes: Tensor, step: Tensor, low: Tensor, first: int) -> Tensor:
-    """Each step rounded to float16."""
-    return (codes + first) * step.half().float()
-
-
 def _zero_points(codes: Tensor, step: Tensor, low: Tensor, first: int) -> Tensor:
     """A minimum as so many whole steps, halves away from zero, of steps rounded to float16."""
     short = step.half().float()
@@ -132,7 +127,6 @@ MISREADINGS: tuple[Misreading, ...] = (
     Misreading("with the low and the high nibbles exchanged", ("Q5_1",), _nibbles(8, 24)),
     Misreading("with whole steps for a minimum (integer zero points)", ("Q4_K", "Q5_K", "Q2_K"),
                remade=_zero_points),
-    Misreading("with their scales rounded to float16", ("Q3_K", "Q6_K"), remade=_short_scales),
 )  # fmt: skip
 """How decoders of other programs have read blocks wrongly."""
 

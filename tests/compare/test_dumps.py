@@ -56,6 +56,12 @@ def test_openvinos_q4_k_weights_are_others_and_its_q6_k_are_not(name: str, tmp_p
         types = {model.weights[role].entry.type for role in node.op.matrices}
         measured = node.key in wrong | {each.key for each in found.explained}
         assert not measured or (node.key in wrong) == ("Q4_K" in types), node.key
+    if name == "f32":
+        (cause,) = found.causes
+        assert (cause.id, "integer zero points" in cause.text) == ("other_matrix", True)
+        assert cause.pattern == (
+            "every product with weights of type Q4_K (33), none of the 3 others"
+        )
 
 
 # -- checkpoints that the runtimes made of it ------------------------------------------------------

@@ -152,7 +152,7 @@ def heads_swapped(s: Scene) -> Array:
 
 def head_lost(s: Scene) -> Array:
     x = s.inputs[0].copy()
-    x[:, 1] = 0.0
+    x[:, 0] = 0.0
     return s.replay.run(s.node, (x,))
 
 
@@ -187,7 +187,7 @@ PLANTED = (
     Planted("softcap_missing", "lm_head", lambda s: s.inputs[0][-1] @ s.matrix("head").T),
     Planted("heads_permuted", "layer-0/qkv_matmul", heads_swapped,
             {"part": "q", "heads": [1, 0, 2, 3]}),
-    Planted("zero_part", "layer-1/attn_out", head_lost, {"head": 1, "columns": [32, 63]}),
+    Planted("zero_part", "layer-1/attn_out", head_lost, {"head": 0, "columns": [0, 31]}),
     Planted("norm_rms", "layer-1/attn_norm",
             lambda s: s.inputs[0] / np.sqrt((s.inputs[0] ** 2).mean(-1, keepdims=True) + 1e-5)
             * (1 + s.vector("attn_norm"))),

@@ -54,7 +54,9 @@ def uneven_model(path: Path) -> Model:
             entry = TensorEntry(str(role), "F32", shape, path, first, len(raw))
             weights[role] = Matrix(entry, 0, rows, columns)
             first += file.write(raw)
-    return cast(Model, _Opened(path, graph, weights, SimpleNamespace(digest="1")))
+    return cast(
+        Model, _Opened(path, graph, weights, SimpleNamespace(digest="1", quantisation=None))
+    )
 
 
 def _graph() -> Graph:

@@ -205,7 +205,8 @@ def _part_trials(
     its output may have been rounded to; first the one that comes nearest to B."""
     replay, (part,) = case.replay, op.parts
     kind, given = replay.type_of(part.weight), replay.activations(x)
-    ways = [how.way(kind) for how in product_ways(case, op, learnt)[0]]
+    ways = [Way(name) for name in replay.roundings(part.weight)[0]]
+    ways += [how.way(kind) for how in product_ways(case, op, learnt)[0]]
     if case.rounded:
         ways += [Way(case.rounded), Way(case.rounded, case.rounded)]
     ways = list(dict.fromkeys(ways))
