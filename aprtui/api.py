@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from aprtui.compare.pairs import DiffOptions
     from aprtui.compare.weight_results import ModelComparison
     from aprtui.engine.events import Event
+    from aprtui.engine.module_job import ModulePlan
     from aprtui.graph import Graph
     from aprtui.model.open import Model
     from aprtui.writer import CaptureWriter
@@ -175,12 +176,13 @@ def trace(
     BadFileError, EngineError; the folder then holds whole files only and no manifest.
     """
     from aprtui.engine.job import TraceJob
+    from aprtui.engine.module_job import module_plan
     from aprtui.engine.plan import make_plan
     from aprtui.engine.run import run_trace
+    from aprtui.model.open import Model
 
-    opened = _opened(model, overrides)
     job = TraceJob(
-        model=str(opened.path),
+        model=str(model.path) if isinstance(model, Model) else os.fspath(model),
         directory="" if directory is None else os.fspath(directory),
         prompt=prompt,
         tokens=_ids(tokens),
@@ -190,12 +192,34 @@ def trace(
         dtype=dtype,
         logits=logits,
         overwrite=overwrite,
-        overrides=opened.overrides,
+        overrides=dict(overrides or {}),
         engine=engine,
         engine_args=dict(engine_args or {}),
     )
-    plan = make_plan(job, opened)
+    modules = module_plan(job)
+    if modules is not None:
+        return trace_modules(modules)
+    opened = _opened(model, overrides)
+    plan = make_plan(dataclasses.replace(job, overrides=opened.overrides), opened)
     run_trace(plan, on_event or (lambda event: None))
+    return open_capture(plan.directory)
+
+
+def trace_modules(plan: ModulePlan) -> TraceDir:
+    """A planned trace of transformers' modules, written and opened. Raises as ``trace`` does."""
+    from aprtui.engine.folder import check_folder
+    from aprtui.engine.module_trace import ModuleRun
+    from aprtui.writer import CaptureWriter
+
+    check_folder(plan.directory, overwrite=plan.job.overwrite)
+    running = ModuleRun(plan)
+    with CaptureWriter(
+        plan.directory, tokens=plan.tokens, engine=running.engine, prompt=plan.prompt,
+        overwrite=plan.job.overwrite, described=running.described,
+    ) as capture:  # fmt: skip
+        for note in plan.notes:
+            capture.note(note)
+        running.run(capture)
     return open_capture(plan.directory)
 
 
@@ -288,10 +312,13 @@ def bisect(
     from aprtui.compare.bisect import Options
     from aprtui.compare.bisect import bisect as replay
     from aprtui.compare.reference import find_model
+    from aprtui.formats.modulecalls import calls_of
 
     _refuse_both(prompt, tokens)
     suspect, reference = _suspect(b, a)
     named = find_model(reference, suspect)[0] if model is None else model
+    if calls_of(suspect):
+        return _bisect_modules(named, suspect, reference, (stages, layers, bars, progress))
     opened = _opened(named, overrides)
     ids = _given_ids(opened, prompt, tokens)
     options = Options(
@@ -300,6 +327,35 @@ def bisect(
         tuple(map(parse_bar, bars)),
     )
     return replay(opened, suspect, reference, tokens=ids, options=options, progress=progress)
+
+
+def _bisect_modules(
+    model: AnyPath | Model,
+    b: TraceDir,
+    a: TraceDir | None,
+    how: tuple[Stages, Layers, Iterable[str], Callable[[int, int, StageKey], None] | None],
+) -> Bisection:
+    """A capture of transformers' modules, replayed by their own code."""
+    from fnmatch import fnmatchcase
+
+    from aprtui.compare.bars import parse_bar
+    from aprtui.compare.modules import bisect_modules
+    from aprtui.model.open import Model
+
+    stages, layers, bars, progress = how
+    num_layers = 1 + max((key.layer or 0 for key in b), default=0)
+    wanted = only_layers(_words(layers), num_layers)
+    patterns = [part.strip() for part in _words(stages).split(",")]
+
+    def chosen(key: StageKey) -> bool:
+        named = patterns == ["all"] or any(fnmatchcase(key.stage, each) for each in patterns)
+        return named and (wanted is None or key.layer is None or key.layer in wanted)
+
+    where = model.path if isinstance(model, Model) else Path(model)
+    overrides = tuple(map(parse_bar, bars))
+    return bisect_modules(
+        where, b, a, overrides=overrides, chosen=chosen, progress=progress
+    )  # fmt: skip
 
 
 def _diff_files(

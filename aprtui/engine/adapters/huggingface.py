@@ -37,7 +37,7 @@ from aprtui.text import clean
 if TYPE_CHECKING:
     from aprtui.engine.plan import Plan
 
-__all__ = ["passes", "run"]
+__all__ = ["SoftmaxInput", "eager_of", "load", "passes", "run"]
 
 _ATTENTION = "aprtui-capture"  # our name in the registry
 
@@ -218,7 +218,7 @@ def _watched(plan: Plan, device: torch.device) -> Iterator[tuple[Any, _Shown]]:
     """The model loaded, and what its passes show while inside. Raises EngineError."""
     import transformers
 
-    model = _load(plan, device)
+    model = load(plan.model.path, plan.job.dtype, device, _ATTENTION, _attention)
     shown = _Shown(plan, str(transformers.__version__))
     try:
         with ExitStack() as watching:
@@ -231,21 +231,30 @@ def _watched(plan: Plan, device: torch.device) -> Iterator[tuple[Any, _Shown]]:
         raise shown.differs(error.message) from error
 
 
-def _load(plan: Plan, device: torch.device) -> Any:
-    """The model on its device in the plan's dtype. Nothing is fetched, no code of its is run."""
+def load(
+    where: Path,
+    dtype: str,
+    device: torch.device,
+    attention: str,
+    function: Callable[..., Any] | None = None,
+    **more: Any,
+) -> Any:
+    """The model on its device in a dtype, its attention computed by ``function``, which the library
+    will know as ``attention``. Nothing is fetched, no code of its is run. Raises BadFileError."""
     transformers: Any = importlib.import_module("transformers")
-    where: Path = plan.model.path
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        _register()
+        if function is not None:
+            _register(attention, function)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             where if where.is_dir() else where.parent,
-            dtype=getattr(torch, plan.job.dtype),
-            attn_implementation=_ATTENTION,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
             local_files_only=True,
             trust_remote_code=False,
+            **more,
         )
         return model.eval().to(device)
     except torch.cuda.OutOfMemoryError:
@@ -416,13 +425,13 @@ def _inside_attention(shown: _Shown) -> Iterator[None]:
         _watching.remove(shown)
 
 
-def _register() -> None:
-    """Our function in the library's registry, with the masks that its eager attention gets."""
+def _register(name: str, function: Callable[..., Any]) -> None:
+    """A function in the library's registry, with the masks that its eager attention gets."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-    AttentionInterface.register(_ATTENTION, _attention)
-    AttentionMaskInterface.register(_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
 
 
 class _BestFirst(TorchFunctionMode):
@@ -441,7 +450,16 @@ class _BestFirst(TorchFunctionMode):
         return func(*args, **named)
 
 
-class _SoftmaxInput(TorchFunctionMode):
+def eager_of(module: torch.nn.Module) -> Callable[..., Any]:
+    """The eager attention of the file that a module's class is written in. Raises EngineError."""
+    written = sys.modules[type(module).__module__]
+    found: Callable[..., Any] | None = getattr(written, "eager_attention_forward", None)
+    if found is None:
+        raise EngineError(f"{type(module).__name__}'s attention has no eager function")
+    return found
+
+
+class SoftmaxInput(TorchFunctionMode):
     """Keeps the tensor that meets the first softmax."""
 
     def __init__(self) -> None:
@@ -469,10 +487,9 @@ def _attention(
     **named: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The model's own eager attention, its inside shown: query and key [1,heads,T,d]."""
-    eager = sys.modules[type(module).__module__].eager_attention_forward
-    inside = _SoftmaxInput()
+    inside = SoftmaxInput()
     with inside:
-        output, weights = eager(module, query, key, value, attention_mask, **named)
+        output, weights = eager_of(module)(module, query, key, value, attention_mask, **named)
     if _watching:
         shown = _watching[-1]
         layer = int(getattr(module, "layer_idx"))  # noqa: B009 - a plain number, not a module
