@@ -166,12 +166,17 @@ def trace(
     dtype: str = "float32",
     overrides: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    steps: int = 0,
+    chunk: int = 0,
+    kv: str = "",
     on_event: Callable[[Event], None] | None = None,
 ) -> TraceDir:
     """Run one traced forward pass in this process, write its stages, and open what was written.
 
     Either ``prompt`` or ``tokens``; without both, the default prompt. ``directory``: beside the
     model, named after it. ``overrides`` are the ``--set`` values of a model that is not open yet.
+    ``steps``, ``chunk`` and ``kv`` run it in passes, with a cache, as `aprtui trace`'s options do.
+    A model without a family file is captured module by module by ``engine="hf"``.
     ``on_event`` is told each event as it happens (``aprtui.engine.events``). Raises UsageError,
     BadFileError, EngineError; the folder then holds whole files only and no manifest.
     """
@@ -195,6 +200,9 @@ def trace(
         overrides=dict(overrides or {}),
         engine=engine,
         engine_args=dict(engine_args or {}),
+        steps=steps,
+        chunk=chunk,
+        kv=kv,
     )
     modules = module_plan(job)
     if modules is not None:
