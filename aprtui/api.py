@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from aprtui.compare.pairs import DiffOptions
     from aprtui.compare.weight_results import ModelComparison
     from aprtui.engine.events import Event
+    from aprtui.engine.module_job import ModulePlan
     from aprtui.graph import Graph
     from aprtui.model.open import Model
     from aprtui.writer import CaptureWriter
@@ -174,25 +175,30 @@ def trace(
     overrides: Mapping[str, str] | None = None,
     adapter: AnyPath | None = None,
     overwrite: bool = False,
+    steps: int = 0,
+    chunk: int = 0,
+    kv: str = "",
     on_event: Callable[[Event], None] | None = None,
 ) -> TraceDir:
     """Run one traced forward pass in this process, write its stages, and open what was written.
 
     Either ``prompt`` or ``tokens``; without both, the default prompt. ``directory``: beside the
     model, named after it. ``overrides`` are the ``--set`` values of a model that is not open yet,
-    ``adapter`` a LoRA to lay on its weights. ``on_event`` is told each event as it happens
+    ``adapter`` a LoRA to lay on its weights. ``steps``, ``chunk`` and ``kv`` run it in passes, with
+    a cache, as `aprtui trace`'s options do. A model without a family file is captured module by
+    module by ``engine="hf"``. ``on_event`` is told each event as it happens
     (``aprtui.engine.events``). Raises UsageError, BadFileError, EngineError; the folder then holds
     whole files only and no manifest.
     """
     from aprtui.engine.job import TraceJob
+    from aprtui.engine.module_job import module_plan
     from aprtui.engine.plan import make_plan
     from aprtui.engine.run import run_trace
+    from aprtui.model.open import Model
 
-    opened = _opened(model, overrides, adapter)
-    laid = opened.file.adapter
     job = TraceJob(
-        model=str(opened.path),
-        adapter="" if laid is None else str(laid.path),
+        model=str(model.path) if isinstance(model, Model) else os.fspath(model),
+        adapter="" if adapter is None else os.fspath(adapter),
         directory="" if directory is None else os.fspath(directory),
         prompt=prompt,
         tokens=_ids(tokens),
@@ -202,12 +208,41 @@ def trace(
         dtype=dtype,
         logits=logits,
         overwrite=overwrite,
-        overrides=opened.overrides,
+        overrides=dict(overrides or {}),
         engine=engine,
         engine_args=dict(engine_args or {}),
+        steps=steps,
+        chunk=chunk,
+        kv=kv,
     )
-    plan = make_plan(job, opened)
+    modules = module_plan(job)
+    if modules is not None:
+        return trace_modules(modules)
+    opened = _opened(model, overrides, adapter)
+    laid = "" if opened.file.adapter is None else str(opened.file.adapter.path)
+    whole = dataclasses.replace(
+        job, model=str(opened.path), overrides=opened.overrides, adapter=laid
+    )
+    plan = make_plan(whole, opened)
     run_trace(plan, on_event or (lambda event: None))
+    return open_capture(plan.directory)
+
+
+def trace_modules(plan: ModulePlan) -> TraceDir:
+    """A planned trace of transformers' modules, written and opened. Raises as ``trace`` does."""
+    from aprtui.engine.folder import check_folder
+    from aprtui.engine.module_trace import ModuleRun
+    from aprtui.writer import CaptureWriter
+
+    check_folder(plan.directory, overwrite=plan.job.overwrite)
+    running = ModuleRun(plan)
+    with CaptureWriter(
+        plan.directory, tokens=plan.tokens, engine=running.engine, prompt=plan.prompt,
+        overwrite=plan.job.overwrite, described=running.described,
+    ) as capture:  # fmt: skip
+        for note in plan.notes:
+            capture.note(note)
+        running.run(capture)
     return open_capture(plan.directory)
 
 
@@ -306,11 +341,14 @@ def bisect(
     from aprtui.compare.bisect import Options
     from aprtui.compare.bisect import bisect as replay
     from aprtui.compare.reference import find_model, named_adapter
+    from aprtui.formats.modulecalls import calls_of
     from aprtui.model.open import Model
 
     _refuse_both(prompt, tokens)
     suspect, reference = _suspect(b, a)
     named = find_model(reference, suspect)[0] if model is None else model
+    if calls_of(suspect):
+        return _bisect_modules(named, suspect, reference, (stages, layers, bars, progress))
     if adapter is None and not isinstance(named, Model):
         adapter = named_adapter(suspect, Path(named))
     opened = _opened(named, overrides, adapter)
@@ -321,6 +359,35 @@ def bisect(
         tuple(map(parse_bar, bars)),
     )
     return replay(opened, suspect, reference, tokens=ids, options=options, progress=progress)
+
+
+def _bisect_modules(
+    model: AnyPath | Model,
+    b: TraceDir,
+    a: TraceDir | None,
+    how: tuple[Stages, Layers, Iterable[str], Callable[[int, int, StageKey], None] | None],
+) -> Bisection:
+    """A capture of transformers' modules, replayed by their own code."""
+    from fnmatch import fnmatchcase
+
+    from aprtui.compare.bars import parse_bar
+    from aprtui.compare.modules import bisect_modules
+    from aprtui.model.open import Model
+
+    stages, layers, bars, progress = how
+    num_layers = 1 + max((key.layer or 0 for key in b), default=0)
+    wanted = only_layers(_words(layers), num_layers)
+    patterns = [part.strip() for part in _words(stages).split(",")]
+
+    def chosen(key: StageKey) -> bool:
+        named = patterns == ["all"] or any(fnmatchcase(key.stage, each) for each in patterns)
+        return named and (wanted is None or key.layer is None or key.layer in wanted)
+
+    where = model.path if isinstance(model, Model) else Path(model)
+    overrides = tuple(map(parse_bar, bars))
+    return bisect_modules(
+        where, b, a, overrides=overrides, chosen=chosen, progress=progress
+    )  # fmt: skip
 
 
 def _diff_files(

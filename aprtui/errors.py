@@ -4,6 +4,7 @@
     +-- UsageError               2   asked for something that cannot be asked for
     |   +-- MissingStageError    2   a trace does not hold this stage; a KeyError, too
     +-- BadFileError             3   a file is damaged, missing or not what it claims to be
+    |   +-- UnknownFamilyError   3   a model of an architecture that no family here computes
     +-- EngineError              4   the pass itself failed: memory, disk, device
 
 A caller writes::
@@ -25,7 +26,14 @@ from pathlib import Path
 
 from aprtui.text import clean
 
-__all__ = ["AprtuiError", "BadFileError", "EngineError", "MissingStageError", "UsageError"]
+__all__ = [
+    "AprtuiError",
+    "BadFileError",
+    "EngineError",
+    "MissingStageError",
+    "UnknownFamilyError",
+    "UsageError",
+]
 
 
 class AprtuiError(Exception):
@@ -61,6 +69,10 @@ class BadFileError(AprtuiError):
     def __init__(self, path: Path | str, message: str, *, hint: str = "") -> None:
         super().__init__(f"{clean(str(path))}: {message}", hint=hint)
         self.path = Path(path)
+
+
+class UnknownFamilyError(BadFileError):
+    """A model of an architecture that no family here computes."""
 
 
 class EngineError(AprtuiError):

@@ -72,6 +72,8 @@ class CaptureWriter:
     one pass from position 0 on; without it the ``positions`` of ``put`` tell. Of a batch of several
     sequences each is a capture of its own, put row by row: ``sequence`` is its number.
 
+    ``described`` is what the manifest says of a model that no family here knows.
+
     When the body raises, the files stay, ``events.jsonl`` says why, and there is no manifest: the
     trace counts as incomplete. Raises UsageError for what cannot be asked, EngineError for a disk.
     """
@@ -87,8 +89,10 @@ class CaptureWriter:
         rows: Rows | None = None,
         sequence: int | None = None,
         overwrite: bool = False,
+        described: Mapping[str, Any] | None = None,
     ) -> None:
         self.directory = Path(directory)
+        self._described = dict(described or {})
         self._engine = _engine_entry(engine)
         opened = open_model(Path(model)) if isinstance(model, (str, Path)) else model
         self._model = opened if isinstance(opened, Model) else None
@@ -330,7 +334,7 @@ class CaptureWriter:
 
     def _model_entry(self) -> dict[str, Any]:
         """The model as the manifest names it, as far as it is known."""
-        return {} if self._model is None else model_entry(self._model)
+        return self._described if self._model is None else model_entry(self._model)
 
     def _absent_stages(self) -> list[Absent]:
         """What the model does not have, and what this runtime did not show in any layer."""

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aprtui.cli import trace_modules
 from aprtui.cli.options import add_adapter, add_overrides, parse_overrides, parse_tokens, whole
 from aprtui.cli.output import print_json
 from aprtui.crash import told_of
@@ -139,7 +140,8 @@ def _configure_computing(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     how.add_argument(
         "--engine-arg", dest="engine_args", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting of llamacpp: flash=on, kv=f16, threads=N, gpu_layers=N; may be repeated",
+        help="a setting of hf: modules=on (what each module makes); of llamacpp: flash=on, "
+        "kv=f16, threads=N, gpu_layers=N; may be repeated",
     )  # fmt: skip
     how.add_argument(
         "--device", default="auto",
@@ -163,6 +165,8 @@ def run(args: argparse.Namespace) -> int:
 
         emit = event_printer()
     try:
+        if (modules := trace_modules.plan_of(args, _job)) is not None:
+            return trace_modules.run(modules, args)
         plans = _plans(args)
         check_space(plans)
         if args.dry_run:

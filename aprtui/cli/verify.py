@@ -8,6 +8,9 @@ is replayed: each stage computed again in float64 from its own inputs. The verdi
   culprits    some stage of some engine computes wrongly: which, and how
   unmeasured  no culprit, and not everything could be compared or replayed
 
+Before any number the prompt's token ids are compared with what each engine's own tokenizer makes of
+it (a BOS that is missing or stands twice, special tokens read as text); all engines run on ours.
+
 With --paths each engine is asked about itself: are prefill, chunks, decode steps and a batch the
 same numbers, and which stage of which layer parts first?
 """
@@ -27,6 +30,7 @@ from aprtui.cli.options import add_adapter, whole
 from aprtui.cli.output import print_json, print_notes
 from aprtui.cli.report import check_output, write_report
 from aprtui.cli.verify_paths import folder_of, job_of, verify_paths
+from aprtui.cli.verify_text import Texts, read_texts, show_texts
 from aprtui.compare.bisection import Bisection
 from aprtui.compare.diff import Comparison, diff_traces
 from aprtui.compare.pairs import PASSED
@@ -54,8 +58,8 @@ examples:
   aprtui verify checkpoint/ --engines ours,hf --json
   aprtui verify model.gguf --paths --steps 8
 
-exit codes: 0 same or explained, 1 a culprit or something unmeasured, 2 usage, 3 a bad file,
-4 an engine failed"""
+exit codes: 0 same or explained, 1 a culprit, something unmeasured or other tokens, 2 usage, 3 a bad
+file, 4 an engine failed"""
 
 
 @dataclass(frozen=True)
@@ -150,17 +154,22 @@ def run(args: argparse.Namespace) -> int:
     names = _engines(args.engines, model, alone=args.paths)
     if args.paths:
         return verify_paths(args, names, model)
+    texts = Texts()
+    if args.tokens is None:
+        foreign = [name for name in names if name != _OURS]
+        texts = read_texts(model, foreign, args.prompt or DEFAULT_PROMPT)
     with folder_of(args.output) as folder:
         plans = {name: make_plan(job_of(args, name, folder / name)) for name in names}
         traces = {name: _trace(name, plan, args) for name, plan in plans.items()}
         engines = tuple(_verify(name, traces, model) for name in names)
         if args.json:
-            print_json(_json(engines, args))
+            print_json(_json(engines, args, texts))
         else:
+            show_texts(texts)
             _show(engines, args)
         if args.report is not None:
             _report(engines, traces, model, args)
-    return _exit_code(engines, args)
+    return _exit_code(engines, args, texts)
 
 
 # -- what is run -----------------------------------------------------------------------------------
@@ -217,8 +226,10 @@ def _verify(name: str, traces: Mapping[str, TraceDir], model: Model) -> Verified
     return Verified(name, trace, comparison, replayed)
 
 
-def _exit_code(engines: tuple[Verified, ...], args: argparse.Namespace) -> int:
+def _exit_code(engines: tuple[Verified, ...], args: argparse.Namespace, texts: Texts) -> int:
     verdict = verdict_of(engines)
+    if texts.differing:
+        return 1
     if verdict == "unmeasured":
         return 0 if args.allow_unmeasured else 1
     return 1 if verdict == "culprits" else 0
@@ -278,13 +289,14 @@ def _show(engines: tuple[Verified, ...], args: argparse.Namespace) -> None:
         print(f"\nlook at them: aprtui {folders}")
 
 
-def _json(engines: tuple[Verified, ...], args: argparse.Namespace) -> dict[str, Any]:
+def _json(engines: tuple[Verified, ...], args: argparse.Namespace, texts: Texts) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "model": str(args.model),
         "verdict": verdict_of(engines),
         "sentence": _sentence(engines),
-        "exit_code": _exit_code(engines, args),
+        "exit_code": _exit_code(engines, args, texts),
+        "text": [each.to_json() for each in texts.found],
         "reference": engines[0].engine,
         "engines": [_engine_json(each, engines[0], args) for each in engines],
     }

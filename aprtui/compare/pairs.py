@@ -16,6 +16,7 @@ from aprtui.compare.logits import logits_metrics
 from aprtui.compare.metrics import Metrics, compare_values
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.maps import check_maps
+from aprtui.formats.modulecalls import order_of_calls
 from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir, key_of
 from aprtui.graph.vocabulary import STAGES, facts_of, order_of
@@ -148,7 +149,7 @@ def pair_up(a: TraceDir, b: TraceDir, options: DiffOptions | None = None) -> tup
         )
     reorderings = _reorderings(a, b)
     pairs = []
-    for key in sorted(keys, key=order_of):
+    for key in _in_order(keys, a, b):
         left, right = a.records.get(key), b.records.get(key)
         why = ""
         if left is None or right is None:
@@ -158,6 +159,13 @@ def pair_up(a: TraceDir, b: TraceDir, options: DiffOptions | None = None) -> tup
         reorder = reorderings(key, right) if right is not None else None
         pairs.append(Pair(key, left, right, why, reorder))
     return tuple(pairs)
+
+
+def _in_order(keys: set[StageKey], a: TraceDir, b: TraceDir) -> list[StageKey]:
+    """In order of computation: of captured modules as they were called, else the vocabulary's."""
+    called = order_of_calls(b) or order_of_calls(a)
+    last = len(called)
+    return sorted(keys, key=lambda key: (called.get(key, last), order_of(key)))
 
 
 def _named(trace: TraceDir) -> Iterator[StageKey]:

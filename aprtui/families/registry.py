@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from aprtui.errors import BadFileError, UsageError
+from aprtui.errors import BadFileError, UnknownFamilyError, UsageError
 from aprtui.families.family import Family
 from aprtui.formats.modelfile import ModelFile
 from aprtui.text import clean, nearest, quoted
@@ -222,12 +222,13 @@ def _unknown(file: ModelFile, named: str) -> BadFileError:
     every = {name for row in rows() for name in row.names("apr")}
     near = nearest(named.lower(), every) or _longest_beginning(named.lower(), every)
     works = (
-        f"aprtui trace {quoted(file.path)} --engine hf captures it, and captures compare by diff"
+        f"aprtui trace {quoted(file.path)} --engine hf captures its modules: diff compares them, "
+        "bisect replays them"
         if file.format == "safetensors"
         else "its weights can be compared; captures of other engines compare by diff"
     )
     nearby = f"; the nearest family is {near}, which lacks what differs" if near else ""
-    return BadFileError(
+    return UnknownFamilyError(
         file.path,
         f"architecture '{clean(named)}' cannot be traced: no family here computes it{nearby}",
         hint=f"these can: {', '.join(family_names())}; {works}",

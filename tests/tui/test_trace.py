@@ -107,7 +107,7 @@ async def test_j_and_k_go_over_the_fields_and_enter_edits_the_one_under_the_curs
         prompt = trace.query_one("#field-prompt", Input).value
         assert "a folder of its own" in await press(pilot, "G")
         assert "ids with commas" in await press(pilot, "g", "j", "k", "k", "j")
-        await press(pilot, *"jjjjjjjj", "enter", "end", *"2")
+        await press(pilot, *"jjjjjjjjjjj", "enter", "end", *"2")
         into = trace.query_one("#field-into", Input)
         assert into.has_focus and into.value.endswith("-trace2")
         assert trace.query_one("#field-prompt", Input).value == prompt
@@ -318,3 +318,14 @@ async def test_the_device_field_lists_and_completes_the_cards_that_are_here(
         assert device.suggester is not None
         assert await device.suggester.get_suggestion("cu") == "cuda"
         assert await device.suggester.get_suggestion("cuda:") == "cuda:0"
+
+
+async def test_steps_chunk_and_cache_of_the_form_are_the_jobs(tmp_path: Path) -> None:
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        trace = await _form(pilot, tmp_path, RUN)
+        for name, value in (("steps", "4"), ("chunk", " 3 "), ("cache", "Q8_0")):
+            trace.query_one(f"#field-{name}", Input).value = value
+        job = trace.job()
+        assert (job.steps, job.chunk, job.kv) == (4, 3, "q8_0")
+        trace.query_one("#field-steps", Input).value = "many"
+        await until(pilot, "steps and chunk are whole numbers")

@@ -34,6 +34,11 @@ DECLARED_IN = (
 )
 
 ALLOWED = {
+    "engine/module_trace.py": ({"attention"}, "a setting of the engine, in the manifest"),
+    "engine/modules.py": (
+        {"attn_scores", "lm_head"},
+        "what a trace of modules shows of any model, under the names that families have for it",
+    ),
     "formats/perop.py": (
         {"attn_scores", "attn_softmax", "k_post_rope", "lm_head"},
         "what another tool calls its files, which it writes in its own way; formats stand below "

@@ -17,10 +17,20 @@ from torch.overrides import TorchFunctionMode
 
 from aprtui.engine import ops
 from aprtui.engine.adapters.shown import KEY, MIXED, QUERY, SCORES, WEIGHTS, Shown
+from aprtui.errors import EngineError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph.ops import Scores
 
-__all__ = ["ATTENTION", "by_itself", "inside_attention", "register", "without_registry"]
+__all__ = [
+    "ATTENTION",
+    "SoftmaxInput",
+    "attention_shown",
+    "by_itself",
+    "eager_of",
+    "inside_attention",
+    "register",
+    "without_registry",
+]
 
 ATTENTION = "aprtui-capture"  # our name in the registry
 
@@ -37,16 +47,25 @@ def inside_attention(shown: Shown) -> Iterator[None]:
         _watching.remove(shown)
 
 
-def register() -> None:
-    """Our function in the library's registry, with the masks that its eager attention gets."""
+def register(name: str, function: Callable[..., Any]) -> None:
+    """A function in the library's registry, with the masks that its eager attention gets."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-    AttentionInterface.register(ATTENTION, _attention)
-    AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
 
 
-class _SoftmaxInput(TorchFunctionMode):
+def eager_of(module: torch.nn.Module) -> Callable[..., Any]:
+    """The eager attention of the file that a module's class is written in. Raises EngineError."""
+    written = sys.modules[type(module).__module__]
+    found: Callable[..., Any] | None = getattr(written, "eager_attention_forward", None)
+    if found is None:
+        raise EngineError(f"{type(module).__name__}'s attention has no eager function")
+    return found
+
+
+class SoftmaxInput(TorchFunctionMode):
     """Keeps the tensor that meets the first softmax, and what it makes of it; where its rows'
     maximum is taken off before, as it was."""
 
@@ -83,11 +102,11 @@ def without_registry(layer: torch.nn.Module) -> torch.nn.Module | None:
 @contextmanager
 def by_itself(attention: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
     """Scores, softmax and what it mixes, of an attention that computes them in its own forward."""
-    inside: list[tuple[_SoftmaxInput, ExitStack]] = []
+    inside: list[tuple[SoftmaxInput, ExitStack]] = []
 
     def begin(module: torch.nn.Module, inputs: Any) -> None:
         stack = ExitStack()
-        inside.append((stack.enter_context(_SoftmaxInput()), stack))
+        inside.append((stack.enter_context(SoftmaxInput()), stack))
 
     def end(module: torch.nn.Module, inputs: Any, output: Any) -> None:
         seen, stack = inside.pop()
@@ -112,7 +131,7 @@ def by_itself(attention: torch.nn.Module, number: int, shown: Shown) -> Iterator
             handle.remove()
 
 
-def _attention(
+def attention_shown(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -121,10 +140,9 @@ def _attention(
     **named: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The model's own eager attention, its inside shown: query [B,heads,T,d], key [B,heads,S,d]."""
-    eager = sys.modules[type(module).__module__].eager_attention_forward
-    inside = _SoftmaxInput()
+    inside = SoftmaxInput()
     with inside:
-        output, weights = eager(module, query, key, value, attention_mask, **named)
+        output, weights = eager_of(module)(module, query, key, value, attention_mask, **named)
     if _watching:
         shown = _watching[-1]
         layer = int(getattr(module, "layer_idx"))  # noqa: B009 - a plain number, not a module

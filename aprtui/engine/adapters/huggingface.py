@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from aprtui.engine.adapters import Put, Ran, modules
 from aprtui.engine.adapters.between import Functions, beyond
 from aprtui.engine.adapters.hf_attention import (
     ATTENTION,
+    attention_shown,
     by_itself,
     inside_attention,
     register,
@@ -35,7 +36,7 @@ from aprtui.text import clean
 if TYPE_CHECKING:
     from aprtui.engine.plan import Plan
 
-__all__ = ["passes", "run"]
+__all__ = ["load", "passes", "run"]
 
 _LAYERS = ("layers", "h", "blocks")  # what decoders call theirs
 _OF_DECODER = frozenset({"embedding", "pos_embedding", "embedding_norm", "final_norm"})
@@ -125,7 +126,10 @@ def _watched(plan: Plan, device: torch.device) -> Iterator[tuple[Any, Shown]]:
     """The model loaded, and what its passes show while inside. Raises EngineError."""
     import transformers
 
-    model = _load(plan, device)
+    adapter = plan.job.adapter
+    model = load(
+        plan.model.path, plan.job.dtype, device, ATTENTION, attention_shown, adapter=adapter
+    )
     shown = Shown(plan, str(transformers.__version__))
     try:
         with ExitStack() as watching:
@@ -139,27 +143,39 @@ def _watched(plan: Plan, device: torch.device) -> Iterator[tuple[Any, Shown]]:
         raise shown.differs(error.message) from error
 
 
-def _load(plan: Plan, device: torch.device) -> Any:
-    """The model on its device in the plan's dtype. Nothing is fetched, no code of its is run."""
+def load(
+    where: Path,
+    dtype: str,
+    device: torch.device,
+    attention: str,
+    function: Callable[..., Any] | None = None,
+    *,
+    adapter: str = "",
+    **more: Any,
+) -> Any:
+    """The model on its device in a dtype, its attention computed by ``function``, which the library
+    will know as ``attention``; ``adapter``: a LoRA that is laid on its weights. Nothing is fetched,
+    no code of its is run. Raises BadFileError."""
     transformers: Any = importlib.import_module("transformers")
-    where: Path = plan.model.path
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        register()
-        load = partial(
+        if function is not None:
+            register(attention, function)
+        loading = partial(
             transformers.AutoModelForCausalLM.from_pretrained,
             where if where.is_dir() else where.parent,
-            dtype=getattr(torch, plan.job.dtype),
+            dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
+            **more,
         )
         try:
-            model = load(attn_implementation=ATTENTION)
+            model = loading(attn_implementation=attention)
         except KeyError:  # some look it up in a table of their own
-            model = load(attn_implementation="eager")
-        return _adapted(model, plan.job.adapter).eval().to(device)
+            model = loading(attn_implementation="eager")
+        return _adapted(model, adapter).eval().to(device)
     except torch.cuda.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:

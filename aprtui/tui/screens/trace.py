@@ -20,6 +20,7 @@ from aprtui.engine.events import (
     Failed,
     Finished,
     Log,
+    PassDone,
     Planned,
     StageWritten,
     Started,
@@ -37,6 +38,7 @@ from aprtui.tui.screens.trace_text import (
     hint_here,
     outcome_content,
     output_stage,
+    pass_text,
     plan_content,
     planned_stages,
     progress_content,
@@ -79,6 +81,7 @@ class TraceScreen(BaseScreen):
         self.ended: Event | None = None
         self.running = self.paused = self.stopped = False
         self._last: StageWritten | None = None
+        self._passed: PassDone | None = None
         self._rms: dict[int, tuple[float, str]] = {}
         self._shown_rms = -1
         self._log: list[str] = []
@@ -163,6 +166,9 @@ class TraceScreen(BaseScreen):
             engine=said["engine"].strip() or "aprtui",
             adapter=said["adapter"].strip() and str(Path(said["adapter"].strip()).expanduser()),
             overwrite=replace,
+            steps=_number(said["steps"]),
+            chunk=_number(said["chunk"]),
+            kv=said["cache"].strip().lower(),
         )
 
     @on(Input.Changed)
@@ -185,7 +191,8 @@ class TraceScreen(BaseScreen):
         try:
             job = self.job()
         except ValueError:
-            answer: Planned | Failed = Failed("token ids are whole numbers with commas", "", 2)
+            said = "token ids, steps and chunk are whole numbers"
+            answer: Planned | Failed = Failed(said, "ids with commas between", 2)
         else:
             answer = await plan(job, self.client.command)
         self.post_message(RunnerEvents((answer,)))
@@ -234,7 +241,8 @@ class TraceScreen(BaseScreen):
     def _start(self, job: TraceJob) -> None:
         assert self.planned is not None
         self.running, self.stopped, self.ended = True, False, None
-        self._last, self._rms, self._log, self._shown_rms = None, {}, [], -1
+        self._last, self._passed = None, None
+        self._rms, self._log, self._shown_rms = {}, [], -1
         self._cards = {}
         stages = planned_stages(self.planned)
         self.grid.set_stages(stages)
@@ -317,6 +325,9 @@ class TraceScreen(BaseScreen):
                 self._cards[event.device] = event
             elif isinstance(event, Log):
                 self._log.append(f"{event.level}: {clean(event.message, 300)}")
+            elif isinstance(event, PassDone):
+                self._passed = event
+                self._log.append(pass_text(event))
             elif isinstance(event, Started):
                 self._log.append(f"engine started, process {event.pid}")
         if cells:
@@ -407,6 +418,7 @@ class TraceScreen(BaseScreen):
                 self.ended,
                 max(self.size.width - 2, 10),
                 tuple(self._cards.values()),
+                self._passed,
             ),
             layout=bool(self._cards),  # their line comes and goes
         )
@@ -417,3 +429,11 @@ class TraceScreen(BaseScreen):
         words = {Finished: "complete", Stopped: "stopped: what is written stays", Failed: "failed"}
         state = words[type(self.ended)] if self.ended else f"running on {self.planned.device}"
         self.set_title(f"{where} · {state}", loud=isinstance(self.ended, Failed))
+
+
+def _number(text: str) -> int:
+    """A field that may be empty. Raises ValueError for what is no number from 0 on."""
+    number = int(text) if text.strip() else 0
+    if number < 0:
+        raise ValueError(text)
+    return number

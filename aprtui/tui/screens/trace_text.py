@@ -12,6 +12,7 @@ from aprtui.engine.events import (
     Event,
     Failed,
     Finished,
+    PassDone,
     Planned,
     StageWritten,
     Stopped,
@@ -26,6 +27,7 @@ __all__ = [
     "hint_here",
     "outcome_content",
     "output_stage",
+    "pass_text",
     "plan_content",
     "planned_stages",
     "progress_content",
@@ -79,6 +81,8 @@ def plan_content(event: Planned, width: int, taken: bool) -> Content:
         lines.append(Content(f"on {clean(event.device, 40)}: {clean(event.device_name, 200)}"))
     if taken:
         lines.append(Content.styled("! the folder holds a trace: r asks first", "$text-warning"))
+    if event.passes:
+        lines.append(Content(f"in passes: {event.passes}"))
     lines += token_lines(event.token_texts, event.tokens, width)
     lines += [Content.styled(f"! {clean(note, 300)}", "$text-warning") for note in event.notes[:6]]
     return Content("\n").join(lines)
@@ -109,6 +113,7 @@ def progress_content(
     ended: Event | None,
     width: int,
     cards: Sequence[CardSeen] = (),
+    passed: PassDone | None = None,
 ) -> Content:
     """The line of numbers, what the cards do while it runs, and under them the bar."""
     done = last.done if last else 0
@@ -136,6 +141,8 @@ def progress_content(
         )
     elif isinstance(ended, Failed):
         text = Content.styled(f" ! {clean(ended.message, 400)}", "bold $text-error")
+    elif last is None and passed is not None:
+        text = Content(f" {pass_text(passed)}")
     elif last is None:
         text = Content(" starting the engine …")
     else:
@@ -145,6 +152,16 @@ def progress_content(
         seen = "   ".join(map(card_text, cards))
         lines.insert(1, Content(f" {seen}").truncate(width, ellipsis=True))
     return Content("\n").join(lines)
+
+
+def pass_text(event: PassDone) -> str:
+    """``decode 3 of 12 · position 14 · ' the' · 0.4 s``: one of several passes."""
+    rows = "position" if event.rows == 1 else f"{event.rows} rows from position"
+    token = f" · '{clean(event.text, 30)}'" if event.text else ""
+    return (
+        f"{event.kind} {event.number + 1} of {event.of} · {rows} {event.first}{token} · "
+        f"{duration(event.elapsed_s)}"
+    )
 
 
 def card_text(card: CardSeen) -> str:

@@ -14,18 +14,15 @@ from textual.suggester import SuggestFromList
 from textual.widgets import Input, Label
 
 from aprtui.engine.cards import Cards, look
+from aprtui.engine.stretches import KV_TYPES
 from aprtui.tui.keys import bindings
 
 __all__ = ["TraceForm", "other_engines"]
 
 ROWS = (
-    ("prompt",),
-    ("tokens",),
-    ("stages", "layers"),
-    ("device", "dtype"),
-    ("engine", "adapter"),
-    ("into",),
-)
+    ("prompt",), ("tokens",), ("stages", "layers"), ("steps", "chunk", "cache"),
+    ("device", "dtype"), ("engine", "adapter"), ("into",),
+)  # fmt: skip
 FIELDS = tuple(name for row in ROWS for name in row)
 PROMPT = "What is 2+2?"
 
@@ -49,7 +46,10 @@ class TraceForm(Vertical, can_focus=True):
         }  # fmt: skip
 
     def compose(self) -> ComposeResult:
-        holders = {"tokens": "or token ids: 1,2,3", "adapter": "none"}
+        holders = {
+            "tokens": "or token ids: 1,2,3", "steps": "0", "chunk": "all", "cache": "f32",
+            "adapter": "none",
+        }  # fmt: skip
         for row in ROWS:
             with Horizontal(classes="field"):
                 for name in row:
@@ -124,6 +124,9 @@ def hint(name: str, cards: Cards) -> str:
         "tokens": "ids with commas, in place of the prompt",
         "stages": "all, or names with commas: attn_out,ffn_gate",
         "layers": "all, 3, 0..4 or 0,2,5",
+        "steps": "tokens to decode behind the prompt, the likeliest each",
+        "chunk": "the prompt in pieces of so many tokens",
+        "cache": f"what keys and values are kept in: {', '.join(KV_TYPES)}",
         "device": "auto (a GPU where there is one), cpu, cuda:1, mps",
         "dtype": "float32, bfloat16 or float16",
         "adapter": "a LoRA to lay on the weights: a peft folder, or a GGUF file",

@@ -1,0 +1,79 @@
+"""The calls of modules that a manifest lists, checked: it comes from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aprtui.formats.layout import StageKey, key_of, relative_path
+from aprtui.formats.tracedir import TraceDir
+
+__all__ = ["calls_of", "order_of_calls"]
+
+_DEPTH = 8
+
+
+def calls_of(trace: TraceDir) -> tuple[Mapping[str, Any], ...]:
+    """The calls in the order in which they were made; none where the trace lists none, or where
+    one is not what a call is."""
+    engine = trace.stated.get("engine")
+    settings = engine.get("settings") if isinstance(engine, dict) else None
+    calls = settings.get("modules") if isinstance(settings, dict) else None
+    if not isinstance(calls, list) or not all(map(_is_call, calls)):
+        return ()
+    return tuple(calls)
+
+
+def order_of_calls(trace: TraceDir) -> dict[StageKey, int]:
+    """The place of each stage in the order of computation: what a module is given comes before
+    what it makes."""
+    order: dict[StageKey, int] = {}
+    for call in calls_of(trace):
+        for said in (*call["args"], *call["kwargs"].values(), *call["out"]):
+            for key in _keys(said):
+                order.setdefault(key, len(order))
+    return order
+
+
+def _is_call(call: Any) -> bool:
+    return (
+        isinstance(call, dict)
+        and isinstance(call.get("name"), str)
+        and isinstance(call.get("class"), str)
+        and isinstance(call.get("args"), list)
+        and isinstance(call.get("kwargs"), dict)
+        and isinstance(call.get("out"), list)
+        and all(_is_given(each) for each in (*call["args"], *call["kwargs"].values()))
+        and all(_is_stage(each) and _is_index(each.get("index")) for each in call["out"])
+    )
+
+
+def _is_index(index: Any) -> bool:
+    return index is None or (type(index) is int and 0 <= index < 1 << 10)
+
+
+def _is_given(said: Any, depth: int = 0) -> bool:
+    if not isinstance(said, dict) or depth > _DEPTH:
+        return False
+    if "items" in said:
+        items = said["items"]
+        return isinstance(items, list) and all(_is_given(each, depth + 1) for each in items)
+    return "lost" in said or "value" in said or _is_stage(said)
+
+
+def _is_stage(said: Any) -> bool:
+    if not isinstance(said, dict):
+        return False
+    layer, stage, shape = said.get("layer"), said.get("stage"), said.get("shape")
+    if not isinstance(stage, str) or not (layer is None or type(layer) is int):
+        return False
+    if key_of(relative_path(StageKey(layer, stage))) != StageKey(layer, stage):
+        return False
+    whole = isinstance(shape, list) and all(type(each) is int and each >= 0 for each in shape)
+    return whole and isinstance(said.get("dtype"), str)
+
+
+def _keys(said: Mapping[str, Any]) -> list[StageKey]:
+    if "items" in said:
+        return [key for each in said["items"] for key in _keys(each)]
+    return [StageKey(said["layer"], said["stage"])] if "stage" in said else []

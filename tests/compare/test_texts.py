@@ -1,0 +1,118 @@
+"""Text before floats: what engines read otherwise, in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aprtui.cli.verify_text import read_texts
+from aprtui.compare.texts import compare_tokens
+from aprtui.engine.adapters import texts
+from aprtui.engine.adapters.texts import Read
+from aprtui.model.open import open_model
+
+WORDS = {0: "<s>", 1: "<|im_start|>", 2: "<", 3: "|im", 4: "_start|>", 5: "Hi", 6: " there"}
+
+
+def told(ours: tuple[int, ...], theirs: tuple[int, ...], bos: int | None = 0) -> tuple[str, str]:
+    found = compare_tokens(
+        "llamacpp", ours, theirs, bos=bos, special=lambda each: each < 2,
+        text_of=lambda each: WORDS.get(each, "?"),
+    )  # fmt: skip
+    return found.kind, found.sentence
+
+
+def test_the_same_ids_are_the_same() -> None:
+    assert told((0, 5, 6), (0, 5, 6)) == ("same", "the same 3 tokens")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "says"),
+    [
+        ((0, 5), (0, 0, 5), "llamacpp puts 2 BOS (token 0) before the prompt, we put one BOS"),
+        ((0, 5), (5,), "llamacpp puts no BOS (token 0) before the prompt, we put one BOS"),
+        ((5,), (0, 5), "llamacpp puts one BOS (token 0) before the prompt, we put no BOS"),
+    ],
+)
+def test_a_bos_that_is_missing_or_twice_is_named(
+    ours: tuple[int, ...], theirs: tuple[int, ...], says: str
+) -> None:
+    assert told(ours, theirs) == ("bos", says)
+
+
+def test_special_tokens_read_as_text_are_named_on_either_side() -> None:
+    kind, said = told((0, 1, 5), (0, 2, 3, 4, 5))
+    assert kind == "special"
+    assert said == "llamacpp reads '<|im_start|>' as text; we read it as the special token 1"
+    kind, said = told((0, 2, 3, 4, 5), (0, 1, 5))
+    assert said == (
+        "our tokenizer reads '<|im_start|>' as text; llamacpp reads it as the special token 1"
+    )
+
+
+def test_other_ids_are_told_with_their_texts() -> None:
+    kind, said = told((0, 5, 6), (0, 5, 2, 3))
+    assert (kind, said) == (
+        "ids", "llamacpp makes 4 tokens of it and we 3: token 2 is 2 '<', ours 6 ' there'",
+    )  # fmt: skip
+    assert told((5,), (5, 6), None)[1].endswith("token 1 is 6 ' there', ours none")
+
+
+def test_a_chat_that_begins_with_bos_is_warned_of(qwen2: Path, monkeypatch: Any) -> None:
+    model = open_model(qwen2)
+    ids = model.tokenizer.encode("hello")
+    chat = model.tokenizer.encode("<chat> hello")
+    read = Read(ids, 7, "<chat> hello", (7, *chat))
+    monkeypatch.setattr("aprtui.cli.verify_text.read_by", lambda *about: read)
+    found = read_texts(model, ["hf"], "hello")
+    assert [each.kind for each in found.found] == ["same"]
+    assert "hf puts one BOS (token 7)" in found.notes[0] and "--tokens" in found.notes[0]
+
+
+def test_a_tokenizer_that_does_not_load_is_a_note(qwen2: Path, monkeypatch: Any) -> None:
+    def refuse(model: Path, text: str) -> Read:
+        raise RuntimeError("no such thing\nat all")
+
+    monkeypatch.setattr(texts, "_transformers", refuse)
+    found = read_texts(open_model(qwen2), ["hf"], "hello")
+    assert not found.found
+    assert found.notes == (
+        "hf's tokenizer does not load: no such thing: its tokens were not compared",
+    )
+
+
+def test_transformers_reads_a_tokenizer_as_we_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tokenizer.json with a BOS of its own and a chat template that writes one more."""
+    pytest.importorskip("transformers", reason="transformers is a dev dependency")
+    import tokenizers
+    from tokenizers import models, pre_tokenizers, processors
+
+    from aprtui.cli.main import main
+    from tests.families import TINY, save_tiny
+
+    folder = tmp_path / "model"
+    save_tiny(TINY["llama"], folder)
+    vocabulary = {"<s>": 0, "<|user|>": 1, **{chr(97 + n): 2 + n for n in range(26)}, "?": 28}
+    made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    made.add_special_tokens(["<s>", "<|user|>"])
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({
+            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>",
+            "chat_template": "<s><|user|>{{ messages[0]['content'] }}",
+        })
+    )  # fmt: skip
+    code = main(["verify", str(folder), "--engines", "ours,hf", "--prompt", "abc<|user|>d"])
+    told = capsys.readouterr().out
+    assert told.splitlines()[0] == "text: hf reads the same 6 tokens"
+    assert "hf puts one BOS (token 0) before the prompt, we put 2 BOS" in told
+    assert code == 0
