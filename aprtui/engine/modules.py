@@ -90,7 +90,9 @@ class ModuleCapture:
         layer = self._key(name).layer
         if scores is not None and layer is not None and call["shown"] == call["name"]:
             axes = ("head", "query", "key")
-            self.target.put("attn_scores", scores[0], layer=layer, axes=axes)
+            hidden = scores[0] <= torch.finfo(scores.dtype).min / 2  # the mask was added
+            shown = scores[0].masked_fill(hidden, 0.0)
+            self.target.put("attn_scores", shown, layer=layer, axes=axes)
         self._ended(call, made)
 
     # -- hooks -----------------------------------------------------------------------------------

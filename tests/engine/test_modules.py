@@ -88,7 +88,9 @@ def test_what_is_captured_is_what_transformers_computes(tmp_path: Path) -> None:
     assert np.allclose(np.asarray(found[last]), out.logits[0].numpy(), atol=1e-6)
     weights = np.asarray(found["layer-1/attention.attention.1"])
     assert np.allclose(weights, out.attentions[1][0].numpy(), atol=1e-6)
-    assert found["layer-0/attn_scores"].axes == ("head", "query", "key")
+    scores = found["layer-0/attn_scores"]
+    assert scores.axes == ("head", "query", "key")
+    assert np.abs(np.asarray(scores)).max() < 1e3 and not np.triu(np.asarray(scores)[0], 1).any()
 
 
 def spoil(trace: TraceDir, key: StageKey) -> None:
@@ -179,3 +181,18 @@ def test_a_manifest_with_calls_that_are_none_is_not_followed(tmp_path: Path) -> 
         manifest["engine"]["settings"]["modules"] = [{**call, **wrong}]
         (found.root / "trace.json").write_text(json.dumps(manifest))
         assert calls_of(open_trace(found.root)) == ()
+
+
+async def test_the_app_browses_and_compares_modules_as_any_stages(tmp_path: Path) -> None:
+    from tests.tui.support import frame, opened, press, settle
+
+    found = captured("gpt2", tmp_path)
+    async with opened(found.root) as pilot:
+        assert "mlp.c_fc" in frame(pilot) and "complete" in frame(pilot)
+        for pane in "12345":
+            await press(pilot, pane, "j", "j")
+    shutil.copytree(found.root, tmp_path / "bad")
+    spoil(open_trace(tmp_path / "bad"), StageKey(1, "mlp.c_fc"))
+    async with opened(found.root, tmp_path / "bad") as pilot:
+        await settle(pilot)
+        assert "mlp.c_fc" in frame(pilot)
