@@ -91,7 +91,6 @@ def import_trace(
     were written, and of how many. Raises UsageError, BadFileError.
     """
     from aprtui.captures.assemble import assemble
-    from aprtui.captures.imported import ImportedTrace
     from aprtui.captures.maps import load_map
     from aprtui.captures.opening import open_dump
     from aprtui.captures.recognise import recognised
@@ -111,10 +110,19 @@ def import_trace(
         rows=found.rows, overwrite=overwrite,
     ) as capture:  # fmt: skip
         _put(found, capture, progress)
+    elapsed_s = time.monotonic() - start
+    return _imported(found, str(directory), str(source), len(opened.graph), elapsed_s)
+
+
+def _imported(
+    found: Assembly, directory: str, source: str, of: int, elapsed_s: float
+) -> ImportedTrace:
+    from aprtui.captures.imported import ImportedTrace
+
     return ImportedTrace(
-        directory=str(directory),
-        source=str(source),
-        map=convention.name,
+        directory=directory,
+        source=source,
+        map=found.convention.name,
         tokens=len(found.sequence.tokens),
         passes=found.passes,
         ranks=found.values.ranks,
@@ -122,12 +130,12 @@ def import_trace(
         sequences=found.sequences,
         dtype=found.dtype,
         stages=len(found.ways) - len(found.contradictions),
-        of=len(opened.graph),
+        of=of,
         checked=found.checked,
         contradictions=tuple(found.contradictions),
         findings=tuple(found.findings),
         notes=tuple(found.notes),
-        elapsed_s=round(time.monotonic() - start, 3),
+        elapsed_s=round(elapsed_s, 3),
     )
 
 
@@ -165,6 +173,7 @@ def trace(
     device: str = "auto",
     dtype: str = "float32",
     overrides: Mapping[str, str] | None = None,
+    adapter: AnyPath | None = None,
     overwrite: bool = False,
     steps: int = 0,
     chunk: int = 0,
@@ -174,11 +183,12 @@ def trace(
     """Run one traced forward pass in this process, write its stages, and open what was written.
 
     Either ``prompt`` or ``tokens``; without both, the default prompt. ``directory``: beside the
-    model, named after it. ``overrides`` are the ``--set`` values of a model that is not open yet.
-    ``steps``, ``chunk`` and ``kv`` run it in passes, with a cache, as `aprtui trace`'s options do.
-    A model without a family file is captured module by module by ``engine="hf"``.
-    ``on_event`` is told each event as it happens (``aprtui.engine.events``). Raises UsageError,
-    BadFileError, EngineError; the folder then holds whole files only and no manifest.
+    model, named after it. ``overrides`` are the ``--set`` values of a model that is not open yet,
+    ``adapter`` a LoRA to lay on its weights. ``steps``, ``chunk`` and ``kv`` run it in passes, with
+    a cache, as `aprtui trace`'s options do. A model without a family file is captured module by
+    module by ``engine="hf"``. ``on_event`` is told each event as it happens
+    (``aprtui.engine.events``). Raises UsageError, BadFileError, EngineError; the folder then holds
+    whole files only and no manifest.
     """
     from aprtui.engine.job import TraceJob
     from aprtui.engine.module_job import module_plan
@@ -188,6 +198,7 @@ def trace(
 
     job = TraceJob(
         model=str(model.path) if isinstance(model, Model) else os.fspath(model),
+        adapter="" if adapter is None else os.fspath(adapter),
         directory="" if directory is None else os.fspath(directory),
         prompt=prompt,
         tokens=_ids(tokens),
@@ -207,8 +218,11 @@ def trace(
     modules = module_plan(job)
     if modules is not None:
         return trace_modules(modules)
-    opened = _opened(model, overrides)
-    plan = make_plan(dataclasses.replace(job, overrides=opened.overrides), opened)
+    opened = _opened(model, overrides, adapter)
+    laid = "" if opened.file.adapter is None else str(opened.file.adapter.path)
+    plan = make_plan(
+        dataclasses.replace(job, overrides=opened.overrides, adapter=laid), opened
+    )  # fmt: skip
     run_trace(plan, on_event or (lambda event: None))
     return open_capture(plan.directory)
 
@@ -284,16 +298,20 @@ def diff_models(
     a: AnyPath,
     b: AnyPath,
     *,
+    adapter_a: AnyPath | None = None,
+    adapter_b: AnyPath | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> ModelComparison:
     """Compare two models' weights, whatever their formats and names, and what they are set to.
 
+    ``adapter_a`` and ``adapter_b`` are LoRA adapters to lay on the weights of either.
     ``progress`` is told the values done, of how many, and the weight's role. Raises BadFileError,
     UsageError, EngineError for a block type without a decoder.
     """
     from aprtui.compare.weights import diff_models as compare
 
-    return compare(Path(a), Path(b), progress)
+    laid = [None if side is None else Path(side) for side in (adapter_a, adapter_b)]
+    return compare(Path(a), Path(b), progress, adapters=(laid[0], laid[1]))
 
 
 def bisect(
@@ -307,27 +325,32 @@ def bisect(
     layers: Layers = "all",
     bars: Iterable[str] = (),
     overrides: Mapping[str, str] | None = None,
+    adapter: AnyPath | None = None,
     progress: Callable[[int, int, StageKey], None] | None = None,
 ) -> Bisection:
     """Replay every stage of ``b`` in float64 from its own inputs, and name what computes wrongly.
 
     ``a``, a reference, adds where the two first differ, and is replayed where b has no culprit.
-    ``model``: what b should have computed; else what a manifest names. ``tokens`` or ``prompt``
+    ``model``: what b should have computed; else what a manifest names, with ``adapter`` on its
+    weights, or the one that b's manifest names. ``tokens`` or ``prompt``
     where b does not say. A per-op folder alone is its gpu against its cpu. ``progress`` is told
     stages done, of how many, and which. Raises UsageError, BadFileError, EngineError.
     """
     from aprtui.compare.bars import parse_bar
     from aprtui.compare.bisect import Options
     from aprtui.compare.bisect import bisect as replay
-    from aprtui.compare.reference import find_model
+    from aprtui.compare.reference import find_model, named_adapter
     from aprtui.formats.modulecalls import calls_of
+    from aprtui.model.open import Model
 
     _refuse_both(prompt, tokens)
     suspect, reference = _suspect(b, a)
     named = find_model(reference, suspect)[0] if model is None else model
     if calls_of(suspect):
         return _bisect_modules(named, suspect, reference, (stages, layers, bars, progress))
-    opened = _opened(named, overrides)
+    if adapter is None and not isinstance(named, Model):
+        adapter = named_adapter(suspect, Path(named))
+    opened = _opened(named, overrides, adapter)
     ids = _given_ids(opened, prompt, tokens)
     options = Options(
         parse_stages(_words(stages)),
@@ -391,13 +414,20 @@ def _diff_files(
 # -- what callers may give -------------------------------------------------------------------------
 
 
-def _opened(model: AnyPath | Model, overrides: Mapping[str, str] | None = None) -> Model:
+def _opened(
+    model: AnyPath | Model,
+    overrides: Mapping[str, str] | None = None,
+    adapter: AnyPath | None = None,
+) -> Model:
     from aprtui.model.open import Model, open_model
 
     if not isinstance(model, Model):
-        return open_model(Path(model), overrides)
-    if overrides:
-        raise UsageError("overrides are said when a model is opened: this one is open already")
+        return open_model(
+            Path(model), overrides, adapter=None if adapter is None else Path(adapter)
+        )
+    if overrides or adapter is not None:
+        said = "overrides are" if overrides else "an adapter is"
+        raise UsageError(f"{said} said when a model is opened: this one is open already")
     return model
 
 

@@ -23,9 +23,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,8 +58,9 @@ _ENGINE_FIELDS = frozenset(
 class CaptureWriter:
     """A trace being written: every ``put`` becomes a whole file, the manifest comes at the end.
 
-    A CUDA tensor leaves its device through pinned memory, in order with what is queued there, and
-    is written by a thread: ``put`` waits for neither. What is queued later may overwrite it.
+    A CUDA tensor leaves its device through pinned memory, in order with what is queued there and
+    together with others, and is written by a thread: ``put`` waits for neither. What is queued
+    later may overwrite it.
 
     ``tokens`` are the ids that the pass was run on. ``model`` (a model file or folder, an opened
     ``Model`` or a ``Graph``) lets stages and shapes be checked and the trace be replayed;
@@ -104,6 +106,7 @@ class CaptureWriter:
         self._written: dict[StageKey, Written] = {}
         self._written_bytes = 0
         self._behind: Behind | None = None  # made when the first tensor leaves a device
+        self._leaving: Any = None  # and this
         self._landing = threading.Lock()
         self._absent: dict[str, str] = {}
         self._notes: list[str] = []
@@ -136,20 +139,24 @@ class CaptureWriter:
             raise UsageError("the capture is not open", hint="with CaptureWriter(...) as capture:")
         self._raise_failure()
         key = self._key(stage, layer, again=positions is not None)
+        on_device = getattr(value, "is_cuda", False) and not value.is_complex()
+        values = None if on_device else as_float32(value, str(key))
         if positions is not None:
-            self._keep(key, as_float32(value, str(key)), tuple(positions))
-        elif getattr(value, "is_cuda", False) and not value.is_complex():
-            self._leave(key, value, axes)
+            land = partial(self._keep, key, tuple(positions))
         else:
-            values = as_float32(value, str(key))
-            self._land(key, values, *self._shape(key, values.shape, axes))
+            given = tuple(value.shape) if values is None else values.shape
+            land = partial(self._land, key, *self._shape(key, given, axes))
+        if values is None:
+            self._leave(value, land)
+        else:
+            land(values)
         self._put.add(key)
 
     def feed(self, tokens: Sequence[int]) -> None:
         """Add the token ids that later passes were run on."""
         self._tokens += _checked_tokens(tokens, self._graph)
 
-    def _keep(self, key: StageKey, values: Float32, positions: tuple[int, ...]) -> None:
+    def _keep(self, key: StageKey, positions: tuple[int, ...], values: Float32) -> None:
         """Keep the rows of one pass until the stage is whole."""
         if "key" in (axes_of(key.stage) or ()):
             raise UsageError(f"{key} of one pass of several cannot be stacked: it has no rows")
@@ -162,30 +169,29 @@ class CaptureWriter:
         if node is not None and values.size != len(positions) * math.prod(node.shape(1)):
             expected = list(node.shape(len(positions), "all"))
             raise UsageError(f"{key} is {list(values.shape)} where {expected} was expected")
-        if self._spool is None:
-            self._spool = Spool(self.directory)
-        self._spool.put(key, positions, values, some=some)
+        with self._landing:
+            self._spool = self._spool or Spool(self.directory)
+            self._spool.put(key, positions, values, some=some)
 
-    def _leave(self, key: StageKey, value: Any, axes: Sequence[str] | None) -> None:
-        """Queue a CUDA tensor's way off the device, and its file."""
-        from aprtui.engine.staging import off_device, wait_for  # torch is there: it made the tensor
+    def _leave(self, value: Any, land: Callable[[Float32], None]) -> None:
+        """Queue a CUDA tensor's way off its device, and what is done with it then."""
+        from aprtui.engine.leaving import Leaving  # torch is there: it made the tensor
 
-        shape, names = self._shape(key, tuple(value.shape), axes)
-        values, copied = off_device(value.detach())
+        behind = self._behind = self._behind or Behind("capture-writer")
+        self._leaving = self._leaving or Leaving(behind)
 
-        def land() -> None:
-            wait_for(copied)
-            self._land(key, values.numpy(), shape, names)
+        def arrived(values: Any) -> None:
+            if behind.failure is None:
+                land(values.numpy())
 
-        self._behind = self._behind or Behind("capture-writer")
-        self._behind.do(values.numel(), land)
+        self._leaving.take(value.detach(), arrived)
 
     def _land(
         self,
         key: StageKey,
-        values: Float32,
         shape: tuple[int, ...],
         names: tuple[str, ...],
+        values: Float32,
         positions: str | tuple[int, ...] = "all",
     ) -> None:
         """Write one stage and say so."""
@@ -198,6 +204,14 @@ class CaptureWriter:
             self._written[key] = Written(key, shape, names, positions, size, stats)
             self._written_bytes += size
             self._announce(self._written[key])
+
+    def _let_leave(self) -> None:
+        """Wait until what left a device is written."""
+        if self._behind is not None:
+            try:
+                self._leaving.leave()
+            finally:
+                self._behind.end()
 
     def _raise_failure(self) -> None:
         """Raises what a file met that was written behind the caller's back."""
@@ -231,10 +245,7 @@ class CaptureWriter:
     ) -> None:
         with self._open:
             try:
-                if self._spool is not None:
-                    self._open.callback(self._spool.close)
-                if self._behind is not None:
-                    self._behind.end()
+                self._let_leave()
                 if error is None:
                     self._raise_failure()
                     self._finish()
@@ -242,6 +253,8 @@ class CaptureWriter:
                 error = failure
                 raise
             finally:
+                if self._spool is not None:
+                    self._spool.close()
                 if error is not None:
                     self._tell(self._end(error))
                 self._folder = None
@@ -268,7 +281,7 @@ class CaptureWriter:
                 values = values[0]
             shape, names = self._shape(key, values.shape, None, rows=len(positions))
             said = "all" if positions == rows.positions else positions
-            self._land(key, values, shape, names, said)
+            self._land(key, shape, names, values, said)
 
     def _finish(self) -> None:
         if self._spool is not None:

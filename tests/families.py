@@ -29,7 +29,19 @@ class Tiny:
     config: str
     settings: dict[str, Any] = field(default_factory=dict)
     fixtures: tuple[str, ...] = ()
+    lengths: tuple[str, ...] = ()  # what else than max_position_embeddings bounds a prompt
 
+
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4, "q_lora_rank": 20, "kv_lora_rank": 24, "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8, "v_head_dim": 16,
+}  # fmt: skip
+
+_DELTA: dict[str, Any] = {
+    "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 12,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}  # fmt: skip
 
 TINY: dict[str, Tiny] = {
     "qwen2": Tiny("Qwen2", {
@@ -162,15 +174,80 @@ TINY: dict[str, Tiny] = {
         "moe_intermediate_size": 32, "mlp_layer_types": ["dense", "sparse", "sparse"],
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     }, ("mellum",)),
+    "afmoe": Tiny("Afmoe", {
+        "head_dim": 16, "num_hidden_layers": 4, "sliding_window": 4, "num_experts": 6,
+        "num_experts_per_tok": 3, "moe_intermediate_size": 32, "num_shared_experts": 2,
+        "route_scale": 1.7, "mup_enabled": True, "global_attn_every_n_layers": 3,
+    }, ("afmoe",)),
+    "laguna": Tiny("Laguna", {
+        "head_dim": 16, "sliding_window": 4, "num_attention_heads_per_layer": [4, 2, 6],
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 40, "moe_routed_scaling_factor": 2.5,
+        "moe_router_logit_softcapping": 2.0, "attention_bias": True,
+    }, ("laguna",)),
+    "mimo": Tiny("MiMoV2Flash", {
+        "head_dim": 24, "v_head_dim": 16, "sliding_window": 4, "n_routed_experts": 6,
+        "num_experts_per_tok": 2, "n_group": 3, "topk_group": 2, "moe_intermediate_size": 32,
+        "routed_scaling_factor": 1.5, "attention_bias": True, "num_attention_heads": 8,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    }, ("mimo_v2_flash",)),
     "apertus": Tiny("Apertus", {"rope_parameters": {
         "rope_type": "llama3", "rope_theta": 12000000.0, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
     }}, ("apertus",)),
+    "gpt2": Tiny("GPT2", {"scale_attn_by_inverse_layer_idx": True}, ("gpt2",)),
+    "gpt_bigcode": Tiny("GPTBigCode", {}, ("gpt_bigcode",)),
+    "gpt_neox": Tiny("GPTNeoX", {"hidden_size": 64}, ("gpt_neox",)),
+    "gptj": Tiny("GPTJ", {"rotary_dim": 8}),
+    "phi": Tiny("Phi", {"hidden_size": 64, "qk_layernorm": True}, ("phi",)),
+    "starcoder2": Tiny("Starcoder2", {"sliding_window": 4}),
+    "stablelm": Tiny("StableLm", {"hidden_size": 64, "use_qkv_bias": True}, ("stablelm",)),
+    "falcon": Tiny("Falcon", {
+        "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True,
+    }, ("falcon",)),
+    "opt": Tiny("OPT", {"ffn_dim": 80, "word_embed_proj_dim": 48}),
+    "bloom": Tiny("Bloom", {"num_attention_heads": 6}, ("bloom",)),
+    "mpt": Tiny("Mpt", {"attn_config": {
+        "clip_qkv": 0.8, "softmax_scale": 0.3,
+    }}, ("mpt",), ("max_seq_len",)),
+    "cohere": Tiny("Cohere", {"use_qk_norm": True, "logit_scale": 0.5}, ("cohere",)),
+    "olmo": Tiny("Olmo", {"clip_qkv": 0.8}, ("olmo",)),
+    "persimmon": Tiny("Persimmon", {"hidden_size": 64}),
+    "exaone": Tiny("Exaone", {"head_dim": 16}),
+    "deepseek_v2": Tiny("DeepseekV2", {
+        **_LATENT, "n_routed_experts": 6, "n_shared_experts": 2, "num_experts_per_tok": 2,
+        "n_group": 3, "topk_group": 2, "topk_method": "group_limited_greedy",
+        "moe_intermediate_size": 32, "first_k_dense_replace": 1, "attention_bias": True,
+        "routed_scaling_factor": 1.5, "q_lora_rank": None,
+    }, ("deepseek_v2", "deepseek_v2_groups")),
+    "deepseek_v3": Tiny("DeepseekV3", {
+        **_LATENT, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 3, "topk_group": 2,
+        "moe_intermediate_size": 32, "first_k_dense_replace": 1, "num_mtp_layers": 0,
+        "attention_bias": True, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 1.0,
+            "mscale_all_dim": 0.5, "original_max_position_embeddings": 32,
+        },
+    }, ("deepseek_v3", "deepseek_v3_nofunc")),
+    "glm4_moe_lite": Tiny("Glm4MoeLite", {
+        **_LATENT, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    }, ("glm4_moe_lite",)),
+    "qwen3_next": Tiny("Qwen3Next", {
+        **_DELTA, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 40, "mlp_only_layers": [1],
+    }, ("qwen3_next",)),
+    "qwen3_5": Tiny("Qwen3_5Text", {**_DELTA}, ("qwen3_5_text",)),
+    "qwen3_5_moe": Tiny("Qwen3_5MoeText", {
+        **_DELTA, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 40,
+    }, ("qwen3_5_moe_text",)),
+    "minicpm3": Tiny("MiniCPM3", {**_LATENT, "dim_model_base": 24}, ("minicpm3",)),
 }  # fmt: skip
 
 
 def save_tiny(tiny: Tiny, folder: Path) -> Any:
-    """A model with seeded random weights, saved as safetensors; norms and biases away from 1 and 0.
+    """A model with seeded random weights, saved as safetensors; norms, biases and what begins as
+    zeros away from 1 and 0.
 
     Returns it.
     """
@@ -181,7 +258,8 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
     model = model.to(torch.float32).eval()
     with torch.no_grad():
         for key, value in (*model.named_parameters(), *model.named_buffers()):
-            if "norm" in key or key.endswith("bias"):
+            noisy = "norm" in key or key.endswith("bias") or not value.any()
+            if value.is_floating_point() and noisy:
                 value.add_(torch.randn_like(value) * 0.2)
     model.save_pretrained(folder)
     return model

@@ -26,5 +26,6 @@ def graph_of(family: str, config: dict[str, Any]) -> Graph:
     path = Path("model")
     file = ModelFile(path, "safetensors", "", config, {}, (), 0, "")
     found = load_family(family)
-    settings = Settings(file, family, stated_keys(file, config), found.defaults, lambda role: None)
+    stated = stated_keys(file, config, found.aliases)
+    settings = Settings(file, family, stated, found.defaults, lambda role: None)
     return found.build(settings)

@@ -23,13 +23,13 @@ __all__ = ["CONVENTIONS", "DumpMap", "Reading", "StageRule", "load_map"]
 _FOLDER = Path(__file__).resolve().parent / "maps"
 CONVENTIONS = (
     "transformers-hooks", "transformers-debugger", "vllm", "sglang", "msprobe", "mlx",
-    "onnxruntime", "openvino",
+    "onnxruntime", "openvino", "torchlens", "transformerlens", "sglang-dumper", "tensorrt-llm",
 )  # fmt: skip
 _BASES = ("transformers-modules", "fused-modules")
 _MAX_BYTES = 1 << 20
 _MAP_KEYS = frozenset({
     "title", "base", "engine", "recognise", "unless", "tokens", "positions", "lengths", "mask",
-    "shared", "off_by_one", "runtime", "spelling", "stage",
+    "shared", "off_by_one", "own_names", "runtime", "spelling", "stage",
 })  # fmt: skip
 _READING_KEYS = frozenset({"take", "names", "split", "heads", "layer", "where"})
 _SPELLINGS = frozenset({"output", "input", "element"})
@@ -121,6 +121,7 @@ def _read(path: Path, name: str) -> DumpMap:
         rules[rule.names] = (
             replace(rule, readings=known.readings + rule.readings) if known else rule
         )
+    _add_own_names(rules, both.words("own_names"))
     if not rules or not both.words("recognise"):
         raise BadFileError(path, "a map needs recognise and at least one [[stage]]")
     return DumpMap(
@@ -138,6 +139,23 @@ def _read(path: Path, name: str) -> DumpMap:
         runtime=both.table("runtime"),
         rules=tuple(rules.values()),
     )
+
+
+def _add_own_names(rules: dict[tuple[str, ...], StageRule], patterns: Sequence[str]) -> None:
+    """Readings of every stage by its own name: ``{S}`` stands for it, ``{L}`` for its layer."""
+    by_stage = {name: names for names in rules for name in names}
+    for stage in STAGES if patterns else ():
+        fitting = tuple(
+            pattern.replace("{S}", stage.name)
+            for pattern in patterns
+            if stage.scope == "first" or ("{L}" in pattern) == (stage.scope == "layer")
+        )
+        if not fitting:
+            continue
+        names = by_stage.get(stage.name, (stage.name,))
+        known = rules.get(names)
+        own = Reading((fitting,))
+        rules[names] = StageRule(names, (*(known.readings if known else ()), own))
 
 
 def _parsed(path: Path) -> dict[str, Any]:

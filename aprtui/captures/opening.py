@@ -6,13 +6,15 @@ Names of tensors come from the files' names or from inside them; no path is ever
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from aprtui.captures.dump import MAX_TENSORS, Dump, Member, Pass, Rank, file_member
+from aprtui.captures.dumper_files import are_dumpers, dumped_ranks
 from aprtui.captures.numpy_files import read_npy, read_npz
 from aprtui.captures.ranks import in_order, places_of
 from aprtui.captures.torch_zip import read_torch
+from aprtui.captures.torchlens import blobs_of, is_bundle
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.files import first_bytes
 from aprtui.formats.locate import holds_model
@@ -68,8 +70,12 @@ def _is_dump_folder(folder: Path, depth: int = 0) -> bool:
 
     A checkpoint does not: its files are named as no tool names a dump's.
     """
+    if is_bundle(folder):
+        return True
     entries = [entry for entry in folder.iterdir() if entry.suffix not in _BESIDE]
-    if entries and all(entry.is_dir() and _RANK.match(entry.name) for entry in entries):
+    if entries and all(
+        entry.is_dir() and (_RANK.match(entry.name) or is_bundle(entry)) for entry in entries
+    ):
         below = depth + 1
         return below <= _MAX_DEPTH and any(_is_dump_folder(entry, below) for entry in entries)
     if not entries or not all(entry.suffix in _SUFFIXES for entry in entries):
@@ -99,12 +105,25 @@ def open_dump(path: Path, ranks: Sequence[str] = ()) -> Dump:
     folders: dict[Path, list[Path]] = {}
     for file in files:
         folders.setdefault(file.parent, []).append(file)
+    bundle = (
+        path if is_bundle(path) else next(filter(is_bundle, {*folders, *_above(folders)}), None)
+    )
+    if bundle is not None:
+        tensors = {name: _read(file, name)[0][name] for name, file in blobs_of(bundle).items()}
+        return Dump(path, "a bundle of torchlens", (Rank(bundle.name, (tensors,), (bundle.name,)),))
+    if len(folders) == 1 and are_dumpers(files):
+        found = dumped_ranks(path, files, lambda file: _read(file, file.stem)[0])
+        return Dump(path, "SGLang's dumper's files", found)
     places = places_of(path, list(folders), ranks)
     kinds = sorted({file.suffix for folder in places for file in folders[folder]})
     if len(kinds) > 1:
         raise BadFileError(path, f"mixes {' and '.join(kinds)} files: name one of them")
     read = [(place, _rank(folder, folders[folder])) for folder, place in places.items()]
     return Dump(path, f"a folder of {_CONTAINERS[kinds[0]]}", in_order(read))
+
+
+def _above(folders: Iterable[Path]) -> set[Path]:
+    return {folder.parent for folder in folders}
 
 
 def _rank(folder: Path, files: list[Path]) -> Rank:

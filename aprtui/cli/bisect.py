@@ -8,31 +8,30 @@ that reproduces it where one is known. A, a reference capture, adds where the tw
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from aprtui import api
 from aprtui.cli.options import (
+    add_adapter,
     add_choice,
     add_overrides,
     add_replay_prompt,
     parse_overrides,
     parse_tokens,
 )
-from aprtui.cli.output import print_json, print_notes
-from aprtui.compare.bisection import OTHER_MODEL, Bisection, Culprit, Unmeasured
+from aprtui.cli.output import print_event, print_json, print_notes
+from aprtui.compare.bisection import OTHER_MODEL, Bisection, Culprit, Unmeasured, Within
+from aprtui.compare.causes import Cause
 from aprtui.compare.opening import both_captures, read_capture
 from aprtui.compare.reference import find_model
 from aprtui.crash import told_of
 from aprtui.errors import UsageError
 from aprtui.formats.perop import is_per_op_side
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.text import clean, count, number, ranges
+from aprtui.text import clean, count, number
 
 __all__ = ["configure", "run"]
 
@@ -51,7 +50,8 @@ exit codes: 0 no culprit and everything measured, 1 otherwise, 2 usage, 3 a bad 
 failed"""
 
 _LINES = 12  # of one kind, before the rest is counted
-_SUMMED = 3  # kinds of mistakes that the summary names
+_SUMMED = 3  # causes that the summary names
+_TENSORS = 4  # of a cause that are listed
 
 Tell = Callable[[int, int, StageKey], None]
 
@@ -65,6 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the model that B should have computed (default: the one that the trace names)",
     )
     add_replay_prompt(parser)
+    add_adapter(parser)
     add_overrides(parser)
     parser.add_argument(
         "--bar", dest="bars", action="append", default=[], metavar="[STAGES:]METRIC=LIMIT",
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         return _run(args)
     except Exception as error:
         told = told_of(error, "bisect")
-        _line("error", message=told.message, hint=told.hint, exit_code=told.exit_code)
+        print_event("error", message=told.message, hint=told.hint, exit_code=told.exit_code)
         return told.exit_code
 
 
@@ -102,10 +103,11 @@ def _run(args: argparse.Namespace) -> int:
             layers=args.layers,
             bars=args.bars,
             overrides=parse_overrides(args.overrides),
+            adapter=args.adapter,
             progress=tell,
         )
     if args.events:
-        _line("result", **found.to_json())
+        print_event("result", **found.to_json())
     elif args.json:
         print_json(found.to_json())
     else:
@@ -137,7 +139,7 @@ def _model(given: str | None, a: TraceDir | None, b: TraceDir) -> tuple[Path, st
 def _progress(args: argparse.Namespace) -> Iterator[Tell | None]:
     """How progress is told: JSON lines, a bar on a terminal, or not at all."""
     if args.events:
-        yield lambda done, total, key: _line(
+        yield lambda done, total, key: print_event(
             "progress", done=done, total=total, layer=key.layer, stage=key.stage
         )
     elif args.json or not sys.stderr.isatty():
@@ -155,12 +157,6 @@ def _progress(args: argparse.Namespace) -> Iterator[Tell | None]:
             )
 
 
-def _line(event: str, **fields: Any) -> None:
-    line = json.dumps({"event": event, **fields}, ensure_ascii=True, allow_nan=False)
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
 # -- for people ------------------------------------------------------------------------------------
 
 
@@ -171,15 +167,22 @@ def _show(found: Bisection, whose: str) -> None:
     for name, path in (("A", found.a), ("B", found.b), ("model", found.model)):
         if path is not None:
             print(f"{name:<5}  {clean(path, 500)}{whose if name == 'model' else ''}")
-    _show_culprits(found.culprits, "culprits")
+    _show_culprits(found.causes, "culprits")
     if found.swapped:
         assert found.reference is not None
-        _show_culprits(found.reference.culprits, "culprits of A")
+        _show_culprits(found.reference.causes, "culprits of A")
     if found.explained:
         print("\ninnocent" + (" in B" if found.swapped else ""))
         for by, stages in found.explanations.most_common():
             left = max(e.residual_rel_l2 for e in found.explained if e.by == by)
             print(f"  {count(stages, 'stage')} explained: {clean(by, 300)} (to {number(left, 2)})")
+        if found.floor is not None:
+            off = number(found.floor.hidden_weight or 0.0, 2)
+            where = clean(str(found.floor.key))
+            print(f"  one weight off by more than {off} of a typical one of its matrix would be "
+                  f"seen (least in {where})")  # fmt: skip
+    if found.within:
+        _show_within(found)
     if found.unmeasured:
         print("\nunmeasured: nothing is known of these")
         _show_unmeasured(found.unmeasured)
@@ -187,6 +190,20 @@ def _show(found: Bisection, whose: str) -> None:
         pair = found.first_divergence
         print(f"\nA and B first differ at {clean(str(pair.key))}: {clean(pair.message, 300)}")
     print_notes(found.notes)
+
+
+def _show_within(found: Bisection) -> None:
+    """Fused stages of 16 bits, with the one that has most of its bar."""
+    print(
+        "\nwithin rounding: fused steps of 16 bits; what is left is noise of the size of roundings"
+    )
+    by_stage: dict[str, list[Within]] = {}
+    for item in found.within:
+        by_stage.setdefault(item.key.stage, []).append(item)
+    for stage, items in by_stage.items():
+        most = max(items, key=lambda each: each.units / each.bar_units)
+        where = f" at most, in {clean(str(most.key))}" if len(items) > 1 else ""
+        print(f"  {count(len(items), 'stage')} {clean(stage)}: {most.text}{where}")
 
 
 def _verdict(found: Bisection) -> Iterator[str]:
@@ -218,41 +235,54 @@ def _summary(found: Bisection) -> Iterator[str]:
     yield from (f"{note}." for note in found.notes if note[2:].startswith(OTHER_MODEL))
     if found.other_model:
         yield "Nearly every stage that uses weights is wrong: is this the model that was run?"
+    causes = found.causes
+    if len(causes) == 1:
+        yield f"{clean(found.headline)}: {_cause(causes[0], where=len(found.culprits) > 1)}."
+        return
     yield f"{clean(found.headline)}."
-    texts = Counter((culprit.key.stage, culprit.text) for culprit in found.culprits)
-    for (stage, text), times in texts.most_common(_SUMMED):
-        layers = f" ({times} layers)" if times > 1 else ""
-        yield f"  {clean(stage)}{layers}: {clean(text, 300)}"
-    if len(texts) > _SUMMED:
-        yield f"  and {count(len(texts) - _SUMMED, 'more kind')}"
+    for cause in causes[:_SUMMED]:
+        yield f"  {_cause(cause, where=True)}"
+    if len(causes) > _SUMMED:
+        yield f"  and {count(len(causes) - _SUMMED, 'more cause')}"
 
 
-def _show_culprits(culprits: Sequence[Culprit], title: str) -> None:
-    """Each kind once: the same mistake of the same stage in many layers is one entry."""
-    alike: dict[tuple[str, tuple[str, ...], str], list[Culprit]] = {}
-    for culprit in culprits:
-        alike.setdefault((culprit.key.stage, culprit.parts, culprit.text), []).append(culprit)
-    if alike:
+def _cause(cause: Cause, *, where: bool) -> str:
+    """What is wrong, where, and how sure that is."""
+    said = clean(cause.text, 300)
+    if where and not cause.pattern:
+        said = f"{clean(cause.where, 300)}: {said}"
+    pattern = f"; {clean(cause.pattern, 200)}" if cause.pattern else ""
+    proof = f" ({cause.proof})" if cause.proof else ""
+    return f"{said}{pattern}{proof}"
+
+
+def _show_culprits(causes: Sequence[Cause], title: str) -> None:
+    """Each cause once, in the order of its first culprit."""
+    if causes:
         print(f"\n{title}, in order of computation")
-    for group in alike.values():
-        _show_alike(group)
+    for cause in causes:
+        _show_cause(cause)
 
 
-def _show_alike(group: Sequence[Culprit]) -> None:
-    """One culprit, or several that differ by nothing but layer and size of the error."""
+def _show_cause(cause: Cause) -> None:
+    """One culprit, or several that differ by nothing but place and size of the error."""
+    group = cause.culprits
     culprit = max(group, key=lambda each: each.local_rel_l2 or 0.0)
-    names = clean(str(group[0].key))
-    if len(group) > 1:
-        layers = [each.key.layer for each in group if each.key.layer is not None]
-        names = f"{clean(culprit.key.stage)} of layers {ranges(layers)}"
+    names = clean(cause.where if len(group) > 1 else str(culprit.key), 500)
     parts = f" [{', '.join(culprit.parts)}]" if culprit.parts else ""
     span = f" (with {', '.join(culprit.span)}, not captured)" if culprit.span else ""
     print(f"  {names}{parts}{clean(span)}{_error(culprit, 'largest ' * (len(group) > 1))}")
-    mistake = culprit.mistake
-    if mistake is not None:
-        left = f" (leaves {number(mistake.residual_rel_l2, 2)})" if mistake.id != "size" else ""
-        print(f"      {mistake.id}: {clean(mistake.text, 300)}{left}")
-    if mistake is None or mistake.id != "size":
+    reads = list(dict.fromkeys((each.tensor, each.type) for one in group for each in one.reads))
+    if reads:
+        listed = ", ".join(f"{tensor} ({kind})" for tensor, kind in reads[:_TENSORS])
+        more = f" and {len(reads) - _TENSORS} more" if len(reads) > _TENSORS else ""
+        print(f"      weights: {clean(listed, 400)}{more}")
+    if cause.pattern:
+        print(f"      pattern: {clean(cause.pattern, 300)}")
+    if cause.id:
+        left = f" ({cause.proof})" if cause.proof else ""
+        print(f"      {clean(cause.id)}: {clean(cause.text, 300)}{left}")
+    if not cause.id or not (cause.id == "size" or culprit.looks_like.startswith("spread")):
         print(f"      looks like: {clean(culprit.looks_like, 300)}")
 
 
@@ -262,6 +292,8 @@ def _error(culprit: Culprit, largest: str) -> str:
     where = f" in {clean(str(culprit.key))}" if largest else ""
     place = ", ".join(f"{axis} {i}" for axis, i in culprit.worst.items())
     error = f"  {largest}local error {number(culprit.local_rel_l2, 3)}{where}, worst at {place}"
+    if culprit.where:
+        error += f", wrong in {culprit.where}"
     if culprit.inherited_rel_l2 is not None:
         error += f"; inherited {number(culprit.inherited_rel_l2, 2)}"
     return error

@@ -58,6 +58,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--allow-unmeasured", action="store_true", help="exit 0 though stages are missing"
     )
     parser.add_argument("--model", type=Path, help="the model: tells shapes of foreign folders")
+    for side in ("a", "b"):
+        parser.add_argument(
+            *(["--adapter"] if side == "a" else []), f"--adapter-{side}", type=Path,
+            metavar="PATH", dest=f"adapter_{side}",
+            help=f"of two models: a LoRA adapter to lay on {side.upper()}'s weights",
+        )  # fmt: skip
     parser.add_argument(
         "--top", type=_top, default=10, metavar="N", help="largest differences kept"
     )
@@ -84,6 +90,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("diff compares two", hint="--paths compares several of one engine")
     if args.a is not None and args.b is not None and all(map(is_model_path, (args.a, args.b))):
         return _models(args)
+    if args.adapter_a is not None or args.adapter_b is not None:
+        raise UsageError(
+            "--adapter is for two models: a capture says itself what it was made with",
+            hint="aprtui diff MODEL MERGED --adapter PATH",
+        )
     if args.save is not None:
         check_new_file(args.save, overwrite=args.overwrite)
     if args.judge is not None:
@@ -137,6 +148,7 @@ def _models(args: argparse.Namespace) -> int:
         as_json=args.json,
         as_markdown=args.markdown,
         allow_unmeasured=args.allow_unmeasured,
+        adapters=(args.adapter_a, args.adapter_b),
     )
 
 

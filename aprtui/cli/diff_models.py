@@ -30,6 +30,7 @@ def run_models(
     as_json: bool = False,
     as_markdown: bool = False,
     allow_unmeasured: bool = False,
+    adapters: tuple[Path | None, Path | None] = (None, None),
 ) -> int:
     """Compare, print, and tell by the exit code: 0 the same but for rounding, 1 not."""
     with StatusLine() as tell:
@@ -37,7 +38,7 @@ def run_models(
         def progress(done: int, total: int, role: str) -> None:
             tell(f"{100 * done // max(total, 1)} % of {count(total)} weights, {role}")
 
-        comparison = diff_models(a, b, progress)
+        comparison = diff_models(a, b, progress, adapters)
     if as_json:
         print_json(comparison.to_json(allow_unmeasured=allow_unmeasured))
     else:
@@ -55,6 +56,7 @@ def _text(comparison: ModelComparison, table: _Table) -> str:
     sides = (("A", comparison.a), ("B", comparison.b))
     head = "\n".join(f"{bullet}{_side(name, side)}" for name, side in sides)
     parts = [head, f"{comparison.verdict.upper()}: {verdict}", f"tensors: {found}"]
+    parts += [f"{bullet}{clean(pattern, 300)}" for pattern in comparison.patterns]
     wrong = [result for result in comparison.tensors if result.kind not in SOUND]
     if wrong:
         parts.append("Tensors, the worst first:" + blank + _tensors(wrong, table))

@@ -123,7 +123,7 @@ def _columns(result: PairResult) -> list[str]:
     if metrics is None:
         return [str(result.key), result.kind, "", "", "", "", "", clean(result.message, 120)]
     at = ",".join(map(str, metrics.max_abs_at)) or str(metrics.max_abs_index)
-    row = "" if metrics.worst_row is None else f" @{metrics.worst_row}"
+    row = "" if metrics.worst_row is None else f" @{result.worst_place}"
     return [
         str(result.key),
         result.kind,
@@ -184,7 +184,7 @@ def plain_pair(comparison: Comparison) -> str:
     if metrics is None:
         return "\n".join(lines)
     place = _place(result.axes, metrics.max_abs_at)
-    row = "" if metrics.worst_row is None else f" at position {metrics.worst_row}"
+    row = "" if metrics.worst_row is None else f" at position {result.worst_place}"
     lines += [
         f"  values     {count(metrics.count)}"
         + (f" {list(result.shape)}" if result.shape is not None else ""),

@@ -1,9 +1,10 @@
 """Write another tool's dump as a trace folder, which every command here opens.
 
 SOURCE is an .npz, .npy, .safetensors or torch.save file, or the folder that the tool wrote: of
-transformers' debugger, hooks on transformers', vLLM's or mlx-lm's modules, SGLang, msprobe, ONNX
-Runtime or OpenVINO. Its names tell which; docs/captures.md says what is read of each, and how to
-write a map of your own. A pickle is never run.
+transformers' debugger, hooks on transformers', vLLM's or mlx-lm's modules, SGLang, TensorRT-LLM,
+msprobe, ONNX Runtime, OpenVINO, TransformerLens or torchlens. Its names tell which;
+docs/captures.md says what is read of each, and how to write a map of your own. A pickle is never
+run.
 
 A stage that can be had in two ways must be the same to the bit, else it is left out and the exit
 code is 1. Passes (prefill, chunks, decode steps) are stacked by position; of a batch --sequence
@@ -18,7 +19,8 @@ import argparse
 from pathlib import Path
 
 from aprtui.cli.options import add_overrides, parse_overrides, parse_tokens
-from aprtui.cli.output import print_json, print_notes
+from aprtui.cli.output import print_event, print_json, print_notes
+from aprtui.crash import told_of
 from aprtui.text import clean
 
 __all__ = ["configure", "run"]
@@ -56,9 +58,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_overrides(parser)
     parser.add_argument("--json", action="store_true", help="the summary as JSON")
+    parser.add_argument(
+        "--events", action="store_true", help="progress, then the summary, as JSON lines on stdout"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if not args.events:
+        return _run(args)
+    try:
+        return _run(args)
+    except Exception as error:
+        told = told_of(error, "import-trace")
+        print_event("error", message=told.message, hint=told.hint, exit_code=told.exit_code)
+        return told.exit_code
+
+
+def _progress(done: int, total: int) -> None:
+    print_event("progress", done=done, total=total)
+
+
+def _run(args: argparse.Namespace) -> int:
     from aprtui import api
 
     done = api.import_trace(
@@ -72,8 +92,11 @@ def run(args: argparse.Namespace) -> int:
         ranks=tuple(args.ranks.split(",")) if args.ranks else (),
         overwrite=args.overwrite,
         overrides=parse_overrides(args.overrides),
+        progress=_progress if args.events else None,
     )
-    if args.json:
+    if args.events:
+        print_event("result", **done.to_json())
+    elif args.json:
         print_json(done.to_json())
     else:
         print(f"wrote {clean(done.directory)}: {done}")

@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from aprtui.cli.inspect_graph import print_graph
+from aprtui.cli.options import add_adapter
 from aprtui.cli.output import print_json, print_notes, print_table
+from aprtui.cli.status_line import StatusLine
 from aprtui.compare.infer import open_any, with_shapes
 from aprtui.errors import AprtuiError, BadFileError, UsageError
+from aprtui.formats.adapters import adapted, read_adapter
 from aprtui.formats.aprt import MAGIC, read_header, read_values
 from aprtui.formats.files import first_bytes
+from aprtui.formats.health import Health
 from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.formats.perop import PerOpDir
 from aprtui.formats.quantised import assembled
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph.words import sizes
+from aprtui.model.health import model_health
 from aprtui.model.open import Model, is_model_path, list_model_file, open_model
 from aprtui.text import clean, count, number, ranges, size
 
 __all__ = ["configure", "run"]
+
+_FOUND = 20  # findings that are listed
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="a model file or folder, a trace directory, or a stage file")
     parser.add_argument("--json", action="store_true", help="everything as JSON")
     parser.add_argument("--model", help="the model that a foreign trace is of: tells its shapes")
+    add_adapter(parser)
     parser.add_argument(
-        "--verify", action="store_true", help="read the whole file and compare its checksum"
+        "--verify",
+        action="store_true",
+        help="read the whole file: its checksum, NaN in weights and scales, holes of zeros; exit 1 "
+        "for what no sound file has",
     )
     parser.add_argument(
         "--graph", action="store_true",
@@ -43,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         raise BadFileError(path, "does not exist")
     is_trace = path.is_dir() and not is_model_path(path)
     is_stage = path.is_file() and _is_stage_file(path)
+    if args.adapter and (is_trace or is_stage):
+        raise UsageError("--adapter is laid on a model's weights, and this is no model")
     if args.graph and (is_trace or is_stage):
         raise UsageError(
             f"{clean(str(path))}: {'a trace' if is_trace else 'a stage file'}, and a graph is a "
@@ -171,20 +185,33 @@ _ENGINE_KEYS = ("name", "version", "device", "dtype")
 def _model(path: Path, args: argparse.Namespace) -> int:
     file = list_model_file(path, verify=args.verify)
     if args.graph:
-        print_graph(open_model(path), as_json=args.json)
+        print_graph(open_model(path, adapter=args.adapter), as_json=args.json)
         return 0
     model: Model | None = None
     why_not = ""
     try:
         file = assembled(file)
-        model = open_model(path)
+        if args.adapter:
+            file = adapted(file, read_adapter(Path(args.adapter)))
+        model = open_model(path, adapter=args.adapter)
     except AprtuiError as error:
         why_not = str(error)
+    health = _health(list_model_file(path), model, why_not) if args.verify else None
     if args.json:
-        print_json(_model_json(file, model, why_not))
+        print_json(_model_json(file, model, why_not, health))
     else:
-        _print_model(file, model, why_not, verified=args.verify)
-    return 0
+        _print_model(file, model, why_not, health)
+    return 1 if health is not None and not health.sound else 0
+
+
+def _health(file: ModelFile, model: Model | None, why_not: str) -> Health:
+    """Every block of the file looked at, with a line of progress."""
+    with StatusLine() as tell:
+
+        def progress(done: int, total: int, name: str) -> None:
+            tell(f"{done / max(total, 1):.0%} of {size(total)} looked at: {name}")
+
+        return model_health(file, model, why_not, progress)
 
 
 def _roles(model: Model | None) -> dict[str, str]:
@@ -194,7 +221,9 @@ def _roles(model: Model | None) -> dict[str, str]:
     return {matrix.entry.name: str(role) for role, matrix in reversed(list(model.weights.items()))}
 
 
-def _model_json(file: ModelFile, model: Model | None, why_not: str) -> dict[str, Any]:
+def _model_json(
+    file: ModelFile, model: Model | None, why_not: str, health: Health | None
+) -> dict[str, Any]:
     roles = _roles(model)
     return {
         "kind": "model",
@@ -208,6 +237,7 @@ def _model_json(file: ModelFile, model: Model | None, why_not: str) -> dict[str,
         "why_not": why_not or None,
         "architecture": model.architecture if model else None,
         "config": model.settings if model else None,
+        "adapter": file.adapter.to_json() if file.adapter else None,
         "quantisation": file.quantisation.to_json() if file.quantisation else None,
         "header": [
             {
@@ -232,6 +262,16 @@ def _model_json(file: ModelFile, model: Model | None, why_not: str) -> dict[str,
             for entry in file.tensors.values()
         ],
         "notes": list(model.notes if model else file.notes),
+        "health": None if health is None else _health_json(health),
+    }
+
+
+def _health_json(health: Health) -> dict[str, Any]:
+    return {
+        "sound": health.sound,
+        "tensors": health.tensors,
+        "bytes": health.bytes,
+        "findings": [dataclasses.asdict(finding) for finding in health.findings],
     }
 
 
@@ -268,7 +308,7 @@ def _scalar(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _print_model(file: ModelFile, model: Model | None, why_not: str, *, verified: bool) -> None:
+def _print_model(file: ModelFile, model: Model | None, why_not: str, health: Health | None) -> None:
     parts = f", {len(file.files)} files" if len(file.files) > 1 else ""
     print(
         f"{clean(str(file.path))}: {f'{file.format} {file.version}'.strip()}, "
@@ -283,8 +323,9 @@ def _print_model(file: ModelFile, model: Model | None, why_not: str, *, verified
         runtime = f"; its own runtime rounds activations: {said.activations}"
         print(f"  quantised: {clean(said.method, 60)} ({said.source})"
               f"{runtime if said.activations else ''}")  # fmt: skip
-    if verified:
+    if health is not None:
         print(f"  {_verified(file)}")
+        _print_health(health)
     for field in file.header:
         print(f"  {field.offset:>6}  {field.raw.hex(' '):<24}  {field.name}: {clean(field.value)}")
     roles = _roles(model)
@@ -304,6 +345,18 @@ def _print_model(file: ModelFile, model: Model | None, why_not: str, *, verified
         right="--rr",
     )
     print_notes(model.notes if model else file.notes)
+
+
+def _print_health(health: Health) -> None:
+    looked = f"every block of {count(health.tensors, 'tensor')} looked at ({size(health.bytes)})"
+    wrong = [finding for finding in health.findings if finding.wrong]
+    print(
+        f"  {looked}: " + (f"{count(len(wrong), 'thing')} no sound file has" if wrong else "sound")
+    )
+    for finding in sorted(health.findings, key=lambda each: not each.wrong)[:_FOUND]:
+        print(f"  {'wrong' if finding.wrong else 'note '}  {clean(finding.text, 500)}")
+    if len(health.findings) > _FOUND:
+        print(f"  and {count(len(health.findings) - _FOUND)} more (--json)")
 
 
 def _verified(file: ModelFile) -> str:

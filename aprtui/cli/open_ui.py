@@ -65,7 +65,7 @@ def _opened(paths: list[Path]) -> tuple[Opened, ...]:
                     f"{clean(str(one.path))} holds two traces itself: cpu and gpu",
                     hint="open it alone, or name two of its sides",
                 )
-        kinds = {"model" if one.kind == "model" else one.kind for one in opened}
+        kinds = {"trace" if one.kind == "dump" else one.kind for one in opened}
         if len(kinds) > 1:
             raise UsageError(
                 f"a {opened[0].kind} and a {opened[1].kind} cannot stand side by side",
@@ -76,7 +76,8 @@ def _opened(paths: list[Path]) -> tuple[Opened, ...]:
 
 def _check(one: Opened) -> None:
     """Raise what a screen would say of it."""
-    from aprtui.compare.infer import open_any  # none of these for a mere look
+    from aprtui.captures.opening import refuse_dump  # none of these for a mere look
+    from aprtui.compare.infer import open_any
     from aprtui.formats.aprt import read_header
     from aprtui.model.open import read_model_file
 
@@ -84,6 +85,8 @@ def _check(one: Opened) -> None:
         read_model_file(one.path)
     elif one.kind == "stage":
         read_header(one.path)
+    elif one.kind == "dump":
+        refuse_dump(one.path)
     else:
         open_any(one.path)
 

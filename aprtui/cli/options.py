@@ -9,6 +9,7 @@ from aprtui.errors import UsageError
 from aprtui.text import clean
 
 __all__ = [
+    "add_adapter",
     "add_choice",
     "add_overrides",
     "add_replay_prompt",
@@ -29,6 +30,14 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layers", "--layer", default="all", metavar="START..END|N|all",
         help="layers: 3, 0,3,7 or 3..6; END is not included",
+    )  # fmt: skip
+
+
+def add_adapter(parser: argparse._ActionsContainer) -> None:
+    """``--adapter PATH``."""
+    parser.add_argument(
+        "--adapter", metavar="PATH",
+        help="a LoRA adapter to lay on the model's weights: a peft folder, or a GGUF file",
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from aprtui.errors import UsageError
 from aprtui.formats.summary import finite_json
 from aprtui.text import clean
 
-__all__ = ["check_new_file", "print_json", "print_notes", "print_table"]
+__all__ = ["check_new_file", "print_event", "print_json", "print_notes", "print_table"]
 
 
 def check_new_file(path: Path, *, overwrite: bool) -> None:
@@ -31,6 +31,13 @@ def print_json(value: Any) -> None:
     """
     json.dump(finite_json(value), sys.stdout, ensure_ascii=True, allow_nan=False, indent=1)
     sys.stdout.write("\n")
+
+
+def print_event(event: str, **fields: Any) -> None:
+    """One line of JSON on stdout, at once, for whoever follows the work."""
+    line = json.dumps({"event": event, **fields}, ensure_ascii=True, allow_nan=False)
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def print_table(

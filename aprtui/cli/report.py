@@ -20,6 +20,7 @@ from aprtui.cli.output import check_new_file
 from aprtui.cli.status_line import StatusLine
 from aprtui.compare.opening import read_capture
 from aprtui.compare.pairs import check_tokens
+from aprtui.compare.reference import named_adapter
 from aprtui.errors import UsageError
 from aprtui.formats.atomic import whole_file
 from aprtui.formats.tracedir import TraceDir
@@ -67,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     if args.model is not None:
         from aprtui.model.open import open_model
 
-        model = open_model(args.model, parse_overrides(args.overrides))
+        adapter = named_adapter(b, Path(args.model))
+        model = open_model(args.model, parse_overrides(args.overrides), adapter=adapter)
         if args.prompt is not None:
             tokens = tuple(model.tokenizer.encode(args.prompt))
         with StatusLine() as tell:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aprtui.cli import trace_modules
-from aprtui.cli.options import add_overrides, parse_overrides, parse_tokens, whole
+from aprtui.cli.options import add_adapter, add_overrides, parse_overrides, parse_tokens, whole
 from aprtui.cli.output import print_json
 from aprtui.crash import told_of
 from aprtui.engine.events import Emit, Event, Failed, Finished, PassDone, Planned, StageWritten
@@ -154,6 +154,7 @@ def _configure_computing(parser: argparse.ArgumentParser) -> None:
         "to the next; what does not fit streams",
     )  # fmt: skip
     how.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    add_adapter(how)
     add_overrides(how)
 
 
@@ -240,6 +241,7 @@ def _job(args: argparse.Namespace) -> TraceJob:
         overwrite=args.overwrite,
         overrides=parse_overrides(args.overrides),
         engine=args.engine,
+        adapter=args.adapter or "",
         engine_args=parse_overrides(args.engine_args, "--engine-arg"),
         resident=args.resident,
         steps=args.steps,

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aprtui.cli.options import whole
+from aprtui.cli.options import add_adapter, whole
 from aprtui.cli.output import print_json, print_notes
 from aprtui.cli.report import check_output, write_report
 from aprtui.cli.verify_paths import folder_of, job_of, verify_paths
@@ -78,7 +78,7 @@ class Verified:
         pairs = self.comparison.results if self.comparison is not None else ()
         if self.unmeasured_stages:
             return "unmeasured"
-        exact = all(by == "float32" for by in self.replay.explanations)
+        exact = not self.replay.within and all(by == "float32" for by in self.replay.explanations)
         return "same" if exact and all(pair.kind in PASSED for pair in pairs) else "explained"
 
     @property
@@ -91,7 +91,9 @@ class Verified:
     @property
     def explained_by(self) -> dict[str, int]:
         """How many stages each kind of rounding accounts for; plain float32 is not listed."""
-        return {by: n for by, n in self.replay.explanations.most_common() if by != "float32"}
+        found = {by: n for by, n in self.replay.explanations.most_common() if by != "float32"}
+        within = len(self.replay.within)
+        return {**found, "rounding inside fused steps": within} if within else found
 
 
 def verdict_of(engines: tuple[Verified, ...]) -> str:
@@ -112,6 +114,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--tokens", metavar="1,2,3", help="token ids instead of text")
     parser.add_argument("--device", default="auto", help="for ours and hf (default: auto)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="for ours and hf")
+    add_adapter(parser)
     parser.add_argument(
         "--engine-arg", dest="engine_args", action="append", default=[], metavar="KEY=VALUE",
         help="a setting of llamacpp: kv=f16, flash=on, threads=N, gpu_layers=N; may be repeated",
@@ -146,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
         check_output(args.report, overwrite=args.overwrite)
     if args.steps is not None and not args.paths:
         raise UsageError("--steps decodes tokens for --paths", hint="add --paths")
-    model = open_model(Path(args.model))
+    model = open_model(Path(args.model), adapter=args.adapter)
     names = _engines(args.engines, model, alone=args.paths)
     if args.paths:
         return verify_paths(args, names, model)
@@ -268,7 +271,7 @@ def _show(engines: tuple[Verified, ...], args: argparse.Namespace) -> None:
             print(f"  against {engines[0].engine}: {each.comparison.headline}")
             print(f"  bar: {clean(str(each.comparison.bars), 300)}")
         replay = each.replay
-        print(f"  replayed: {len(replay.explained)} stages as the model says")
+        print(f"  replayed: {replay.replayed - len(replay.culprits)} stages as the model says")
         for by, stages in each.explained_by.items():
             print(f"    {stages} of them with {clean(by, 300)}")
         for culprit in replay.culprits:
@@ -318,6 +321,10 @@ def _engine_json(each: Verified, first: Verified, args: argparse.Namespace) -> d
     }
 
 
+def _adapter(args: argparse.Namespace) -> list[str]:
+    return ["--adapter", args.adapter] if args.adapter else []
+
+
 def _report(
     engines: tuple[Verified, ...],
     traces: Mapping[str, TraceDir],
@@ -336,7 +343,7 @@ def _report(
         worst.comparison,
         model=model,
         bisection=worst.replay,
-        commands=(shlex.join(["aprtui", "verify", args.model]),),
+        commands=(shlex.join(["aprtui", "verify", args.model, *_adapter(args)]),),
     )
     write_report(report, args.report, overwrite=args.overwrite)
     if not args.json:

@@ -49,6 +49,7 @@ def job_of(args: argparse.Namespace, engine: str, directory: Path) -> TraceJob:
         dtype="float32" if foreign else args.dtype,
         overwrite=args.overwrite,
         engine=engine,
+        adapter=args.adapter or "",
         engine_args=parse_overrides(args.engine_args, "--engine-arg") if foreign else {},
     )
 

@@ -25,6 +25,7 @@ class Aligned:
     y: Float32
     shape: tuple[int, ...] | None
     axes: tuple[str, ...] | None
+    positions: tuple[int, ...] | None = None  # of its rows, where not those that B holds
 
 
 def align(a: StageRecord, b: StageRecord, x: Float32, y: Float32, *, last: bool) -> Aligned | str:
@@ -46,7 +47,7 @@ def align(a: StageRecord, b: StageRecord, x: Float32, y: Float32, *, last: bool)
 
 def _common(a: StageRecord, b: StageRecord, x: Float32, y: Float32) -> Aligned | str | None:
     """The positions that both sides hold, where one holds other ones than the other; else None."""
-    if not _is_token_first(a) or not any(isinstance(side.positions, tuple) for side in (a, b)):
+    if not _is_token_first(a) or not any(map(_stands_elsewhere, (a, b))):
         return None
     sides = [_by_position(record, values) for record, values in ((a, x), (b, y))]
     left, right = sides
@@ -62,7 +63,13 @@ def _common(a: StageRecord, b: StageRecord, x: Float32, y: Float32) -> Aligned |
     named = next(
         (each.axes for each in (a, b) if each.axes and len(each.axes) == rows[0].ndim), axes
     )
-    return Aligned(rows[0].reshape(-1), rows[1].reshape(-1), rows[0].shape, named)
+    return Aligned(rows[0].reshape(-1), rows[1].reshape(-1), rows[0].shape, named, tuple(both))
+
+
+def _stands_elsewhere(record: StageRecord) -> bool:
+    """Whether a side's rows are not those of a prompt from its first token on."""
+    late = record.rows is not None and record.rows.positions[:1] > (0,)
+    return late or isinstance(record.positions, tuple)
 
 
 def _by_position(record: StageRecord, values: Float32) -> dict[int, Float32] | None:

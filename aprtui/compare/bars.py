@@ -29,14 +29,18 @@ __all__ = [
     "parse_bar",
 ]
 
-FLOORS = {  # relative RMS that rounding one matrix to the format leaves (docs/compare.md 3)
+FLOORS = {  # relative RMS that rounding one matrix to the format leaves (docs/compare.md 3,
+    # measured by tests/benchmarks/format_floors.py)
     "F64": 0.0, "F32": 0.0, "F16": 3e-4, "BF16": 2.3e-3, "Q8_0": 0.005, "Q6_K": 0.017,
-    "Q5_K": 0.035, "Q4_K": 0.07, "Q4_0": 0.08, "Q3_K": 0.14, "Q2_K": 0.27,
+    "Q5_K": 0.035, "Q5_1": 0.04, "Q5_0": 0.046, "Q4_K": 0.07, "Q4_1": 0.08, "Q4_0": 0.08,
+    "Q3_K": 0.14, "Q2_K": 0.27, "IQ4_XS": 0.08, "IQ4_NL": 0.08, "IQ3_S": 0.14, "IQ3_XXS": 0.19,
+    "IQ2_S": 0.26, "IQ2_XS": 0.31, "IQ2_XXS": 0.36, "IQ1_M": 0.47, "IQ1_S": 0.51,
+    "TQ1_0": 0.83, "TQ2_0": 0.83, "MXFP4": 0.12, "NVFP4": 0.1,
     "FP8_E4M3": 0.027, "FP8_E5M2": 0.052, "INT8": 0.012, "BNB_INT8": 0.01,
     "BNB_NF4": 0.1, "BNB_FP4": 0.14, "MXFP4_HF": 0.13, "MXFP4_CT": 0.13, "MLX_MXFP4": 0.13,
     "NVFP4_MO": 0.1, "NVFP4_CT": 0.1,
 }  # fmt: skip
-_PLAIN_ROUNDING = {8: 0.01, 6: 0.027, 5: 0.05, 4: 0.12, 3: 0.21, 2: 0.42}
+_PLAIN_ROUNDING = {8: 0.0075, 6: 0.025, 5: 0.05, 4: 0.12, 3: 0.24, 2: 0.55}
 """Of GPTQ_4, AWQ_4, MLX_4, CT_INT4 and their like: integers with a scale a group of columns."""
 _FLOOR_BY_BITS = {8: 0.005, 6: 0.017, 5: 0.035, 4: 0.08, 3: 0.14, 2: 0.27, 1: 0.5}
 ROUNDS_ACTIVATIONS = frozenset({"llama.cpp", "apr"})
@@ -295,6 +299,7 @@ def _coarsest(side: _Side) -> tuple[str, float]:
 
 def floor_of(kind: str) -> float:
     """The rounding floor of a block type; by its bits where the table does not have it."""
+    kind = kind.partition("+")[0]  # of an adapted weight its base's
     if kind in FLOORS:
         return FLOORS[kind]
     plain = re.fullmatch(r"(?:GPTQ|AWQ|MLX|CT)_(?:INT)?([2-8])", kind)

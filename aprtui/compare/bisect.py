@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,22 +17,31 @@ from aprtui.compare.bisection import (
     Explained,
     Mistake,
     Unmeasured,
+    Within,
 )
+from aprtui.compare.blamed import broken_weight, reads_of
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
-from aprtui.compare.explain import Explanation, Numerics, explain
+from aprtui.compare.causes import Read
+from aprtui.compare.explain import Explanation, explain
+from aprtui.compare.floor import Judged, Outlier, judge_finely
 from aprtui.compare.infer import with_shapes
 from aprtui.compare.localerror import LocalError, local_error
 from aprtui.compare.looks import looks_like, wrong_rows
 from aprtui.compare.metrics import Cancelled
 from aprtui.compare.mistakes import name_mistake
+from aprtui.compare.noise import TYPES, Noise, as_noise
+from aprtui.compare.numerics import Numerics
+from aprtui.compare.padding import without_padding
 from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
 from aprtui.compare.spans import ExactTypes, may_be_rounding
-from aprtui.engine.replay import Replay, representable
+from aprtui.engine.replay import Replay, one_core, representable
 from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.graph import Node
-from aprtui.graph.ops import Choose, Embed, Op
+from aprtui.graph import Graph, Node
+from aprtui.graph.ops import Choose, Embed, Op, Product, Rope
+from aprtui.model.health import empty_note
 from aprtui.model.open import Model
 from aprtui.text import clean
 
@@ -42,6 +52,7 @@ BAR, LONG_BAR, LONG_PROMPT = 1e-5, 3e-5, 500
 of prompts beyond LONG_PROMPT tokens a little less. The worst row may have ten times that."""
 
 _NEIGHBOURS = 8  # whose arithmetic is tried first
+_MISPLACED = 2  # stages of one layer that are made with another's weights
 
 Float64 = npt.NDArray[np.float64]
 Progress = Callable[[int, int, StageKey], None]
@@ -105,13 +116,14 @@ def _replayed(
 ) -> Bisection:
     captured = worker.captured
     chosen = [node for node in captured.graph if worker.chosen(node.key)]
-    for done, node in enumerate(chosen):
-        if cancelled is not None and cancelled():
-            raise Cancelled
-        if progress is not None:
-            progress(done, len(chosen), node.key)
-        worker.measure(node)
-    worker.settle()
+    with one_core():  # thousands of small operations, and products by threads of the engine's own
+        for done, node in enumerate(chosen):
+            if cancelled is not None and cancelled():
+                raise Cancelled
+            if progress is not None:
+                progress(done, len(chosen), node.key)
+            worker.measure(node)
+        worker.settle()
     if progress is not None and chosen:
         progress(len(chosen), len(chosen), chosen[-1].key)
     return worker.result()
@@ -156,6 +168,7 @@ class _Worker:
         self.bars = Bars(bar, 10 * bar, "local error", options.overrides)
         self.culprits: list[Culprit] = []
         self.explained: list[Explained] = []
+        self.within: list[Within] = []
         self.unmeasured: list[Unmeasured] = []
         self.pending: list[tuple[Node, Source, Unmeasured]] = []
         self.exact = ExactTypes(bar)
@@ -163,7 +176,10 @@ class _Worker:
         self.missing: list[StageKey] = []
         self.numerics: dict[type[Op], Numerics] = {}
         self.learnt: dict[str, Numerics] = {}  # what explained the last stage of that name
+        self.innocent: list[Read] = []
         self.notes: list[str] = [captured.reordered] if captured.reordered else []
+        if empty := empty_note(model):
+            self.notes.append(f"the model: {empty}")
         said = captured.trace.stated.get("model")
         digest = said.get("digest") if isinstance(said, dict) else None
         if digest is not None and digest != f"sha256:{model.file.digest}":
@@ -269,12 +285,21 @@ class _Worker:
             return
         with np.errstate(all="ignore"):
             found = explain(case, self._likely(node))
+            noise = None if found.explained else as_noise(case, found)
+            judged = judge_finely(case, found) if self._finely(found, bars) else Judged()
             inherited = self._inherited(case)
         self.covered |= {each.key for each in source.between}
-        if found.residual.measured == 0 and found.residual.born == 0:
+        broken = broken_weight(case, found.residual) if found.residual.inherited else None
+        if broken is not None:
+            self.culprits.append(broken)
+        elif found.residual.measured == 0 and found.residual.born == 0:
             self._skip(node.key, "every value inherits NaN or Inf from its inputs")
+        elif judged.outlier is not None and not self._doubt(*case.chain):
+            self._outlier(case, found, judged.outlier, inherited)
         elif found.explained:
-            self._explained(case, found, inherited)
+            self._explained(case, found, inherited, judged.hidden)
+        elif noise is not None and not noise.against:
+            self._within(case, found, noise, inherited)
         elif may_be_rounding(case, found, shown_exact=shown_exact):
             why = (
                 f"local error {found.plain.rel_l2:.1e} over a span whose products were not "
@@ -289,7 +314,7 @@ class _Worker:
             away = found.residual if found.residual.born else found.plain
             self._skip(node.key, f"local error {away.rel_l2:.1e}, but {doubt}")
         else:
-            self._culprit(case, found, inherited)
+            self._culprit(case, found, inherited, "" if noise is None else noise.against)
 
     def _doubt(self, *chain: Node) -> str:
         """Why no stage of the chain may be accused: what was ignored or overridden may be what B
@@ -309,11 +334,40 @@ class _Worker:
         same = (self.learnt[stage],) if stage in self.learnt else ()
         return (*same, *list(reversed(self.learnt.values()))[:_NEIGHBOURS])
 
-    def _explained(self, case: Case, found: Explanation, inherited: float | None) -> None:
+    def _finely(self, found: Explanation, bars: tuple[float, float]) -> bool:
+        """Whether single outputs are judged too: not where a person moved the bar."""
+        return found.explained and bars[0] == self.bars.rel_l2 <= LONG_BAR
+
+    def _outlier(
+        self, case: Case, found: Explanation, outlier: Outlier, inherited: float | None
+    ) -> None:
+        """A stage that is right but for one output."""
+        self.culprits.append(
+            Culprit(
+                case.key,
+                "differs",
+                (),
+                found.residual.rel_l2,
+                found.residual.worst_row_rel_l2,
+                _place(case, outlier.place),
+                (outlier.part,) if outlier.part else (),
+                outlier.text,
+                outlier.mistake,
+                inherited,
+                reads=tuple(
+                    read for read in reads_of(case, (outlier.part or case.key.stage,)) if read.wrong
+                ),
+            )
+        )
+
+    def _explained(
+        self, case: Case, found: Explanation, inherited: float | None, hidden: float | None
+    ) -> None:
         self.numerics[type(case.op)] = found.numerics
         self.learnt.pop(case.key.stage, None)
         self.learnt[case.key.stage] = found.numerics
         self.exact.learn(case, found)
+        self.innocent += reads_of(case)
         self.explained.append(
             Explained(
                 case.key,
@@ -323,14 +377,41 @@ class _Worker:
                 found.plain.rel_l2,
                 tuple(each.key.stage for each in case.between),
                 inherited,
+                hidden,
             )
         )
 
-    def _culprit(self, case: Case, found: Explanation, inherited: float | None) -> None:
+    def _within(
+        self, case: Case, found: Explanation, noise: Noise, inherited: float | None
+    ) -> None:
+        span = tuple(each.key.stage for each in case.between)
+        self.innocent += reads_of(case)
+        self.within.append(
+            Within(
+                case.key,
+                TYPES[case.rounded],
+                noise.units,
+                noise.bar,
+                found.plain.rel_l2,
+                span,
+                inherited,
+            )
+        )
+
+    def _culprit(
+        self, case: Case, found: Explanation, inherited: float | None, beyond: str
+    ) -> None:
+        """``beyond``: why it is more than the rounding of a fused kernel."""
         with np.errstate(all="ignore"):
-            mistake = name_mistake(case, found, self.numerics)
-            looks = looks_like(case, found)
+            mistake = _one_weight(case, found) or name_mistake(
+                case, found, self.numerics, self.honest
+            )
+            usual = self.numerics.get(type(case.op))
+            looks = looks_like(case, found, None if usual is None else usual.how)
+        looks += f"; more than rounding: {beyond}" if beyond else ""
         error: LocalError = found.residual if found.residual.born else found.plain
+        reads = reads_of(case, found.unexplained)
+        self.innocent += [read for read in reads if not read.wrong]
         self.culprits.append(
             Culprit(
                 case.key,
@@ -343,9 +424,23 @@ class _Worker:
                 looks,
                 mistake,
                 inherited,
-                wrong_rows(case, found),
+                *self._wrong(case, found),
+                tuple(read for read in reads if read.wrong),
             )
         )
+
+    def _wrong(self, case: Case, found: Explanation) -> tuple[Rows | None, str]:
+        """The rows that are wrong; in words, too, where several passes made them."""
+        numbers, rows = wrong_rows(case, found), self.captured.rows
+        if numbers is None:
+            return None, ""
+        several = numbers and rows.passes[0] != rows.passes[-1]
+        return rows.only(numbers), rows.where(numbers) if several else ""
+
+    @property
+    def honest(self) -> float | None:
+        """The most that honest numerics left of a stage; None where none was explained yet."""
+        return max((each.residual_rel_l2 for each in self.explained), default=None)
 
     def _inherited(self, case: Case) -> float | None:
         """What A's inputs would have made of the stage, against what B's make of it."""
@@ -370,6 +465,11 @@ class _Worker:
         for key in trace.records:
             if key not in order:
                 self.notes.append(f"{clean(str(key))} is no stage of this model: not replayed")
+        self.notes += _misplaced(self.culprits, self.captured.graph)
+        rotated = [node.key for node in self.captured.graph if isinstance(node.op, Rope)]
+        rotated = [key for key in rotated if key in trace.records]
+        self.culprits, padded = without_padding(self.culprits, len(rotated))
+        self.unmeasured += padded
         return Bisection(
             tuple(sorted(self.culprits, key=lambda item: order[item.key])),
             tuple(self.explained),
@@ -379,8 +479,36 @@ class _Worker:
             self.captured.tokens,
             self.token_source,
             (*trace.notes, *self.notes),
+            within=tuple(self.within),
             weighted=frozenset(node.key.stage for node in self.captured.graph if node.op.weights),
+            innocent=tuple(self.innocent),
         )
+
+
+def _misplaced(culprits: Sequence[Culprit], graph: Graph) -> list[str]:
+    """Layers of B whose tensors are another layer's, by the weights that they were made with."""
+    layers = {str(role): role.layer for role in graph.weights}
+    found: Counter[tuple[int, int]] = Counter()
+    for culprit in culprits:
+        own = culprit.key.layer
+        used = None if culprit.mistake is None else culprit.mistake.parameters.get("weight")
+        other = layers.get(str(used))
+        if own is not None and other is not None and other != own:
+            found[own, other] += 1
+    return [
+        f"layer {own} of B holds what layer {other} computes, in {count} stages: try it as layer "
+        f"{other} (are its layers counted from one, or is the map off?)"
+        for (own, other), count in sorted(found.items())
+        if count >= _MISPLACED
+    ]
+
+
+def _one_weight(case: Case, found: Explanation) -> Mistake | None:
+    """The single weight that a product's whole error comes from, where it does."""
+    if not isinstance(case.op, Product) or found.residual.born or len(found.unexplained) > 1:
+        return None
+    outlier = judge_finely(case, found).outlier
+    return None if outlier is None or not outlier.alone else outlier.mistake
 
 
 def _reference(a: TraceDir, b: Captured) -> Captured:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from aprtui.compare.causes import Cause, Read, causes_of
 from aprtui.compare.pairs import PairResult
 from aprtui.formats.rows import Rows
 from aprtui.formats.summary import finite_json
@@ -15,7 +17,7 @@ from aprtui.notebook import html_table
 from aprtui.text import clean, count, number
 
 __all__ = [
-    "OTHER_MODEL", "SCHEMA", "Bisection", "Culprit", "Explained", "Mistake", "Unmeasured",
+    "OTHER_MODEL", "SCHEMA", "Bisection", "Culprit", "Explained", "Mistake", "Unmeasured", "Within",
 ]  # fmt: skip
 
 SCHEMA = "aprtui-bisect-v1"
@@ -41,7 +43,8 @@ class Culprit:
 
     ``kind``: "differs", "nonfinite" (NaN or Inf born here) or "shape". ``span`` names the stages
     before it that B did not capture. ``local_rel_l2`` is the error against float64, None for a
-    size. ``parts`` are the matrices concerned where a stage has several.
+    size. ``parts`` are the matrices concerned where a stage has several; ``reads`` the weights that
+    they are.
     """
 
     key: StageKey
@@ -55,11 +58,8 @@ class Culprit:
     mistake: Mistake | None
     inherited_rel_l2: float | None = None
     rows: Rows | None = None
-
-    @property
-    def where(self) -> str:
-        """The rows that are wrong, by position and pass; empty where that is not known."""
-        return self.rows.where(range(len(self.rows))) if self.rows else ""
+    where: str = ""
+    reads: tuple[Read, ...] = ()
 
     @property
     def text(self) -> str:
@@ -69,7 +69,11 @@ class Culprit:
 
 @dataclass(frozen=True)
 class Explained:
-    """A stage that honest numerics reproduce from B's own inputs."""
+    """A stage that honest numerics reproduce from B's own inputs.
+
+    ``hidden_weight``, of a product: how far one weight may be off, in typical weights of its
+    matrix, before it would be seen.
+    """
 
     key: StageKey
     by: str
@@ -78,6 +82,29 @@ class Explained:
     local_rel_l2: float
     span: tuple[str, ...] = ()
     inherited_rel_l2: float | None = None
+    hidden_weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Within:
+    """A fused stage of 16 bits whose error is rounding, though no arithmetic reproduces it.
+
+    Under the best of them ``units`` of ``type``'s last place are left (RMS), of ``bar_units`` that
+    the roundings inside may make; the error looks like noise. ``local_rel_l2`` is that against
+    float64.
+    """
+
+    key: StageKey
+    type: str
+    units: float
+    bar_units: float
+    local_rel_l2: float
+    span: tuple[str, ...] = ()
+    inherited_rel_l2: float | None = None
+
+    @property
+    def text(self) -> str:
+        return f"{number(self.units, 2)} of {number(self.bar_units, 2)} units of {self.type}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +122,7 @@ class Bisection:
 
     ``model``, ``a`` and ``b`` are the paths of what was replayed. ``reference`` is what replaying A
     found: it is replayed where B has no culprit and they differ all the same. ``weighted`` names
-    the stages whose operation reads weights.
+    the stages whose operation reads weights; ``innocent`` are the weights that right stages read.
     """
 
     culprits: tuple[Culprit, ...]
@@ -111,22 +138,42 @@ class Bisection:
     model: str = ""
     a: str | None = None
     b: str = ""
+    within: tuple[Within, ...] = ()
+    innocent: tuple[Read, ...] = ()
+
+    @cached_property
+    def causes(self) -> tuple[Cause, ...]:
+        """The culprits by what is wrong: the same mistake of many stages is one."""
+        return causes_of(self.culprits, self.innocent)
 
     @property
     def headline(self) -> str:
         """Who computes wrongly, or that nobody does, in one line."""
-        replayed = len(self.explained) + len(self.culprits)
+        replayed = self.replayed
         if self.culprits:
             first, total = self.culprits[0].key, len(self.culprits)
             if total == 1:
                 return f"{first} computes wrongly"
-            return f"{total} stages compute wrongly, the first is {first}"
+            one = ", all by one cause" if len(self.causes) == 1 and self.causes[0].id else ""
+            return f"{total} stages compute wrongly, the first is {first}{one}"
         if not replayed:
             return "Nothing could be replayed"
         if self.unmeasured:
             left = count(len(self.unmeasured), "stage")
             return f"No culprit among {replayed} stages, but {left} could not be replayed"
-        return f"No culprit: all {replayed} stages compute what the model says"
+        rounded = f", {len(self.within)} of them within rounding" if self.within else ""
+        return f"No culprit: all {replayed} stages compute what the model says{rounded}"
+
+    @property
+    def floor(self) -> Explained | None:
+        """The product that hides most of a single wrong weight; None where none was judged so."""
+        judged = [each for each in self.explained if each.hidden_weight is not None]
+        return max(judged, key=lambda each: each.hidden_weight or 0.0, default=None)
+
+    @property
+    def replayed(self) -> int:
+        """How many stages were."""
+        return len(self.explained) + len(self.within) + len(self.culprits)
 
     @property
     def swapped(self) -> bool:
@@ -171,8 +218,10 @@ class Bisection:
             "exit_code": self.exit_code,
             "tokens": {"count": self.tokens, "source": self.token_source},
             "bar": {"rel_l2": self.bar[0], "worst_row_rel_l2": self.bar[1]},
+            "causes": [each.to_json() for each in self.causes],
             "culprits": [_culprit_json(each) for each in self.culprits],
             "explained": [_explained_json(each) for each in self.explained],
+            "within_rounding": [_within_json(each) for each in self.within],
             "unmeasured": [_unmeasured_json(each) for each in self.unmeasured],
             "first_divergence": None
             if divergence is None
@@ -186,6 +235,7 @@ class Bisection:
             if other is None
             else {
                 "verdict": other.verdict,
+                "causes": [each.to_json() for each in other.causes],
                 "culprits": [_culprit_json(each) for each in other.culprits],
                 "unmeasured": [_unmeasured_json(each) for each in other.unmeasured],
                 "notes": list(other.notes),
@@ -195,7 +245,8 @@ class Bisection:
         return checked
 
     def __repr__(self) -> str:
-        innocent = f"{len(self.explained)} explained, {len(self.unmeasured)} unmeasured"
+        within = f", {len(self.within)} within rounding" if self.within else ""
+        innocent = f"{len(self.explained)} explained{within}, {len(self.unmeasured)} unmeasured"
         in_a = f"; in A {self.reference.headline}" if self.reference and self.swapped else ""
         return f"<bisection of {clean(self.b, 500)}: {self.headline}{in_a}; {innocent}>"
 
@@ -220,6 +271,18 @@ def _place(key: StageKey) -> dict[str, Any]:
     return {"layer": key.layer, "stage": key.stage}
 
 
+def _within_json(within: Within) -> dict[str, Any]:
+    return {
+        **_place(within.key),
+        "span": list(within.span),
+        "type": within.type,
+        "units": within.units,
+        "bar_units": within.bar_units,
+        "local_rel_l2": within.local_rel_l2,
+        "inherited_rel_l2": within.inherited_rel_l2,
+    }
+
+
 def _unmeasured_json(item: Unmeasured) -> dict[str, Any]:
     return {**_place(item.key), "why": item.why}
 
@@ -237,7 +300,11 @@ def _culprit_json(culprit: Culprit) -> dict[str, Any]:
         "rows": None
         if culprit.rows is None
         else {"positions": list(culprit.rows.positions), "passes": list(culprit.rows.passes)},
+        "where": culprit.where,
         "parts": list(culprit.parts),
+        "tensors": [
+            {"part": read.part, "name": read.tensor, "type": read.type} for read in culprit.reads
+        ],
         "looks_like": culprit.looks_like,
         "mistake": None
         if mistake is None
@@ -259,4 +326,5 @@ def _explained_json(explained: Explained) -> dict[str, Any]:
         "residual_rel_l2": explained.residual_rel_l2,
         "local_rel_l2": explained.local_rel_l2,
         "inherited_rel_l2": explained.inherited_rel_l2,
+        "hidden_weight": explained.hidden_weight,
     }

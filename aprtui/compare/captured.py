@@ -230,7 +230,9 @@ def open_captured(trace: TraceDir, graph: Graph, tokens: tuple[int, ...] | None)
     trace = with_shapes(trace, graph)
     votes: Counter[int] = Counter()
     for key, record in trace.records.items():
-        if key in graph and not graph[key].last and (held := _tokens_in(record, graph[key])):
+        if key not in graph or graph[key].timeless:
+            continue
+        if not graph[key].last and (held := _tokens_in(record, graph[key])):
             votes[held] += 1
     head = next((trace.records[n.key] for n in graph if n.last and n.key in trace.records), None)
     if not votes and head is not None and head.count and head.count % graph.vocab_size == 0:

@@ -292,6 +292,7 @@ def pair_json(result: PairResult, bars: Bars) -> dict[str, Any]:
             if field.name not in APR_FIELDS
         }
         ours["max_abs_at"] = metrics.max_abs_at
+        ours["rows"] = None if result.rows is None else result.rows.to_json()
         first = metrics.first_nonfinite
         ours["first_nonfinite"] = None if first is None else _element_json(first)
         ours["logits"] = None if metrics.logits is None else dataclasses.asdict(metrics.logits)

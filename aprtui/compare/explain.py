@@ -9,86 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.case import Case
-from aprtui.compare.localerror import LocalError, local_error, row_norms
-from aprtui.engine.replay import (
-    CACHED,
-    EXACT,
-    FLASH,
-    FUSED,
-    INSIDE,
-    STEPS,
-    SUMMED,
-    Arithmetic,
-)
+from aprtui.compare.fits import Fit, fit_part
+from aprtui.compare.localerror import LocalError, row_norms
+from aprtui.compare.numerics import Numerics, has, normed_sum, numerics_of
+from aprtui.engine.replay import EXACT, FLASH, INSIDE, STEPS, SUMMED, Arithmetic
 from aprtui.graph import Node
-from aprtui.graph.ops import (
-    Activate,
-    Add,
-    Attend,
-    Choose,
-    Experts,
-    Multiply,
-    Norm,
-    Op,
-    Product,
-    Rope,
-    Scores,
-)
+from aprtui.graph.ops import Choose, Experts, Multiply, Product
 
-__all__ = ["Explanation", "Numerics", "activated", "explain", "numerics_of"]
+__all__ = ["Explanation", "explain"]
 
 Float64 = npt.NDArray[np.float64]
 
-_TYPES = {"BF16": "bfloat16", "F16": "float16", "TF32": "TF32"}
-_FEW_ROWS = 16  # of a long prompt: they tell which of thirty roundings it can be
 _UNITS = {"BF16": 2.0**-8, "F16": 2.0**-11}
-
-
-@dataclass(frozen=True)
-class Numerics:
-    """One honest way to compute: how the stage rounds, and the type its output was rounded to.
-
-    ``ties``: how many activations inside the experts lay next to a tie and went the other way.
-    """
-
-    how: Arithmetic = EXACT
-    output: str = ""
-    ties: int = 0
-
-    def text(self, partners: str = "their weights' partner types") -> str:
-        """What a report says: "activations rounded to Q8_K"; plain agreement is "float32".
-
-        ``partners`` names what a rounding by the weights' types came to.
-        """
-        how = self.how
-        if how.stage == "F32":
-            return "float32, which overflows here"
-        words = []
-        if how.weights == "TF32":
-            words.append("TF32 products")
-        elif how.weights:
-            words.append(f"{_TYPES[how.weights]} weights")
-        if how.product and how.product not in _TYPES:
-            to = partners if how.product == "partner" else how.product
-            words.append(f"activations rounded to {to}")
-        elif (how.product or how.stage) not in ("", "TF32") and not self.output:
-            words.append(f"{_TYPES[how.product or how.stage]} rounding of inputs")
-        if how.attention in FLASH:
-            words.append("flash attention, its weights rounded before the values")
-        elif how.attention:
-            kind, _, fused = how.attention.partition(" ")
-            words.append(f"{kind.lower()} KV cache" + (f", {fused}" if fused else ""))
-        if how.summed:
-            words.append("normed from the residual sum before it was rounded")
-        if how.tables:
-            words.append(f"RoPE tables in {_TYPES[how.tables]}")
-        if how.gelu_table:
-            words.append("f16 GELU table")
-        if self.output:
-            words.append(f"{_TYPES[self.output]} rounding of inputs and outputs")
-        if self.ties:
-            words.append(f"{self.ties} tie{'s' * (self.ties > 1)} inside the other way")
-        return ", ".join(words) or "float32"
 
 
 @dataclass(frozen=True)
@@ -97,7 +29,9 @@ class Explanation:
 
     ``plain`` is the error against float64; ``residual`` what the best numerics leave; ``parts``
     what explains each matrix where a stage has several and they differ; ``unexplained`` the parts
-    (or the stage's own name) that nothing explains. ``replayed`` is the output of the best.
+    (or the stage's own name) that nothing explains. ``replayed`` is the output of the best where it
+    explains, else the plain one; ``best`` and ``how``: of the best in any case; ``fits``: of each
+    matrix of a product.
     """
 
     plain: LocalError
@@ -107,107 +41,13 @@ class Explanation:
     unexplained: tuple[str, ...]
     replayed: Float64 = field(repr=False)
     numerics: Numerics
+    best: Float64 = field(repr=False)
+    how: Arithmetic = EXACT
+    fits: tuple[Fit, ...] = ()
 
     @property
     def explained(self) -> bool:
         return not self.unexplained
-
-
-@dataclass(frozen=True)
-class _Fit:
-    error: LocalError
-    made: Float64
-    numerics: Numerics
-
-
-def numerics_of(case: Case, likely: Sequence[Numerics] = ()) -> Iterator[Numerics]:
-    """Every honest way to compute the whole of a stage that is not one product: plain first, then
-    ``likely``, those that explained such stages before, where they apply."""
-    kinds = ("", case.rounded) if case.rounded else ("",)
-    found = [Numerics(how, output) for output in kinds for how in _arithmetics(case, output)]
-    first = (found[0], *(each for each in likely if each in found))
-    yield from dict.fromkeys((*first, *found))
-
-
-def _has(case: Case, *operations: type[Op]) -> bool:
-    """Whether one of the operations is part of the chain."""
-    return any(isinstance(node.op, operations) for node in case.chain)
-
-
-def activated(case: Case) -> set[str]:
-    """The names of the activations in the chain, and of the one that its end multiplies."""
-    ops = [node.op for node in case.chain]
-    if isinstance(case.op, Multiply):
-        ops.append(case.captured.graph[case.node.inputs[0]].op)
-    names = {op.name for op in ops if isinstance(op, Activate)}
-    return names | {op.activation for op in ops if isinstance(op, Experts)}
-
-
-def _arithmetics(case: Case, output: str) -> Iterator[Arithmetic]:
-    products = any(node.op.matrices for node in case.chain)
-    rounded = ("partner", "Q8_0", "Q8_K", "F16", "BF16") if products else ()
-    yield EXACT
-    for kind in _attentions(case, products):
-        for table in (False, True) if "gelu_tanh" in activated(case) else (False,):
-            for product in ("", *rounded):
-                for choice in (0, 1) if product == "partner" else (0,):
-                    how = Arithmetic(product, choice, "", kind, table)
-                    if how != EXACT:
-                        yield how
-    if isinstance(case.op, Norm):
-        yield Arithmetic(stage="F32")
-    for kind in (output,) if output else () if case.rounded else ("F16", "BF16"):
-        yield from _in_type(case, kind, products, output)
-
-
-def _attentions(case: Case, products: bool) -> tuple[str, ...]:
-    """The KV caches and fused steps that scores or attention can have."""
-    if not _has(case, Scores, Attend):
-        return ("",)
-    fused = _has(case, Scores) and _has(case, Attend)  # in one step, or B captured no more
-    usual = ("", "F16", "BF16", *(FUSED if fused else ()))
-    return usual if products else tuple(dict.fromkeys((*usual, *CACHED)))
-
-
-def _in_type(case: Case, kind: str, products: bool, output: str) -> Iterator[Arithmetic]:
-    """The ways of an engine that computes in ``kind``; ``output``: it wrote its output in it."""
-    product = kind if products else ""
-    yield Arithmetic(stage=kind)
-    yield Arithmetic(product=product, weights=kind, stage=kind)
-    if not output:
-        return
-    yield Arithmetic(product=product, weights=kind)  # one rounding of all, biases included
-    if _has(case, Rope):
-        yield Arithmetic(product=product, weights=kind, tables=kind)
-    if _has(case, Scores) and _has(case, Attend):
-        yield from _flash(case, kind, product)
-    if _has(case, *INSIDE, *STEPS):
-        for weights in ("", kind):
-            yield Arithmetic(product=product, weights=weights, stage=kind, steps=True)
-    if _normed_sum(case) is not None:
-        for steps in (False, True):
-            how = Arithmetic(weights=kind, stage=kind if steps else "", steps=steps)
-            yield replace(how, summed=True)
-
-
-def _flash(case: Case, kind: str, product: str) -> Iterator[Arithmetic]:
-    """Fused attention in ``kind``, from q and k that B captured or rotated in one of its ways."""
-    plain = Arithmetic(product, 0, kind, f"{kind} flash", stage=kind)
-    yield plain
-    if _has(case, Rope):
-        yield replace(plain, steps=True)
-        yield replace(plain, tables=kind)
-
-
-def _normed_sum(case: Case) -> Node | None:
-    """The residual sum that a norm reads, where B captured what was summed."""
-    if not isinstance(case.op, Norm) or case.between or case.last:
-        return None
-    summed = case.captured.graph[case.node.inputs[0]] if case.node.inputs else None
-    if summed is None or not isinstance(summed.op, Add):
-        return None
-    held = all(case.captured.state(key) == "whole" for key in summed.inputs)
-    return summed if held else None
 
 
 def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
@@ -219,8 +59,8 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
         return _explain_choice(case)
     if isinstance(case.op, Product) and not case.between:
         return _explain_product(case, case.op, likely)
-    first: _Fit | None = None
-    best: _Fit | None = None
+    first: Fit | None = None
+    best: Fit | None = None
     for numerics in numerics_of(case, likely):
         made = _run(case, numerics.how)
         if made is None:
@@ -229,7 +69,7 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
         if isinstance(case.op, Experts) and not error.within(case.limits):
             made, numerics = _with_ties(case, made, numerics)
             error = case.error(made, numerics.output)
-        fit = _Fit(error, made, numerics)  # the others are let go: they can be large
+        fit = Fit(error, made, numerics)  # the others are let go: they can be large
         first = first or fit
         if best is None or _order(fit, case) < _order(best, case):
             best = fit
@@ -245,10 +85,12 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
         () if inside else (case.key.stage,),
         best.made if inside else first.made,
         best.numerics if inside else Numerics(),
+        best.made,
+        best.numerics.how,
     )
 
 
-def _order(fit: _Fit, case: Case) -> tuple[bool | float, ...]:
+def _order(fit: Fit, case: Case) -> tuple[bool | float, ...]:
     """What was measured first, then what is inside the bars, then the smaller error."""
     if not fit.error.measured:
         return (True,)
@@ -268,7 +110,7 @@ def _limits(case: Case, numerics: Numerics) -> tuple[float, float]:
         loose = _UNITS[numerics.output or "F16"] / 8
         return max(case.limits[0], loose), max(case.limits[1], 4 * loose)
     nested = (*INSIDE, *STEPS) if numerics.how.steps else INSIDE
-    if not _has(case, *nested) or not numerics.output or numerics.output != numerics.how.stage:
+    if not has(case, *nested) or not numerics.output or numerics.output != numerics.how.stage:
         return case.limits
     loose = _UNITS[numerics.output] / 8
     return max(case.limits[0], loose), max(case.limits[1], 4 * loose)
@@ -279,7 +121,7 @@ def _run(case: Case, how: Arithmetic) -> Float64 | None:
     try:
         if how.gelu_table and isinstance(case.op, Multiply) and not case.between:
             return _fused_gelu(case, how)
-        if how.summed and (summed := _normed_sum(case)) is not None:
+        if how.summed and (summed := normed_sum(case)) is not None:
             return _normed(case, summed, how)
         return case.run(how)
     except RuntimeError:  # torch: columns that are no multiple of the rounding's block
@@ -339,7 +181,7 @@ def _explain_choice(case: Case) -> Explanation:
     by = "" if bad else best[2].text()
     unexplained = (case.key.stage,) if bad else ()
     made = tried[0][1] if bad else best[1]
-    return Explanation(tried[0][0], best[0], by, {}, unexplained, made, best[2])
+    return Explanation(tried[0][0], best[0], by, {}, unexplained, made, best[2], best[1])
 
 
 def _logit_arithmetics(case: Case) -> Iterator[Arithmetic]:
@@ -384,11 +226,11 @@ def _fused_gelu(case: Case, how: Arithmetic) -> Float64 | None:
 
 
 def _explain_product(case: Case, op: Product, learnt: Sequence[Numerics]) -> Explanation:
-    x, parts = case.replay.product_input(op, case.inputs()[0]), op.parts
+    x, parts = case.replay.activations(case.replay.product_input(op, case.inputs()[0])), op.parts
     plain: list[Float64] = []
-    fits: list[_Fit] = []
+    fits: list[Fit] = []
     for part in parts:
-        first, fit = _fit_part(case, op.alone(part), case.columns(part), x, learnt)
+        first, fit = fit_part(case, op.alone(part), case.columns(part), x, learnt)
         plain.append(first)
         fits.append(fit)
     alone = len(parts) == 1
@@ -406,72 +248,14 @@ def _explain_product(case: Case, op: Product, learnt: Sequence[Numerics]) -> Exp
     named = {} if same else {part.name: text for part, text in zip(parts, texts, strict=True)}
     by = texts[0] if same else "; ".join(f"{name}: {text}" for name, text in named.items())
     return Explanation(
-        case.error(exact), residual, "" if bad else by, named, tuple(bad), joined, fits[0].numerics
+        case.error(exact),
+        residual,
+        "" if bad else by,
+        named,
+        tuple(bad),
+        joined,
+        fits[0].numerics,
+        joined,
+        fits[0].numerics.how,
+        tuple(fits),
     )
-
-
-def _fit_part(
-    case: Case, op: Product, y: Float64, x: Float64, learnt: Sequence[Numerics]
-) -> tuple[Float64, _Fit]:
-    """(the plain product, the best fit) of one matrix, a product of which is the only part and
-    ``y`` what B made of it; stops at the first round that fits."""
-    (role,) = op.matrices
-    plain: Float64 | None = None
-    best: _Fit | None = None
-    for names, weights in _rounds(case, op, y, x, learnt):
-        made = case.replay.products(role, x, names, weights)
-        made = [case.replay.finish(op, each) for each in made]
-        if plain is None:
-            plain = made[0]
-        for name, values in zip(names, made, strict=True):
-            for output in ("", case.rounded) if case.rounded else ("",):
-                error = local_error(y, values.reshape(y.shape), 0, output)
-                fit = _Fit(error, values, Numerics(Arithmetic(name, weights=weights), output))
-                if best is None or _rank(fit, case) < _rank(best, case):
-                    best = fit
-        if best is not None and (
-            (best.error.within(case.limits) and best.error.measured) or best.error.born
-        ):
-            break
-    assert plain is not None and best is not None
-    return plain, best
-
-
-def _rounds(
-    case: Case, op: Product, y: Float64, x: Float64, learnt: Sequence[Numerics]
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(roundings of activations, type of the weights) to be tried together, each with one decode
-    of the matrix: the likely, what explained products before, the rest."""
-    likely, other, scaled = case.replay.roundings(op.matrices[0])
-    yield likely, ""
-    known = {*likely, *other, *scaled, "TF32"}
-    for how in dict.fromkeys(each.how for each in learnt):
-        if how.product in known and (how.product not in likely or how.weights):
-            yield (how.product,), how.weights
-    if other:
-        yield other, ""
-    for kind in (case.rounded,) if case.rounded else ("TF32", "F16", "BF16"):
-        yield (kind,), kind
-    if scaled:
-        yield (_likeliest(case, op, y, x, scaled),), ""
-
-
-def _likeliest(case: Case, op: Product, y: Float64, x: Float64, names: Sequence[str]) -> str:
-    """The rounding that comes nearest in a few rows: all are tried on these with one decode."""
-    few = slice(0, _FEW_ROWS)
-    rows = np.concatenate([case.replay.rounded(x, name)[few] for name in names])
-    made = case.replay.finish(op, case.replay.products(op.matrices[0], rows)[0])
-    tried = made.reshape(len(names), -1, made.shape[-1])
-    wanted = y.reshape(-1, made.shape[-1])[few]
-    with np.errstate(all="ignore"):
-        left = [float(np.square(each - wanted).sum()) for each in tried]
-    return names[int(np.argmin(np.nan_to_num(left, nan=np.inf)))]
-
-
-def _rank(fit: _Fit, case: Case) -> tuple[bool | float, ...]:
-    """What was measured first: one scale of a whole tensor with a NaN leaves nothing. Then fits
-    inside the bars, among them those that do not lean on the output's rounding."""
-    if not fit.error.measured:
-        return (True,)
-    inside = fit.error.within(case.limits)
-    return (False, not inside, inside and bool(fit.numerics.output), fit.error.rel_l2)

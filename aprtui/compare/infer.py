@@ -144,7 +144,7 @@ def _from_model(trace: TraceDir, records: dict[StageKey, StageRecord], graph: Gr
 
 def _tokens_in(record: StageRecord, graph: Graph) -> int | None:
     """How many tokens the file's count means for this model; None when it cannot tell."""
-    if record.key not in graph or graph[record.key].last:
+    if record.key not in graph or graph[record.key].last or graph[record.key].timeless:
         return None
     one = math.prod(graph[record.key].shape(1))
     if one == 0 or record.count % one:

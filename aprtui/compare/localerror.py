@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from aprtui.engine.replay import halfway
 
-__all__ = ["LocalError", "local_error", "row_norms"]
+__all__ = ["LocalError", "beyond_rounding", "local_error", "row_norms"]
 
 Float64 = npt.NDArray[np.float64]
 
@@ -67,7 +67,7 @@ def local_error(y: Float64, replayed: Float64, axis: int, rounded: str = "") -> 
         part, right = y[first : first + step], replayed[first : first + step]
         known = np.abs(right) <= _LARGEST  # False for NaN
         use = known & np.isfinite(part)
-        error = _error(np.where(use, part, 0.0), np.where(use, right, 0.0), rounded)
+        error = beyond_rounding(np.where(use, part, 0.0), np.where(use, right, 0.0), rounded)
         squares = (error, np.where(use, right, 0.0))
         place = slice(first, first + step) if axis == 0 else slice(None)
         rows[place] += np.square(row_norms(squares[0], axis))
@@ -94,7 +94,9 @@ def local_error(y: Float64, replayed: Float64, axis: int, rounded: str = "") -> 
     )
 
 
-def _error(y: Float64, right: Float64, rounded: str) -> Float64:
+def beyond_rounding(y: Float64, right: Float64, rounded: str) -> Float64:
+    """y - right, of which only what lies beyond half a unit of y's last place counts where y was
+    ``rounded`` when it was written."""
     error = y - right
     if not rounded:
         return error

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.compare.align import align
+from aprtui.compare.align import Aligned, align
 from aprtui.compare.bars import Bars, Exceeded, describe, judge
 from aprtui.compare.logits import logits_metrics
 from aprtui.compare.metrics import Metrics, compare_values
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.maps import check_maps
 from aprtui.formats.modulecalls import order_of_calls
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir, key_of
 from aprtui.graph.vocabulary import STAGES, facts_of, order_of
 from aprtui.text import clean, count
@@ -73,7 +74,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairResult:
-    """One pair's class, and its metrics where it was measured."""
+    """One pair's class, and its metrics where it was measured.
+
+    ``rows``: where the compared rows stand, where that is not one pass from position 0 on.
+    """
 
     key: StageKey
     kind: str  # one of CLASSES
@@ -84,12 +88,24 @@ class PairResult:
     axes: tuple[str, ...] | None = None
     metrics: Metrics | None = None
     exceeded: tuple[Exceeded, ...] = ()
+    rows: Rows | None = None
+
+    @property
+    def worst_place(self) -> str:
+        """The worst row: its position, and its pass where there are several; empty without one."""
+        worst = None if self.metrics is None else self.metrics.worst_row
+        if worst is None:
+            return ""
+        return str(worst) if self.rows is None else self.rows.label(worst)
 
 
 def check_tokens(a: TraceDir, b: TraceDir, hint: str = "trace both with the same --tokens") -> None:
-    """Raise UsageError when both captures state their tokens and these differ."""
+    """Raise UsageError when both captures state their tokens and these differ.
+
+    Of one that does not begin with the prompt's first token only the positions of both count.
+    """
     left, right = a.token_ids, b.token_ids
-    if left is None or right is None or left == right:
+    if left is None or right is None or left == right or _alike_where_both_are(a, b):
         return
     first = next(
         (i for i, (id_a, id_b) in enumerate(zip(left, right, strict=False)) if id_a != id_b),
@@ -100,6 +116,18 @@ def check_tokens(a: TraceDir, b: TraceDir, hint: str = "trace both with the same
         f"different from token {first} on",
         hint=hint,
     )
+
+
+def _alike_where_both_are(a: TraceDir, b: TraceDir) -> bool:
+    """Whether one begins late, and the tokens at the positions that both hold are the same."""
+    ids = [
+        dict(zip(each.rows.positions, each.token_ids or (), strict=True))
+        for each in (a, b) if each.rows is not None
+    ]  # fmt: skip
+    if len(ids) < 2 or not any(0 not in each for each in ids):
+        return False
+    both = ids[0].keys() & ids[1].keys()
+    return bool(both) and all(ids[0][position] == ids[1][position] for position in both)
 
 
 def pair_up(a: TraceDir, b: TraceDir, options: DiffOptions | None = None) -> tuple[Pair, ...]:
@@ -274,15 +302,35 @@ def compare_pair(
         check_maps(*sides)
     except BadFileError as error:
         return dataclasses.replace(base, kind="unreadable", message=clean(str(error), 500))
-    if facts_of(pair.key.stage).logits:
-        row = aligned.shape[-1] if aligned.shape else aligned.x.size
-        if 0 < row <= _MAX_LOGITS:
-            logits = logits_metrics(aligned.x[-row:], aligned.y[-row:])
-            metrics = dataclasses.replace(metrics, logits=logits)
+    metrics = _with_logits(pair.key, aligned, metrics)
     measured = dataclasses.replace(
-        base, kind="within", shape=aligned.shape, axes=aligned.axes, metrics=metrics
+        base,
+        kind="within",
+        shape=aligned.shape,
+        axes=aligned.axes,
+        metrics=metrics,
+        rows=_rows_of(pair.b, aligned),
     )
     return reclassify(dataclasses.replace(measured, message=_misfiled(pair)), bars)
+
+
+def _with_logits(key: StageKey, aligned: Aligned, metrics: Metrics) -> Metrics:
+    """What the last position's logits choose on each side, beside the other metrics."""
+    row = aligned.shape[-1] if aligned.shape else aligned.x.size
+    if not facts_of(key.stage).logits or not 0 < row <= _MAX_LOGITS:
+        return metrics
+    logits = logits_metrics(aligned.x[-row:], aligned.y[-row:])
+    return dataclasses.replace(metrics, logits=logits)
+
+
+def _rows_of(record: StageRecord, aligned: Aligned) -> Rows | None:
+    """Where the compared rows stand, and which pass of B made them; None where that is not known
+    or one pass from position 0 on."""
+    held = aligned.positions or record.held()
+    if record.rows is None or record.rows.is_plain or held is None or not aligned.shape:
+        return None
+    extent = aligned.shape[1] if aligned.axes == ("head", "query", "key") else aligned.shape[0]
+    return record.rows.only(record.rows.at(held[-extent:]))
 
 
 def compare_traces(

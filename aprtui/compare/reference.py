@@ -7,8 +7,9 @@ from pathlib import Path
 
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import TraceDir
+from aprtui.text import clean
 
-__all__ = ["find_model", "model_trace", "named_model"]
+__all__ = ["find_model", "model_trace", "named_adapter", "named_model"]
 
 
 def named_model(trace: TraceDir) -> Path | None:
@@ -18,6 +19,24 @@ def named_model(trace: TraceDir) -> Path | None:
         return None
     # Not Path.exists, which raises for a name that no file can have: manifests are untrusted.
     return Path(path) if os.path.exists(path) else None  # noqa: PTH110
+
+
+def named_adapter(trace: TraceDir, model: Path) -> Path | None:
+    """The adapter that was laid on the weights of the model that the trace names, where ``model``
+    is that one. Raises UsageError where the adapter is gone."""
+    said = trace.stated.get("model", {}).get("adapter")
+    path = said.get("path") if isinstance(said, dict) else None
+    named = named_model(trace)
+    if not isinstance(path, str) or named is None or not os.path.exists(model):  # noqa: PTH110
+        return None
+    if not os.path.samefile(named, model):  # noqa: PTH121
+        return None
+    if not os.path.exists(path):  # noqa: PTH110
+        raise UsageError(
+            f"the adapter {clean(path, 300)} that the trace was made with is gone",
+            hint="--adapter PATH says where it is",
+        )
+    return Path(path)
 
 
 def model_trace(a: TraceDir | None, b: TraceDir) -> TraceDir:

@@ -15,13 +15,14 @@ from aprtui.model.operand import Operand
 
 __all__ = ["ROUNDING_FACTOR", "passed_through", "rounding_limit"]
 
-ROUNDING_FACTOR = 1.5  # of the coarser format's floor (docs/compare.md 6)
+ROUNDING_FACTOR = 1.5  # of the formats' floors together (docs/compare.md 6)
 _EXACT = 1e-6  # what float32 arithmetic of an importer may leave, 1 + w of a norm above all
 _WIDE = ("F32", "F64")
 
 
 def rounding_limit(a: Operand, b: Operand, sums: RowSums | None = None) -> float:
-    """The largest rel_l2 that rounding to the two formats explains.
+    """The largest rel_l2 that rounding to the two formats explains: independent roundings add in
+    squares.
 
     A whole tensor with one scale (APR-Q8) rounds to steps of it: an error of step/sqrt(12) a value,
     which against the values' RMS depends on how far the largest of them sticks out.
@@ -36,7 +37,7 @@ def rounding_limit(a: Operand, b: Operand, sums: RowSums | None = None) -> float
             if rms and math.isfinite(step):
                 floor = abs(step) / math.sqrt(12) / rms
         floors.append(floor)
-    return max(ROUNDING_FACTOR * max(floors), _EXACT)
+    return max(ROUNDING_FACTOR * math.hypot(*floors), _EXACT)
 
 
 def passed_through(operand: Operand, reader: WeightReader) -> str | None:

@@ -75,6 +75,8 @@ class Judge:
         if (narrowed := self._narrowed(result, a, b)) is not None:
             return narrowed
         look = name_look(self._suspect(role, a, b, sums, limit))
+        if look is not None and look.id == "some_blocks":
+            message = ""  # no other row differs: there is no median to hold the worst against
         return replace(result, kind="differs", looks_like=look, message=message)
 
     def _suspect(

@@ -22,13 +22,17 @@ from aprtui.compare.weight_sides import WeightSide
 from aprtui.compare.weight_sketches import SLACK, Sketches, sketch_rows
 from aprtui.engine.row_sums import RowSums, measure_rows, sampled_places
 from aprtui.engine.weight_blocks import WeightReader
+from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.graph import Role
-from aprtui.model.operand import Operand
+from aprtui.model.operand import Operand, differing_blocks
+from aprtui.text import count
 
 __all__ = ["Suspect", "name_look"]
 
 _SAMPLE = 16  # rows that stand for a whole matrix
 _FEW = 0.25  # of the rows: fewer are named one by one
+_RANKED = 256  # rows of which a difference's rank is taken
+_WIDEST = 1 << 15  # columns of a matrix whose difference's rank is taken
 _PROVED = 2  # tensors whose sample fits that are measured whole
 
 Float32 = npt.NDArray[np.float32]
@@ -82,6 +86,53 @@ def _apart(suspect: Suspect, attempt: _Try) -> float:
 def _wrong_rows(sums: RowSums, limit: float) -> npt.NDArray[np.int64]:
     """The rows whose error rounding does not explain."""
     return np.flatnonzero(sums.difference > limit**2 * np.maximum(sums.a, 1e-300))
+
+
+def _some_blocks(suspect: Suspect) -> Look | None:
+    """A few stored blocks that differ among many that are the same byte for byte."""
+    kind = BLOCK_TYPES.get(suspect.a.matrix.entry.type)
+    if kind is None or kind.values == 1:
+        return None
+    found = differing_blocks(suspect.a, suspect.b)
+    if found is None:
+        return None
+    places, blocks = found
+    if not 0 < len(places) <= max(1, _FEW * blocks):
+        return None
+    moved = _rows_moved(suspect)
+    if moved is not None:
+        return moved
+    per_row = max(1, suspect.a.columns // kind.values)
+    row, block = divmod(int(places[0]), per_row)
+    verb = "differs" if len(places) == 1 else "differ"
+    first = f"block {block} of row {row:,}" if suspect.a.rows > 1 else f"block {block}"
+    text = f"{len(places):,} of {count(blocks, 'block')} {verb}, the rest same bytes: "
+    text += first if len(places) == 1 else f"the first is {first}"
+    rows = sorted({int(place) // per_row for place in places})
+    parameters = {"count": len(places), "blocks": blocks, "row": row, "block": block,
+                  "rows": rows[:16]}  # fmt: skip
+    return Look("some_blocks", text, 0.0, parameters)
+
+
+def _low_rank(suspect: Suspect) -> Look | None:
+    """A difference of few ranks: an update (LoRA) that one side lacks, or has twice."""
+    a, b = suspect.a, suspect.b
+    if suspect.sums is None or min(a.rows, a.columns) < 16 or a.columns > _WIDEST:
+        return None
+    chosen = sampled_places(a.rows, _RANKED)
+    x, y = (
+        reader.rows_at(side, chosen).astype(np.float64)
+        for reader, side in zip(suspect.readers, (a, b), strict=True)
+    )
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return None
+    strengths = np.linalg.svd(y - x, compute_uv=False)
+    left = np.sqrt(np.cumsum(np.square(strengths[::-1]))[::-1]) / np.linalg.norm(x)
+    rank = int(np.argmax(left <= suspect.limit)) if (left <= suspect.limit).any() else len(left)
+    if not 0 < rank <= len(strengths) // 4:
+        return None
+    text = f"the difference has rank {rank}: a low-rank update (LoRA) is missing, doubled or scaled"
+    return Look("low_rank", text, float(left[rank]), {"rank": rank})
 
 
 def _zeros(suspect: Suspect) -> Look | None:
@@ -371,5 +422,6 @@ def _rel_l2(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
 _OF_SHAPE: tuple[_Try, ...] = (_dims_swapped, _transposed)
 _OF_ROWS: tuple[_Try, ...] = (_rows_moved, _some_rows)
 _OF_VALUES: tuple[_Try, ...] = (
-    _zeros, _nonfinite, _scaled, _offset, _pair_order, _other_tensor, _transposed, *_OF_ROWS,
+    _zeros, _nonfinite, _some_blocks, _scaled, _offset, _pair_order, _other_tensor, _transposed,
+    *_OF_ROWS, _low_rank,
 )  # fmt: skip

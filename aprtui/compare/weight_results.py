@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aprtui.compare.causes import shared_by
 from aprtui.compare.model_settings import Setting
 from aprtui.formats.summary import finite_json
 from aprtui.graph import Role
@@ -32,6 +33,7 @@ CLASSES = (  # by damage, the worst first
 )  # fmt: skip
 FAILED = ("shape", "differs")
 UNMEASURED = ("missing-a", "missing-b")
+_SHARED = ("low_rank", "scaled", "transposed", "zeros", "pair_order")
 SOUND = ("rounding", "equal", "same-bytes")
 
 
@@ -128,6 +130,23 @@ class ModelComparison:
         return tuple(s for s in (*self.config, *self.tokenizer) if s.kind != "equal")
 
     @property
+    def patterns(self) -> tuple[str, ...]:
+        """What the tensors that differ have in common: one look, one role, one block type."""
+        wrong = [result for result in self.tensors if result.kind in FAILED]
+        alike: dict[str, list[TensorResult]] = {}
+        for result in wrong:
+            if result.looks_like is not None and result.looks_like.id in _SHARED:
+                alike.setdefault(result.looks_like.text, []).append(result)
+        found = [
+            f"{count(len(group), 'tensor')} ({_roles(group)}): {text}"
+            for text, group in alike.items()
+            if len(group) > 1
+        ]
+        right = [_kind(result) for result in self.tensors if result.kind in SOUND]
+        shared = shared_by([_kind(result) for result in wrong], right)
+        return (*found, f"all {shared} differ, and nothing else") if shared else tuple(found)
+
+    @property
     def verdict(self) -> str:
         """ "fail", "unmeasured" (nothing differs, something is in one file only) or "pass"."""
         kinds = {result.kind for result in self.tensors} | {s.kind for s in self.settings}
@@ -151,6 +170,7 @@ class ModelComparison:
                 "verdict": self.verdict,
                 "exit_code": self.exit_code(allow_unmeasured=allow_unmeasured),
                 "counts": self.counts,
+                "patterns": list(self.patterns),
                 "tensors": [_tensor_json(result) for result in self.tensors],
                 "config": [dataclasses.asdict(setting) for setting in self.config],
                 "tokenizer": [dataclasses.asdict(setting) for setting in self.tokenizer],
@@ -178,6 +198,15 @@ class ModelComparison:
             if result.kind not in SOUND
         ]
         return html_table(repr(self), ("tensor", "class", "rel_l2", "looks like"), rows)
+
+
+def _kind(result: TensorResult) -> tuple[str, str]:
+    """(the role, the stored type of B) of a tensor."""
+    return result.role.name, "" if result.b is None else result.b.type
+
+
+def _roles(results: Sequence[TensorResult]) -> str:
+    return ", ".join(dict.fromkeys(result.role.name for result in results))
 
 
 def _tensor_json(result: TensorResult) -> dict[str, Any]:

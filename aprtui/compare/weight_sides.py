@@ -16,7 +16,8 @@ from aprtui.families.tensors import Sorted, Table, Tensor
 from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.formats.quantised import refuse_unreadable
 from aprtui.graph import Graph, Role
-from aprtui.graph.ops import Attend, Bias, Norm, Product
+from aprtui.graph.heads import head_windows
+from aprtui.graph.ops import Bias, Norm, Product
 from aprtui.model.open import Matrix, held_window, read_model_file, tokenizer_spec_of
 from aprtui.model.operand import Operand
 from aprtui.model.tokenizer import TokenizerSpec
@@ -79,28 +80,32 @@ class WeightSide:
 
 
 def _head_sizes(graph: Graph) -> Iterator[tuple[Role, int]]:
-    """The roles of q, k and v (and their biases) with the head sizes that Attend reads."""
+    """The roles of q, k and v (and their biases) with the sizes of the heads that are cut out of
+    what they make."""
+    windows = head_windows(graph)
     for node in graph:
-        if isinstance(node.op, Product | Bias) and len(node.op.parts) > 1:
-            size = _attended(graph, node.key.layer)
-            for part in node.op.parts:
+        op = node.op
+        if isinstance(op, Product | Bias) and len(op.parts) > 1:
+            sizes = {window.heads.first: window.heads.size for window in windows.get(node.key, ())}
+            for part in op.parts:
+                size = sizes.get(op.columns(part).start, 0)
                 yield part.weight, size
                 if part.bias is not None:
                     yield part.bias, size
 
 
-def _attended(graph: Graph, layer: int | None) -> int:
-    ops = (node.op for node in graph if node.key.layer == layer)
-    return next((op.values.size for op in ops if isinstance(op, Attend)), 0)
-
-
-def read_sides(a: Path, b: Path) -> tuple[WeightSide, WeightSide]:
-    """Both models' tensor tables and configurations; no weight is read.
+def read_sides(
+    a: Path, b: Path, adapters: tuple[Path | None, Path | None] = (None, None)
+) -> tuple[WeightSide, WeightSide]:
+    """Both models' tensor tables and configurations, each with its adapter; no weight is read.
 
     Missing tensors, wrong shapes, unread keys and tensors that play no part are for the comparison
     to name. Raises BadFileError for a damaged file or one whose configuration contradicts itself.
     """
-    files = [read_model_file(path) for path in (a, b)]
+    files = [
+        read_model_file(path, adapter=adapter)
+        for path, adapter in zip((a, b), adapters, strict=True)
+    ]
     who = [identify(file) for file in files]
     tables = [sort_tensors(file, each.name) for file, each in zip(files, who, strict=True)]
     read = [_try_settle(*each, {}) for each in zip(files, who, tables, strict=True)]
@@ -208,7 +213,9 @@ def _held(
     for expert in range(packs):
         for place, part in enumerate(each):
             own = part._replace(expert=expert if tensor.packed else None)
-            yield own, held_window(tensor, entry, shapes, place, expert)
+            of = graph.query_heads if tensor.by_query else graph.kv_heads
+            heads = of.get(role.layer, 1)
+            yield own, held_window(tensor, entry, shapes, place, expert, heads)
 
 
 def operands(a: WeightSide, b: WeightSide, role: Role) -> tuple[Operand, Operand]:

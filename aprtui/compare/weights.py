@@ -26,13 +26,18 @@ Progress = Callable[[int, int, str], None]
 _Sides = tuple[WeightSide, WeightSide]
 
 
-def diff_models(a: Path, b: Path, progress: Progress | None = None) -> ModelComparison:
-    """Compare two models of any formats. ``progress`` is told (values done, of, the role).
+def diff_models(
+    a: Path,
+    b: Path,
+    progress: Progress | None = None,
+    adapters: tuple[Path | None, Path | None] = (None, None),
+) -> ModelComparison:
+    """Compare two models of any formats, ``adapters`` laid on their weights.
 
-    Memory: a block of each side and some numbers a row. Raises BadFileError, EngineError for a
-    block type without a decoder.
+    ``progress`` is told (values done, of, the role). Memory: a block of each side and some numbers
+    a row. Raises BadFileError, EngineError for a block type without a decoder.
     """
-    sides = read_sides(a, b)
+    sides = read_sides(a, b, adapters)
     roles = sorted({*sides[0].weights, *sides[1].weights}, key=_model_order)
     if all(side.tied for side in sides):
         roles.remove(Role("head"))

@@ -23,10 +23,10 @@ __all__ = ["Ahead", "Expected"]
 
 @dataclass(frozen=True)
 class Expected:
-    """A block that will be asked for by its ``key``; ``read`` gives its bytes [n] uint8."""
+    """A block that will be asked for by its ``key``; ``read`` gives its bytes (Staging.upload)."""
 
     key: Hashable
-    read: Callable[[], torch.Tensor]
+    read: Callable[[], Sequence[torch.Tensor]]
 
 
 class Ahead:

@@ -22,13 +22,13 @@ from aprtui.engine.rounding import (
     round_q4_0,
     round_q8_0,
 )
-from aprtui.engine.wide import WideStream
+from aprtui.engine.wide import F16_SCALES, STEPPED, Activations, Way, WideStream
 from aprtui.graph import Role
 from aprtui.graph.ops import Activate, Experts, Norm, Rope, Scores
 
 __all__ = [
-    "CACHED", "EXACT", "FLASH", "FUSED", "INSIDE", "STEPS", "SUMMED", "TILED", "Arithmetic",
-    "Rounded", "product_rounding",
+    "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE", "STEPPED", "STEPS", "SUMMED",
+    "TILED", "Arithmetic", "Rounded", "Way", "product_rounding",
 ]  # fmt: skip
 
 Tensor = torch.Tensor
@@ -73,12 +73,14 @@ class Arithmetic:
 
     ``product``: a name of rounding.ROUNDINGS, or "partner" (by the weight's type, ``choice``-th
     of rounding.PARTNERS), applied to activations before a product; ``weights``: "BF16", "F16" or
-    "TF32" when the weights are rounded too. ``attention``: one of CACHED or, where one step makes
-    scores, softmax and attention, of FUSED or FLASH. ``gelu_table``: ggml's. ``stage``: "BF16" or
-    "F16" rounds inside a stage wherever an engine that computes in that type does (``steps``: after
-    each elementary step of a norm, a rotation or SiLU too); "F32" computes a norm in float32, which
-    may overflow. ``tables``: the type that RoPE's cosines and sines are kept in. ``summed``: a norm
-    reads the residual sum before it was rounded to be written.
+    "TF32" when the weights are rounded too, of STEPPED's or F16_SCALES; ``running``, ``ranks`` and
+    ``partial``: how a product is summed (wide.Way). ``attention``: one of CACHED or, where one step
+    makes scores, softmax and attention, of FUSED or FLASH; ``scaled_query``: the scale multiplies
+    the query, which is rounded. ``gelu_table``: ggml's. ``stage``: "BF16" or "F16" rounds inside a
+    stage wherever an engine that computes in that type does (``steps``: after each elementary step
+    of a norm, a rotation or SiLU too; ``exponential``: and SiLU's exponential); "F32" computes a
+    norm in float32, which may overflow. ``tables``: the type that RoPE's cosines and sines are kept
+    in. ``summed``: a norm reads the residual sum before it was rounded to be written.
     """
 
     product: str = ""
@@ -90,9 +92,26 @@ class Arithmetic:
     steps: bool = False
     tables: str = ""
     summed: bool = False
+    running: str = ""
+    ranks: int = 1
+    partial: str = ""
+    scaled_query: bool = False
+    exponential: bool = False
+
+    def way(self, kind: str) -> Way:
+        """How it multiplies by a matrix stored in a type."""
+        rounding = product_rounding(kind, self)
+        return Way(rounding, self.weights, self.running, self.ranks, self.partial)
 
 
 EXACT = Arithmetic()
+
+_NUMBERS = {
+    "BF16": "BF16",
+    "F16": "F16",
+    **{name: kind for kinds in (STEPPED, F16_SCALES) for kind, name in kinds.items()},
+}
+"""What weights that are vectors are rounded to, where matrices are rounded so."""
 
 
 def product_rounding(kind: str, how: Arithmetic) -> str:
@@ -122,12 +141,14 @@ class Rounded(Pass):
         self._cache, self._query = _CACHES.get(kind, (ROUND_TO[""], ROUND_TO[""]))
 
     def product(self, x: Tensor, role: Role) -> Tensor:
-        name = product_rounding(self.weights.type_of(role), self.how)
-        made = self.weights.products(x, role, (name,), self.how.weights)[0]
-        return ROUND_TO[self.how.stage](made)
+        way = self.how.way(self.weights.type_of(role))
+        return ROUND_TO[self.how.stage](self.weights.products(Activations(x), role, (way,))[0])
 
     def vector(self, role: Role) -> Tensor:
-        return ROUND_TO[self.how.weights](super().vector(role))
+        return ROUND_TO[_NUMBERS.get(self.how.weights, "")](super().vector(role))
+
+    def looked_up(self, role: Role) -> Tensor:
+        return self.weights.rows_as(role, self.tokens, self.how.weights)
 
     def cut(self, x: Tensor) -> Tensor:
         return x if self.how.attention in FLASH else ROUND_TO[self.how.stage](x)
@@ -140,6 +161,12 @@ class Rounded(Pass):
 
     def cached(self, x: Tensor) -> Tensor:
         return _by_head(x, self._cache)
+
+    def scaled(self, q: Tensor, scale: float) -> tuple[Tensor, float]:
+        if not self.how.scaled_query:
+            return q, scale
+        cut = ROUND_TO[self.how.stage]
+        return cut(q * cut(torch.tensor(scale, dtype=q.dtype))), 1.0
 
     def queried(self, x: Tensor) -> Tensor:
         wide = self.how.attention == TILED or self.how.attention.endswith(_WIDE)
@@ -159,8 +186,15 @@ class Rounded(Pass):
         if self.how.gelu_table and name == "gelu_tanh":
             return gelu_f16_table(x)
         if self.how.steps and name == "silu":
-            return x * self.step(torch.sigmoid(x))
+            return x * self.step(self._sigmoid(x))
         return super().activate(x, name)
+
+    def _sigmoid(self, x: Tensor) -> Tensor:
+        """MLX's takes the exponential of the size, in the type of its numbers."""
+        if not self.how.exponential:
+            return torch.sigmoid(x)
+        below = 1.0 / (1.0 + self.step(torch.exp(x.abs())))
+        return torch.where(x < 0, below, 1.0 - below)
 
 
 def _by_head(x: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:

@@ -36,6 +36,13 @@ class Behind:
             self._waiting_values += values
         self._queue.put((values, work))
 
+    def attempt(self, work: Callable[[], None]) -> None:
+        """Do a part of the work; what it raises is kept as ``failure``, the next part begins."""
+        try:
+            work()
+        except BaseException as error:  # raised again by whoever reads ``failure``
+            self.failure = self.failure or error
+
     def end(self) -> None:
         """Wait until all is done."""
         self._queue.put(None)
@@ -44,10 +51,7 @@ class Behind:
     def _run(self) -> None:
         while (given := self._queue.get()) is not None:
             values, work = given
-            try:
-                work()
-            except BaseException as error:  # raised again by whoever reads ``failure``
-                self.failure = self.failure or error
+            self.attempt(work)
             del given, work  # what it held goes before more is let in
             with self._room:
                 self._waiting_values -= values

@@ -179,7 +179,7 @@ def _attend(graph: Graph, ar: Pass, node: Node, values: Given, lanes: Sequence[_
     scored = graph[graph[node.inputs[0]].inputs[0]]
     assert isinstance(node.op, Attend) and isinstance(scored.op, Scores)
     q, k = ops.query_key_heads(ar, scored.op, *(values[key] for key in scored.inputs))
-    v = ops.heads_of(values[node.inputs[1]], node.op.values)
+    v = ops.value_heads(ar, node.op, values[node.inputs[1]])
     out = q.new_empty(q.shape[0], node.op.heads, node.op.values.size)
     for lane in lanes:
         first = lane.piece.stretch.first
@@ -201,6 +201,7 @@ def _attend_lane(
     start, device = lane.piece.stretch.first, q.device
     lost = None if softmax.sinks is None else ar.vector(softmax.sinks)
     sinks = (lane.stack.open_blocks(scored.key), lane.stack.open_blocks(soft.key))
+    biases = ops.key_biases(score.alibi, k, start + len(q))
     group = score.heads // score.kv_heads
     at_once = 1 if device.type == "cpu" else score.kv_heads
 
@@ -211,7 +212,8 @@ def _attend_lane(
         keys = -(-end // _KEYS) * _KEYS
         queries = _at_least(q[first:last, heads], _ROWS)
         seen = ops.visible(score.mask, start + first, start + first + len(queries), keys, device)
-        scores = ops.score_block(ar, score, queries, k[:keys, kv_heads], seen)
+        added = None if biases is None else biases[heads, :, :keys]
+        scores = ops.score_block(ar, score, queries, k[:keys, kv_heads], seen, added)
         weights = ops.softmax_block(scores, seen, None if lost is None else lost[heads])
         mixed = ops.attend_block(ar, weights, v[:keys, kv_heads])
         out[first:last, heads] = mixed[: last - first]

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,8 +17,8 @@ from aprtui.engine.behind import Behind
 from aprtui.engine.device import own_memory_bytes
 from aprtui.engine.events import Emit, StageWritten
 from aprtui.engine.folder import TraceFolder
+from aprtui.engine.leaving import Leaving
 from aprtui.engine.plan import PlannedFile
-from aprtui.engine.staging import off_device, wait_for
 from aprtui.engine.stopping import raise_if_stopped, uninterrupted
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, relative_path
@@ -29,36 +28,6 @@ __all__ = ["Capture"]
 Float32 = npt.NDArray[np.float32]
 _MEMORY_EVERY_S = 0.02  # asking the kernel costs as much as writing a small file
 _MAPPED_VALUES = 4 << 20  # a larger tensor [A,T,T] never is in memory as a whole
-
-
-@dataclass
-class _Whole:
-    """A whole tensor on its way to its file."""
-
-    file: PlannedFile
-    values: Float32
-    copied: torch.cuda.Event | None  # the values are there once it has come; None: already
-
-
-@dataclass
-class _Mapped:
-    """A stage file that was filled block by block and waits to be closed."""
-
-    file: PlannedFile
-    values: Float32
-    open_file: ExitStack
-
-
-@dataclass
-class _Piece:
-    """A piece of a tensor [A,T,T] on its way from a CUDA device into its file's map."""
-
-    place: Float32
-    values: Float32
-    copied: torch.cuda.Event | None
-
-
-_Item = _Whole | _Mapped | _Piece
 
 
 class _BlockSink:
@@ -78,17 +47,15 @@ class _BlockSink:
     def put(self, first_head: int, first_query: int, block: torch.Tensor) -> None:
         heads, queries, keys = block.shape
         place = self._values[first_head:, first_query:][:heads, :queries, :keys]
-        if not block.is_cuda:
+        if block.is_cuda:
+            self._capture.fill(place, block)
+        else:
             place[:] = block.to("cpu", torch.float32).numpy()
-            return
-        values, copied = off_device(block)
-        self._capture.enqueue(_Piece(place, values.numpy(), copied))
 
     def close(self) -> None:
-        if self._mapped:
-            self._capture.enqueue(_Mapped(self._file, self._values, self._open_file))
-        else:
-            self._capture.enqueue(_Whole(self._file, self._values, None))
+        self._capture.close_blocks(
+            self._file, self._values, self._open_file if self._mapped else None
+        )
 
     def abort(self) -> None:
         try:
@@ -129,19 +96,21 @@ class Capture:
         self.peak_memory_bytes = 0
         self.peak_device_bytes = 0
         self._writer = Behind("capture-writer")
+        self._leaving = Leaving(self._writer)
 
     def put(self, key: StageKey, value: torch.Tensor) -> None:
         """Clone a watched stage off the device and queue it."""
         self._raise_failure()
         file = self._files.get(key)
         if file is not None:
-            values, copied = off_device(value.detach())
-            self.enqueue(_Whole(file, values.numpy(), copied))
+            with uninterrupted():
+                self._leaving.take(value.detach(), partial(self._write_tensor, file))
+            raise_if_stopped()
 
     def put_whole(self, file: PlannedFile, values: Float32) -> None:
         """Queue a stage that was put together elsewhere; the values stay as they are until then."""
         self._raise_failure()
-        self.enqueue(_Whole(file, values, None))
+        self.close_blocks(file, values, None)
 
     def keep(self, key: StageKey, stats: Mapping[str, Any]) -> None:
         """Count a file of an earlier run among the trace's own; its statistics are known."""
@@ -158,22 +127,33 @@ class Capture:
         self._open_sinks[key] = sink
         return sink
 
-    def enqueue(self, item: _Item) -> None:
+    def fill(self, place: Float32, block: torch.Tensor) -> None:
+        """Queue a piece of a tensor [A,T,T] for its place in the file's map or in memory."""
         with uninterrupted():
-            if not isinstance(item, _Piece):
-                self._open_sinks.pop(item.file.key, None)
-            self._writer.do(item.values.size, partial(self._write, item))
+            self._leaving.take(block, partial(self._fill, place))
+        raise_if_stopped()
+
+    def close_blocks(self, file: PlannedFile, values: Float32, mapped: ExitStack | None) -> None:
+        """Queue the end of a stage of blocks: its open map is closed, or its values are written."""
+        work = partial(self._write, file, values)
+        if mapped is not None:
+            work = partial(self._close_map, file, values, mapped)
+        with uninterrupted():
+            self._open_sinks.pop(file.key, None)
+            self._leaving.then(values.size, work)
         raise_if_stopped()
 
     def close(self) -> None:
         """Wait until every file is written. Raises what the writer met."""
         with uninterrupted():
+            self._leaving.leave()
             self._writer.end()
         self._raise_failure()
 
     def abort(self) -> None:
         """Stop now: files already whole stay, nothing half written remains."""
         self._abandoned = True
+        self._leaving.abandon()
         for sink in self._open_sinks.values():
             sink.abort()
         self._writer.end()
@@ -191,28 +171,32 @@ class Capture:
         if self._writer.failure is not None:
             raise self._writer.failure
 
-    def _write(self, item: _Item) -> None:
-        discard = self._abandoned or self._writer.failure is not None
-        if isinstance(item, _Piece):
-            if not discard:
-                wait_for(item.copied)
-                item.place[:] = item.values
+    @property
+    def _discarding(self) -> bool:
+        return self._abandoned or self._writer.failure is not None
+
+    def _write_tensor(self, file: PlannedFile, values: torch.Tensor) -> None:
+        self._write(file, values.numpy())
+
+    def _write(self, file: PlannedFile, values: Float32) -> None:
+        if not self._discarding:
+            stats = summarise(values)
+            self.folder.write_stage(file.key, values)
+            self._announce(file, stats)
+
+    def _fill(self, place: Float32, values: torch.Tensor) -> None:
+        if not self._discarding:
+            place[:] = values.numpy()
+
+    def _close_map(self, file: PlannedFile, values: Float32, mapped: ExitStack) -> None:
+        try:
+            with mapped:
+                if self._discarding:
+                    raise _Aborted
+                stats = summarise(values)
+        except _Aborted:
             return
-        if isinstance(item, _Mapped):
-            try:
-                with item.open_file:
-                    if discard:
-                        raise _Aborted
-                    stats = summarise(item.values)
-            except _Aborted:
-                return
-        elif discard:
-            return
-        else:
-            wait_for(item.copied)
-            stats = summarise(item.values)
-            self.folder.write_stage(item.file.key, item.values)
-        self._announce(item.file, stats)
+        self._announce(file, stats)
 
     def _announce(self, file: PlannedFile, stats: Mapping[str, Any]) -> None:
         self.stats[file.key] = stats

@@ -75,8 +75,11 @@ def _scaled(coding: Scaled, pieces: Pieces, out: Tensor) -> None:
 
 
 def _float8(codes: Tensor, out: Tensor) -> None:
-    """FP8 to float32 by way of float16, whose bits they are but for the exponent's bias: torch's
-    own conversion takes one number at a time on the CPU."""
+    """FP8 to float32. On the CPU by way of float16, whose bits they are but for the exponent's
+    bias: torch's own conversion takes one number at a time there."""
+    if codes.device.type != "cpu":
+        out.copy_(codes)
+        return
     stored = codes.view(torch.int8).to(torch.int16)  # the sign in the upper byte
     if codes.dtype == torch.float8_e5m2:
         out.copy_((stored << 8).view(torch.float16))
@@ -84,7 +87,7 @@ def _float8(codes: Tensor, out: Tensor) -> None:
     halves = (stored << 7).bitwise_and_(0x3F80).bitwise_or_(stored & -0x8000)
     out.copy_(halves.view(torch.float16)).mul_(2.0**8)
     nan = stored & 0x7F == 0x7F
-    if nan.any():
+    if not nan.is_cpu or nan.any():  # to ask a device stops its stream
         out.masked_fill_(nan, math.nan)
 
 
@@ -119,7 +122,9 @@ def _affine(coding: Affine, pieces: Pieces, out: Tensor) -> None:
     scale, groups = pieces.floats("scale"), pieces.get("groups")
     if pieces.get("bias") is not None:
         _by_group(scale, out, coding.group, groups, Tensor.mul_)
+        _narrowed(out, coding.narrow)
         _by_group(pieces.floats("bias"), out, coding.group, groups, Tensor.add_)
+        _narrowed(out, coding.narrow)
         return
     out.sub_(coding.middle)
     zero = pieces.get("zero")
@@ -131,6 +136,12 @@ def _affine(coding: Affine, pieces: Pieces, out: Tensor) -> None:
         numbers = numbers[:, skipped : skipped + len(out)].T.contiguous().sub_(coding.middle)
         _by_group(numbers, out, coding.group, groups, Tensor.sub_)
     _by_group(scale, out, coding.group, groups, Tensor.mul_)
+
+
+def _narrowed(out: Tensor, kind: str) -> None:
+    """``out`` rounded to a type of _DTYPES, where one is named."""
+    if kind:
+        out.copy_(out.to(_DTYPES[kind]))
 
 
 def _by_group(

@@ -7,6 +7,7 @@ codec's business.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
 from typing import Protocol, Self
@@ -36,6 +37,10 @@ class Codec(Protocol):
         Raises EngineError for rows outside the weight.
         """
 
+    def pieces_of(self, first: int, rows: int) -> list[Tensor]:
+        """The same bytes where they lie: each piece but the last ``padded``, one after the other,
+        they are what ``bytes_of`` gives."""
+
     def decode(self, raw: Tensor, first: int, out: Tensor, workspace: Workspace) -> Tensor:
         """The values of rows ``first``.. into ``out`` [n, columns] float32, contiguous.
 
@@ -57,7 +62,7 @@ def codec_of(matrix: Matrix) -> Codec:
     return _Scattered(matrix) if matrix.period else _Window(matrix)
 
 
-class _Stored:
+class _Stored(ABC):
     """What all have in common: one tensor, and the weight's place in it."""
 
     def __init__(self, matrix: Matrix) -> None:
@@ -65,12 +70,22 @@ class _Stored:
         self._matrix = matrix
         self._tensor = rows_of(matrix.entry)
 
+    @abstractmethod
+    def bytes_of(self, first: int, rows: int) -> Tensor:
+        """As ``Codec`` says."""
+
+    def pieces_of(self, first: int, rows: int) -> list[Tensor]:
+        return [self.bytes_of(first, rows)]
+
 
 class _Window(_Stored):
     """Rows one after the other: a whole tensor, a part of a fused one, one of packed experts."""
 
     def bytes_of(self, first: int, rows: int) -> Tensor:
         return self._tensor.bytes_of(self._matrix.first_row + first, rows)
+
+    def pieces_of(self, first: int, rows: int) -> list[Tensor]:
+        return self._tensor.pieces_of(self._matrix.first_row + first, rows)
 
     def decode(self, raw: Tensor, first: int, out: Tensor, workspace: Workspace) -> Tensor:
         return self._tensor.decode(raw, self._matrix.first_row + first, out, workspace)

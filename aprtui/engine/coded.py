@@ -23,7 +23,7 @@ from aprtui.formats.modelfile import TensorEntry, whole_bytes
 from aprtui.formats.quantised.coding import Part, padded
 from aprtui.text import clean
 
-__all__ = ["CodedRows", "Readable"]
+__all__ = ["CodedRows", "Readable", "joined"]
 
 
 class Readable:
@@ -71,17 +71,21 @@ class CodedRows:
         )
 
     def bytes_of(self, first: int, rows: int) -> Tensor:
-        """The stored bytes [n] uint8 of these rows: the parts' pieces, each padded.
+        """The stored bytes [n] uint8 of these rows: the parts' pieces, ``joined``.
 
         A view of the file where one part is all. Raises EngineError for rows outside the weight.
         """
-        pieces = [self._piece(part, first, rows) for part in self.coding.streamed]
-        return pieces[0].reshape(-1) if len(pieces) == 1 else _joined(pieces)
+        pieces = self.pieces_of(first, rows)
+        return pieces[0].reshape(-1) if len(pieces) == 1 else joined(pieces)
+
+    def pieces_of(self, first: int, rows: int) -> list[Tensor]:
+        """The parts' pieces themselves, [n] or [height, n] uint8."""
+        return [self._piece(part, first, rows) for part in self.coding.streamed]
 
     def gathered(self, runs: Sequence[tuple[int, int]]) -> Tensor:
         """The bytes of rows in runs, as ``bytes_of`` gives those of rows in one, of a weight whose
         rows are separate."""
-        return _joined(list(self._taken(runs).values()))
+        return joined(list(self._taken(runs).values()))
 
     def _taken(self, runs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """Each part's places [rows, bytes] of rows in runs."""
@@ -161,12 +165,13 @@ def _places(part: Part) -> Tensor:
     return stored.view(part.places, -1)
 
 
-def _joined(pieces: Sequence[Tensor]) -> Tensor:
-    """Pieces one after the other, each padded to where the next may begin."""
-    sizes = [padded(piece.numel()) for piece in pieces]
-    joined = torch.empty(sum(sizes), dtype=torch.uint8, device=pieces[0].device)
-    at = 0
-    for piece, size in zip(pieces, sizes, strict=True):
-        joined[at : at + piece.numel()].view(piece.shape).copy_(piece)
-        at += size
-    return joined
+def joined(pieces: Sequence[Tensor]) -> Tensor:
+    """Pieces one after the other, each but the last padded to where the next may begin."""
+    ends, at = [], 0
+    for piece in pieces:
+        ends.append(at + piece.numel())
+        at += padded(piece.numel())
+    whole = torch.empty(ends[-1], dtype=torch.uint8, device=pieces[0].device)
+    for piece, end in zip(pieces, ends, strict=True):
+        whole[end - piece.numel() : end].view(piece.shape).copy_(piece)
+    return whole

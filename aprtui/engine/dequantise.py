@@ -10,6 +10,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
+from aprtui.engine.adapted import AdaptedRows
 from aprtui.engine.block_decoders import BLOCK_DECODERS, Fields, Workspace
 from aprtui.engine.coded import CodedRows, Readable
 from aprtui.engine.grid_decoders import GRID_DECODERS
@@ -18,6 +19,7 @@ from aprtui.engine.native import decode_blocks
 from aprtui.errors import EngineError
 from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.modelfile import TensorEntry, whole_bytes
+from aprtui.formats.quantised.coding import Adapted
 from aprtui.text import clean
 
 __all__ = [
@@ -150,6 +152,10 @@ class StoredRows:
         first, last = (block * self._kind.bytes for block in self._blocks(first_row, rows))
         return self._stored[first - self._gone : last - self._gone]
 
+    def pieces_of(self, first_row: int, rows: int) -> list[Tensor]:
+        """The same, as the one piece that it is."""
+        return [self.bytes_of(first_row, rows)]
+
     def gathered(self, runs: Sequence[tuple[int, int]]) -> Tensor:
         """The bytes of rows in runs, one after the other, of a tensor whose rows are separate."""
         return torch.cat([self.bytes_of(start, count) for start, count in runs])
@@ -215,9 +221,16 @@ class StoredRows:
         return first_row * blocks_a_row, (first_row + rows) * blocks_a_row
 
 
-def rows_of(entry: TensorEntry) -> StoredRows | CodedRows:
+def rows_of(entry: TensorEntry) -> StoredRows | CodedRows | AdaptedRows:
     """A stored tensor, or the weight that several are, as rows. Raises as their makers do."""
+    if isinstance(entry.coding, Adapted):
+        return AdaptedRows(entry, rows_of(entry.coding.base), _decode_here)
     return StoredRows(entry) if entry.coding is None else CodedRows(entry)
+
+
+def _decode_here(entry: TensorEntry) -> Tensor:
+    """``decode_tensor`` on the CPU."""
+    return decode_tensor(entry, torch.device("cpu"))
 
 
 def decode_rows(

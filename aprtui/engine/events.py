@@ -61,7 +61,7 @@ class Planned(Event):
     files: int
     write_bytes: int
     free_bytes: int
-    read_bytes: int  # weights that the pass will read
+    read_bytes: int  # weights that the pass will read at most
     memory_bytes: int  # an estimate of what it needs beside the mapped file
     device: str
     device_name: str

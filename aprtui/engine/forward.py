@@ -117,10 +117,11 @@ def _attention(graph: Graph, ar: Pass, node: Node, values: Given, tap: Tap) -> t
     attend, softmax, score = node.op, soft.op, scored.op
     assert isinstance(attend, Attend) and isinstance(softmax, Softmax) and isinstance(score, Scores)
     q, k = ops.query_key_heads(ar, score, *(values[key] for key in scored.inputs))
-    v = ops.heads_of(values[node.inputs[1]], attend.values)
+    v = ops.value_heads(ar, attend, values[node.inputs[1]])
     sinks = (tap.open_blocks(scored.key), tap.open_blocks(soft.key))
     out = q.new_empty(q.shape[0], attend.heads, attend.values.size)
     lost = None if softmax.sinks is None else ar.vector(softmax.sinks)
+    biases = ops.key_biases(score.alibi, k)
     group = score.heads // score.kv_heads
     # On the CPU a key/value head a piece, for its threads; a device is given all in one launch.
     at_once = 1 if q.device.type == "cpu" else score.kv_heads
@@ -131,7 +132,8 @@ def _attention(graph: Graph, ar: Pass, node: Node, values: Given, tap: Tap) -> t
         kv_heads = slice(kv_head, kv_head + at_once)
         keys = min(last + score.mask.ahead, len(q)) if score.mask.causal else len(q)
         seen = ops.visible(score.mask, first, last, keys, q.device)
-        scores = ops.score_block(ar, score, q[first:last, heads], k[:keys, kv_heads], seen)
+        added = None if biases is None else biases[heads, :, :keys]
+        scores = ops.score_block(ar, score, q[first:last, heads], k[:keys, kv_heads], seen, added)
         sink = None if lost is None else lost[heads]
         weights = ops.softmax_block(scores, seen, sink)
         out[first:last, heads] = ops.attend_block(ar, weights, v[:keys, kv_heads])

@@ -56,6 +56,7 @@ class TraceJob:
     overrides: Mapping[str, str] = field(default_factory=dict)
     engine: str = "aprtui"
     engine_args: Mapping[str, str] = field(default_factory=dict)
+    adapter: str = ""  # a LoRA that is laid on the model's weights
     resident: bool = False  # the stored weights stay on the device for the next prompt
     resume: bool = False  # goes on with the trace that lies in the directory
     steps: int = 0

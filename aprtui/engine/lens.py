@@ -158,13 +158,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m aprtui.engine.lens", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--adapter", type=Path, help="a LoRA on the model's weights")
     parser.add_argument("--parent", type=int, help="end when this process is gone")
     options = parser.parse_args(arguments)
     if options.parent is not None:
         threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
     try:
+        model = open_model(options.model, adapter=options.adapter)
         with torch.inference_mode():
-            for line in _lines(open_model(options.model), options.files):
+            for line in _lines(model, options.files):
                 print(json.dumps(line), flush=True)
     except BrokenPipeError:  # nobody listens any more
         return 0

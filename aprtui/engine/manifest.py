@@ -42,7 +42,9 @@ class Written:
 
 
 def model_entry(model: Model) -> dict[str, Any]:
-    """The model as the manifest names it; ``doubts``: what was ignored or overridden."""
+    """The model as the manifest names it; ``doubts``: what was ignored or overridden; ``adapter``
+    where one was laid on its weights."""
+    adapter = model.file.adapter
     return {
         "path": str(model.path),
         "format": model.file.format,
@@ -55,6 +57,7 @@ def model_entry(model: Model) -> dict[str, Any]:
         "doubts": [
             {"key": each.key, "value": each.value, "stages": each.stages} for each in model.doubts
         ],
+        **({} if adapter is None else {"adapter": adapter.to_json()}),
     }
 
 

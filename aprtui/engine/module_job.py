@@ -83,10 +83,10 @@ def module_plan(job: TraceJob) -> ModulePlan | None:
         raise UsageError("transformers is not installed", hint="pip install 'aprtui[hf]'")
     if file.format != "safetensors":
         raise UsageError("transformers reads Hugging Face folders")
-    if job.in_passes or job.overrides or set(job.engine_args) - {_MODULES}:
+    if job.in_passes or job.overrides or job.adapter or set(job.engine_args) - {_MODULES}:
         raise UsageError(
             "modules are traced in one prefill, of the model as its folder says it is",
-            hint="without --steps, --chunk, --batch, --kv and --set",
+            hint="without --steps, --chunk, --batch, --kv, --set and --adapter",
         )
     prompt = None if job.tokens is not None else (job.prompt or DEFAULT_PROMPT)
     why = "as was asked" if asked else "no family file describes this architecture"

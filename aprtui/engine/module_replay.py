@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aprtui.engine.adapters.huggingface import eager_of
+from aprtui.engine.adapters.hf_attention import eager_of
 from aprtui.engine.module_trace import load_modules
 from aprtui.engine.modules import ATTENTION
 from aprtui.errors import AprtuiError

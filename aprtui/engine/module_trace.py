@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from aprtui.engine.adapters.huggingface import SoftmaxInput, eager_of, load
+from aprtui.engine.adapters.hf_attention import SoftmaxInput, eager_of, register
+from aprtui.engine.adapters.huggingface import load
 from aprtui.engine.device import deterministic, resolve_devices, torch_settings
 from aprtui.engine.module_job import ModulePlan
 from aprtui.engine.modules import ModuleCapture, Target, layers_of, watched, watching_attention
@@ -69,8 +70,9 @@ class ModuleRun:
 def load_modules(where: Path, dtype: str, device: torch.device, **more: Any) -> Any:
     """The model, its attention seen where it goes through the library's registry; ``more`` is for
     ``from_pretrained``."""
+    register(_ATTENTION, _attention)
     try:
-        model = load(where, dtype, device, _ATTENTION, _attention, **more)
+        model = load(where, dtype, device, _ATTENTION, **more)
     except BadFileError:  # models that choose their attention's class by its name, or have none
         model = load(where, dtype, device, "eager", **more)
     model.config.use_cache = False

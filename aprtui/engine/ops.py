@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 
+from aprtui.engine.recurrent import RECURRENT
 from aprtui.engine.staging import send
 from aprtui.engine.weights import WeightStream
 from aprtui.graph import Role
@@ -21,9 +22,11 @@ from aprtui.graph.node import Node
 from aprtui.graph.ops import (
     Activate,
     Add,
+    Alibi,
     Attend,
     Bias,
     Choose,
+    Clip,
     Combine,
     Embed,
     Experts,
@@ -32,12 +35,15 @@ from aprtui.graph.ops import (
     Multiply,
     Norm,
     Op,
+    Positions,
     Product,
     Rope,
     Route,
     Scores,
+    SharedRope,
     Sigmoid,
     Softmax,
+    Softplus,
     Temperature,
     Xielu,
 )
@@ -68,7 +74,13 @@ class Pass:
     ) -> None:
         self.weights, self.tokens, self.logits = weights, tokens, logits
         self.positions = positions
+        self.scanned: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
         self._angles: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+
+    @property
+    def start(self) -> int:
+        """Where the first row stands."""
+        return int(self.positions[0]) if self.positions else 0
 
     def product(self, x: Tensor, role: Role) -> Tensor:
         """x [n, columns] times the matrix transposed: [n, rows]."""
@@ -77,6 +89,10 @@ class Pass:
     def vector(self, role: Role) -> Tensor:
         """A norm's weight, a bias or sinks."""
         return self.weights.vector(role)
+
+    def looked_up(self, role: Role) -> Tensor:
+        """The tokens' rows of a table."""
+        return self.weights.rows(role, self.tokens)
 
     def cut(self, x: Tensor) -> Tensor:
         """An inner result that an engine of low precision writes in its type."""
@@ -97,6 +113,10 @@ class Pass:
     def queried(self, x: Tensor) -> Tensor:
         """Queries as they meet cached keys."""
         return x
+
+    def scaled(self, q: Tensor, scale: float) -> tuple[Tensor, float]:
+        """(queries, what their scores are multiplied by): some scale the queries first."""
+        return q, scale
 
     def weighed(self, x: Tensor) -> Tensor:
         """Softmax weights as they meet cached values."""
@@ -142,13 +162,24 @@ def _wide(x: Tensor) -> Tensor:
 def heads_of(x: Tensor, heads: Heads) -> Tensor:
     """A window of heads [T,heads,d] of rows [T,...]."""
     rows = x.reshape(x.shape[0], -1)
+    if heads.period:
+        first, place = divmod(heads.first, heads.period)
+        apart = rows.reshape(len(rows), -1, heads.period)
+        return apart[:, first : first + heads.count, place : place + heads.size].contiguous()
     return rows[:, heads.columns].reshape(x.shape[0], heads.count, heads.size)
 
 
 def embed(ar: Pass, op: Embed) -> Tensor:
     """The tokens' rows of the table times ``scale``: [T,H]."""
-    rows = ar.weights.rows(op.table, ar.tokens)
+    rows = ar.looked_up(op.table)
     return rows * op.scale if op.scale != 1.0 else rows
+
+
+def positions(ar: Pass, op: Positions, x: Tensor) -> Tensor:
+    """x plus the rows of its positions: [T,H]."""
+    placed = ar.positions or range(len(x))
+    rows = ar.weights.rows(op.table, tuple(op.first + int(place) for place in placed))
+    return x + send(rows, x.device)
 
 
 def norm(ar: Pass, op: Norm, x: Tensor) -> Tensor:
@@ -169,7 +200,9 @@ def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
         wide = wide - wide.mean(-1, keepdim=True)
     made = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + op.eps)
     if op.weight is not None:
-        made = ar.step(made) * (_wide(ar.vector(op.weight)) + op.offset)
+        weight = _wide(ar.vector(op.weight))
+        weight = weight.reshape(x.shape[1:]) if op.each else weight
+        made = ar.step(made) * (weight + op.offset)
     if op.bias is not None:
         made = made + _wide(ar.vector(op.bias))
     return made.to(x.dtype)
@@ -229,7 +262,17 @@ def rope(ar: Pass, op: Rope, x: Tensor) -> Tensor:
     """The heads [T,heads,d] of a window turned by their positions' angles."""
     heads = heads_of(x, op.heads)
     cos, sin = ar.angles(op.table, heads)
-    return rotate(ar, heads, cos, sin, op.table)
+    if not op.skip:
+        return rotate(ar, heads, cos, sin, op.table)
+    turned = rotate(ar, heads[..., op.skip :], cos, sin, op.table)
+    return torch.cat((heads[..., : op.skip], turned), dim=-1)
+
+
+def shared_rope(ar: Pass, op: SharedRope, x: Tensor, y: Tensor) -> Tensor:
+    """Keys [T,A,d] of own channels, which stand still, and shared ones, which turn."""
+    shared, own = heads_of(x, op.shared), heads_of(y, op.own)
+    turned = rotate(ar, shared, *ar.angles(op.table, shared), op.table)
+    return torch.cat((own, turned.expand(-1, own.shape[1], -1)), dim=-1)
 
 
 def rotate(ar: Pass, x: Tensor, cos: Tensor, sin: Tensor, table: RopeTable) -> Tensor:
@@ -250,8 +293,12 @@ def rotate(ar: Pass, x: Tensor, cos: Tensor, sin: Tensor, table: RopeTable) -> T
     return out.reshape(x.shape).to(x.dtype)
 
 
-def visible(mask: Mask, first: int, last: int, keys: int, device: torch.device) -> Tensor:
-    """Which keys the queries first..last see [last-first, keys] bool."""
+@lru_cache(maxsize=4)  # layers ask for the same again, and each of their threads
+def visible(
+    mask: Mask, first: int, last: int, keys: int, device: torch.device, start: int = 0
+) -> Tensor:
+    """Which keys the queries first..last see [last-first, keys] bool; ``start``: where the first
+    key stands."""
     queries = torch.arange(first, last, device=device)[:, None]
     key = torch.arange(keys, device=device)[None, :]
     seen = key <= queries + mask.ahead
@@ -261,21 +308,39 @@ def visible(mask: Mask, first: int, last: int, keys: int, device: torch.device) 
         seen = seen & (queries - key < mask.window)
         if not mask.causal:
             seen = seen & (key - queries < mask.window)
-    return seen if mask.chunk is None else seen & (queries // mask.chunk == key // mask.chunk)
+    if mask.chunk is None:
+        return seen
+    return seen & ((queries + start) // mask.chunk == (key + start) // mask.chunk)
 
 
-def score_block(ar: Pass, op: Scores, q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
+def score_block(
+    ar: Pass, op: Scores, q: Tensor, k: Tensor, seen: Tensor, biases: Tensor | None = None
+) -> Tensor:
     """Scores [a,t,S] of queries [t,a,d] and keys [S,b,d], a/b queries a key head: q.k * scale,
-    then cap * tanh(s / cap), 0 where unseen."""
+    then cap * tanh(s / cap), plus ``biases`` [a,1,S], 0 where unseen."""
+    q, scale = ar.scaled(q, op.scale)
     q, k = ar.queried(q), ar.cached(k)
     queries, keys, size = q.shape[0], k.shape[0], q.shape[2]
     groups = q.shape[1] // k.shape[1]
     grouped = q.reshape(queries, k.shape[1], groups, size)
     grouped = grouped.permute(1, 2, 0, 3).reshape(k.shape[1], -1, size)
-    made = ar.cut(torch.bmm(grouped, k.permute(1, 2, 0))) * op.scale
+    made = ar.cut(torch.bmm(grouped, k.permute(1, 2, 0))) * scale
     if op.cap is not None:
         made = ar.cut(ar.map(torch.tanh, ar.cut(ar.cut(made) / op.cap))) * op.cap
-    return made.reshape(q.shape[1], queries, keys).masked_fill(~seen, 0.0)
+    made = made.reshape(q.shape[1], queries, keys)
+    made = made if biases is None else made + biases
+    return made.masked_fill(~seen, 0.0)
+
+
+def key_biases(op: Alibi | None, keys: Tensor, end: int | None = None) -> Tensor | None:
+    """What is added to all scores of each key of keys [S,b,d]: [A,1,S]; None for nothing. ``end``:
+    how many keys there are, where the others are room for more."""
+    if op is None:
+        return None
+    last = (len(keys) if end is None else end) - 1
+    slopes = torch.tensor(op.slopes, dtype=keys.dtype, device=keys.device)
+    placed = torch.arange(len(keys), dtype=keys.dtype, device=keys.device)
+    return slopes[:, None, None] * (placed - last if op.from_last else placed)
 
 
 def softmax_block(scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> Tensor:
@@ -290,6 +355,12 @@ def softmax_block(scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> 
 def attend_block(ar: Pass, weights: Tensor, v: Tensor) -> Tensor:
     """Attention [t,a,d] of softmax weights [a,t,S] over values [S,b,d]."""
     return ar.mix(ar.weighed(weights), ar.cached(v))
+
+
+def value_heads(ar: Pass, op: Attend, values: Tensor) -> Tensor:
+    """Values [T,b,d], scaled as they are cached."""
+    v = heads_of(values, op.values)
+    return v if op.scale == 1.0 else ar.cut(v * op.scale)
 
 
 def attention_blocks(heads: int, tokens: int) -> list[tuple[int, int]]:
@@ -318,19 +389,19 @@ def temperatures(how: Temperature, positions: Sequence[float]) -> Tensor:
 def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> Tensor:
     """All scores at once [A,T,T]; for replay. The pass itself goes block by block."""
     q, k = query_key_heads(ar, op, q, k)
-    seen = visible(op.mask, 0, q.shape[0], k.shape[0], q.device)
-    return score_block(ar, op, q, k, seen)
+    seen = visible(op.mask, 0, q.shape[0], k.shape[0], q.device, ar.start)
+    return score_block(ar, op, q, k, seen, key_biases(op.alibi, k))
 
 
 def softmax(ar: Pass, op: Softmax, x: Tensor) -> Tensor:
     """All rows at once [A,T,T]; for replay."""
-    seen = visible(op.mask, 0, x.shape[-1], x.shape[-1], x.device)
+    seen = visible(op.mask, 0, x.shape[-1], x.shape[-1], x.device, ar.start)
     return softmax_block(x, seen, None if op.sinks is None else ar.vector(op.sinks))
 
 
 def attend(ar: Pass, op: Attend, weights: Tensor, values: Tensor) -> Tensor:
     """All queries at once [T,A,d]; for replay."""
-    return attend_block(ar, weights, heads_of(values, op.values))
+    return attend_block(ar, weights, value_heads(ar, op, values))
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -357,9 +428,14 @@ def xielu(ar: Pass, op: Xielu, x: Tensor) -> Tensor:
     return torch.where(x > 0, above, below)
 
 
+def clip(ar: Pass, op: Clip, x: Tensor) -> Tensor:
+    """Element by element."""
+    return x.clamp(-op.limit, op.limit)
+
+
 def multiply(ar: Pass, op: Multiply, x: Tensor, y: Tensor) -> Tensor:
-    """x * y, element by element."""
-    return x * y
+    """x * y, element by element; y of [T,A] weighs the heads of x [T,A,d]."""
+    return x * y.reshape(*x.shape[:-1], -1)
 
 
 def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
@@ -370,6 +446,12 @@ def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
 def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
     """1 / (1 + exp(-x W')): [T, rows]."""
     return ar.map(torch.sigmoid, ar.product(x, op.part.weight))
+
+
+def softplus(ar: Pass, op: Softplus, x: Tensor) -> Tensor:
+    """log(1 + exp(x W')): [T, rows]."""
+    made = _wide(ar.product(x, op.part.weight))
+    return ar.map(functional.softplus, made).to(x.dtype)
 
 
 def _scored(ar: Pass, logits: Tensor, score: str) -> Tensor:
@@ -389,7 +471,7 @@ def choice_scores(ar: Pass, op: Choose, logits: Tensor) -> Tensor:
     if op.groups == op.kept:
         return scores
     grouped = scores.reshape(len(scores), op.groups, -1)
-    best = grouped.topk(min(2, grouped.shape[2]), dim=2).values.sum(2)
+    best = grouped.topk(min(op.best, grouped.shape[2]), dim=2).values.sum(2)
     order = best.argsort(dim=1, descending=True, stable=True)
     left_out = torch.zeros_like(best, dtype=torch.bool).scatter(1, order[:, op.kept :], True)
     return grouped.masked_fill(left_out[:, :, None], float("-inf")).reshape(scores.shape)
@@ -479,10 +561,13 @@ def combine(
 
 KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Embed: embed,
+    Positions: positions,
     Norm: norm,
     Product: product,
     Bias: bias,
+    Clip: clip,
     Rope: rope,
+    SharedRope: shared_rope,
     Scores: scores,
     Softmax: softmax,
     Attend: attend,
@@ -491,10 +576,12 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Multiply: multiply,
     Add: add,
     Sigmoid: sigmoid,
+    Softplus: softplus,
     Choose: choose,
     Route: route,
     Experts: experts,
     Combine: combine,
+    **RECURRENT,
 }
 
 

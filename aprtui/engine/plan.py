@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import StageHeader
 from aprtui.formats.tracedir import StageKey, holds_trace
 from aprtui.graph import Absent, Graph
-from aprtui.graph.ops import Attend, Rope, Scores, Softmax
+from aprtui.graph.ops import Attend, Choose, Rope, Scores, SharedRope, Softmax
 from aprtui.graph.select import parse_layers, parse_stages
+from aprtui.model.health import empty_note
 from aprtui.model.open import Model, open_model
-from aprtui.text import clean, size
+from aprtui.text import clean, count, size
 
 __all__ = [
     "DEFAULT_PROMPT",
@@ -89,13 +91,16 @@ class Plan:
 
     @property
     def read_bytes(self) -> int:
-        """The weights that the pass reads: each tensor once, of the token table only rows."""
-        entries = {
-            matrix.entry.name: matrix.entry.size_bytes
-            for role, matrix in self.model.weights.items()
-            if role not in self.model.graph.tables
-        }
-        return sum(entries.values())
+        """The weights that the pass reads at most: each tensor once, of the token table only rows,
+        of experts those that so many tokens may choose."""
+        chosen = _chosen_experts(self.model.graph, len(self.tokens))
+        entries: dict[str, Fraction] = {}
+        for role, matrix in self.model.weights.items():
+            if role not in self.model.graph.tables:
+                of_all = self.job.engine != "aprtui" or role.expert is None
+                share = Fraction(1) if of_all else Fraction(*chosen[role.layer])
+                entries[matrix.entry.name] = share * matrix.entry.size_bytes
+        return math.ceil(sum(entries.values()))
 
     @property
     def memory_bytes(self) -> int:
@@ -178,6 +183,7 @@ class Plan:
         return dataclasses.replace(
             self.job,
             model=str(self.model.path.absolute()),
+            adapter=self.job.adapter and str(Path(self.job.adapter).absolute()),
             directory="",
             device=device,
             overwrite=False,
@@ -198,6 +204,24 @@ def check_space(plans: Sequence[Plan]) -> None:
         )
 
 
+def _chosen_experts(graph: Graph, tokens: int) -> dict[int | None, tuple[int, int]]:
+    """Of each layer with experts, how many so many tokens may choose at most, and of how many."""
+    return {
+        node.key.layer: (min(node.op.experts, tokens * node.op.top), node.op.experts)
+        for node in graph
+        if isinstance(node.op, Choose)
+    }
+
+
+def _experts_notes(graph: Graph, tokens: int) -> list[str]:
+    """That experts are read only where chosen, where not all can be."""
+    parts = {each for each in _chosen_experts(graph, tokens).values() if each[0] < each[1]}
+    return [
+        f"of {of} experts a layer those that the tokens choose are read, at most {most}"
+        for most, of in sorted(parts)
+    ]
+
+
 def make_plan(job: TraceJob, model: Model | None = None) -> Plan:
     """Resolve a job: opens the model, encodes the prompt, checks stages, layers and options.
 
@@ -205,7 +229,7 @@ def make_plan(job: TraceJob, model: Model | None = None) -> Plan:
     no sense, BadFileError for a damaged model.
     """
     _check_choices(job)
-    return _plan(job, model or open_model(Path(job.model), job.overrides))
+    return _plan(job, model or _opened(job))
 
 
 def make_plans(job: TraceJob, prompts: Sequence[str]) -> tuple[Plan, ...]:
@@ -215,7 +239,7 @@ def make_plans(job: TraceJob, prompts: Sequence[str]) -> tuple[Plan, ...]:
     UsageError where that directory is a trace itself.
     """
     _check_choices(job)
-    return _plans(job, prompts, open_model(Path(job.model), job.overrides))
+    return _plans(job, prompts, _opened(job))
 
 
 def make_batch(
@@ -224,7 +248,7 @@ def make_batch(
     """As ``make_plans``, of prompts or token ids that run together, a sequence each."""
     job = dataclasses.replace(job, batch=tuple(map(str, prompts)))
     _check_choices(job)
-    plans = _plans(job, prompts, model or open_model(Path(job.model), job.overrides))
+    plans = _plans(job, prompts, model or _opened(job))
     return tuple(dataclasses.replace(plan, sequence=at) for at, plan in enumerate(plans))
 
 
@@ -256,12 +280,18 @@ def _plans(
     return tuple(plans)
 
 
+def _opened(job: TraceJob) -> Model:
+    return open_model(Path(job.model), job.overrides, adapter=job.adapter or None)
+
+
 def _plan(job: TraceJob, model: Model) -> Plan:
     chosen = parse_stages(job.stages)
     job, not_computed = adapters.prepare(job, model)
     graph = model.graph
     layers = parse_layers(job.layers, graph.num_layers)
     notes = list(model.notes)
+    if empty := empty_note(model):
+        notes.append(empty)
     tokens = _tokens(job, model)
     rows = len(tokens) + job.steps
     if job.tokens is None:
@@ -271,6 +301,8 @@ def _plan(job: TraceJob, model: Model) -> Plan:
             f"{rows:,} tokens exceed the {model.max_positions:,} positions the model "
             "was trained for"
         )
+    if job.engine == "aprtui":
+        notes += _experts_notes(graph, len(tokens))
     absent = (*graph.absent, *not_computed)
     computed = set(graph.stages) - {item.stage for item in not_computed}
     chosen_here = computed if chosen is None else computed & set(chosen)
@@ -337,6 +369,18 @@ def _of_passes(job: TraceJob, graph: Graph, passes: tuple[Stretch, ...]) -> list
             "this model's tokens see those behind them: they cannot come one after the other",
             hint="leave --steps, --chunk, --batch and --kv out",
         )
+    if any(node.op.remembers for node in graph):
+        raise UsageError(
+            "this model carries a state along its tokens, which is not kept from pass to pass",
+            hint="leave --steps, --chunk, --batch and --kv out: one prefill holds every token",
+        )
+    alibis = (node.op.alibi for node in graph if isinstance(node.op, Scores))
+    if len(passes) > 1 and any(alibi is not None and alibi.from_last for alibi in alibis):
+        raise UsageError(
+            "this model's scores count keys from the last one of a pass: rows of several passes "
+            "are not those of one",
+            hint="leave --steps and --chunk out",
+        )
     sizes = {node.axes[-1].extent or 0 for node in graph if isinstance(node.op, Rope)}
     sizes |= {node.op.values.size for node in graph if isinstance(node.op, Attend)}
     if job.kv in ("q8_0", "q4_0") and (odd := sorted(size for size in sizes if size % 32)):
@@ -344,7 +388,7 @@ def _of_passes(job: TraceJob, graph: Graph, passes: tuple[Stretch, ...]) -> list
             f"--kv {job.kv} takes blocks of 32 channels, and heads here have {odd[0]}",
             hint="--kv f16 or bf16",
         )
-    tables = {node.op.table for node in graph if isinstance(node.op, Rope)}
+    tables = {node.op.table for node in graph if isinstance(node.op, Rope | SharedRope)}
     ends = [each.first + each.rows for each in passes]
     changing = [table for table in tables if table.at(ends[0]) != table.at(ends[-1])]
     if changing:
@@ -386,7 +430,19 @@ def _tokens(job: TraceJob, model: Model) -> tuple[int, ...]:
             f"token {outside:,} lies outside the vocabulary of {vocab_size:,} tokens",
             hint=f"ids go from 0 to {vocab_size - 1:,}",
         )
+    longest = model.graph.longest
+    if longest is not None and len(tokens) + job.steps > longest:
+        raise UsageError(
+            f"the prompt is {_with_steps(len(tokens), job.steps)} and the model has learned "
+            f"{longest:,} positions",
+            hint="give a shorter one" + (", or fewer --steps" if job.steps else ""),
+        )
     return tokens
+
+
+def _with_steps(tokens: int, steps: int) -> str:
+    more = f", {count(steps, 'step')} behind it," if steps else ""
+    return f"{tokens:,} tokens{more}"
 
 
 def _files(

@@ -5,7 +5,7 @@ The only door through which comparing code reaches torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,19 +16,39 @@ from aprtui.engine import ops
 from aprtui.engine.arithmetic import (
     CACHED,
     EXACT,
+    F16_SCALES,
     FLASH,
     FUSED,
     INSIDE,
+    STEPPED,
     STEPS,
     SUMMED,
     Arithmetic,
     Rounded,
+    Way,
     product_rounding,
 )  # fmt: skip
 from aprtui.engine.expert_ties import expert_flips
+from aprtui.engine.misread import (
+    MISREADINGS,
+    SUB_BLOCKS,
+    Misreading,
+    misread_blocks,
+    misread_rows,
+)
 from aprtui.engine.ops import ACTIVATIONS
-from aprtui.engine.rounding import PARTNERS, ROUND_TO, ROUNDINGS, SCALED
-from aprtui.engine.wide import WideStream, rounded_rows
+from aprtui.engine.rounding import (
+    PARTNERS,
+    ROUND_TO,
+    ROUNDINGS,
+    SCALED,
+    TF32_AWAY,
+    WEIGHTS_SCALED,
+)
+from aprtui.engine.wide import Activations, WideStream, rounded_rows
+from aprtui.engine.workers import one_core
+from aprtui.formats.blocks import BLOCK_TYPES
+from aprtui.formats.quantised.coding import Affine
 from aprtui.formats.rows import Rows
 from aprtui.graph import Node, Role
 from aprtui.graph.ops import Attend, Choose, Heads, Op, Product, Softmax
@@ -36,12 +56,19 @@ from aprtui.graph.vocabulary import facts_of
 from aprtui.model.open import Model
 
 __all__ = [
-    "ACTIVATIONS", "CACHED", "EXACT", "FLASH", "FUSED", "INSIDE", "STEPS", "SUMMED", "Arithmetic",
-    "Replay", "activate", "halfway", "heads_of", "representable",
+    "ACTIVATIONS", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE", "STEPPED", "STEPS",
+    "SUMMED", "TF32_AWAY", "WEIGHTS_SCALED", "Activations", "Arithmetic", "Misreading", "Replay",
+    "Way", "activate", "halfway", "heads_of", "one_core", "representable", "terms_norm",
 ]  # fmt: skip
 
 Float64 = npt.NDArray[np.float64]
 Tensor = torch.Tensor
+
+_STATED = {
+    "fp8 e4m3": "float8 e4m3", "float8": "float8 e4m3", "fp8 e5m2": "float8 e5m2", "int8": "int8",
+}  # fmt: skip
+"""How a checkpoint's words on activations begin -> the type."""
+_SCALES_STATED = {"a token": "per token", "a tensor": "per tensor"}
 
 
 class Replay:
@@ -111,25 +138,73 @@ class Replay:
         columns = self.shape(role)[1]
         fitting = [name for name, (_, block) in ROUNDINGS.items() if columns % block == 0]
         likely = [name for name in PARTNERS[self.type_of(role)] if name in fitting]
-        known = (*likely, *SCALED, "TF32")  # TF32 rounds the weights too
+        known = (*likely, *SCALED, "TF32", TF32_AWAY)  # TF32 rounds the weights too
         other = tuple(name for name in fitting if name not in known)
         return ("", *likely), other, tuple(name for name in fitting if name in SCALED)
+
+    def stated_roundings(self, role: Role) -> tuple[str, ...]:
+        """The roundings of activations that the checkpoint itself asks for before a product with a
+        matrix that its quantiser wrote, as far as they need nothing but the activations."""
+        said, coding = self.model.file.quantisation, self.model.weights[role].entry.coding
+        words = "" if said is None or coding is None else said.activations
+        kind = next((name for word, name in _STATED.items() if words.startswith(word)), "")
+        if not kind or "static" in words:
+            return ()
+        wanted = [place for word, place in _SCALES_STATED.items() if word in words]
+        block = said.keys.get("weight_block_size") if said is not None else None
+        if isinstance(block, list) and len(block) == 2:  # activations go in the same columns
+            whole = isinstance(block[1], int) and block[1] >= self.shape(role)[1]
+            wanted = ["per token" if whole else f"in blocks of {block[1]}"]
+        names = [f"{kind} {place}, float32 scale" for place in wanted or _SCALES_STATED.values()]
+        return tuple(n for n in names if n in SCALED and self.shape(role)[1] % SCALED[n][1] == 0)
 
     def product_input(self, op: Product, x: Float64) -> Float64:
         """The rows [n, columns] that a product multiplies."""
         rows = x.reshape(x.shape[0], -1)
         return rows[-1:] if op.last and self.logits == "last" else rows
 
-    def products(
-        self, role: Role, x: Float64, names: Sequence[str] = ("",), weights: str = ""
-    ) -> list[Float64]:
+    def products(self, role: Role, x: Float64, names: Sequence[str] = ("",)) -> list[Float64]:
         """x [n, columns] rounded as each name says, times the matrix transposed: [n, rows]."""
-        made = self._stream.products(_tensor(x), role, names, weights)
+        return self.multiplied(role, self.activations(x), [Way(name) for name in names])
+
+    def activations(self, x: Float64) -> Activations:
+        """Rows [n, columns] for several products, each rounding of which is made once."""
+        return Activations(_tensor(x))
+
+    def rounded_rows(self, x: Activations, name: str) -> Float64:
+        """The rows as they are multiplied: rounded by ``name``."""
+        return _array(x.rounded(name))
+
+    def multiplied(
+        self, role: Role, x: Activations, ways: Sequence[Way], rows: Sequence[int] | None = None
+    ) -> list[Float64]:
+        """x [n, columns] times the matrix transposed, each way: [n, rows]; ``rows``: of these
+        alone. The matrix is decoded once for all."""
+        if rows is None:
+            made = self._stream.products(x, role, ways)
+        else:
+            made = self._stream.chosen(x, role, ways, tuple(rows))
         return [_array(each) for each in made]
+
+    def narrow_decoding(self, role: Role) -> bool:
+        """Whether an engine of 16 bits rounds inside the decoding of the matrix."""
+        coding = self.model.weights[role].entry.coding
+        return isinstance(coding, Affine) and any(part.name == "bias" for part in coding.parts)
 
     def finish(self, op: Product, made: Float64) -> Float64:
         """What follows the products inside their stage: biases, a scale, a cap."""
         return _array(ops.finish(Rounded(self._stream, EXACT), op, _tensor(made)))
+
+    def sampled(self, op: Product, rows: Sequence[int]) -> Callable[[Float64], Float64]:
+        """``finish`` for those rows alone of ``op``'s only matrix."""
+        (part,) = op.parts
+        bias = None if part.bias is None else self.vector(part.bias)[list(rows)]
+
+        def finish(made: Float64) -> Float64:
+            plain = replace(op, parts=(replace(part, bias=None),))
+            return self.finish(plain, made if bias is None else made + bias)
+
+        return finish
 
     def rounded(self, x: Float64, name: str) -> Float64:
         """x [n, columns] as activations rounded by ``name`` ("" is as they are)."""
@@ -142,6 +217,28 @@ class Replay:
         for first, block in self._stream.blocks(role):
             out += rounded[:, first : first + block.shape[0]] @ block
         return _array(out)
+
+    # -- weights read wrongly ------------------------------------------------------------------
+
+    def misreadings(self, role: Role) -> tuple[Misreading, ...]:
+        """The ways in which decoders have read blocks of the weight's type wrongly."""
+        kind = self.type_of(role)
+        return tuple(each for each in MISREADINGS if kind in each.types)
+
+    def misread_product(self, role: Role, x: Float64, reading: Misreading) -> Float64:
+        """x [n, columns] times the transpose of the matrix read so: [n, rows]."""
+        out = np.empty((x.shape[0], self.shape(role)[0]))
+        for first, block in misread_blocks(self.model.weights[role], reading):
+            out[:, first : first + len(block)] = x @ _array(block).T
+        return out
+
+    def misread_rows(self, role: Role, rows: Sequence[int], reading: Misreading) -> Float64:
+        """Chosen rows [n, columns] of the matrix read so."""
+        return _array(misread_rows(self.model.weights[role], rows, reading))
+
+    def sub_block(self, role: Role) -> int:
+        """How many weights of a row share a scale of their own, inside a K-block too."""
+        return SUB_BLOCKS.get(self.type_of(role)) or self.block_values(role)
 
     # -- weights -------------------------------------------------------------------------------
 
@@ -157,13 +254,20 @@ class Replay:
         """The block type that a weight is stored in."""
         return self._stream.type_of(role)
 
+    def block_values(self, role: Role) -> int:
+        """How many weights of a row share a scale; 1 where each stands for itself."""
+        entry = self.model.weights[role].entry
+        if entry.coding is None:
+            return BLOCK_TYPES[entry.type].values
+        return entry.coding.group if isinstance(entry.coding, Affine) else 1
+
     def vector(self, role: Role) -> Float64:
         """A norm's weight or a bias [columns]."""
         return _array(self._stream.vector(role))
 
-    def rows(self, role: Role, indices: Sequence[int]) -> Float64:
-        """Chosen rows [n, columns] of a matrix."""
-        return _array(self._stream.rows(role, tuple(indices)))
+    def rows(self, role: Role, indices: Sequence[int], weights: str = "") -> Float64:
+        """Chosen rows [n, columns] of a matrix; ``weights``: as an engine keeps them (``Way``)."""
+        return _array(self._stream.rows_as(role, tuple(indices), weights))
 
     def find_rows(
         self, role: Role, wanted: Float64, scale: float = 1.0, rounded: str = ""
@@ -203,6 +307,14 @@ def _given(node: Node, inputs: Sequence[Float64], how: Arithmetic) -> list[Tenso
 def activate(x: Float64, name: str) -> Float64:
     """An activation of ACTIVATIONS, element by element."""
     return _array(ACTIVATIONS[name](_tensor(x)))
+
+
+def terms_norm(x: Float64, weights: Float64) -> Float64:
+    """sqrt(sum of (x w)^2) over the columns of x [n, columns] and weights [m, columns]: [n, m].
+
+    By torch, on one core where ``one_core`` says so: numpy's threads spin after each product.
+    """
+    return _array((_tensor(x).square() @ _tensor(weights).square().T).sqrt())
 
 
 def heads_of(x: Float64, heads: Heads) -> Float64:

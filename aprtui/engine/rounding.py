@@ -18,6 +18,8 @@ __all__ = [
     "ROUNDINGS",
     "ROUND_TO",
     "SCALED",
+    "TF32_AWAY",
+    "WEIGHTS_SCALED",
     "gelu_f16_table",
     "round_bf16",
     "round_e4m3",
@@ -106,12 +108,16 @@ def gelu_f16_table(x: Tensor) -> Tensor:
     return torch.where(wide >= 10.0, wide, table)
 
 
-def round_tf32(x: Tensor) -> Tensor:
-    """x as a TensorFloat-32 unit reads it: ten bits after the leading one, to nearest even."""
+def round_tf32(x: Tensor, away: bool = False) -> Tensor:
+    """x as a TensorFloat-32 unit reads it: ten bits after the leading one, to nearest even, or half
+    ``away`` from zero, as CUDA's conversion rounds."""
     bits = x.float().contiguous().view(torch.int32)
-    odd = (bits >> 13) & 1
-    rounded = ((bits + 0xFFF + odd) & ~0x1FFF).view(torch.float32).double()
+    half = 0x1000 if away else 0xFFF + ((bits >> 13) & 1)
+    rounded = ((bits + half) & ~0x1FFF).view(torch.float32).double()
     return torch.where(x.isfinite(), rounded, x.double())
+
+
+TF32_AWAY = "TF32 (ties away from zero)"
 
 
 def round_e4m3(x: Tensor) -> Tensor:
@@ -141,9 +147,12 @@ _TOGETHER = {"per tensor": -1, "per token": 0, "in blocks of 32": 32, "in blocks
              "in blocks of 128": 128}  # fmt: skip
 
 
-def _round_scaled(x: Tensor, kind: str, together: str, scale_type: str) -> Tensor:
+def _round_scaled(
+    x: Tensor, kind: str, together: str, scale_type: str, inverse: bool = False
+) -> Tensor:
     """x [n, columns] in a type of _LARGEST, symmetric: what is rounded together shares the scale
-    max abs / largest, kept in its own type. Codes are those of x over the scale that is kept."""
+    max abs / largest, kept in its own type. Codes are those of x over the scale that is kept, or
+    times its ``inverse`` in float32."""
     size = _TOGETHER[together]
     rows = (
         x.float().reshape(1, -1)
@@ -152,7 +161,8 @@ def _round_scaled(x: Tensor, kind: str, together: str, scale_type: str) -> Tenso
     )
     scale = rows.abs().amax(-1, keepdim=True) / _LARGEST[kind]
     scale = ROUND_TO[_SCALES[scale_type]](scale).float()
-    scaled = torch.where(scale > 0, rows / scale, torch.zeros_like(rows))
+    exact = rows * (1.0 / scale) if inverse else rows / scale
+    scaled = torch.where(scale > 0, exact, torch.zeros_like(rows))
     if kind == "int8":
         codes = torch.round(scaled).clamp(-127.0, 127.0).double()
     else:
@@ -166,7 +176,10 @@ def _scaled_roundings() -> Iterator[tuple[str, tuple[Callable[[Tensor], Tensor],
         for together, size in _TOGETHER.items():
             for scale in _SCALES if kind == "int8" else ("float32",):
                 rounding = partial(_round_scaled, kind=kind, together=together, scale_type=scale)
-                yield f"{kind} {together}, {scale} scale", (rounding, max(size, 1))
+                name = f"{kind} {together}, {scale} scale"
+                yield name, (rounding, max(size, 1))
+                if kind == "int8":
+                    yield f"{name} by its inverse", (partial(rounding, inverse=True), max(size, 1))
 
 
 ROUND_TO: dict[str, Callable[[Tensor], Tensor]] = {
@@ -175,6 +188,7 @@ ROUND_TO: dict[str, Callable[[Tensor], Tensor]] = {
     "F16": round_f16,
     "F32": lambda x: x.float(),
     "TF32": round_tf32,
+    TF32_AWAY: partial(round_tf32, away=True),
 }
 """Types of single numbers: what each makes of x; "F32" alone goes on in its own dtype."""
 
@@ -187,11 +201,30 @@ ROUNDINGS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "F16": (round_f16, 1),
     "BF16": (round_bf16, 1),
     "TF32": (round_tf32, 1),
+    TF32_AWAY: (ROUND_TO[TF32_AWAY], 1),
 }
 
 SCALED = dict(_scaled_roundings())
 """The same for int8 and float8 with a scale, by what shares one and the scale's own type."""
 ROUNDINGS |= SCALED
+
+WEIGHTS_SCALED = {
+    f"{kind} weights {together}": (kind, each)
+    for kind in ("float8 e4m3", "int8")
+    for together, each in (("per tensor", False), ("per row", True))
+}
+"""Weights that a runtime rounds to eight bits when it loads them: the type, and whether each row of
+a matrix has a scale of its own."""
+
+
+def round_weights(x: Tensor, name: str, largest: float) -> Tensor:
+    """Rows x [n, columns] of a matrix in a form of WEIGHTS_SCALED; ``largest``: of all of it."""
+    kind, each_row = WEIGHTS_SCALED[name]
+    if each_row:
+        return _round_scaled(x, kind, "per token", "float32")
+    edge = x.new_full((1, x.shape[1]), largest)  # the scale is that of the whole matrix
+    return _round_scaled(torch.cat((x, edge)), kind, "per tensor", "float32")[:-1]
+
 
 _EVEN_AND_AWAY = ("Q8_0", "Q8_0 (ties away from zero)")
 

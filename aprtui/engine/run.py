@@ -31,6 +31,7 @@ from aprtui.errors import AprtuiError, EngineError
 from aprtui.formats.aprt import read_values
 from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import relative_path
+from aprtui.model.health import broken_weights
 from aprtui.text import clean, size
 
 __all__ = ["run_trace", "run_traces"]
@@ -150,8 +151,21 @@ def _ended(trace: _Trace, ran: Ran, session: Session, elapsed_s: float) -> Finis
     """The trace made whole by its manifest."""
     _check_complete(trace.plan, trace.capture, ran)
     done = _finished(trace.plan, session, trace.capture, ran, elapsed_s)
-    trace.folder.finish(_manifest(trace.plan, trace.capture, done, ran))
+    for note in (born := _born(trace.plan, trace.capture)):
+        trace.tell(Log("note", note))
+    plan = dataclasses.replace(trace.plan, notes=(*trace.plan.notes, *born))
+    trace.folder.finish(_manifest(plan, trace.capture, done, ran))
     return done
+
+
+def _born(plan: Plan, capture: Capture) -> tuple[str, ...]:
+    """What the weights have to do with the first NaN or Inf that was captured, if they have."""
+    for file in plan.files:
+        stats = capture.stats[file.key]
+        if stats["nan"] or stats["inf"]:
+            broken = broken_weights(plan.model, plan.model.graph[file.key])
+            return tuple(f"NaN or Inf is born in {file.key}: {each.text}" for each in broken)
+    return ()
 
 
 def _broken_off(traces: Sequence[_Trace], error: BaseException) -> BaseException:

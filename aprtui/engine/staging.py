@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import cycle
 
 import torch
 
 from aprtui.engine.processors import processors
+from aprtui.formats.quantised.coding import padded
 
-__all__ = ["SLOTS", "Slot", "Staging", "off_device", "send", "wait_for"]
+__all__ = ["SLOTS", "Slot", "Staging", "send"]
 
 SLOTS = 3  # one is expected next, one copied, one read by the device
 # Of pinned memory, which takes half a millisecond a MB to have: one piece is filled, one copied.
-_PIECE_BYTES = 8 << 20
-_PIECES = 4
+# After each piece its thread asks for Python's lock, which the one that computes holds: few, large.
+_PIECE_BYTES = 32 << 20
+_PIECES = 2
 _FILL_THREADS = min(8, processors())  # more wait for memory
 
 
@@ -51,27 +54,44 @@ class Staging:
     def __init__(self, device: torch.device, slot_bytes: int) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._slot_bytes = slot_bytes
         self._piece_bytes = min(slot_bytes, _PIECE_BYTES)
-        self._pieces = cycle([_Piece(self._piece_bytes) for _ in range(_PIECES)])
-        self.slots = [Slot(slot_bytes, device, self._stream) for _ in range(SLOTS)]
-        self._turn = cycle(self.slots)
+
+    @cached_property
+    def slots(self) -> list[Slot]:
+        """What blocks are uploaded into; memory is taken at the first use, for the pieces too."""
+        return [Slot(self._slot_bytes, self.device, self._stream) for _ in range(SLOTS)]
+
+    @cached_property
+    def _turn(self) -> Iterator[Slot]:
+        return cycle(self.slots)
+
+    @cached_property
+    def _pieces(self) -> Iterator[_Piece]:
+        return cycle([_Piece(self._piece_bytes) for _ in range(_PIECES)])
 
     @contextmanager
-    def on_device(self, stored: torch.Tensor) -> Iterator[torch.Tensor]:
-        """``stored`` [n] uint8 of the file's map on the device, for kernels queued in the body."""
+    def on_device(self, pieces: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """A block's bytes [n] on the device, as ``upload`` says, for kernels queued in the body."""
         slot = next(self._turn)
-        there = self.upload(slot, stored)
+        there = self.upload(slot, pieces)
         with self.reading(slot):
             yield there
 
-    def upload(self, slot: Slot, stored: torch.Tensor) -> torch.Tensor:
-        """Queue a copy of ``stored`` into the slot's twin, behind what still reads that."""
-        there = slot.twin[: stored.numel()]
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(slot.read)
-        self._copy(stored, there)
+    def upload(self, slot: Slot, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Queue a copy of ``pieces`` into the slot's twin, behind what still reads that.
+
+        They are uint8 of the file's map, [n] or rows [m,n] that lie apart, and come to lie one
+        after the other, each ``padded``: [n].
+        """
+        self._stream.wait_event(slot.read)
+        used = last = 0
+        for piece in pieces:
+            last = used + piece.numel()
+            self._copy(piece, slot.twin[used:last])
+            used += padded(piece.numel())
         slot.copied.record(self._stream)
-        return there
+        return slot.twin[:last]
 
     @contextmanager
     def reading(self, slot: Slot) -> Iterator[None]:
@@ -94,27 +114,40 @@ class Staging:
         return there
 
     def _copy(self, stored: torch.Tensor, there: torch.Tensor) -> None:
-        """Queue the copy of ``stored`` to the device, piece by piece through pinned memory."""
-        for first in range(0, stored.numel(), self._piece_bytes):
-            last = first + self._piece_bytes
-            piece, part = next(self._pieces), stored[first:last]
-            piece.copied.synchronize()
-            pinned = piece.pinned[: part.numel()]
-            _fill(pinned, part)
-            with torch.cuda.stream(self._stream):
+        """Queue the copy of ``stored`` to the device, part by part through pinned memory."""
+        first = 0
+        with torch.cuda.stream(self._stream), _filling():
+            for part in _parts(stored, self._piece_bytes):
+                piece, last = next(self._pieces), first + part.numel()
+                pinned = piece.pinned[: part.numel()]
+                piece.copied.synchronize()
+                pinned.view(part.shape).copy_(part)
                 there[first:last].copy_(pinned, non_blocking=True)
                 piece.copied.record(self._stream)
+                first = last
 
 
-def _fill(pinned: torch.Tensor, stored: torch.Tensor) -> None:
-    """Copy out of the file's map on several of torch's threads: one alone is slower than the bus.
+def _parts(stored: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
+    """``stored`` in parts of at most so many bytes, in order; of rows that lie apart whole ones
+    where they fit."""
+    if stored.is_contiguous():
+        yield from torch.split(stored.view(-1), most)
+    elif stored.shape[1] <= most:
+        yield from torch.split(stored, most // stored.shape[1])
+    else:
+        for row in stored:
+            yield from torch.split(row, most)
 
-    Threads of ours, which take turns with Python's lock, are slower too.
+
+@contextmanager
+def _filling() -> Iterator[None]:
+    """In the body copies out of the file's map run on several of torch's threads: one alone is
+    slower than the bus, and threads of ours, which take turns with Python's lock, are slower too.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(_FILL_THREADS)  # of the calling thread alone
     try:
-        pinned.copy_(stored)
+        yield
     finally:
         torch.set_num_threads(before)
 
@@ -127,26 +160,3 @@ def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
-
-
-def off_device(value: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """A copy of ``value`` as float32 in host memory, and the event after which it is there.
-
-    From a CUDA device through pinned memory, while the pass goes on; elsewhere it is there at once
-    and the event is None. What is queued after may overwrite ``value``.
-    """
-    if value.device.type != "cuda":
-        return value.to("cpu", torch.float32, copy=True).contiguous(), None
-    pinned = torch.empty(value.shape, dtype=torch.float32, pin_memory=True)
-    # Widened there: of another dtype torch copies through pageable memory, and waits.
-    pinned.copy_(value.to(torch.float32), non_blocking=True)
-    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-    copied.record(torch.cuda.current_stream(value.device))
-    return pinned, copied
-
-
-def wait_for(copied: torch.cuda.Event | None) -> None:
-    """Wait until a copy off the device is there (None: it is); other threads go on."""
-    if copied is not None:
-        with torch.cuda.device(copied.device):  # else this thread makes a context on the first GPU
-            copied.synchronize()

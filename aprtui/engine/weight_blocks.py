@@ -23,6 +23,7 @@ from aprtui.model.open import Matrix
 from aprtui.model.operand import RELEASE_BYTES, Operand
 
 if TYPE_CHECKING:
+    from aprtui.engine.adapted import AdaptedRows
     from aprtui.engine.coded import CodedRows
     from aprtui.engine.dequantise import StoredRows, Workspace
 
@@ -162,7 +163,7 @@ class _OpenTensor:
 
     def __init__(self, entry: TensorEntry) -> None:
         self.entry = entry
-        self._by_torch: tuple[StoredRows | CodedRows, Workspace] | None = None
+        self._by_torch: tuple[StoredRows | CodedRows | AdaptedRows, Workspace] | None = None
         self._row_bytes = 0  # where each row is whole blocks of its own that C decodes
         self._parts: list[Bytes] = []
         self._read = (0, 0)  # first byte, and the one after the last

@@ -147,8 +147,8 @@ class WeightStream:
         matrix = self.model.weights[role]
         source = cache(partial(self._source, role))  # looked at when the first block is read
 
-        def read(first: int, rows: int) -> torch.Tensor:
-            return source().bytes_of(first, rows)
+        def read(first: int, rows: int) -> list[torch.Tensor]:
+            return source().pieces_of(first, rows)
 
         for first, rows in self.spans(matrix, tokens):
             yield Expected((role, first, rows), partial(read, first, rows))
@@ -250,7 +250,8 @@ class WeightStream:
         """The rows' bytes where they are decoded."""
         if device in self._ahead and self._ahead[device].expects((role, first, rows)):
             return self._ahead[device].on_device()
-        raw = stored.bytes_of(first, rows)
-        if raw.is_cpu and device in self._staging:
-            return self._staging[device].on_device(raw)
-        return nullcontext(raw.to(device))
+        if device in self._staging:
+            pieces = stored.pieces_of(first, rows)
+            if pieces[0].is_cpu:
+                return self._staging[device].on_device(pieces)
+        return nullcontext(stored.bytes_of(first, rows).to(device))

@@ -14,12 +14,16 @@ from aprtui.graph.blocks import Attention, Builder, Routing
 from aprtui.graph.ops import Choose, Mask, Norm, Route
 
 __all__ = [
-    "FULL", "SLIDING", "Frame", "Sizes", "all_windows", "attention_of", "build_decoder",
-    "layer_types", "mask_of", "query_scale", "read_biases", "read_causal", "read_experts",
-    "read_ffn", "read_sizes", "read_tied", "read_window", "say_windows", "sparse_layers",
-    "windows_by_pattern",
+    "FULL", "SLIDING", "Frame", "Mixer", "ReadFfn", "Sizes", "all_windows", "attention_of",
+    "build_decoder", "check_heads", "layer_types", "mask_of", "query_scale", "read_biases",
+    "read_causal", "read_experts", "read_ffn", "read_sizes", "read_sizes_by_layer", "read_tied",
+    "read_window", "say_windows", "sparse_layers", "windows_by_pattern",
 ]  # fmt: skip
 
+Mixer = Callable[[Builder, StageKey], StageKey]
+"""Places what mixes tokens: from a layer's normalised input to what is added to the stream."""
+ReadFfn = Callable[[Settings, int], Mixer]
+"""Reads the keys of the FFNs of so many layers."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 _NULLS = ("head_dim", "num_kv_heads")
 _GGUF_EXPERTS = ("num_experts", "num_experts_per_tok")
@@ -44,24 +48,63 @@ class Sizes:
 
 
 def read_sizes(
-    s: Settings, eps_key: str = "rms_norm_eps", nulls: tuple[str, ...] = _NULLS
-) -> Sizes:
+    s: Settings, eps_key: str | float = "rms_norm_eps", nulls: tuple[str, ...] = _NULLS,
+    kv_heads: int | None = None, head_dim: int | None = None,
+) -> Sizes:  # fmt: skip
     """The dimensions, checked against each other; of an .apr the tensors fill what it lacks.
 
-    ``eps_key``: what the norms' epsilon is called; ``nulls``: which of ``head_dim`` and
-    ``num_kv_heads`` may be null, for H/A and A.
+    ``eps_key``: what the norms' epsilon is called, or its value where it has no key; ``nulls``:
+    which of ``head_dim`` and ``num_kv_heads`` may be null, for H/A and A. ``kv_heads``: those of a
+    family whose config.json has no key for them; 0: as many as query heads. ``head_dim``: where
+    the family derives it, whatever its keys say.
     """
     s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
-    layers, hidden = s.integer("num_layers"), s.integer("hidden_size")
+    layers, hidden = read_layers(s), s.integer("hidden_size")
     heads = s.integer("num_heads")
-    head_dim = _head_dim(s, hidden, heads, nulls)
-    kv_heads = _kv_heads(s, heads, head_dim, nulls)
-    if heads % kv_heads:
-        raise s.fail(f"{heads} query heads cannot share {kv_heads} key/value heads (num_kv_heads)")
+    if head_dim is None:
+        head_dim = _head_dim(s, hidden, heads, nulls)
+    if kv_heads is not None and s.file.format == "safetensors":
+        s.take("num_kv_heads", None)
+        kv_heads = s.say("num_kv_heads", kv_heads or heads)
+    else:
+        kv_heads = _kv_heads(s, heads, head_dim, nulls)
+    check_heads(s, heads, kv_heads)
     if s.integer("value_dim", head_dim) != head_dim:
         raise s.fail(f"value_dim is not head_dim, {head_dim}, which {s.family} needs")
-    eps = s.number(eps_key)
+    eps = s.number(eps_key) if isinstance(eps_key, str) else s.say("eps", eps_key)
     return Sizes(layers, hidden, heads, kv_heads, head_dim, _vocab(s), eps)
+
+
+def read_sizes_by_layer(s: Settings) -> list[Sizes]:
+    """``read_sizes`` of a family whose layers may have another number of heads each, and that says
+    its head size; the value's size is for the family to read."""
+    s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
+    layers, hidden = read_layers(s), s.integer("hidden_size")
+    heads, kv_heads = s.integers("num_heads", layers), s.integers("num_kv_heads", layers)
+    head_dim = _head_dim(s, hidden, heads[0], ())
+    vocab, eps = _vocab(s), s.number("rms_norm_eps")
+    for of_query, of_key in zip(heads, kv_heads, strict=True):
+        check_heads(s, of_query, of_key)
+    return [
+        Sizes(layers, hidden, of_query, of_key, head_dim, vocab, eps)
+        for of_query, of_key in zip(heads, kv_heads, strict=True)
+    ]
+
+
+def read_layers(s: Settings) -> int:
+    """The layers of the pass. GGUF counts those behind them that draft tokens too, in the families
+    whose defaults there have ``nextn_predict_layers``."""
+    layers, name = s.integer("num_layers"), "nextn_predict_layers"
+    drafts = s.integer(name) if s.known(name) else 0
+    if drafts >= layers:
+        raise s.fail(f"nextn_predict_layers is {drafts} of {layers} layers")
+    return int(s.say("num_layers", layers - drafts))
+
+
+def check_heads(s: Settings, heads: int, kv_heads: int) -> None:
+    """Raises where so many query heads cannot share the key/value heads evenly."""
+    if heads % kv_heads:
+        raise s.fail(f"{heads} query heads cannot share {kv_heads} key/value heads (num_kv_heads)")
 
 
 def _absent(s: Settings, name: str, otherwise: Any) -> tuple[Any, ...]:
@@ -317,7 +360,11 @@ class Frame:
     weights, or all of the ``norm`` where it is another than the sizes', the embedding's scale, that
     of the branches as they are added, the logits' scale, cap and whether they have a bias.
 
-    ``parallel``: the one norm before the attention is the FFN's input too.
+    ``parallel``: the one norm before the attention is the FFN's input too, or each has a norm of
+    its own of the one hidden, whose weights are ``two_norms``. ``bare_norms``: they have no
+    weights. ``positions``:
+    the rows of a learned table, and which is position 0's. ``embedding_norm``: the embedding is
+    normalised.
     """
 
     before: bool = True
@@ -328,18 +375,25 @@ class Frame:
     logit_scale: float = 1.0
     logit_cap: float | None = None
     parallel: bool = False
+    two_norms: tuple[str, str] | None = None
     head_bias: bool = False
     norm: Norm | None = None
+    bare_norms: bool = False
+    positions: tuple[int, int] | None = None
+    embedding_norm: bool = False
 
 
 def build_decoder(
     sizes: Sizes,
-    attention: Callable[[int], Attention],
+    attention: Callable[[int], Attention | Mixer],
     ffn: Callable[[Builder, StageKey], StageKey],
     frame: Frame = Frame(),
 ) -> Graph:
-    """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer."""
-    build = Builder(sizes.hidden)
+    """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer.
+
+    ``attention``: of each layer its attention, or what mixes tokens in its place.
+    """
+    build = Builder(sizes.hidden, bare_norms=frame.bare_norms)
     norm = frame.norm or sizes.norm(frame.offset)
     order: dict[str, Any] = {
         "before": frame.before,
@@ -347,11 +401,16 @@ def build_decoder(
         "scale": frame.branch_scale,
     }
     hidden = build.embedding(sizes.vocab, frame.embedding_scale)
+    if frame.positions is not None:
+        hidden = build.positions(hidden, *frame.positions)
+    if frame.embedding_norm:
+        hidden = build.embedding_norm(hidden, norm)
     for layer in range(sizes.layers):
         build.layer = layer
-        mix = partial(build.attention, how=attention(layer))
+        how = attention(layer)
+        mix = partial(how, build) if callable(how) else partial(build.attention, how=how)
         if frame.parallel:
-            hidden = build.parallel(hidden, norm, mix, partial(ffn, build))
+            hidden = build.parallel(hidden, norm, mix, partial(ffn, build), frame.two_norms)
             continue
         hidden = build.branch(hidden, "attn", norm, mix, **order)
         hidden = build.branch(hidden, "ffn", norm, partial(ffn, build), **order)

@@ -31,7 +31,7 @@ _HF = {
     "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 1e4,
     "attention_bias": False, "moe_intermediate_size": 1408, "routed_scaling_factor": 1.0,
     "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0, "norm_topk_prob": False,
-    "sliding_window": 4096, "max_window_layers": 62,
+    "sliding_window": 4096, "max_window_layers": 62, "n_routed_experts": None,
 }  # fmt: skip
 
 

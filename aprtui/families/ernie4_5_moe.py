@@ -36,8 +36,12 @@ _HF = {
 
 def _sparse(s: Settings, layers: int) -> list[bool]:
     """Which layers have experts: every so many, from one to another."""
-    first, last = s.integer("moe_layer_start_index"), s.integer("moe_layer_end_index")
-    every = s.integer("moe_layer_interval")
+    if s.file.format == "gguf":
+        first, last = s.integer("leading_dense_block_count", 0), -1
+        every = s.integer("interleave_moe_layer_step")
+    else:
+        first, last = s.integer("moe_layer_start_index"), s.integer("moe_layer_end_index")
+        every = s.integer("moe_layer_interval")
     if every < 1:
         raise s.fail(f"moe_layer_interval is {every}")
     last = layers - 1 if last == -1 else last
@@ -52,8 +56,11 @@ def _routing(s: Settings, activation: str) -> Routing:
         names=("moe_num_experts", "moe_k"),
     )  # fmt: skip
     routing = routers.read_shared(s, routing, "moe_num_shared_experts")
-    route = replace(routing.route, floor=s.number("moe_norm_min"))
-    return replace(routing, route=route, corrected=True)
+    if s.file.format == "gguf":
+        floor, corrected = routers.LEAST_SUM, s.shape("correction_bias") is not None
+    else:
+        floor, corrected = s.number("moe_norm_min"), True
+    return replace(routing, route=replace(routing.route, floor=floor), corrected=corrected)
 
 
 def build(s: Settings) -> Graph:
@@ -78,6 +85,6 @@ def build(s: Settings) -> Graph:
 FAMILY = Family(
     Table((*WHOLE, *PRE_NORMS, *ATTENTION, *DENSE, *EXPERTS, *SHARED_EXPERT, *CORRECTION_BIAS)),
     build,
-    Defaults(hf=_HF),
+    Defaults(hf=_HF, gguf={"rope_theta": 1e4}),
     adjacent=True,
 )

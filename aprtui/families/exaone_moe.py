@@ -38,7 +38,6 @@ def build(s: Settings) -> Graph:
     sizes = decoder.read_sizes(s)
     sparse = routers.read_mlp_types(s, routers.read_dense_first(s, sizes.layers))
     ffn = read_sparse_ffn(s, sparse, "num_experts", "num_shared_experts")
-    s.must_be("nextn_predict_layers", (0,), "the last layers draft tokens")
     table, causal = read_rope(s, sizes.head_dim), decoder.read_causal(s)
     windows, window = decoder.windows_by_pattern(s, sizes.layers, _PERIOD), decoder.read_window(s)
     decoder.read_tied(s)
@@ -57,5 +56,5 @@ _PARTS = (*WHOLE, *PRE_NORMS, *ATTENTION, *QK_NORM, *DENSE)
 FAMILY = Family(
     Table((*_PARTS, *EXPERTS, *SHARED_EXPERT, *CORRECTION_BIAS)),
     build,
-    Defaults(hf=_HF, gguf={"rope_theta": 1e4}),
+    Defaults(hf=_HF, gguf={"rope_theta": 1e4, "nextn_predict_layers": 0}),
 )

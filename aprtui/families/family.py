@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from aprtui.families.settings import Defaults, Settings
@@ -17,6 +17,7 @@ class Family:
     """``tensors``: the roles and their names; ``defaults``: what a silent file means; ``build``:
     the graph, from settings.
 
+    ``aliases``: keys of config.json under names of the family's own, and ours for them.
     ``adjacent_in_gguf``: llama.cpp's converter permutes the q and k rows, so that RoPE's pairs are
     adjacent there. ``adjacent``: they are in every format, as the model was trained so.
     """
@@ -24,5 +25,6 @@ class Family:
     tensors: Table
     build: Callable[[Settings], Graph]
     defaults: Defaults = field(default_factory=Defaults)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     adjacent_in_gguf: bool = False
     adjacent: bool = False

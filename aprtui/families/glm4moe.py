@@ -20,6 +20,7 @@ from aprtui.families.tensors import (
     SHARED_EXPERT,
     WHOLE,
     Table,
+    layer_tensor,
 )
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph
@@ -70,19 +71,25 @@ def build(s: Settings) -> Graph:
     ffn = read_sparse_ffn(s, routers.read_dense_first(s, sizes.layers))
     table = read_rope(s, sizes.head_dim, partial=True)
     mask = decoder.mask_of(decoder.read_causal(s), None)
-    norms = sizes.norm() if s.flag("use_qk_norm") else None
+    in_folder = s.file.format == "safetensors"
+    normed = s.flag("use_qk_norm") if in_folder else s.shape("q_norm") is not None
     for key in ("num_mtp_layers", "num_nextn_predict_layers"):  # of a head that drafts tokens
         s.take(key, None)
+    biased = decoder.read_biases(s)["qkv_bias"]
     decoder.read_tied(s)
     how = decoder.attention_of(
-        s, sizes, table=table, mask=mask, norms=norms, qkv_bias=s.flag("attention_bias")
+        s, sizes, table=table, mask=mask, norms=sizes.norm() if normed else None, qkv_bias=biased
     )
     return decoder.build_decoder(sizes, lambda layer: how, ffn)
 
 
-_PARTS = (*WHOLE, *PRE_NORMS, *ATTENTION, *QKV_BIAS, *QK_NORM)
+_NORMS = (  # llama.cpp calls the second by its place too
+    PRE_NORMS[0],
+    layer_tensor("ffn_norm", "post_attention_layernorm.weight", "post_attention_norm.weight"),
+)
+_PARTS = (*WHOLE, *_NORMS, *ATTENTION, *QKV_BIAS, *QK_NORM)
 FAMILY = Family(
     Table((*_PARTS, *DENSE, *EXPERTS, *SHARED_EXPERT, *CORRECTION_BIAS)),
     build,
-    Defaults(hf=_HF),
+    Defaults(hf=_HF, gguf={"rope_theta": 1e4, "nextn_predict_layers": 0, "expert_gating_func": 2}),
 )

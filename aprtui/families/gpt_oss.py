@@ -11,8 +11,10 @@ from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
     ATTENTION,
     OUTPUT_BIAS,
+    PACKED_EXPERTS,
     PRE_NORMS,
     QKV_BIAS,
+    SINKS,
     WHOLE,
     Table,
     layer_tensor,
@@ -51,24 +53,18 @@ _EXPERTS = (
                  holds=_BIASES, packed=True, in_turn=True),
     layer_tensor("experts_down_turned", "mlp.experts.down_proj",
                  holds=_DOWN, packed=True, transposed=True),
-    layer_tensor("experts_down_rows", "mlp.experts.down_proj.weight", holds=_DOWN, packed=True),
     layer_tensor("experts_down_bias", "mlp.experts.down_proj_bias", "ffn_down_exps.bias",
-                 holds=("expert_down_bias",), packed=True),
-    *(
-        layer_tensor(f"experts_{part}", f"ffn_{part}_exps.weight",
-                     holds=(f"expert_{part}",), packed=True)
-        for part in ("gate", "up", "down")
-    ),
+                 "mlp.experts.down_proj.bias", holds=("expert_down_bias",), packed=True),
+    *PACKED_EXPERTS,
     *(
         layer_tensor(f"experts_{part}_bias", f"ffn_{part}_exps.bias",
-                     holds=(f"expert_{part}_bias",), packed=True)
+                     f"mlp.experts.{part}_proj.bias", holds=(f"expert_{part}_bias",), packed=True)
         for part in ("gate", "up")
     ),
 )  # fmt: skip
 _TABLE = Table((
-    *WHOLE, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *_EXPERTS, PRE_NORMS[0],
+    *WHOLE, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *SINKS, *_EXPERTS, PRE_NORMS[0],
     layer_tensor("ffn_norm", "post_attention_layernorm.weight", "post_attention_norm.weight"),
-    layer_tensor("sinks", "self_attn.sinks", "attn_sinks.weight"),
 ))  # fmt: skip
 
 

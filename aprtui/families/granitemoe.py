@@ -8,6 +8,7 @@ from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
     ATTENTION,
     OUTPUT_BIAS,
+    PACKED_EXPERTS,
     PRE_NORMS,
     QKV_BIAS,
     WHOLE,
@@ -19,9 +20,13 @@ from aprtui.graph import Graph
 __all__ = ["FAMILY"]
 
 _HF = {**granite.HF, "num_experts": 8, "num_experts_per_tok": 2}
-_EXPERTS = (  # the names of published folders, then transformers' own
+_EXPERTS = (  # the names of published folders, then transformers' own, and llama.cpp's
+    *PACKED_EXPERTS,
     layer_tensor(
-        "router", "block_sparse_moe.router.layer.weight", "block_sparse_moe.router.weight"
+        "router",
+        "block_sparse_moe.router.layer.weight",
+        "block_sparse_moe.router.weight",
+        "ffn_gate_inp.weight",
     ),
     layer_tensor(
         "experts_gate_up",
@@ -54,5 +59,6 @@ def build(s: Settings) -> Graph:
 FAMILY = Family(
     Table((*WHOLE, *PRE_NORMS, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *_EXPERTS)),
     build,
-    Defaults(hf=_HF, apr={"rope_theta": 1e4, "rms_norm_eps": 1e-6}),
+    Defaults(hf=_HF, gguf=granite.GGUF, apr={"rope_theta": 1e4, "rms_norm_eps": 1e-6}),
+    adjacent_in_gguf=True,
 )

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from aprtui.errors import BadFileError
 from aprtui.formats.modelfile import ModelFile
 from aprtui.formats.quantised.declared import QUANTISATION_KEYS
@@ -31,6 +33,7 @@ _GGUF = {
     "attention.head_count_kv": "num_kv_heads",
     "attention.key_length": "head_dim",
     "attention.value_length": "value_dim",
+    "attention.value_scale": "attention_value_scale",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "attention.layer_norm_epsilon": "layer_norm_eps",
     "attention.sliding_window": "sliding_window",
@@ -45,6 +48,7 @@ _GGUF = {
     "rope.freq_base": "rope_theta",
     "rope.freq_base_swa": "rope_theta_local",
     "rope.dimension_count": "rope_dim",
+    "rope.dimension_count_swa": "rope_dim_local",
     "context_length": "max_positions",
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
@@ -57,6 +61,7 @@ _GGUF = {
             "expert_shared_count",
             "expert_weights_norm",
             "expert_weights_scale",
+            "full_attention_interval",
             "interleave_moe_layer_step",
             "leading_dense_block_count",
             "nextn_predict_layers",
@@ -82,7 +87,10 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "hidden_size": (1, 65_536),
     "num_heads": (1, 256),
     "num_kv_heads": (1, 256),
+    "num_attention_heads_per_layer": (1, 256),
     "head_dim": (1, 65_536),
+    "value_dim": (1, 65_536),
+    "v_head_dim": (1, 65_536),
     "intermediate_size": (1, 262_144),
     "moe_intermediate_size": (1, 262_144),
     "shared_expert_intermediate_size": (1, 262_144),
@@ -107,20 +115,25 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "query_pre_attn_scalar": (1e-6, 1e9),
     "logits_scaling": (1e-6, 1e9),
     "logit_scale": (1e-6, 1e9),
+    "route_scale": (1e-6, 1e9),
+    "moe_norm_min": (1e-30, 1.0),
+    "routed_scaling_factor": (1e-6, 1e9),
+    "moe_routed_scaling_factor": (1e-6, 1e9),
+    "attention_value_scale": (1e-6, 1e9),
 }
 
 _NO_MATTER = re.compile(
-    r".*(_dropout|_pdrop|dropout_p|_token_id|_token_ids|_token_index)|(bos|eos|pad|sep)_.*"
+    r".*(_dropout|_pdrop|dropout_p|layerdrop|_token_id|_token_ids|_token_index)|(bos|eos|pad|sep)_.*"
     r"|(_|attn_implementation|auto_map|architectures|model_type|name_or_path|transformers_).*"
     r"|initializer_.*|init_.*|output_(attentions|hidden_states|router_logits)|.*dtype|.*_loss_coef"
     r"|classifier_.*|problem_type|id2label|label2id|num_labels|task_specific_params|custom_pipelines"
-    r"|finetuning_task|return_dict|torchscript|use_cache|pretraining_tp|router_jitter_noise"
+    r"|finetuning_task|return_dict|torchscript|use_cache|pretraining_tp|(router|input)_jitter_noise"
     r"|use_bfloat16|unsloth_.*|tokenizer_class|prefix|language|max_length|min_length|cache_.*"
     r"|do_sample|temperature|top_[kp]|typical_p|num_beams.*|num_return_sequences|repetition_penalty"
     r"|diversity_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size"
     r"|bad_words_ids|early_stopping|forced_.*|suppress_tokens|begin_suppress_tokens"
     r"|remove_invalid_values|exponential_decay_length_penalty|return_dict_in_generate|output_scores"
-    r"|vision_config|tf_legacy_loss|use_flash_attn|flash_attn|torch_compile"
+    r"|vision_config|summary_.*|dropout|tf_legacy_loss|use_flash_attn|flash_attn|torch_compile"
 )
 """Keys of config.json that change no number of a forward pass."""
 
@@ -209,8 +222,11 @@ def inert(file_format: str, stated: Stated) -> bool:
     return any(type(value) is type(off) and value == off for off in _OFF.get(key, ()))
 
 
-def stated_keys(file: ModelFile, config: Mapping[str, Any]) -> dict[str, Stated]:
-    """The model's keys under our names. ``config``: the part of a config.json that is the model's.
+def stated_keys(
+    file: ModelFile, config: Mapping[str, Any], aliases: Mapping[str, str]
+) -> dict[str, Stated]:
+    """The model's keys under our names. ``config``: the part of a config.json that is the model's;
+    ``aliases``: the family's own names there, and ours for them.
 
     Raises BadFileError where two spellings of one key disagree.
     """
@@ -226,6 +242,7 @@ def stated_keys(file: ModelFile, config: Mapping[str, Any]) -> dict[str, Stated]
     found: dict[str, Stated] = {}
     for key, value in config.items():
         name = f"config.{key}" if key in _OURS_ALONE else our_name(key)
+        name = aliases.get(key, name)
         if name in found and found[name].value != value:
             raise BadFileError(
                 file.path,
@@ -257,4 +274,6 @@ def _apr_keys(file: ModelFile) -> dict[str, Stated]:
 
 def _plain(value: Any) -> Any:
     """A GGUF value with its arrays as lists."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return value if isinstance(value, str | int | float) else list(value)

@@ -13,6 +13,7 @@ from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
     ATTENTION,
     OUTPUT_BIAS,
+    PACKED_EXPERTS,
     PRE_NORMS,
     QKV_BIAS,
     WHOLE,
@@ -46,8 +47,7 @@ _FFN = (
                  holds=("expert_gate", "expert_up"), packed=True, transposed=True),
     layer_tensor("experts_down_turned", "feed_forward.experts.down_proj",
                  holds=("expert_down",), packed=True, transposed=True),
-    *(layer_tensor(f"experts_{part}", f"ffn_{part}_exps.weight",
-                   holds=(f"expert_{part}",), packed=True) for part in _PARTS),
+    *PACKED_EXPERTS,
     *(layer_tensor(f"expert_{part}", f"feed_forward.experts.{{expert}}.{part}_proj.weight")
       for part in _PARTS),
     *(layer_tensor(f"shared_expert_{part}", f"feed_forward.shared_expert.{part}_proj.weight",

@@ -1,11 +1,9 @@
-"""OLMo 3: olmo2 with a window in three of four layers, which have a RoPE table of their own."""
+"""OLMo 3: olmo2 with a window in three of four layers, which have a RoPE table of their own. GGUF
+files of it bear olmo2's name."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from aprtui.families import decoder, olmo2
-from aprtui.families.decoder import FULL, SLIDING, Frame
 from aprtui.families.family import Family
 from aprtui.families.rope import read_rope_by_layer_type
 from aprtui.families.settings import Defaults, Settings
@@ -24,22 +22,10 @@ _HF = {
 
 def build(s: Settings) -> Graph:
     sizes = decoder.read_sizes(s)
-    ffn, activation = decoder.read_ffn(s), s.activation("hidden_act", "silu")
     s.must_be("rope_theta_local", (_THETA,), "layers with a window turn by another base")
     tables = read_rope_by_layer_type(s, sizes.head_dim, _THETA)
-    biases, causal = decoder.read_biases(s), decoder.read_causal(s)
     windows = decoder.windows_by_pattern(s, sizes.layers, 4, stated=False)
-    norms = replace(sizes.norm(), whole=True)
-    decoder.read_tied(s)
-    return decoder.build_decoder(
-        sizes,
-        lambda layer: decoder.attention_of(
-            s, sizes, table=tables[FULL if windows[layer] is None else SLIDING],
-            mask=decoder.mask_of(causal, windows[layer]), norms=norms, **biases,
-        ),
-        lambda b, x: b.gated_mlp(x, ffn, activation),
-        Frame(before=False, after=True),
-    )  # fmt: skip
+    return olmo2.build_with(s, sizes, tables, windows)
 
 
 FAMILY = Family(

@@ -23,7 +23,7 @@ from aprtui.families.tensors import (
 )
 from aprtui.graph import Graph
 
-__all__ = ["FAMILY"]
+__all__ = ["FAMILY", "SHARED"]
 
 _HF = {
     "vocab_size": 151_936, "hidden_size": 2048, "intermediate_size": 5632, "num_layers": 24,
@@ -34,7 +34,7 @@ _HF = {
     "shared_expert_intermediate_size": 5632, "num_experts": 60, "norm_topk_prob": False,
     "mlp_only_layers": None, "qkv_bias": True,
 }  # fmt: skip
-_SHARED = (
+SHARED = (
     *SHARED_EXPERT,
     layer_tensor("shared_gate", "mlp.shared_expert_gate.weight", "ffn_gate_inp_shexp.weight"),
 )
@@ -76,7 +76,7 @@ def build(s: Settings) -> Graph:
 
 
 FAMILY = Family(
-    Table((*WHOLE, *PRE_NORMS, *ATTENTION, *QKV_BIAS, *DENSE, *EXPERTS, *_SHARED)),
+    Table((*WHOLE, *PRE_NORMS, *ATTENTION, *QKV_BIAS, *DENSE, *EXPERTS, *SHARED)),
     build,
     Defaults(
         hf=_HF,

@@ -123,6 +123,8 @@ def read_rope_by_layer_type(s: Settings, head_dim: int, local: float) -> dict[st
             f"rope_parameters has {', '.join(map(clean, by_type))} where this family has one table "
             "for full_attention and one for sliding_attention"
         )
+    if "type" in scaling and "rope_type" not in scaling:
+        raise s.fail("rope_scaling says type and not rope_type: transformers reads the other alone")
     full_keys = {**(by_type.get("full_attention") or {}), **scaling}
     found = {
         "full_attention": _table(s, head_dim, full_keys, "rope_theta", layout, partial=False),
@@ -137,22 +139,35 @@ def read_rope_by_layer_type(s: Settings, head_dim: int, local: float) -> dict[st
 
 
 def read_nested_rope(
-    s: Settings, head_dim: int, defaults: Mapping[str, float]
-) -> dict[str, RopeTable]:
+    s: Settings, head_dim: int, defaults: Mapping[str, float],
+    shares: Mapping[str, float] | None = None, unsaid: float = 1.0,
+) -> dict[str, RopeTable]:  # fmt: skip
     """The tables of "full_attention" and "sliding_attention" layers where rope_parameters says all
-    of each, and transformers reads nothing beside it; ``defaults`` are the bases without it."""
+    of each, and transformers reads nothing beside it.
+
+    ``defaults`` are the bases without it, and ``shares`` of the channels that turn, None where the
+    family turns all; ``unsaid``: that share where an object of the plain kind does not say it.
+    """
     by_type = s.take("rope_parameters", None)
     if by_type is None:
         by_type = {kind: {"rope_type": "default", "rope_theta": base}
                    for kind, base in defaults.items()}  # fmt: skip
+        for kind, share in (shares or {}).items():
+            by_type[kind]["partial_rotary_factor"] = share
     found: dict[str, RopeTable] = {}
     for kind in ("full_attention", "sliding_attention"):
         keys = by_type.get(kind) if isinstance(by_type, dict) else None
         if not isinstance(keys, dict) or not {"rope_type", "rope_theta"} <= set(keys):
             raise s.fail(f"rope_parameters does not say rope_type and rope_theta of {kind}")
-        found[kind] = _table(s, head_dim, keys, "rope_theta", _layout(s), partial=False)
+        if shares is not None:
+            share = unsaid if keys["rope_type"] == "default" else 1.0
+            keys = {"partial_rotary_factor": share, **keys}
+        found[kind] = _table(
+            s, head_dim, keys, "rope_theta", _layout(s), partial=shares is not None
+        )
     s.say("rope_theta_local", found["sliding_attention"].theta)
     _said(s, found["full_attention"])
+    s.say("partial_rotary_factor", None)  # each kind's object says its own
     return found
 
 

@@ -10,28 +10,36 @@ from aprtui.graph.blocks import Routing
 from aprtui.graph.ops import Route
 
 __all__ = [
+    "LEAST_SUM",
     "read_dense_first", "read_groups", "read_mlp_types", "read_shared", "read_sigmoid",
 ]  # fmt: skip
 
-_LEAST_SUM = 2.0**-14  # llama.cpp divides by no smaller sum of the chosen experts' scores
+LEAST_SUM = 2.0**-14  # llama.cpp divides by no smaller sum of the chosen experts' scores
 _SIGMOID = 2  # of llama.cpp's gating functions
 
 
 def read_sigmoid(
-    s: Settings, routing: Routing, scale: str, *, renormalise: bool, eps: float = 1e-20
+    s: Settings,
+    routing: Routing,
+    scale: str,
+    *,
+    renormalise: bool,
+    eps: float = 1e-20,
+    **null: float,
 ) -> Routing:
     """Sigmoid scores, a bias for the choice, the weights times config.json's key ``scale``.
 
-    ``eps`` is what transformers adds to the sum that divides; GGUF says the rest itself.
+    ``eps`` is what transformers adds to the sum that divides; ``null``: what a null ``scale`` means
+    where it is a value. GGUF says the rest itself.
     """
     if s.file.format == "gguf":
         if s.take("expert_gating_func") != _SIGMOID:
             raise s.fail("expert_gating_func is not 2, a sigmoid, which the family needs")
         renormalise = s.flag("expert_weights_norm", renormalise)
         factor = s.number("expert_weights_scale", 1.0)
-        route = Route("sigmoid", renormalise, factor, floor=_LEAST_SUM)
+        route = Route("sigmoid", renormalise, factor, floor=LEAST_SUM)
     else:
-        route = Route("sigmoid", renormalise, s.number(scale), eps=eps)
+        route = Route("sigmoid", renormalise, s.number(scale, **null), eps=eps)
     if route.scale == 0 and s.file.format == "gguf":  # llama.cpp takes it for none
         raise s.fail("expert_weights_scale is 0")
     corrected = s.file.format == "safetensors" or s.shape("correction_bias") is not None
@@ -70,12 +78,14 @@ def read_shared(s: Settings, routing: Routing, count_key: str) -> Routing:
     return replace(routing, shared_size=size, shared_gate=False)
 
 
-def read_dense_first(s: Settings, layers: int) -> list[bool]:
-    """Which layers have experts: all but the first ``first_k_dense_replace``."""
+def read_dense_first(
+    s: Settings, layers: int, count_key: str = "first_k_dense_replace"
+) -> list[bool]:
+    """Which layers have experts: all but the first ones, as many as ``count_key`` says."""
     if s.file.format == "gguf":
         first = s.integer("leading_dense_block_count", 0)
     else:
-        first = s.integer("first_k_dense_replace")
+        first = s.integer(count_key)
     sparse = [layer >= first for layer in range(layers)]
     s.say("sparse_layers", tuple(sparse))
     return sparse

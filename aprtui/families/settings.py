@@ -149,6 +149,20 @@ class Settings:
             value = int(value)
         return self.say(name, value)
 
+    def integers(self, name: str, layers: int, default: Any = _MISSING) -> list[int]:
+        """A whole number a layer, within its bounds: a list of them, or one for all. GGUF's may go
+        on behind the layers that are computed."""
+        value = self.take(name, default)
+        if not isinstance(value, list):
+            return [self.integer(name, default)] * layers
+        long_enough = len(value) >= layers if self.file.format == "gguf" else len(value) == layers
+        low, high = BOUNDS.get(name, (-math.inf, math.inf))
+        if not long_enough or not all(type(each) is int and low <= each <= high for each in value):
+            raise self.fail(
+                f"{self.label(name)} is {clean(repr(value), 60)}, not {layers} numbers, one a layer"
+            )
+        return list(self.say(name, value[:layers]))
+
     def number(self, name: str, default: Any = _MISSING, *, null: Any = _MISSING) -> Any:
         """A finite number within its bounds, as a float."""
         value = self._numeric(name, default, null)

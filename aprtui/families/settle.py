@@ -61,7 +61,7 @@ def settle(
     settings = Settings(
         file,
         who.name,
-        stated_keys(file, who.config),
+        stated_keys(file, who.config, family.aliases),
         family.defaults,
         _shapes(found.entries),
         gguf_rows=rows,

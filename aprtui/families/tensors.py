@@ -14,9 +14,10 @@ from aprtui.formats.modelfile import TensorEntry
 from aprtui.graph import Role
 
 __all__ = [
-    "ATTENTION", "CORRECTION_BIAS", "DENSE", "EXPERTS", "NORM_BIASES", "OUTPUT_BIAS", "POST_NORMS",
-    "PRE_NORMS", "QKV_BIAS", "QK_NORM", "SANDWICH_NORMS", "SHARED_EXPERT", "WHOLE", "Sorted",
-    "Table", "Tensor", "layer_tensor",
+    "ATTENTION", "ATTENTION_GATE", "CORRECTION_BIAS", "DENSE", "EXPERTS", "NORM_BIASES",
+    "OUTPUT_BIAS", "PACKED_EXPERTS", "POST_NORMS", "PRE_NORMS", "QKV_BIAS", "QK_NORM",
+    "SANDWICH_NORMS", "SHARED_EXPERT", "SINKS", "WHOLE", "Sorted", "Table", "Tensor",
+    "layer_tensor",
 ]  # fmt: skip
 
 
@@ -26,7 +27,9 @@ class Tensor:
 
     A name may have ``{layer}`` and ``{expert}``. ``holds``: the roles whose rows lie one after the
     other in a fused tensor, of which the role's own name is only the label. ``packed``: all experts
-    of the layer in one tensor [E,rows,columns]. ``in_turn``: the roles' rows take turns;
+    of the layer in one tensor [E,rows,columns]. ``in_turn``: the roles' rows take turns, one by
+    one; ``by_head``: those of a key/value head's queries, of the head itself and of its values;
+    ``by_query``: those of each query head;
     ``transposed``: each matrix lies as [columns,rows]. ``constant``: a few numbers that are
     parameters of the graph's operations, not weights.
     """
@@ -36,6 +39,8 @@ class Tensor:
     holds: tuple[str, ...] = ()
     packed: bool = False
     in_turn: bool = False
+    by_head: bool = False
+    by_query: bool = False
     transposed: bool = False
     constant: bool = False
 
@@ -47,21 +52,22 @@ class Tensor:
 
 
 def layer_tensor(role: str, *suffixes: str, holds: tuple[str, ...] = (), **how: bool) -> Tensor:
-    """A layer's tensor: suffixes behind ``layers.N.`` (Hugging Face's and Mistral's) and ``blk.N.``
-    (llama.cpp's); any may stand behind either, as some converters mix them. ``how``: the flags of
-    ``Tensor``."""
-    heads = ("layers.{layer}.", "blk.{layer}.")
+    """A layer's tensor: suffixes behind ``layers.N.`` (Hugging Face's and Mistral's; ``h.N.`` and
+    ``blocks.N.`` of older models) and ``blk.N.`` (llama.cpp's); any may stand behind any, as some
+    converters mix them. ``how``: the flags of ``Tensor``."""
+    heads = ("layers.{layer}.", "h.{layer}.", "blocks.{layer}.", "blk.{layer}.")
     names = tuple(head + suffix for suffix in suffixes for head in heads)
     return Tensor(role, names, holds, **how)
 
 
+_ENDS = ("ln_f", "norm_f", "final_layer_norm", "final_layernorm", "output_norm")
 WHOLE = (
     Tensor("embedding", (
-        "embed_tokens.weight", "transformer.wte.weight", "embeddings.word_embeddings.weight",
-        "tok_embeddings.weight", "token_embd.weight",
+        "embed_tokens.weight", "wte.weight", "embeddings.word_embeddings.weight",
+        "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight", "token_embd.weight",
     )),
-    Tensor("final_norm", ("norm.weight", "transformer.ln_f.weight", "output_norm.weight")),
-    Tensor("head", ("lm_head.weight", "output.weight")),
+    Tensor("final_norm", ("norm.weight", *(f"{name}.weight" for name in _ENDS))),
+    Tensor("head", ("lm_head.weight", "embed_out.weight", "output.weight")),
     Tensor("rope_freqs", ("rope_freqs.weight",)),
     Tensor("rope_long", ("rope_factors_long.weight",)),
     Tensor("rope_short", ("rope_factors_short.weight",)),
@@ -93,6 +99,18 @@ QKV_BIAS = (
 
 OUTPUT_BIAS = (layer_tensor("o_bias", "self_attn.o_proj.bias", "attn_output.bias"),)
 
+ATTENTION_GATE = (
+    layer_tensor(
+        "attn_gate", "self_attn.gate_proj.weight", "self_attn.g_proj.weight", "attn_gate.weight"
+    ),
+)
+"""What weighs the attention's output before it is projected."""
+
+SINKS = (
+    layer_tensor("sinks", "self_attn.sinks", "self_attn.attention_sink_bias", "attn_sinks.weight"),
+)
+"""A logit of each head that takes its share of the softmax."""
+
 QK_NORM = (
     layer_tensor("q_norm", "self_attn.q_norm.weight", "attn_q_norm.weight"),
     layer_tensor("k_norm", "self_attn.k_norm.weight", "attn_k_norm.weight"),
@@ -115,7 +133,7 @@ SANDWICH_NORMS = (
 NORM_BIASES = (
     layer_tensor("attn_norm_bias", "input_layernorm.bias", "attn_norm.bias"),
     layer_tensor("ffn_norm_bias", "post_attention_layernorm.bias", "ffn_norm.bias"),
-    Tensor("final_norm_bias", ("norm.bias", "output_norm.bias")),
+    Tensor("final_norm_bias", ("norm.bias", *(f"{name}.bias" for name in _ENDS))),
 )
 """The biases of LayerNorms before each branch and at the end."""
 
@@ -132,9 +150,31 @@ DENSE = (
 )
 
 _MIXTRAL_PARTS = {"gate": "w1", "up": "w3", "down": "w2"}
+_MLX_ROOMS = (
+    "mlp.switch_mlp",
+    "block_sparse_moe.switch_mlp",
+    "mlp.experts",
+    "feed_forward.experts",
+)
+PACKED_EXPERTS = tuple(
+    layer_tensor(
+        f"experts_{part}",
+        f"ffn_{part}_exps.weight",
+        *(f"{room}.{part}_proj.weight" for room in _MLX_ROOMS),
+        holds=(f"expert_{part}",),
+        packed=True,
+    )
+    for part in _MIXTRAL_PARTS
+)
+"""All experts of a layer in one tensor: llama.cpp's names, and mlx-lm's (``sanitize``)."""
+
 EXPERTS = (
     layer_tensor(
-        "router", "mlp.gate.weight", "block_sparse_moe.gate.weight", "ffn_gate_inp.weight"
+        "router",
+        "mlp.gate.weight",
+        "mlp.router.gate.weight",
+        "block_sparse_moe.gate.weight",
+        "ffn_gate_inp.weight",
     ),
     *(
         layer_tensor(
@@ -145,12 +185,7 @@ EXPERTS = (
         )
         for part, short in _MIXTRAL_PARTS.items()
     ),
-    *(
-        layer_tensor(
-            f"experts_{part}", f"ffn_{part}_exps.weight", holds=(f"expert_{part}",), packed=True
-        )
-        for part in _MIXTRAL_PARTS
-    ),
+    *PACKED_EXPERTS,
     layer_tensor(
         "experts_gate_up",
         "mlp.experts.gate_up_proj",
@@ -188,10 +223,21 @@ CORRECTION_BIAS = (
 
 _PREFIXES = (
     "language_model.model.", "model.language_model.model.", "model.language_model.",
-    "language_model.", "model.text_model.", "model.",
+    "language_model.", "model.text_model.", "model.decoder.", "model.", "transformer.", "gpt_neox.",
+    "decoder.",
 )  # fmt: skip
 # Derived values that some checkpoints carry along; the pass computes them from the configuration.
-_DERIVED = re.compile(r"rotary_emb\.inv_freq$|self_attn\.rotary_emb\.|attn_rot_embd")
+_DERIVED = re.compile(
+    r"rotary_emb\.inv_freq$|self_attn\.rotary_emb\.|attn_rot_embd"
+    r"|\.(attn|attention)\.(masked_)?bias$"  # a causal mask and what fills it
+)
+_DRAFTS = re.compile(
+    r"(?:^|\.)mtp\.|(?<![^.])((?:layers|blk)\.\d{1,5}\.)"
+    r"(?:nextn|eh_proj|enorm|hnorm|shared_head|embed_tokens)\."
+)
+"""Tensors of layers that guess the tokens behind the next one, as a second model does; the layer,
+where it stands among the others."""
+_LAYER = re.compile(r"(?<![^.])(?:layers|blk)\.\d{1,5}\.")
 _OTHER_TOWER = re.compile(
     r"^(model\.)?(vision_tower|vision_model|vision_encoder|vision_language_adapter|visual"
     r"|multi_modal_projector|audio_tower|embed_vision|patch_merger|pre_mm_projector_norm)\."
@@ -249,9 +295,9 @@ class Table:
         empty placeholder (docs/apr-format.md 2.3). Raises nothing: doubles are noted, unknown ones
         listed.
         """
-        listed = list(tensors)
+        listed, drafts = _without_drafts(list(tensors))
         gguf_names = any(entry.name.startswith("blk.") for entry in listed)
-        found = Sorted({}, gguf_names, *_of_towers(listed))
+        found = Sorted({}, gguf_names, *_of_towers(listed), drafts)
         for entry in sorted(listed, key=lambda entry: _preference(entry, gguf_names)):
             found.add(self.role_of(entry.name), entry)
         return found
@@ -262,7 +308,8 @@ class Sorted:
     """The tensors of one model by role, and what was noticed while sorting them.
 
     ``gguf_names``: the layers' tensors are named blk.N.*; ``others``: tensors of a vision or audio
-    part; ``unknown``: tensors that play no part in the pass.
+    part; ``unknown``: tensors that play no part in the pass; ``drafts``: those of layers that draft
+    tokens.
     """
 
     entries: dict[Role, TensorEntry]
@@ -271,6 +318,7 @@ class Sorted:
     others: tuple[TensorEntry, ...]
     unknown: list[str]
     notes: list[str]
+    drafts: tuple[TensorEntry, ...]
 
     def add(self, role: Role | None, entry: TensorEntry) -> None:
         if role is None:
@@ -281,6 +329,20 @@ class Sorted:
             self.notes.append(f"two tensors for {role}: {used} is used, {entry.name} is not")
         elif entry.size_bytes or role.name != "head":  # a head without bytes is the embedding
             self.entries[role] = entry
+
+
+def _without_drafts(
+    listed: Sequence[TensorEntry],
+) -> tuple[list[TensorEntry], tuple[TensorEntry, ...]]:
+    """The tensors of the model, and those of layers that draft tokens."""
+    marks = {entry.name: match for entry in listed if (match := _DRAFTS.search(entry.name))}
+    layers = {match[1] for match in marks.values()} - {None}
+
+    def drafts(entry: TensorEntry) -> bool:
+        layer = _LAYER.search(entry.name)
+        return entry.name in marks or (layer is not None and layer[0] in layers)
+
+    return [each for each in listed if not drafts(each)], tuple(filter(drafts, listed))
 
 
 def _of_towers(

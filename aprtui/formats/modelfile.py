@@ -16,6 +16,7 @@ from aprtui.formats.maps import map_once
 from aprtui.text import clean
 
 if TYPE_CHECKING:
+    from aprtui.formats.adapters import Adapter
     from aprtui.formats.quantised.coding import Coding
     from aprtui.formats.quantised.declared import Quantisation
 
@@ -69,6 +70,7 @@ class ModelFile:
     notes: tuple[str, ...] = ()
     header: tuple[HeaderField, ...] = field(default=())
     quantisation: Quantisation | None = None  # what its configuration says of its weights' coding
+    adapter: Adapter | None = None  # what was laid on its weights, on request
 
 
 def block_bytes(entry: TensorEntry, rows: int) -> int:

@@ -77,7 +77,7 @@ def _gguf_kind(file: ModelFile) -> tuple[str, str] | None:
     if kind == "adapter" or any(_LORA.fullmatch(name) for name in names):
         return (
             "a LoRA adapter, not a model: it changes the weights of one",
-            "llama-export-lora makes one GGUF of a model and this file",
+            f"--adapter {quoted(file.path)} lays it on the model that it was made for",
         )
     if kind == "imatrix" or any(name.endswith(".in_sum2") for name in names):
         return (
@@ -100,5 +100,5 @@ def _adapter(file: ModelFile) -> tuple[str, str] | None:
     folder = file.path if file.path.is_dir() else file.path.parent
     return (
         "a LoRA adapter, not a model: it changes the weights of one",
-        f"peft's merge_and_unload makes one checkpoint of the model and {quoted(folder.name)}",
+        f"--adapter {quoted(folder)} lays it on the model that it was made for",
     )

@@ -88,6 +88,11 @@ class Rows:
             self.sequence,
         )
 
+    def label(self, row: int) -> str:
+        """One row in a word: ``12``, or ``12 p3`` where there are several passes."""
+        several = self.passes[0] != self.passes[-1]
+        return f"{self.positions[row]}" + (f" p{self.passes[row]}" if several else "")
+
     def where(self, rows: Sequence[int]) -> str:
         """Some rows by their positions and passes: ``positions 10-13 (passes 1-4)``."""
         positions = ranges(self.positions[row] for row in rows)

@@ -38,6 +38,12 @@ def shards_of(
         chosen = _listed(folder / INDEX, listed)
     elif not found:
         refuse_folder(folder)
+        if (folder / "config.json").is_file():
+            raise BadFileError(
+                folder,
+                "a configuration without weights: no .safetensors file is beside its config.json",
+                hint="the download is not complete: fetch the model's .safetensors files too",
+            )
         raise BadFileError(folder, "no .safetensors file in this folder")
     else:
         chosen = _unlisted(folder, found, notes)

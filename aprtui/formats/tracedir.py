@@ -83,13 +83,24 @@ class StageRecord:
             return math.prod(self.shape)
         return max(0, self.size_bytes - HEADER_BYTES * max(1, len(self.parts))) // 4
 
-    def held(self) -> tuple[int, ...] | None:
-        """The position of each of its rows, where the trace says it; None where it does not."""
-        if isinstance(self.positions, tuple):
-            return self.positions
+    def row_numbers(self) -> tuple[int, ...] | None:
+        """Which of the trace's rows it holds; None where that is not known."""
         if self.rows is None or self.positions is None:
             return None
-        return self.rows.positions[-1:] if self.positions == "last" else self.rows.positions
+        if isinstance(self.positions, tuple):
+            try:
+                return self.rows.at(self.positions)
+            except KeyError:
+                return None
+        whole = tuple(range(len(self.rows)))
+        return whole[-1:] if self.positions == "last" else whole
+
+    def held(self) -> tuple[int, ...] | None:
+        """The position of each of its rows; None where the trace does not say it."""
+        numbers = self.row_numbers()
+        if numbers is None or self.rows is None:
+            return self.positions if isinstance(self.positions, tuple) else None
+        return tuple(self.rows.positions[number] for number in numbers)
 
     def values(self) -> npt.NDArray[np.float32]:
         """The values [n] float32, flat: a memory map, or the parts joined along the token axis.

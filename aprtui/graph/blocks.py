@@ -10,10 +10,12 @@ from aprtui.graph.node import Absent, Axis, Graph, Node
 from aprtui.graph.ops import (
     Activate,
     Add,
+    Alibi,
     Attend,
     Bias,
     Choose,
     Clamp,
+    Clip,
     Combine,
     Embed,
     Experts,
@@ -23,12 +25,14 @@ from aprtui.graph.ops import (
     Norm,
     Op,
     Part,
+    Positions,
     Product,
     Rope,
     Route,
     Scores,
     Sigmoid,
     Softmax,
+    Softplus,
     Temperature,
 )
 from aprtui.graph.role import Role
@@ -48,7 +52,9 @@ Branch = Callable[[StageKey], StageKey]
 class Attention:
     """One layer's attention. ``norms``: the QK norm's parameters (weight and window are set
     where it is placed), None without one; ``table`` None: nothing is rotated; ``norm_after_rope``:
-    heads are normalised once they are turned."""
+    heads are normalised once they are turned; ``value_dim``: of the values' heads, 0 for
+    ``head_dim``, and ``value_scale`` the factor on them. ``gate``: what weighs the output, of each
+    head where ``gate_heads``, else of each channel. ``clip``: the limit of q, k and v."""
 
     heads: int
     kv_heads: int
@@ -64,6 +70,12 @@ class Attention:
     norm_weights: bool = True
     sinks: bool = False
     temperature: Temperature | None = None
+    value_dim: int = 0
+    value_scale: float = 1.0
+    gate: type[Sigmoid | Softplus] | None = None
+    gate_heads: bool = False
+    alibi: Alibi | None = None
+    clip: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,8 @@ class Routing:
 
     ``corrected``: a bias of the layer's own takes part in the choice. ``shared_size``: F of an
     expert that every token goes through, weighed by a sigmoid where ``shared_gate``; 0 without one.
-    ``biased``: the router and the experts' products have biases. ``on_input``: of ``Experts``.
+    ``biased``: the router and the experts' products have biases. ``on_input``: of ``Experts``;
+    ``cap``: of the router's ``Product``.
     """
 
     choose: Choose
@@ -85,13 +98,18 @@ class Routing:
     biased: bool = False
     clamp: Clamp | None = None
     on_input: bool = False
+    cap: float | None = None
 
 
 class Builder:
-    """Places nodes in order of computation; ``layer`` None while whole-model stages are placed."""
+    """Places nodes in order of computation; ``layer`` None while whole-model stages are placed.
 
-    def __init__(self, hidden_size: int) -> None:
+    ``bare_norms``: the norms of the layers and of the end have no weights.
+    """
+
+    def __init__(self, hidden_size: int, *, bare_norms: bool = False) -> None:
         self.hidden_size = hidden_size
+        self.bare_norms = bare_norms
         self.layer: int | None = 0
         self._nodes: list[Node] = []
 
@@ -120,6 +138,16 @@ class Builder:
     def embedding(self, vocab: int, scale: float = 1.0) -> StageKey:
         return self.put("embedding", Embed(Role("embedding"), vocab, scale))
 
+    def positions(self, hidden: StageKey, rows: int, first: int = 0) -> StageKey:
+        """hidden plus a learned table of ``rows`` positions, of which ``first`` is position 0's."""
+        return self.put("pos_embedding", Positions(Role("positions"), rows, first), hidden)
+
+    def embedding_norm(self, hidden: StageKey, norm: Norm) -> StageKey:
+        """A norm of what enters the first layer, with a weight of the whole model's."""
+        bias = Role("embedding_norm_bias") if norm.bias is not None else None
+        op = replace(norm, weight=Role("embedding_norm"), bias=bias)
+        return self.put("embedding_norm", op, hidden)
+
     def head(
         self,
         hidden: StageKey,
@@ -138,11 +166,13 @@ class Builder:
 
     # -- parts of a layer --
 
-    def norm(self, stage: str, x: StageKey, norm: Norm) -> StageKey:
-        """A norm of [T,H] with the weight, and where there is one the bias, of the stage's own
-        name."""
-        bias = self.role(f"{stage}_bias") if norm.bias is not None else None
-        return self.put(stage, replace(norm, weight=self.role(stage), bias=bias), x)
+    def norm(self, stage: str, x: StageKey, norm: Norm, name: str = "") -> StageKey:
+        """A norm of [T,H] with the weight, and where there is one the bias, of that ``name``, else
+        of the stage's own."""
+        name = name or stage
+        bias = self.role(f"{name}_bias") if norm.bias is not None else None
+        weight = None if self.bare_norms else self.role(name)
+        return self.put(stage, replace(norm, weight=weight, bias=bias), x)
 
     def residual(
         self, stage: str, hidden: StageKey, branch: StageKey, scale: float = 1.0
@@ -171,42 +201,56 @@ class Builder:
             made = self.norm(f"{name}_post_norm", made, norm)
         return self.residual(f"post_{name}_residual", hidden, made, scale)
 
-    def parallel(self, hidden: StageKey, norm: Norm, mix: Branch, ffn: Branch) -> StageKey:
-        """hidden + mix(x) + ffn(x), where x is the one norm of hidden."""
-        x = self.norm("attn_norm", hidden, norm)
-        mixed, made = mix(x), ffn(x)
+    def parallel(
+        self, hidden: StageKey, norm: Norm, mix: Branch, ffn: Branch,
+        two: tuple[str, str] | None = None,
+    ) -> StageKey:  # fmt: skip
+        """hidden + mix(x) + ffn(x), where x is the one norm of hidden, or each has a norm of its
+        own, with the weights of ``two``."""
+        x = self.norm("attn_norm", hidden, norm, two[0] if two else "")
+        mixed = mix(x)
+        made = ffn(self.norm("ffn_norm", hidden, norm, two[1]) if two else x)
         return self.residual(
             "post_ffn_residual", self.residual("post_attn_residual", hidden, mixed), made
         )
 
     def attention(self, x: StageKey, how: Attention) -> StageKey:
         """From the normalised input to the output projection."""
-        q_size, kv_size = how.heads * how.head_dim, how.kv_heads * how.head_dim
-        sizes = {"q": q_size, "k": kv_size, "v": kv_size}
+        value_dim = how.value_dim or how.head_dim
+        q_size, k_size = how.heads * how.head_dim, how.kv_heads * how.head_dim
+        sizes = {"q": q_size, "k": k_size, "v": how.kv_heads * value_dim}
+        width = sum(sizes.values())
         parts = tuple(
             Part(n, self.role(n), rows, self.role(f"{n}_bias") if how.qkv_bias else None)
             for n, rows in sizes.items()
         )
         plain = tuple(replace(part, bias=None) for part in parts)
-        qkv = self.put("qkv_matmul", Product(plain), x, qkv=q_size + 2 * kv_size)
+        qkv = self.put("qkv_matmul", Product(plain), x, qkv=width)
         if how.qkv_bias:
-            qkv = self.put("qkv_bias", Bias(parts), qkv, qkv=q_size + 2 * kv_size)
+            qkv = self.put("qkv_bias", Bias(parts), qkv, qkv=width)
+        if how.clip is not None:
+            qkv = self.put("qkv_clip", Clip(how.clip), qkv, qkv=width)
         queries = Heads(0, how.heads, how.head_dim)
         keys = Heads(q_size, how.kv_heads, how.head_dim)
-        values = replace(keys, first=q_size + kv_size)
+        values = Heads(q_size + k_size, how.kv_heads, value_dim)
         (q, queries), (k, keys) = self._turned(qkv, queries, keys, how)
         score = Scores(
             how.heads, how.kv_heads, how.scale, how.mask, how.cap,
             queries if q == qkv else None, keys if k == qkv else None, how.temperature,
+            how.alibi,
         )  # fmt: skip
         scores = self.put("attn_scores", score, q, k, head=how.heads)
         sinks = self.role("sinks") if how.sinks else None
         softmax = Softmax(how.mask, sinks, how.heads if sinks else 0)
         weights = self.put("attn_softmax", softmax, scores, head=how.heads)
-        mixed = self.put(
-            "attention", Attend(how.heads, values), weights, qkv,
-            head=how.heads, channel=how.head_dim,
-        )  # fmt: skip
+        extents = {"head": how.heads, "channel": value_dim}
+        attend = Attend(how.heads, values, how.value_scale)
+        mixed = self.put("attention", attend, weights, qkv, **extents)
+        if how.gate is not None:
+            rows = how.heads * (1 if how.gate_heads else value_dim)
+            part = Part("attn_gate", self.role("attn_gate"), rows)
+            gate = self.put("attn_gate", how.gate(part), x, gates=rows)
+            mixed = self.put("attn_gated", Multiply(), mixed, gate, **extents)
         bias = self.role("o_bias") if how.output_bias else None
         out = Part("o", self.role("o"), self.hidden_size, bias)
         return self.put("attn_out", Product((out,)), mixed)
@@ -221,6 +265,7 @@ class Builder:
         if (norm := how.norms) is not None:
             steps.append(("norm", lambda which, heads: replace(
                 norm, heads=heads, weight=self.role(f"{which}_norm") if how.norm_weights else None,
+                bias=self.role(f"{which}_norm_bias") if norm.bias is not None else None,
             )))  # fmt: skip
         if (table := how.table) is not None:
             place = 0 if how.norm_after_rope else len(steps)
@@ -263,7 +308,7 @@ class Builder:
         choose, count, top = routing.choose, routing.choose.experts, routing.choose.top
         if routing.corrected:
             choose = replace(choose, bias=self.role("correction_bias"))
-        router = self._matrix("router", count, routing.biased)
+        router = replace(self._matrix("router", count, routing.biased), cap=routing.cap)
         logits = self.put("router_logits", router, x, expert=count)
         ids = self.put("moe_router_indices", choose, logits, rank=top)
         weights = self.put("moe_router", routing.route, logits, ids, rank=top)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph.node import Graph, Node
-from aprtui.graph.ops import Attend, Bias, Heads, Norm, Rope, Scores
+from aprtui.graph.ops import Attend, Bias, Clip, Heads, Norm, Rope, Scores
 from aprtui.graph.rope import RopeTable
 
 __all__ = ["HeadWindow", "head_windows"]
@@ -38,13 +38,13 @@ def head_windows(graph: Graph) -> Mapping[StageKey, tuple[HeadWindow, ...]]:
 def _cut_by(node: Node, own: tuple[HeadWindow, ...]) -> list[tuple[StageKey, HeadWindow]]:
     """The windows that a node tells of its inputs and of itself; ``own``: those known of it."""
     op, inputs = node.op, node.inputs
-    if isinstance(op, Rope):
+    if isinstance(op, Rope) and not op.skip:
         turned = HeadWindow(replace(op.heads, first=0), op.table)
         return [(node.key, turned), (inputs[0], HeadWindow(op.heads, op.table))]
     if isinstance(op, Norm) and op.heads is not None:
         tables = {window.table: None for window in own} or {None: None}
         return [(inputs[0], HeadWindow(op.heads, table)) for table in tables]
-    if isinstance(op, Bias):
+    if isinstance(op, Bias | Clip):
         return [(inputs[0], window) for window in own]
     if isinstance(op, Attend):
         return [(inputs[1], HeadWindow(op.values))]

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from aprtui.formats.aprt import HEADER_BYTES
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph.ops import Embed, Op, Product, Rope
+from aprtui.graph.ops import Attend, Embed, Op, Positions, Product, Rope, SharedRope
+from aprtui.graph.recurrent import DeltaRule
 from aprtui.graph.role import Role
 from aprtui.text import count
 
@@ -40,6 +41,11 @@ class Node:
     @property
     def last(self) -> bool:
         return isinstance(self.op, Product) and self.op.last
+
+    @property
+    def timeless(self) -> bool:
+        """Whether it has no place for each token: a state behind the last one."""
+        return not self.last and all(axis.extent is not None for axis in self.axes)
 
     @property
     def position_axis(self) -> int:
@@ -118,7 +124,7 @@ class Graph:
     @cached_property
     def rope_layout(self) -> str:
         """The pairs that RoPE turns: "halves" or "adjacent"; "" where nothing is turned."""
-        tables = (node.op.table for node in self.nodes if isinstance(node.op, Rope))
+        tables = (node.op.table for node in self.nodes if isinstance(node.op, Rope | SharedRope))
         return next((table.pairs for table in tables), "")
 
     @cached_property
@@ -139,8 +145,31 @@ class Graph:
 
     @cached_property
     def tables(self) -> frozenset[Role]:
-        """The token tables: of these the pass reads rows, where they lie in the file."""
-        return frozenset(node.op.table for node in self.nodes if isinstance(node.op, Embed))
+        """Tables of tokens and positions: the pass reads rows of them, where they lie in the
+        file."""
+        ops = (node.op for node in self.nodes)
+        return frozenset(op.table for op in ops if isinstance(op, Embed | Positions))
+
+    @cached_property
+    def kv_heads(self) -> Mapping[int | None, int]:
+        """The key/value heads of each layer that has attention, or a delta rule."""
+        ops = [(node.key.layer, node.op) for node in self.nodes]
+        return {
+            **{layer: op.values.count for layer, op in ops if isinstance(op, Attend)},
+            **{layer: op.key_heads for layer, op in ops if isinstance(op, DeltaRule)},
+        }
+
+    @cached_property
+    def query_heads(self) -> Mapping[int | None, int]:
+        """The query heads of each layer that has attention."""
+        ops = ((node.key.layer, node.op) for node in self.nodes)
+        return {layer: op.heads for layer, op in ops if isinstance(op, Attend)}
+
+    @cached_property
+    def longest(self) -> int | None:
+        """The tokens that a learned table of positions has rows for; None where there is none."""
+        ops = (node.op for node in self.nodes)
+        return min((op.rows - op.first for op in ops if isinstance(op, Positions)), default=None)
 
     @cached_property
     def layers_of(self) -> Mapping[str, tuple[int, ...]]:

@@ -17,10 +17,12 @@ __all__ = [
     "ACTIVATIONS",
     "Activate",
     "Add",
+    "Alibi",
     "Attend",
     "Bias",
     "Choose",
     "Clamp",
+    "Clip",
     "Combine",
     "Embed",
     "Experts",
@@ -30,12 +32,15 @@ __all__ = [
     "Norm",
     "Op",
     "Part",
+    "Positions",
     "Product",
     "Rope",
     "Route",
     "Scores",
+    "SharedRope",
     "Sigmoid",
     "Softmax",
+    "Softplus",
     "Temperature",
     "Xielu",
 ]
@@ -46,7 +51,8 @@ ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2", "none
 
 @dataclass(frozen=True)
 class Heads:
-    """A window of heads in the columns of a row: ``count`` heads of ``size`` from column ``first``.
+    """A window of heads in the columns of a row: ``count`` heads of ``size`` from column ``first``,
+    one after the other or ``period`` columns apart.
 
     Of [T,A,d] the columns are those of [T, A*d].
     """
@@ -54,6 +60,7 @@ class Heads:
     first: int
     count: int
     size: int
+    period: int = 0
 
     @property
     def width(self) -> int:
@@ -61,6 +68,7 @@ class Heads:
 
     @property
     def columns(self) -> slice:
+        """Of heads that lie one after the other."""
         return slice(self.first, self.first + self.width)
 
 
@@ -90,6 +98,15 @@ class Temperature:
 
 
 @dataclass(frozen=True)
+class Alibi:
+    """What is added to the scores of each head's keys: its slope times the key's position, counted
+    from the first token, or from the last one where ``from_last`` (the softmax is the same)."""
+
+    slopes: tuple[float, ...]
+    from_last: bool = False
+
+
+@dataclass(frozen=True)
 class Part:
     """One matrix of a product: it makes ``rows`` columns of the output."""
 
@@ -105,6 +122,7 @@ class Op:
     ``matrices``: those of them that it multiplies by, of experts the first one's."""
 
     row_wise = True
+    remembers = False  # whether it hands a state on, from each token to the next
 
     @property
     def weights(self) -> tuple[Role, ...]:
@@ -148,11 +166,30 @@ class Embed(Op):
 
 
 @dataclass(frozen=True)
+class Positions(Op):
+    """hidden plus each position's row of a learned table [``rows``,H]: that of position 0 is
+    ``first``."""
+
+    row_wise = False
+
+    table: Role
+    rows: int
+    first: int = 0
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return (self.table,)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return {self.table: (self.rows, width)}
+
+
+@dataclass(frozen=True)
 class Norm(Op):
     """x / sqrt(mean(x^2) + eps) * (offset + w): over the last axis, or over each of ``heads``.
 
-    ``whole``: over all of the heads together. ``centred``: the mean is taken off first
-    (LayerNorm). Without ``weight`` the factor is one.
+    ``whole``: over all of the heads together; ``each``: every head has a weight of its own.
+    ``centred``: the mean is taken off first (LayerNorm). Without ``weight`` the factor is one.
     """
 
     weight: Role | None
@@ -160,6 +197,7 @@ class Norm(Op):
     offset: float = 0.0
     heads: Heads | None = None
     whole: bool = False
+    each: bool = False
     centred: bool = False
     bias: Role | None = None
 
@@ -169,7 +207,7 @@ class Norm(Op):
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         if self.heads is not None:
-            width = self.heads.width if self.whole else self.heads.size
+            width = self.heads.width if self.whole or self.each else self.heads.size
         return dict.fromkeys(self.weights, (width,))
 
 
@@ -220,18 +258,40 @@ def _bias_shapes(parts: tuple[Part, ...]) -> dict[Role, tuple[int, ...]]:
 
 
 @dataclass(frozen=True)
+class Clip(Op):
+    """x, at most ``limit`` away from 0."""
+
+    limit: float
+
+
+@dataclass(frozen=True)
 class Rope(Op):
-    """The heads [T,heads,d] of a window turned by the table's angles."""
+    """The heads [T,heads,d] of a window turned by the table's angles, but for the first ``skip``
+    channels of each."""
 
     row_wise = False
 
     table: RopeTable
     heads: Heads
+    skip: int = 0
+
+
+@dataclass(frozen=True)
+class SharedRope(Op):
+    """Keys [T,A,d]: of each head its ``own`` channels of the second input, which are not turned,
+    then those of the one head ``shared`` of the first, which are, the same for all heads."""
+
+    row_wise = False
+
+    table: RopeTable
+    shared: Heads
+    own: Heads
 
 
 @dataclass(frozen=True)
 class Scores(Op):
-    """q.k * scale, then tanh(s / cap) * cap: [A,T,T], 0 where the mask hides the key.
+    """q.k * scale, then tanh(s / cap) * cap, then what ``alibi`` adds: [A,T,T], 0 where the mask
+    hides the key.
 
     Query head h reads key/value head h div (A/K). ``queries`` and ``keys`` are the windows of the
     inputs that hold them, None where an input is these heads and no more. ``temperature``: q is
@@ -248,6 +308,7 @@ class Scores(Op):
     queries: Heads | None = None
     keys: Heads | None = None
     temperature: Temperature | None = None
+    alibi: Alibi | None = None
 
 
 @dataclass(frozen=True)
@@ -273,12 +334,13 @@ class Softmax(Op):
 
 @dataclass(frozen=True)
 class Attend(Op):
-    """Softmax [A,T,T] times V, a window of the second input: [T,A,d]."""
+    """Softmax [A,T,T] times V times ``scale``, V a window of the second input: [T,A,d]."""
 
     row_wise = False
 
     heads: int
     values: Heads
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -301,7 +363,8 @@ class Xielu(Op):
 
 @dataclass(frozen=True)
 class Multiply(Op):
-    """The product of both inputs, element by element."""
+    """The product of both inputs, element by element; of heads [T,A,d] and a number each [T,A],
+    all of a head's times its own."""
 
 
 @dataclass(frozen=True)
@@ -312,8 +375,8 @@ class Add(Op):
 
 
 @dataclass(frozen=True)
-class Sigmoid(Op):
-    """1 / (1 + exp(-x)) of a product [T,n] with ``part``'s matrix: a gate."""
+class _Gate(Op):
+    """A function of a product [T,n] with ``part``'s matrix: a gate."""
 
     part: Part
 
@@ -329,6 +392,14 @@ class Sigmoid(Op):
         return {self.part.weight: (self.part.rows, width)}
 
 
+class Sigmoid(_Gate):
+    """1 / (1 + exp(-x)) of the product: a gate between 0 and 1."""
+
+
+class Softplus(_Gate):
+    """log(1 + exp(x)) of the product: a gate that is never negative."""
+
+
 @dataclass(frozen=True)
 class Choose(Op):
     """Ids [T,k] of the ``top`` experts by the router's logits [T,E], the likeliest first.
@@ -336,7 +407,7 @@ class Choose(Op):
     Equal ones go to the lower id, as a stable sort leaves them. ``score``: "softmax", "sigmoid" or
     "none" (the logits themselves), of which the order is taken. ``bias`` [E] is added to the scores
     for the choice alone. Of ``groups`` of neighbouring experts those ``kept`` may be chosen from
-    whose two best scores have the largest sum.
+    whose ``best`` best scores have the largest sum.
     """
 
     top: int
@@ -345,6 +416,7 @@ class Choose(Op):
     bias: Role | None = None
     groups: int = 1
     kept: int = 1
+    best: int = 2
 
     @property
     def weights(self) -> tuple[Role, ...]:

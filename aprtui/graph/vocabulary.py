@@ -62,11 +62,17 @@ _QKV = ("token", "qkv")
 _QUERIES = ("token", "head", "channel")
 _KEYS = ("token", "kv_head", "channel")
 _SCORES = ("head", "query", "key")
+_WIDE = ("token", "width")
+_NO_LATENT = "the attention has no latent of low rank"
+_STATES = ("token", "state_head", "channel")
+_NO_DELTA = "no layer has a delta rule"
+_NO_ATTN_GATE = "the attention's output has no gate"
 _NO_ROPE = "the layer turns nothing by its position"
 _NO_PRE_NORM = "the family normalises only after its branches"
 _NO_FFN_NORM = "the family normalises only after its branches, or once for both"
 _NO_POST_NORM = "the family has no norm after this branch"
 _NO_QK_NORM = "the family has no QK norm"
+_NO_ATTN_GATE = "the attention's output has no gate"
 _NO_DENSE = "the FFN is made of experts"
 _NO_GATE = "the FFN has no gate, or is made of experts"
 _NO_SHARED = "the model has no shared expert"
@@ -75,19 +81,49 @@ _NO_EXPERTS = "the FFN is dense: the model has no experts"
 STAGES: tuple[Stage, ...] = (
     Stage("embedding", "emb", _HIDDEN, "rows of the token table, scaled where the family scales",
           scope="first", residual=True),
+    Stage("pos_embedding", "pos", _HIDDEN, "plus the rows of a learned table of positions",
+          "positions are not learned", scope="first", residual=True),
+    Stage("embedding_norm", "emn", _HIDDEN, "the embedding normalised", "the embedding has no norm",
+          scope="first", residual=True),
     Stage("attn_norm", "nrm", _HIDDEN, "normalised layer input", _NO_PRE_NORM),
-    Stage("qkv_matmul", "qkv", _QKV, "Q, then K, then V of each token, before bias", rotated=True),
+    Stage("qkv_matmul", "qkv", _QKV, "Q, then K, then V of each token, before bias",
+          "queries, keys and values are made of latents", rotated=True),
     Stage("qkv_bias", "+b", _QKV, "Q, K and V after bias", "the layers have no q/k/v bias",
           rotated=True),
+    Stage("qkv_clip", "clp", _QKV, "Q, K and V kept within a limit",
+          "Q, K and V have no limit", rotated=True),
+    Stage("q_a", "qa", _WIDE, "latent of the queries", _NO_LATENT),
+    Stage("q_a_norm", "qan", _WIDE, "latent of the queries, normalised", _NO_LATENT),
+    Stage("q_b", "qb", _WIDE, "Q of each head, of its latent or of the layer's input", _NO_LATENT),
+    Stage("kv_a", "kva", _WIDE, "latent of keys and values, then the key that all heads share",
+          _NO_LATENT),
+    Stage("kv_a_norm", "kvn", _KEYS, "latent of keys and values, normalised", _NO_LATENT),
+    Stage("kv_b", "kvb", _WIDE, "of each head the part of K that is not turned, then V",
+          _NO_LATENT),
     Stage("q_norm", "qn", _QUERIES, "RMSNorm of each query head", _NO_QK_NORM, rotated=True),
     Stage("k_norm", "kn", _KEYS, "RMSNorm of each key head", _NO_QK_NORM, rotated=True),
     Stage("q_post_rope", "q", _QUERIES, "Q after RoPE", _NO_ROPE, rotated=True),
     Stage("k_post_rope", "k", _KEYS, "K after RoPE, heads not repeated", _NO_ROPE,
           rotated=True),
-    Stage("attn_scores", "sco", _SCORES, "q.k scaled (and soft-capped), 0 where masked"),
+    Stage("attn_scores", "sco", _SCORES, "q.k scaled (soft-capped, ALiBi added), 0 where masked"),
     Stage("attn_softmax", "smx", _SCORES, "softmax over the visible keys, 0 elsewhere",
           shares=True),
     Stage("attention", "att", _QUERIES, "softmax times V"),
+    Stage("attn_gate", "agt", ("token", "gates"), "what weighs the attention, by head or channel",
+          _NO_ATTN_GATE),
+    Stage("attn_gated", "a*g", _QUERIES, "attention times its gate", _NO_ATTN_GATE),
+    Stage("delta_qkv", "dqk", _WIDE, "Q, K and V of a delta rule, before the convolution",
+          _NO_DELTA),
+    Stage("delta_gate", "dgt", _WIDE, "what gates its output, before the activation", _NO_DELTA),
+    Stage("delta_beta", "bet", ("token", "state_head"), "how much of each token is written",
+          _NO_DELTA),
+    Stage("delta_decay", "dec", ("token", "state_head"),
+          "logarithm of what is kept at each token", _NO_DELTA),
+    Stage("delta_conv", "cnv", _WIDE, "Q, K and V after the causal convolution", _NO_DELTA),
+    Stage("delta_out", "dou", _STATES, "what the rule reads of its state", _NO_DELTA),
+    Stage("delta_state", "dst", ("state_head", "row", "channel"),
+          "the state behind the last token", _NO_DELTA),
+    Stage("delta_norm", "dnm", _STATES, "the rule's output, normalised and gated", _NO_DELTA),
     Stage("attn_out", "out", _HIDDEN, "after the output projection and its bias"),
     Stage("attn_post_norm", "apn", _HIDDEN, "the attention branch normalised before it is added",
           _NO_POST_NORM),

@@ -14,6 +14,7 @@ from aprtui.families.registry import Identity, identify, load_family
 from aprtui.families.settings import Doubt, Settings
 from aprtui.families.settle import Settled, settle, sort_tensors
 from aprtui.families.tensors import Sorted, Table, Tensor
+from aprtui.formats.adapters import adapted, read_adapter
 from aprtui.formats.apr import fits, read_apr
 from aprtui.formats.files import first_bytes
 from aprtui.formats.gguf import read_gguf
@@ -163,10 +164,14 @@ def is_model_path(path: Path) -> bool:
         raise BadFileError(path, f"cannot be read: {error.strerror}") from error
 
 
-def read_model_file(path: Path, *, verify: bool = False) -> ModelFile:
-    """The file's metadata and its weights, each quantised one put together: ``list_model_file``
-    and ``formats.quantised.assembled``, and what they raise."""
-    return assembled(list_model_file(path, verify=verify))
+def read_model_file(
+    path: Path, *, verify: bool = False, adapter: str | Path | None = None
+) -> ModelFile:
+    """The file's metadata and its weights, each quantised one put together, an ``adapter`` laid on
+    them: ``list_model_file``, ``formats.quantised.assembled``, ``formats.adapters``, and what they
+    raise."""
+    file = assembled(list_model_file(path, verify=verify))
+    return file if adapter is None else adapted(file, read_adapter(Path(adapter)))
 
 
 def list_model_file(path: Path, *, verify: bool = False) -> ModelFile:
@@ -218,15 +223,19 @@ _OPEN_KEYS = ("architecture", "ignore_keys", "unknown_tensors")
 
 
 def open_model(
-    path: str | Path, overrides: Mapping[str, str] | None = None, *, verify: bool = False
+    path: str | Path,
+    overrides: Mapping[str, str] | None = None,
+    *,
+    verify: bool = False,
+    adapter: str | Path | None = None,
 ) -> Model:
     """Open a model and settle its configuration; no weight is read.
 
-    ``overrides`` are the ``--set`` values. Raises BadFileError for a damaged file, a key that
-    nothing reads, a missing tensor or a shape that contradicts the configuration; UsageError for an
-    override that makes no sense.
+    ``overrides`` are the ``--set`` values, ``adapter`` a LoRA to lay on its weights. Raises
+    BadFileError for a damaged file, a key that nothing reads, a missing tensor or a shape that
+    contradicts the configuration; UsageError for an override that makes no sense.
     """
-    file = read_model_file(Path(path), verify=verify)
+    file = read_model_file(Path(path), verify=verify, adapter=adapter)
     other = other_kind(file)
     if other is not None:
         raise other
@@ -243,6 +252,7 @@ def open_model(
     settings.finish(frozenset(filter(None, ignore.split(","))))
     family = load_family(who.name)
     weights = _matrices(file, settled, family.tensors, found)
+    _check_adapted_head(file, settings, weights)
     notes += [*settings.notes, *_left_out(who, found)]
     stated = family.adjacent or found.gguf_names or found.mistral_names
     if settled.graph.rope_layout == "adjacent" and not stated:
@@ -259,6 +269,24 @@ def open_model(
         (*doubts, *settings.doubts),
         overrides,
     )
+
+
+def _check_adapted_head(
+    file: ModelFile, settings: Settings, weights: Mapping[Role, Matrix]
+) -> None:
+    """Raises BadFileError for an adapter of a token table that is the head as well: peft changes
+    one use of it, its merge both."""
+    table = weights.get(Role("embedding"))
+    adapter = file.adapter
+    if adapter is None or table is None or not settings.values["tied_head"]:
+        return
+    if table.entry.name in {*adapter.changes, *adapter.replaced}:
+        raise BadFileError(
+            adapter.path,
+            f"changes {clean(table.entry.name)}, which is the head of this model as well: peft's "
+            "pass and its merge compute two models",
+            hint="merge_and_unload makes a checkpoint of the one that is meant",
+        )
 
 
 def _quantisation(file: ModelFile) -> dict[str, Any]:
@@ -303,15 +331,24 @@ def _ignored_tensors(
 
 
 def _left_out(who: Identity, found: Sorted) -> list[str]:
-    """What of a composite model is not traced."""
-    if not found.others and not who.outer:
-        return []
-    kind = clean(str(who.outer.get("model_type", "a composite model")), 40)
-    size_bytes = sum(entry.size_bytes for entry in found.others)
-    return [
-        f"the text part of {kind} is traced; left out: {len(found.others)} tensors of other parts"
-        + (f", {size(size_bytes)}, the first {clean(found.others[0].name)}" if found.others else "")
-    ]
+    """What of a composite model is not traced, nor of one that drafts tokens."""
+    notes = []
+    if found.others or who.outer:
+        kind = clean(str(who.outer.get("model_type", "a composite model")), 40)
+        first = f", {_told(found.others)}" if found.others else ""
+        notes.append(
+            f"the text part of {kind} is traced; left out: {len(found.others)} tensors of other "
+            f"parts{first}"
+        )
+    if found.drafts:
+        number = count(len(found.drafts), "tensor")
+        notes.append(f"left out: {number} of layers that draft tokens, {_told(found.drafts)}")
+    return notes
+
+
+def _told(entries: Sequence[TensorEntry]) -> str:
+    size_bytes = sum(entry.size_bytes for entry in entries)
+    return f"{size(size_bytes)}, the first {clean(entries[0].name)}"
 
 
 def _matrices(file: ModelFile, settled: Settled, table: Table, found: Sorted) -> dict[Role, Matrix]:
@@ -356,14 +393,18 @@ def _matrix(
 
 
 def held_window(
-    tensor: Tensor, entry: TensorEntry, shapes: Sequence[tuple[int, ...]], place: int, expert: int
-) -> Matrix:
+    tensor: Tensor, entry: TensorEntry, shapes: Sequence[tuple[int, ...]], place: int, expert: int,
+    heads: int = 1,
+) -> Matrix:  # fmt: skip
     """Where the weight at ``place`` of those that a fused or packed tensor holds lies in it.
 
-    ``shapes``: of all that it holds, of one expert.
+    ``shapes``: of all that it holds, of one expert; ``heads``: by which it stands.
     """
     shape, total = shapes[place], sum(each[0] for each in shapes)
     rows, columns = shape if len(shape) == 2 else (1, shape[0])
+    if (tensor.by_head or tensor.by_query) and heads > 1:
+        first = sum(each[0] for each in shapes[:place]) // heads
+        return Matrix(entry, first, rows, columns, shape[0] // heads, total // heads)
     turns = len(shapes) if tensor.in_turn else 0
     first = place if turns else sum(each[0] for each in shapes[:place])
     if tensor.transposed:
@@ -389,8 +430,11 @@ def _locate(
             continue
         place = tensor.holds.index(role.name)
         reader = settled.graph.reader(role)
-        experts = reader.op.count if reader and isinstance(reader.op, Experts) else 0
-        window = held_window(tensor, entry, parts, place, role.expert or 0)
+        graph = settled.graph
+        each = graph.query_heads if tensor.by_query else graph.kv_heads
+        heads = each.get(role.layer, 1)
+        experts = reader.op.count if reader and isinstance(reader.op, Experts) else heads
+        window = held_window(tensor, entry, parts, place, role.expert or 0, heads)
         return window, tensor.shape(parts, experts)
     raise BadFileError(
         file.path,

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.formats.blocks import stored_bytes
+from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.formats.maps import forget_pages
 from aprtui.formats.modelfile import tensor_bytes
 from aprtui.model.open import Matrix
 
-__all__ = ["RELEASE_BYTES", "Operand", "same_bytes"]
+__all__ = ["RELEASE_BYTES", "Operand", "differing_blocks", "same_bytes"]
 
 RELEASE_BYTES = 16 << 20  # stored bytes read before the pages of the map are given back
 _COMPARED_BYTES = 1 << 20
@@ -59,6 +59,25 @@ def same_bytes(a: Operand, b: Operand) -> bool:
     if left is None or right is None or len(left) != len(right):
         return False
     return all(_same(x, y) for x, y in zip(left, right, strict=True))
+
+
+def differing_blocks(a: Operand, b: Operand) -> tuple[npt.NDArray[np.int64], int] | None:
+    """(the blocks that differ, how many there are) of two matrices stored in the same way; None
+    where they are not."""
+    kind = BLOCK_TYPES.get(a.matrix.entry.type)
+    if kind is None or a.matrix.entry.coding is not None or _form(a) != _form(b):
+        return None
+    left, right = _stored(a.matrix), _stored(b.matrix)
+    if left is None or right is None or len(left[0]) != len(right[0]):
+        return None
+    blocks = len(left[0]) // kind.bytes
+    step = max(1, _COMPARED_BYTES // kind.bytes)
+    found = [np.empty(0, dtype=np.int64)]
+    for first in range(0, blocks, step):
+        place = slice(first * kind.bytes, min(first + step, blocks) * kind.bytes)
+        x, y = (side[0][place].reshape(-1, kind.bytes) for side in (left, right))
+        found.append(first + np.flatnonzero((x != y).any(axis=1)))
+    return np.concatenate(found), blocks
 
 
 def _same(left: Bytes, right: Bytes) -> bool:

@@ -13,6 +13,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import tokenizers
 from tokenizers import Regex, models, pre_tokenizers
@@ -30,6 +31,7 @@ from aprtui.model.vocabulary import (
     GLYPH_OF,
     GLYPHS,
     MAX_VOCABULARY,
+    NORMAL,
     UNKNOWN,
     USER_DEFINED,
     TokenizerSpec,
@@ -149,7 +151,14 @@ def build_tokenizer(spec: TokenizerSpec) -> Tokenizer:
             after_special = not isinstance(part, str)
         return found
 
-    return Tokenizer(checked, Vocabulary(checked), ids_of_parts)
+    notes = tuple(
+        f"the file asks for {name.upper()} and names no such token: none is added"
+        for name, asked, token in (
+            ("bos", spec.add_bos, spec.bos_id), ("eos", spec.add_eos, spec.eos_id),
+        )
+        if asked and token is None
+    )  # fmt: skip
+    return Tokenizer(checked, Vocabulary(checked), ids_of_parts, notes)
 
 
 def _json_tokenizer(spec: TokenizerSpec) -> Tokenizer:
@@ -187,9 +196,13 @@ def _template_notes(spec: TokenizerSpec, library: tokenizers.Tokenizer) -> tuple
 # generation, and of each other kind the one that is there.
 _ENDS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
-    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>",
-    "<end_of_utterance>",
+    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 )  # fmt: skip
+_RENDERED = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+_NOT_STRIPPED = ("<unk>", "<s>", "<|endoftext|>")  # of phi-3's special tokens
+_SPACE = " \t\n\v\f\r"  # C's isspace
 _KINDS = (
     ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim\u2581begin\uff5c>", "<PRE>",
      "\u2581<PRE>", "<|code_prefix|>", "<|prefix|>"),
@@ -211,6 +224,16 @@ def _with_controls(types: list[int], ids: Mapping[str, int]) -> list[int]:
     for text in (*_ENDS, *(kind[0] for kind in kinds if len(kind) == 1)):
         if text in ids:
             made[ids[text]] = CONTROL
+    shown = [*_RENDERED]
+    if {"<|return|>", "<|call|>"} <= ids.keys() or (
+        "<|flush|>" in ids and ("<|call|>" in ids or "<|calls|>" in ids)
+    ):
+        shown.append("<|end|>")  # of harmony's and solar's, which end a message and no generation
+    for text in shown:
+        if text in ids:
+            made[ids[text]] = USER_DEFINED
+    if "<|tool_response>" in ids and "</s>" in ids:
+        made[ids["</s>"]] = NORMAL
     return made
 
 
@@ -313,10 +336,20 @@ def _among(stretches: _Stretches, ids: Mapping[str, int]) -> Mapping[str, int]:
 # ---- special tokens ----
 
 
+class _Special(NamedTuple):
+    """A token that is cut out of the text; ``always``: where it stands in plain text too;
+    ``strips``: the white space after it goes with it."""
+
+    text: str
+    id: int
+    always: bool
+    strips: bool
+
+
 def _special_tokens(
     spec: TokenizerSpec, ids: Mapping[str, int], merges: Iterable[tuple[str, str]]
-) -> list[tuple[str, int, bool]]:
-    """(text, id, whether it counts in plain text too), longest first, ties by id.
+) -> list[_Special]:
+    """Longest first, ties by id.
 
     Without token types: what is written ``<...>``, longer than two characters, is no byte token and
     is not what a merge makes (docs/apr-format.md 4.3).
@@ -334,22 +367,23 @@ def _special_tokens(
             and token not in made and byte_of(token) is None
         ]  # fmt: skip
     found = [
-        (spec.vocabulary[i], i, types is not None and types[i] == USER_DEFINED)
+        _Special(
+            text, i, types is not None and types[i] == USER_DEFINED,
+            spec.strips_after and text not in _NOT_STRIPPED,
+        )
         for i in chosen
-        if spec.vocabulary[i]
-    ]
-    return sorted(found, key=lambda entry: (-len(entry[0].encode()), entry[1]))
+        if (text := spec.vocabulary[i])
+    ]  # fmt: skip
+    return sorted(found, key=lambda entry: (-len(entry.text.encode()), entry.id))
 
 
-def _partition(
-    text: str, specials: Iterable[tuple[str, int, bool]], parse: bool
-) -> list[str | int]:
+def _partition(text: str, specials: Iterable[_Special], parse: bool) -> list[str | int]:
     """``text`` as stretches of ordinary text and ids of the special tokens between them.
 
     Every occurrence of a longer token is cut out before a shorter one is looked for.
     """
     parts: list[str | int] = [text] if text else []
-    for token, token_id, always in specials:
+    for token, token_id, always, strips in specials:
         if token not in text or not (parse or always):
             continue
         cut: list[str | int] = []
@@ -359,6 +393,7 @@ def _partition(
                 continue
             for place, piece in enumerate(part.split(token)):
                 cut.extend([token_id] if place else [])
+                piece = piece.lstrip(_SPACE) if place and strips else piece
                 cut.extend([piece] if piece else [])
         parts = cut
     return parts

@@ -48,7 +48,8 @@ class TokenizerSpec:
     the file's own word for a kind that cannot be rebuilt. ``vocabulary[i]`` is token i as the
     vocabulary writes it; ``scores`` and ``token_types`` run parallel to it. A merge is two tokens
     with a space between, best first. ``add_bos`` None: as the post-processor in the JSON says.
-    ``control_by_text``: some tokens are control tokens whatever their type, as in llama.cpp.
+    ``control_by_text``: some tokens are control tokens whatever their type, as in llama.cpp;
+    ``strips_after``: white space after special tokens goes with them, as it does of phi-3 there.
     """
 
     model: str
@@ -64,6 +65,7 @@ class TokenizerSpec:
     add_eos: bool = False
     add_space_prefix: bool = False
     control_by_text: bool = False
+    strips_after: bool = False
     json_path: Path | None = None
     path: Path | None = None  # of the model, for messages
 
@@ -94,10 +96,12 @@ def spec_from_gguf(metadata: Mapping[str, Any], *, path: Path | None = None) -> 
         add_eos=_flag(keys["add_eos_token"], False),
         add_space_prefix=_flag(keys["add_space_prefix"], spm),
         control_by_text=True,
+        strips_after=any(name in str(metadata.get("general.name", "")).lower() for name in _PHI3),
         path=path,
     )
 
 
+_PHI3 = ("phi-3", "phi3")
 _GGUF_KEYS = (
     "model", "pre", "tokens", "merges", "scores", "token_type", "bos_token_id", "eos_token_id",
     "unknown_token_id", "add_bos_token", "add_eos_token", "add_space_prefix",

@@ -99,8 +99,9 @@ def _verdict(comparison: Comparison, bisection: Bisection | None) -> tuple[str, 
     )
     if bisection is None:
         return _verdict_of_comparison(comparison, shows)
-    replayed = len(bisection.explained) + len(bisection.culprits)
-    innocent = f"{len(bisection.explained)} of {replayed} replayed stages are innocent."
+    within, replayed = len(bisection.within), bisection.replayed
+    innocent = f"{replayed - len(bisection.culprits)} of {replayed} replayed stages are innocent"
+    innocent += f", {within} of them within rounding." if within else "."
     if bisection.culprits:
         return "bad", bisection.headline, [*_mistakes(bisection), shows, innocent]
     other = bisection.reference
@@ -123,12 +124,12 @@ def _verdict(comparison: Comparison, bisection: Bisection | None) -> tuple[str, 
 
 def _mistakes(found: Bisection) -> list[str]:
     """The first of the mistakes, in words."""
-    known = dict.fromkeys(
-        f"{culprit.key.stage}: {culprit.mistake.text}."
-        for culprit in found.culprits
-        if culprit.mistake is not None
-    )
-    return list(known)[:3]
+    known = []
+    for cause in found.causes:
+        if cause.id:
+            pattern = f"; {cause.pattern}" if cause.pattern else ""
+            known.append(f"{cause.where}: {cause.text}{pattern}.")
+    return known[:3]
 
 
 def _verdict_of_comparison(comparison: Comparison, shows: str) -> tuple[str, str, list[str]]:
@@ -160,8 +161,13 @@ def _culprit(culprit: Culprit) -> CulpritLine:
     if culprit.worst:
         place = ", ".join(f"{axis} {index}" for axis, index in culprit.worst.items())
         numbers.append(("worst at", place))
+    if culprit.where:
+        numbers.append(("wrong in", culprit.where))
     if culprit.parts:
         numbers.append(("of", ", ".join(culprit.parts)))
+    if culprit.reads:
+        weights = dict.fromkeys(f"{read.tensor} ({read.type})" for read in culprit.reads)
+        numbers.append(("weights", ", ".join(weights)))
     notes = [] if mistake is None or not culprit.looks_like else [
         f"looks like: {culprit.looks_like}"
     ]  # fmt: skip
@@ -182,13 +188,18 @@ def _explanations(bisection: Bisection) -> Iterable[Explanation]:
         residual = max(each.residual_rel_l2 for each in found)
         local = max(each.local_rel_l2 for each in found)
         yield Explanation(by, stages, number(residual, 2), number(local, 2))
+    if bisection.within:
+        most = max(bisection.within, key=lambda each: each.units / each.bar_units)
+        local = max(each.local_rel_l2 for each in bisection.within)
+        by = f"within rounding: fused steps of 16 bits, noise of at most {most.text}"
+        yield Explanation(by, len(bisection.within), "", number(local, 2))
 
 
 def _difference(result: PairResult) -> tuple[str, ...]:
     metrics = result.metrics
     if metrics is None:
         return (str(result.key), result.kind, "", "", "", "", result.message)
-    row = "" if metrics.worst_row is None else f" at {metrics.worst_row}"
+    row = "" if metrics.worst_row is None else f" at {result.worst_place}"
     return (
         str(result.key),
         result.kind,

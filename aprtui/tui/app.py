@@ -104,9 +104,18 @@ class AprtuiApp(App[int]):
         elif len(self.opened) == 2 and self.opened[0].kind == "model":
             self.open_models(self.opened[0].path, self.opened[1].path)
         elif len(self.opened) == 2:
+            self._under_dumps()
             self.open_diff(self.opened[0].path, self.opened[1].path)
         else:
+            self._under_dumps()
             self.open_any(self.opened[0])
+
+    def _under_dumps(self) -> None:
+        """Where a dump was opened first: the screen that its form lies over."""
+        if any(one.kind == "dump" for one in self.opened) and not self._trail:
+            from aprtui.tui.screens.home import HomeScreen
+
+            self.go("home", lambda: HomeScreen(self.folder))
 
     def open_any(self, opened: Opened) -> None:
         """The screen that fits what a path turned out to be."""
@@ -114,11 +123,17 @@ class AprtuiApp(App[int]):
             self.open_diff(opened.path / "cpu", opened.path / "gpu")
         elif opened.kind == "model":
             self.open_model(opened.path)
+        elif opened.kind == "dump":
+            self.open_import(opened.path, self.open_browse)
         else:
             self.open_browse(opened.path)
 
     async def opened_as(self, opened: Opened) -> None:
         """The screen that fits, in place of the one that looked."""
+        if opened.kind == "dump":
+            from aprtui.tui.screens.home import HomeScreen
+
+            self.go("home", lambda: HomeScreen(self.folder))
         self.open_any(opened)
         self._trail.remove("opening")
         await self.remove_mode("opening")
@@ -248,9 +263,27 @@ class AprtuiApp(App[int]):
 
         self.go("browse", lambda: BrowseScreen(path, select, self.model))
 
+    def open_import(self, dump: Path, then: Callable[[Path], None]) -> None:
+        """Offer to import another tool's dump; ``then`` is given the trace."""
+        from aprtui.tui.screens.importing import ImportScreen
+
+        def go_on(trace: Path | None) -> None:
+            if trace is not None:
+                then(trace)
+
+        self.push_screen(ImportScreen(dump, self.model), go_on)
+
     def open_diff(self, a: Path, b: Path) -> None:
-        """Compare two traces, or two stage files."""
+        """Compare two traces, or two stage files; a dump is imported first."""
+        from aprtui.captures.opening import is_dump
         from aprtui.tui.screens.diff import DiffScreen
+
+        if is_dump(a):
+            self.open_import(a, lambda trace: self.open_diff(trace, b))
+            return
+        if is_dump(b):
+            self.open_import(b, lambda trace: self.open_diff(a, trace))
+            return
 
         self.go("diff", lambda: DiffScreen(a, b, self.model))
 

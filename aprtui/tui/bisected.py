@@ -15,7 +15,7 @@ from aprtui.text import clean, count, number
 
 __all__ = ["KINDS", "Bisected", "Finding", "read_result"]
 
-KINDS = ("culprit", "explained", "exact", "unmeasured")
+KINDS = ("culprit", "within", "explained", "exact", "unmeasured")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Finding:
     local_error: float | None
     lines: tuple[tuple[str, str], ...]
     by: str = ""  # what explains it
-    text: str = ""  # of a culprit: what it does wrong, in a line
+    text: str = ""  # of a culprit: what it does wrong, in a line; of what is within rounding: how
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Bisected:
     notes: tuple[str, ...]
     limit: float | None = None  # the bar of a local error
     wrong_in_a: str = ""  # where B has no culprit, A has: the first one
+    causes: tuple[tuple[str, int], ...] = ()  # what is wrong, in how many stages
 
     @property
     def culprits(self) -> list[StageKey]:
@@ -65,6 +66,7 @@ class Bisected:
             f" · {count(self.count('explained'), 'stage')} explained",
             f" ({honest})" if honest else "",
             f" · {self.count('exact')} exact",
+            f" · {self.count('within')} within rounding" if self.count("within") else "",
             (f" · {unmeasured} unmeasured" if unmeasured else "", "$text-warning"),
             (f" · {then}" if then else "", "dim"),
         )
@@ -86,6 +88,9 @@ def read_result(said: Mapping[str, Any]) -> Bisected:
         findings[_key(entry)] = Finding(
             "exact" if exact else "explained", _float(entry), lines, "" if exact else by
         )
+    for entry in _dicts(said.get("within_rounding")):
+        text = _within_text(entry)
+        findings[_key(entry)] = Finding("within", _float(entry), _within_lines(entry), text=text)
     for entry in _dicts(said.get("unmeasured")):
         findings[_key(entry)] = Finding(
             "unmeasured", None, (("why", clean(str(entry.get("reason") or entry.get("why")))),)
@@ -103,7 +108,16 @@ def read_result(said: Mapping[str, Any]) -> Bisected:
         shown,
         float(limit) if isinstance(limit, int | float) else None,
         _wrong_in_a(said.get("reference")),
+        tuple(map(_cause, _dicts(said.get("causes")))),
     )
+
+
+def _cause(entry: Mapping[str, Any]) -> tuple[str, int]:
+    """A cause in a line, and how many stages it has."""
+    culprits = _dicts(entry.get("culprits"))
+    pattern = clean(str(entry.get("pattern") or ""), 200)
+    text = clean(str(entry.get("text") or ""), 300)
+    return (f"{text}; {pattern}" if pattern else text), len(culprits)
 
 
 def _wrong_in_a(reference: Any) -> str:
@@ -111,6 +125,20 @@ def _wrong_in_a(reference: Any) -> str:
     found = _dicts(reference.get("culprits")) if isinstance(reference, dict) else []
     texts = (clean(f"{_key(entry)}: {_culprit_text(entry)}", 300) for entry in found)
     return next(texts, "")
+
+
+def _within_text(entry: Mapping[str, Any]) -> str:
+    units, bar = _number(entry.get("units")), _number(entry.get("bar_units"))
+    return f"rounding: {units} of {bar} units of {clean(str(entry.get('type')), 20)}"
+
+
+def _within_lines(entry: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return (
+        ("local error", _number(entry.get("local_rel_l2"))),
+        ("within", _within_text(entry)),
+        ("inherited", _number(entry.get("inherited_rel_l2"))),
+        ("with", _span(entry)),
+    )
 
 
 def _culprit_lines(entry: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -124,7 +152,9 @@ def _culprit_lines(entry: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         ("worst row", _number(entry.get("worst_row_rel_l2"))),
         ("inherited", _number(entry.get("inherited_rel_l2"))),
         ("worst at", place),
+        ("wrong in", clean(str(entry.get("where") or ""), 200)),
         ("with", _span(entry)),
+        ("weights", _tensors(entry)),
         ("looks like", clean(str(entry.get("looks_like") or ""), 300)),
     ]
     if isinstance(mistake, dict):
@@ -141,6 +171,15 @@ def _culprit_text(entry: Mapping[str, Any]) -> str:
     mistake = entry.get("mistake")
     known = mistake.get("text") if isinstance(mistake, dict) else None
     return clean(str(known or entry.get("looks_like") or ""), 300)
+
+
+def _tensors(entry: Mapping[str, Any]) -> str:
+    """``blk.3.ffn_gate.weight (Q4_K)``: what the stage's wrong parts read."""
+    named = (
+        f"{clean(str(each.get('name')), 100)} ({clean(str(each.get('type')), 20)})"
+        for each in _dicts(entry.get("tensors"))
+    )
+    return ", ".join(dict.fromkeys(named))
 
 
 def _span(entry: Mapping[str, Any]) -> str:

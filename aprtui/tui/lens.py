@@ -42,7 +42,7 @@ def model_of(trace: TraceDir, given: str) -> Path:
 
     Raises UsageError that says what to do, BadFileError for a file that is no model.
     """
-    from aprtui.compare.reference import named_model
+    from aprtui.compare.reference import named_adapter, named_model
     from aprtui.model.open import read_model_file
 
     hint = "o names the model here; aprtui TRACE --model MODEL names it at the start"
@@ -56,7 +56,8 @@ def model_of(trace: TraceDir, given: str) -> Path:
     if found is None:
         whose = "manifest" if trace.manifest is not None else "plan"
         raise UsageError(f"the {whose}'s model is not there: {clean(path, 200)}", hint=hint)
-    if named.get("digest") != f"sha256:{read_model_file(found).digest}":
+    file = read_model_file(found, adapter=named_adapter(trace, found))
+    if named.get("digest") != f"sha256:{file.digest}":
         raise UsageError(f"{clean(path, 200)} has changed since the trace", hint=hint)
     return found
 

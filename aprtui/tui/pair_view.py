@@ -98,7 +98,7 @@ def view_of(pair: Pair, result: PairResult, bins: int, span: str, cancelled: Hoo
     if pair.reorder is not None:
         rows = np.asarray(b.values).reshape(b.rows, b.columns)
         b = StageTable(np.ascontiguousarray(pair.reorder(rows)).reshape(-1), b.rows, b.columns,
-                       b.axes, b.shape, b.folded, b.texts)  # fmt: skip
+                       b.axes, b.shape, b.folded, b.texts, b.rows_of)  # fmt: skip
     if a.values.size == b.values.size and (a.rows, a.columns) != (b.rows, b.columns):
         known = b if a.folded else a  # the other states no shape
         a, b = (replace(known, values=side.values) for side in (a, b))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aprtui.captures.opening import refuse_dump
+from aprtui.captures.opening import is_dump
 from aprtui.compare.opening import open_capture
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import MAGIC
 from aprtui.formats.files import first_bytes
 from aprtui.formats.locate import holds_model
 from aprtui.formats.perop import is_per_op_side
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import (
     EVENTS,
     MANIFEST,
@@ -40,7 +41,8 @@ def kind_of(path: Path) -> Opened:
         return Opened("model", path)
     if path.name in (MANIFEST, EVENTS):
         return Opened("trace", path.parent)
-    refuse_dump(path)
+    if is_dump(path):
+        return Opened("dump", path)
     raise BadFileError(
         path,
         "neither a model, a trace nor a stage file",
@@ -55,7 +57,8 @@ def _folder_kind(path: Path) -> str:
         return "trace"
     if (path / MANIFEST).is_file() or (path / EVENTS).is_file() or holds_stage_files(path):
         return "trace"
-    refuse_dump(path)
+    if is_dump(path):
+        return "dump"
     if holds_model(path):
         return "model"
     return "trace"  # opening it says what is missing
@@ -92,6 +95,13 @@ def _damaged(path: Path) -> StageRecord:
         raise BadFileError(path, f"cannot be read: {error.strerror}") from error
 
 
+def _made(rows: Rows) -> str:
+    """`` in 4 passes of sequence 1``, as far as it is so."""
+    passes = len(set(rows.passes))
+    said = f" in {passes} passes" if passes > 1 else ""
+    return said if rows.sequence is None else f"{said} of sequence {rows.sequence}"
+
+
 def title_of(trace: TraceDir, path: Path) -> str:
     """Where we are, honestly: name, status, how many files of how many, what was inferred."""
     name = clean(path.name or str(path.absolute().name), 60)
@@ -120,5 +130,7 @@ def title_of(trace: TraceDir, path: Path) -> str:
     tokens, prompt = trace.token_ids, trace.stated.get("prompt")
     if tokens is not None:
         said = f' "{clean(prompt, 30)}"' if isinstance(prompt, str) and prompt else ""
-        parts.append(f"{len(tokens)} tokens{said}")
+        rows = trace.rows
+        made = "" if rows is None or rows.is_plain else _made(rows)
+        parts.append(f"{len(tokens)} tokens{said}{made}")
     return " · ".join(parts)

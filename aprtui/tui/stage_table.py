@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from aprtui.errors import UsageError
 from aprtui.formats.maps import is_whole
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageRecord
 from aprtui.text import clean
 
@@ -33,6 +35,7 @@ class StageTable:
     shape: tuple[int, ...]
     folded: bool
     texts: tuple[str, ...] = ()
+    rows_of: Rows | None = None  # where its rows, or its queries, stand
 
     def row_label(self, row: int) -> str:
         """What the row is: a position and its token, a head and a query, or the first index."""
@@ -40,9 +43,13 @@ class StageTable:
             return str(row * self.columns)
         if len(self.axes) == 3 and self.axes[0] == "head":
             head, query = divmod(row, self.shape[1])
-            return f"h{head} q{query}"
+            return f"h{head} q{self._place(query)}"
         text = self.texts[row] if row < len(self.texts) else ""
-        return f"{row} {text}" if text else str(row)
+        return f"{self._place(row)} {text}" if text else self._place(row)
+
+    def _place(self, row: int) -> str:
+        rows = self.rows_of
+        return str(row) if rows is None or row >= len(rows) else rows.label(row)
 
     def column_label(self, column: int) -> str:
         """What the column is: a channel, ``head.channel``, a key, or an offset."""
@@ -57,8 +64,10 @@ class StageTable:
         """The place of value ``index`` in words: ``(4, 301)``, or ``301`` where rows mean none."""
         if self.folded:
             return str(index)
-        place = np.unravel_index(index, self.shape)
-        return "(" + ", ".join(str(int(part)) for part in place) + ")"
+        place = [int(part) for part in np.unravel_index(index, self.shape)]
+        if self.rows_of is not None and self.axes[0] == "token":
+            place[0] = self.rows_of.positions[place[0]]
+        return "(" + ", ".join(map(str, place)) + ")"
 
     def index_of(self, text: str) -> int:
         """The value at ``4,301``, ``head,query,key`` or one index, as a person writes a place.
@@ -70,6 +79,10 @@ class StageTable:
             numbers = [int(part) for part in text.lstrip(":").split(",")]
         except ValueError:
             raise UsageError(f"write position,channel, not {shown!r}") from None
+        if len(numbers) > 1 and self.rows_of is not None and self.axes[0] == "token":
+            if numbers[0] not in self.rows_of.positions:
+                raise UsageError(f"position {numbers[0]} is none of {self.rows_of}")
+            (numbers[0],) = self.rows_of.at(numbers[:1])
         size, shape = self.values.size, self.shape
         extents = {2: (self.rows, self.columns), len(shape): shape, 1: (size,)}.get(len(numbers))
         if extents and all(0 <= n < extent for n, extent in zip(numbers, extents, strict=True)):
@@ -102,8 +115,16 @@ def table_of(record: StageRecord, texts: tuple[str, ...] = ()) -> StageTable:
     by_head = len(shape) == 3 and axes[0] == "head"
     columns = shape[-1] if by_head else math.prod(shape[1:])
     rows = values.size // columns if columns else 0
-    shown = tuple(clean(text, 40) for text in texts) if axes[0] == "token" else ()
-    return StageTable(values, rows, columns, axes, shape, False, shown)
+    numbers = record.row_numbers()
+    if axes[0] not in ("token", "head") or record.rows is None or numbers is None:
+        return StageTable(values, rows, columns, axes, shape, False, _shown(texts, axes))
+    own = [texts[number] for number in numbers if number < len(texts)]
+    stand = record.rows.only(numbers)
+    return StageTable(values, rows, columns, axes, shape, False, _shown(own, axes), stand)
+
+
+def _shown(texts: Sequence[str], axes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(clean(text, 40) for text in texts) if axes[0] == "token" else ()
 
 
 def describe_shape(record: StageRecord) -> str:

@@ -19,7 +19,7 @@ from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.formats.files import OpenFile, open_file
 from aprtui.formats.modelfile import TensorEntry
 
-__all__ = ["WeightLook", "look_at_all", "look_at_weight", "sample_values"]
+__all__ = ["WeightLook", "look_at_all", "look_at_weight", "rows_at", "sample_values"]
 
 SAMPLE = 1 << 20  # values: a larger tensor is looked at in evenly spaced rows first
 BLOCK_VALUES = 1 << 20  # decoded at once
@@ -90,6 +90,18 @@ def sample_values(entry: TensorEntry) -> Float32 | None:
     return stored.decode(max(-(-stored.total // SAMPLE), 1)) if stored.known else None
 
 
+def rows_at(entry: TensorEntry, first: int, count: int) -> Float32 | None:
+    """Rows [count, columns] float32 of a tensor seen as rows of its last axis; None where nothing
+    here decodes them: a type for torch, or blocks that run across rows.
+
+    Raises BadFileError when the file became shorter.
+    """
+    stored = _Stored(entry)
+    if not stored.known or (entry.shape and stored.width != entry.shape[-1]):
+        return None
+    return stored.rows_at(first, count)
+
+
 class _Stored:
     """A tensor's bytes as rows that can be decoded one by one.
 
@@ -140,6 +152,11 @@ class _Stored:
                 chosen = np.concatenate([self._read(file, row, 1) for row in every])
         found = self._decode(chosen)
         return np.empty(0, dtype=np.float32) if found is None else found.reshape(-1)[: self.total]
+
+    def rows_at(self, first: int, count: int) -> Float32 | None:
+        """Whole rows [count, width] float32."""
+        with open_file(self.entry.path) as file:
+            return self._decode(self._read(file, first, count))
 
     def blocks(self) -> Iterator[Float32]:
         """All values [n] float32, about BLOCK_VALUES at a time."""

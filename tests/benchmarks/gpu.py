@@ -30,7 +30,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aprtui.engine.capture import _Whole
 from aprtui.engine.codecs import codec_of
 from aprtui.engine.device import Devices, deterministic, resolve_devices
 from aprtui.engine.forward import forward
@@ -87,7 +86,6 @@ class GpuBench(Bench):
         self.keeping = WeightStream(self.model, kept, dtype)
         slot_bytes = largest_block_bytes(self.model, self.device)
         self._staging = Staging(self.device, slot_bytes) if self.device.type == "cuda" else None
-        self._slot_bytes = slot_bytes
 
     def _place(self, devices: Devices, keep: bool) -> Placement:
         if self.device.type != "cuda":
@@ -101,13 +99,13 @@ class GpuBench(Bench):
     def copy_staged(self) -> None:
         """The bytes of every matrix through pinned buffers to the device; nothing is computed."""
         for matrix in self.matrices():
-            raw = codec_of(matrix).bytes_of(0, matrix.rows)
-            for first in range(0, raw.numel(), self._slot_bytes):
-                piece = raw[first : first + self._slot_bytes]
+            codec = codec_of(matrix)
+            for first, rows in self.streaming.spans(matrix):
+                pieces = codec.pieces_of(first, rows)
                 if self._staging is None:
-                    piece.clone()
+                    torch.cat([piece.reshape(-1) for piece in pieces])
                 else:
-                    with self._staging.on_device(piece):
+                    with self._staging.on_device(pieces):
                         pass
         self._wait()
 
@@ -124,7 +122,7 @@ class GpuBench(Bench):
         """The files of a whole trace written from host memory by the writer; nothing computed."""
         with self.capture("all") as capture:
             for file in self.files("all"):
-                capture.enqueue(_Whole(file, self._host_values[: math.prod(file.shape)], None))
+                capture.close_blocks(file, self._host_values[: math.prod(file.shape)], None)
             capture.close()
 
     @cached_property

@@ -3,6 +3,7 @@
     python -m tests.benchmarks.make_model 7b q4_k_m /tmp/7b.gguf
     python -m tests.benchmarks.make_model 0.5b q8_0 /tmp/small.apr --layers 4
     python -m tests.benchmarks.make_model 7b q8_0 /tmp/7b-q8.gguf --values-of q4_k_m
+    python -m tests.benchmarks.make_model 7b fp8 /tmp/7b-fp8           # a folder, blocks of 128
 
 With ``--values-of`` every block holds what the other mix's file holds, rounded once more: the same
 model in another type. Without it each mix has values of its own.
@@ -13,6 +14,9 @@ The tensors are streamed: memory stays under 200 MB. The same arguments give the
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import struct
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,7 +35,7 @@ from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.model.vocabulary import CONTROL, GLYPHS, NORMAL
 from tests.unit.gguf_writer import Tensor, array_of, gguf_bytes, key, text
 
-__all__ = ["SHAPES", "Shape", "write_model"]
+__all__ = ["SHAPES", "Shape", "Weight", "stored", "write_model"]
 
 _ALIGNMENT = 32
 _CHUNK_BLOCKS = 1 << 16
@@ -62,6 +66,9 @@ SHAPES = {
     "0.5b": Shape(24, 896, 4864, 14, 2, 151936, tied=True),
 }
 MIXES = ("q4_k_m", "q8_0", "q4_0")
+_FOLDER_MIX = "fp8"
+_FP8_BLOCK = 128
+_FP8_SPREAD = 0.69  # the standard deviation of FP8 codes below 2
 
 # The standard deviation of a block's values when its float16 scale is 1 and every other byte is
 # random: a scale of wanted / spread gives matrices that keep activations finite.
@@ -71,7 +78,7 @@ _Q4_K_MINIMUM = 7.5  # of the scale: centres values whose nibbles are 7.5 on ave
 
 
 @dataclass(frozen=True)
-class _Weight:
+class Weight:
     """One tensor of the file: its name, type and row-major shape."""
 
     name: str
@@ -88,14 +95,14 @@ def write_model(path: Path, shape: Shape, mix: str, values_of: str = "") -> int:
     if path.suffix == ".apr":
         named = {"Q8_0": "APR_Q8", "Q4_0": "APR_Q4"}
         weights = [
-            _Weight(each.name, named.get(each.type, each.type), each.shape)
+            Weight(each.name, named.get(each.type, each.type), each.shape)
             for each in _weights(shape, mix)
         ]
         return write_apr(
             path,
             _apr_metadata(shape, weights),
             [
-                OutgoingTensor(each.name, each.type, each.shape, partial(_stored, each, seed))
+                OutgoingTensor(each.name, each.type, each.shape, partial(stored, each, seed))
                 for seed, each in enumerate(weights)
             ],
         )
@@ -110,11 +117,11 @@ def _more_bits(layer: int, layers: int) -> bool:
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
-def _weights(shape: Shape, mix: str) -> Iterator[_Weight]:
+def _weights(shape: Shape, mix: str) -> Iterator[Weight]:
     """Every tensor, as llama.cpp's quantiser would type it."""
     plain = {"q4_k_m": "Q4_K", "q8_0": "Q8_0", "q4_0": "Q4_0"}[mix]
     table = "Q8_0" if shape.tied and mix == "q4_0" else plain
-    yield _Weight("token_embd.weight", table, (shape.vocab, shape.hidden))
+    yield Weight("token_embd.weight", table, (shape.vocab, shape.hidden))
     for layer in range(shape.layers):
         rich = "Q6_K" if mix == "q4_k_m" and _more_bits(layer, shape.layers) else plain
         for name, type_name, extents in (
@@ -131,14 +138,14 @@ def _weights(shape: Shape, mix: str) -> Iterator[_Weight]:
             ("ffn_up.weight", plain, (shape.ffn, shape.hidden)),
             ("ffn_down.weight", rich, (shape.hidden, shape.ffn)),
         ):
-            yield _Weight(f"blk.{layer}.{name}", type_name, extents)
-    yield _Weight("output_norm.weight", "F32", (shape.hidden,))
+            yield Weight(f"blk.{layer}.{name}", type_name, extents)
+    yield Weight("output_norm.weight", "F32", (shape.hidden,))
     if not shape.tied:
         last = "Q6_K" if mix == "q4_k_m" else "Q8_0"
-        yield _Weight("output.weight", last, (shape.vocab, shape.hidden))
+        yield Weight("output.weight", last, (shape.vocab, shape.hidden))
 
 
-def _stored(weight: _Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
+def stored(weight: Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
     """The tensor's bytes, some blocks at a time."""
     random = np.random.Generator(np.random.SFC64(seed))
     if weight.type == "F32":
@@ -165,11 +172,11 @@ def _stored(weight: _Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
         yield blocks.reshape(-1)
 
 
-def _requantised(source: _Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
+def _requantised(source: Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
     """``source``'s values as Q8_0: blocks of 32, a float16 scale and 32 signed bytes."""
     block = BLOCK_TYPES[source.type].bytes
-    for stored in _stored(source, seed):
-        values = dequantise(source.type, torch.from_numpy(stored.reshape(-1, block)))
+    for made in stored(source, seed):
+        values = dequantise(source.type, torch.from_numpy(made.reshape(-1, block)))
         blocks = values.numpy().reshape(-1, 32)
         scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
         blocks *= np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
@@ -228,7 +235,7 @@ def _gguf_keys(shape: Shape) -> list[bytes]:
     ]
 
 
-def _apr_metadata(shape: Shape, weights: Iterable[_Weight]) -> dict[str, Any]:
+def _apr_metadata(shape: Shape, weights: Iterable[Weight]) -> dict[str, Any]:
     tokens, merges, types = _vocabulary(shape.vocab)
     return {
         "model_type": "qwen2",
@@ -259,7 +266,7 @@ def _apr_metadata(shape: Shape, weights: Iterable[_Weight]) -> dict[str, Any]:
     }
 
 
-def _write_gguf(path: Path, shape: Shape, weights: list[_Weight], sources: list[_Weight]) -> int:
+def _write_gguf(path: Path, shape: Shape, weights: list[Weight], sources: list[Weight]) -> int:
     index, offset = [], 0
     for each in weights:
         code = BLOCK_TYPES[each.type].ggml_code
@@ -270,9 +277,84 @@ def _write_gguf(path: Path, shape: Shape, weights: list[_Weight], sources: list[
         file.write(gguf_bytes(_gguf_keys(shape), index))
         for seed, (each, source) in enumerate(zip(weights, sources, strict=True)):
             same = each.type == source.type
-            for chunk in (_stored if same else _requantised)(source, seed):
+            for chunk in (stored if same else _requantised)(source, seed):
                 file.write(chunk.data)
             file.write(bytes(-file.tell() % _ALIGNMENT))
+        return file.tell()
+
+
+def _folder_weights(shape: Shape) -> Iterator[Weight]:
+    """Hugging Face's tensors: matrices of layers in FP8, each with a scale a block."""
+    yield Weight("model.embed_tokens.weight", "BF16", (shape.vocab, shape.hidden))
+    for layer in range(shape.layers):
+        at = f"model.layers.{layer}."
+        for name, extents in (
+            ("self_attn.q_proj", (shape.hidden, shape.hidden)),
+            ("self_attn.k_proj", (shape.kv_size, shape.hidden)),
+            ("self_attn.v_proj", (shape.kv_size, shape.hidden)),
+            ("self_attn.o_proj", (shape.hidden, shape.hidden)),
+            ("mlp.gate_proj", (shape.ffn, shape.hidden)),
+            ("mlp.up_proj", (shape.ffn, shape.hidden)),
+            ("mlp.down_proj", (shape.hidden, shape.ffn)),
+        ):
+            blocks = tuple(-(-extent // _FP8_BLOCK) for extent in extents)
+            yield Weight(f"{at}{name}.weight", "F8_E4M3", extents)
+            yield Weight(f"{at}{name}.weight_scale_inv", "F32", blocks)
+            if name[-6] in "qkv":
+                yield Weight(f"{at}{name}.bias", "BF16", extents[:1])
+        yield Weight(f"{at}input_layernorm.weight", "BF16", (shape.hidden,))
+        yield Weight(f"{at}post_attention_layernorm.weight", "BF16", (shape.hidden,))
+    yield Weight("model.norm.weight", "BF16", (shape.hidden,))
+    yield Weight("lm_head.weight", "BF16", (shape.vocab, shape.hidden))
+
+
+def _folder_bytes(weight: Weight, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
+    random = np.random.Generator(np.random.SFC64(seed))
+    count = math.prod(weight.shape)
+    if weight.type == "F32":
+        scale = 0.8 / math.sqrt(_FP8_BLOCK * weight.shape[-1]) / _FP8_SPREAD
+        yield np.full(count, scale, "<f4").view(np.uint8)
+        return
+    for size in _pieces(count, _CHUNK_BLOCKS * 64):
+        if weight.type == "F8_E4M3":  # without the exponent's highest bit: all are numbers
+            yield np.frombuffer(random.bytes(size), np.uint8) & np.uint8(0xBF)
+            continue
+        centre, width = (1.0, 0.1) if "norm" in weight.name else (0.0, 0.8 / math.sqrt(count))
+        if len(weight.shape) > 1:
+            width = 0.8 / math.sqrt(weight.shape[-1])
+        values = random.standard_normal(size, dtype=np.float32) * np.float32(width) + centre
+        yield (values.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
+
+
+def _write_folder(folder: Path, shape: Shape) -> int:
+    """A qwen2 folder in FP8 as DeepSeek's and Qwen's are; the size of its tensors' file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
+        "hidden_size": shape.hidden, "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads, "vocab_size": shape.vocab,
+        "max_position_embeddings": _CONTEXT, "rms_norm_eps": _EPS, "rope_theta": _THETA,
+        "hidden_act": "silu", "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+        "quantization_config": {"quant_method": "fp8", "fmt": "e4m3",
+                                "activation_scheme": "dynamic",
+                                "weight_block_size": [_FP8_BLOCK, _FP8_BLOCK]},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    index: dict[str, dict[str, Any]] = {}
+    weights, offset = list(_folder_weights(shape)), 0
+    for each in weights:
+        size = math.prod(each.shape) * {"BF16": 2, "F32": 4, "F8_E4M3": 1}[each.type]
+        place = [offset, offset + size]
+        index[each.name] = {"dtype": each.type, "shape": each.shape, "data_offsets": place}
+        offset += size
+    header = json.dumps(index).encode()
+    header += b" " * (-len(header) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for seed, each in enumerate(weights):
+            for chunk in _folder_bytes(each, seed):
+                file.write(chunk.data)
         return file.tell()
 
 
@@ -281,8 +363,8 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("mix", choices=MIXES)
-    parser.add_argument("path", type=Path, help="ends in .gguf or .apr")
+    parser.add_argument("mix", choices=[*MIXES, _FOLDER_MIX])
+    parser.add_argument("path", type=Path, help="ends in .gguf or .apr; of fp8 a folder")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--values-of", choices=MIXES, default="", help="q8_0 of this mix's values")
     options = parser.parse_args(arguments)
@@ -293,6 +375,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"rows of {shape.hidden} values are not whole Q4_K blocks")
     if options.layers:
         shape = Shape(**(vars(shape) | {"layers": options.layers}))
+    if options.mix == _FOLDER_MIX:
+        print(f"{_write_folder(options.path, shape):,} bytes in {options.path}")
+        return 0
     written = write_model(options.path, shape, options.mix, options.values_of)
     print(f"{written:,} bytes in {options.path}")
     return 0

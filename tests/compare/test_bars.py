@@ -8,10 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aprtui.compare.bars import Bars, Override, check_overrides, choose_bars, judge, parse_bar
+from aprtui.compare.bars import (
+    Bars,
+    Override,
+    check_overrides,
+    choose_bars,
+    floor_of,
+    judge,
+    parse_bar,
+)
 from aprtui.compare.metrics import compare_values
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
+from tests.benchmarks import format_floors
 from tests.compare.captures import write_capture
 
 KEY = StageKey(3, "ffn_gate")
@@ -106,3 +115,20 @@ def test_what_is_not_a_number_never_passes() -> None:
     assert judge(metrics, Bars(1e9, 1e9, "r"), KEY)
     scale = judge(metrics, Bars(math.inf, math.inf, "r", (parse_bar("scale=1e9"),)), KEY)
     assert [e.metric for e in scale] == ["scale"]
+
+
+_BY_GGUF = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "TQ1_0", "TQ2_0", "MXFP4")  # without C
+
+
+@pytest.mark.parametrize("kind", [*format_floors.PLAIN, *_BY_GGUF])
+def test_a_floor_is_what_the_formats_own_rounding_leaves(kind: str) -> None:
+    """Between normal values' and heavier tails', a little room on either side; the types that only
+    ggml's C quantises are in the table that the script prints."""
+    found = []
+    for weights in (format_floors.normal()[:16], format_floors.tailed()[:16]):
+        found.append(format_floors.left(weights, format_floors.rounded(kind, weights)))
+    assert 0.9 * min(found) <= floor_of(kind) <= 1.25 * max(found), found
+
+
+def test_an_adapted_weight_has_its_bases_floor() -> None:
+    assert floor_of("Q4_K+LoRA") == floor_of("Q4_K")

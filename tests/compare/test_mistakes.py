@@ -363,7 +363,7 @@ def swapped_rounded(s: Scene) -> Array:
     return s.replay.run(s.node, (x, weights, renamed), PARTNER)
 
 
-def _found(planted: Planted, root: Path, without: frozenset[str] = frozenset()) -> Culprit:
+def found_culprit(planted: Planted, root: Path, without: frozenset[str] = frozenset()) -> Culprit:
     model = model_of(FIXTURES / "models" / planted.model, planted.overrides)
     values = compute(model, {planted.stage: planted.plant}, planted.how)
     found = bisect(model, write(root, values, without), tokens=TOKENS)
@@ -374,7 +374,7 @@ def _found(planted: Planted, root: Path, without: frozenset[str] = frozenset()) 
 @needs_fixtures
 @pytest.mark.parametrize("planted", PLANTED, ids=str)
 def test_a_planted_mistake_is_named_with_its_parameters(planted: Planted, tmp_path: Path) -> None:
-    mistake = _found(planted, tmp_path).mistake
+    mistake = found_culprit(planted, tmp_path).mistake
     assert mistake is not None
     assert mistake.id == planted.id
     assert mistake.residual_rel_l2 <= 1e-5
@@ -387,7 +387,7 @@ def test_a_planted_mistake_is_named_with_its_parameters(planted: Planted, tmp_pa
 def test_what_no_entry_reproduces_gets_no_name(tmp_path: Path) -> None:
     noise = np.random.default_rng(3).standard_normal((12, 512))
     planted = Planted("", QWEN2, "layer-1/ffn_up", lambda s: s.right + 1e-3 * noise)
-    culprit = _found(planted, tmp_path)
+    culprit = found_culprit(planted, tmp_path)
     assert culprit.mistake is None
     assert culprit.looks_like
 

@@ -3,6 +3,7 @@ top of it is not."""
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 
 from aprtui.compare.bisect import bisect
 from aprtui.compare.bisection import Bisection
+from aprtui.engine.replay import Replay
+from aprtui.formats.tracedir import StageKey
 from aprtui.graph.ops import Part
 from aprtui.model.open import Model, open_model
 from tests.compare.planting import Plant, Scene, compute, write
@@ -253,3 +256,111 @@ def test_a_fault_on_top_of_an_honest_rounding_is_a_culprit(
     }  # fmt: skip
     found = bisected(tmp_path, model, plants, HIDDEN_PROBABILITIES | {"qkv_matmul"})
     assert name in {str(each.key) for each in found.culprits}
+
+
+# -- how a product is summed -----------------------------------------------------------------------
+
+
+def summed_by_ranks(count: int) -> Plant:
+    """Each rank's share of the columns, its sum rounded before they are added."""
+
+    def plant(scene: Scene) -> Array:
+        x, weight = scene.inputs[0].reshape(len(TOKENS), -1), bf16(whole(scene, scene.own.parts[0]))
+        parts = zip(np.split(bf16(x), count, 1), np.split(weight, count, 1), strict=True)
+        return bf16(np.sum([bf16(a @ b.T) for a, b in parts], axis=0))
+
+    return plant
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_shares_of_ranks_are_rounded_before_they_are_added(
+    tmp_path: Path, model: Model, count: int
+) -> None:
+    name = "layer-1/attn_out"
+    plants: dict[str, Plant] = {"layer-1/attention": summed, name: summed_by_ranks(count)}
+    found = bisected(tmp_path, model, plants)
+    assert f"sums of {count} ranks, each rounded to bfloat16" in explained(found, name)
+
+
+def test_a_share_that_is_lost_is_a_culprit(tmp_path: Path, model: Model) -> None:
+    def lost(scene: Scene) -> Array:
+        x, weight = scene.inputs[0].reshape(len(TOKENS), -1), bf16(whole(scene, scene.own.parts[0]))
+        half = x.shape[1] // 2
+        return bf16(bf16(x[:, :half]) @ weight[:, :half].T)
+
+    name = "layer-1/attn_out"
+    found = bisected(tmp_path, model, {"layer-1/attention": summed, name: lost})
+    assert [str(each.key) for each in found.culprits] == [name]
+
+
+def test_one_running_sum_in_float16(tmp_path: Path, model: Model) -> None:
+    def running(scene: Scene) -> Array:
+        x = scene.inputs[0].astype(np.float16)
+        weight = whole(scene, scene.own.parts[0]).astype(np.float16)
+        total = np.zeros((len(x), len(weight)), dtype=np.float16)
+        for column in range(x.shape[1]):
+            total += x[:, column, None] * weight[None, :, column]
+        return total.astype(np.float64)
+
+    name = "layer-1/ffn_gate"
+    found = bisected(tmp_path, model, {"layer-1/ffn_norm": half, name: running})
+    assert "terms summed one by one in float16" in explained(found, name)
+
+
+def half(scene: Scene) -> Array:
+    return np.asarray(scene.right.astype(np.float16).astype(np.float64))
+
+
+def float8(x: Array, together: tuple[int, ...] | None) -> Array:
+    """x in e4m3 by its own bits, with a scale for what lies along the axes ``together``."""
+    scale = np.abs(x).max(together, keepdims=True).astype(np.float32) / np.float32(448)
+    scaled = (x.astype(np.float32) / scale).astype(np.float64)
+    exponent = np.maximum(np.frexp(scaled)[1], -5)
+    unit = np.ldexp(1.0, exponent - 4)
+    return np.asarray(np.clip(np.rint(scaled / unit) * unit, -448, 448) * scale)
+
+
+@pytest.mark.parametrize(("each_row", "by"), [(False, "per tensor"), (True, "per row")])
+def test_weights_that_are_rounded_to_float8_when_they_are_loaded(
+    tmp_path: Path, model: Model, each_row: bool, by: str
+) -> None:
+    def plant(scene: Scene) -> Array:
+        weight = float8(whole(scene, scene.own.parts[0]), (1,) if each_row else None)
+        x = float8(scene.inputs[0], (1,) if each_row else None)
+        return np.asarray(x @ weight.T)
+
+    name = "layer-1/ffn_up"
+    found = bisected(tmp_path, model, {name: plant})
+    assert explained(found, name).startswith(f"float8 e4m3 weights {by}, activations rounded to")
+
+
+def test_products_in_tf32_as_cuda_rounds_to_it(tmp_path: Path, model: Model) -> None:
+    def away(x: Array) -> Array:
+        unit = np.ldexp(1.0, np.frexp(x)[1] - 11)
+        return np.asarray(np.sign(x) * np.floor(np.abs(x) / unit + 0.5) * unit)
+
+    name = "layer-1/ffn_up"
+    plants: dict[str, Plant] = {
+        name: lambda scene: away(scene.inputs[0]) @ away(whole(scene, scene.own.parts[0])).T
+    }
+    found = bisected(tmp_path, model, plants)
+    assert explained(found, name) == "TF32 products (ties away from zero)"
+
+
+def test_a_checkpoint_says_which_rounding_of_activations_is_tried_first(tmp_path: Path) -> None:
+    with tarfile.open(FIXTURES / "cases/reports/fp8-block-folder.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    model = open_model(next(tmp_path.rglob("config.json")).parent)
+
+    def rounded(scene: Scene) -> Array:  # blocks of 128 columns, of which there are 64
+        x = float8(scene.inputs[0], (1,))
+        return np.asarray(x @ whole(scene, scene.own.parts[0]).T)
+
+    name = "layer-0/ffn_gate"
+    tokens = tuple(token % model.graph.vocab_size for token in TOKENS)
+    values = compute(model, {name: rounded}, tokens=tokens)
+    found = bisect(model, write(tmp_path / "trace", values, frozenset()), tokens=tokens)
+    assert explained(found, name) == "activations rounded to float8 e4m3 per token, float32 scale"
+    (role,) = model.graph[StageKey(0, "ffn_gate")].op.matrices
+    stated = Replay(model).stated_roundings(role)
+    assert stated == ("float8 e4m3 per token, float32 scale",)

@@ -101,6 +101,9 @@ def check_culprits(found: Bisection, right: dict[str, Any], name: str) -> None:
         each = wanted[culprit.key.layer, culprit.key.stage]
         assert culprit.rows is not None and culprit.local_rel_l2 is not None
         assert list(culprit.rows.positions) == each["positions"]
+        if "rotated for position + 1" in each["what"]:
+            assert culprit.mistake is not None and culprit.mistake.parameters["by"] == 1
+            assert "positions 10-13 (passes 1-4): counted +1" in culprit.text
         assert sorted(set(culprit.rows.passes)) == each["passes"]
         assert culprit.local_rel_l2 == pytest.approx(each["local_error"]["whole_stage"], rel=0.01)
     if right["dtype"] == "float32":
@@ -134,3 +137,41 @@ def test_a_decode_trace_is_compared_with_a_prefill_by_position(
         by_key = {result.key: result for result in found.results}
         head = by_key[StageKey(None, "lm_head")]
         assert head.kind == "within" and head.shape == (1 if logits == "last" else 5, 2048)
+
+
+@needs_fixtures
+def test_a_sequence_that_begins_late_is_turned_where_it_stands(
+    tmp_path: Path, pycode: Model
+) -> None:
+    """What a hit of the prefix cache leaves: its first rows' keys lie in no pass of the dump."""
+    (tmp_path / "dump").mkdir()
+    for number in range(1, 5):
+        file = FIXTURES / "serving" / "01-prefill-decode-f32" / f"pass{number}.pt"
+        (tmp_path / "dump" / file.name).write_bytes(file.read_bytes())
+    done = api.import_trace(tmp_path / "dump", model=pycode, output=tmp_path / "trace")
+    assert any("the keys of positions 0-11 are not in the dump" in note for note in done.notes)
+    trace = open_trace(tmp_path / "trace")
+    assert trace.rows is not None and trace.rows.positions == (12, 13, 14, 15)
+    found = api.bisect(trace, model=pycode)
+    assert not found.culprits
+    lost = {each.key.stage for each in found.unmeasured}
+    assert lost == {"attn_scores", "attn_softmax", "attention"}
+    imported("01-prefill-decode-f32", "a", pycode, tmp_path / "whole")
+    compared = api.diff(tmp_path / "whole", trace)
+    assert {result.kind for result in compared.results} == {"equal"}
+    assert {result.shape[0] for result in compared.results if result.shape} == {4}
+    turned = [each for each in found.explained if each.key.stage == "q_post_rope"]
+    assert len(turned) == 6 and max(each.local_rel_l2 for each in turned) < 1e-6
+
+
+@needs_fixtures
+def test_a_layer_that_is_another_layers_is_named(tmp_path: Path, pycode: Model) -> None:
+    imported("01-prefill-decode-f32", "a", pycode, tmp_path / "t")
+    (tmp_path / "t" / "layer-1").rename(tmp_path / "other")
+    (tmp_path / "t" / "layer-2").rename(tmp_path / "t" / "layer-1")
+    (tmp_path / "other").rename(tmp_path / "t" / "layer-2")
+    found = api.bisect(
+        tmp_path / "t", model=pycode, layers="1,2", stages="ffn_gate,ffn_up,ffn_out,attn_out"
+    )
+    said = [note for note in found.notes if "holds what layer" in note]
+    assert len(said) == 2 and "try it as layer 2" in said[0] and "try it as layer 1" in said[1]

@@ -221,5 +221,7 @@ def try_mutation(
         key = "" if mutation is None else mutation.path[0]
         no_matter = inert("safetensors", Stated(key, config.get(key)))
         return Outcome("inert" if no_matter else "silent", f"they have no numbers: {theirs}")
+    if torch.equal(ours, theirs):  # all zeros too
+        return Outcome("agree")
     apart = float((ours - theirs).norm() / theirs.norm())
     return Outcome("agree" if apart <= BAR else "silent", f"{apart:.1e}")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aprtui.cli.main import main
-from aprtui.engine.adapters import huggingface
+from aprtui.engine.adapters import modules
 from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import make_plan
 from aprtui.engine.run import run_trace
@@ -26,8 +26,7 @@ BAR = 1e-5  # docs/numerics.md 1
 
 
 _UNSHOWN = {
-    "cohere2",  # both branches are added at once: nothing holds the stream between them
-    "llama4",  # its router gives all experts' weights at once, and no ids
+    "falcon",  # its attention asks no registry, and what it turns stays inside it
 }
 
 
@@ -41,10 +40,14 @@ def trace(model: Path, directory: Path, engine: str, **job: object) -> TraceDir:
 
 
 def worst_error(a: TraceDir, b: TraceDir) -> float:
-    """The largest relative RMS difference of any stage; both sides must hold the same stages."""
-    assert a.records.keys() == b.records.keys()
+    """The largest relative RMS difference of any stage; both sides must hold the same stages, but
+    for those that the second engine says it does not compute."""
+    assert b.manifest is not None
+    absent = {item["stage"] for item in b.manifest["absent"]}
+    assert {key for key in a.records if key.stage not in absent} == set(b.records)
     worst = 0.0
-    for key, record in a.records.items():
+    for key in b.records:
+        record = a.records[key]
         x, y = (np.asarray(r.values(), dtype=np.float64) for r in (record, b.records[key]))
         assert record.shape == b.records[key].shape, key
         worst = max(worst, float(np.linalg.norm(y - x) / np.linalg.norm(x)))
@@ -116,8 +119,8 @@ def test_a_stage_that_no_module_gives_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_tiny(TINY["llama"], tmp_path / "model")
-    sources = tuple(each for each in huggingface._SOURCES if each.stage != "ffn_silu")
-    monkeypatch.setattr(huggingface, "_SOURCES", sources)
+    sources = tuple(each for each in modules.SOURCES if each.stage != "ffn_silu")
+    monkeypatch.setattr(modules, "SOURCES", sources)
     with pytest.raises(EngineError, match="no module of it is known to give layer-0/ffn_silu"):
         trace(tmp_path / "model", tmp_path / "t", "hf")
     without = trace(tmp_path / "model", tmp_path / "u", "hf", stages="attn_*,ffn_gate")

@@ -45,6 +45,7 @@ def rows(seed: int = 1, columns: int = 256) -> npt.NDArray[np.float32]:
 
 
 def by_hand(x: npt.NDArray[np.float32], name: str) -> Float64:
+    name, _, inverse = name.partition(" by its ")
     kind, rest = name.split(" per ", 1) if " per " in name else name.split(" in blocks of ", 1)
     together, scale_type = rest.removesuffix(" scale").split(", ")
     size = {"tensor": x.size, "token": x.shape[1]}.get(together) or int(together)
@@ -52,7 +53,8 @@ def by_hand(x: npt.NDArray[np.float32], name: str) -> Float64:
     largest = BITS[kind][2]
     scale = (np.abs(blocks).max(1, keepdims=True) / np.float32(largest)).astype(np.float32)
     scale = held(scale, scale_type).astype(np.float32)
-    scaled = np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0)
+    safe = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
+    scaled = (blocks * (np.float32(1) / safe) if inverse else blocks / safe).astype(np.float32)
     codes = np.clip(np.rint(scaled), -127, 127) if kind == "int8" else held(scaled, kind)
     made: Float64 = codes.astype(np.float64) * scale.astype(np.float64)
     return made.reshape(x.shape)

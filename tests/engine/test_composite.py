@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from aprtui.model.open import open_model
 from tests.engine.mutations import BAR, TOKENS, our_logits
+from tests.families import TINY, save_tiny
 
 transformers = pytest.importorskip("transformers", reason="transformers is a dev dependency")
 
@@ -75,3 +77,24 @@ def test_an_embedding_model_lets_tokens_see_those_that_follow(tmp_path: Path) ->
     ours = our_logits(tmp_path)
     assert float((ours - theirs).norm() / theirs.norm()) <= BAR
     assert json.loads((tmp_path / "config.json").read_text())["use_bidirectional_attention"]
+
+
+DRAFTS = {
+    # GLM-4.5's lie behind the layers, MiMo's beside them.
+    "glm4moe": ("model.layers.3.eh_proj.weight", "model.layers.3.self_attn.q_proj.weight",
+                "model.layers.3.mlp.experts.0.up_proj.weight"),
+    "mimo": ("model.mtp.layers.0.eh_proj.weight", "model.mtp.layers.0.self_attn.q_proj.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", sorted(DRAFTS))
+def test_layers_that_draft_tokens_are_left_out_and_told(family: str, tmp_path: Path) -> None:
+    names = DRAFTS[family]
+    model = save_tiny(TINY[family], tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({**load_file(file), **{name: torch.ones(4, 4) for name in names}}, file)
+    with torch.no_grad():
+        theirs = model(torch.tensor([TOKENS])).logits[0]
+    assert float((our_logits(tmp_path) - theirs).norm() / theirs.norm()) <= BAR
+    told = f"left out: {len(names)} tensors of layers that draft tokens"
+    assert [note for note in open_model(tmp_path).notes if told in note and names[0] in note]

@@ -11,10 +11,11 @@ import torch
 
 from aprtui.engine import capture as capture_module
 from aprtui.engine import run as run_module
+from aprtui.engine.arrays import Float32
 from aprtui.engine.device import resolve_devices
 from aprtui.engine.events import Event, Failed, Log
 from aprtui.engine.job import TraceJob
-from aprtui.engine.plan import make_plan
+from aprtui.engine.plan import PlannedFile, make_plan
 from aprtui.engine.run import run_trace
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import read_header
@@ -95,10 +96,10 @@ def lost_after(count: int, error: Callable[[], Exception]) -> type[object]:
     """A capture whose writer meets an error when so many files are there."""
 
     class Losing(capture_module.Capture):
-        def _write(self, item: object) -> None:
+        def _write(self, file: PlannedFile, values: Float32) -> None:
             if self.written == count:
                 raise error()
-            super()._write(item)  # type: ignore[arg-type]
+            super()._write(file, values)
 
     return Losing
 

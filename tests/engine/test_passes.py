@@ -22,7 +22,8 @@ from aprtui.engine.run import run_trace, run_traces
 from aprtui.engine.stopping import TraceStopped
 from aprtui.errors import UsageError
 from aprtui.formats.rows import Rows
-from aprtui.formats.tracedir import TraceDir, open_trace
+from aprtui.formats.tracedir import StageKey, TraceDir, open_trace
+from aprtui.graph.ops import Scores
 from aprtui.model.open import open_model
 from tests.engine.test_adapters_hf import worst_error
 from tests.engine.test_trace_cli import files, schema, trace
@@ -35,6 +36,7 @@ from tests.families import TINY, save_tiny
 
 TOKENS = tuple((11 * place + 3) % 96 for place in range(70))
 ROPE_GROWS = "phi3"  # its angles are others for long prompts
+FROM_LAST = "mpt"  # its scores count keys from the last one of a pass
 
 
 def run(model: Path, out: Path, **job: object) -> TraceDir:
@@ -65,7 +67,7 @@ are tried with APRTUI_ALL_FAMILIES=1."""
 TRIED = tuple(TINY) if os.environ.get("APRTUI_ALL_FAMILIES") else FAMILIES
 
 
-@pytest.mark.parametrize("family", sorted({*TRIED} - {ROPE_GROWS}))
+@pytest.mark.parametrize("family", sorted({*TRIED} - {ROPE_GROWS, FROM_LAST}))
 def test_a_chunked_row_has_the_bits_of_one_pass(family: str, tmp_path: Path) -> None:
     model = saved(family, tmp_path / "model")
     once = run(model, tmp_path / "once", tokens=TOKENS, kv="f32")
@@ -235,6 +237,20 @@ def test_what_cannot_come_in_passes_is_refused_before_anything_is_computed(
     model = saved("llama", tmp_path / "two-sided", is_causal=False)
     with pytest.raises(UsageError, match="tokens see those behind them"):
         make_plan(TraceJob(str(model), tokens=(1, 2), steps=1))
+    model = saved(FROM_LAST, tmp_path / "from-last")
+    with pytest.raises(UsageError, match="count keys from the last one of a pass"):
+        make_plan(TraceJob(str(model), tokens=(1, 2), steps=1))
+    assert make_plan(TraceJob(str(model), tokens=(1, 2), kv="f32")).stretches
+    model = saved("gpt2", tmp_path / "learned")
+    longest = open_model(model).graph.longest
+    assert longest is not None
+    save_tiny(TINY["qwen3_next"], tmp_path / "delta")
+    with pytest.raises(UsageError, match="carries a state along its tokens"):
+        make_plan(TraceJob(str(tmp_path / "delta"), tokens=(1, 2, 3), chunk=2))
+    with pytest.raises(
+        UsageError, match=f", 2 steps behind it, and the model has learned {longest}"
+    ):
+        make_plan(TraceJob(str(model), tokens=(1,) * (longest - 1), steps=2))
     model = saved("llama", tmp_path / "odd")
     with pytest.raises(UsageError, match="blocks of 32 channels, and heads here have 12"):
         make_plan(TraceJob(str(model), tokens=(1, 2), kv="q8_0"))
@@ -246,7 +262,7 @@ def test_what_cannot_come_in_passes_is_refused_before_anything_is_computed(
     assert not (tmp_path / "t").exists()
 
 
-HF = ("qwen2", "gemma3", "mixtral", "qwen2moe", "gpt_oss", "olmo2")
+HF = ("qwen2", "gemma3", "mixtral", "qwen2moe", "gpt_oss", "olmo2", "bloom", "gpt_neox", "llama4")
 
 
 @pytest.mark.parametrize("family", HF)
@@ -264,7 +280,34 @@ def test_transformers_shows_the_same_stages_pass_by_pass(family: str, tmp_path: 
     assert worst_error(ours, theirs) <= 1e-5
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma3", "qwen2moe", "gpt_oss"])
+@pytest.mark.parametrize("family", ["phi", "persimmon", "hunyuan", "qwen3"])
+def test_as_many_rows_as_heads_are_not_taken_for_them(family: str, tmp_path: Path) -> None:
+    model = saved(family, tmp_path / "model")
+    scored = open_model(model).graph[StageKey(0, "attn_scores")].op
+    assert isinstance(scored, Scores)
+    for rows in {scored.heads, scored.kv_heads}:
+        job = {"tokens": TOKENS[: 2 * rows], "chunk": rows}
+        ours = run(model, tmp_path / f"ours-{rows}", **job)
+        theirs = run(model, tmp_path / f"theirs-{rows}", engine="hf", **job)
+        assert StageKey(0, "q_norm") in theirs.records
+        assert worst_error(ours, theirs) <= 1e-5
+
+
+def test_the_padding_that_llama4_counts_is_seen_in_its_scores_alone(tmp_path: Path) -> None:
+    model, out = saved("llama4", tmp_path / "model"), tmp_path / "theirs"
+    job = TraceJob(model=str(model), directory=str(out), logits="all", engine="hf")
+    run_traces(make_batch(job, (TOKENS[:12], TOKENS[3:9])), lambda event: None)
+    ours = run(model, tmp_path / "ours", tokens=TOKENS[3:9], kv="f32")
+    theirs = open_trace(out / "prompt-2")
+    first = next(
+        str(key)
+        for key in ours.records
+        if not np.allclose(np.asarray(ours[key]), np.asarray(theirs[key]), rtol=1e-4, atol=1e-5)
+    )
+    assert first == "layer-1/attn_scores"  # its queries are warmed by column, not by position
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3", "qwen2moe", "gpt_oss", "bloom", "gpt2"])
 def test_a_padded_batch_of_transformers_is_cut_into_its_sequences(
     family: str, tmp_path: Path
 ) -> None:

@@ -154,6 +154,18 @@ def test_an_apr_of_its_values_is_the_same_model(case: str, tmp_path: Path) -> No
     assert traced(out, tmp_path / "a") == traced(FOLDERS / case, tmp_path / "b")
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_every_format_is_imported_into_apr_with_its_values(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.apr"
+    assert main(["import", str(FOLDERS / case), "-o", str(out), "--other", "f32"]) == 0
+    assert "written anew" in capsys.readouterr().out
+    assert main(["diff", str(FOLDERS / case), str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {each["class"] for each in found["tensors"]} <= {"equal", "same-bytes"}
+
+
 def test_sizes_count_every_part() -> None:
     model = open_model(FOLDERS / "gptq-4-actorder")
     stored = read_safetensors(FOLDERS / "gptq-4-actorder")
@@ -324,7 +336,9 @@ def changed(case: str, out: Path, tensors: dict[str, torch.Tensor | None], **key
     out.mkdir()
     save_file(given, out / "model.safetensors")
     config = json.loads((FOLDERS / case / "config.json").read_text())
-    config["quantization_config"] = config.get("quantization_config", {}) | keys
+    for said in ("quantization", "quantization_config"):
+        if said in config or said == "quantization_config":
+            config[said] = config.get(said, {}) | keys
     (out / "config.json").write_text(json.dumps(config))
     return out
 
@@ -344,6 +358,39 @@ BAD: dict[str, tuple[str, dict[str, torch.Tensor | None], dict[str, object], tup
     ),
     "a group size that does not divide": (
         "awq-4", {}, {"group_size": 80}, ("qweight", "its group size of 80 does not divide"),
+    ),
+    "a group size of GPTQ that its scales contradict": (
+        "gptq-4", {}, {"group_size": 48}, (".scales", "[3, 128]", "[4, 128]"),
+    ),
+    "a group size of MLX that does not divide": (
+        "mlx-4", {}, {"group_size": 80}, (".weight", "its group size of 80 does not divide"),
+    ),
+    "a group size of MLX that its scales contradict": (
+        "mlx-4", {}, {"group_size": 32}, (".scales", "[128, 3]", "[128, 6]"),
+    ),
+    "packed integers whose scales do not divide": (
+        "ct-int4", {f"{Q}.weight_scale": torch.ones(128, 3)}, {},
+        (f"{Q}.weight_scale", "3 scales a row, which do not divide 128"),
+    ),
+    "NVFP4 scales of another shape": (
+        "modelopt-nvfp4", {f"{Q}.weight_scale": torch.ones(128, 5).to(torch.float8_e4m3fn)}, {},
+        (f"{Q}.weight_scale", "[128, 5]", "[128, 8]"),
+    ),
+    "MXFP4 codes without scales": (
+        "ct-mxfp4", {f"{Q}.weight_scale": None}, {}, (f"{Q}.weight_packed", "weight_scale"),
+    ),
+    "AWQ without scales": (
+        "awq-4", {f"{Q}.scales": None}, {}, (f"{Q}.qweight", f"{Q}.scales is not there"),
+    ),
+    "nf4 codes without absmax": (
+        "bnb-nf4", {f"{Q}.weight.absmax": None}, {}, (f"{Q}.weight", "absmax"),
+    ),
+    "FP8 weights in a folder of GPTQ": (
+        "gptq-4",
+        {f"{Q}.qweight": None, f"{Q}.qzeros": None, f"{Q}.scales": None, f"{Q}.g_idx": None,
+         f"{Q}.weight": torch.ones(128, 128).to(torch.float8_e4m3fn),
+         f"{Q}.weight_scale": torch.ones(())}, {},
+        (f"{Q}.weight", "FP8_E4M3", "gptq", "two quantisations in one folder"),
     ),
     "a method that is not the tensors'": (
         "gptq-4", {}, {"quant_method": "bitsandbytes"}, ("_proj.qweight", "bitsandbytes"),
@@ -396,6 +443,15 @@ def test_a_contradiction_is_named_with_its_tensor(
     assert "cannot be traced" in capsys.readouterr().out
 
 
+def test_two_words_of_one_config_that_disagree_are_refused(tmp_path: Path) -> None:
+    folder = changed("mlx-4", tmp_path / "two", {})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"]["group_size"] = 32
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadFileError, match=r"group_size is 64 in .* and 32 in .*quantization"):
+        open_model(folder)
+
+
 def test_two_quantisations_in_one_folder_are_refused(tmp_path: Path) -> None:
     folder = changed("gptq-4", tmp_path / "two", {})
     (folder / "quant_config.json").write_text('{"w_bit": 4, "q_group_size": 64}')
@@ -440,3 +496,34 @@ def test_an_unread_method_is_named(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadFileError, match="quantised by HQQ, which aprtui does not read"):
         open_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("parts", "what", "hint"),
+    [
+        (("W_q", "scale", "zero"), "HQQ", "HQQLinear.dequantize"),
+        (("_weight_qdata", "_weight_scale"), "torchao's tensor classes", "dequantises each"),
+    ],
+)
+@pytest.mark.parametrize("told", [True, False])
+def test_hqq_and_torchao_are_named_with_what_reads_them(
+    parts: tuple[str, ...], what: str, hint: str, told: bool, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = tmp_path / "m"
+    changed("bnb-int8", folder, {})
+    tensors = {name: kept for name, kept in load_file(folder / "model.safetensors").items()
+               if not name.startswith(Q)}  # fmt: skip
+    tensors |= {f"{Q}.{part}": torch.zeros(128, 128, dtype=torch.uint8) for part in parts}
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    if told:
+        config["quantization_config"] = {"quant_method": "hqq" if what == "HQQ" else "torchao"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["inspect", str(folder)]) == 0
+    listed = capsys.readouterr().out
+    assert f"quantised by {what}" in listed and f"{Q}.{parts[0]}" in listed
+    assert main(["trace", str(folder), "--tokens", "1,2"]) == 3
+    said = capsys.readouterr().err
+    assert f"quantised by {what}, which aprtui does not read" in said and hint in said

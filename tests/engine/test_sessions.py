@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from aprtui.engine import weights
+from aprtui.engine.block_decoders import BLOCK_DECODERS, Workspace
 from aprtui.engine.codecs import Codec, codec_of
+from aprtui.engine.dequantise import dequantise
 from aprtui.engine.device import Devices, resolve_devices
 from aprtui.engine.forward import _bring, forward
+from aprtui.engine.grid_decoders import GRID_DECODERS
 from aprtui.engine.job import TraceJob
 from aprtui.engine.ops import Pass
 from aprtui.engine.placement import Placement, layer_bytes
@@ -21,6 +24,7 @@ from aprtui.engine.plan import make_plans
 from aprtui.engine.session import Session
 from aprtui.engine.weights import WeightStream
 from aprtui.errors import UsageError
+from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Role
 from aprtui.model.open import Matrix, Model, open_model
@@ -71,6 +75,36 @@ def test_every_operation_takes_its_operands_from_its_layers_device(
     found = stages(WeightStream(model, torch.device("meta"), dtype))
     assert {value.device.type for value in found.values()} == {"meta"}
     assert set(found) == set(stages(WeightStream(model, HERE, dtype)))
+
+
+@pytest.mark.parametrize("case", sorted(path.name for path in (SMALL / "quantised").iterdir()))
+def test_codes_are_decoded_where_their_bytes_are(case: str) -> None:
+    """No operation of a coding mixes the host's tensors with a device's, or waits for one."""
+    model = open_model(SMALL / "quantised" / case)
+    meta = torch.device("meta")
+    for matrix in model.weights.values():
+        codec = codec_of(matrix)
+        rows = min(codec.rows, 9)
+        first = min(5, codec.rows - rows)
+        for there in (codec, codec.moved(lambda raw: raw.to(meta))):
+            raw = there.bytes_of(first, rows).to(meta)
+            out = torch.empty((rows, codec.columns), device=meta)
+            assert there.decode(raw, first, out, Workspace()).device == meta
+    found = stages(WeightStream(model, meta, torch.float32), tokens=(3, 5, 17))
+    assert {value.device.type for value in found.values()} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", sorted(set(BLOCK_DECODERS) | set(GRID_DECODERS)))
+def test_blocks_of_every_type_are_decoded_where_they_are(kind: str) -> None:
+    blocks = torch.empty((6, BLOCK_TYPES[kind].bytes), dtype=torch.uint8, device="meta")
+    assert dequantise(kind, blocks).device.type == "meta"
+
+
+@pytest.mark.parametrize("case", ["plain", "dora"])
+def test_adapters_are_added_where_their_bases_bytes_are(case: str) -> None:
+    model = open_model(SMALL / "adapters" / "base", adapter=SMALL / "adapters" / case)
+    found = stages(WeightStream(model, torch.device("meta"), torch.float32), tokens=(3, 5))
+    assert {value.device.type for value in found.values()} == {"meta"}
 
 
 class _Crossing:

@@ -12,7 +12,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,17 +20,20 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from aprtui.engine import leaving as leaving_module
 from aprtui.engine import staging as staging_module
 from aprtui.engine import weights
 from aprtui.engine.ahead import Ahead, Expected
+from aprtui.engine.behind import Behind
+from aprtui.engine.leaving import Leaving
 from aprtui.engine.placement import Placement
 from aprtui.engine.staging import SLOTS, Staging
 from aprtui.engine.weights import WeightStream, largest_block_bytes
 from aprtui.errors import BadFileError
 from aprtui.graph import Role
 from aprtui.model.open import open_model
-from tests.engine.test_sessions import assert_same, stages
-from tests.support import FIXTURES, needs_fixtures
+from tests.engine.test_sessions import TOKENS, assert_same, stages
+from tests.support import FIXTURES, SMALL, needs_fixtures
 
 CPU = torch.device("cpu")
 BLOCK = 64
@@ -40,6 +43,7 @@ PIECE = 24  # a block goes through pinned memory in several
 class Event:
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
+        self.device = CPU
         self.recorded = 0  # how often a record was queued
         self.come = 0  # and how many of them were reached
 
@@ -148,12 +152,17 @@ class Gpu(TorchFunctionMode):
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     played = Gpu(request.param)
     monkeypatch.setattr(torch.cuda, "Stream", played.new_stream)
-    monkeypatch.setattr(torch.cuda, "Event", lambda: Event(played))
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: Event(played))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "stream", played.on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: played.current)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
     monkeypatch.setattr(staging_module, "_PIECE_BYTES", PIECE)
     return played
+
+
+def cloned(block: torch.Tensor) -> list[torch.Tensor]:
+    return [block.clone()]
 
 
 def blocks(count: int) -> list[torch.Tensor]:
@@ -168,10 +177,31 @@ def test_every_block_is_read_as_it_is_stored(gpu: Gpu) -> None:
     with gpu:
         staging = Staging(CPU, BLOCK)
         for block in stored:
-            with staging.on_device(block) as there:
+            with staging.on_device([block]) as there:
                 gpu.read(there, seen)
         gpu.finish()
     assert all(torch.equal(*pair) for pair in zip(seen, stored, strict=True))
+
+
+@pytest.mark.parametrize("gpu", range(20), indirect=True)
+def test_pieces_that_lie_apart_come_to_lie_one_after_the_other(gpu: Gpu) -> None:
+    """A scale a row beside codes that are columns of a wider table, as GPTQ's lie."""
+    table = torch.arange(200, dtype=torch.uint8).view(10, 20)
+    seen: list[torch.Tensor] = []
+    expected: list[torch.Tensor] = []
+    with gpu:
+        staging = Staging(CPU, BLOCK)
+        for n in range(3 * SLOTS):
+            columns = table[:3, n : n + 5 + n % 4]
+            with staging.on_device([columns, table[3, :n]]) as there:
+                gpu.read(there, seen)
+            gap = torch.zeros(-columns.numel() % 16, dtype=torch.uint8)
+            expected.append(torch.cat([columns.reshape(-1), gap, table[3, :n]]))
+        gpu.finish()
+    for n, (found, right) in enumerate(zip(seen, expected, strict=True)):
+        count = 3 * (5 + n % 4)
+        assert torch.equal(found[:count], right[:count])
+        assert torch.equal(found[len(right) - n :], right[len(right) - n :])
 
 
 @pytest.mark.parametrize("gpu", range(20), indirect=True)
@@ -186,12 +216,65 @@ def test_what_is_kept_is_whole_when_it_is_read(gpu: Gpu) -> None:
     with gpu:
         staging = Staging(CPU, BLOCK)
         for block in blocks(8):
-            with staging.on_device(block) as there:
+            with staging.on_device([block]) as there:
                 gpu.read(there, seen)
             gpu.read(staging.kept(large), seen)
             expected += [block, large]
         gpu.finish()
     assert all(torch.equal(*pair) for pair in zip(seen, expected, strict=True))
+
+
+@pytest.fixture
+def leaving(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Leaving, Behind]]:
+    """Values of the device that is played, landing on a thread of their own."""
+    monkeypatch.setattr(leaving_module, "_on_cuda", lambda value: True)
+    monkeypatch.setattr(leaving_module, "_GATHERED_VALUES", 64)
+    monkeypatch.setattr(leaving_module, "_LARGE_VALUES", 24)
+    behind = Behind("leaving")
+    yield Leaving(behind), behind
+
+
+@pytest.mark.parametrize("gpu", range(20), indirect=True)
+def test_values_land_as_they_were_when_they_were_given(
+    gpu: Gpu, leaving: tuple[Leaving, Behind]
+) -> None:
+    """Small ones together, a large one alone, each before what is behind it; all in order."""
+    leave, behind = leaving
+    seen: list[object] = []
+    given: list[object] = []
+    with gpu:
+        for n, size in enumerate([3, 20, 1, 24, 23, 25, 40, 2, 9, 23, 22, 5]):
+            value = torch.full((size, 1), n, dtype=torch.float64)
+            leave.take(value, lambda values: seen.append(values.clone()))
+            given.append(value.to(torch.float32))
+            if n % 3 == 1:
+                leave.then(7, partial(seen.append, n))
+                given.append(n)
+            value.fill_(-1)  # what is queued later may overwrite it
+        leave.leave()
+        behind.end()
+    assert behind.failure is None
+    assert len(seen) == len(given)
+    for found, expected in zip(seen, given, strict=True):
+        if isinstance(expected, torch.Tensor):
+            assert torch.equal(found, expected)  # type: ignore[arg-type]
+        else:
+            assert found == expected
+
+
+@pytest.mark.parametrize("gpu", [3], indirect=True)
+def test_what_is_abandoned_never_lands_and_what_waits_for_it_is_done(
+    gpu: Gpu, leaving: tuple[Leaving, Behind]
+) -> None:
+    leave, behind = leaving
+    seen: list[object] = []
+    with gpu:
+        leave.take(torch.ones(5), seen.append)
+        leave.then(5, lambda: seen.append("closed"))
+        leave.abandon()
+        leave.leave()
+        behind.end()
+    assert seen == ["closed"]
 
 
 @pytest.fixture
@@ -211,7 +294,7 @@ def filling(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Gpu:
 def test_blocks_that_come_ahead_are_read_as_they_are_stored(filling: Gpu) -> None:
     """With others between them that nobody expected, and a second pass behind the first."""
     stored, others = blocks(4 * SLOTS + 1), blocks(60)[40:]
-    expected = [Expected(n, partial(torch.clone, block)) for n, block in enumerate(stored)]
+    expected = [Expected(n, partial(cloned, block)) for n, block in enumerate(stored)]
     seen: list[torch.Tensor] = []
     read: list[torch.Tensor] = []
     with filling:
@@ -221,7 +304,7 @@ def test_blocks_that_come_ahead_are_read_as_they_are_stored(filling: Gpu) -> Non
             for n, block in enumerate(stored):
                 if n % 3 == 1:
                     assert not ahead.expects("another")
-                    with staging.on_device(others[n]) as there:
+                    with staging.on_device([others[n]]) as there:
                         filling.read(there, seen)
                     read.append(others[n])
                 assert ahead.expects(n)
@@ -237,7 +320,7 @@ def test_blocks_that_come_ahead_are_read_as_they_are_stored(filling: Gpu) -> Non
 @pytest.mark.parametrize("gpu", [3], indirect=True)
 def test_a_pass_that_ends_early_leaves_no_thread_and_no_block(filling: Gpu) -> None:
     stored = blocks(4 * SLOTS)
-    expected = [Expected(n, partial(torch.clone, block)) for n, block in enumerate(stored)]
+    expected = [Expected(n, partial(cloned, block)) for n, block in enumerate(stored)]
     seen: list[torch.Tensor] = []
     with filling:
         ahead = Ahead(Staging(CPU, BLOCK))
@@ -257,10 +340,10 @@ def test_a_pass_that_ends_early_leaves_no_thread_and_no_block(filling: Gpu) -> N
 
 @pytest.mark.parametrize("gpu", [3], indirect=True)
 def test_a_file_that_cannot_be_read_fails_where_the_block_is_asked_for(filling: Gpu) -> None:
-    def unreadable() -> torch.Tensor:
+    def unreadable() -> list[torch.Tensor]:
         raise BadFileError("model.gguf", "is cut short")
 
-    good = Expected("good", partial(torch.zeros, 4, dtype=torch.uint8))
+    good = Expected("good", partial(cloned, torch.zeros(4, dtype=torch.uint8)))
     with filling:
         ahead = Ahead(Staging(CPU, BLOCK))
         ahead.begin([good, Expected("bad", unreadable), good])
@@ -282,6 +365,9 @@ def test_a_file_that_cannot_be_read_fails_where_the_block_is_asked_for(filling: 
         "apr/models/llama-import.apr",
         "apr/models/pycode-int4.apr",
         "apr/models/pycode-int8.apr",
+        "quantised/fp8-block",
+        "quantised/gptq-4",
+        "quantised/awq-4",
     ],
 )
 def test_a_pass_through_staging_gives_the_bits_of_one_without(
@@ -301,8 +387,10 @@ def test_a_pass_through_staging_gives_the_bits_of_one_without(
 
     monkeypatch.setattr(WeightStream, "_on_device", counted)
     monkeypatch.setattr(weights, "BLOCK_VALUES", 1 << 13)  # several blocks a matrix
-    model = open_model(FIXTURES / path)
-    expected = stages(WeightStream(model, CPU, torch.float32))
+    small = SMALL / path
+    model = open_model(small if small.exists() else FIXTURES / path)
+    tokens = tuple(token % model.graph.vocab_size for token in TOKENS)
+    expected = stages(WeightStream(model, CPU, torch.float32), tokens)
     monkeypatch.setattr(weights, "for_each", one_after_the_other)
     monkeypatch.setattr(gpu.computing, "wait_event", lambda event: gpu.finish())
     count = model.graph.num_layers
@@ -311,8 +399,8 @@ def test_a_pass_through_staging_gives_the_bits_of_one_without(
     with gpu:
         stream._staging = {CPU: Staging(CPU, largest_block_bytes(model, CPU))}
         stream._ahead = {CPU: Ahead(Staging(CPU, largest_block_bytes(model, CPU)))}
-        assert_same(stages(stream), expected)
-        assert_same(stages(stream), expected)
+        assert_same(stages(stream, tokens), expected)
+        assert_same(stages(stream, tokens), expected)
     assert {role.name for role in unexpected} <= {"expert_gate", "expert_up", "expert_down"}
 
 

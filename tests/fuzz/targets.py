@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
+from safetensors.numpy import save, save_file
 
 from aprtui.captures.opening import open_dump
 from aprtui.cli.main import main
@@ -293,7 +293,8 @@ def _manifest_seeds() -> list[bytes]:
         "tokens": {"ids": [1, 2], "text": ["a", " b"]}, "notes": ["n"], "rope_layout": "halves",
         "absent": [{"stage": "qkv", "reason": "r", "layer": 1}], "stages": stages, "selection": {},
     }  # fmt: skip
-    return [json.dumps(manifest).encode()]
+    rows = {"positions": [3, 4], "passes": [0, 1], "first_key": 2, "sequence": 1}
+    return [json.dumps(each).encode() for each in (manifest, {**manifest, "rows": rows})]
 
 
 def _read_trace(path: Path, number: int) -> None:
@@ -400,6 +401,22 @@ def _torch_seeds() -> list[bytes]:
     return [file.getvalue()]
 
 
+def _bundle(folder: Path) -> None:
+    blobs = folder / "x.tlspec" / "blobs"
+    blobs.mkdir(parents=True)
+    save_file({"data": np.ones((1, 2, 4), "f4")}, blobs / "0000000001.safetensors")
+
+
+def _bundle_seeds() -> list[bytes]:
+    site = {"module_path": "model.layers.0:1", "function_path": "__add__", "layer_label": "add_1"}
+    blob = {"label": "add_1:1", "relative_path": "blobs/0000000001.safetensors"}
+    return [json.dumps({"sites": [site, {**site, "layer_label": "b"}], "tensors": [blob]}).encode()]
+
+
+def _read_bundle(path: Path, number: int) -> None:
+    _read_dump(path.parent, number)
+
+
 def _in_zip(seeds: Sequence[bytes], chance: random.Random) -> bytes:
     """Bytes damaged anywhere, or inside one record whose checksum is right again."""
     if chance.random() < 0.3:
@@ -442,4 +459,5 @@ TARGETS: dict[str, Target] = {
     "contract": Target("c-v1.yaml", _contract_seeds, in_yaml, _read_contract),
     "npz": Target("dump.npz", _npz_seeds, _in_zip, _read_dump),
     "torch": Target("dump.pt", _torch_seeds, _in_zip, _read_dump),
+    "bundle": Target("x.tlspec/manifest.json", _bundle_seeds, in_json, _read_bundle, _bundle),
 }

@@ -32,11 +32,12 @@ _CPU = torch.device("cpu")
 
 
 def models() -> Iterator[Path]:
-    """Every model file of the fixtures, each once."""
-    roots = [SMALL / "models", FIXTURES / "models", FIXTURES / "families", FIXTURES / "apr"]
+    """Every model file and folder of the fixtures, each once."""
+    small = [SMALL / name for name in ("models", "quantised")]
     seen = set()
-    for root in roots:
-        for path in sorted((*root.rglob("*.gguf"), *root.rglob("*.apr"))):
+    for root in (*small, *(FIXTURES / name for name in ("models", "families", "apr"))):
+        folders = (config.parent for config in root.rglob("config.json"))
+        for path in sorted((*root.rglob("*.gguf"), *root.rglob("*.apr"), *folders)):
             name = path.name if path.name != "model.gguf" else str(path)
             if name not in seen:
                 seen.add(name)

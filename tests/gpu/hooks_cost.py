@@ -28,8 +28,10 @@ from typing import Any
 import torch
 
 from aprtui import CaptureWriter, hooks
+from aprtui.engine.behind import Behind
 from aprtui.engine.device import resolve_device
-from aprtui.engine.staging import off_device
+from aprtui.engine.hooks import Watched
+from aprtui.engine.leaving import Leaving
 from tests.benchmarks.make_model import SHAPES, Shape
 
 Names = dict[str | tuple[str, ...], str]
@@ -53,18 +55,26 @@ ALL: Names = {
 class Nothing:
     """A target that keeps nothing: the hooks alone."""
 
-    def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
+    def put(self, stage: str, value: torch.Tensor, **where: Any) -> None:
         return None
 
 
-class Leaving:
+class LeavingAlone:
     """A target whose values leave the device, and are not written."""
 
     def __init__(self) -> None:
-        self._kept: list[Any] = []
+        self._behind = Behind("leaving")
+        self._leaving = Leaving(self._behind)
 
-    def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
-        self._kept.append(off_device(value))
+    def put(self, stage: str, value: torch.Tensor, **where: Any) -> None:
+        self._leaving.take(value, self._landed)
+
+    def end(self) -> None:
+        self._leaving.leave()
+        self._behind.end()
+
+    def _landed(self, values: torch.Tensor) -> None:
+        return None
 
 
 @dataclass
@@ -91,11 +101,11 @@ class Timed:
         )
 
 
-Watched = tuple[Names, Callable[[], Any]] | None
+Kind = tuple[Names, Callable[[], Any]] | None
 
 
-def writer() -> CaptureWriter:
-    return CaptureWriter("", tokens=[1], engine={"name": "transformers"})
+def writer(steps: int) -> CaptureWriter:
+    return CaptureWriter("", tokens=[1] * max(1, steps), engine={"name": "transformers"})
 
 
 class HookBench:
@@ -119,36 +129,43 @@ class HookBench:
         self.scratch = Path(tempfile.mkdtemp(prefix="aprtui-hooks-"))
         self._numbers = count()
 
-    def call(self, timed: Timed, watched: Watched, run: Callable[[], object]) -> None:
-        """Once, so watched; None: no hooks at all. Setting hooks is not part of the time."""
+    def call(
+        self, timed: Timed, watched: Kind, run: Callable[[Watched | None], object], times: int = 1
+    ) -> None:
+        """So many calls, so watched; None: no hooks at all. Setting hooks is not part of the
+        time."""
         folder = self.scratch / f"trace-{next(self._numbers)}"
+        seen: Watched | None = None
         with ExitStack() as open_capture, ExitStack() as watching:
             if watched is not None:
                 stages, target = watched[0], watched[1]()
                 if isinstance(target, CaptureWriter):
                     target.directory = folder
                     open_capture.enter_context(target)
-                watching.enter_context(hooks(self.model, stages, target))
+                seen = watching.enter_context(hooks(self.model, stages, target))
+                if isinstance(target, LeavingAlone):
+                    open_capture.callback(target.end)
             self._wait()
             start = time.perf_counter()
-            run()
-            timed.queued_s.append(time.perf_counter() - start)
+            for _ in range(times):
+                run(seen)
+            timed.queued_s.append((time.perf_counter() - start) / times)
             self._wait()
-            timed.done_s.append(time.perf_counter() - start)
+            timed.done_s.append((time.perf_counter() - start) / times)
             open_capture.close()
-            timed.written_s.append(time.perf_counter() - start)
+            timed.written_s.append((time.perf_counter() - start) / times)
         shutil.rmtree(folder, ignore_errors=True)
 
     @torch.inference_mode()
     def measure(self, title: str, prompt: int, steps: int, repeats: int) -> None:
         """``steps`` of one token after a prompt; none: the prompt itself."""
-        kinds: dict[str, Watched] = {
+        kinds: dict[str, Kind] = {
             "untraced": None,
             "hooks that keep nothing": (ONE, Nothing),
-            "one stage a layer, leaving": (ONE, Leaving),
-            "one stage a layer, written": (ONE, writer),
-            "all its modules, leaving": (ALL, Leaving),
-            "all its modules, written": (ALL, writer),
+            "one stage a layer, leaving": (ONE, LeavingAlone),
+            "one stage a layer, written": (ONE, partial(writer, steps)),
+            "all its modules, leaving": (ALL, LeavingAlone),
+            "all its modules, written": (ALL, partial(writer, steps)),
         }
         if prompt >= _LONG and not steps:  # gigabytes
             del kinds["all its modules, leaving"], kinds["all its modules, written"]
@@ -159,14 +176,32 @@ class HookBench:
             for name, watched in kinds.items():
                 timed = rows[name] if repeat else Timed("warm")
                 if not steps:
-                    self.call(timed, watched, lambda: self.model(ids))
+                    self.call(timed, watched, lambda seen: self.model(ids))
                     continue
                 cache = self.model(ids, use_cache=True).past_key_values
-                for _ in range(steps):
-                    self.call(timed, watched, partial(self.model, one, past_key_values=cache))
+                places = count()
+
+                def step(seen: Watched | None, cache: Any = cache, places: Any = places) -> None:
+                    if seen is not None:
+                        seen.at([next(places)])
+                    self.model(one, past_key_values=cache)
+
+                self.call(timed, watched, step, steps)
         print(f"\n{title}")
         for row in rows.values():
             print("  " + row.told(None if row.name == "untraced" else rows["untraced"]))
+
+    def take(self, count: int) -> None:
+        """What one value of a decode step costs the host on its way, the device idle."""
+        value = torch.ones((1, 1, SHAPES["7b"].hidden), device=self.device, dtype=torch.bfloat16)
+        target = LeavingAlone()
+        self._wait()
+        start = time.perf_counter()
+        for _ in range(count):
+            target.put("ffn_out", value)
+        taken_s = time.perf_counter() - start
+        target.end()
+        print(f"\none value of a step leaves: {1e6 * taken_s / count:.1f} us of the host's time")
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -190,7 +225,8 @@ def main() -> int:
     try:
         bench.measure("a prompt of 7 tokens", 7, 0, 2 * options.repeats)
         bench.measure("a prompt of 512 tokens", 512, 0, options.repeats)
-        bench.measure("a step of decode after 512 tokens", 512, options.steps, options.repeats)
+        bench.measure("a step of decode after 512 tokens", 512, options.steps, 3 * options.repeats)
+        bench.take(2000)
     finally:
         shutil.rmtree(bench.scratch)
     for absent in ("vLLM", "SGLang"):

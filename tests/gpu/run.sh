@@ -51,7 +51,7 @@ if [[ $tiny ]]; then
     repeats=1 long=20 shape=tiny steps=2 bits=16,20 most=(--most 1)
 else
     make=("$python" -m tests.benchmarks.make_model 7b q4_k_m "$model")
-    repeats=5 long=512 shape=7b steps=12 bits=23,24,25,26 most=()
+    repeats=5 long=512 shape=7b steps=12 bits=25,26 most=()
 fi
 
 # The extension modules where there is a compiler; without them torch decodes on the host.
@@ -85,6 +85,12 @@ step long 60 "${gpu[@]}" --repeats 2 --tokens "$long" --no-compare --json "$out/
     --without "the same by torch's .to()|all traced|again, all traced|the writer alone"
 step bfloat16 40 "${gpu[@]}" --repeats 2 --dtype bfloat16 --no-compare --json "$out/bfloat16.json"
 step float16 40 "${gpu[@]}" --repeats 2 --dtype float16 --no-compare --json "$out/float16.json"
+if [[ ! $tiny ]]; then  # a quarter of its layers: the tables and what is around them are measured above
+    step make-fp8 60 "$python" -m tests.benchmarks.make_model 7b fp8 "$scratch/fp8" --layers 7
+    step fp8 60 "$python" -m tests.benchmarks.gpu "$scratch/fp8" --device "$device" \
+        --repeats 3 --json "$out/fp8.json"
+    rm -rf "$scratch/fp8"
+fi
 step profile 60 "$python" -m tests.gpu.profile "$model" --device "$device"
 step sweep 60 "$python" -m tests.gpu.sweep "$model" --device "$device" --bits "$bits"
 "$python" -m tests.gpu.table "$out" | tee "$out/table.txt"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_TIMES = ("speed", "tokens1", "long", "bfloat16", "float16")
+_TIMES = ("speed", "tokens1", "long", "bfloat16", "float16", "fp8")
 _TOLD = ("about", "card", "fidelity", "plan", "process", "cards", "profile", "hooks", "sweep")
 _ENDS = {0: "held", 124: "ran out of time", 137: "ran out of time"}
 

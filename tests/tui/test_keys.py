@@ -12,6 +12,7 @@ from aprtui.tui.screens.bisect import BisectScreen
 from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.diff import DiffScreen
 from aprtui.tui.screens.home import HomeScreen
+from aprtui.tui.screens.importing import ImportScreen
 from aprtui.tui.screens.leave import LeaveScreen
 from aprtui.tui.screens.model import ModelScreen
 from aprtui.tui.screens.models import ModelsScreen
@@ -33,6 +34,7 @@ OWNERS: dict[str, tuple[type, ...]] = {
     "models": (ModelsScreen,),
     "trace": (TraceScreen,),
     "leave": (LeaveScreen,),
+    "import": (ImportScreen,),
     "diff": (DiffScreen,),
     "pair": (PairScreen,),
     "bisect": (BisectScreen,),

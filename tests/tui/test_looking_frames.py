@@ -133,10 +133,10 @@ async def test_a_model_that_cannot_be_read(here: Path, size: Size) -> None:
 
 
 @sizes
-@pytest.mark.parametrize("pane", ["tensor", "header", "config", "metadata"])
+@pytest.mark.parametrize("pane", ["tensor", "header", "config", "metadata", "values"])
 async def test_a_model_and_its_panes(here: Path, size: Size, pane: str) -> None:
     async with opened(small_model(here / "small.gguf"), size=size) as pilot:
-        keys = str(1 + ("tensor", "header", "config", "metadata").index(pane))
+        keys = str(1 + ("tensor", "header", "config", "metadata", "values").index(pane))
         await press(pilot, "j", "j", "j", keys)
         assert_frame(pilot, f"model-{pane}")
 

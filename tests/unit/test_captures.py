@@ -73,7 +73,7 @@ def floats(value: Any) -> Array:
         ("msprobe", "msprobe", "bfloat16", 11),
         ("mlx.npz", "mlx", "float16", 11),
         ("vllm", "vllm", "bfloat16", 22),
-        ("sglang", "sglang", "bfloat16", 14),
+        ("sglang", "sglang", "bfloat16", 16),
         ("onnxruntime.npz", "onnxruntime", "float32", 11),
         ("openvino.npz", "openvino", "float32", 12),
     ],

@@ -179,7 +179,7 @@ def test_the_graph_is_every_stage_with_what_it_computes(
     }]  # fmt: skip
     rope = nodes[StageKey(0, "k_post_rope")]["operation"]
     assert rope["name"] == "rope" and rope["table"]["theta"] == 1e6
-    assert rope["heads"] == {"first": 256, "count": 2, "size": 32}
+    assert rope["heads"] == {"first": 256, "count": 2, "size": 32, "period": 0}
     assert "experts" in {item["stage"]: item["reason"] for item in said["absent"]}["moe_router"]
 
 

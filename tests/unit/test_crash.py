@@ -109,7 +109,7 @@ def test_the_engine_and_the_lens_tell_it_as_an_event(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(worker, "make_plan", lambda job: deep())
-    monkeypatch.setattr(lens, "open_model", lambda path: deep())
+    monkeypatch.setattr(lens, "open_model", lambda path, **more: deep())
     assert worker.main([json.dumps({"model": str(MODEL)})]) == 4
     assert lens.main(["--model", str(MODEL), "a.bin"]) == 4
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

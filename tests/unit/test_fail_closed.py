@@ -20,7 +20,12 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph, Role
 from aprtui.graph.ops import Norm, Rope, Route, Scores
 from aprtui.model.open import Model, open_model
-from aprtui.model.tokenizer import TokenizerSpec, build_tokenizer
+from aprtui.model.tokenizer import (
+    TokenizerSpec,
+    build_tokenizer,
+    spec_from_gguf,
+    vocabulary_of,
+)
 from tests.compare.model_files import SmallModel, small_model
 
 SIZES = {
@@ -43,8 +48,9 @@ def settings_of(family: str, file_format: str, keys: dict[str, Any]) -> Settings
     else:
         metadata = {**CONFIG, **keys}
     file = ModelFile(path, file_format, "", metadata, {}, (), 0, "")
-    defaults = load_family(family).defaults
-    return Settings(file, family, stated_keys(file, metadata), defaults, lambda role: None)
+    found = load_family(family)
+    stated = stated_keys(file, metadata, found.aliases)
+    return Settings(file, family, stated, found.defaults, lambda role: None)
 
 
 def graph_of(family: str, file_format: str, **keys: Any) -> Graph:
@@ -346,3 +352,72 @@ def test_tokens_that_end_a_generation_are_control_tokens() -> None:
     as_llama_cpp = build_tokenizer(replace(spec, control_by_text=True)).encode("a</s>")
     assert list(as_llama_cpp) == [6, 5]
     assert list(as_typed) != [6, 5]
+
+
+# llama.cpp's src/llama-vocab.cpp (master of 2026-10), where it marks what ends a generation.
+ENDS = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+)  # fmt: skip
+
+
+def spelled(*tokens: str, types: int = 1, strips_after: bool = False) -> TokenizerSpec:
+    """A vocabulary of these, all of one type, and of their letters, space and "a"."""
+    letters = sorted({*"".join(tokens), "a", "\u2581"})
+    vocabulary = ["<unk>", *letters, *tokens]
+    return TokenizerSpec(
+        "spm", vocabulary, token_types=[2, *[1] * len(letters), *[types] * len(tokens)],
+        scores=[0.0] * len(vocabulary), unknown_id=0, control_by_text=True,
+        strips_after=strips_after,
+    )  # fmt: skip
+
+
+def cut(spec: TokenizerSpec, text: str, *, special: bool = True) -> list[str]:
+    return [spec.vocabulary[i] for i in build_tokenizer(spec).encode(text, special=special)]
+
+
+@pytest.mark.parametrize("token", ENDS)
+def test_each_spelling_of_an_end_is_cut_out_whatever_its_type(token: str) -> None:
+    spec = spelled(token)
+    assert cut(spec, f"a{token}a") == ["a", token, "a"]
+    assert token not in cut(replace(spec, control_by_text=False), f"a{token}a")
+
+
+def test_harmonys_end_of_a_message_and_its_headings_stand_in_plain_text_too() -> None:
+    both = spelled("<|end|>", "<|return|>", "<|call|>", "<|channel|>")
+    text = "a<|end|><|channel|>"
+    assert cut(both, text, special=False) == ["a", "<|end|>", "<|channel|>"]
+    assert "<|end|>" not in cut(spelled("<|end|>", "<|return|>"), text, special=False)
+
+
+def test_of_gemma4_the_end_of_a_sentence_is_text() -> None:
+    assert "</s>" not in cut(spelled("</s>", "<|tool_response>"), "a</s>")
+
+
+def test_phi3s_special_tokens_take_the_white_space_after_them_along() -> None:
+    spec = spelled("<|user|>", "<s>", types=3, strips_after=True)
+    assert cut(spec, "<|user|> \n a<s> a") == ["<|user|>", "a", "<s>", "\u2581", "a"]
+    plain = replace(spec, strips_after=False)
+    assert cut(plain, "<|user|> a") == ["<|user|>", "\u2581", "a"]
+    keys = {"tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.model": "llama"}
+    assert spec_from_gguf({**keys, "general.name": "Phi-3 Mini 4k"}).strips_after
+    assert not spec_from_gguf({**keys, "general.name": "Phi 4"}).strips_after
+
+
+@pytest.mark.parametrize("kind", ["gemma4", "bert", "t5", "rwkv", "plamo2"])
+def test_a_tokenizer_of_another_kind_is_refused_by_name(kind: str) -> None:
+    spec = spec_from_gguf({"tokenizer.ggml.tokens": ["a", "b"], "tokenizer.ggml.model": kind})
+    with pytest.raises(UsageError, match=f"the kind '{kind}' cannot be rebuilt") as refused:
+        build_tokenizer(spec)
+    assert "--tokens" in refused.value.hint
+    assert vocabulary_of(spec).text_of(1) == "b"  # its tokens are shown all the same
+
+
+def test_a_bos_that_is_asked_for_and_not_named_is_said() -> None:
+    spec = replace(spelled("</s>"), add_bos=True)
+    assert build_tokenizer(spec).notes == (
+        "the file asks for BOS and names no such token: none is added",
+    )
+    assert not build_tokenizer(replace(spec, bos_id=0)).notes

@@ -23,8 +23,14 @@ DECLARED_IN = (
     "graph/vocabulary.py",
     "graph/blocks.py",  # the blocks place stages by name
     "families/",
+    "engine/adapters/between.py",
     "engine/adapters/huggingface.py",
+    "engine/adapters/modules.py",
+    "engine/adapters/scans.py",
+    "graph/latent.py",
+    "graph/delta.py",
     "engine/adapters/nodes.py",
+    "engine/adapters/shown.py",
 )
 
 ALLOWED = {
@@ -33,14 +39,29 @@ ALLOWED = {
         "what another tool calls its files, which it writes in its own way; formats stand below "
         "the vocabulary",
     ),
-    "model/apr_metadata.py": ({"llama"}, "the name that GGUF has for SentencePiece's tokenizers"),
+    "model/apr_metadata.py": (
+        {"gpt2", "llama"},
+        "the name that GGUF has for SentencePiece's tokenizers",
+    ),
+    "model/health.py": ({"gpt2"}, "the name that GGUF has for byte-level BPE"),
     "model/open.py": ({"qkv_bias"}, "a setting that is told where a tensor contradicts it"),
     "model/pretokenizers.py": (
-        {"exaone4", "glm4", "hunyuan", "llama4", "mellum", "qwen2"},
+        {
+            "exaone",
+            "exaone4",
+            "falcon",
+            "glm4",
+            "hunyuan",
+            "llama4",
+            "mellum",
+            "mpt",
+            "olmo",
+            "qwen2",
+        },
         "names that llama.cpp has for pre-tokenizers",
     ),
     "model/vocabulary.py": (
-        {"llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe"},
+        {"gpt2", "llama", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"},
         "names of tokenizers, and the control tokens that llama.cpp knows by architecture",
     ),
 }

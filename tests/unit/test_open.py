@@ -46,7 +46,7 @@ def test_a_missing_tensor_is_named_by_its_role(name: str, tmp_path: Path) -> Non
         ("num_heads", 3, "cannot share|needs"),
         ("num_layers", 3, "layer 2 .* missing"),
         ("hidden_size", 32, "hidden_size|needs|shape"),
-        ("architecture", "falcon", "'falcon' cannot be traced.*qwen2, .*llama, mistral"),
+        ("architecture", "rwkv7", "'rwkv7' cannot be traced.*qwen2, .*llama, mistral"),
         ("head_dim", 8, "where the configuration needs"),
         ("intermediate_size", 64, r"is \[32, 16\] where the configuration needs \[64, 16\]"),
     ],

@@ -45,7 +45,9 @@ def test_facts_of_stages() -> None:
         for fact in ("integers", "residual", "logits", "scores", "shares")
     }
     assert having["integers"] == {"moe_router_indices"}
-    assert having["residual"] == {"embedding", "post_attn_residual", "post_ffn_residual"}
+    assert having["residual"] == {
+        "embedding", "pos_embedding", "embedding_norm", "post_attn_residual", "post_ffn_residual",
+    }  # fmt: skip
     assert having["logits"] == {"lm_head"}
     assert having["scores"] == {"attn_scores", "attn_softmax"}
     assert having["shares"] == {"attn_softmax"}

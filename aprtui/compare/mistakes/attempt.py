@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar, cast
 
@@ -12,14 +12,15 @@ import numpy.typing as npt
 
 from aprtui.compare.case import Case
 from aprtui.compare.localerror import row_norms
-from aprtui.engine.replay import Arithmetic
+from aprtui.engine.replay import Arithmetic, Way
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph import Graph, Node
+from aprtui.graph import Graph, Node, Role
 from aprtui.graph.ops import Op, Part, Product
 
 __all__ = ["Attempt", "Candidate", "Entry", "ProductAttempt", "neat"]
 
 Float64 = npt.NDArray[np.float64]
+_SAMPLE = 32  # rows of a matrix that are looked at first
 O = TypeVar("O", bound=Op)  # noqa: E741
 
 
@@ -82,6 +83,11 @@ class Attempt(Generic[O]):
         return tuple(np.flatnonzero(row_norms(away, self.case.axis) > self.bar * norms).tolist())
 
     @property
+    def positions(self) -> list[float]:
+        """Where the rows of the input stand."""
+        return list(self.case.replay.positions or range(len(self.inputs[0])))
+
+    @property
     def bar(self) -> float:
         """How far a right row, head or part may lie from B's."""
         return 8e-3 if self.rounded else self.case.limits[1]
@@ -115,34 +121,67 @@ class Attempt(Generic[O]):
 
 @dataclass
 class ProductAttempt:
-    """One matrix of a product stage, its activations rounded by ``name``.
+    """One matrix of a product stage, in one arithmetic.
 
-    ``op`` has the one part. ``x`` [n, columns] is as B captured it, ``rounded_x`` as multiplied;
-    ``y`` and ``base`` [n, rows] are B's output and the right one.
+    ``op`` has the one part; ``way`` is how activations and matrix are rounded before they meet.
+    ``x`` [n, columns] is as B captured it, ``rounded_x`` as multiplied; ``y`` and
+    ``base`` [n, rows] are B's output and the right one, ``made`` the product inside the latter.
     """
 
     case: Case
     op: Product
-    name: str
+    way: Way
     x: Float64
     y: Float64
-    base: Float64
+    made: Float64
 
     @property
     def part(self) -> Part:
         return self.op.parts[0]
 
+    @property
+    def name(self) -> str:
+        """The rounding of the activations."""
+        return self.way.activations
+
     @cached_property
     def rounded_x(self) -> Float64:
         return self.case.replay.rounded(self.x, self.name)
 
-    def product(self, x: Float64) -> Float64:
-        """The matrix's output from other rows."""
-        return self.finish(self.case.replay.products(self.part.weight, x, (self.name,))[0])
+    @cached_property
+    def base(self) -> Float64:
+        return self.finish(self.made)
+
+    @cached_property
+    def away(self) -> Float64:
+        """What B's product has beside the right one: before the bias, the scale and the cap."""
+        return self.undone(self.y) - self.made
+
+    def undone(self, y: Float64) -> Float64:
+        """The product inside an output."""
+        cap, bias = self.op.cap, self.part.bias
+        if cap is not None:
+            y = np.arctanh(np.clip(y / cap, -1 + 1e-7, 1 - 1e-7)) * cap
+        y = y / self.op.scale
+        return y if bias is None else y - self.case.replay.vector(bias)
+
+    def product(self, x: Float64, role: Role | None = None, name: str | None = None) -> Float64:
+        """The stage's output from other rows, or by another matrix."""
+        way = self.way if name is None else replace(self.way, activations=name)
+        role, replay = self.part.weight if role is None else role, self.case.replay
+        return self.finish(replay.multiplied(role, replay.activations(x), (way,))[0])
 
     def finish(self, product: Float64) -> Float64:
         """What follows the product inside the stage."""
         return self.case.replay.finish(self.op, product)
+
+    def plausible(self, rows_of: Callable[[list[int]], Float64]) -> bool:
+        """Whether a few rows of another matrix come near B's output: a whole product costs more."""
+        rows = self.case.replay.shape(self.part.weight)[0]
+        sample = np.unique(np.linspace(0, rows - 1, _SAMPLE).astype(int)).tolist()
+        made = self.x @ rows_of(sample).T
+        y = self.made[:, sample] + self.away[:, sample]
+        return bool(np.linalg.norm(y - made) <= 0.3 * np.linalg.norm(made))
 
     @property
     def output_head(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Mistakes in scores, softmax and attention: scale, masks, windows, heads, stale rows."""
+"""Mistakes in scores, softmax and attention: scale, heads, stale rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import numpy.typing as npt
 
 from aprtui.compare.mistakes.anywhere import fitted_scales
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
+from aprtui.compare.mistakes.cache import CACHE
+from aprtui.compare.mistakes.masks import MASKS
 from aprtui.engine.replay import heads_of
-from aprtui.graph.ops import Attend, Heads, Mask, Rope, Scores, Softmax
+from aprtui.graph.ops import Attend, Heads, Norm, Rope, Scores, Softmax
+from aprtui.text import ranges
 
 __all__ = ["ATTENTION"]
 
@@ -34,8 +37,11 @@ def score_scale(at: Attempt[Scores]) -> Iterator[Candidate]:
     if at.y is None:
         return
     cap, right = at.op.cap, at.op.scale
-    y = at.y if cap is None else np.arctanh(np.clip(at.y / cap, -1 + 1e-7, 1 - 1e-7)) * cap
-    plain = at.remade(replace(at.op, cap=None))  # 0 where a key is hidden: such take no part
+    y = at.y - (at.base - at.remade(replace(at.op, alibi=None)))
+    y = y if cap is None else np.arctanh(np.clip(y / cap, -1 + 1e-7, 1 - 1e-7)) * cap
+    plain = at.remade(
+        replace(at.op, cap=None, alibi=None)
+    )  # 0 where a key is hidden: such take no part
     root = float(_queries_and_keys(at.op, at.inputs)[0].shape[-1]) ** -0.5
     usual = [1.0 / right, root / right, root]
     for factor in (*usual, *fitted_scales(np.where(plain != 0.0, y, 0.0), plain, at.rounded)):
@@ -77,6 +83,12 @@ def softcap_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
         yield Candidate(made, "the soft-cap on the scores was left out")
 
 
+def alibi_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
+    if at.op.alibi is not None:
+        made = at.remade(replace(at.op, alibi=None))
+        yield Candidate(made, "the biases of ALiBi are not added to the scores")
+
+
 def temperature_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
     if at.op.temperature is not None:
         made = at.remade(replace(at.op, temperature=None))
@@ -99,99 +111,22 @@ def turned(at: Attempt[Scores]) -> Iterator[Candidate]:
     yield Candidate(scores, "q and k are rotated in a layer that turns nothing by its position")
 
 
-# -- masks: scores and softmax ---------------------------------------------------------------------
+# -- heads that are nothing -----------------------------------------------------------------------
 
 
-def _masked(at: Attempt[Scores | Softmax], mask: Mask) -> Iterator[tuple[Float64, str]]:
-    """The output by another mask. A softmax needs scores of keys that B's captured ones hide:
-    they are made of captured q and k, and else taken as they are."""
-    if isinstance(at.op, Softmax):
-        scored = at.graph[at.node.inputs[0]]
-        made_of = [at.captured(key) for key in scored.inputs]
-        given = [value for value in made_of if value is not None]
-        if isinstance(scored.op, Scores) and len(given) == len(made_of):
-            scores = at.elsewhere(scored, replace(scored.op, mask=mask), *given)
-            yield at.remade(replace(at.op, mask=mask), inputs=(scores,)), ""
-        yield at.remade(replace(at.op, mask=mask)), ", their scores taken as 0"
-    else:
-        yield at.remade(replace(at.op, mask=mask)), ""
-
-
-def mask_leak(at: Attempt[Scores | Softmax]) -> Iterator[Candidate]:
-    tokens = at.base.shape[-1]
-    if not at.op.mask.causal:
+def heads_zero(at: Attempt[Scores | Softmax | Attend | Rope | Norm]) -> Iterator[Candidate]:
+    """Whole heads of zeros where the others are right."""
+    names = at.node.axis_names()
+    axis = next((i for i, name in enumerate(names) if name in ("head", "kv_head")), None)
+    if at.y is None or axis is None or at.y.ndim != len(names):
         return
-    for ahead in _leaks(at, tokens):
-        what = "every later key" if ahead >= tokens - 1 else f"{ahead} keys beyond their own"
-        for made, how in _masked(at, replace(at.op.mask, ahead=ahead)):
-            yield Candidate(made, f"queries see {what}{how}", {"ahead": ahead})
-
-
-def _leaks(at: Attempt[Scores | Softmax], tokens: int) -> list[int]:
-    """How far ahead queries may see, told by B's own non-zero values where there are any."""
-    if at.y is None:
-        return [tokens - 1, 1]
-    ahead = max(_reach(at.y), default=0)
-    return [ahead] if ahead > 0 else []
-
-
-def _reach(y: Float64) -> list[int]:
-    """How far after each query the keys lie that B's [A,T,T] holds a value for."""
-    away = np.arange(y.shape[2])[None, :] - np.arange(y.shape[1])[:, None]
-    reached: list[int] = np.unique(away[(y != 0).any(axis=0)]).tolist()
-    return reached
-
-
-def window(at: Attempt[Scores | Softmax]) -> Iterator[Candidate]:
-    right = at.op.mask
-    others = (node.op.mask.window for node in at.graph if isinstance(node.op, Scores))
-    choices: list[int | None] = [None, *(each for each in others if each is not None)]
-    if at.y is not None:
-        choices += [1 - min(_reach(at.y), default=1)]
-    if right.window is not None:
-        choices += [right.window - 1, right.window + 1]
-    for used in dict.fromkeys(choices):
-        if used == right.window or (used is not None and used < 1):
-            continue
-        says = "the whole prompt" if right.window is None else f"{right.window}"
-        text = (
-            f"the sliding window of {right.window} keys is ignored"
-            if used is None
-            else f"a window of {used} keys where the model says {says}"
-        )
-        for made, _ in _masked(at, replace(right, window=used)):
-            yield Candidate(made, text, {"window": used, "right": right.window})
-
-
-def chunk(at: Attempt[Scores | Softmax]) -> Iterator[Candidate]:
-    right = at.op.mask
-    if right.chunk is not None:
-        text = f"the chunks of {right.chunk} positions are ignored"
-        for made, _ in _masked(at, replace(right, chunk=None)):
-            yield Candidate(made, text, {"chunk": None, "right": right.chunk})
-
-
-def chunk_edge(at: Attempt[Scores | Softmax]) -> Iterator[Candidate]:
-    right = at.op.mask
-    if right.chunk is None:
-        return
-    masks = {
-        f"chunks of {size} positions where the model says {right.chunk}": replace(right, chunk=size)
-        for size in (right.chunk - 1, right.chunk + 1)
-        if size
-    }
-    text = f"a window of {right.chunk} keys where the model has chunks of as many positions"
-    masks[text] = replace(right, chunk=None, window=right.chunk)
-    for text, mask in masks.items():
-        parameters = {"chunk": mask.chunk, "window": mask.window, "right": right.chunk}
-        for made, _ in _masked(at, mask):
-            yield Candidate(made, text, parameters)
-
-
-def sinks_missing(at: Attempt[Softmax]) -> Iterator[Candidate]:
-    if at.op.sinks is not None:
-        made = at.remade(replace(at.op, sinks=None))
-        yield Candidate(made, "the attention sinks were left out")
+    y, base = np.moveaxis(at.y, axis, 0), np.moveaxis(at.base, axis, 0)
+    heads = [h for h in range(len(y)) if not np.any(y[h]) and np.any(base[h])]
+    if heads and len(heads) < len(y):
+        made = base.copy()
+        made[heads] = 0.0
+        said = f"head {heads[0]} is" if len(heads) == 1 else f"heads {ranges(heads)} are"
+        yield Candidate(np.moveaxis(made, 0, axis), f"{said} all zero", {"heads": heads})
 
 
 # -- attention -------------------------------------------------------------------------------------
@@ -307,12 +242,11 @@ ATTENTION = (
     Entry("softcap_missing", (Scores,), softcap_missing),
     Entry("score_scale", (Scores,), score_scale),
     Entry("temperature_missing", (Scores,), temperature_missing),
+    Entry("alibi_missing", (Scores,), alibi_missing),
     Entry("nope_rotated", (Scores,), turned),
-    Entry("window", (Scores, Softmax), window),
-    Entry("chunk_missing", (Scores, Softmax), chunk),
-    Entry("chunk_edge", (Scores, Softmax), chunk_edge),
-    Entry("mask_leak", (Scores, Softmax), mask_leak),
-    Entry("sinks_missing", (Softmax,), sinks_missing),
+    Entry("heads_zero", (Scores, Softmax, Attend, Rope, Norm), heads_zero),
+    *CACHE,
+    *MASKS,
     Entry("other_head", (Scores, Softmax, Attend), other_head),
     Entry("stale_row", (Attend,), stale_row),
 )

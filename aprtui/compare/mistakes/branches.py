@@ -12,7 +12,7 @@ import numpy.typing as npt
 from aprtui.compare.mistakes.anywhere import fitted_scales, shifted
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
 from aprtui.engine.replay import ACTIVATIONS, activate
-from aprtui.graph.ops import Activate, Add, Bias, Embed, Multiply, Norm, Part
+from aprtui.graph.ops import Activate, Add, Bias, Clip, Embed, Multiply, Norm, Part, Positions
 
 __all__ = ["BRANCHES"]
 
@@ -53,6 +53,34 @@ def wrong_token(at: Attempt[Embed]) -> Iterator[Candidate]:
     if len(rows) > 1:
         parameters = {"positions": rows, "tokens": tokens, "right": right}
     yield Candidate(made, text, parameters)
+
+
+def positions_missing(at: Attempt[Positions]) -> Iterator[Candidate]:
+    yield Candidate(at.inputs[0], "the rows of the positions are not added")
+
+
+def positions_shifted(at: Attempt[Positions]) -> Iterator[Candidate]:
+    """Another row of the table taken for position 0: OPT's begin at its third."""
+    last = at.op.rows - len(at.base)
+    for first in (at.op.first + 1, at.op.first - 1, 0, 2):
+        if first != at.op.first and 0 <= first <= last:
+            text = f"position 0 has row {first} of the table where row {at.op.first} is right"
+            made = at.remade(replace(at.op, first=first))
+            yield Candidate(made, text, {"used": first, "right": at.op.first})
+
+
+def clip_missing(at: Attempt[Clip]) -> Iterator[Candidate]:
+    yield Candidate(at.inputs[0], f"q, k and v are not kept within {at.op.limit:g}")
+
+
+def other_table(at: Attempt[Embed]) -> Iterator[Candidate]:
+    """The table's bytes, read as another decoder reads them."""
+    replay, role = at.case.replay, at.op.table
+    for reading in replay.misreadings(role) if replay.tokens else ():
+        kind = replay.type_of(role)
+        made = replay.misread_rows(role, replay.tokens, reading) * at.op.scale
+        text = f"the blocks of {kind} are read {reading.text}"
+        yield Candidate(made, text, {"type": kind, "reading": reading.text})
 
 
 # -- biases ----------------------------------------------------------------------------------------
@@ -244,6 +272,10 @@ def _preimage(high: float, name: str) -> float | None:
 BRANCHES = (
     Entry("embedding_scale", (Embed,), embedding_scale),
     Entry("wrong_token", (Embed,), wrong_token),
+    Entry("positions_missing", (Positions,), positions_missing),
+    Entry("positions_shifted", (Positions,), positions_shifted),
+    Entry("clip_missing", (Clip,), clip_missing),
+    Entry("other_matrix", (Embed,), other_table),
     Entry("bias_missing", (Bias,), bias_missing),
     Entry("bias_scaled", (Bias,), bias_scaled),
     Entry("branch_missing", (Add,), branch_missing),

@@ -70,9 +70,12 @@ def other_score(at: Attempt[Route]) -> Iterator[Candidate]:
             continue
         of = "the logits themselves" if used == "none" else f"{used} of the logits"
         text = f"{of} where the model says {right}"
-        for renormalise in (at.op.renormalise, True) if right == "mixer" else (at.op.renormalise,):
+        for renormalise in (at.op.renormalise, not at.op.renormalise):
             made = at.remade(replace(at.op, score=used, renormalise=renormalise))
-            yield Candidate(made, text, {"used": used, "right": right})
+            how = "" if renormalise == at.op.renormalise else ", and not" * at.op.renormalise
+            how += " divided by their sum" if how or renormalise != at.op.renormalise else ""
+            parameters = {"used": used, "right": right, "renormalised": renormalise}
+            yield Candidate(made, text + how, parameters)
 
 
 def bias_missing(at: Attempt[Choose]) -> Iterator[Candidate]:
@@ -133,6 +136,18 @@ def swapped(at: Attempt[Experts]) -> Iterator[Candidate]:
         yield Candidate(made, text, {"experts": [one, other]})
 
 
+def gate_up_swapped(at: Attempt[Experts]) -> Iterator[Candidate]:
+    made = at.remade(replace(at.op, gate=at.op.up, up=at.op.gate))
+    yield Candidate(made, "every expert's gate and up are in each other's place")
+
+
+def weight_on_input(at: Attempt[Experts]) -> Iterator[Candidate]:
+    made = at.remade(replace(at.op, on_input=not at.op.on_input))
+    used, right = ("output", "input") if at.op.on_input else ("input", "output")
+    text = f"the router's weight multiplies the expert's {used}, not its {right}"
+    yield Candidate(made, text, {"used": used, "right": right})
+
+
 def shared_missing(at: Attempt[Combine]) -> Iterator[Candidate]:
     if len(at.inputs) > 1:
         routed, shared, *gate = at.inputs
@@ -158,6 +173,8 @@ EXPERTS = (
     Entry("router_bias_in_weight", (Route,), bias_in_weight),
     Entry("router_groups_ignored", (Choose,), groups_ignored),
     Entry("experts_swapped", (Experts,), swapped),
+    Entry("gate_up_swapped", (Experts,), gate_up_swapped),
+    Entry("weight_on_input", (Experts,), weight_on_input),
     Entry("shared_missing", (Combine,), shared_missing),
     Entry("shared_gate_missing", (Combine,), shared_gate_missing),
 )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.bisection import Mistake
 from aprtui.compare.case import Case
-from aprtui.compare.explain import Explanation, Numerics, activated
-from aprtui.compare.localerror import LocalError, local_error
-from aprtui.compare.mistakes.anywhere import ANYWHERE
+from aprtui.compare.explain import Explanation
+from aprtui.compare.localerror import LocalError, local_error, row_norms
+from aprtui.compare.mistakes.anywhere import ANYWHERE, shifted
 from aprtui.compare.mistakes.attempt import (
     Attempt,
     Candidate,
@@ -24,41 +25,51 @@ from aprtui.compare.mistakes.branches import BRANCHES
 from aprtui.compare.mistakes.experts import EXPERTS
 from aprtui.compare.mistakes.norms import NORMS
 from aprtui.compare.mistakes.products import PRODUCTS
+from aprtui.compare.mistakes.proof import Proof
+from aprtui.compare.mistakes.ranges import born_nonfinite
+from aprtui.compare.mistakes.recurrent import RECURRENT
 from aprtui.compare.mistakes.rope import ROPE
-from aprtui.engine.replay import EXACT, Arithmetic
+from aprtui.compare.mistakes.stored import LAST
+from aprtui.compare.mistakes.variants import VARIANTS
+from aprtui.compare.numerics import Numerics, activated, product_ways
+from aprtui.engine.replay import EXACT, Arithmetic, Way
 from aprtui.graph import Node
 from aprtui.graph.ops import Attend, Choose, Experts, Op, Part, Product, Route, Scores
-from aprtui.text import count
 
 __all__ = ["CATALOGUE", "name_mistake"]
 
 Float64 = npt.NDArray[np.float64]
 
 CATALOGUE: tuple[Entry, ...] = (
-    *BRANCHES, *NORMS, *ROPE, *ATTENTION, *EXPERTS, *ANYWHERE
+    *VARIANTS, *BRANCHES, *NORMS, *ROPE, *ATTENTION, *EXPERTS, *RECURRENT, *ANYWHERE
 )  # fmt: skip
 """Entries in the order in which they are tried: what is special before what is general."""
 
 
 def name_mistake(
-    case: Case, found: Explanation, neighbours: Mapping[type[Op], Numerics]
+    case: Case,
+    found: Explanation,
+    neighbours: Mapping[type[Op], Numerics],
+    honest: float | None = None,
 ) -> Mistake | None:
-    """What B did instead at a culprit, proven by a residual inside the bars; None if nothing fits.
+    """What B did instead at a culprit, proven against its error; None if nothing fits.
 
-    ``neighbours`` are the numerics that explained other stages, by operation.
+    ``neighbours`` are the numerics that explained other stages, by operation; ``honest`` is the
+    most that they left of one.
     """
     if found.residual.born:
-        return _nonfinite(case, found.residual)
+        return born_nonfinite(case, found.residual)
     if isinstance(case.op, Product) and not case.between:
-        return _in_product(case, found, case.op)
+        return _in_product(case, found, case.op, neighbours, honest)
+    proof = Proof(found.plain, case.limits, honest)
     trials = [trial for node in reversed(case.chain) for trial in _trials(case, node, neighbours)]
     for attempt in trials:
-        mistake = _first_fit(attempt, _entries(attempt.op))
+        mistake = _first_fit(attempt, _entries(attempt.op), proof)
         if mistake is not None:
             return mistake
     for attempt in trials:
         if attempt.node is case.node and len(attempt.wrong_rows) == 1:
-            return _at_position(attempt)
+            return _at_position(attempt, proof)
     return None
 
 
@@ -88,13 +99,13 @@ def _trials(
             yield Attempt(case, node, how, rounded)
 
 
-def _first_fit(attempt: Attempt[Op], entries: list[Entry]) -> Mistake | None:
+def _first_fit(attempt: Attempt[Op], entries: list[Entry], proof: Proof) -> Mistake | None:
     for entry in entries:
         if attempt.y is None and not entry.operations:
             continue
         for candidate in entry.candidates(attempt):
             error = _hold(attempt, candidate.made)
-            if error is not None and error.within(attempt.case.limits):
+            if error is not None and proof.holds(error):
                 text = candidate.text
                 if attempt.node is not attempt.case.node:
                     text = f"in {attempt.node.key.stage} (not captured): {text}"
@@ -110,23 +121,10 @@ def _hold(attempt: Attempt[Op], made: Float64) -> LocalError | None:
     return error if whole == finished.size and 2 * error.measured >= whole else None
 
 
-def _nonfinite(case: Case, error: LocalError) -> Mistake | None:
-    """NaN or Inf born here; the rest of the stage must be right."""
-    if not (error.rel_l2 <= case.limits[0] and error.worst_row_rel_l2 <= case.limits[1]):
-        return None
-    value = float(case.y[error.worst])
-    what = "NaN" if np.isnan(value) else "Inf"
-    place = dict(zip(case.axes, error.worst, strict=False))
-    said = ", ".join(f"{axis} {i}" for axis, i in place.items())
-    values = f"{count(error.born, 'value')} {'is' if error.born == 1 else 'are'} {what}"
-    text = f"{values} where the inputs make finite ones, the first at {said}"
-    return Mistake("nonfinite", text, {"count": error.born, "value": what, **place}, error.rel_l2)
-
-
 # -- one wrong position ----------------------------------------------------------------------------
 
 
-def _at_position(attempt: Attempt[Op]) -> Mistake | None:
+def _at_position(attempt: Attempt[Op], proof: Proof) -> Mistake | None:
     """Only one position is wrong: the others prove it; a mistake that fits its row says how."""
     case, row = attempt.case, attempt.wrong_rows[0]
     index: tuple[slice | int, ...] = (slice(None),) * case.axis + (row,)
@@ -135,14 +133,14 @@ def _at_position(attempt: Attempt[Op]) -> Mistake | None:
             made = attempt.base.copy()
             made[index] = candidate.made[index]
             error = case.error(made, attempt.rounded)
-            if error.within(case.limits):
+            if proof.holds(error):
                 text = f"at position {row} alone {candidate.text}"
                 parameters = {"position": row, "mistake": entry.id, **candidate.parameters}
                 return Mistake("position", text, parameters, error.rel_l2)
     others = attempt.base.copy()
     others[index] = case.y[index]
     error = case.error(others, attempt.rounded)
-    if not error.within(case.limits):
+    if not proof.holds(error):
         return None
     return Mistake("position", f"only position {row} is wrong", {"position": row}, error.rel_l2)
 
@@ -158,49 +156,90 @@ class _Found:
     residual: float
 
 
-def _in_product(case: Case, found: Explanation, op: Product) -> Mistake | None:
+def _in_product(
+    case: Case,
+    found: Explanation,
+    op: Product,
+    neighbours: Mapping[type[Op], Numerics],
+    honest: float | None,
+) -> Mistake | None:
     """Each matrix that nothing explains gets its own mistake; the others are innocent."""
     x, parts = case.replay.product_input(op, case.inputs()[0]), op.parts
+    learnt = (neighbours[Product],) if Product in neighbours else ()
     bad = [p for p in parts if p.name in found.unexplained or len(parts) == 1]
     named: list[_Found] = []
     for part in bad:
-        mistake = _part_mistake(case, op.alone(part), case.columns(part), x)
+        trials = _part_trials(case, op.alone(part), case.columns(part), x, learnt)
+        mistake = _part_mistake(case, trials, honest)
         if mistake is None:
             return None
         named.append(mistake)
     first = named[0]
-    parameters = dict(first.candidate.parameters)
+    parameters = {**first.candidate.parameters, **_in_file(case, first)}
     if len(parts) > 1:
         parameters["part"] = "".join(each.part.name for each in named)
-    text = "; ".join(each.candidate.text for each in named)
+    text = "; ".join(dict.fromkeys(each.candidate.text for each in named))
     residual = max(each.residual for each in named)
     return Mistake(first.id, text, parameters, residual)
 
 
-def _part_mistake(case: Case, op: Product, y: Float64, x: Float64) -> _Found | None:
-    """The mistake in one matrix, ``op``'s only part, which made ``y`` of ``x``."""
+def _in_file(case: Case, found: _Found) -> dict[str, Any]:
+    """Which row of the stored tensor is meant, where it is not that of the matrix."""
+    row, matrix = (
+        found.candidate.parameters.get("row"),
+        case.replay.model.weights[found.part.weight],
+    )
+    if not isinstance(row, int) or matrix.transposed:
+        return {}
+    stored = matrix.runs(row, 1)[0][0]
+    return {} if stored == row else {"tensor_row": stored}
+
+
+_Trial = tuple[ProductAttempt, str]
+
+
+def _part_trials(
+    case: Case, op: Product, y: Float64, x: Float64, learnt: Sequence[Numerics]
+) -> list[_Trial]:
+    """One matrix, ``op``'s only part, in every arithmetic that it may have had, and the type that
+    its output may have been rounded to; first the one that comes nearest to B."""
     replay, (part,) = case.replay, op.parts
-    names = [*replay.roundings(part.weight)[0]]
+    kind, given = replay.type_of(part.weight), replay.activations(x)
+    ways = [how.way(kind) for how in product_ways(case, op, learnt)[0]]
     if case.rounded:
-        names.append(case.rounded)
-    products = replay.products(part.weight, x, names)
-    trials = [
-        (ProductAttempt(case, op, name, x, y, replay.finish(op, made)), rounded)
-        for name, made in zip(names, products, strict=True)
-        for rounded in dict.fromkeys(("", case.rounded))
-    ]
-    # The arithmetic that comes nearest to B is the likeliest to be B's.
-    trials.sort(key=lambda each: _median_off(each[0]))
-    if not np.any(y) and np.any(trials[0][0].base):
+        ways += [Way(case.rounded), Way(case.rounded, case.rounded)]
+    ways = list(dict.fromkeys(ways))
+    found = []
+    for way, made in zip(ways, replay.multiplied(part.weight, given, ways), strict=True):
+        attempt = ProductAttempt(case, op, way, x, y, made)
+        found += [(attempt, rounded) for rounded in dict.fromkeys(("", case.rounded))]
+    return sorted(found, key=lambda each: _median_off(each[0]))
+
+
+def _part_mistake(case: Case, trials: list[_Trial], honest: float | None) -> _Found | None:
+    """The mistake in one matrix: the first entry of the catalogue that proves itself."""
+    nearest = trials[0][0]
+    part, y = nearest.part, nearest.y
+    proof = Proof(local_error(y, nearest.base, 0), case.limits, honest)
+    if not np.any(y) and np.any(nearest.base):
         zero = Candidate(np.zeros_like(y), f"the output of {part.name} is all zero")
         return _Found(part, "zeros", zero, 0.0)
     for entry in PRODUCTS:
-        for attempt, rounded in trials:
-            for candidate in entry.candidates(attempt):
-                error = local_error(y, candidate.made, 0, rounded)
-                if error.within(case.limits):
-                    return _Found(part, entry.id, candidate, error.rel_l2)
-    return _general(case, trials)
+        found = _proved(entry, trials, proof)
+        if found is not None:
+            return found
+    return _general(trials, proof) or next(
+        filter(None, (_proved(entry, trials, proof) for entry in LAST)), None
+    )
+
+
+def _proved(entry: Entry, trials: list[_Trial], proof: Proof) -> _Found | None:
+    for attempt, rounded in trials:
+        for candidate in entry.candidates(attempt):
+            error = local_error(attempt.y, candidate.made, 0, rounded)
+            if proof.holds(error):
+                return _Found(attempt.part, entry.id, candidate, error.rel_l2)
+    return None
 
 
 def _median_off(attempt: ProductAttempt) -> float:
@@ -208,29 +247,26 @@ def _median_off(attempt: ProductAttempt) -> float:
     return float(np.median(np.abs(attempt.y - attempt.base)))
 
 
-def _general(case: Case, trials: list[tuple[ProductAttempt, str]]) -> _Found | None:
+def _general(trials: list[_Trial], proof: Proof) -> _Found | None:
     """Positions shifted, or one wrong position, in a product."""
     for attempt, rounded in trials:
         rows = attempt.base.shape[0]
         for by in range(1, min(8, rows - 1) + 1):
             for step in (by, -by):
-                for gap in (False, True):
-                    made = np.roll(attempt.base, step, axis=0)
-                    if gap:
-                        made[slice(0, step) if step > 0 else slice(step, None)] = 0.0
+                for wrap in (True, False):
+                    made = shifted(attempt.base, step, 0, wrap)
                     error = local_error(attempt.y, made, 0, rounded)
-                    if error.within(case.limits):
+                    if proof.holds(error):
                         text = f"each position holds the row of position p{-step:+d}"
                         candidate = Candidate(made, text, {"by": step, "axis": "position"})
                         return _Found(attempt.part, "rows_shifted", candidate, error.rel_l2)
-        off = np.linalg.norm(attempt.y - attempt.base, axis=1)
-        row = int(np.argmax(off))
+        row = int(np.argmax(row_norms(attempt.y - attempt.base, 0)))
         if rows < 3:
             continue
         made = attempt.base.copy()
         made[row] = attempt.y[row]
         error = local_error(attempt.y, made, 0, rounded)
-        if error.within(case.limits):
+        if proof.holds(error):
             candidate = Candidate(made, f"only position {row} is wrong", {"position": row})
             return _Found(attempt.part, "position", candidate, error.rel_l2)
     return None

@@ -100,6 +100,41 @@ def eps(at: Attempt[Norm]) -> Iterator[Candidate]:
         yield Candidate(made, text, {"eps": found, "right": at.op.eps})
 
 
+def eps_scaled(at: Attempt[Norm]) -> Iterator[Candidate]:
+    """eps multiplied by what the row holds, or added outside of the root."""
+    x, eps = _rows(at, _x(at)), at.op.eps
+    if at.op.centred:
+        x = x - x.mean(-1, keepdims=True)
+    mean = np.square(x).mean(-1, keepdims=True)
+    largest = np.abs(x).max(-1, keepdims=True)
+    rows = {
+        "max|x|^2 of the row": np.sqrt(mean + eps * largest**2),
+        "max|x| of the row": np.sqrt(mean + eps * largest),
+        "the row's mean square": np.sqrt(mean + eps * mean),
+        "the row's sum of squares": np.sqrt(mean + eps * mean * x.shape[-1]),
+        "the row's size": np.sqrt(mean + eps * x.shape[-1]),
+    }
+    for by, root in rows.items():
+        made = _divided(at, x, root)
+        yield Candidate(made, f"eps is multiplied by {by}", {"by": by, "right": eps})
+    outside = _divided(at, x, np.sqrt(mean) + eps)
+    text = "eps is added to the root and not under it"
+    yield Candidate(outside, text, {"by": "outside the root", "right": eps})
+    for least in (np.sqrt(np.maximum(mean, eps)), np.maximum(np.sqrt(mean), eps)):
+        made = _divided(at, x, least)
+        yield Candidate(made, "eps is the least of the mean square and not added to it",
+                        {"by": "the least", "right": eps})  # fmt: skip
+
+
+def _divided(at: Attempt[Norm], x: Float64, root: Float64) -> Float64:
+    """x over another root, times the norm's weight, plus its bias."""
+    factor = _factor(at)
+    made = x / root if factor is None else x / root * factor
+    if at.op.bias is not None:
+        made = made + at.case.replay.vector(at.op.bias)
+    return made.reshape(at.base.shape)
+
+
 def other_weight(at: Attempt[Norm]) -> Iterator[Candidate]:
     own, replay = at.op.weight, at.case.replay
     if own is None:
@@ -138,6 +173,7 @@ NORMS = (
     Entry("norm_one_plus", (Norm,), one_plus),
     Entry("norm_layernorm", (Norm,), layernorm),
     Entry("norm_rms", (Norm,), mean_left_in),
+    Entry("eps_scaled", (Norm,), eps_scaled),
     Entry("norm_eps", (Norm,), eps),
     Entry("norm_other_weight", (Norm,), other_weight),
     Entry("norm_weight_shift", (Norm,), weight_shift),

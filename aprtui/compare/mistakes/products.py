@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from aprtui.compare.mistakes.anywhere import fitted_scales
-from aprtui.compare.mistakes.attempt import Candidate, Entry, ProductAttempt, neat
-from aprtui.formats.blocks import BLOCK_TYPES
+from aprtui.compare.mistakes.attempt import Candidate, Entry, ProductAttempt
+from aprtui.compare.mistakes.stored import STORED
 from aprtui.graph import Role
 from aprtui.graph.ops import Attend, Embed, Product
 
@@ -18,13 +18,8 @@ __all__ = ["PRODUCTS"]
 
 Float64 = npt.NDArray[np.float64]
 
-_BLOCKS = (32, 256, 16, 64, 128)
 _SAMPLE = 32  # rows of a matrix that are looked at first
 _MAX_WHOLE = 1 << 24  # elements of a matrix that may be held whole
-
-
-def _norms(values: Float64) -> Float64:
-    return np.asarray(np.linalg.norm(values, axis=0))
 
 
 def transposed(at: ProductAttempt) -> Iterator[Candidate]:
@@ -40,37 +35,40 @@ def transposed(at: ProductAttempt) -> Iterator[Candidate]:
 
 
 def other_weight(at: ProductAttempt) -> Iterator[Candidate]:
-    replay, own = at.case.replay, at.part.weight
-    for role in _others(at):
-        if not replay.has(role) or replay.shape(role) != replay.shape(own):
-            continue
-        if replay.model.weights[role] == replay.model.weights[own] or not _plausible(at, role):
-            continue
-        made = at.finish(replay.products(role, at.x, (_name_for(at, role),))[0])
-        text = f"multiplied by {role} in place of {own}"
-        yield Candidate(made, text, {"weight": str(role)})
-
-
-def _others(at: ProductAttempt) -> Iterator[Role]:
-    """The other matrices of the layer, then the same one of the other layers, the nearest first.
-    The table counts among the matrices of the whole model."""
+    """Another matrix of the layer; the table counts among those of the whole model."""
     own, graph = at.part.weight, at.case.captured.graph
     tables = (node.op.table for node in graph if isinstance(node.op, Embed))
-    matrices = (role for node in graph if isinstance(node.op, Product) for role in node.op.matrices)
-    roles = list(dict.fromkeys((*tables, *matrices)))
-    yield from (role for role in roles if role.layer == own.layer and role != own)
-    alike = [role for role in roles if role.name == own.name and role.layer != own.layer]
-    yield from sorted(alike, key=lambda role: abs((role.layer or 0) - (own.layer or 0)))
+    roles = dict.fromkeys((*tables, *_matrices(at)))
+    yield from _by(at, (role for role in roles if role.layer == own.layer and role != own))
 
 
-def _plausible(at: ProductAttempt, role: Role) -> bool:
-    """Whether a few rows of another matrix come near B's output: a whole product costs more."""
-    if at.part.bias is not None or at.op.cap is not None:
-        return True
-    count = at.case.replay.shape(role)[0]
-    rows = np.unique(np.linspace(0, count - 1, _SAMPLE).astype(int)).tolist()
-    made, y = at.finish(at.x @ at.case.replay.rows(role, rows).T), at.y[:, rows]
-    return bool(np.linalg.norm(y - made) <= 0.3 * np.linalg.norm(made))
+def other_layer(at: ProductAttempt) -> Iterator[Candidate]:
+    """The same matrix of another layer, the nearest first."""
+    own = at.part.weight
+    alike = {role for role in _matrices(at) if role.name == own.name and role.layer != own.layer}
+    yield from _by(at, sorted(alike, key=lambda role: abs((role.layer or 0) - (own.layer or 0))))
+
+
+def _matrices(at: ProductAttempt) -> Iterator[Role]:
+    products = (node.op for node in at.case.captured.graph if isinstance(node.op, Product))
+    return (role for op in products for role in op.matrices)
+
+
+def _by(at: ProductAttempt, roles: Iterable[Role]) -> Iterator[Candidate]:
+    """The product with each of ``roles`` that has the matrix's shape and comes near."""
+    replay, own = at.case.replay, at.part.weight
+    weights = replay.model.weights
+    for role in roles:
+        if not replay.has(role) or replay.shape(role) != replay.shape(own):
+            continue
+        if weights[role] == weights[own]:
+            continue
+        if not at.plausible(lambda rows, role=role: replay.rows(role, rows)):  # type: ignore[misc]
+            continue
+        made = at.product(at.x, role, _name_for(at, role))
+        text = f"multiplied by {role} in place of {own}"
+        parameters = {"weight": str(role), "own": str(own), "tensor": weights[role].entry.name}
+        yield Candidate(made, text, parameters)
 
 
 def _name_for(at: ProductAttempt, role: Role) -> str:
@@ -103,8 +101,7 @@ def head_position(at: ProductAttempt) -> Iterator[Candidate]:
 
 def softcap_missing(at: ProductAttempt) -> Iterator[Candidate]:
     if at.op.cap is not None:
-        made = at.case.replay.products(at.part.weight, at.x, (at.name,))[0]
-        made = at.case.replay.finish(replace(at.op, cap=None), made)
+        made = at.case.replay.finish(replace(at.op, cap=None), at.made)
         yield Candidate(made, "the soft-cap on the logits was left out")
 
 
@@ -218,39 +215,7 @@ def _short(order: list[int]) -> str:
     return ",".join(map(str, order[:16])) + ("..." if len(order) > 16 else "")
 
 
-# -- blocks of weights -----------------------------------------------------------------------------
-
-
-def bad_block(at: ProductAttempt) -> Iterator[Candidate]:
-    """One block of one row of the matrix, or the whole row, multiplied by a wrong factor."""
-    away = at.y - at.base
-    row = int(np.argmax(_norms(away)))
-    weight = at.op.scale * at.case.replay.rows(at.part.weight, (row,))[0]
-    terms = at.rounded_x * weight  # [n, columns]
-    target = away[:, row]
-    kind = BLOCK_TYPES[at.case.replay.type_of(at.part.weight)].values
-    ranked = []
-    for size in dict.fromkeys((kind, *_BLOCKS, terms.shape[1])):
-        if size < 2 or terms.shape[1] % size:
-            continue
-        blocks = terms.reshape(terms.shape[0], -1, size).sum(axis=2)
-        squares = np.square(blocks).sum(axis=0)
-        fit = np.divide(target @ blocks, squares, out=np.zeros_like(squares), where=squares > 0)
-        left = np.linalg.norm(target[:, None] - blocks * fit, axis=0)
-        block = int(np.argmin(left))
-        ranked.append((float(left[block]), size, block, float(fit[block]), blocks[:, block]))
-    if target.size < 2:  # one equation proves nothing
-        return
-    for _, size, block, fit, made_by in sorted(ranked, key=lambda each: each[0])[:2]:
-        for factor in neat(1.0 + fit, 2e-2 if at.case.rounded else 1e-3):
-            made = at.base.copy()
-            made[:, row] += (factor - 1.0) * made_by
-            which = f", block {block} of {size} weights "
-            which += f"(columns {block * size} to {(block + 1) * size - 1})"
-            whole = size == terms.shape[1]
-            text = f"row {row}{'' if whole else which} is multiplied by {factor:g}"
-            parameters = {"row": row, "block": block, "size": size, "factor": factor}
-            yield Candidate(made, text, parameters)
+# -- parts that are nothing ------------------------------------------------------------------------
 
 
 def zero_part(at: ProductAttempt) -> Iterator[Candidate]:
@@ -280,11 +245,10 @@ def _input_head_zero(at: ProductAttempt, size: int) -> Iterator[Candidate]:
     for head in range(heads):
         alone[head, :, head] = rows[head, :, head]
     made = at.case.replay.products(at.part.weight, alone.reshape(-1, heads * size))[0]
-    shares = at.op.scale * made.reshape(heads, *at.base.shape)
-    away = at.y - at.base
-    head = int(np.argmin([np.linalg.norm(away + share) for share in shares]))
+    shares = made.reshape(heads, *at.made.shape)
+    head = int(np.argmin([np.linalg.norm(at.away + share) for share in shares]))
     columns = [head * size, (head + 1) * size - 1]
-    yield Candidate(at.base - shares[head], f"head {head} of the input is left out",
+    yield Candidate(at.finish(at.made - shares[head]), f"head {head} of the input is left out",
                     {"head": head, "columns": columns, "side": "input"})  # fmt: skip
 
 
@@ -292,11 +256,13 @@ PRODUCTS = (
     Entry("head_tied", (Product,), head_tied),
     Entry("softcap_missing", (Product,), softcap_missing),
     Entry("position", (Product,), head_position),
+    *STORED[:3],
     Entry("scaled", (Product,), scaled),
     Entry("rows_shifted", (Product,), rows_shifted),
     Entry("zero_part", (Product,), zero_part),
     Entry("heads_permuted", (Product,), heads_permuted),
-    Entry("bad_block", (Product,), bad_block),
+    *STORED[3:],
     Entry("transposed", (Product,), transposed),
     Entry("other_weight", (Product,), other_weight),
+    Entry("other_layer", (Product,), other_layer),
 )

@@ -21,7 +21,8 @@ from aprtui.engine.stretches import KV_TYPES
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Absent
-from aprtui.graph.ops import Scores, Softmax
+from aprtui.graph.ops import Product, Rope, Scores, SharedRope, Softmax
+from aprtui.graph.recurrent import GatedNorm
 from aprtui.model.open import Model
 from aprtui.text import clean
 
@@ -178,6 +179,7 @@ def prepare(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]]:
         raise UsageError(f"{engine.title} is not installed", hint=engine.how_to_install)
     if why := suits(job.engine, model):
         raise UsageError(why, hint="--engine aprtui reads it")
+    _check_adapter(job)
     if job.engine == "llamacpp":
         return _llamacpp(job, model)
     _check_hf_passes(job)
@@ -195,6 +197,19 @@ def _check_hf_passes(job: TraceJob) -> None:
     if job.batch and job.chunk:
         raise UsageError(
             "transformers runs a batch of prompts in one prefill", hint="--batch without --chunk"
+        )
+
+
+def _check_adapter(job: TraceJob) -> None:
+    """Raises UsageError where an adapter cannot be laid on this engine's weights."""
+    if job.adapter and job.engine == "llamacpp":
+        raise UsageError(
+            "--adapter does not reach llama.cpp: with one its pass has other nodes",
+            hint="llama-export-lora makes one GGUF of the model and the adapter",
+        )
+    if job.adapter and importlib.util.find_spec("peft") is None:
+        raise UsageError(
+            "transformers needs peft to lay an adapter on a model", hint="pip install peft"
         )
 
 
@@ -229,7 +244,34 @@ def _llamacpp(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]
     absent = (
         tuple(Absent(stage, fused) for stage in dict.fromkeys(inside)) if settings.flash else ()
     )
-    return dataclasses.replace(job, device="cpu"), absent
+    return dataclasses.replace(job, device="cpu"), (*absent, *_not_made(model))
+
+
+def _not_made(model: Model) -> tuple[Absent, ...]:
+    """Stages that llama.cpp has no node for: a gated norm's product bears no name, and queries are
+    multiplied by the weights that would make keys of a latent."""
+    unnamed = (node.key.stage for node in model.graph if isinstance(node.op, GatedNorm))
+    expanded = any(isinstance(node.op, SharedRope) for node in model.graph) and any(
+        role.expert is not None and isinstance(node.op, Product)
+        for node in model.graph
+        for role in node.op.weights
+    )
+    absorbed = (
+        node.key.stage
+        for node in model.graph
+        if expanded
+        and (
+            isinstance(node.op, Rope | SharedRope)
+            or (isinstance(node.op, Product) and len(node.op.parts) > 1)
+        )
+    )
+    return (
+        *(Absent(stage, "llama.cpp gives it no name") for stage in dict.fromkeys(unnamed)),
+        *(
+            Absent(stage, "llama.cpp multiplies queries by the weights that make keys of a latent")
+            for stage in dict.fromkeys(absorbed)
+        ),
+    )
 
 
 # -- running ---------------------------------------------------------------------------------------

@@ -38,6 +38,9 @@ class Lanes:
         self.width = max(lane.rows for lane in lanes)
         self.columns = max(lane.pad + lane.end for lane in lanes)
 
+    def __len__(self) -> int:
+        return len(self.lanes)
+
     def of(self, value: Tensor, place: int) -> Tensor:
         """One sequence's part of [B,...,width,...] or of the rows [B*width,n] of all; it has
         ``width`` rows yet."""

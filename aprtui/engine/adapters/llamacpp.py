@@ -19,11 +19,12 @@ import torch
 
 from aprtui.engine.adapters import LlamaSettings, Put, Ran
 from aprtui.engine.adapters.ggml import Ggml
-from aprtui.engine.adapters.nodes import Collector, NodeMap, Span
+from aprtui.engine.adapters.nodes import Collector, NodeMap, Span, parallel_sums
 from aprtui.engine.passes import Piece
 from aprtui.engine.stretches import Stretch
 from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
+from aprtui.graph import Graph
 from aprtui.graph.ops import Activate
 from aprtui.text import clean
 
@@ -113,10 +114,7 @@ class _Run:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        graph = self._plan.model.graph
-        fused = sorted({node.key.stage for node in graph if isinstance(node.op, Activate)})
-        note = f"{' and '.join(fused)} is derived: llama.cpp fuses it with the product"
-        return (note,) if fused else ()
+        return tuple(_derived_notes(self._plan.model.graph))
 
     def __call__(self, pieces: Sequence[Piece]) -> list[torch.Tensor]:
         spans, start = [], 0
@@ -169,6 +167,15 @@ class _Run:
 
 def _nowhere(key: StageKey, value: torch.Tensor) -> None:
     """Every row is of some span."""
+
+
+def _derived_notes(graph: Graph) -> Iterator[str]:
+    """Which stages follow from others, and why."""
+    fused = {node.key.stage for node in graph if isinstance(node.op, Activate)}
+    if fused:
+        yield f"{' and '.join(sorted(fused))} is derived: llama.cpp fuses it with the product"
+    for stage in sorted({node.key.stage for node in parallel_sums(graph)}):
+        yield f"{stage} is derived: llama.cpp adds the layer's other branch first"
 
 
 class _Watch:

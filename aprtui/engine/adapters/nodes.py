@@ -8,7 +8,7 @@ graph that reads it; the others go by llama.cpp's names.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,31 +23,58 @@ from aprtui.graph import Graph, Role
 from aprtui.graph import Node as Stage
 from aprtui.graph.ops import (
     Activate,
+    Add,
+    Alibi,
+    Attend,
     Bias,
     Choose,
+    Clip,
     Combine,
     Embed,
     Norm,
+    Op,
     Product,
     Scores,
     Softmax,
 )
+from aprtui.graph.recurrent import DeltaRule
 from aprtui.model.open import Matrix
 
-__all__ = ["Collector", "NodeMap", "Slot", "Span"]
+__all__ = ["Collector", "NodeMap", "Slot", "Span", "parallel_sums"]
 
 # (operation, "" for any, and name) -> the stages that the node may be: the first that the layer
 # has. Experts that all tokens share are computed under the names of a dense FFN.
 _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("SCALE", "inp_scaled"): ("embedding",),
-    ("ROPE", "Qcur"): ("q_post_rope",),
-    ("ROPE", "Kcur"): ("k_post_rope",),
+    ("SCALE", "inp_embd_scaled"): ("embedding",),
+    ("SCALE", "embd"): ("embedding",),
+    ("RMS_NORM", "Qcur_normed"): ("q_norm",),  # without a weight
+    ("RMS_NORM", "Kcur_normed"): ("k_norm",),
+    **{("ROPE", f"Qcur{ending}"): ("q_post_rope",) for ending in ("", "_rope", "_pos")},
+    **{("ROPE", f"Kcur{ending}"): ("k_post_rope",) for ending in ("", "_rope", "_pos")},
+    ("ADD", "inpL"): ("pos_embedding",),
     ("MUL_MAT", "kq"): ("attn_scores",),
     ("SCALE", "kq_scaled_2"): ("attn_scores",),
     ("SOFT_MAX", "kq_soft_max"): ("attn_softmax",),
     ("", "kqv_out"): ("attention",),
+    ("CONT", "attn_out"): ("attention",),  # where a gate comes before the output projection
+    ("RESHAPE", "attn_out"): ("attention",),  # the same of flash attention
+    ("UNARY", "attn_gate_sig"): ("attn_gate",),
+    ("UNARY", "attn_gate_softplus"): ("attn_gate",),
+    ("MUL", "attn_gated"): ("attn_gated",),
+    ("RESHAPE", "attn_gated"): ("attn_gated",),
+    ("SCALE", "attn_out_scaled"): ("attn_out",),  # of values that our graph scales
     ("ADD", "ffn_inp"): ("post_attn_residual",),
     ("ADD", "sa_out"): ("post_attn_residual",),
+    ("UNARY", "ffn_xielu"): ("ffn_silu",),
+    ("ADD", "attn_residual"): ("post_attn_residual",),
+    ("CONT", "attn_pregate"): ("attention",),
+    ("SIGMOID", "gate_sigmoid"): ("attn_gate",),
+    ("SIGMOID", "beta_sigmoid"): ("delta_beta",),
+    ("MUL", "gate"): ("delta_decay",),
+    ("SILU", "conv_output_silu"): ("delta_conv",),
+    ("VIEW", "attn_output"): ("delta_out",),
+    ("VIEW", "new_state"): ("delta_state",),
     ("GLU", "ffn_swiglu"): ("ffn_swigl", "shared_ffn_swigl"),
     ("GLU", "ffn_geglu"): ("ffn_swigl", "shared_ffn_swigl"),
     ("ARGSORT", "ffn_moe_argsort"): ("moe_router_indices",),
@@ -57,22 +84,29 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("", "ffn_moe_out"): ("moe_ffn_out",),
     ("", "ffn_shexp_gate"): ("shared_gate",),
     ("", "shared_expert_gate_sigmoid"): ("shared_gate",),
+    ("RESHAPE", "ffn_moe_weights_softmax"): ("moe_router",),
     ("ADD", "ffn_out"): ("ffn_out",),
+    ("ADD", "ffn_moe_out_merged"): ("ffn_out",),
     ("ADD", "l_out"): ("post_ffn_residual",),
+    ("ADD", "h_nextn"): ("post_ffn_residual",),  # the last layer's, before those that draft
 }
 
 # Where several nodes stand for one stage, by the name of each: whether it is the last one, of
 # which the stage is made, for this operation of ours.
 _LAST: Mapping[str, Callable[[Any], bool]] = {
-    "inp_scaled": lambda op: op.scale != 1.0,
+    **dict.fromkeys(("inp_scaled", "inp_embd_scaled", "embd"), lambda op: op.scale != 1.0),
     "kq": lambda op: op.cap is None,
     "kq_scaled_2": lambda op: op.cap is not None,
     "ffn_moe_weights": lambda op: not op.renormalise and op.scale == 1.0,
     "ffn_moe_weights_norm": lambda op: op.renormalise and op.scale == 1.0,
     "ffn_moe_weights_scaled": lambda op: op.scale != 1.0,
+    "ffn_moe_weights_softmax": lambda op: op.scale == 1.0,
     "ffn_out": lambda op: isinstance(op, Combine),
 }
 
+_UNNAMED = re.compile(r"node_\d+")
+_LAST_LAYERS = "h_nextn"
+_TABLE = "embd"  # other nodes take rows of the token table too, for what is no text
 _COPIED = re.compile(r"[^#]+#(.+)#\d+")  # a weight that the scheduler copied to another device
 
 
@@ -92,6 +126,8 @@ class NodeMap:
 
     def __init__(self, graph: Graph, weights: Mapping[Role, Matrix]) -> None:
         self.graph = graph
+        self._ends: dict[str, StageKey] = {}  # the stage that a node was the end of, by its name
+        self._sums = dict(_named_sums(graph))
         self._windows: dict[str, list[tuple[Role, Matrix]]] = {}
         for role, matrix in weights.items():
             if role.expert is None and matrix.plain:  # packed experts' operation is MUL_MAT_ID
@@ -102,18 +138,31 @@ class NodeMap:
         for source in reversed(node.sources[:2]):  # a bias or a norm's weight is the second
             copied = _COPIED.fullmatch(source)
             windows = self._windows.get(copied[1] if copied else source, ())
-            found = [slot for window in windows if (slot := self._of_weight(node.op, *window))]
+            found = [slot for window in windows if (slot := self._of_weight(node, *window))]
             if len(found) == 1:
+                self._ends[node.name] = found[0].key
                 return (replace(found[0], columns=None),)
             if found:
                 return tuple(found)
-        named = self._of_name(node)
+        named = self._of_name(node) or self._of_sum(node)
         return () if named is None else (named,)
 
-    def _of_weight(self, ggml: str, role: Role, matrix: Matrix) -> Slot | None:
-        """The stage, or the part of one, that ggml's operation with this weight is the end of."""
-        stage = self.graph.reader(role)
+    def _of_sum(self, node: Node) -> Slot | None:
+        """The residual that a node without a name of its own makes: told by the branch it adds."""
+        ends = [self._ends[source] for source in node.sources if source in self._ends]
+        if node.op == "GET_ROWS" and ends:  # the rows of the positions whose logits are wanted
+            self._ends[node.name] = ends[0]
+        unnamed = node.op == "ADD" and _UNNAMED.fullmatch(node.name)
+        keys = [self._sums[end] for end in ends if end in self._sums and unnamed]
+        return Slot(keys[0]) if keys else None
+
+    def _of_weight(self, node: Node, role: Role, matrix: Matrix) -> Slot | None:
+        """The stage, or the part of one, that a node with this weight is the end of."""
+        stage, ggml = self.graph.reader(role), node.op
         if stage is None or stage.last:  # logits come out of the library as they are
+            return None
+        before = self.graph[stage.inputs[0]].op if stage.inputs else None
+        if isinstance(before, Attend) and before.scale != 1.0:  # which comes behind its product
             return None
         op, first = stage.op, matrix.first_row
         if isinstance(op, Product | Bias):
@@ -122,16 +171,21 @@ class NodeMap:
                 if plain or (ggml == "ADD" and part.bias == role):
                     return Slot(stage.key, place, len(op.parts), (first, first + part.rows))
         ends = (
-            (ggml == "GET_ROWS" and isinstance(op, Embed) and op.scale == 1.0)
+            (node.label == _TABLE and isinstance(op, Embed) and op.scale == 1.0)
             or (ggml == "MUL" and isinstance(op, Norm) and op.bias is None)
             or (ggml == "ADD" and isinstance(op, Norm) and op.bias == role)
         )
         return Slot(stage.key) if ends else None
 
     def _of_name(self, node: Node) -> Slot | None:
+        if node.op == "ROPE" and _UNNAMED.fullmatch(node.name):
+            node = replace(node, name=node.sources[0].partition(" ")[0])
+        if node.layer is None and "-" in node.name:  # a view of a node that has a layer
+            return None
+        layer = self.graph.num_layers - 1 if node.name == _LAST_LAYERS else node.layer or 0
         names = _BY_NAME.get((node.op, node.label)) or _BY_NAME.get(("", node.label)) or ()
         for name in names:
-            key = StageKey(node.layer or 0, name)
+            key = StageKey(layer, name)
             if key in self.graph:
                 is_last = _LAST.get(node.label)
                 return Slot(key) if is_last is None or is_last(self.graph[key].op) else None
@@ -170,6 +224,8 @@ class Collector:
         self._spans = tuple(spans) or (Span(put, slice(0, tokens), 0, range(tokens)),)
         self._held: dict[tuple[StageKey, int], torch.Tensor] = {}
         self._derived = _derived(nodes.graph)
+        self._between = parallel_sums(nodes.graph)
+        self._streams: dict[StageKey, torch.Tensor] = {}
 
     def wants(self, node: Node) -> bool:
         """Whether a stage that was asked for is made of this node."""
@@ -179,6 +235,7 @@ class Collector:
         """Whether a wanted stage is made of this one: itself, what follows from it, or scores,
         whose scale is the softmax's parameter."""
         made = [key, *(stage.key for stage in self._derived.get(key, ()))]
+        made += [stage.key for stage in self._between if key in stage.inputs]
         if isinstance(self._graph[key].op, Softmax):
             made.append(self._graph[key].inputs[0])
         return any(each in self._wanted for each in made)
@@ -196,8 +253,13 @@ class Collector:
                 self._held[slot.key, 0] = self._keys_cut(node, op, tensor)
             elif isinstance(op, Softmax):
                 self._softmax(node, self._graph[slot.key], op, tensor)
+            elif isinstance(op, DeltaRule) and op.state:  # ggml has it [N,value,key]
+                turned = tensor.reshape(op.heads, op.value, op.key).transpose(1, 2)
+                self._give(slot.key, turned.contiguous(), node)
             elif isinstance(op, Choose):
                 self._give(slot.key, tensor.reshape(self._tokens, -1)[:, : op.top], node)
+            elif isinstance(op, Attend) and op.scale != 1.0:  # which llama.cpp does later
+                self._give(slot.key, tensor * op.scale, node)
             else:
                 self._part(node, slot, tensor)
 
@@ -230,16 +292,21 @@ class Collector:
         scores = self._held.pop((before.key, 0), None)
         if scores is not None:
             scaled = scores * torch.tensor(node.first_param, dtype=torch.float32)
-            self._give_scores(before.key, scaled, op)
+            self._give_scores(before.key, scaled, op, before.op.alibi)
         self._give_scores(stage.key, self._keys_cut(node, before.op, tensor), op)
 
-    def _give_scores(self, key: StageKey, cells: torch.Tensor, op: Softmax) -> None:
-        """Of [A,T,cells] each sequence's rows, with the keys at their positions."""
+    def _give_scores(
+        self, key: StageKey, cells: torch.Tensor, op: Softmax, alibi: Alibi | None = None
+    ) -> None:
+        """Of [A,T,cells] each sequence's rows, with the keys at their positions; ``alibi``: what
+        ggml adds to them with the mask."""
         if key not in self._wanted:
             return
         for span in self._spans:
             keys = cells[:, span.rows][:, :, torch.as_tensor(span.cells)]
             last = span.first + keys.shape[1]
+            added = ops.key_biases(alibi, keys.movedim(2, 0))
+            keys = keys if added is None else keys + added
             seen = ops.visible(op.mask, span.first, last, last, keys.device)
             span.put(key, keys.masked_fill(~seen, 0.0))
 
@@ -251,10 +318,19 @@ class Collector:
         value = value.reshape(shape)
         if key in self._wanted:
             self._put(key, value)
+        self._sum(key, value)
         for stage in self._derived.get(key, ()):
             if stage.key in self._wanted:
-                op = stage.op
-                self._put(stage.key, _activated(value, op) if isinstance(op, Activate) else value)
+                self._put(stage.key, _followed(value, stage.op))
+
+    def _sum(self, key: StageKey, value: torch.Tensor) -> None:
+        """The stream plus one branch, where llama.cpp adds the other one first."""
+        for stage in self._between:
+            hidden, branch = stage.inputs
+            if key == hidden:
+                self._streams[key] = value
+            elif key == branch and stage.key in self._wanted:
+                self._put(stage.key, self._streams.pop(hidden) + value)
 
     def _put(self, key: StageKey, value: torch.Tensor) -> None:
         """Each sequence's rows."""
@@ -262,24 +338,49 @@ class Collector:
             span.put(key, value[span.rows])
 
 
+def parallel_sums(graph: Graph) -> tuple[Stage, ...]:
+    """The sums of stream and branch that nothing reads but the next sum: both branches of the layer
+    start from one norm, and an engine may add them in any order."""
+    readers: dict[StageKey, list[Stage]] = {}
+    for stage in graph:
+        for key in stage.inputs:
+            readers.setdefault(key, []).append(stage)
+    return tuple(
+        stage
+        for stage in graph
+        if isinstance(stage.op, Add)
+        and all(isinstance(reader.op, Add) for reader in readers.get(stage.key, ()))
+        and readers.get(stage.key)
+    )
+
+
+def _named_sums(graph: Graph) -> Iterator[tuple[StageKey, StageKey]]:
+    """Each branch and the sum that it ends, where llama.cpp makes the sums that we do."""
+    between = {stage.key for stage in parallel_sums(graph)}
+    for stage in graph:
+        if isinstance(stage.op, Add) and not between & {stage.key, stage.inputs[0]}:
+            yield stage.inputs[1], stage.key
+
+
 def _derived(graph: Graph) -> dict[StageKey, list[Stage]]:
     """Stages that follow from another one alone, which llama.cpp fuses or does not compute: the
     activation, and the FFN's output where nothing is added to the experts'."""
     found: dict[StageKey, list[Stage]] = {}
     for stage in graph:
-        if isinstance(stage.op, Activate) or (
+        if isinstance(stage.op, Activate | Clip) or (
             isinstance(stage.op, Combine) and len(stage.inputs) == 1
         ):
             found.setdefault(stage.inputs[0], []).append(stage)
     return found
 
 
-def _activated(gate: torch.Tensor, op: Activate) -> torch.Tensor:
-    """The activation, which llama.cpp fuses with the product: the exact one of its gate.
-
-    On the CPU its GELU is a float16 table; that shows in ffn_swigl, which it does compute.
-    """
-    return ops.ACTIVATIONS[op.name](gate.double()).float()
+def _followed(value: torch.Tensor, op: Op) -> torch.Tensor:
+    """What follows from ``value`` alone. An activation, which llama.cpp fuses with the product, is
+    the exact one of its gate: on the CPU its GELU is a float16 table; that shows in ffn_swigl,
+    which it does compute."""
+    if isinstance(op, Clip):
+        return value.clamp(-op.limit, op.limit)
+    return ops.ACTIVATIONS[op.name](value.double()).float() if isinstance(op, Activate) else value
 
 
 def _other_shape(node: Node, expected: tuple[int, ...]) -> EngineError:

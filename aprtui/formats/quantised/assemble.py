@@ -39,6 +39,13 @@ _UNREAD = {
     "torchao": "torchao's tensor classes", "vptq": "VPTQ", "fp_quant": "FP-Quant",
 }  # fmt: skip
 
+_UNREAD_PARTS = {".W_q": "hqq", "_weight_qdata": "torchao", ".codebooks": "aqlm"}
+"""Endings of names by which a checkpoint is known to be of such a method, whatever it says."""
+_READS = {
+    "hqq": "hqq's HQQLinear.dequantize gives plain weights, which save_pretrained saves",
+    "torchao": "torchao, of the version that saved it, dequantises each weight; save those plain",
+}
+
 _BESIDE = (
     "input_scale", "input_zero_point", "input_global_scale", "activation_scale", "output_scale",
     "qscale_act", "weight_format", "weight_shape",
@@ -56,6 +63,7 @@ def assembled(file: ModelFile) -> ModelFile:
     if file.format != "safetensors":
         return file
     file = with_declared(file)
+    _refuse_unread_parts(file)
     entries: dict[str, TensorEntry] = dict(file.tensors)
     kinds: Counter[str] = Counter()
     for module in modules_of(file).values():
@@ -151,11 +159,29 @@ def _plain_or_refused(file: ModelFile, said: Quantisation) -> str:
     """
     if said.method in _READ:
         return f"{said.source} says {clean(said.method, 60)}, and every weight is stored plain"
-    what = _UNREAD.get(said.method, clean(said.method, 60))
-    raise BadFileError(
+    raise _unread(file, said.method, f"{said.source} says that its weights are")
+
+
+def _refuse_unread_parts(file: ModelFile) -> None:
+    """Raises BadFileError for tensors of a method whose codings are not read here.
+
+    HQQ saves what its packing means as tensors of text, torchao what each class holds as JSON in
+    the header, by a prototype that changes with its versions.
+    """
+    for name in file.tensors:
+        for ending, method in _UNREAD_PARTS.items():
+            if name.endswith(ending):
+                raise _unread(file, method, f"tensor {clean(name)} is")
+
+
+def _unread(file: ModelFile, method: str, whose: str) -> BadFileError:
+    what = _UNREAD.get(method, clean(method, 60))
+    return BadFileError(
         file.path,
-        f"{said.source} says that its weights are quantised by {what}, which aprtui does not read",
-        hint="its own library reads it: dequantise there and save plain weights",
+        f"{whose} quantised by {what}, which aprtui does not read",
+        hint=_READS.get(
+            method, "its own library reads it: dequantise there and save plain weights"
+        ),
     )
 
 

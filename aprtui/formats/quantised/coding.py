@@ -7,18 +7,17 @@ so that any rows can be read without the rest. ``engine.coded`` computes the val
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from aprtui.formats.blocks import BLOCK_TYPES
-
-if TYPE_CHECKING:
-    from aprtui.formats.modelfile import TensorEntry
+from aprtui.formats.modelfile import TensorEntry, block_bytes
 
 __all__ = [
+    "Adapted",
     "Affine",
     "Coding",
+    "Factor",
     "Float4",
     "Part",
     "Scaled",
@@ -120,11 +119,13 @@ class Affine(Coding):
 
     With a part bias: code * scale + bias (MLX). Else (code - middle - zero) * scale, where zero is
     stored as zero + middle, packed along the rows (compressed-tensors). ``groups``: the part
-    groups says which scale each column has, else ``group`` columns share one.
+    groups says which scale each column has, else ``group`` columns share one. ``narrow``: "F16" or
+    "BF16" where an engine decodes in that type, which rounds code * scale and that plus the bias.
     """
 
     bits: int = 4
     group: int = 128
+    narrow: str = ""
 
     @property
     def middle(self) -> int:
@@ -172,3 +173,40 @@ class Table4(Coding):
     block: int = 64
     nested_block: int = 0
     offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One matrix of an adapter, or packed experts' one each; ``turned``: stored transposed."""
+
+    entry: TensorEntry
+    turned: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = self.entry.shape
+        return (*shape[:-2], shape[-1], shape[-2]) if self.turned else shape
+
+
+@dataclass(frozen=True)
+class Adapted(Coding):
+    """A weight that an adapter of low rank changes: base + ``scale`` * left @ right.
+
+    ``base`` is what the model's file holds, in whatever form; left [rows, rank], right
+    [rank, columns], or of packed experts [count, ...] each. With a ``magnitude`` [rows] every row
+    of the sum is brought to that length (DoRA). Parts: the base's own, and the adapter's.
+    """
+
+    base: TensorEntry = field(kw_only=True)
+    left: Factor = field(kw_only=True)
+    right: Factor = field(kw_only=True)
+    scale: float = 1.0
+    magnitude: TensorEntry | None = None
+
+    @property
+    def width(self) -> int:
+        """The numbers beside each row: its share of left, its length."""
+        return self.left.shape[-1] + (self.magnitude is not None)
+
+    def block_bytes(self, rows: int) -> int:
+        return block_bytes(self.base, rows) + padded(4 * rows * self.width)

@@ -63,8 +63,8 @@ def declared(file: ModelFile) -> Quantisation | None:
 
     Raises BadFileError where two places contradict each other, or one is no quantisation.
     """
-    found = [_from_config(file), *(_from_file(_folder(file) / name) for name in _FILES)]
-    said = [each for each in found if each is not None]
+    beside = [_from_file(_folder(file) / name) for name in _FILES]
+    said = [*_from_config(file), *(each for each in beside if each is not None)]
     for other in said[1:]:
         _agree(file.path, said[0], other)
     if len(said) > 1:  # config.json's words, completed by what only the other says
@@ -88,8 +88,9 @@ def _folder(file: ModelFile) -> Path:
     return file.path if file.path.is_dir() else file.path.parent
 
 
-def _from_config(file: ModelFile) -> Quantisation | None:
-    """The first that config.json holds, in the part of a composite model that is a text model."""
+def _from_config(file: ModelFile) -> list[Quantisation]:
+    """All that config.json holds, in the part of a composite model that is a text model too."""
+    found: list[Quantisation] = []
     places: list[tuple[str, Mapping[str, Any]]] = [("", file.metadata)]
     for part in ("text_config", "llm_config"):
         inner = file.metadata.get(part)
@@ -103,8 +104,9 @@ def _from_config(file: ModelFile) -> Quantisation | None:
             if not isinstance(value, Mapping):
                 raise BadFileError(file.path, f"{where}{key} is no object")
             if value:
-                return Quantisation(_method(key, value), f"config.json {where}{key}", dict(value))
-    return None
+                source = f"config.json {where}{key}"
+                found.append(Quantisation(_method(key, value), source, dict(value)))
+    return found
 
 
 def _method(key: str, value: Mapping[str, Any]) -> str:

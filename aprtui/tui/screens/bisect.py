@@ -33,6 +33,7 @@ __all__ = ["BisectScreen"]
 
 SIGNS: dict[str, Part] = {
     "exact": ("=", "dim"),
+    "within": ("≈", "good"),
     "explained": ("~", "good"),
     "culprit": ("!", "bad"),
     "unmeasured": ("?", "dim"),
@@ -42,6 +43,7 @@ LEGEND: tuple[Part, ...] = (
     (" explained by honest rounding   ", "dim"), ("=", ""), (" exact   ", "dim"), ("?", ""),
     (" unmeasured   ", "dim"), ("·", ""), (" not replayed yet  ", "dim"),
 )  # fmt: skip
+WITHIN: tuple[Part, ...] = (("≈", "good"), (" within rounding  ", "dim"))  # where there are some
 
 
 @dataclass
@@ -173,18 +175,23 @@ class BisectScreen(GridScreen):
 
     def _show_head(self, found: Bisected) -> None:
         lines = [found.verdict_line()]
-        for key in found.culprits[:2]:
+        shared = [cause for cause in found.causes if cause[1] > 2]
+        for text, stages in shared[:2]:
+            what = (f"{count(stages, 'stage')} compute wrongly", "bold")
+            lines.append(Content.assemble(what, f" · {text}"))
+        for key in [] if shared else found.culprits[:2]:
             finding = found.findings[key]
             error = f": local error {number(finding.local_error, 3)}" if finding.local_error else ""
             said = f" · {finding.text}" if finding.text else ""
             lines.append(Content.assemble((f"{clean(str(key))} computes wrongly{error}", "bold"),
                                           said))  # fmt: skip
-        if len(found.culprits) > 2:
+        if len(found.culprits) > 2 and not shared:
             more = f" · and {len(found.culprits) - 2} more: n goes from one to the next"
             lines[-1] += Content(more)
         if not found.culprits:
             lines += [Content.styled(note, "dim") for note in found.notes[:2]]
         self.show_head(lines)
+        self.legend.show([*LEGEND, *(WITHIN if found.count("within") else ())])
 
     @property
     def measure(self) -> str:

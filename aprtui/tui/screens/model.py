@@ -38,15 +38,18 @@ from aprtui.tui.model_facts import (
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.model_text import summary
 from aprtui.tui.weight_sample import WeightLook, look_at_all, look_at_weight
+from aprtui.tui.weight_values import WeightTable, read_window
 from aprtui.tui.widgets.facts import Fact, FactList
 from aprtui.tui.widgets.frame import NamedFrame, PaneTabs
 from aprtui.tui.widgets.lines import RowList
 from aprtui.tui.widgets.tensor_list import SORTS, TensorList
 from aprtui.tui.widgets.tensor_pane import TensorPane
+from aprtui.tui.widgets.value_grid import ValueGrid
+from aprtui.tui.widgets.weight_pane import WeightPane
 
 __all__ = ["ModelScreen"]
 
-PANES = ("tensor", "header", "config", "metadata")
+PANES = ("tensor", "header", "config", "metadata", "values")
 TELL_S = 0.1  # how far a weight is counted is told ten times a second at most
 
 
@@ -79,6 +82,15 @@ class WeightCounted(Message):
 
 
 @dataclass
+class WindowRead(Message):
+    """A window of a weight's rows, or ``wrong``: why there is none."""
+
+    row: TensorRow
+    table: WeightTable | None
+    wrong: str = ""
+
+
+@dataclass
 class Verified(Message):
     """The whole file was read; ``wrong`` says what does not hold."""
 
@@ -104,7 +116,8 @@ class ModelScreen(BaseScreen):
         self.tensors = TensorList(id="tensors")
         self.tabs = PaneTabs(PANES)
         self.tensor = TensorPane(id="tensor")
-        self.facts = {name: FactList(id=name) for name in PANES[1:]}
+        self.facts = {name: FactList(id=name) for name in PANES[1:4]}
+        self.values = WeightPane(id="values")
 
     def body(self) -> Iterable[Widget]:
         self.tensors.add_class("frame")
@@ -117,6 +130,7 @@ class ModelScreen(BaseScreen):
                     with ContentSwitcher(initial="tensor", id="about"):
                         yield self.tensor
                         yield from self.facts.values()
+                        yield self.values
 
     def started(self) -> None:
         name = clean(self.path.name, 80)
@@ -193,18 +207,52 @@ class ModelScreen(BaseScreen):
             self.workers.cancel_group(self, "weight")
             self.tensor.show(rows if self.tensors.row_count() else [])
         self._name_frame()
+        self._show_values()
+
+    def _show_values(self) -> None:
+        """The values of the tensor under the cursor, where their pane is the one that is seen."""
+        row = self.tensors.current
+        if self.pane != "values" or self.state != "full":
+            return
+        shown = self.values.table
+        if row is None or not math.prod(row.entry.shape):
+            self.values.say("no values" if row is not None else "choose a tensor")
+        elif shown is None or shown.entry is not row.entry:
+            self.values.say("reading values …")
+            self._read_window(row, 0)
+
+    @on(WeightPane.Wanted)
+    def _window_wanted(self, event: WeightPane.Wanted) -> None:
+        if self.tensors.current is not None:
+            self._read_window(self.tensors.current, event.row)
+
+    @work(thread=True, exclusive=True, group="window")
+    def _read_window(self, row: TensorRow, at: int) -> None:
+        try:
+            self.post_message(WindowRead(row, read_window(self.path, row.entry, at)))
+        except AprtuiError as error:
+            self.post_message(WindowRead(row, None, error.message))
+
+    @on(WindowRead)
+    def _window(self, event: WindowRead) -> None:
+        if self.tensors.current is not event.row:
+            return
+        if event.table is None:
+            self.values.say(f"! {event.wrong}")
+        else:
+            self.values.give(event.table)
 
     def _name_frame(self) -> None:
         """The tensor's name over the pane, and how many of its values the numbers are of."""
         row, layer, look = self.tensors.current, self.tensors.current_layer, self.tensor.look
-        if self.pane != "tensor":
+        if self.pane in self.facts:
             title = clean(self.path.name, 60)
         elif row is None:
             title = f"layer {layer}" if self.tensors.row_count() else ""
         else:
             where = "" if row.layer is None else f"layer {row.layer} · "
             title = where + (row.label or clean(row.entry.name, 40))
-            if look is not None:
+            if look is not None and self.pane == "tensor":
                 title += " · every value" if look.exact else f" · {count(look.looked)} sampled"
         self.query_one("#detail", NamedFrame).name_it(title)
 
@@ -276,18 +324,21 @@ class ModelScreen(BaseScreen):
 
     def action_pane(self, pane: str) -> None:
         self.pane = self.tabs.shown = pane
-        inside = isinstance(self.focused, FactList | TensorPane)
+        inside = isinstance(self.focused, FactList | TensorPane | ValueGrid)
         self.query_one("#about", ContentSwitcher).current = pane
         if inside:
             self._pane_widget().focus()
         self._name_frame()
+        self._show_values()
 
     @on(PaneTabs.Chosen)
     def _chosen(self, event: PaneTabs.Chosen) -> None:
         self.action_pane(event.pane)
 
     def _pane_widget(self) -> Widget:
-        return self.tensor if self.pane == "tensor" else self.facts[self.pane]
+        if self.pane in self.facts:
+            return self.facts[self.pane]
+        return self.values.grid if self.pane == "values" else self.tensor
 
     @on(RowList.Opened, "#tensors")
     def _opened(self) -> None:
@@ -315,6 +366,8 @@ class ModelScreen(BaseScreen):
         fact = self.facts[self.pane].current if self.pane in self.facts else None
         if fact is not None and self.focused is self._pane_widget():
             self.say(copy(self.app, fact.value))
+        elif self.pane == "values" and self.focused is self.values.grid:
+            self.say(copy(self.app, self.values.told))
         elif row is not None:
             self.say(copy(self.app, row.entry.name))
 

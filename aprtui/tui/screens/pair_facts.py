@@ -38,7 +38,7 @@ def pair_blocks(result: PairResult, bars: Bars | None, width: int) -> list[Block
 
 def _metrics_block(result: PairResult, m: Metrics, bars: Bars | None) -> Block:
     limits = bars.limits(result.key) if bars is not None else {}
-    where = f" at {m.worst_row}" if m.worst_row is not None else ""
+    where = f" at {result.worst_place}" if m.worst_row is not None else ""
     rows = [
         ("NaN", f"{m.nan_a} in A, {m.nan_b} in B" if m.nan_a or m.nan_b else "", ""),
         ("Inf", f"{m.inf_a} in A, {m.inf_b} in B" if m.inf_a or m.inf_b else "", ""),

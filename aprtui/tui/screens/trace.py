@@ -164,6 +164,7 @@ class TraceScreen(BaseScreen):
             device=said["device"] or "auto",
             dtype=said["dtype"] or "float32",
             engine=said["engine"].strip() or "aprtui",
+            adapter=said["adapter"].strip() and str(Path(said["adapter"].strip()).expanduser()),
             overwrite=replace,
             steps=_number(said["steps"]),
             chunk=_number(said["chunk"]),

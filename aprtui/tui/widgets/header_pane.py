@@ -13,7 +13,7 @@ from aprtui.errors import BadFileError
 from aprtui.formats.aprt import HEADER_BYTES, MAGIC, WHOLE_MODEL, read_header
 from aprtui.formats.files import first_bytes
 from aprtui.formats.tracedir import StageRecord, TraceDir
-from aprtui.text import clean, number, size
+from aprtui.text import clean, number, ranges, size
 from aprtui.tui.stage_table import describe_shape
 from aprtui.tui.widgets.facts import Fact, fact_lines
 from aprtui.tui.widgets.lines import Part, RowList, right
@@ -113,11 +113,18 @@ def facts(record: StageRecord, trace: TraceDir) -> list[Fact]:
               "inferred": "inferred: no manifest states it", "": "nothing states it"}  # fmt: skip
     found = [Fact("shape", describe_shape(record), source.get(record.shape_source, ""))]
     if record.positions is not None:
-        found.append(Fact("positions", clean(str(record.positions), 40)))
+        found.append(Fact("positions", clean(_positions(record), 60)))
+    if record.rows is not None and not record.rows.is_plain:
+        found.append(Fact("rows", clean(str(record.rows), 120)))
     found += [Fact(name, value) for name, value in manifest_rows(trace.stated) if value]
     found.append(Fact("path", clean(str(record.path), 300)))
     found += [Fact("note", clean(note, 300)) for note in trace.notes[:6]]
     return found
+
+
+def _positions(record: StageRecord) -> str:
+    said = record.positions
+    return ranges(said) if isinstance(said, tuple) else str(said)
 
 
 def manifest_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from textual.message import Message
 from textual.worker import get_current_worker
 
 from aprtui.child import command_of
+from aprtui.compare.reference import named_adapter
 from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.graph.vocabulary import STAGES, facts_of, order_of
@@ -46,6 +47,7 @@ class ModelFound(Message):
     model: Path
     record: StageRecord
     trace: TraceDir
+    adapter: Path | None
 
 
 class TokensPane(RowList):
@@ -100,7 +102,7 @@ class TokensPane(RowList):
             elif model is None:
                 answer = Ready(place, None, why.message, why.hint)
             else:
-                answer = ModelFound(model, record, trace)
+                answer = ModelFound(model, record, trace, named_adapter(trace, model))
         except AprtuiError as error:
             answer = Ready(place, None, error.message, error.hint)
         if not get_current_worker().is_cancelled:
@@ -123,10 +125,10 @@ class TokensPane(RowList):
             if self.store.get(self._key(identity(record.path))) is None
         ]
         self._asked = {identity(path) for path in wanted}
-        self._compute(event.model, wanted)
+        self._compute(event.model, event.adapter, wanted)
 
     @work(exclusive=True, group="lens")
-    async def _compute(self, model: Path, files: list[Path]) -> None:
+    async def _compute(self, model: Path, adapter: Path | None, files: list[Path]) -> None:
         places = {str(path): identity(path) for path in files}
         said_why = False
 
@@ -148,7 +150,8 @@ class TokensPane(RowList):
                     about = place or places[str(files[0])]
                     self.post_message(Ready(about, None, why, hint))
 
-        arguments = ("--parent", str(os.getpid()), "--model", str(model), *map(str, files))
+        laid = () if adapter is None else ("--adapter", str(adapter))
+        arguments = ("--parent", str(os.getpid()), "--model", str(model), *laid, *map(str, files))
         ended = await Child(self.command).run(arguments, tell)
         self._asked = set()
         if ended.exit_code and not said_why:
@@ -191,12 +194,13 @@ class TokensPane(RowList):
     def row_parts(self, row: int, width: int) -> list[Part]:
         if self.lens is None:
             return [self._note_lines()[row]]
-        position = self.lens.first + row
-        last = self._record is not None and self._record.positions == "last"
-        if last and self._ids:
-            position = len(self._ids) - 1
+        at = self.lens.first + row
+        numbers = None if self._record is None else self._record.row_numbers()
+        position = numbers[at] if numbers is not None and at < len(numbers) else at
         text = clean(self._texts[position], 40) if position < len(self._texts) else ""
-        parts: list[Part] = [(fit(f" {position} {text}", LABEL - 1) + " ", "dim")]
+        rows = None if self._record is None else self._record.rows
+        place = str(position) if rows is None else rows.label(position)
+        parts: list[Part] = [(fit(f" {place} {text}", LABEL - 1) + " ", "dim")]
         came = self._ids[position + 1] if position + 1 < len(self._ids) else None
         guesses = self.lens.rows[row]
         if not guesses:

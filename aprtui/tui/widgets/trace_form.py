@@ -20,9 +20,14 @@ from aprtui.tui.keys import bindings
 __all__ = ["TraceForm", "other_engines"]
 
 ROWS = (
-    ("prompt",), ("tokens",), ("stages", "layers"), ("steps", "chunk", "cache"),
-    ("device", "dtype"), ("engine",), ("into",),
-)  # fmt: skip
+    ("prompt",),
+    ("tokens",),
+    ("stages", "layers"),
+    ("steps", "chunk", "cache"),
+    ("device", "dtype"),
+    ("engine", "adapter"),
+    ("into",),
+)
 FIELDS = tuple(name for row in ROWS for name in row)
 PROMPT = "What is 2+2?"
 
@@ -42,11 +47,14 @@ class TraceForm(Vertical, can_focus=True):
         self._cards = Cards()
         self._values = {
             "prompt": PROMPT, "stages": "all", "layers": "all", "device": "auto",
-            "dtype": "float32", "engine": "aprtui", "into": str(directory),
+            "dtype": "float32", "engine": "aprtui", "adapter": "", "into": str(directory),
         }  # fmt: skip
 
     def compose(self) -> ComposeResult:
-        holders = {"tokens": "or token ids: 1,2,3", "steps": "0", "chunk": "all", "cache": "f32"}
+        holders = {
+            "tokens": "or token ids: 1,2,3", "adapter": "none", "steps": "0", "chunk": "all",
+            "cache": "f32",
+        }  # fmt: skip
         for row in ROWS:
             with Horizontal(classes="field"):
                 for name in row:
@@ -126,6 +134,7 @@ def hint(name: str, cards: Cards) -> str:
         "cache": f"what keys and values are kept in: {', '.join(KV_TYPES)}",
         "device": "auto (a GPU where there is one), cpu, cuda:1, mps",
         "dtype": "float32, bfloat16 or float16",
+        "adapter": "a LoRA to lay on the weights: a peft folder, or a GGUF file",
         "into": "a folder of its own",
     }[name]
 

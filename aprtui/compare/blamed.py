@@ -1,0 +1,68 @@
+"""The weights that a stage reads: which of them make what is wrong, and whether they are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from aprtui.compare.bisection import Culprit, Mistake
+from aprtui.compare.case import Case
+from aprtui.compare.causes import Read
+from aprtui.compare.localerror import LocalError
+from aprtui.model.health import broken_weights
+from aprtui.text import clean, count
+
+__all__ = ["broken_weight", "reads_of"]
+
+
+def reads_of(case: Case, wrong: Sequence[str] = ()) -> tuple[Read, ...]:
+    """The weights of a stage; ``wrong`` names parts of it, or the stage where all of it is."""
+    weights, op = case.replay.model.weights, case.op
+    if case.parts:
+        roles = [(part.name, part.weight) for part in case.parts]
+    else:
+        roles = [("", role) for role in op.matrices or op.weights]
+    blamed = {*wrong} - {case.key.stage}
+    found = [
+        Read(
+            case.key,
+            part if len(case.parts) > 1 else "",
+            role.name,
+            clean(weights[role].entry.name, 200),
+            weights[role].entry.type,
+            bool(op.matrices),
+            bool(wrong) and (not blamed or part in blamed),
+        )
+        for part, role in roles
+        if role in weights
+    ]
+    return tuple({(read.part, read.tensor): read for read in found}.values())
+
+
+def broken_weight(case: Case, error: LocalError) -> Culprit | None:
+    """The culprit where NaN or Inf comes from a stage's own weights and not from its inputs."""
+    if not all(np.isfinite(value).all() for value in case.given.values()):
+        return None
+    model = case.replay.model
+    broken = [finding for node in case.chain for finding in broken_weights(model, node)]
+    if not broken:
+        return None
+    first, named = broken[0], {name for each in broken for name in each.tensors}
+    text = f"the weights hold it: {'; '.join(each.text for each in broken[:3])}"
+    parameters = {"tensor": first.tensors[0], "row": first.row, "block": first.block}
+    looks = (
+        f"{count(error.inherited, 'value')} of {count(case.y.size)} are NaN or Inf by the weights"
+    )
+    return Culprit(
+        case.key,
+        "nonfinite",
+        tuple(each.key.stage for each in case.between),
+        None,
+        None,
+        {},
+        (),
+        looks,
+        Mistake("weight_nonfinite", text, parameters, error.rel_l2),
+        reads=tuple(read for read in reads_of(case, (case.key.stage,)) if read.tensor in named),
+    )

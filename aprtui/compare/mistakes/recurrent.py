@@ -1,0 +1,101 @@
+"""Mistakes in layers with a memory: convolutions, decays, states that are lost, gated norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
+from aprtui.graph.ops import ACTIVATIONS
+from aprtui.graph.recurrent import CausalConv, Decay, DeltaRule, GatedNorm
+
+__all__ = ["RECURRENT"]
+
+Float64 = npt.NDArray[np.float64]
+
+_CHUNKS = (16, 32, 64, 128, 256)
+
+
+def conv_shifted(at: Attempt[CausalConv]) -> Iterator[Candidate]:
+    (x,) = at.inputs
+    for by in range(1, at.op.taps):
+        late = np.concatenate([np.zeros_like(x[:by]), x[:-by]])
+        text = f"the convolution sees tokens {by} too late"
+        yield Candidate(at.remade(inputs=(late,)), text, {"by": by})
+        early = np.concatenate([x[by:], np.zeros_like(x[:by])])
+        text = f"the convolution sees tokens {by} too early, before they are there"
+        yield Candidate(at.remade(inputs=(early,)), text, {"by": -by})
+
+
+def conv_activation_missing(at: Attempt[CausalConv]) -> Iterator[Candidate]:
+    made = at.remade(replace(at.op, activation="none"))
+    yield Candidate(made, f"the convolution is not followed by {at.op.activation}")
+
+
+def decay_missing(at: Attempt[DeltaRule]) -> Iterator[Candidate]:
+    x, decay, beta = at.inputs
+    made = at.remade(inputs=(x, np.zeros_like(decay), beta))
+    yield Candidate(made, "the state is not decayed")
+
+
+def beta_missing(at: Attempt[DeltaRule]) -> Iterator[Candidate]:
+    x, decay, beta = at.inputs
+    made = at.remade(inputs=(x, decay, np.ones_like(beta)))
+    yield Candidate(made, "what is written into the state is not weighed by beta")
+
+
+def value_heads_dealt(at: Attempt[DeltaRule]) -> Iterator[Candidate]:
+    if at.op.heads != at.op.key_heads:
+        used = "dealt round the key heads" if not at.op.dealt else "grouped by key head"
+        made = at.remade(replace(at.op, dealt=not at.op.dealt))
+        yield Candidate(made, f"value heads are {used}", {"heads": at.op.heads})
+
+
+def state_lost(at: Attempt[DeltaRule]) -> Iterator[Candidate]:
+    tokens = len(at.inputs[0])
+    for chunk in _CHUNKS:
+        if chunk >= tokens:
+            return
+        cuts = [slice(first, first + chunk) for first in range(0, tokens, chunk)]
+        parts = [at.remade(inputs=[x[cut] for x in at.inputs]) for cut in cuts]
+        made = parts[-1] if at.op.state else np.concatenate(parts)
+        yield Candidate(made, f"the state is lost every {chunk} tokens", {"chunk": chunk})
+
+
+def decay_weight(at: Attempt[Decay]) -> Iterator[Candidate]:
+    made = at.remade(replace(at.op, logged=not at.op.logged))
+    taken = "as it is" if at.op.logged else "as its logarithm"
+    yield Candidate(made, f"the decay's weight is taken {taken}")
+
+
+def gate_missing(at: Attempt[GatedNorm]) -> Iterator[Candidate]:
+    x, gate = at.inputs
+    plain = replace(at.op, activation="none")
+    yield Candidate(at.remade(plain, inputs=(x, np.ones_like(gate))), "the output is not gated")
+    for name in ACTIVATIONS:
+        if name != at.op.activation:
+            made = at.remade(replace(at.op, activation=name))
+            text = f"the gate's activation is {name} where {at.op.activation} is right"
+            yield Candidate(made, text, {"used": name, "right": at.op.activation})
+
+
+def gate_order(at: Attempt[GatedNorm]) -> Iterator[Candidate]:
+    made = at.remade(replace(at.op, before=not at.op.before))
+    order = "after" if at.op.before else "before"
+    yield Candidate(made, f"the gate multiplies {order} the norm")
+
+
+RECURRENT = (
+    Entry("conv_shifted", (CausalConv,), conv_shifted),
+    Entry("conv_activation_missing", (CausalConv,), conv_activation_missing),
+    Entry("decay_missing", (DeltaRule,), decay_missing),
+    Entry("beta_missing", (DeltaRule,), beta_missing),
+    Entry("value_heads_dealt", (DeltaRule,), value_heads_dealt),
+    Entry("state_lost", (DeltaRule,), state_lost),
+    Entry("decay_weight", (Decay,), decay_weight),
+    Entry("gate_missing", (GatedNorm,), gate_missing),
+    Entry("gate_order", (GatedNorm,), gate_order),
+)

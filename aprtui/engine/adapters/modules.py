@@ -1,0 +1,195 @@
+"""Which of a transformers model's modules gives which stage: the table, and how it is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+
+from aprtui.formats.tracedir import StageKey
+from aprtui.graph import Graph
+
+__all__ = ["GATE_UP", "HALVES", "QUERY_GATE", "SOURCES", "TOGETHER", "Source", "gives", "meant"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Modules that give a stage, named as ``hooks`` names them: of the decoder for a stage of the
+    whole model, else of its layer (whose own name is empty).
+
+    ``unless``: not where the layer has this stage too; one module's name has two meanings then.
+    ``beside``: only where there is this module as well, which tells which meaning it is.
+    """
+
+    stage: str
+    modules: str | tuple[str, ...]
+    unless: str = ""
+    beside: str = ""
+
+
+_PROJECTIONS = tuple(
+    (f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj") for name in ("self_attn", "attn")
+)
+# Of which the rows of q, k and v stand by key/value head, and those where they never do.
+_BY_HEAD = tuple(f"{name}.query_key_value" for name in ("attention", "self_attn", "self_attention"))
+_FUSED = (*_BY_HEAD, "self_attn.qkv_proj", "attn.c_attn", "attn.Wqkv")
+_QKV: tuple[str | tuple[str, ...], ...] = (*_PROJECTIONS, *_FUSED)
+GATE_UP, HALVES = "mlp.gate_up_proj", ("ffn_gate", "ffn_up")  # two stages, side by side
+
+TOGETHER, QUERY_GATE = " by head", "q, k and v with a gate"
+
+# The first that the model has the modules of is taken.
+SOURCES = (
+    Source("embedding", "wte", beside="wpe"),
+    Source("embedding", "embed_tokens", beside="embed_positions"),
+    Source("embedding", "word_embeddings", beside="word_embeddings_layernorm"),
+    # The table's rows, scaled where the model scales them.
+    *(Source("embedding", f"{layers}.0:input") for layers in ("layers", "h", "blocks")),
+    *(Source("pos_embedding", f"{layers}.0:input") for layers in ("layers", "h")),
+    Source("embedding_norm", "word_embeddings_layernorm"),
+    *(
+        Source("attn_norm", name)
+        for name in ("input_layernorm", "attention_layernorm", "ln_1", "self_attn_layer_norm",
+                     "norm_1", "ln_attn")
+    ),
+    *(Source("qkv_matmul", modules, unless="qkv_bias") for modules in _QKV),
+    *(Source("qkv_bias", modules) for modules in _QKV),
+    *(
+        Source(stage, f"self_attn.{module}")
+        for stage, module in {
+            "q_a": "q_a_proj",
+            "q_a_norm": "q_a_layernorm",
+            "kv_a": "kv_a_proj_with_mqa",
+            "kv_a_norm": "kv_a_layernorm",
+            "kv_b": "kv_b_proj",
+        }.items()
+    ),
+    Source("q_b", "self_attn.q_b_proj"),
+    Source("q_b", "self_attn.q_proj"),
+    Source("q_norm", "self_attn.q_norm"),
+    Source("k_norm", "self_attn.k_norm"),
+    Source("q_norm", "self_attn.query_layernorm"),
+    Source("k_norm", "self_attn.key_layernorm"),
+    Source("q_post_rope", "self_attn.query_layernorm:input"),
+    Source("k_post_rope", "self_attn.key_layernorm:input"),
+    Source("q_norm", "self_attn.q_layernorm"),
+    Source("k_norm", "self_attn.k_layernorm"),
+    Source("attn_gate", "self_attn.gate_proj"),
+    Source("attn_gate", "self_attn.g_proj"),
+    Source("attn_gate", _PROJECTIONS[0]),
+    Source("attn_gated", "self_attn.o_proj:input"),
+    *(
+        Source("attn_out", name)
+        for name in ("self_attn.o_proj", "linear_attn.out_proj", "self_attn.dense",
+                     "attention.dense", "attn.c_proj", "attn.out_proj", "self_attn.out_proj",
+                     "self_attention.dense")
+    ),
+    Source("attn_post_norm", "post_self_attn_layernorm"),
+    Source("attn_post_norm", "post_attention_layernorm"),
+    Source("post_attn_residual", "pre_feedforward_layernorm:input"),
+    Source("post_attn_residual", "pre_mlp_layernorm:input"),
+    Source("post_attn_residual", "feedforward_layernorm:input"),
+    Source("post_attn_residual", "post_attention_layernorm:input",
+            beside="post_self_attn_layernorm"),
+    Source("post_attn_residual", "post_attention_layernorm:input", unless="attn_post_norm"),
+    Source("post_attn_residual", "mlp:input", unless="attn_norm"),
+    *(
+        Source("post_attn_residual", f"{name}:input")
+        for name in ("ln_2", "final_layer_norm", "norm_2")
+    ),
+    Source("ffn_norm", "pre_feedforward_layernorm"),
+    Source("ffn_norm", "pre_mlp_layernorm"),
+    Source("ffn_norm", "feedforward_layernorm"),
+    Source("ffn_norm", "post_attention_layernorm", beside="post_self_attn_layernorm"),
+    Source("ffn_norm", "post_attention_layernorm", unless="attn_post_norm"),
+    *(Source("ffn_norm", name) for name in ("ln_2", "final_layer_norm", "norm_2", "ln_mlp")),
+    Source("ffn_gate", "mlp.gate_proj"),
+    Source("ffn_gate", GATE_UP),
+    Source("ffn_up", "mlp.up_proj"),
+    Source("ffn_up", GATE_UP),
+    *(
+        Source("ffn_up", name)
+        for name in ("mlp.c_fc", "mlp.fc1", "mlp.dense_h_to_4h", "mlp.fc_in", "fc1", "ffn.up_proj")
+    ),
+    *(
+        Source("ffn_silu", name)
+        for name in ("mlp.act_fn", "mlp.activation_fn", "mlp.act", "mlp.gelu_impl", "ffn.act",
+                     "activation_fn")
+    ),
+    Source("ffn_swigl", "mlp.down_proj:input"),
+    Source("router_logits", "mlp.gate[0]"),
+    Source("moe_router", "mlp.gate[1]"),
+    Source("moe_router_indices", "mlp.gate[2]"),
+    Source("router_logits", "mlp.router[0]"),
+    Source("moe_router", "mlp.router[1]"),
+    Source("moe_router_indices", "mlp.router[2]"),
+    Source("router_logits", "block_sparse_moe.router[0]"),
+    Source("moe_router", "block_sparse_moe.router[1]"),
+    Source("moe_router_indices", "block_sparse_moe.router[2]"),
+    Source("moe_ffn_out", "mlp.experts"),
+    Source("moe_ffn_out", "block_sparse_moe.experts"),
+    *(
+        Source(f"shared_ffn_{stage}", f"mlp.{shared}.{module}")
+        for shared in ("shared_expert", "shared_experts", "shared_mlp")
+        for stage, module in {
+            "gate": "gate_proj",
+            "up": "up_proj",
+            "silu": "act_fn",
+            "swigl": "down_proj:input",
+            "out": "down_proj",
+        }.items()
+    ),
+    Source("router_logits", "feed_forward.router[1]"),
+    *(
+        Source(stage.format(part), f"feed_forward.{inner}{module}")
+        for part, inner in (("", ""), ("shared_", "shared_expert."))
+        for stage, module in {
+            "{}ffn_gate": "gate_proj",
+            "{}ffn_up": "up_proj",
+            "{}ffn_silu": "activation_fn",
+            "{}ffn_swigl": "down_proj:input",
+        }.items()
+    ),
+    Source("shared_ffn_out", "feed_forward.shared_expert"),
+    Source("ffn_out", "feed_forward[0]", beside="feed_forward.router"),
+    Source("ffn_out", "feed_forward"),
+    Source("shared_gate", "mlp.shared_expert_gate"),
+    *(Source("ffn_out", name) for name in ("mlp.dense_4h_to_h", "ffn.down_proj", "fc2")),
+    Source("ffn_out", "mlp"),
+    Source("ffn_out", "block_sparse_moe"),
+    Source("ffn_post_norm", "post_feedforward_layernorm"),
+    Source("ffn_post_norm", "post_mlp_layernorm"),
+    Source("post_ffn_residual", ""),
+    *(
+        Source("final_norm", name)
+        for name in ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+    ),
+)  # fmt: skip
+
+
+def meant(module: torch.nn.Module, source: Source, stage: str, *, gated: bool = False) -> str:
+    """What a part is told that a source gives: the stage, two of them side by side, or one whose
+    columns stand by key/value head; ``gated``: the queries come with a gate."""
+    if source.modules == GATE_UP:
+        return GATE_UP
+    if gated and source.modules == _PROJECTIONS[0]:
+        return QUERY_GATE
+    one = source.modules if isinstance(source.modules, str) else ""
+    linear = one in _FUSED and isinstance(module.get_submodule(one), torch.nn.Linear)
+    by_head = one in _BY_HEAD or (linear and one == "attn.c_attn")
+    return f"{stage}{TOGETHER}" if by_head else stage
+
+
+def gives(source: Source, key: StageKey, names: Collection[str], graph: Graph) -> bool:
+    """Whether the modules are there and mean this stage."""
+    if source.stage != key.stage or StageKey(key.layer, source.unless) in graph:
+        return False
+    if source.beside and source.beside not in names:
+        return False
+    normed = graph.by_key.get(StageKey(key.layer, "ffn_norm"))
+    if key.stage == "post_attn_residual" and normed is not None and normed.inputs != (key,):
+        return False  # both branches read the same hidden
+    modules = (source.modules,) if isinstance(source.modules, str) else source.modules
+    return all(re.split(r"[:\[]", name)[0] in names for name in modules)

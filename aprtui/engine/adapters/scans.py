@@ -1,0 +1,82 @@
+"""What passes through the functions that a layer of transformers with a state calls: its
+convolution and its scan, looked up in the file of its model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+
+__all__ = ["INSIDE_DELTA", "Shown", "delta_of", "watch_delta"]
+
+INSIDE_DELTA = frozenset({
+    "delta_qkv", "delta_gate", "delta_beta", "delta_decay", "delta_conv", "delta_out",
+    "delta_state", "delta_norm",
+})  # fmt: skip
+_CONV, _RULE = "causal_conv1d_fn", "torch_chunk_gated_delta_rule"
+
+
+class Shown(Protocol):
+    """What takes the stages."""
+
+    def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None: ...
+
+
+def delta_of(layer: torch.nn.Module) -> torch.nn.Module | None:
+    """The layer's gated delta rule, where it has one."""
+    module = getattr(layer, "linear_attn", None)
+    code = sys.modules[type(module).__module__]
+    return module if module is not None and hasattr(code, _RULE) else None
+
+
+@contextmanager
+def watch_delta(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
+    """The stages inside the layer's rule: what it is given, what it makes, and the last state."""
+    code = sys.modules[type(module).__module__]
+    right: dict[str, Callable[..., Any]] = {name: getattr(code, name) for name in (_CONV, _RULE)}
+
+    def conv(x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        made: torch.Tensor = right[_CONV](x, *given, **named)
+        shown.put("delta_qkv", x[0].T, layer=number)
+        shown.put("delta_conv", made[0].T, layer=number)
+        return made
+
+    def rule(*given: Any, g: torch.Tensor, beta: torch.Tensor, **named: Any) -> Any:
+        wanted = {**named, "output_final_state": True}
+        out, state = right[_RULE](*given, g=g, beta=beta, **wanted)
+        shown.put("delta_decay", g[0], layer=number)
+        shown.put("delta_beta", beta[0], layer=number)
+        shown.put("delta_out", out[0], layer=number)
+        shown.put("delta_state", state[0], layer=number)
+        return out, state if named.get("output_final_state") else None
+
+    def begin(*_: Any) -> None:
+        setattr(code, _CONV, conv)
+        setattr(code, _RULE, rule)
+
+    def end(*_: Any) -> None:
+        for name, function in right.items():
+            setattr(code, name, function)
+
+    def gate(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        shown.put("delta_gate", inputs[1], layer=number)
+
+    def normed(_: Any, inputs: Any, output: torch.Tensor) -> None:
+        shown.put("delta_norm", output, layer=number)
+
+    norm: Any = module.norm
+    handles = (
+        module.register_forward_pre_hook(begin),
+        module.register_forward_hook(end),
+        norm.register_forward_pre_hook(gate),
+        norm.register_forward_hook(normed),
+    )
+    try:
+        yield
+    finally:
+        end()
+        for handle in handles:
+            handle.remove()

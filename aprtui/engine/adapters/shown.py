@@ -1,0 +1,211 @@
+"""What a pass of transformers shows, in our shapes: of each sequence its own rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from aprtui.engine import ops
+from aprtui.engine.adapters import modules
+from aprtui.engine.adapters.hf_rows import Lane, Lanes
+from aprtui.engine.adapters.nodes import parallel_sums
+from aprtui.engine.adapters.scans import INSIDE_DELTA
+from aprtui.engine.device import torch_settings
+from aprtui.errors import EngineError
+from aprtui.formats.tracedir import StageKey
+from aprtui.graph import Graph, Node
+from aprtui.graph.ops import Attend, Clip, Norm, Scores, Sigmoid, Softplus
+from aprtui.graph.vocabulary import facts_of
+
+if TYPE_CHECKING:
+    from aprtui.engine.plan import Plan
+
+__all__ = ["BIASED", "INSIDE", "KEY", "MIXED", "PRODUCT", "QUERY", "SCORES", "WEIGHTS"]
+__all__ += ["Part", "Shown"]
+
+# The stages of what the attention function is given, meets and returns.
+QUERY, KEY, SCORES, WEIGHTS, MIXED = INSIDE = (
+    "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention",
+)  # fmt: skip
+PRODUCT, BIASED = "qkv_matmul", "qkv_bias"
+_ROUTED = ("moe_router", "moe_ffn_out")
+
+
+class _Cut(NamedTuple):
+    """A stage that is another one, cut to a limit on both sides."""
+
+    key: StageKey
+    limit: float
+
+
+class Shown:
+    """Takes what the hooks see, with its batch, and puts each sequence's rows in our shapes.
+
+    ``lanes``: whose rows the coming pass has. ``heads_first``: of norms of heads, whether they are
+    given [B,heads,T,d].
+    """
+
+    def __init__(self, plan: Plan, version: str) -> None:
+        self.graph: Graph = plan.model.graph
+        self.wanted = frozenset(file.key for file in plan.files)
+        self.lanes = Lanes([Lane(lambda key, value: None, 0, 1)])
+        self.heads_first: dict[StageKey, bool] = {}
+        self._version = version
+        self._cuts = {
+            node.inputs[0]: _Cut(node.key, node.op.limit)
+            for node in self.graph
+            if isinstance(node.op, Clip) and node.key in self.wanted
+        }
+        self.watched = self.wanted.difference(each.key for each in self._cuts.values()).union(
+            self._cuts
+        )
+
+    def engine(self) -> dict[str, Any]:
+        """The manifest's."""
+        settings = {"attention": "eager"}
+        name, version = "transformers", self._version
+        return {"name": name, "version": version, **torch_settings(), "settings": settings}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the stages transformers does not hold by itself."""
+        again = any(key.stage == BIASED for key in self.graph.by_key)
+        clips = dict.fromkeys(node.key.stage for node in self.graph if isinstance(node.op, Clip))
+        sums = dict.fromkeys(node.key.stage for node in parallel_sums(self.graph))
+        return (
+            *([f"{PRODUCT} is computed once more without its bias"] if again else []),
+            *(f"{stage} is computed once more from what it cuts" for stage in clips),
+            *(f"{stage} is computed once more: both branches are added at once" for stage in sums),
+        )
+
+    def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
+        """[B,T,...], or the rows [B*T,n] of all. Raises EngineError when they are of another size
+        than the stage."""
+        key = StageKey(layer, stage)
+        cut = self._cuts.get(key)
+        if key not in self.wanted and cut is None:
+            return
+        node, lanes = self.graph[key], self.lanes
+        inside = stage in INSIDE_DELTA  # seen where it is used
+        if isinstance(node.op, Sigmoid) and not inside:  # the module is the product before it
+            value = value.sigmoid()
+        elif isinstance(node.op, Softplus):
+            value = torch.nn.functional.softplus(value.float()).to(value.dtype)
+        if value.shape[0] % len(lanes) or (value.dim() > 2 and value.shape[0] != len(lanes)):
+            raise self._other_shape(key, value, (len(lanes), *node.shape(lanes.width)))
+        for place, lane in enumerate(lanes.lanes):
+            rows = self._in_shape(node, lanes.of(value, place))[lanes.width - lane.rows :]
+            if key in self.wanted:
+                lane.put(key, rows)
+            if cut is not None:
+                lane.put(cut.key, rows.clamp(-cut.limit, cut.limit))
+
+    def _in_shape(self, node: Node, value: torch.Tensor) -> torch.Tensor:
+        """One sequence's part as the stage has it, in all columns of the pass."""
+        shape = node.shape(self.lanes.width)
+        if value.dim() == 3 and self._has_heads_first(node, value, shape):
+            value = value.transpose(0, 1)
+        if value.numel() != math.prod(shape):
+            raise self._other_shape(node.key, value, shape)
+        return value.reshape(shape)
+
+    def _has_heads_first(self, node: Node, value: torch.Tensor, shape: tuple[int, ...]) -> bool:
+        """Whether it is [heads,T,d]; the sizes say so but where T is the number of heads."""
+        layer, stage = node.key
+        turned = stage in ("q_norm", "k_norm", QUERY, KEY) and self.turns_first(layer)
+        if not (turned or isinstance(node.op, Norm)):
+            return False
+        if shape[0] != shape[1]:
+            return tuple(value.shape[:2]) == shape[1::-1]
+        return turned or self.heads_first.get(node.key, False)
+
+    def put_scores(self, stage: str, value: torch.Tensor, layer: int) -> None:
+        """Scores [B,A,T,keys], or what softmax makes of them: of each sequence [A,rows,keys] with
+        those of its own, scores 0 where the layer's mask hides the key."""
+        key = StageKey(layer, stage)
+        scored = self.graph.by_key.get(StageKey(layer, SCORES))
+        if key not in self.wanted or scored is None or not isinstance(scored.op, Scores):
+            return
+        mask, lanes = scored.op.mask, self.lanes
+        reach = mask.window if mask.chunk is None else mask.chunk
+        held = lanes.columns if reach is None else min(lanes.columns, lanes.width + reach - 1)
+        expected = (len(lanes), scored.op.heads, lanes.width, held)
+        found = tuple(value.shape)
+        if found[:-1] != expected[:-1] or not held <= found[-1] <= lanes.columns:
+            raise self._other_shape(key, value, expected)
+        for place, lane in enumerate(lanes.lanes):
+            whole = lanes.keys(value[place], lane)
+            if stage == SCORES:
+                seen = ops.visible(mask, lane.first, lane.end, lane.end, value.device)
+                whole = whole.masked_fill(~seen, 0.0)
+            lane.put(key, whole)
+
+    def in_order(self, value: torch.Tensor, layer: int | None) -> torch.Tensor:
+        """Columns of q, k and v of each key/value head as those of all queries, keys, values."""
+        heads = self.graph.kv_heads[layer]
+        size = next(
+            node.op.values.size
+            for node in self.graph
+            if node.key.layer == layer and isinstance(node.op, Attend)
+        )
+        by_head = value.reshape(*value.shape[:-1], heads, -1, size)
+        parts = (by_head[..., :-2, :], by_head[..., -2, :], by_head[..., -1, :])
+        return torch.cat([part.flatten(value.dim() - 1) for part in parts], dim=-1)
+
+    def turns_first(self, layer: int | None) -> bool:
+        """Whether the layer normalises heads [heads,T,d] once they are turned."""
+        norm = self.graph.by_key.get(StageKey(layer, "q_norm"))
+        return norm is not None and norm.inputs[0].stage == QUERY
+
+    def differs(self, why: str) -> EngineError:
+        return EngineError(
+            f"transformers {self._version} builds this model differently: {why}",
+            hint="5.23 is known to work; --stages may leave a stage out",
+        )
+
+    def _other_shape(
+        self, key: StageKey, value: torch.Tensor, shape: tuple[int, ...]
+    ) -> EngineError:
+        return self.differs(
+            f"it gives {key} as {list(value.shape)} where {list(shape)} was expected"
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What ``hooks`` put into: the modules of one layer, or with None the decoder's own.
+
+    ``routed``: the factor on the experts' weights that the layer multiplies their sum by.
+    """
+
+    shown: Shown
+    layer: int | None
+    routed: float = 1.0
+
+    def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
+        """The stage, or both of a fused gate and up; the embedding is a stage of layer 0."""
+        if stage.endswith(modules.TOGETHER):
+            stage = stage.removesuffix(modules.TOGETHER)
+            self.shown.put(stage, self.shown.in_order(value, self.layer), layer=self.layer)
+        elif stage == modules.QUERY_GATE:
+            heads = self.shown.graph.query_heads[self.layer]
+            size = self.shown.graph[StageKey(self.layer, MIXED)].axes[-1].extent or 0
+            both = value[..., : 2 * heads * size]
+            both = both.reshape(*value.shape[:-1], heads, 2, size)
+            rest = value[..., 2 * heads * size :]
+            joined = torch.cat((both[..., 0, :].flatten(-2), rest), dim=-1)
+            self.shown.put(PRODUCT, joined, layer=self.layer)
+            self.shown.put("attn_gate", both[..., 1, :].flatten(-2), layer=self.layer)
+        elif stage == modules.GATE_UP:
+            for name, half in zip(modules.HALVES, value.chunk(2, dim=-1), strict=True):
+                self.shown.put(name, half, layer=self.layer)
+        else:
+            first = facts_of(stage).scope == "first"
+            if stage == "shared_ffn_out":  # the experts' may be added to it where it lies
+                value = value.clone()
+            if stage in _ROUTED and self.routed != 1.0:
+                value = value * self.routed
+            self.shown.put(stage, value, layer=0 if first else self.layer)

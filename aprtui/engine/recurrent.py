@@ -1,0 +1,132 @@
+"""Kernels of the operations with a memory (``graph.recurrent``), each written once against an
+arithmetic, as those of ``engine.ops`` are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as functional
+
+from aprtui.graph.ops import Op
+from aprtui.graph.recurrent import CausalConv, Decay, DeltaRule, GatedNorm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aprtui.engine.ops import Pass
+
+__all__ = ["RECURRENT", "delta_rule", "delta_scan"]
+
+Tensor = torch.Tensor
+
+_CHUNK = 64  # tokens that a state is carried over at once
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def causal_conv(ar: Pass, op: CausalConv, x: Tensor) -> Tensor:
+    """[T,C]."""
+    wide = _wide(x)
+    weight = _wide(ar.vector(op.weight)).reshape(op.channels, op.taps)
+    padded = functional.pad(wide, (0, 0, op.taps - 1, 0))
+    made = torch.zeros_like(wide)
+    for tap in range(op.taps):
+        made = made + padded[tap : tap + len(x)] * weight[:, tap]
+    if op.bias is not None:
+        made = made + _wide(ar.vector(op.bias))
+    return ar.activate(ar.cut(made.to(x.dtype)), op.activation)
+
+
+def decay(ar: Pass, op: Decay, x: Tensor) -> Tensor:
+    """[T,N]."""
+    a = _wide(ar.vector(op.a))
+    a = -a.exp() if op.logged else a
+    steps = _wide(ar.product(x, op.part.weight)) + _wide(ar.vector(op.dt))
+    return (a * functional.softplus(steps)).to(x.dtype)
+
+
+def gated_norm(ar: Pass, op: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
+    """x [T,...,size] normalised and gated; ``gate`` has as many values."""
+    wide, factor = _wide(x), ar.activate(_wide(gate).reshape(x.shape), op.activation)
+    wide = wide * factor if op.before else wide
+    apart = wide.reshape(*wide.shape[:-1], op.groups, -1)
+    apart = apart * torch.rsqrt(apart.square().mean(-1, keepdim=True) + op.eps)
+    made = ar.step(apart.reshape(wide.shape)) * _wide(ar.vector(op.weight))
+    return (made if op.before else made * factor).to(x.dtype)
+
+
+def delta_rule(ar: Pass, op: DeltaRule, x: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+    """[T,N,value], or the last state [N,key,value]. Both are one computation, made once where they
+    follow one another."""
+    kept = ar.scanned
+    if kept is not None and all(a is b for a, b in zip(kept[0], (x, g, beta), strict=True)):
+        ar.scanned = None
+        return kept[1][int(op.state)]
+    q, k, v = _heads(op, x)
+    state = torch.zeros(op.heads, op.key, op.value, dtype=v.dtype, device=v.device)
+    out, state = delta_scan(q, k, v, _wide(g), _wide(beta), state)
+    found = (out.to(x.dtype), state.to(x.dtype))
+    ar.scanned = ((x, g, beta), found)
+    return found[int(op.state)]
+
+
+def _heads(op: DeltaRule, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q and k of each value head, of length one and q over sqrt(key), and v: [T,N,size]."""
+    width = op.key_heads * op.key
+    q, k, v = torch.split(_wide(x), [width, width, op.heads * op.value], dim=1)
+    times = op.heads // op.key_heads
+    made = []
+    for part in (q, k):
+        heads = part.reshape(len(x), op.key_heads, op.key)
+        heads = heads * torch.rsqrt(heads.square().sum(-1, keepdim=True) + op.eps)
+        again = heads.repeat(1, times, 1) if op.dealt else heads.repeat_interleave(times, dim=1)
+        made.append(again)
+    return made[0] * op.key**-0.5, made[1], v.reshape(len(x), op.heads, op.value)
+
+
+def delta_scan(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, chunk: int = _CHUNK
+) -> tuple[Tensor, Tensor]:
+    """What comes out [T,N,value] and the state [N,key,value] behind it, ``chunk`` tokens at a time.
+
+    Within a chunk the corrections u_t = beta_t (v_t - k_t' S_t) depend on one another through a
+    triangular system (arXiv 2406.06484), which is solved at once.
+    """
+    out = []
+    for first in range(0, len(q), chunk):
+        some = slice(first, first + chunk)
+        made, state = _chunk(q[some], k[some], v[some], g[some], beta[some], state)
+        out.append(made)
+    return torch.cat(out), state
+
+
+def _chunk(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    q, k, v = (each.transpose(0, 1) for each in (q, k, v))  # [N,t,size]
+    kept = g.T.cumsum(1)  # of the state before the chunk, at each token: [N,t]
+    weight = beta.T[:, :, None]
+    # What token s adds is decayed from s to t.
+    apart = kept[:, :, None] - kept[:, None, :]
+    later = torch.ones(apart.shape[1:], dtype=torch.bool, device=q.device).triu(1)
+    between = apart.masked_fill(later, float("-inf")).exp()
+    system = (k @ k.transpose(1, 2) * between * weight).tril(-1)
+    right = weight * (v - kept.exp()[:, :, None] * (k @ state))
+    u = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+    out = kept.exp()[:, :, None] * (q @ state) + (q @ k.transpose(1, 2) * between) @ u
+    last = kept[:, -1:]
+    state = last.exp()[:, :, None] * state + (
+        (last - kept).exp()[:, :, None] * k
+    ).transpose(1, 2) @ u  # fmt: skip
+    return out.transpose(0, 1), state
+
+
+RECURRENT: dict[type[Op], Callable[..., Tensor]] = {
+    CausalConv: causal_conv,
+    Decay: decay,
+    DeltaRule: delta_rule,
+    GatedNorm: gated_norm,
+}

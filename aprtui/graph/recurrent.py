@@ -1,0 +1,105 @@
+"""Operations with a memory of the tokens before: convolutions, and rules that carry a state along.
+No torch; the kernels are ``engine.recurrent``'s.
+
+Shapes: T tokens, N heads of a state, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aprtui.graph.ops import Op, Part
+from aprtui.graph.role import Role
+
+__all__ = ["CausalConv", "Decay", "DeltaRule", "GatedNorm"]
+
+
+@dataclass(frozen=True)
+class CausalConv(Op):
+    """Of each channel the sum of its last ``taps`` values, each times a weight of its own, then
+    ``activation``: [T,C]. The last weight is that of the token itself; before the first there are
+    zeros."""
+
+    row_wise = False
+    remembers = True
+
+    weight: Role  # [C, taps]
+    channels: int
+    taps: int
+    bias: Role | None = None
+    activation: str = "silu"
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        shapes: dict[Role, tuple[int, ...]] = {self.weight: (self.channels * self.taps,)}
+        return shapes if self.bias is None else {**shapes, self.bias: (self.channels,)}
+
+
+@dataclass(frozen=True)
+class Decay(Op):
+    """Logarithms [T,N] of what a state keeps at each token: a * softplus(x W' + dt), where a is
+    -exp(A) of the weight where it is ``logged``, else the weight as it is."""
+
+    part: Part
+    a: Role
+    dt: Role
+    logged: bool = True
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return (self.part.weight, self.a, self.dt)
+
+    @property
+    def matrices(self) -> tuple[Role, ...]:
+        return (self.part.weight,)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        rows = self.part.rows
+        return {self.part.weight: (rows, width), self.a: (rows,), self.dt: (rows,)}
+
+
+@dataclass(frozen=True)
+class DeltaRule(Op):
+    """The gated delta rule (arXiv 2412.06464). A state S [N, ``key``, ``value``] begins as zeros;
+    at each token S = exp(g) S, then S = S + k (beta (v - k'S))', and q'S / sqrt(``key``) comes
+    out: [T,N,value]. ``state``: what comes out is the S behind the last token.
+
+    The inputs are q, k and v side by side [T, 2 * key_heads * key + heads * value], g and beta
+    [T,N]. q and k are of length one, as x / sqrt(x'x + ``eps``). Value head h has the q and k of
+    head h div (heads / key_heads), or h mod key_heads where they are ``dealt``.
+    """
+
+    row_wise = False
+    remembers = True
+
+    key_heads: int
+    heads: int
+    key: int
+    value: int
+    eps: float
+    dealt: bool = False
+    state: bool = False
+
+
+@dataclass(frozen=True)
+class GatedNorm(Op):
+    """RMSNorm of each of the first input's last axes, times the weight, times ``activation`` of the
+    second input. ``before``: the gate multiplies what is normalised instead. ``groups``: so many of
+    the axis are normalised apart."""
+
+    weight: Role
+    size: int
+    eps: float
+    activation: str = "silu"
+    before: bool = False
+    groups: int = 1
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return (self.weight,)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return {self.weight: (self.size,)}

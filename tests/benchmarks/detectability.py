@@ -1,0 +1,114 @@
+"""The smallest wrong weight that `aprtui bisect` finds, by size and type of the matrix.
+
+    python -m tests.benchmarks.detectability [--columns 256,3584,18944]
+
+For each inner size and type a model of one layer, its ffn_out of that many columns; B's product is
+summed by numpy in float32 (one running sum, and BLAS), with one weight of a typical row off by a
+fraction of its block's step. Halved until it is no longer named with its row and column. Seven
+tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.compare.bisect import Options, bisect
+from aprtui.engine.replay import Replay
+from aprtui.formats.aprt import write_stage
+from aprtui.formats.tracedir import StageKey, open_trace
+from aprtui.graph.select import parse_stages
+from aprtui.model.open import Model, open_model
+from tests.benchmarks.make_model import Shape, write_model
+
+__all__ = ["main"]
+
+Array = npt.NDArray[np.float64]
+Sum = Callable[[Array, Array], Array]
+
+_TOKENS = (3, 17, 40, 99, 5, 61, 7)
+_KEY, _ROW = StageKey(0, "ffn_out"), 101
+_LEAST = 2.0**-20
+
+
+def one_running_sum(x: Array, weight: Array) -> Array:
+    total = np.zeros((len(x), len(weight)), dtype=np.float32)
+    across, narrow = np.ascontiguousarray(weight.T, np.float32), x.astype(np.float32)
+    for column in range(x.shape[1]):
+        total += narrow[:, column, None] * across[column]
+    return total.astype(np.float64)
+
+
+def blas(x: Array, weight: Array) -> Array:
+    return (x.astype(np.float32) @ weight.astype(np.float32).T).astype(np.float64)
+
+
+def _found(model: Model, root: Path, x: Array, y: Array, column: int) -> tuple[bool, bool]:
+    """(whether the row is named and nothing else, whether the column is too)."""
+    for name, values in (("ffn_swigl", x), ("ffn_out", y)):
+        write_stage(root / "layer-0" / f"{name}.bin", 0, values.astype(np.float32))
+    found = bisect(
+        model, open_trace(root), tokens=_TOKENS, options=Options(parse_stages("ffn_out"))
+    )
+    if len(found.culprits) != 1 or found.culprits[0].worst.get("channel") != _ROW:
+        return False, False
+    told = found.culprits[0].mistake
+    return True, told is not None and told.parameters.get("column") == column
+
+
+def _smallest(model: Model, folder: Path, summed: Sum) -> tuple[list[float], float]:
+    """([the smallest part of a step whose row is named, and column too], the step relative to a
+    typical weight)."""
+    (role,) = model.graph[_KEY].op.matrices
+    replay = Replay(model)
+    rows, columns = replay.shape(role)
+    weight = replay.rows(role, range(rows))
+    x = np.random.default_rng(1).standard_normal((len(_TOKENS), columns))
+    x = x.astype(np.float32).astype(np.float64)
+    x[:, columns // 3] = np.linspace(-1.0, 1.5, len(x))  # as much as a typical activation
+    column = columns // 3
+    block = weight[_ROW, column // 16 * 16 : column // 16 * 16 + 16]
+    step = float(np.diff(np.unique(block)).min())
+    right = summed(x, weight)
+    size, last = 1.0, [0.0, 0.0]
+    while size > _LEAST:
+        wrong = weight[_ROW : _ROW + 1].copy()
+        wrong[0, column] += size * step
+        y = right.copy()
+        y[:, _ROW] = summed(x, wrong)[:, 0]
+        found = _found(model, folder, x, y, column)
+        last = [size if now else before for now, before in zip(found, last, strict=True)]
+        if not found[0]:
+            break
+        size /= 2
+    return last, step / float(np.sqrt(np.square(weight).mean()))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--columns", default="256,3584,18944")
+    options = parser.parse_args(arguments)
+    print("| inner size | type, its step in typical weights | summed | row named at | column too |")
+    print("|---|---|---|---|---|")
+    for columns in map(int, options.columns.split(",")):
+        for mix, kind in (("q4_k_m", "Q6_K"), ("q4_0", "Q4_0"), ("q8_0", "Q8_0")):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "model.gguf"
+                write_model(path, Shape(1, 256, columns, 4, 2, 1024, tied=False), mix)
+                model = open_model(path)
+                for name, summed in (("one running sum", one_running_sum), ("BLAS", blas)):
+                    sizes, step = _smallest(model, Path(folder) / "trace", summed)
+                    row, column = (f"1/{1 / size:.0f} step" if size else "-" for size in sizes)
+                    told = f"{columns:,} | {kind}, {step:.1e} | {name} | {row} | {column}"
+                    print(f"| {told} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

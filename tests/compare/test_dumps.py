@@ -1,0 +1,140 @@
+"""Every real dump of another runtime is judged: what is honest is cleared, what is not is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from aprtui import api
+from aprtui.compare.bisection import Bisection
+from aprtui.model.open import open_model
+from tests.support import FIXTURES, needs_fixtures
+
+Float32 = npt.NDArray[np.float32]
+Tensors = dict[str, npt.NDArray[Any]]
+
+DUMPS, MODELS = FIXTURES / "dumps", FIXTURES / "models"
+FOLDER, Q4_K_M = MODELS / "pycode-5m", MODELS / "pycode-5m-q4_k_m.gguf"
+pytestmark = needs_fixtures
+
+
+def bisected(dump: Path, model: Path, root: Path) -> Bisection:
+    api.import_trace(dump, model=model, output=root / "trace")
+    return api.bisect(root / "trace", model=model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf-debugger", "hf-hooks/bf16-sdpa.npz", "hf-hooks/f16-sdpa.npz", "hf-hooks/f32-sdpa.npz",
+        "mlx/f32.npz", "mlx/f16.npz", "msprobe/step0/proc2150", "ort/fp32.npz",
+        "sglang-tensor-dump", "vllm/bf16",
+    ],
+)  # fmt: skip
+def test_a_runtime_of_the_models_own_weights_is_cleared(name: str, tmp_path: Path) -> None:
+    found = bisected(DUMPS / name, FOLDER, tmp_path)
+    assert found.culprits == ()
+    assert len(found.explained) > 25
+    others = {str(each.key) for each in found.unmeasured}
+    assert others <= {"lm_head", "layer-5/post_ffn_residual"}  # what the dump does not hold
+
+
+@pytest.mark.parametrize("name", ["f32", "f32-dq", "bf16"])
+def test_openvinos_q4_k_weights_are_others_and_its_q6_k_are_not(name: str, tmp_path: Path) -> None:
+    """Its reader gives Q4_K an integer zero point: every product of such a matrix, and no other."""
+    found = bisected(DUMPS / f"openvino/pycode-q4km-{name}.npz", Q4_K_M, tmp_path)
+    model = open_model(Q4_K_M)
+    wrong = {each.key for each in found.culprits}
+    for node in model.graph:
+        types = {model.weights[role].entry.type for role in node.op.matrices}
+        measured = node.key in wrong | {each.key for each in found.explained}
+        assert not measured or (node.key in wrong) == ("Q4_K" in types), node.key
+
+
+# -- checkpoints that the runtimes made of it ------------------------------------------------------
+
+
+def quantised(folder: Path, made: Tensors, **config: Any) -> Path:
+    """pycode-5m with other weights and settings."""
+    folder.mkdir()
+    for path in FOLDER.iterdir():
+        if path.suffix != ".safetensors" and path.name != "config.json":
+            (folder / path.name).write_bytes(path.read_bytes())
+    stated = json.loads((FOLDER / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**stated, **config}))
+    save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def whole() -> Tensors:
+    return load_file(next(FOLDER.glob("*.safetensors")))
+
+
+def by_mlx(weight: npt.NDArray[np.float16]) -> tuple[npt.NDArray[Any], ...]:
+    """Codes of four bits, scales and biases of 64 columns, as mx.quantize makes them: the end of
+    larger size is a multiple of the scale."""
+    blocks = weight.astype(np.float32).reshape(len(weight), -1, 64)
+    low, high = blocks.min(-1, keepdims=True), blocks.max(-1, keepdims=True)
+    below = np.abs(low) > np.abs(high)
+    scale = np.maximum((high - low) / np.float32(15), np.float32(1e-7))
+    scale, edge = np.where(below, scale, -scale), np.where(below, low, high)
+    first = np.rint(edge / scale)
+    scale = np.where(first != 0, edge / np.where(first != 0, first, 1), scale)
+    bias = np.where(first != 0, edge, np.float32(0))
+    codes = np.clip(np.rint((blocks - bias) / scale), 0, 15).astype(np.uint32)
+    words = codes.reshape(len(weight), -1, 8) << (4 * np.arange(8, dtype=np.uint32))
+    packed = np.bitwise_or.reduce(words, axis=-1)
+    return packed, *(each[..., 0].astype(np.float16) for each in (scale, bias))
+
+
+def mlx_4bit(folder: Path) -> Path:
+    made: Tensors = {}
+    for name, value in whole().items():
+        base = name.removesuffix(".weight")
+        if value.ndim == 2:
+            made[name], made[f"{base}.scales"], made[f"{base}.biases"] = by_mlx(value)
+        else:
+            made[name] = value
+    return quantised(folder, made, quantization={"group_size": 64, "bits": 4})
+
+
+def by_onnxruntime(weight: npt.NDArray[np.float16]) -> Float32:
+    """Blocks of 32 of four bits without a zero point, as its builder makes them, decoded."""
+    blocks = weight.astype(np.float32).reshape(len(weight), -1, 32)
+    low, high = blocks.min(-1, keepdims=True), blocks.max(-1, keepdims=True)
+    scale = np.where(np.abs(high) > np.abs(low), high, low) / np.float32(-8)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    codes = np.clip(np.floor(blocks * inverse + np.float32(8.5)), 0, 15) - 8
+    return np.asarray((codes * scale).reshape(weight.shape), dtype=np.float32)
+
+
+def onnxruntime_int4(folder: Path) -> Path:
+    made: Tensors = {
+        name: by_onnxruntime(value) if value.ndim == 2 else value.astype(np.float32)
+        for name, value in whole().items()
+    }
+    made["lm_head.weight"] = made["model.embed_tokens.weight"].copy()
+    return quantised(folder, made, tie_word_embeddings=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "by"),
+    [
+        ("mlx/q4.npz", mlx_4bit, "terms summed one by one in float16"),
+        ("ort/int4.npz", onnxruntime_int4, "activations rounded to int8 in blocks of 32"),
+    ],
+)
+def test_a_quantised_checkpoint_is_cleared(
+    name: str, made: Callable[[Path], Path], by: str, tmp_path: Path
+) -> None:
+    found = bisected(DUMPS / name, made(tmp_path / "model"), tmp_path)
+    assert found.culprits == ()
+    assert {str(each.key) for each in found.unmeasured} <= {"final_norm"}
+    assert sum(by in each.by for each in found.explained) > 20

@@ -1,0 +1,131 @@
+"""llama.cpp's nodes of every family with a GGUF fixture, and which stage each of them is.
+
+tests/fixtures/llamacpp/families.json.gz lists the nodes of each fixture's pass (name, operation,
+sources, shape, first parameter; views left out) as llama.cpp b11739 computes them; the values of
+three, by the fixtures' own llama.cpp, are in shared/fixtures/families (nodes.npz).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from aprtui.compare.bisect import bisect
+from aprtui.engine.adapters.ggml import Node
+from aprtui.engine.adapters.nodes import Collector, NodeMap
+from aprtui.formats.tracedir import StageKey
+from aprtui.model.open import Model, open_model
+from tests.compare.planting import write
+from tests.engine.test_adapters_hf import trace, worst_error
+from tests.engine.test_adapters_llamacpp import needs_llamacpp
+from tests.support import FIXTURES, SMALL, needs_fixtures
+
+Array = npt.NDArray[Any]
+
+RECORDED = json.loads(gzip.decompress((SMALL / "llamacpp" / "families.json.gz").read_bytes()))
+WITH_VALUES = [case for case in RECORDED if case in ("gpt_oss", "llama4_text", "minimax_m2")]
+GELU_TABLE = ("gemma2", "gemma2_q20")  # of ggml's CPU: another number than the GELU's
+BAR = 1e-5  # docs/numerics.md 1
+
+
+def gguf(case: str) -> Path:
+    return FIXTURES / "families" / case / "model.gguf"
+
+
+def nodes_of(case: str) -> list[Node]:
+    return [
+        Node(name, op, tuple(sources), tuple(shape), scale)
+        for name, op, sources, shape, scale in RECORDED[case]
+    ]
+
+
+def collect(model: Model, tokens: int, given: Iterator[tuple[Node, Array]]) -> dict[StageKey, Any]:
+    """The stages that come of these nodes; none comes twice."""
+    wanted = [node.key for node in model.graph if not node.last]
+    shown: dict[StageKey, torch.Tensor] = {}
+
+    def put(key: StageKey, value: torch.Tensor) -> None:
+        assert key not in shown, f"{key} twice"
+        shown[key] = value.clone()
+
+    collector = Collector(NodeMap(model.graph, model.weights), tokens, wanted, put)
+    for node, values in given:
+        if collector.wants(node):
+            collector.take(node, values)
+    assert sorted(map(str, shown)) == sorted(map(str, wanted))
+    return shown
+
+
+@needs_fixtures
+@pytest.mark.parametrize("case", sorted(RECORDED))
+def test_every_stage_of_a_family_is_made_of_its_nodes(case: str) -> None:
+    model, nodes = open_model(gguf(case)), nodes_of(case)
+    kinds = {"ARGSORT": np.int32}
+    given = ((node, np.zeros(node.shape, kinds.get(node.op, np.float32))) for node in nodes)
+    shown = collect(model, nodes[0].shape[0], given)
+    for key, value in shown.items():
+        assert tuple(value.shape) == model.graph[key].shape(nodes[0].shape[0])
+
+
+def recorded_values(case: str) -> Iterator[tuple[Node, Array]]:
+    """The nodes with the values of nodes.npz, whose unnamed nodes have other numbers. A node that
+    only gives its source another shape has its source's values."""
+    values: dict[tuple[str, str], list[Array]] = {}
+    with np.load(gguf(case).with_name("nodes.npz")) as stored:
+        for key in stored.files:
+            _, name, op = key.split("|")
+            values.setdefault(_kind(name, op.replace("_OAI", "")), []).append(stored[key])
+    by_name: dict[str, Array] = {}
+    for node in nodes_of(case):
+        if node.op == "RESHAPE":
+            found = by_name.get(node.sources[0])
+        else:
+            there = values.get(_kind(node.name, node.op))
+            found = there.pop(0) if there else None
+        if found is not None:
+            by_name[node.name] = found
+            yield node, found.reshape(node.shape)
+
+
+def _kind(name: str, op: str) -> tuple[str, str]:
+    named = {"SWIGLU": "GLU", "SIGMOID": "UNARY"}.get(op, op)
+    return re.sub(r"node_\d+", "node", name), named
+
+
+@needs_fixtures
+@pytest.mark.parametrize("case", WITH_VALUES)
+def test_the_stages_of_recorded_nodes_are_those_of_our_pass(case: str, tmp_path: Path) -> None:
+    with np.load(gguf(case).with_name("expected.npz")) as expected:
+        tokens = tuple(int(token) for token in expected["tokens"])
+    model = open_model(gguf(case))
+    shown = collect(model, len(tokens), recorded_values(case))
+    ours = trace(gguf(case), tmp_path / "ours", "aprtui", tokens=tokens)
+    for key, value in shown.items():
+        mine = np.asarray(ours.records[key].values(), dtype=np.float64).reshape(value.shape)
+        apart = np.linalg.norm(value.double().numpy() - mine) / np.linalg.norm(mine)
+        assert apart <= BAR, f"{key}: {apart:.1e}"
+    values = {key: value.double().numpy() for key, value in shown.items()}
+    head = ours.records[model.graph.nodes[-1].key]  # logits come out of the library as they are
+    values[head.key] = np.asarray(head.values(), dtype=np.float64)
+    found = bisect(model, write(tmp_path / "theirs", values), tokens=tokens)
+    assert not (found.culprits or found.unmeasured)
+
+
+@needs_llamacpp
+@needs_fixtures
+@pytest.mark.parametrize("case", sorted(set(RECORDED) - set(GELU_TABLE)))
+def test_llama_cpps_stages_of_a_family_are_those_of_our_pass(case: str, tmp_path: Path) -> None:
+    with np.load(gguf(case).with_name("expected.npz")) as expected:
+        tokens = tuple(int(token) for token in expected["tokens"])
+    ours = trace(gguf(case), tmp_path / "ours", "aprtui", tokens=tokens)
+    theirs = trace(gguf(case), tmp_path / "theirs", "llamacpp", tokens=tokens)
+    assert worst_error(ours, theirs) <= BAR

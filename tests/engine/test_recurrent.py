@@ -1,0 +1,58 @@
+"""Layers with a memory: step by step, in chunks of any size and at once they come to the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from aprtui.engine.recurrent import delta_scan
+
+BAR = 1e-5  # docs/numerics.md 1
+TOKENS, HEADS, KEY, VALUE = 150, 3, 8, 12
+
+
+def given(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    made = torch.Generator().manual_seed(5)
+    q, k, v = (
+        torch.randn(TOKENS, HEADS, size, generator=made, dtype=torch.float64)
+        for size in (KEY, KEY, VALUE)
+    )
+    k = k / k.norm(dim=-1, keepdim=True)
+    g = -torch.rand(TOKENS, HEADS, generator=made, dtype=torch.float64)
+    beta = torch.rand(TOKENS, HEADS, generator=made, dtype=torch.float64)
+    return tuple(each.to(dtype) for each in (q, k, v, g, beta))
+
+
+def by_definition() -> tuple[np.ndarray, np.ndarray]:
+    """The rule token by token, in numpy and float64."""
+    q, k, v, g, beta = (each.numpy() for each in given(torch.float64))
+    state, out = np.zeros((HEADS, KEY, VALUE)), np.zeros((TOKENS, HEADS, VALUE))
+    for t in range(TOKENS):
+        for h in range(HEADS):
+            state[h] *= np.exp(g[t, h])
+            missed = beta[t, h] * (v[t, h] - k[t, h] @ state[h])
+            state[h] += np.outer(k[t, h], missed)
+            out[t, h] = q[t, h] @ state[h]
+    return out, state
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, TOKENS])
+def test_a_delta_rule_in_chunks_is_the_rule_token_by_token(chunk: int) -> None:
+    q, k, v, g, beta = given(torch.float32)
+    state = torch.zeros(HEADS, KEY, VALUE)
+    found = delta_scan(q, k, v, g, beta, state, chunk)
+    for made, expected in zip(found, by_definition(), strict=True):
+        away = np.linalg.norm(made.double().numpy() - expected)
+        assert away <= BAR * np.linalg.norm(expected)
+
+
+def test_a_state_is_gone_on_with() -> None:
+    """The last state is all that the tokens behind it need."""
+    q, k, v, g, beta = given(torch.float64)
+    zeros, cut = torch.zeros(HEADS, KEY, VALUE, dtype=torch.float64), 41
+    whole, last = delta_scan(q, k, v, g, beta, zeros)
+    out, state = delta_scan(q[:cut], k[:cut], v[:cut], g[:cut], beta[:cut], zeros)
+    more, end = delta_scan(q[cut:], k[cut:], v[cut:], g[cut:], beta[cut:], state)
+    torch.testing.assert_close(torch.cat((out, more)), whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(end, last, rtol=1e-12, atol=1e-12)
