@@ -145,6 +145,19 @@ def test_a_pair_that_agrees_is_the_same_model(name: str) -> None:
     assert all(each.kind == "no-effect" for each in found.settings)
 
 
+QUANTISED = ("deepseek_v3-q8_0", "glm4-q5_0", "minimax_m2-q4_0", "qwen3_5_moe_text-q8_0")
+
+
+@needs_fixtures
+@pytest.mark.parametrize("name", QUANTISED)
+def test_what_llama_cpp_quantised_is_the_folder_but_for_its_rounding(name: str) -> None:
+    case, kind = name.split("-")
+    folder = FIXTURES / "families" / case
+    found = diff_models(folder, folder / f"model-{kind}.gguf")
+    assert (found.verdict, found.exit_code()) == ("pass", 0)
+    assert set(found.counts) == {"equal", "rounding"}
+
+
 @needs_fixtures
 def test_the_command_says_what_is_computed_otherwise_under_the_verdict(
     capsys: pytest.CaptureFixture[str],
