@@ -120,7 +120,7 @@ def _slight(name: str, a: Any, b: Any, *, same_eps: bool) -> bool:
     form of GELU (5e-4 at most), the least sum that a router divides by, a norm's own eps."""
     if name == "activate.name":
         return {a, b} == _GELUS
-    if name == "norm.eps":
+    if name in ("norm.eps", "deltarule.eps"):
         return same_eps and abs(a - b) < _SLIGHT_EPS
     return name in ("route.eps", "route.floor")
 
