@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "contract": ("aprtui.cli.contract", "validate the project's contracts and run their tests"),
     "demo": ("aprtui.cli.demo", "make a small model and two traces with a planted bug; open them"),
     "completion": ("aprtui.cli.completion", "print the completions for bash, zsh or fish"),
+    "man": ("aprtui.cli.man", "print the manual page"),
+    "config": ("aprtui.cli.config", "show and check the settings' file"),
 }
 
 EXIT_CODES = """\

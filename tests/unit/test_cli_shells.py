@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from aprtui.cli import shells
 from aprtui.cli.commands import COMMANDS, every
 from aprtui.cli.main import main
+from aprtui.cli.man import page
 from aprtui.graph.vocabulary import STAGES
 
 _ASKED = r"""
@@ -153,6 +155,24 @@ def test_fish_completes_words(tmp_path: Path) -> None:
         )
         found = {found.split("\t")[0] for found in done.stdout.splitlines()}
         assert found == expected, (line, done.stderr)
+
+
+def test_the_manual_page_is_the_parsers() -> None:
+    kept = Path(__file__).resolve().parents[2] / "docs" / "aprtui.1"
+    assert kept.read_text() == page(), "run `aprtui man > docs/aprtui.1`"
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
+def test_the_manual_page_is_roff() -> None:
+    """Every warning on; what is shown holds every command's own text."""
+    asked = [*("groff", "-man", "-ww", "-Tascii"), "-P-c"]
+    done = subprocess.run(asked, input=page(), capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    shown = " ".join(re.sub(r".\x08", "", done.stdout).split())
+    for command in every():
+        assert f"aprtui {command.name}".rstrip() in shown
+    for word in ("--save-tensor-layers", "~/.config", "Exit codes: 0 fine", "`aprtui DIR`"):
+        assert word in shown
 
 
 def test_devices_are_told_without_torch() -> None:

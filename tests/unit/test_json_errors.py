@@ -45,6 +45,8 @@ FAILING = [
     ("contract --json", 2),
     ("demo -o damaged.gguf --json", 4),
     ("completion tcsh --json", 2),
+    ("man --json", 2),
+    ("config --json", 3),
     ("nosuch --json", 2),
     ("inspct --json", 2),
 ]
@@ -66,6 +68,9 @@ def test_an_error_is_one_json_object_on_stderr(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("damaged.gguf").write_bytes(b"GGUF\3\0\0\0" + b"\xff" * 40)
+    Path("aprtui").mkdir()
+    Path("aprtui/config.toml").write_text("theme =")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     words = [CAPTURE if word == "CAPTURE" else word for word in line.split()]
     ended, out, error = told(capsys, words)
     assert error.count("\n") == 1, error
