@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from aprtui import __version__
 from aprtui.cli.commands import COMMANDS, EXIT_CODES, parser_of
 from aprtui.cli.streams import open_streams
+from aprtui.cli.version import lines
 from aprtui.crash import told_of
 from aprtui.errors import AprtuiError, UsageError
 from aprtui.text import clean, nearest, quoted
@@ -19,7 +19,7 @@ from aprtui.text import clean, nearest, quoted
 __all__ = ["COMMANDS", "EXIT_CODES", "entry", "heed_signals", "main"]
 
 _USAGE = """\
-usage: aprtui [--version] [--help] COMMAND ...
+usage: aprtui [--version [-v]] [--help] COMMAND ...
        aprtui MODEL | TRACE_DIR | FILE.bin | DIR_A DIR_B | MODEL_A MODEL_B
 
 A terminal inspector for the forward pass of language models.
@@ -120,7 +120,9 @@ def _dispatch(words: list[str]) -> int:
     if words and words[0] in ("-h", "--help", "help"):
         return _help(words[1:])
     if words and words[0] in ("-V", "--version"):
-        print(f"aprtui {__version__}")
+        if wrong := [word for word in words[1:] if word not in ("-v", "--verbose")]:
+            raise UsageError(f"--version takes no {_words(wrong)}", hint="aprtui --version -v")
+        print("\n".join(lines(verbose=len(words) > 1)))
         return 0
     return _open(words)
 

@@ -43,6 +43,8 @@ def page() -> str:
         "Without a command it opens the terminal UI on a model, a trace folder or a stage file,",
         "on two of them side by side, or on what is below this folder.",
         *_options(opening),
+        *(".TP", r"\fB\-\-version\fR [\fB\-v\fR]"),
+        r"the version; with \-v also which parts in C there are",
         ".SH COMMANDS",
         *(line for command in commands for line in _section(command)),
         *(".SH EXIT STATUS", *map(_roff, EXIT_CODES.splitlines())),
