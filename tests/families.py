@@ -214,6 +214,15 @@ TINY: dict[str, Tiny] = {
     "glm4_moe_lite": Tiny("Glm4MoeLite", {
         **_LATENT, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
     }, ("glm4_moe_lite",)),
+    "lfm2": Tiny("Lfm2", {
+        "conv_bias": True, "block_multiple_of": 16, "block_ffn_dim_multiplier": 1.2,
+        "layer_types": ["conv", "full_attention", "conv"],
+    }, ("lfm2",)),
+    "lfm2_moe": Tiny("Lfm2Moe", {
+        "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "num_dense_layers": 1, "routed_scaling_factor": 1.5,
+        "layer_types": ["conv", "full_attention", "conv"],
+    }, ("lfm2_moe",)),
     "qwen3_next": Tiny("Qwen3Next", {
         **_DELTA, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
         "shared_expert_intermediate_size": 40, "mlp_only_layers": [1],

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as functional
 
 from aprtui.graph.ops import Op
-from aprtui.graph.recurrent import CausalConv, Decay, DeltaRule, GatedNorm
+from aprtui.graph.recurrent import CausalConv, Columns, Decay, DeltaRule, GatedNorm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +38,11 @@ def causal_conv(ar: Pass, op: CausalConv, x: Tensor) -> Tensor:
     if op.bias is not None:
         made = made + _wide(ar.vector(op.bias))
     return ar.activate(ar.cut(made.to(x.dtype)), op.activation)
+
+
+def columns(ar: Pass, op: Columns, x: Tensor, y: Tensor) -> Tensor:
+    """[T,size]."""
+    return x[:, op.first : op.first + op.size] * y[:, op.second : op.second + op.size]
 
 
 def decay(ar: Pass, op: Decay, x: Tensor) -> Tensor:
@@ -126,6 +131,7 @@ def _chunk(
 
 RECURRENT: dict[type[Op], Callable[..., Tensor]] = {
     CausalConv: causal_conv,
+    Columns: columns,
     Decay: decay,
     DeltaRule: delta_rule,
     GatedNorm: gated_norm,

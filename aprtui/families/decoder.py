@@ -55,15 +55,15 @@ def read_sizes(
 
     ``eps_key``: what the norms' epsilon is called, or its value where it has no key; ``nulls``:
     which of ``head_dim`` and ``num_kv_heads`` may be null, for H/A and A. ``kv_heads``: those of a
-    family whose config.json has no key for them; 0: as many as query heads. ``head_dim``: where
-    the family derives it, whatever its keys say.
+    family whose files have no one key for them; 0: of config.json, as many as query heads.
+    ``head_dim``: where the family derives it, whatever its keys say.
     """
     s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
     layers, hidden = s.integer("num_layers"), s.integer("hidden_size")
     heads = s.integer("num_heads")
     if head_dim is None:
         head_dim = _head_dim(s, hidden, heads, nulls)
-    if kv_heads is not None and s.file.format == "safetensors":
+    if kv_heads or (kv_heads == 0 and s.file.format == "safetensors"):
         s.take("num_kv_heads", None)
         kv_heads = s.say("num_kv_heads", kv_heads or heads)
     else:

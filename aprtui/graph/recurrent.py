@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from aprtui.graph.ops import Op, Part
 from aprtui.graph.role import Role
 
-__all__ = ["CausalConv", "Decay", "DeltaRule", "GatedNorm"]
+__all__ = ["CausalConv", "Columns", "Decay", "DeltaRule", "GatedNorm"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,16 @@ class CausalConv(Op):
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         shapes: dict[Role, tuple[int, ...]] = {self.weight: (self.channels * self.taps,)}
         return shapes if self.bias is None else {**shapes, self.bias: (self.channels,)}
+
+
+@dataclass(frozen=True)
+class Columns(Op):
+    """``size`` columns of the first input, from ``first`` on, times as many of the second, from
+    ``second`` on: [T,size]."""
+
+    first: int
+    second: int
+    size: int
 
 
 @dataclass(frozen=True)

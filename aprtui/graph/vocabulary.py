@@ -65,6 +65,7 @@ _SCORES = ("head", "query", "key")
 _WIDE = ("token", "width")
 _NO_LATENT = "the attention has no latent of low rank"
 _STATES = ("token", "state_head", "channel")
+_NO_CONV = "no layer is a short convolution"
 _NO_DELTA = "no layer has a delta rule"
 _NO_ATTN_GATE = "the attention's output has no gate"
 _NO_ROPE = "the layer turns nothing by its position"
@@ -111,6 +112,10 @@ STAGES: tuple[Stage, ...] = (
     Stage("attn_gate", "agt", ("token", "gates"), "what weighs the attention, by head or channel",
           _NO_ATTN_GATE),
     Stage("attn_gated", "a*g", _QUERIES, "attention times its gate", _NO_ATTN_GATE),
+    Stage("conv_in", "cin", _WIDE, "two gates and what they gate of a short convolution", _NO_CONV),
+    Stage("conv_x", "cx", _WIDE, "the first gate times what it gates", _NO_CONV),
+    Stage("conv", "cnv", _WIDE, "the causal convolution", _NO_CONV),
+    Stage("conv_out", "cou", _WIDE, "the convolution times the second gate", _NO_CONV),
     Stage("delta_qkv", "dqk", _WIDE, "Q, K and V of a delta rule, before the convolution",
           _NO_DELTA),
     Stage("delta_gate", "dgt", _WIDE, "what gates its output, before the activation", _NO_DELTA),

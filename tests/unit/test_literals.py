@@ -28,6 +28,7 @@ DECLARED_IN = (
     "engine/adapters/scans.py",
     "graph/latent.py",
     "graph/delta.py",
+    "graph/shortconv.py",
     "engine/adapters/nodes.py",
 )
 
@@ -49,6 +50,7 @@ ALLOWED = {
             "falcon",
             "glm4",
             "hunyuan",
+            "lfm2",
             "llama4",
             "mellum",
             "mpt",

@@ -14,20 +14,20 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from aprtui.engine import ops
 from aprtui.engine.adapters import Put, Ran, modules
-from aprtui.engine.adapters.scans import INSIDE_DELTA, delta_of, watch_delta
+from aprtui.engine.adapters.scans import INSIDE, delta_of, short_conv_of, watch_conv, watch_delta
 from aprtui.engine.device import torch_settings
 from aprtui.engine.hooks import Stages, hooks
 from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph import Graph
-from aprtui.graph.ops import Attend, Clip, Norm, Scores, Sigmoid
+from aprtui.graph import Graph, Node
+from aprtui.graph.ops import Activate, Attend, Clip, Norm, Op, Scores, Sigmoid
 from aprtui.graph.vocabulary import facts_of, order_of
 from aprtui.text import clean
 
@@ -126,13 +126,6 @@ def _load(plan: Plan, device: torch.device) -> Any:
         transformers.logging.enable_progress_bar()
 
 
-class _Cut(NamedTuple):
-    """A stage that is another one, cut to a limit on both sides."""
-
-    key: StageKey
-    limit: float
-
-
 class _Shown:
     """Takes what the hooks see and puts it in our shapes."""
 
@@ -142,20 +135,22 @@ class _Shown:
         self.tokens = len(plan.tokens)
         self._put = put
         self._version = version
-        self._cuts = {
-            node.inputs[0]: _Cut(node.key, node.op.limit)
-            for node in self.graph
-            if isinstance(node.op, Clip) and node.key in self.wanted
-        }
-        self.watched = self.wanted.difference(each.key for each in self._cuts.values()).union(
-            self._cuts
-        )
+        self._followers: dict[StageKey, Node] = {}
+        for node in self.graph:
+            if isinstance(node.op, Clip) and node.key in self.wanted:
+                self.follow(node)
+        taken = {node.key for node in self._followers.values()}
+        self.watched = self.wanted.difference(taken).union(self._followers)
+
+    def follow(self, node: Node) -> None:
+        """Have a stage computed once more from its input, where no module shows it."""
+        self._followers[node.inputs[0]] = node
 
     def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
         """Raises EngineError when the tensor is of another size than the stage."""
         key = StageKey(layer, stage)
-        cut = self._cuts.get(key)
-        if key not in self.wanted and cut is None:
+        follower = self._followers.get(key)
+        if key not in self.wanted and follower is None:
             return
         node = self.graph[key]
         shape = node.shape(self.tokens)
@@ -167,7 +162,7 @@ class _Shown:
         elif stage in _NORMED and value.dim() == 3 and self.turns_first(layer):
             value = value.transpose(0, 1)
         if (
-            isinstance(node.op, Sigmoid) and stage not in INSIDE_DELTA
+            isinstance(node.op, Sigmoid) and stage not in INSIDE
         ):  # the module is the product before it
             value = value.sigmoid()
         if value.numel() != math.prod(shape):
@@ -176,8 +171,8 @@ class _Shown:
             )
         if key in self.wanted:
             self._put(key, value.reshape(shape))
-        if cut is not None:
-            self._put(cut.key, value.reshape(shape).clamp(-cut.limit, cut.limit))
+        if follower is not None:
+            self._put(follower.key, _followed(value.reshape(shape), follower.op))
 
     def in_order(self, value: torch.Tensor, layer: int | None) -> torch.Tensor:
         """Columns of q, k and v of each key/value head as those of all queries, keys, values."""
@@ -232,6 +227,14 @@ class _Part:
             self.shown.put(stage, value, layer=0 if first else self.layer)
 
 
+def _followed(value: torch.Tensor, op: Op) -> torch.Tensor:
+    """A limit or an activation of what a module shows, which the library applies in passing."""
+    if isinstance(op, Activate):
+        return ops.ACTIVATIONS[op.name](value)
+    assert isinstance(op, Clip)
+    return value.clamp(-op.limit, op.limit)
+
+
 def _watches(decoder: Any, shown: _Shown) -> Iterator[AbstractContextManager[None]]:
     """The hooks that show what is wanted. Raises EngineError where a module for it is not there."""
     yield hooks(decoder, _chosen(decoder, None, shown), _Part(shown, None))
@@ -240,6 +243,8 @@ def _watches(decoder: Any, shown: _Shown) -> Iterator[AbstractContextManager[Non
             yield _by_itself(attention, number, shown)
         if (rule := delta_of(layer)) is not None:
             yield watch_delta(rule, number, shown)
+        if (conv := short_conv_of(layer)) is not None:
+            yield watch_conv(conv, number, shown)
         yield hooks(layer, _chosen(layer, number, shown), _Part(shown, number))
         if StageKey(number, _PRODUCT) in shown.wanted and StageKey(number, _BIASED) in shown.graph:
             yield _before_bias(layer, number, shown)
@@ -265,12 +270,15 @@ def _chosen(module: torch.nn.Module, layer: int | None, shown: _Shown) -> Stages
         of_norm = key.stage in (_QUERY, _KEY) and shown.turns_first(layer)
         if key.stage in (_QUERY, _KEY) and _without_registry(module) is not None:
             raise shown.differs(f"no module of it is known to give {key}")
-        inside = key.stage in _INSIDE or key.stage in INSIDE_DELTA
+        inside = key.stage in _INSIDE or key.stage in INSIDE
         if (inside and not of_norm) or again:
             continue
         source = next(
             (s for s in modules.SOURCES if modules.gives(s, key, names, shown.graph)), None
         )
+        if source is None and isinstance(shown.graph[key].op, Activate):
+            shown.follow(shown.graph[key])
+            continue
         if source is None:
             raise shown.differs(f"no module of it is known to give {key}")
         gated = StageKey(layer, "attn_gate") in shown.graph

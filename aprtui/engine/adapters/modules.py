@@ -52,7 +52,7 @@ SOURCES = (
     *(
         Source("attn_norm", name)
         for name in ("input_layernorm", "attention_layernorm", "ln_1", "self_attn_layer_norm",
-                     "norm_1", "ln_attn")
+                     "norm_1", "ln_attn", "operator_norm")
     ),
     *(Source("qkv_matmul", modules, unless="qkv_bias") for modules in _QKV),
     *(Source("qkv_bias", modules) for modules in _QKV),
@@ -76,11 +76,13 @@ SOURCES = (
     Source("k_post_rope", "self_attn.key_layernorm:input"),
     Source("q_norm", "self_attn.q_layernorm"),
     Source("k_norm", "self_attn.k_layernorm"),
+    Source("conv_in", "conv.in_proj"),
+    Source("conv_out", "conv.out_proj:input"),
     Source("attn_gate", _PROJECTIONS[0]),
     Source("attn_gated", "self_attn.o_proj:input"),
     *(
         Source("attn_out", name)
-        for name in ("self_attn.o_proj", "linear_attn.out_proj", "self_attn.dense",
+        for name in ("self_attn.o_proj", "linear_attn.out_proj", "conv.out_proj", "self_attn.dense",
                      "attention.dense", "attn.c_proj", "attn.out_proj", "self_attn.out_proj",
                      "self_attention.dense")
     ),
@@ -94,14 +96,25 @@ SOURCES = (
     Source("post_attn_residual", "mlp:input", unless="attn_norm"),
     *(
         Source("post_attn_residual", f"{name}:input")
-        for name in ("ln_2", "final_layer_norm", "norm_2")
+        for name in ("ln_2", "final_layer_norm", "norm_2", "ffn_norm")
     ),
     Source("ffn_norm", "pre_feedforward_layernorm"),
     Source("ffn_norm", "feedforward_layernorm"),
     Source("ffn_norm", "post_attention_layernorm", beside="post_self_attn_layernorm"),
     Source("ffn_norm", "post_attention_layernorm", unless="attn_post_norm"),
-    *(Source("ffn_norm", name) for name in ("ln_2", "final_layer_norm", "norm_2", "ln_mlp")),
+    *(
+        Source("ffn_norm", name)
+        for name in ("ln_2", "final_layer_norm", "norm_2", "ln_mlp", "ffn_norm")
+    ),
     Source("ffn_gate", "mlp.gate_proj"),
+    Source("ffn_gate", "feed_forward.w1"),
+    Source("ffn_up", "feed_forward.w3"),
+    Source("ffn_swigl", "feed_forward.w2:input"),
+    Source("router_logits", "feed_forward.gate[0]"),
+    Source("moe_router", "feed_forward.gate[1]"),
+    Source("moe_router_indices", "feed_forward.gate[2]"),
+    Source("moe_ffn_out", "feed_forward.experts"),
+    Source("ffn_out", "feed_forward"),
     Source("ffn_gate", GATE_UP),
     Source("ffn_up", "mlp.up_proj"),
     Source("ffn_up", GATE_UP),
@@ -146,7 +159,8 @@ SOURCES = (
     Source("post_ffn_residual", ""),
     *(
         Source("final_norm", name)
-        for name in ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+        for name in ("norm", "embedding_norm", "ln_f", "final_layer_norm", "final_layernorm",
+                     "norm_f")
     ),
 )  # fmt: skip
 

@@ -56,6 +56,7 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("CONT", "attn_pregate"): ("attention",),
     ("SIGMOID", "gate_sigmoid"): ("attn_gate",),
     ("MUL", "attn_gated"): ("attn_gated",),
+    ("SSM_CONV", "model.layers.{}.conv.conv"): ("conv",),
     ("SIGMOID", "beta_sigmoid"): ("delta_beta",),
     ("MUL", "gate"): ("delta_decay",),
     ("SILU", "conv_output_silu"): ("delta_conv",),

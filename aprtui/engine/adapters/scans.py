@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["INSIDE_DELTA", "Shown", "delta_of", "watch_delta"]
+__all__ = ["INSIDE", "Shown", "delta_of", "short_conv_of", "watch_conv", "watch_delta"]
 
-INSIDE_DELTA = frozenset({
+INSIDE = frozenset({
     "delta_qkv", "delta_gate", "delta_beta", "delta_decay", "delta_conv", "delta_out",
-    "delta_state", "delta_norm",
+    "delta_state", "delta_norm", "conv_x", "conv",
 })  # fmt: skip
 _CONV, _RULE = "causal_conv1d_fn", "torch_chunk_gated_delta_rule"
 
@@ -78,5 +78,36 @@ def watch_delta(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[
         yield
     finally:
         end()
+        for handle in handles:
+            handle.remove()
+
+
+def short_conv_of(layer: torch.nn.Module) -> torch.nn.Module | None:
+    """The layer's short convolution, where it has one."""
+    module = getattr(layer, "conv", None)
+    code = sys.modules[type(module).__module__]
+    return module if module is not None and hasattr(code, _CONV) else None
+
+
+@contextmanager
+def watch_conv(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
+    """What the layer's convolution is given and makes."""
+    code = sys.modules[type(module).__module__]
+    right: Callable[..., torch.Tensor] = getattr(code, _CONV)
+
+    def conv(x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        made = right(x, *given, **named)
+        shown.put("conv_x", x[0].T, layer=number)
+        shown.put("conv", made[0].T, layer=number)
+        return made
+
+    handles = (
+        module.register_forward_pre_hook(lambda *_: setattr(code, _CONV, conv)),
+        module.register_forward_hook(lambda *_: setattr(code, _CONV, right)),
+    )
+    try:
+        yield
+    finally:
+        setattr(code, _CONV, right)
         for handle in handles:
             handle.remove()
