@@ -112,6 +112,14 @@ _OURS = (
     Row("minicpm3", "aprtui.families.minicpm3", ("minicpm3",), ("minicpm3",)),
     Row("lfm2", "aprtui.families.lfm2", ("lfm2",), ("lfm2",)),
     Row("lfm2_moe", "aprtui.families.lfm2_moe", ("lfm2_moe",), ("lfm2moe",)),
+    Row("mamba2", "aprtui.families.mamba2", ("mamba2",), ("mamba2",)),
+    Row(
+        "granitemoehybrid",
+        "aprtui.families.granitemoehybrid",
+        ("granitemoehybrid",),
+        ("granitehybrid",),
+    ),
+    Row("bamba", "aprtui.families.bamba", ("bamba",)),
     Row("qwen3_next", "aprtui.families.qwen3_next", ("qwen3_next",), ("qwen3next",)),
     Row("qwen3_5", "aprtui.families.qwen3_5", ("qwen3_5_text",), ("qwen35",), text_of=("qwen3_5",)),
     Row(

@@ -29,6 +29,7 @@ DECLARED_IN = (
     "graph/latent.py",
     "graph/delta.py",
     "graph/shortconv.py",
+    "graph/mamba2.py",
     "engine/adapters/nodes.py",
 )
 

@@ -21,13 +21,21 @@ from torch.overrides import TorchFunctionMode
 
 from aprtui.engine import ops
 from aprtui.engine.adapters import Put, Ran, modules
-from aprtui.engine.adapters.scans import INSIDE, delta_of, short_conv_of, watch_conv, watch_delta
+from aprtui.engine.adapters.scans import (
+    INSIDE,
+    delta_of,
+    scan_of,
+    short_conv_of,
+    watch_conv,
+    watch_delta,
+    watch_scan,
+)
 from aprtui.engine.device import torch_settings
 from aprtui.engine.hooks import Stages, hooks
 from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph, Node
-from aprtui.graph.ops import Activate, Attend, Clip, Norm, Op, Scores, Sigmoid
+from aprtui.graph.ops import Activate, Attend, Clip, Combine, Norm, Op, Scores, Sigmoid
 from aprtui.graph.vocabulary import facts_of, order_of
 from aprtui.text import clean
 
@@ -135,22 +143,31 @@ class _Shown:
         self.tokens = len(plan.tokens)
         self._put = put
         self._version = version
-        self._followers: dict[StageKey, Node] = {}
+        self._seen: dict[StageKey, torch.Tensor] = {}
+        self._followers: dict[StageKey, list[Node]] = {}
         for node in self.graph:
             if isinstance(node.op, Clip) and node.key in self.wanted:
                 self.follow(node)
-        taken = {node.key for node in self._followers.values()}
+        taken = {node.key for nodes in self._followers.values() for node in nodes}
         self.watched = self.wanted.difference(taken).union(self._followers)
 
     def follow(self, node: Node) -> None:
-        """Have a stage computed once more from its input, where no module shows it."""
-        self._followers[node.inputs[0]] = node
+        """Have a stage computed once more from its inputs, where no module shows it."""
+        for key in node.inputs:
+            self._followers.setdefault(key, []).append(node)
+
+    def _follow(self, key: StageKey, value: torch.Tensor) -> None:
+        """Compute what follows from a stage and those that were seen before."""
+        self._seen[key] = value.clone()
+        for node in self._followers[key]:
+            if all(each in self._seen for each in node.inputs):
+                given = [self._seen[each] for each in node.inputs]
+                self._put(node.key, _followed(node.op, *given))
 
     def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
         """Raises EngineError when the tensor is of another size than the stage."""
         key = StageKey(layer, stage)
-        follower = self._followers.get(key)
-        if key not in self.wanted and follower is None:
+        if key not in self.wanted and key not in self._followers:
             return
         node = self.graph[key]
         shape = node.shape(self.tokens)
@@ -171,8 +188,8 @@ class _Shown:
             )
         if key in self.wanted:
             self._put(key, value.reshape(shape))
-        if follower is not None:
-            self._put(follower.key, _followed(value.reshape(shape), follower.op))
+        if key in self._followers:
+            self._follow(key, value.reshape(shape))
 
     def in_order(self, value: torch.Tensor, layer: int | None) -> torch.Tensor:
         """Columns of q, k and v of each key/value head as those of all queries, keys, values."""
@@ -219,20 +236,23 @@ class _Part:
             joined = torch.cat((both[..., 0, :].flatten(-2), rest), dim=-1)
             self.shown.put(_PRODUCT, joined, layer=self.layer)
             self.shown.put("attn_gate", both[..., 1, :].flatten(-2), layer=self.layer)
-        elif stage == modules.GATE_UP:
-            for name, half in zip(modules.HALVES, value.chunk(2, dim=-1), strict=True):
-                self.shown.put(name, half, layer=self.layer)
+        elif (name := modules.HALVES.get(stage)) is not None:
+            for part, half in zip(("gate", "up"), value.chunk(2, dim=-1), strict=True):
+                self.shown.put(f"{name}_{part}", half, layer=self.layer)
         else:
             first = facts_of(stage).scope == "first"
             self.shown.put(stage, value, layer=0 if first else self.layer)
 
 
-def _followed(value: torch.Tensor, op: Op) -> torch.Tensor:
-    """A limit or an activation of what a module shows, which the library applies in passing."""
+def _followed(op: Op, value: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """A limit, an activation or a sum of what modules show, which the library makes in passing."""
     if isinstance(op, Activate):
         return ops.ACTIVATIONS[op.name](value)
-    assert isinstance(op, Clip)
-    return value.clamp(-op.limit, op.limit)
+    if isinstance(op, Clip):
+        return value.clamp(-op.limit, op.limit)
+    assert isinstance(op, Combine)
+    shared = others[0] * others[1] if len(others) > 1 else others[0]
+    return value + shared
 
 
 def _watches(decoder: Any, shown: _Shown) -> Iterator[AbstractContextManager[None]]:
@@ -243,6 +263,8 @@ def _watches(decoder: Any, shown: _Shown) -> Iterator[AbstractContextManager[Non
             yield _by_itself(attention, number, shown)
         if (rule := delta_of(layer)) is not None:
             yield watch_delta(rule, number, shown)
+        if (scan := scan_of(layer)) is not None:
+            yield watch_scan(scan, number, shown)
         if (conv := short_conv_of(layer)) is not None:
             yield watch_conv(conv, number, shown)
         yield hooks(layer, _chosen(layer, number, shown), _Part(shown, number))
@@ -262,7 +284,8 @@ def _chosen(module: torch.nn.Module, layer: int | None, shown: _Shown) -> Stages
     """Which module gives each wanted stage of the decoder or of a layer, and has it whole."""
     names = {name for name, _ in module.named_modules()}
     chosen: dict[str | tuple[str, ...], str] = {}
-    for key in sorted(shown.watched, key=order_of):
+    todo = sorted(shown.watched, key=order_of)
+    for key in todo:  # grows by what others follow from
         of_decoder = key.stage in _OF_DECODER
         if of_decoder != (layer is None) or (not of_decoder and key.layer != layer):
             continue
@@ -276,8 +299,9 @@ def _chosen(module: torch.nn.Module, layer: int | None, shown: _Shown) -> Stages
         source = next(
             (s for s in modules.SOURCES if modules.gives(s, key, names, shown.graph)), None
         )
-        if source is None and isinstance(shown.graph[key].op, Activate):
+        if source is None and isinstance(shown.graph[key].op, Activate | Combine):
             shown.follow(shown.graph[key])
+            todo += [each for each in shown.graph[key].inputs if each not in todo]
             continue
         if source is None:
             raise shown.differs(f"no module of it is known to give {key}")

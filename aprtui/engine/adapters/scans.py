@@ -10,13 +10,24 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["INSIDE", "Shown", "delta_of", "short_conv_of", "watch_conv", "watch_delta"]
+__all__ = [
+    "INSIDE",
+    "Shown",
+    "delta_of",
+    "scan_of",
+    "short_conv_of",
+    "watch_conv",
+    "watch_delta",
+    "watch_scan",
+]
 
 INSIDE = frozenset({
     "delta_qkv", "delta_gate", "delta_beta", "delta_decay", "delta_conv", "delta_out",
     "delta_state", "delta_norm", "conv_x", "conv",
+    "ssm_in", "ssm_conv", "ssm_dt", "ssm_scan", "ssm_state", "ssm_norm",
 })  # fmt: skip
 _CONV, _RULE = "causal_conv1d_fn", "torch_chunk_gated_delta_rule"
+_SCAN = "mamba2_chunk_scan"
 
 
 class Shown(Protocol):
@@ -109,5 +120,59 @@ def watch_conv(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[N
         yield
     finally:
         setattr(code, _CONV, right)
+        for handle in handles:
+            handle.remove()
+
+
+def scan_of(layer: torch.nn.Module) -> torch.nn.Module | None:
+    """The layer's scan, where it has one."""
+    for name in ("mixer", "mamba"):
+        module = getattr(layer, name, None)
+        if module is not None and hasattr(sys.modules[type(module).__module__], _SCAN):
+            found: torch.nn.Module = module
+            return found
+    return None
+
+
+@contextmanager
+def watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
+    """The stages inside the layer's scan; the steps are computed once more from its arguments."""
+    code, parts = sys.modules[type(module).__module__], dict(module.named_children())
+    right: dict[str, Callable[..., Any]] = {name: getattr(code, name) for name in (_CONV, _SCAN)}
+
+    def put(stage: str, value: torch.Tensor) -> None:
+        shown.put(stage, value, layer=number)
+
+    def conv(x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        made: torch.Tensor = right[_CONV](x, *given, **named)
+        put("ssm_conv", made[0].T)
+        return made
+
+    def scan(x: torch.Tensor, dt: torch.Tensor, *given: Any, **named: Any) -> Any:
+        out, state = right[_SCAN](x, dt, *given, **{**named, "return_final_states": True})
+        steps = torch.nn.functional.softplus(dt + named["dt_bias"]).clamp(*named["dt_limit"])
+        put("ssm_dt", steps[0])
+        put("ssm_scan", out[0])
+        put("ssm_state", state[0].transpose(1, 2))
+        return (out, state) if named.get("return_final_states") else out
+
+    def begin(*_: Any) -> None:
+        setattr(code, _CONV, conv)
+        setattr(code, _SCAN, scan)
+
+    def end(*_: Any) -> None:
+        for name, function in right.items():
+            setattr(code, name, function)
+
+    handles = (
+        module.register_forward_pre_hook(begin),
+        module.register_forward_hook(end),
+        parts["in_proj"].register_forward_hook(lambda _, __, made: put("ssm_in", made[0])),
+        parts["norm"].register_forward_hook(lambda _, __, made: put("ssm_norm", made[0])),
+    )
+    try:
+        yield
+    finally:
+        end()
         for handle in handles:
             handle.remove()
