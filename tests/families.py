@@ -232,6 +232,30 @@ TINY: dict[str, Tiny] = {
     "glm4_moe_lite": Tiny("Glm4MoeLite", {
         **_LATENT, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
     }, ("glm4_moe_lite",)),
+    "lfm2": Tiny("Lfm2", {
+        "conv_bias": True, "block_multiple_of": 16, "block_ffn_dim_multiplier": 1.2,
+        "layer_types": ["conv", "full_attention", "conv"],
+    }, ("lfm2",)),
+    "lfm2_moe": Tiny("Lfm2Moe", {
+        "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+        "num_dense_layers": 1, "routed_scaling_factor": 1.5,
+        "layer_types": ["conv", "full_attention", "conv"],
+    }, ("lfm2_moe",)),
+    "mamba2": Tiny("Mamba2", {
+        "num_heads": 8, "head_dim": 12, "state_size": 16, "n_groups": 2, "use_bias": True,
+        "time_step_limit": (0.1, 1.5),
+    }, ("mamba2",)),
+    "granitemoehybrid": Tiny("GraniteMoeHybrid", {
+        "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6,
+        "logits_scaling": 8.0, "num_local_experts": 6, "num_experts_per_tok": 3,
+        "shared_intermediate_size": 40, "mamba_n_heads": 8, "mamba_n_groups": 2,
+        "mamba_d_state": 16, "position_embedding_type": "rope", "mamba_proj_bias": True,
+        "layer_types": ["mamba", "attention", "mamba"],
+    }, ("granitemoehybrid",)),
+    "bamba": Tiny("Bamba", {
+        "hidden_size": 64, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_n_groups": 2,
+        "mamba_d_state": 16, "mamba_d_head": 16, "attention_bias": True,
+    }, ("bamba_full", "bamba")),
     "qwen3_next": Tiny("Qwen3Next", {
         **_DELTA, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
         "shared_expert_intermediate_size": 40, "mlp_only_layers": [1],

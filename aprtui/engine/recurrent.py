@@ -3,20 +3,21 @@ arithmetic, as those of ``engine.ops`` are."""
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as functional
 
 from aprtui.graph.ops import Op
-from aprtui.graph.recurrent import CausalConv, Decay, DeltaRule, GatedNorm
+from aprtui.graph.recurrent import CausalConv, Columns, Decay, DeltaRule, GatedNorm, Scan, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aprtui.engine.ops import Pass
 
-__all__ = ["RECURRENT", "delta_rule", "delta_scan"]
+__all__ = ["RECURRENT", "delta_rule", "delta_scan", "linear_scan"]
 
 Tensor = torch.Tensor
 
@@ -29,7 +30,7 @@ def _wide(x: Tensor) -> Tensor:
 
 def causal_conv(ar: Pass, op: CausalConv, x: Tensor) -> Tensor:
     """[T,C]."""
-    wide = _wide(x)
+    wide = _wide(x[:, op.first : op.first + op.channels])
     weight = _wide(ar.vector(op.weight)).reshape(op.channels, op.taps)
     padded = functional.pad(wide, (0, 0, op.taps - 1, 0))
     made = torch.zeros_like(wide)
@@ -38,6 +39,11 @@ def causal_conv(ar: Pass, op: CausalConv, x: Tensor) -> Tensor:
     if op.bias is not None:
         made = made + _wide(ar.vector(op.bias))
     return ar.activate(ar.cut(made.to(x.dtype)), op.activation)
+
+
+def columns(ar: Pass, op: Columns, x: Tensor, y: Tensor) -> Tensor:
+    """[T,size]."""
+    return x[:, op.first : op.first + op.size] * y[:, op.second : op.second + op.size]
 
 
 def decay(ar: Pass, op: Decay, x: Tensor) -> Tensor:
@@ -49,27 +55,35 @@ def decay(ar: Pass, op: Decay, x: Tensor) -> Tensor:
 
 
 def gated_norm(ar: Pass, op: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
-    """x [T,...,size] normalised and gated; ``gate`` has as many values."""
-    wide, factor = _wide(x), ar.activate(_wide(gate).reshape(x.shape), op.activation)
+    """x [T,...] normalised, ``size`` values at a time, and gated."""
+    wide = _wide(x).reshape(len(x), -1, op.size)
+    gates = _wide(gate).reshape(len(x), -1)[:, : wide.shape[1] * op.size]
+    factor = ar.activate(gates, op.activation).reshape(wide.shape)
     wide = wide * factor if op.before else wide
     apart = wide.reshape(*wide.shape[:-1], op.groups, -1)
     apart = apart * torch.rsqrt(apart.square().mean(-1, keepdim=True) + op.eps)
     made = ar.step(apart.reshape(wide.shape)) * _wide(ar.vector(op.weight))
-    return (made if op.before else made * factor).to(x.dtype)
+    return (made if op.before else made * factor).reshape(_written(op, x)).to(x.dtype)
+
+
+def _written(op: GatedNorm, x: Tensor) -> tuple[int, ...]:
+    """The output's shape: the heads of what comes in, or rows of one norm."""
+    return tuple(x.shape) if x.shape[-1] == op.size else (len(x), x[0].numel())
 
 
 def delta_rule(ar: Pass, op: DeltaRule, x: Tensor, g: Tensor, beta: Tensor) -> Tensor:
     """[T,N,value], or the last state [N,key,value]. Both are one computation, made once where they
     follow one another."""
     kept = ar.scanned
-    if kept is not None and all(a is b for a, b in zip(kept[0], (x, g, beta), strict=True)):
+    given = (x, g, beta)
+    if kept is not None and len(kept[0]) == 3 and all(map(operator.is_, kept[0], given)):
         ar.scanned = None
         return kept[1][int(op.state)]
     q, k, v = _heads(op, x)
     state = torch.zeros(op.heads, op.key, op.value, dtype=v.dtype, device=v.device)
     out, state = delta_scan(q, k, v, _wide(g), _wide(beta), state)
     found = (out.to(x.dtype), state.to(x.dtype))
-    ar.scanned = ((x, g, beta), found)
+    ar.scanned = (given, found)
     return found[int(op.state)]
 
 
@@ -103,6 +117,13 @@ def delta_scan(
     return torch.cat(out), state
 
 
+def _between(kept: Tensor) -> Tensor:
+    """What is kept at token t of what token s wrote, 0 where s is later: [N,t,s]."""
+    apart = kept[:, :, None] - kept[:, None, :]
+    later = torch.ones(apart.shape[1:], dtype=torch.bool, device=kept.device).triu(1)
+    return apart.masked_fill(later, float("-inf")).exp()
+
+
 def _chunk(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -110,9 +131,7 @@ def _chunk(
     kept = g.T.cumsum(1)  # of the state before the chunk, at each token: [N,t]
     weight = beta.T[:, :, None]
     # What token s adds is decayed from s to t.
-    apart = kept[:, :, None] - kept[:, None, :]
-    later = torch.ones(apart.shape[1:], dtype=torch.bool, device=q.device).triu(1)
-    between = apart.masked_fill(later, float("-inf")).exp()
+    between = _between(kept)
     system = (k @ k.transpose(1, 2) * between * weight).tril(-1)
     right = weight * (v - kept.exp()[:, :, None] * (k @ state))
     u = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
@@ -124,9 +143,61 @@ def _chunk(
     return out.transpose(0, 1), state
 
 
+def steps(ar: Pass, op: Steps, x: Tensor) -> Tensor:
+    """[T,N]."""
+    raw = _wide(x[:, op.first : op.first + op.heads]) + _wide(ar.vector(op.dt))
+    return functional.softplus(raw).clamp(op.low, op.high).to(x.dtype)
+
+
+def scan(ar: Pass, op: Scan, x: Tensor, dt: Tensor) -> Tensor:
+    """[T,N,size], or the last state [N,state,size]; made once where they follow one another."""
+    kept = ar.scanned
+    if kept is not None and len(kept[0]) == 2 and kept[0][0] is x and kept[0][1] is dt:
+        ar.scanned = None
+        return kept[1][int(op.last)]
+    inner, shared = op.heads * op.size, op.groups * op.state
+    values, b, c = torch.split(_wide(x), [inner, shared, shared], dim=1)
+    values = values.reshape(len(x), op.heads, op.size)
+    times = op.heads // op.groups
+    b, c = (
+        each.reshape(len(x), op.groups, op.state).repeat_interleave(times, dim=1) for each in (b, c)
+    )
+    a = _wide(ar.vector(op.a))
+    a = -a.exp() if op.logged else a
+    state = torch.zeros(op.heads, op.state, op.size, dtype=values.dtype, device=x.device)
+    wide = _wide(dt)
+    out, state = linear_scan(c, b, values * wide[:, :, None], a * wide, state)
+    out = out + values * _wide(ar.vector(op.skip))[:, None]
+    found = (out.to(x.dtype), state.to(x.dtype))
+    ar.scanned = ((x, dt), found)
+    return found[int(op.last)]
+
+
+def linear_scan(
+    c: Tensor, b: Tensor, v: Tensor, g: Tensor, state: Tensor, chunk: int = _CHUNK
+) -> tuple[Tensor, Tensor]:
+    """S = exp(g) S + b v', of which c'S comes out [T,N,size], and the S behind it [N,state,size],
+    ``chunk`` tokens at a time."""
+    out = []
+    for first in range(0, len(c), chunk):
+        some = slice(first, first + chunk)
+        c_, b_, v_ = (each[some].transpose(0, 1) for each in (c, b, v))  # [N,t,size]
+        kept = g[some].T.cumsum(1)
+        weights = c_ @ b_.transpose(1, 2) * _between(kept)
+        made = kept.exp()[:, :, None] * (c_ @ state) + weights @ v_
+        out.append(made.transpose(0, 1))
+        last = kept[:, -1:]
+        written = (last - kept).exp()[:, :, None] * b_
+        state = last.exp()[:, :, None] * state + written.transpose(1, 2) @ v_
+    return torch.cat(out), state
+
+
 RECURRENT: dict[type[Op], Callable[..., Tensor]] = {
     CausalConv: causal_conv,
+    Columns: columns,
     Decay: decay,
     DeltaRule: delta_rule,
     GatedNorm: gated_norm,
+    Scan: scan,
+    Steps: steps,
 }

@@ -15,9 +15,9 @@ from aprtui.graph.ops import Choose, Mask, Norm, Route
 
 __all__ = [
     "FULL", "SLIDING", "Frame", "Mixer", "ReadFfn", "Sizes", "all_windows", "attention_of",
-    "build_decoder", "check_heads", "layer_types", "mask_of", "query_scale", "read_biases",
-    "read_causal", "read_experts", "read_ffn", "read_sizes", "read_sizes_by_layer", "read_tied",
-    "read_window", "say_windows", "sparse_layers", "windows_by_pattern",
+    "build_decoder", "check_heads", "layer_types", "mask_of", "query_scale", "read_bare_sizes",
+    "read_biases", "read_causal", "read_experts", "read_ffn", "read_sizes", "read_sizes_by_layer",
+    "read_tied", "read_window", "say_windows", "sparse_layers", "windows_by_pattern",
 ]  # fmt: skip
 
 Mixer = Callable[[Builder, StageKey], StageKey]
@@ -55,15 +55,15 @@ def read_sizes(
 
     ``eps_key``: what the norms' epsilon is called, or its value where it has no key; ``nulls``:
     which of ``head_dim`` and ``num_kv_heads`` may be null, for H/A and A. ``kv_heads``: those of a
-    family whose config.json has no key for them; 0: as many as query heads. ``head_dim``: where
-    the family derives it, whatever its keys say.
+    family whose files have no one key for them; 0: of config.json, as many as query heads.
+    ``head_dim``: where the family derives it, whatever its keys say.
     """
     s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
     layers, hidden = read_layers(s), s.integer("hidden_size")
     heads = s.integer("num_heads")
     if head_dim is None:
         head_dim = _head_dim(s, hidden, heads, nulls)
-    if kv_heads is not None and s.file.format == "safetensors":
+    if kv_heads or (kv_heads == 0 and s.file.format == "safetensors"):
         s.take("num_kv_heads", None)
         kv_heads = s.say("num_kv_heads", kv_heads or heads)
     else:
@@ -73,6 +73,14 @@ def read_sizes(
         raise s.fail(f"value_dim is not head_dim, {head_dim}, which {s.family} needs")
     eps = s.number(eps_key) if isinstance(eps_key, str) else s.say("eps", eps_key)
     return Sizes(layers, hidden, heads, kv_heads, head_dim, _vocab(s), eps)
+
+
+def read_bare_sizes(s: Settings) -> Sizes:
+    """The dimensions of a model without attention: 0 heads."""
+    s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
+    layers, hidden = s.integer("num_layers"), s.integer("hidden_size")
+    vocab, eps = _vocab(s), s.number("rms_norm_eps")
+    return Sizes(layers, hidden, 0, 0, 0, vocab, eps)
 
 
 def read_sizes_by_layer(s: Settings) -> list[Sizes]:
@@ -386,12 +394,13 @@ class Frame:
 def build_decoder(
     sizes: Sizes,
     attention: Callable[[int], Attention | Mixer],
-    ffn: Callable[[Builder, StageKey], StageKey],
+    ffn: Callable[[Builder, StageKey], StageKey] | None,
     frame: Frame = Frame(),
 ) -> Graph:
     """hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden)), layer by layer.
 
-    ``attention``: of each layer its attention, or what mixes tokens in its place.
+    ``attention``: of each layer its attention, or what mixes tokens in its place. ``ffn`` None:
+    there is none.
     """
     build = Builder(sizes.hidden, bare_norms=frame.bare_norms)
     norm = frame.norm or sizes.norm(frame.offset)
@@ -409,6 +418,10 @@ def build_decoder(
         build.layer = layer
         how = attention(layer)
         mix = partial(how, build) if callable(how) else partial(build.attention, how=how)
+        if ffn is None:
+            mixed = mix(build.norm("attn_norm", hidden, norm))
+            hidden = build.residual("post_ffn_residual", hidden, mixed, frame.branch_scale)
+            continue
         if frame.parallel:
             hidden = build.parallel(hidden, norm, mix, partial(ffn, build), frame.two_norms)
             continue

@@ -29,7 +29,7 @@ def _ffn(s: Settings, layers: int) -> decoder.Mixer:
 
 
 def build(s: Settings) -> Graph:
-    adjacent = s.flag("rope_interleave", null=False)
+    adjacent = s.flag("rope_interleave")
     return deepseek_v3.build_with(s, _ffn, adjacent=adjacent)
 
 

@@ -46,10 +46,13 @@ def read_frame(s: Settings) -> Frame:
     return Frame(embedding_scale=embedding, branch_scale=branch, logit_scale=1.0 / divisor)
 
 
-def read_attention(s: Settings, sizes: decoder.Sizes) -> Attention:
-    """Scores are multiplied as the file says; GGUF says by ``rope.scaling.finetuned`` that nothing
-    is turned."""
-    table, mask = read_rope(s, sizes.head_dim), decoder.mask_of(decoder.read_causal(s), None)
+def read_attention(s: Settings, sizes: decoder.Sizes, *, partial: bool = False) -> Attention:
+    """Scores are multiplied as the file says, a part of each head may turn where ``partial``; GGUF
+    says by ``rope.scaling.finetuned`` that nothing is turned."""
+    table, mask = (
+        read_rope(s, sizes.head_dim, partial=partial),
+        decoder.mask_of(decoder.read_causal(s), None),
+    )
     biases, scale = decoder.read_biases(s), s.number("attention_multiplier")
     turned = s.file.format != "gguf" or s.flag("rope.scaling.finetuned", True)
     if s.file.format == "gguf" and not scale:

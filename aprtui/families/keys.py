@@ -129,6 +129,7 @@ _NO_MATTER = re.compile(
     r"|classifier_.*|problem_type|id2label|label2id|num_labels|task_specific_params|custom_pipelines"
     r"|finetuning_task|return_dict|torchscript|use_cache|pretraining_tp|(router|input)_jitter_noise"
     r"|use_bfloat16|unsloth_.*|tokenizer_class|prefix|language|max_length|min_length|cache_.*"
+    r"|time_step_(min|max|floor|rank)|rescale_prenorm_residual|residual_in_fp32"
     r"|do_sample|temperature|top_[kp]|typical_p|num_beams.*|num_return_sequences|repetition_penalty"
     r"|diversity_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size"
     r"|bad_words_ids|early_stopping|forced_.*|suppress_tokens|begin_suppress_tokens"

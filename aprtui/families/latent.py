@@ -41,14 +41,16 @@ TENSORS = (
 def read_sizes(s: Settings) -> tuple[decoder.Sizes, dict[str, int | None]]:
     """The common sizes, and those of the latents: q_rank, kv_rank, still, turned, value."""
     if in_folder(s):
-        for name in ("head_dim", "qk_head_dim"):  # follow from the others, whatever they say
-            s.take(name, None)
         found = {
             "q_rank": s.integer("q_lora_rank", null=None),
             "kv_rank": s.integer("kv_lora_rank"),
             "still": s.integer("qk_nope_head_dim"),
             "turned": s.integer("qk_rope_head_dim"),
         }
+        turned = found["turned"]
+        s.must_be("head_dim", (turned,), f"{turned} channels turn")
+        whole = found["still"] + turned
+        s.must_be("qk_head_dim", (whole,), f"{whole} channels are a key")
         heads, stated = s.integer("num_heads"), s.integer("num_kv_heads", null=None)
         if stated not in (None, heads):
             raise s.fail(f"num_kv_heads is {stated} of {heads}: each head has keys of its own")

@@ -113,6 +113,16 @@ _OURS = (
     Row("deepseek_v3", "aprtui.families.deepseek_v3", ("deepseek_v3", "kimi_k2"), ("deepseek2",)),
     Row("glm4_moe_lite", "aprtui.families.glm4_moe_lite", ("glm4_moe_lite",)),
     Row("minicpm3", "aprtui.families.minicpm3", ("minicpm3",), ("minicpm3",)),
+    Row("lfm2", "aprtui.families.lfm2", ("lfm2",), ("lfm2",)),
+    Row("lfm2_moe", "aprtui.families.lfm2_moe", ("lfm2_moe",), ("lfm2moe",)),
+    Row("mamba2", "aprtui.families.mamba2", ("mamba2",), ("mamba2",)),
+    Row(
+        "granitemoehybrid",
+        "aprtui.families.granitemoehybrid",
+        ("granitemoehybrid",),
+        ("granitehybrid",),
+    ),
+    Row("bamba", "aprtui.families.bamba", ("bamba",)),
     Row("qwen3_next", "aprtui.families.qwen3_next", ("qwen3_next",), ("qwen3next",)),
     Row("qwen3_5", "aprtui.families.qwen3_5", ("qwen3_5_text",), ("qwen35",), text_of=("qwen3_5",)),
     Row(

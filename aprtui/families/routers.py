@@ -40,8 +40,8 @@ def read_sigmoid(
         route = Route("sigmoid", renormalise, factor, floor=LEAST_SUM)
     else:
         route = Route("sigmoid", renormalise, s.number(scale, **null), eps=eps)
-    if route.scale == 0 and s.file.format == "gguf":  # llama.cpp takes it for none
-        raise s.fail("expert_weights_scale is 0")
+    if route.scale == 0:  # llama.cpp takes it for none
+        raise s.fail(f"{'expert_weights_scale' if s.file.format == 'gguf' else scale} is 0")
     corrected = s.file.format == "safetensors" or s.shape("correction_bias") is not None
     choose = replace(routing.choose, score="sigmoid")
     s.say("norm_topk_prob", renormalise)

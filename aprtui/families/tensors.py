@@ -224,7 +224,7 @@ CORRECTION_BIAS = (
 _PREFIXES = (
     "language_model.model.", "model.language_model.model.", "model.language_model.",
     "language_model.", "model.text_model.", "model.decoder.", "model.", "transformer.", "gpt_neox.",
-    "decoder.",
+    "decoder.", "backbone.",
 )  # fmt: skip
 # Derived values that some checkpoints carry along; the pass computes them from the configuration.
 _DERIVED = re.compile(

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from aprtui.graph.ops import Op, Part
 from aprtui.graph.role import Role
 
-__all__ = ["CausalConv", "Decay", "DeltaRule", "GatedNorm"]
+__all__ = ["CausalConv", "Columns", "Decay", "DeltaRule", "GatedNorm", "Scan", "Steps"]
 
 
 @dataclass(frozen=True)
 class CausalConv(Op):
     """Of each channel the sum of its last ``taps`` values, each times a weight of its own, then
     ``activation``: [T,C]. The last weight is that of the token itself; before the first there are
-    zeros."""
+    zeros. The channels are columns of the input, from ``first`` on."""
 
     row_wise = False
     remembers = True
@@ -28,6 +28,7 @@ class CausalConv(Op):
     taps: int
     bias: Role | None = None
     activation: str = "silu"
+    first: int = 0
 
     @property
     def weights(self) -> tuple[Role, ...]:
@@ -36,6 +37,16 @@ class CausalConv(Op):
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         shapes: dict[Role, tuple[int, ...]] = {self.weight: (self.channels * self.taps,)}
         return shapes if self.bias is None else {**shapes, self.bias: (self.channels,)}
+
+
+@dataclass(frozen=True)
+class Columns(Op):
+    """``size`` columns of the first input, from ``first`` on, times as many of the second, from
+    ``second`` on: [T,size]."""
+
+    first: int
+    second: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -85,10 +96,60 @@ class DeltaRule(Op):
 
 
 @dataclass(frozen=True)
+class Steps(Op):
+    """How far a state goes at each token [T,N]: softplus(x + dt) between ``low`` and ``high``, x
+    the ``heads`` columns of the input from ``first`` on."""
+
+    dt: Role
+    first: int
+    heads: int
+    low: float = 0.0
+    high: float = float("inf")
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return (self.dt,)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return {self.dt: (self.heads,)}
+
+
+@dataclass(frozen=True)
+class Scan(Op):
+    """Mamba 2's scan (arXiv 2405.21060). A state S [N, ``state``, ``size``] begins as zeros; at
+    each token S = exp(a dt) S + dt b x', and c'S + skip x comes out: [T,N,size]. ``last``: what
+    comes out is the S behind the last token.
+
+    The inputs are x, b and c side by side [T, heads * size + 2 * groups * state], and dt [T,N].
+    Head h has the b and c of group h div (heads / groups); a is -exp(A) of its weight where it is
+    ``logged``, else the weight as it is.
+    """
+
+    row_wise = False
+    remembers = True
+
+    heads: int
+    size: int
+    groups: int
+    state: int
+    a: Role
+    skip: Role
+    logged: bool = True
+    last: bool = False
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return (self.a, self.skip)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return dict.fromkeys(self.weights, (self.heads,))
+
+
+@dataclass(frozen=True)
 class GatedNorm(Op):
-    """RMSNorm of each of the first input's last axes, times the weight, times ``activation`` of the
-    second input. ``before``: the gate multiplies what is normalised instead. ``groups``: so many of
-    the axis are normalised apart."""
+    """RMSNorm of each ``size`` values of the first input, times the weight, times ``activation`` of
+    the gate: the first columns of the second input. ``before``: the gate multiplies what is
+    normalised instead. ``groups``: so many parts of them are normalised apart."""
 
     weight: Role
     size: int

@@ -65,6 +65,8 @@ _SCORES = ("head", "query", "key")
 _WIDE = ("token", "width")
 _NO_LATENT = "the attention has no latent of low rank"
 _STATES = ("token", "state_head", "channel")
+_NO_SCAN = "no layer is a scan"
+_NO_CONV = "no layer is a short convolution"
 _NO_DELTA = "no layer has a delta rule"
 _NO_ATTN_GATE = "the attention's output has no gate"
 _NO_ROPE = "the layer turns nothing by its position"
@@ -112,6 +114,10 @@ STAGES: tuple[Stage, ...] = (
     Stage("attn_gate", "agt", ("token", "gates"), "what weighs the attention, by head or channel",
           _NO_ATTN_GATE),
     Stage("attn_gated", "a*g", _QUERIES, "attention times its gate", _NO_ATTN_GATE),
+    Stage("conv_in", "cin", _WIDE, "two gates and what they gate of a short convolution", _NO_CONV),
+    Stage("conv_x", "cx", _WIDE, "the first gate times what it gates", _NO_CONV),
+    Stage("conv", "cnv", _WIDE, "the causal convolution", _NO_CONV),
+    Stage("conv_out", "cou", _WIDE, "the convolution times the second gate", _NO_CONV),
     Stage("delta_qkv", "dqk", _WIDE, "Q, K and V of a delta rule, before the convolution",
           _NO_DELTA),
     Stage("delta_gate", "dgt", _WIDE, "what gates its output, before the activation", _NO_DELTA),
@@ -124,6 +130,15 @@ STAGES: tuple[Stage, ...] = (
     Stage("delta_state", "dst", ("state_head", "row", "channel"),
           "the state behind the last token", _NO_DELTA),
     Stage("delta_norm", "dnm", _STATES, "the rule's output, normalised and gated", _NO_DELTA),
+    Stage("ssm_in", "sin", _WIDE, "gate, what is scanned, its keys, and steps", _NO_SCAN),
+    Stage("ssm_conv", "scv", _WIDE, "what is scanned after the causal convolution", _NO_SCAN),
+    Stage("ssm_dt", "sdt", ("token", "state_head"), "how far the state goes at each token",
+          _NO_SCAN),
+    Stage("ssm_scan", "ssc", _STATES, "what the scan reads of its state, and what it skips",
+          _NO_SCAN),
+    Stage("ssm_state", "sst", ("state_head", "row", "channel"), "the state behind the last token",
+          _NO_SCAN),
+    Stage("ssm_norm", "snm", _WIDE, "the scan's output, gated and normalised", _NO_SCAN),
     Stage("attn_out", "out", _HIDDEN, "after the output projection and its bias"),
     Stage("attn_post_norm", "apn", _HIDDEN, "the attention branch normalised before it is added",
           _NO_POST_NORM),

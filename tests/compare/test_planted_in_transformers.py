@@ -100,6 +100,27 @@ def _no_gate(model: Any) -> None:
     norm.forward = lambda x, gate: right(x, torch.full_like(gate, 1.2784645427610738))
 
 
+def _no_skip(model: Any) -> None:
+    code = sys.modules[type(model).__module__]
+    right, layers = code.mamba2_chunk_scan, iter(range(3))
+
+    def scan(*given: Any, D: Any, **named: Any) -> Any:
+        return right(*given, D=D * 0 if next(layers) == 1 else D, **named)
+
+    PATCHES.append((code, "mamba2_chunk_scan", scan))
+
+
+def _late_short_conv(model: Any) -> None:
+    code = sys.modules[type(model).__module__]
+    right, layers = code.causal_conv1d_fn, iter((0, 2))
+
+    def conv(x: Any, *given: Any, **named: Any) -> Any:
+        late = torch.cat((torch.zeros_like(x[..., :1]), x[..., :-1]), dim=-1)
+        return right(late if next(layers) == 0 else x, *given, **named)
+
+    PATCHES.append((code, "causal_conv1d_fn", conv))
+
+
 PATCHES: list[tuple[Any, str, Any]] = []
 """What a plant puts into a module of transformers, for one test."""
 PLANTED: dict[str, tuple[str, Plant, dict[str, str]]] = {
@@ -119,6 +140,8 @@ PLANTED: dict[str, tuple[str, Plant, dict[str, str]]] = {
     ),
     "qwen3_5-conv": ("qwen3_5", _late_conv, {"layer-2/delta_conv": "conv_shifted"}),
     "qwen3_5-gate": ("qwen3_5", _no_gate, {"layer-0/delta_norm": "gate_missing"}),
+    "mamba2-skip": ("mamba2", _no_skip, {"layer-1/ssm_scan": "scan_skip_missing"}),
+    "lfm2-conv": ("lfm2", _late_short_conv, {"layer-0/conv": "conv_shifted"}),
     "minicpm3-rope": (
         "minicpm3", _not_turned,
         {"layer-1/q_post_rope": "rope_missing", "layer-1/k_post_rope": "rope_missing"},

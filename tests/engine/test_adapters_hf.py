@@ -119,9 +119,9 @@ def test_a_stage_that_no_module_gives_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_tiny(TINY["llama"], tmp_path / "model")
-    sources = tuple(each for each in modules.SOURCES if each.stage != "ffn_silu")
+    sources = tuple(each for each in modules.SOURCES if each.stage != "ffn_up")
     monkeypatch.setattr(modules, "SOURCES", sources)
-    with pytest.raises(EngineError, match="no module of it is known to give layer-0/ffn_silu"):
+    with pytest.raises(EngineError, match="no module of it is known to give layer-0/ffn_up"):
         trace(tmp_path / "model", tmp_path / "t", "hf")
     without = trace(tmp_path / "model", tmp_path / "u", "hf", stages="attn_*,ffn_gate")
     assert without.status == "complete"

@@ -26,7 +26,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is a dev
 
 TOKENS = tuple((11 * place + 3) % 96 for place in range(10))
 # Model types, each with something of its own; but for the KNOWN no family file describes them.
-KNOWN = ("gpt2", "gpt_neox")
+KNOWN = ("gpt2", "gpt_neox", "deepseek_v3", "mamba2")
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
     "gpt_neox": ("GPTNeoX", {
@@ -43,6 +43,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba2": ("Mamba2", {
         "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 16, "state_size": 8,
         "n_groups": 1, "chunk_size": 8, "expand": 2,
+    }),
+    "codegen": ("CodeGen", {
+        "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4,
+    }),
+    "recurrent_gemma": ("RecurrentGemma", {
+        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "lru_width": 32,
+        "num_key_value_heads": 1, "intermediate_size": 96, "attention_window_size": 8,
     }),
 }  # fmt: skip
 
@@ -144,7 +151,7 @@ def test_a_known_family_shows_its_modules_when_asked(tmp_path: Path) -> None:
 def test_the_command_line_traces_replays_and_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, out = saved("mamba2", tmp_path / "model"), tmp_path / "t"
+    model, out = saved("codegen", tmp_path / "model"), tmp_path / "t"
     words = ["trace", str(model), "--engine", "hf", "--tokens", "1,2,3", "-o", str(out)]
     assert main([*words, "--dry-run"]) == 0
     assert "no family file describes this architecture" in capsys.readouterr().out

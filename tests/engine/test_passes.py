@@ -244,9 +244,10 @@ def test_what_cannot_come_in_passes_is_refused_before_anything_is_computed(
     model = saved("gpt2", tmp_path / "learned")
     longest = open_model(model).graph.longest
     assert longest is not None
-    save_tiny(TINY["qwen3_next"], tmp_path / "delta")
-    with pytest.raises(UsageError, match="carries a state along its tokens"):
-        make_plan(TraceJob(str(tmp_path / "delta"), tokens=(1, 2, 3), chunk=2))
+    for family in ("qwen3_next", "lfm2", "mamba2"):
+        save_tiny(TINY[family], tmp_path / family)
+        with pytest.raises(UsageError, match="carries a state along its tokens"):
+            make_plan(TraceJob(str(tmp_path / family), tokens=(1, 2, 3), chunk=2))
     with pytest.raises(
         UsageError, match=f", 2 steps behind it, and the model has learned {longest}"
     ):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from aprtui.engine.recurrent import delta_scan
+from aprtui.engine.recurrent import delta_scan, linear_scan
 
 BAR = 1e-5  # docs/numerics.md 1
 TOKENS, HEADS, KEY, VALUE = 150, 3, 8, 12
@@ -56,3 +56,17 @@ def test_a_state_is_gone_on_with() -> None:
     more, end = delta_scan(q[cut:], k[cut:], v[cut:], g[cut:], beta[cut:], state)
     torch.testing.assert_close(torch.cat((out, more)), whole, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(end, last, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, TOKENS])
+def test_a_scan_in_chunks_is_the_scan_token_by_token(chunk: int) -> None:
+    c, b, v, g, _ = given(torch.float32)
+    found = linear_scan(c, b, v, g, torch.zeros(HEADS, KEY, VALUE), chunk)
+    wide = [each.numpy() for each in given(torch.float64)[:4]]
+    state, out = np.zeros((HEADS, KEY, VALUE)), np.zeros((TOKENS, HEADS, VALUE))
+    for t, (c_t, b_t, v_t, g_t) in enumerate(zip(*wide, strict=True)):
+        state = np.exp(g_t)[:, None, None] * state + b_t[:, :, None] * v_t[:, None, :]
+        out[t] = np.einsum("nk,nkv->nv", c_t, state)
+    for made, expected in zip(found, (out, state), strict=True):
+        away = np.linalg.norm(made.double().numpy() - expected)
+        assert away <= BAR * np.linalg.norm(expected)

@@ -29,6 +29,8 @@ DECLARED_IN = (
     "engine/adapters/scans.py",
     "graph/latent.py",
     "graph/delta.py",
+    "graph/shortconv.py",
+    "graph/mamba2.py",
     "engine/adapters/nodes.py",
     "engine/adapters/shown.py",
 )
@@ -57,6 +59,7 @@ ALLOWED = {
             "falcon",
             "glm4",
             "hunyuan",
+            "lfm2",
             "llama4",
             "mellum",
             "mpt",

@@ -55,12 +55,12 @@ def test_facts_of_stages() -> None:
 
 
 def test_an_unknown_stage_has_no_facts_and_its_whole_name() -> None:
-    facts = facts_of("ssm_scan")
+    facts = facts_of("warp_scan")
     assert not (facts.axes or facts.integers or facts.rotated or facts.lens or facts.logits)
-    assert short_name("ssm_scan") == "ssm_scan" and short_name("ffn_gate") == "gat"
-    keys = [StageKey(0, "ssm_scan"), StageKey(1, "attn_norm"), StageKey(0, "post_ffn_residual")]
+    assert short_name("warp_scan") == "warp_scan" and short_name("ffn_gate") == "gat"
+    keys = [StageKey(0, "warp_scan"), StageKey(1, "attn_norm"), StageKey(0, "post_ffn_residual")]
     assert [str(key) for key in sorted(keys, key=order_of)] == [
-        "layer-0/post_ffn_residual", "layer-0/ssm_scan", "layer-1/attn_norm",
+        "layer-0/post_ffn_residual", "layer-0/warp_scan", "layer-1/attn_norm",
     ]  # fmt: skip
 
 

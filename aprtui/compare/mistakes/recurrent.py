@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
 from aprtui.graph.ops import ACTIVATIONS
-from aprtui.graph.recurrent import CausalConv, Decay, DeltaRule, GatedNorm
+from aprtui.graph.recurrent import CausalConv, Decay, DeltaRule, GatedNorm, Scan, Steps
 
 __all__ = ["RECURRENT"]
 
@@ -54,18 +54,34 @@ def value_heads_dealt(at: Attempt[DeltaRule]) -> Iterator[Candidate]:
         yield Candidate(made, f"value heads are {used}", {"heads": at.op.heads})
 
 
-def state_lost(at: Attempt[DeltaRule]) -> Iterator[Candidate]:
+def state_lost(at: Attempt[DeltaRule | Scan]) -> Iterator[Candidate]:
     tokens = len(at.inputs[0])
     for chunk in _CHUNKS:
         if chunk >= tokens:
             return
         cuts = [slice(first, first + chunk) for first in range(0, tokens, chunk)]
         parts = [at.remade(inputs=[x[cut] for x in at.inputs]) for cut in cuts]
-        made = parts[-1] if at.op.state else np.concatenate(parts)
+        last = at.op.last if isinstance(at.op, Scan) else at.op.state
+        made = parts[-1] if last else np.concatenate(parts)
         yield Candidate(made, f"the state is lost every {chunk} tokens", {"chunk": chunk})
 
 
-def decay_weight(at: Attempt[Decay]) -> Iterator[Candidate]:
+def scan_skip_missing(at: Attempt[Scan]) -> Iterator[Candidate]:
+    if at.op.last:
+        return
+    skip = at.case.replay.vector(at.op.skip)
+    values = at.inputs[0][:, : at.op.heads * at.op.size].reshape(at.base.shape)
+    yield Candidate(at.base - values * skip[:, None], "what goes past the state is left out")
+
+
+def steps_unbounded(at: Attempt[Steps]) -> Iterator[Candidate]:
+    if (at.op.low, at.op.high) != (0.0, float("inf")):
+        made = at.remade(replace(at.op, low=0.0, high=float("inf")))
+        text = f"the steps are not kept between {at.op.low:g} and {at.op.high:g}"
+        yield Candidate(made, text)
+
+
+def decay_weight(at: Attempt[Decay | Scan]) -> Iterator[Candidate]:
     made = at.remade(replace(at.op, logged=not at.op.logged))
     taken = "as it is" if at.op.logged else "as its logarithm"
     yield Candidate(made, f"the decay's weight is taken {taken}")
@@ -94,8 +110,10 @@ RECURRENT = (
     Entry("decay_missing", (DeltaRule,), decay_missing),
     Entry("beta_missing", (DeltaRule,), beta_missing),
     Entry("value_heads_dealt", (DeltaRule,), value_heads_dealt),
-    Entry("state_lost", (DeltaRule,), state_lost),
-    Entry("decay_weight", (Decay,), decay_weight),
+    Entry("state_lost", (DeltaRule, Scan), state_lost),
+    Entry("scan_skip_missing", (Scan,), scan_skip_missing),
+    Entry("steps_unbounded", (Steps,), steps_unbounded),
+    Entry("decay_weight", (Decay, Scan), decay_weight),
     Entry("gate_missing", (GatedNorm,), gate_missing),
     Entry("gate_order", (GatedNorm,), gate_order),
 )

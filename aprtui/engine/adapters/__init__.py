@@ -22,7 +22,7 @@ from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Absent
 from aprtui.graph.ops import Product, Rope, Scores, SharedRope, Softmax
-from aprtui.graph.recurrent import GatedNorm
+from aprtui.graph.recurrent import CausalConv, Columns, GatedNorm, Scan, Steps
 from aprtui.model.open import Model
 from aprtui.text import clean
 
@@ -248,9 +248,17 @@ def _llamacpp(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]
 
 
 def _not_made(model: Model) -> tuple[Absent, ...]:
-    """Stages that llama.cpp has no node for: a gated norm's product bears no name, and queries are
-    multiplied by the weights that would make keys of a latent."""
-    unnamed = (node.key.stage for node in model.graph if isinstance(node.op, GatedNorm))
+    """Stages that llama.cpp has no node for, or one without a name: gated norms, steps, states; and
+    queries are multiplied by the weights that would make keys of a latent."""
+    scans = {node.key.layer for node in model.graph if isinstance(node.op, Scan)}
+    unnamed = (
+        node.key.stage
+        for node in model.graph
+        if (isinstance(node.op, GatedNorm) and not node.op.before)
+        or isinstance(node.op, Steps | Columns)
+        or (isinstance(node.op, Scan) and node.op.last)
+        or (isinstance(node.op, CausalConv) and node.key.layer in scans)
+    )
     expanded = any(isinstance(node.op, SharedRope) for node in model.graph) and any(
         role.expert is not None and isinstance(node.op, Product)
         for node in model.graph

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from aprtui.engine.adapters import Put
+from aprtui.formats.tracedir import StageKey
 
 __all__ = ["Lane", "Lanes"]
 
@@ -17,12 +18,14 @@ Tensor = torch.Tensor
 @dataclass(frozen=True)
 class Lane:
     """One sequence in one pass: ``rows`` of it from position ``first`` on. ``pad`` columns before
-    its first token are padding."""
+    its first token are padding. ``held``: of each stage that is computed once more, those of its
+    inputs that were seen."""
 
     put: Put
     first: int
     rows: int
     pad: int = 0
+    held: dict[StageKey, dict[StageKey, Tensor]] = field(default_factory=dict)
 
     @property
     def end(self) -> int:

@@ -23,13 +23,22 @@ from aprtui.engine.adapters.hf_attention import (
     without_registry,
 )
 from aprtui.engine.adapters.hf_rows import Lane, Lanes
-from aprtui.engine.adapters.scans import INSIDE_DELTA, delta_of, watch_delta
-from aprtui.engine.adapters.shown import BIASED, INSIDE, KEY, PRODUCT, QUERY, Part, Shown
+from aprtui.engine.adapters.scans import (
+    INSIDE_SCANS,
+    delta_of,
+    scan_of,
+    short_conv_of,
+    watch_conv,
+    watch_delta,
+    watch_scan,
+)
+from aprtui.engine.adapters.shown import BIASED, INSIDE_ATTENTION, KEY, PRODUCT, QUERY, Part, Shown
 from aprtui.engine.hooks import Stages, hooks
 from aprtui.engine.passes import Piece
 from aprtui.engine.stacking import Stack
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey
+from aprtui.graph.ops import Activate, Combine
 from aprtui.graph.vocabulary import order_of
 from aprtui.text import clean
 
@@ -214,6 +223,10 @@ def _watches(
             yield by_itself(attention, number, shown)
         if (rule := delta_of(layer)) is not None:
             yield watch_delta(rule, number, shown)
+        if (scan := scan_of(layer)) is not None:
+            yield watch_scan(scan, number, shown)
+        if (conv := short_conv_of(layer)) is not None:
+            yield watch_conv(conv, number, shown)
         given: set[str] = set()
         for stages, watch in beyond(layer, number, shown, functions):
             given |= stages
@@ -265,7 +278,9 @@ def _chosen(
     ``given``: those that are seen otherwise."""
     names = {name for name, _ in module.named_modules()}
     chosen: dict[str | tuple[str, ...], str] = {}
-    for key in sorted(shown.watched, key=order_of):
+    gate = modules.source_of(StageKey(layer, "attn_gate"), names, shown.graph)
+    todo = sorted(shown.watched, key=order_of)
+    for key in todo:  # grows by what others follow from
         of_decoder = key.stage in _OF_DECODER
         if of_decoder != (layer is None) or (not of_decoder and key.layer != layer):
             continue
@@ -273,16 +288,17 @@ def _chosen(
         of_norm = key.stage in (QUERY, KEY) and shown.turns_first(layer)
         if key.stage in (QUERY, KEY) and without_registry(module) is not None:
             raise shown.differs(f"no module of it is known to give {key}")
-        inside = key.stage in INSIDE or key.stage in INSIDE_DELTA
+        inside = key.stage in INSIDE_ATTENTION or key.stage in INSIDE_SCANS
         if (inside and not of_norm) or again or key.stage in given:
             continue
-        source = next(
-            (s for s in modules.SOURCES if modules.gives(s, key, names, shown.graph)), None
-        )
+        source = modules.source_of(key, names, shown.graph)
+        if source is None and isinstance(shown.graph[key].op, Activate | Combine):
+            shown.follow(shown.graph[key])
+            todo += [each for each in shown.graph[key].inputs if each not in todo]
+            continue
         if source is None:
             raise shown.differs(f"no module of it is known to give {key}")
-        gated = StageKey(layer, "attn_gate") in shown.graph
-        chosen[source.modules] = modules.meant(module, source, key.stage, gated=gated)
+        chosen[source.modules] = modules.meant(module, source, key.stage, gate)
     return chosen
 
 
@@ -291,7 +307,9 @@ def _before_bias(layer: Any, number: int, shown: Shown) -> Iterator[None]:
     """The product of q, k and v, which the library fuses with its bias: alone, once more."""
     have = {name for name, _ in layer.named_modules()}
     biased = StageKey(number, BIASED)
-    source = next(s for s in modules.SOURCES if modules.gives(s, biased, have, shown.graph))
+    source = modules.source_of(biased, have, shown.graph)
+    if source is None:
+        raise shown.differs(f"no module of it is known to give {biased}")
     names = (source.modules,) if isinstance(source.modules, str) else source.modules
     parts = [layer.get_submodule(name) for name in names]
     told = Part(shown, number)

@@ -11,7 +11,7 @@ import torch
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph
 
-__all__ = ["GATE_UP", "HALVES", "QUERY_GATE", "SOURCES", "TOGETHER", "Source", "gives", "meant"]
+__all__ = ["HALVES", "QUERY_GATE", "SOURCES", "TOGETHER", "Source", "meant", "source_of"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ _PROJECTIONS = tuple(
 _BY_HEAD = tuple(f"{name}.query_key_value" for name in ("attention", "self_attn", "self_attention"))
 _FUSED = (*_BY_HEAD, "self_attn.qkv_proj", "attn.c_attn", "attn.Wqkv")
 _QKV: tuple[str | tuple[str, ...], ...] = (*_PROJECTIONS, *_FUSED)
-GATE_UP, HALVES = "mlp.gate_up_proj", ("ffn_gate", "ffn_up")  # two stages, side by side
+_SHARED = "shared_mlp.input_linear"
+HALVES = {"mlp.gate_up_proj": "ffn", _SHARED: "shared_ffn"}  # gate and up, side by side, of these
 
 TOGETHER, QUERY_GATE = " by head", "q, k and v with a gate"
 
@@ -52,7 +53,7 @@ SOURCES = (
     *(
         Source("attn_norm", name)
         for name in ("input_layernorm", "attention_layernorm", "ln_1", "self_attn_layer_norm",
-                     "norm_1", "ln_attn")
+                     "norm_1", "ln_attn", "operator_norm", "norm")
     ),
     *(Source("qkv_matmul", modules, unless="qkv_bias") for modules in _QKV),
     *(Source("qkv_bias", modules) for modules in _QKV),
@@ -78,11 +79,14 @@ SOURCES = (
     Source("k_norm", "self_attn.k_layernorm"),
     Source("attn_gate", "self_attn.gate_proj"),
     Source("attn_gate", "self_attn.g_proj"),
+    Source("conv_in", "conv.in_proj"),
+    Source("conv_out", "conv.out_proj:input"),
     Source("attn_gate", _PROJECTIONS[0]),
     Source("attn_gated", "self_attn.o_proj:input"),
     *(
         Source("attn_out", name)
-        for name in ("self_attn.o_proj", "linear_attn.out_proj", "self_attn.dense",
+        for name in ("self_attn.o_proj", "linear_attn.out_proj", "conv.out_proj", "mixer.out_proj",
+                     "mamba.out_proj", "self_attn.dense",
                      "attention.dense", "attn.c_proj", "attn.out_proj", "self_attn.out_proj",
                      "self_attention.dense")
     ),
@@ -97,18 +101,33 @@ SOURCES = (
     Source("post_attn_residual", "mlp:input", unless="attn_norm"),
     *(
         Source("post_attn_residual", f"{name}:input")
-        for name in ("ln_2", "final_layer_norm", "norm_2")
+        for name in ("ln_2", "final_layer_norm", "norm_2", "ffn_norm", "pre_ff_layernorm")
     ),
     Source("ffn_norm", "pre_feedforward_layernorm"),
     Source("ffn_norm", "pre_mlp_layernorm"),
     Source("ffn_norm", "feedforward_layernorm"),
     Source("ffn_norm", "post_attention_layernorm", beside="post_self_attn_layernorm"),
     Source("ffn_norm", "post_attention_layernorm", unless="attn_post_norm"),
-    *(Source("ffn_norm", name) for name in ("ln_2", "final_layer_norm", "norm_2", "ln_mlp")),
+    *(
+        Source("ffn_norm", name)
+        for name in ("ln_2", "final_layer_norm", "norm_2", "ln_mlp", "ffn_norm",
+                     "pre_ff_layernorm")
+    ),
     Source("ffn_gate", "mlp.gate_proj"),
-    Source("ffn_gate", GATE_UP),
+    Source("ffn_gate", "feed_forward.w1"),
+    Source("ffn_silu", "feed_forward.act_fn"),
+    Source("ffn_up", "feed_forward.w3"),
+    Source("ffn_swigl", "feed_forward.w2:input"),
+    Source("router_logits", "feed_forward.gate[0]"),
+    Source("moe_router", "feed_forward.gate[1]"),
+    Source("moe_router_indices", "feed_forward.gate[2]"),
+    Source("moe_ffn_out", "feed_forward.experts"),
+    *(Source(f"{name}_gate", module) for module, name in HALVES.items()),
+    *(Source(f"{name}_up", module) for module, name in HALVES.items()),
+    Source("shared_ffn_silu", "shared_mlp.activation"),
+    Source("shared_ffn_swigl", "shared_mlp.output_linear:input"),
+    Source("shared_ffn_out", "shared_mlp"),
     Source("ffn_up", "mlp.up_proj"),
-    Source("ffn_up", GATE_UP),
     *(
         Source("ffn_up", name)
         for name in ("mlp.c_fc", "mlp.fc1", "mlp.dense_h_to_4h", "mlp.fc_in", "fc1", "ffn.up_proj")
@@ -158,23 +177,25 @@ SOURCES = (
     Source("shared_gate", "mlp.shared_expert_gate"),
     *(Source("ffn_out", name) for name in ("mlp.dense_4h_to_h", "ffn.down_proj", "fc2")),
     Source("ffn_out", "mlp"),
-    Source("ffn_out", "block_sparse_moe"),
+    Source("ffn_out", "block_sparse_moe", unless="shared_ffn_out"),
     Source("ffn_post_norm", "post_feedforward_layernorm"),
     Source("ffn_post_norm", "post_mlp_layernorm"),
     Source("post_ffn_residual", ""),
     *(
         Source("final_norm", name)
-        for name in ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+        for name in ("norm", "embedding_norm", "ln_f", "final_layer_norm", "final_layernorm",
+                     "norm_f")
     ),
 )  # fmt: skip
 
 
-def meant(module: torch.nn.Module, source: Source, stage: str, *, gated: bool = False) -> str:
+def meant(module: torch.nn.Module, source: Source, stage: str, gate: Source | None = None) -> str:
     """What a part is told that a source gives: the stage, two of them side by side, or one whose
-    columns stand by key/value head; ``gated``: the queries come with a gate."""
-    if source.modules == GATE_UP:
-        return GATE_UP
-    if gated and source.modules == _PROJECTIONS[0]:
+    columns stand by key/value head; ``gate``: where the layer has its attention's gate from, which
+    may be the queries' projection."""
+    if source.modules in HALVES:
+        return str(source.modules)
+    if gate is not None and source.modules == gate.modules == _PROJECTIONS[0]:
         return QUERY_GATE
     one = source.modules if isinstance(source.modules, str) else ""
     linear = one in _FUSED and isinstance(module.get_submodule(one), torch.nn.Linear)
@@ -182,7 +203,14 @@ def meant(module: torch.nn.Module, source: Source, stage: str, *, gated: bool = 
     return f"{stage}{TOGETHER}" if by_head else stage
 
 
-def gives(source: Source, key: StageKey, names: Collection[str], graph: Graph) -> bool:
+def source_of(key: StageKey, names: Collection[str], graph: Graph) -> Source | None:
+    """The first source of a stage whose modules are there; None without one, or without it."""
+    if key not in graph:
+        return None
+    return next((each for each in SOURCES if _gives(each, key, names, graph)), None)
+
+
+def _gives(source: Source, key: StageKey, names: Collection[str], graph: Graph) -> bool:
     """Whether the modules are there and mean this stage."""
     if source.stage != key.stage or StageKey(key.layer, source.unless) in graph:
         return False

@@ -37,7 +37,7 @@ from aprtui.graph.ops import (
     Scores,
     Softmax,
 )
-from aprtui.graph.recurrent import DeltaRule
+from aprtui.graph.recurrent import DeltaRule, GatedNorm
 from aprtui.model.open import Matrix
 
 __all__ = ["Collector", "NodeMap", "Slot", "Span", "parallel_sums"]
@@ -70,6 +70,8 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("ADD", "attn_residual"): ("post_attn_residual",),
     ("CONT", "attn_pregate"): ("attention",),
     ("SIGMOID", "gate_sigmoid"): ("attn_gate",),
+    ("SSM_CONV", "model.layers.{}.conv.conv"): ("conv",),
+    ("ADD", "mamba2_y_add_d"): ("ssm_scan",),
     ("SIGMOID", "beta_sigmoid"): ("delta_beta",),
     ("MUL", "gate"): ("delta_decay",),
     ("SILU", "conv_output_silu"): ("delta_conv",),
@@ -174,6 +176,7 @@ class NodeMap:
             (node.label == _TABLE and isinstance(op, Embed) and op.scale == 1.0)
             or (ggml == "MUL" and isinstance(op, Norm) and op.bias is None)
             or (ggml == "ADD" and isinstance(op, Norm) and op.bias == role)
+            or (ggml == "MUL" and isinstance(op, GatedNorm) and op.before)
         )
         return Slot(stage.key) if ends else None
 

@@ -10,19 +10,33 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["INSIDE_DELTA", "Shown", "delta_of", "watch_delta"]
+__all__ = [
+    "INSIDE_SCANS",
+    "Shown",
+    "delta_of",
+    "scan_of",
+    "short_conv_of",
+    "watch_conv",
+    "watch_delta",
+    "watch_scan",
+]
 
-INSIDE_DELTA = frozenset({
+# The stages that are seen where they are used, not at a module.
+INSIDE_SCANS = frozenset({
     "delta_qkv", "delta_gate", "delta_beta", "delta_decay", "delta_conv", "delta_out",
-    "delta_state", "delta_norm",
+    "delta_state", "delta_norm", "conv_x", "conv",
+    "ssm_in", "ssm_conv", "ssm_dt", "ssm_scan", "ssm_state", "ssm_norm",
 })  # fmt: skip
 _CONV, _RULE = "causal_conv1d_fn", "torch_chunk_gated_delta_rule"
+_SCAN = "mamba2_chunk_scan"
 
 
 class Shown(Protocol):
-    """What takes the stages."""
+    """What takes the stages, each with its batch; ``put_state`` those without tokens."""
 
     def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None: ...
+
+    def put_state(self, stage: str, value: torch.Tensor, layer: int) -> None: ...
 
 
 def delta_of(layer: torch.nn.Module) -> torch.nn.Module | None:
@@ -40,17 +54,17 @@ def watch_delta(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[
 
     def conv(x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
         made: torch.Tensor = right[_CONV](x, *given, **named)
-        shown.put("delta_qkv", x[0].T, layer=number)
-        shown.put("delta_conv", made[0].T, layer=number)
+        shown.put("delta_qkv", x.transpose(1, 2), layer=number)
+        shown.put("delta_conv", made.transpose(1, 2), layer=number)
         return made
 
     def rule(*given: Any, g: torch.Tensor, beta: torch.Tensor, **named: Any) -> Any:
         wanted = {**named, "output_final_state": True}
         out, state = right[_RULE](*given, g=g, beta=beta, **wanted)
-        shown.put("delta_decay", g[0], layer=number)
-        shown.put("delta_beta", beta[0], layer=number)
-        shown.put("delta_out", out[0], layer=number)
-        shown.put("delta_state", state[0], layer=number)
+        shown.put("delta_decay", g, layer=number)
+        shown.put("delta_beta", beta, layer=number)
+        shown.put("delta_out", out, layer=number)
+        shown.put_state("delta_state", state, number)
         return out, state if named.get("output_final_state") else None
 
     def begin(*_: Any) -> None:
@@ -73,6 +87,91 @@ def watch_delta(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[
         module.register_forward_hook(end),
         norm.register_forward_pre_hook(gate),
         norm.register_forward_hook(normed),
+    )
+    try:
+        yield
+    finally:
+        end()
+        for handle in handles:
+            handle.remove()
+
+
+def short_conv_of(layer: torch.nn.Module) -> torch.nn.Module | None:
+    """The layer's short convolution, where it has one."""
+    module = getattr(layer, "conv", None)
+    code = sys.modules[type(module).__module__]
+    return module if module is not None and hasattr(code, _CONV) else None
+
+
+@contextmanager
+def watch_conv(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
+    """What the layer's convolution is given and makes."""
+    code = sys.modules[type(module).__module__]
+    right: Callable[..., torch.Tensor] = getattr(code, _CONV)
+
+    def conv(x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        made = right(x, *given, **named)
+        shown.put("conv_x", x.transpose(1, 2), layer=number)
+        shown.put("conv", made.transpose(1, 2), layer=number)
+        return made
+
+    handles = (
+        module.register_forward_pre_hook(lambda *_: setattr(code, _CONV, conv)),
+        module.register_forward_hook(lambda *_: setattr(code, _CONV, right)),
+    )
+    try:
+        yield
+    finally:
+        setattr(code, _CONV, right)
+        for handle in handles:
+            handle.remove()
+
+
+def scan_of(layer: torch.nn.Module) -> torch.nn.Module | None:
+    """The layer's scan, where it has one."""
+    for name in ("mixer", "mamba"):
+        module = getattr(layer, name, None)
+        if module is not None and hasattr(sys.modules[type(module).__module__], _SCAN):
+            found: torch.nn.Module = module
+            return found
+    return None
+
+
+@contextmanager
+def watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
+    """The stages inside the layer's scan; the steps are computed once more from its arguments."""
+    code, parts = sys.modules[type(module).__module__], dict(module.named_children())
+    right: dict[str, Callable[..., Any]] = {name: getattr(code, name) for name in (_CONV, _SCAN)}
+
+    def put(stage: str, value: torch.Tensor) -> None:
+        shown.put(stage, value, layer=number)
+
+    def conv(x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        made: torch.Tensor = right[_CONV](x, *given, **named)
+        put("ssm_conv", made.transpose(1, 2))
+        return made
+
+    def scan(x: torch.Tensor, dt: torch.Tensor, *given: Any, **named: Any) -> Any:
+        out, state = right[_SCAN](x, dt, *given, **{**named, "return_final_states": True})
+        steps = torch.nn.functional.softplus(dt + named["dt_bias"]).clamp(*named["dt_limit"])
+        put("ssm_dt", steps)
+        put("ssm_scan", out)
+        shown.put_state("ssm_state", state.transpose(2, 3), number)
+        return (out, state) if named.get("return_final_states") else out
+
+    def begin(*_: Any) -> None:
+        setattr(code, _CONV, conv)
+        setattr(code, _SCAN, scan)
+
+    def end(*_: Any) -> None:
+        for name, function in right.items():
+            setattr(code, name, function)
+
+    handles = (
+        module.register_forward_pre_hook(begin),
+        module.register_forward_hook(end),
+        parts["in_proj"].register_forward_hook(lambda _, __, made: put("ssm_in", made)),
+        parts["norm"].register_forward_hook(lambda _, __, made: put("ssm_norm", made)),
     )
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,33 +12,26 @@ from aprtui.engine import ops
 from aprtui.engine.adapters import modules
 from aprtui.engine.adapters.hf_rows import Lane, Lanes
 from aprtui.engine.adapters.nodes import parallel_sums
-from aprtui.engine.adapters.scans import INSIDE_DELTA
+from aprtui.engine.adapters.scans import INSIDE_SCANS
 from aprtui.engine.device import torch_settings
 from aprtui.errors import EngineError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph, Node
-from aprtui.graph.ops import Attend, Clip, Norm, Scores, Sigmoid, Softplus
+from aprtui.graph.ops import Activate, Attend, Clip, Combine, Norm, Op, Scores, Sigmoid, Softplus
 from aprtui.graph.vocabulary import facts_of
 
 if TYPE_CHECKING:
     from aprtui.engine.plan import Plan
 
-__all__ = ["BIASED", "INSIDE", "KEY", "MIXED", "PRODUCT", "QUERY", "SCORES", "WEIGHTS"]
+__all__ = ["BIASED", "INSIDE_ATTENTION", "KEY", "MIXED", "PRODUCT", "QUERY", "SCORES", "WEIGHTS"]
 __all__ += ["Part", "Shown"]
 
 # The stages of what the attention function is given, meets and returns.
-QUERY, KEY, SCORES, WEIGHTS, MIXED = INSIDE = (
+QUERY, KEY, SCORES, WEIGHTS, MIXED = INSIDE_ATTENTION = (
     "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention",
 )  # fmt: skip
 PRODUCT, BIASED = "qkv_matmul", "qkv_bias"
 _ROUTED = ("moe_router", "moe_ffn_out")
-
-
-class _Cut(NamedTuple):
-    """A stage that is another one, cut to a limit on both sides."""
-
-    key: StageKey
-    limit: float
 
 
 class Shown:
@@ -54,14 +47,20 @@ class Shown:
         self.lanes = Lanes([Lane(lambda key, value: None, 0, 1)])
         self.heads_first: dict[StageKey, bool] = {}
         self._version = version
-        self._cuts = {
-            node.inputs[0]: _Cut(node.key, node.op.limit)
-            for node in self.graph
-            if isinstance(node.op, Clip) and node.key in self.wanted
-        }
-        self.watched = self.wanted.difference(each.key for each in self._cuts.values()).union(
-            self._cuts
-        )
+        self._followers: dict[StageKey, list[Node]] = {}
+        for node in self.graph:
+            if isinstance(node.op, Clip) and node.key in self.wanted:
+                self.follow(node)
+        self.watched = self.wanted.difference(self._followed()).union(self._followers)
+
+    def follow(self, node: Node) -> None:
+        """Have a stage computed once more from its inputs, where no module shows it."""
+        for key in node.inputs:
+            self._followers.setdefault(key, []).append(node)
+
+    def _followed(self) -> dict[StageKey, Node]:
+        """The stages that are computed once more."""
+        return {node.key: node for nodes in self._followers.values() for node in nodes}
 
     def engine(self) -> dict[str, Any]:
         """The manifest's."""
@@ -73,11 +72,14 @@ class Shown:
     def notes(self) -> tuple[str, ...]:
         """What of the stages transformers does not hold by itself."""
         again = any(key.stage == BIASED for key in self.graph.by_key)
-        clips = dict.fromkeys(node.key.stage for node in self.graph if isinstance(node.op, Clip))
+        more = {
+            node.key.stage: " and ".join(key.stage for key in node.inputs)
+            for node in self._followed().values()
+        }
         sums = dict.fromkeys(node.key.stage for node in parallel_sums(self.graph))
         return (
             *([f"{PRODUCT} is computed once more without its bias"] if again else []),
-            *(f"{stage} is computed once more from what it cuts" for stage in clips),
+            *(f"{stage} is computed once more from {inputs}" for stage, inputs in more.items()),
             *(f"{stage} is computed once more: both branches are added at once" for stage in sums),
         )
 
@@ -85,11 +87,10 @@ class Shown:
         """[B,T,...], or the rows [B*T,n] of all. Raises EngineError when they are of another size
         than the stage."""
         key = StageKey(layer, stage)
-        cut = self._cuts.get(key)
-        if key not in self.wanted and cut is None:
+        if key not in self.wanted and key not in self._followers:
             return
         node, lanes = self.graph[key], self.lanes
-        inside = stage in INSIDE_DELTA  # seen where it is used
+        inside = stage in INSIDE_SCANS  # seen where it is used
         if isinstance(node.op, Sigmoid) and not inside:  # the module is the product before it
             value = value.sigmoid()
         elif isinstance(node.op, Softplus):
@@ -98,10 +99,19 @@ class Shown:
             raise self._other_shape(key, value, (len(lanes), *node.shape(lanes.width)))
         for place, lane in enumerate(lanes.lanes):
             rows = self._in_shape(node, lanes.of(value, place))[lanes.width - lane.rows :]
-            if key in self.wanted:
-                lane.put(key, rows)
-            if cut is not None:
-                lane.put(cut.key, rows.clamp(-cut.limit, cut.limit))
+            self._give(lane, key, rows)
+
+    def _give(self, lane: Lane, key: StageKey, rows: torch.Tensor) -> None:
+        """A sequence's rows of a stage, and what follows from it and those that were seen before.
+        What waits is cloned: a kernel may write over it."""
+        if key in self.wanted:
+            lane.put(key, rows)
+        for node in self._followers.get(key, ()):
+            held = lane.held.setdefault(node.key, {})
+            held[key] = rows.clone()
+            if all(each in held for each in node.inputs):
+                del lane.held[node.key]
+                self._give(lane, node.key, _again(node.op, *(held[each] for each in node.inputs)))
 
     def _in_shape(self, node: Node, value: torch.Tensor) -> torch.Tensor:
         """One sequence's part as the stage has it, in all columns of the pass."""
@@ -121,6 +131,17 @@ class Shown:
         if shape[0] != shape[1]:
             return tuple(value.shape[:2]) == shape[1::-1]
         return turned or self.heads_first.get(node.key, False)
+
+    def put_state(self, stage: str, value: torch.Tensor, layer: int) -> None:
+        """[B,...] of a stage without tokens: the state behind the last one."""
+        key, lanes = StageKey(layer, stage), self.lanes
+        if key not in self.wanted:
+            return
+        expected = (len(lanes), *self.graph[key].shape(lanes.width))
+        if tuple(value.shape) != expected:
+            raise self._other_shape(key, value, expected)
+        for place, lane in enumerate(lanes.lanes):
+            lane.put(key, value[place])
 
     def put_scores(self, stage: str, value: torch.Tensor, layer: int) -> None:
         """Scores [B,A,T,keys], or what softmax makes of them: of each sequence [A,rows,keys] with
@@ -174,6 +195,17 @@ class Shown:
         )
 
 
+def _again(op: Op, value: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """A limit, an activation or a sum of what modules show, which the library makes in passing."""
+    if isinstance(op, Activate):
+        return ops.ACTIVATIONS[op.name](value)
+    if isinstance(op, Clip):
+        return value.clamp(-op.limit, op.limit)
+    assert isinstance(op, Combine)
+    shared = others[0] * others[1] if len(others) > 1 else others[0]
+    return value + shared
+
+
 @dataclass(frozen=True)
 class Part:
     """What ``hooks`` put into: the modules of one layer, or with None the decoder's own.
@@ -199,9 +231,9 @@ class Part:
             joined = torch.cat((both[..., 0, :].flatten(-2), rest), dim=-1)
             self.shown.put(PRODUCT, joined, layer=self.layer)
             self.shown.put("attn_gate", both[..., 1, :].flatten(-2), layer=self.layer)
-        elif stage == modules.GATE_UP:
-            for name, half in zip(modules.HALVES, value.chunk(2, dim=-1), strict=True):
-                self.shown.put(name, half, layer=self.layer)
+        elif (name := modules.HALVES.get(stage)) is not None:
+            for part, half in zip(("gate", "up"), value.chunk(2, dim=-1), strict=True):
+                self.shown.put(f"{name}_{part}", half, layer=self.layer)
         else:
             first = facts_of(stage).scope == "first"
             if stage == "shared_ffn_out":  # the experts' may be added to it where it lies
