@@ -63,7 +63,7 @@ async def test_a_row_and_its_preview_say_what_computed_the_trace(
     async with AprtuiApp(folder=tmp_path).run_test(size=size) as pilot:
         await settle(pilot)
         text = frame(pilot)
-        assert "complete · 7 files · 756 B" in text and "qwen2.gguf · qwen2" in text
+        assert "complete · 7 files" in text and "qwen2.gguf · qwen2" in text
         assert "llamacpp · cuda:0 · bfloat16" in text and '"What is 2+2?"' in text
         row = next(line for line in text.splitlines() if " trace  one" in line.replace("│", ""))
         assert "complete" in row and "756 B" in row

@@ -163,8 +163,8 @@ def place_facts(row: PlaceRow, width: int) -> list[Block]:
     prompt = f'"{known.prompt}"' if known.prompt else ""
     tokens = count(known.tokens, "token") if known.tokens else ""
     facts = named((
-        ("state", f"{known.state} · {count(known.files)}{of} files · {size(known.size_bytes)}"),
-        ("model", what), ("ran by", ran), ("made", known.created), ("prompt", tokens),
+        ("state", f"{known.state} · {count(known.files)}{of} files"),
+        ("model", what), ("ran by", ran), ("prompt", tokens),
     ))  # fmt: skip
     blocks = [facts + wrapped(prompt, "", width, " " * 11)[:3] if prompt else facts]
     if known.verdict:
@@ -172,5 +172,6 @@ def place_facts(row: PlaceRow, width: int) -> list[Block]:
         blocks.append([[("last verdict", "head")], *verdict])
     if known.note:
         blocks.append(wrapped(known.note, "bad", width))
+    blocks.append(named((("size", size(known.size_bytes)), ("made", known.created))))
     blocks.append([[("path", "head")], *wrapped(path, "", width)])
     return blocks
