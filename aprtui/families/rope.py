@@ -6,7 +6,7 @@ Formulas: transformers' modeling_rope_utils.py, llama.cpp's ggml_rope_yarn and i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -459,11 +459,11 @@ def _gguf_table(s: Settings, head_dim: int, partial: bool) -> RopeTable:
     if override:
         return _scaled(s, _Group(s, override), override["rope_type"], table)
     kind = s.take("rope.scaling.type", "linear")
-    factor = s.number("rope.scaling.factor", None)
-    older = s.number("rope.scale_linear", None)
+    factor = _if_stated(s, s.number, "rope.scaling.factor")
+    older = _if_stated(s, s.number, "rope.scale_linear")
     factor = (older if factor is None else factor) or 1.0
-    magnitude = s.number("rope.scaling.attn_factor", None) or 1.0
-    original = s.integer("rope.scaling.original_context_length", None)
+    magnitude = _if_stated(s, s.number, "rope.scaling.attn_factor") or 1.0
+    original = _if_stated(s, s.integer, "rope.scaling.original_context_length")
     original = original or s.values.get("max_positions") or 0
     if s.freqs.get("rope_freqs"):
         divisors = _checked(s, "rope_freqs", s.freqs["rope_freqs"], dims)
@@ -484,6 +484,14 @@ def _gguf_table(s: Settings, head_dim: int, partial: bool) -> RopeTable:
     if kind == "longrope":
         return _gguf_longrope(s, replace(table, position_divisor=factor), original, magnitude)
     raise s.fail(f"RoPE scaling {clean(str(kind))!r} is not computed here")
+
+
+def _if_stated(s: Settings, read: Callable[..., Any], name: str) -> Any:
+    """The key's value; one that the file does not have is None and no setting of the model."""
+    value = read(name, None)
+    if value is None:
+        s.values.pop(name, None)
+    return value
 
 
 def _gguf_longrope(s: Settings, table: RopeTable, original: int, magnitude: float) -> RopeTable:

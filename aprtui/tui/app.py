@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,12 +20,16 @@ from textual.worker import WorkerFailed
 
 from aprtui.crash import UnforeseenError, told_of
 from aprtui.errors import AprtuiError
-from aprtui.tui.commands import KeyCommands
+from aprtui.text import clean
+from aprtui.tui.commands import GoPalette, KeyCommands
 from aprtui.tui.config import Config
 from aprtui.tui.harmless import Harmless
+from aprtui.tui.jumps import Goal, Jump, Jumps
 from aprtui.tui.keys import bindings, keys_at, remapped, shown
 from aprtui.tui.opened import Opened
 from aprtui.tui.screens.base import MODES, BaseScreen, outliving
+from aprtui.tui.screens.sides import Sides, SidesScreen
+from aprtui.tui.session import recall_theme, remember_theme
 
 if TYPE_CHECKING:
     from aprtui.formats.tracedir import StageKey
@@ -68,6 +73,7 @@ class AprtuiApp(App[int]):
         self.model = model
         self.config = config or Config()
         self._trail: list[str] = []
+        self._jumps = Jumps()
         self._harmless = Harmless()
         self.unforeseen: list[AprtuiError] = []  # faults of ours that the app outlived
         self.ended_by: AprtuiError | None = None  # the one that it did not
@@ -78,7 +84,8 @@ class AprtuiApp(App[int]):
 
     def on_mount(self) -> None:
         environment = dict(os.environ) | ({"NO_COLOR": "1"} if self.no_color else {})
-        wanted = self.config.theme or os.environ.get("TEXTUAL_THEME", "")
+        chosen = recall_theme(self.config.theme)
+        wanted = chosen or self.config.theme or os.environ.get("TEXTUAL_THEME", "")
         self.theme = wanted if wanted in self.available_themes else theme_for(environment)
         self.set_keymap(self.config.keys)
         if not self.is_headless:
@@ -128,6 +135,21 @@ class AprtuiApp(App[int]):
         else:
             self.open_browse(opened.path)
 
+    def open_path(self, path: Path) -> None:
+        """Whatever lies at a path: a model, a trace, a stage file, or Home of another folder."""
+        from aprtui.formats.tracedir import holds_trace
+        from aprtui.tui.source import kind_of
+
+        try:
+            opened = kind_of(path)
+        except AprtuiError as error:
+            self.say(clean(str(error)))
+            return
+        if opened.kind == "trace" and path.is_dir() and not holds_trace(path):
+            self.jump(Jump("home", (path,)))
+        else:
+            self.open_any(opened)
+
     async def opened_as(self, opened: Opened) -> None:
         """The screen that fits, in place of the one that looked."""
         if opened.kind == "dump":
@@ -143,6 +165,10 @@ class AprtuiApp(App[int]):
 
     def go(self, mode: str, factory: Callable[[], BaseScreen]) -> None:
         """Show a new screen in its mode; what that mode showed before lies under it."""
+        self._jumps.leave(self._here())
+        self._show_in(mode, factory)
+
+    def _show_in(self, mode: str, factory: Callable[[], BaseScreen]) -> None:
         if mode not in self._modes:
             self.add_mode(mode, factory)
             self._trail.append(mode)
@@ -169,7 +195,7 @@ class AprtuiApp(App[int]):
         """The next of the modes that are open."""
         order = [mode for mode in ("home", *MODES) if mode in self._trail]
         if len(order) < 2:
-            self._say(f"only {self.current_mode.capitalize()} is open: there is no other to go to")
+            self.say(f"only {self.current_mode.capitalize()} is open: there is no other to go to")
             return
         here = order.index(self.current_mode) if self.current_mode in order else 0
         self._enter(order[(here + step) % len(order)])
@@ -181,13 +207,15 @@ class AprtuiApp(App[int]):
             if screen.close_question() or screen.step_back():
                 return
             if not quits and len(self.screen_stack) == len(self._trail) == 1:
-                self._say(f"{self._key('back')} quits")
+                self.say(f"{self._key('back')} quits")
                 return
             if screen.running_into():
                 self._ask_about(screen, self.action_back)
                 return
         if len(self.screen_stack) > 1:
             self.pop_screen()
+            if isinstance(screen, BaseScreen) and screen.came_from in self._trail:
+                self._enter(screen.came_from)
             return
         mode = self.current_mode
         if mode in self._trail:
@@ -222,6 +250,118 @@ class AprtuiApp(App[int]):
                 await then()
 
         self.push_screen(LeaveScreen(screen.running_into()), settle)
+
+    # From anything to anything.
+
+    def jump(self, to: Jump) -> None:
+        """Go to a place; ``<`` comes back to this one."""
+        self._jumps.leave(self._here())
+        self._reach(to)
+
+    def action_jump_back(self) -> None:
+        self._step(back=True)
+
+    def action_jump_forward(self) -> None:
+        self._step(back=False)
+
+    def action_go_home(self) -> None:
+        self.jump(Jump("home", (self.folder,)))
+
+    def _step(self, back: bool) -> None:
+        to = self._jumps.step(back, self._here())
+        if to is not None:
+            self._reach(to)
+        else:
+            self.say("nowhere to go back to" if back else "nowhere to go on to")
+
+    def goals(self) -> Iterator[list[Goal]]:
+        """What the palette can go to: on the screen that is seen, then on those that are open."""
+        for number, screen in enumerate(self._open_screens()):
+            where = f" · in {screen.title_line.title}" if number else ""
+            yield [replace(goal, label=f"{goal.label}{where}") for goal in screen.goals()]
+
+    def action_command_palette(self) -> None:
+        if not isinstance(self.screen, GoPalette):
+            self.push_screen(GoPalette(
+                id="--command-palette",
+                placeholder="layer 12 ffn_gate, a tensor, a file, theme, a command… tab completes",
+            ))  # fmt: skip
+
+    def _here(self) -> Jump | None:
+        screens = [each for each in self._shown_screens() if isinstance(each, BaseScreen)]
+        return screens[-1].here() if screens else None
+
+    def _reach(self, to: Jump) -> None:
+        """The screen that shows the place, where one is open; else a new one."""
+        for mode in reversed(self._trail):
+            for screen in reversed(self._screen_stacks[mode]):
+                if isinstance(screen, BaseScreen) and screen.shows(to):
+                    self._enter(mode)
+                    while self.screen is not screen:
+                        self.pop_screen()
+                    screen.turn_to(to)
+                    return
+                if not getattr(screen, "passing", False):
+                    break
+        self._open_jump(to)
+
+    def _open_jump(self, to: Jump) -> None:
+        """A new screen in its mode; over one that a jump opened it takes that one's place."""
+        mode = {"pair": "diff", "bisect": "diff", "models": "model"}.get(to.screen, to.screen)
+        left = self.current_mode
+
+        def made() -> BaseScreen:
+            screen = self._screen_for(to)
+            screen.came_from = left
+            return screen
+
+        top = self._screen_stacks[mode][-1] if mode in self._trail else None
+        if isinstance(top, BaseScreen) and top.came_from and len(self._screen_stacks[mode]) > 1:
+            self._enter(mode)
+            self.switch_screen(made())
+        else:
+            self._show_in(mode, made)
+
+    def _screen_for(self, to: Jump) -> BaseScreen:
+        from aprtui.tui.screens.browse import BrowseScreen
+        from aprtui.tui.screens.diff import DiffScreen
+        from aprtui.tui.screens.home import HomeScreen
+        from aprtui.tui.screens.model import ModelScreen
+        from aprtui.tui.screens.models import ModelsScreen
+
+        if to.screen == "browse":
+            return BrowseScreen(to.paths[0], to.key, self.model)
+        if to.screen == "model":
+            return ModelScreen(to.paths[0], to)
+        if to.screen == "models":
+            return ModelsScreen(to.paths[0], to.paths[1])
+        if to.screen == "home":
+            return HomeScreen(to.paths[0])
+        return DiffScreen(to.paths[0], to.paths[1], self.model, to)
+
+    def _open_screens(self) -> list[BaseScreen]:
+        """Every screen that is open, the one that was shown last first."""
+        stacks = [self._screen_stacks[mode] for mode in reversed(self._trail)]
+        return [s for stack in stacks for s in reversed(stack) if isinstance(s, BaseScreen)]
+
+    def sides_with(self, path: Path) -> Sides | None:
+        """What an open Diff compares, where ``path`` is one of the two."""
+        screens = [screen for screen in self._open_screens() if screen.mode == "diff"]
+        found = (screen.sides for screen in screens if isinstance(screen, SidesScreen))
+        here = path.absolute()
+        return next((s for s in found if s and here in (s.a.absolute(), s.b.absolute())), None)
+
+    def trace_of(self, model: Path) -> Path | None:
+        """A trace that is browsed and says that this model computed it."""
+        from aprtui.compare.reference import named_model
+        from aprtui.tui.screens.browse import BrowseScreen
+
+        for screen in self._open_screens():
+            if isinstance(screen, BrowseScreen) and screen.trace is not None:
+                named = named_model(screen.trace)
+                if named is not None and named.absolute() == model.absolute():
+                    return screen.path
+        return None
 
     # What nobody foresaw.
 
@@ -307,7 +447,7 @@ class AprtuiApp(App[int]):
 
     # Anywhere.
 
-    def _say(self, note: str) -> None:
+    def say(self, note: str) -> None:
         """A remark at the foot of the screen, or of the one that a question lies over."""
         screens = [each for each in self._shown_screens() if isinstance(each, BaseScreen)]
         if screens:
@@ -320,7 +460,7 @@ class AprtuiApp(App[int]):
 
     def action_help_quit(self) -> None:
         """What ^c and ^z do: they end other programs."""
-        self._say(f"{self._key('quit')} quits")
+        self.say(f"{self._key('quit')} quits")
 
     def action_help(self) -> None:
         from aprtui.tui.screens.help import HelpScreen
@@ -331,5 +471,10 @@ class AprtuiApp(App[int]):
 
     def action_next_theme(self) -> None:
         here = THEMES.index(self.theme) if self.theme in THEMES else -1
-        self.theme = THEMES[(here + 1) % len(THEMES)]
-        self._say(f"theme {self.theme}")
+        self.choose_theme(THEMES[(here + 1) % len(THEMES)])
+
+    def choose_theme(self, theme: str) -> None:
+        """Take that theme; it stays, until another one is chosen or the config names another."""
+        self.theme = theme
+        remember_theme(theme, self.config.theme)
+        self.say(f"theme {theme}")

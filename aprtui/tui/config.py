@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from textual.theme import BUILTIN_THEMES
+
 from aprtui.errors import BadFileError
 from aprtui.text import clean, nearest
 from aprtui.tui.keys import KEYS
@@ -49,6 +51,11 @@ def read_config(path: Path | None = None) -> Config:
     theme, keys = found.get("theme", ""), found.get("keys", {})
     if not isinstance(theme, str) or not isinstance(keys, dict):
         raise BadFileError(file, 'theme is a text, [keys] a table of id = "key"')
+    if theme and theme not in BUILTIN_THEMES:
+        near = nearest(theme, BUILTIN_THEMES)
+        hint = f"did you mean {near}? " if near and near != theme else ""
+        themes = ", ".join(sorted(BUILTIN_THEMES))
+        raise BadFileError(file, f"there is no theme {clean(theme, 40)}", hint=f"{hint}{themes}")
     known = [key.id for key in KEYS]
     for name, value in keys.items():
         if name not in known or not isinstance(value, str) or not value:

@@ -43,12 +43,14 @@ PLACES: dict[str, str] = {
     "diff": "Diff",
     "pair": "Diff: one pair",
     "bisect": "Diff: local error",
+    "sides": "A stage, on every screen that shows one",
     "home": "Home",
 }
 
 KEYS: tuple[Key, ...] = (
     Key("help", ("?",), "help", "anywhere", "help", "help, with search"),
-    Key("palette", (":", "ctrl+p"), "command_palette", "anywhere", "", "command palette"),
+    Key("palette", (":", "ctrl+p"), "command_palette", "anywhere", "",
+        "goes to a stage, a tensor, a file, a theme or a command; tab completes"),
     Key("back", ("q",), "back", "anywhere", "back", "back; at the top it quits"),
     Key("escape", ("escape",), "back(False)", "anywhere", "", "back; never quits"),
     Key("quit", ("ctrl+q",), "leave", "anywhere", "", "quit from anywhere"),
@@ -56,6 +58,10 @@ KEYS: tuple[Key, ...] = (
         "says which key quits; ^c copies what the mouse selected"),
     Key("next-mode", ("]",), "cycle_mode(1)", "anywhere", "", "next of Model, Trace, Browse, Diff"),
     Key("previous-mode", ("[",), "cycle_mode(-1)", "anywhere", "", "the mode before"),
+    Key("jump-back", ("<", "ctrl+o"), "jump_back", "anywhere", "",
+        "where one was before, on whatever screen"),
+    Key("jump-forward", (">",), "jump_forward", "anywhere", "", "the place after it again"),
+    Key("go-home", ("~",), "go_home", "anywhere", "", "Home: models and traces below the folder"),
     Key("theme", ("f2",), "next_theme", "anywhere", "", "dark, light or the terminal's colours"),
 
     Key("down", ("j", "down"), "down", "move", "", "down"),
@@ -84,6 +90,8 @@ KEYS: tuple[Key, ...] = (
     Key("browse-zoom", ("z",), "zoom", "browse", "zoom", "the pane alone, and back"),
     Key("browse-sort", ("s",), "sort", "browse", "sort", "tree by computation or by stage"),
     Key("browse-diff", ("d",), "diff_with", "browse", "diff with…", "compare with another trace"),
+    Key("browse-pair", ("=",), "pair", "browse", "pair",
+        "this stage of both traces, where a Diff of this one is open"),
     Key("copy", ("y",), "copy_value", "browse", "copy", "copy the value, or the statistics"),
     Key("copy-path", ("Y",), "copy_path", "browse", "", "copy the file's path"),
     Key("export", ("e",), "export", "browse", "", "write the values to a .npy or .csv file"),
@@ -113,6 +121,8 @@ KEYS: tuple[Key, ...] = (
     Key("model-pane-5", ("5",), "pane('values')", "model", "",
         "Values: rows by columns, the block and the scale of the one under the cursor"),
     Key("trace-model", ("t",), "trace", "model", "trace", "trace this model"),
+    Key("model-browse", ("b",), "browse", "model", "browse",
+        "the stage that reads this tensor, where a trace of this model is open"),
     Key("model-filter", ("/",), "filter", "model", "filter", "show only tensors whose name has…"),
     Key("model-sort", ("s",), "sort", "model", "sort", "tensors by role, size or type"),
     Key("model-focus", ("tab",), "focus_pane", "model", "pane", "tensors to pane and back"),
@@ -196,10 +206,19 @@ KEYS: tuple[Key, ...] = (
     Key("pair-next", ("n",), "step(1)", "pair", "next", "next pair in order of computation"),
     Key("pair-previous", ("N",), "step(-1)", "pair", "", "the pair before"),
 
+    Key("side-a", ("A",), "side(0)", "sides", "in Browse", "this stage of A in Browse"),
+    Key("side-b", ("B",), "side(1)", "sides", "in Browse", "this stage of B in Browse"),
+    Key("weight", ("W",), "weight", "sides", "weight", "the weight that the stage reads, in Model"),
+
     Key("home-filter", ("/",), "filter", "home", "filter", "show only names that have…"),
     Key("home-sort", ("s",), "sort", "home", "sort", "the newest first, or by name"),
     Key("home-open", ("o",), "open_other", "home", "open…", "open another folder or file"),
-    Key("home-diff", ("d",), "diff_with", "home", "diff with…", "compare this one with another"),
+    Key("home-diff", ("d",), "diff_with", "home", "diff",
+        "compare the two that are marked, or this one with another"),
+    Key("home-mark", ("space",), "mark", "home", "mark", "mark it; d compares two that are marked"),
+    Key("home-trace", ("t",), "trace", "home", "trace", "trace this model"),
+    Key("home-rename", ("R",), "rename", "home", "rename", "give this trace another name"),
+    Key("home-delete", ("D",), "delete", "home", "delete", "delete this trace, after a question"),
     Key("home-rescan", ("r",), "rescan", "home", "look again", "look through the folder again"),
 )  # fmt: skip
 

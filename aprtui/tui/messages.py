@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from textual.message import Message
@@ -10,8 +11,8 @@ from aprtui.engine.events import Event
 from aprtui.formats.tracedir import StageKey, TraceDir
 
 __all__ = [
-    "Found", "LoadFailed", "Place", "ReadSoFar", "RunnerEnded", "RunnerEvents", "Surveyed",
-    "TraceLoaded",
+    "Found", "Known", "Learnt", "LoadFailed", "Place", "ReadSoFar", "RunnerEnded",
+    "RunnerEvents", "Surveyed", "TraceLoaded",
 ]  # fmt: skip
 
 
@@ -50,6 +51,27 @@ class Surveyed(Message):
 
 
 @dataclass(frozen=True)
+class Known:
+    """What a trace says of itself, clean, and its ``state``: "complete", "running", "stopped" (by
+    a person or by a fault: it has no manifest), "foreign" or "damaged" (``note`` says how)."""
+
+    state: str
+    prompt: str = ""
+    tokens: int = 0
+    engine: str = ""
+    device: str = ""
+    dtype: str = ""
+    model: str = ""
+    architecture: str = ""
+    created: str = ""
+    files: int = 0
+    expected: int | None = None
+    size_bytes: int = 0
+    note: str = ""
+    verdict: str = ""  # of the last comparison
+
+
+@dataclass(frozen=True)
 class Place:
     """A model or a trace on the disk; ``path`` is raw, ``remark`` is ours."""
 
@@ -57,6 +79,13 @@ class Place:
     kind: str  # "model" or "trace"
     remark: str
     mtime: float
+
+
+@dataclass
+class Learnt(Message):
+    """What some traces say of themselves, by path."""
+
+    known: Mapping[str, Known]
 
 
 @dataclass

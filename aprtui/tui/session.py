@@ -15,8 +15,12 @@ from aprtui.errors import AprtuiError
 from aprtui.formats.atomic import whole_file
 from aprtui.formats.tracedir import StageKey
 from aprtui.state import state_folder
+from aprtui.text import clean
 
-__all__ = ["Spot", "left_running", "recall", "remember", "remember_running", "session_file"]
+__all__ = [
+    "Spot", "last_verdicts", "left_running", "recall", "recall_theme", "remember",
+    "remember_running", "remember_theme", "remember_verdict", "session_file",
+]  # fmt: skip
 
 MAX_SPOTS = 200
 MAX_LEFT = 50
@@ -61,7 +65,7 @@ def remember(spot: Spot, *paths: Path) -> None:
     spots[_name(paths)] = {
         "layer": layer, "stage": stage, "pane": spot.pane, "metric": spot.metric,
     }  # fmt: skip
-    _write({"spots": dict([*spots.items()][-MAX_SPOTS:]), "left": kept["left"]})
+    _write(kept | {"spots": dict([*spots.items()][-MAX_SPOTS:])})
 
 
 def left_running() -> tuple[Path, ...]:
@@ -74,7 +78,33 @@ def remember_running(directory: Path) -> None:
     kept = _read()
     name = str(directory.absolute())
     left = [entry for entry in kept["left"] if entry != name]
-    _write({"spots": kept["spots"], "left": [*left, name][-MAX_LEFT:]})
+    _write(kept | {"left": [*left, name][-MAX_LEFT:]})
+
+
+def recall_theme(configured: str) -> str:
+    """The theme that was chosen last, unless the config names another one than it did then."""
+    chosen, then = _read()["theme"]
+    return chosen if then == configured else ""
+
+
+def remember_theme(chosen: str, configured: str) -> None:
+    """Keep the choice, made while the config named ``configured``."""
+    _write(_read() | {"theme": [chosen, configured]})
+
+
+def last_verdicts() -> dict[str, str]:
+    """What the last comparison of each trace found, in clean words, by absolute path."""
+    found = _read()["verdicts"].items()
+    return {path: clean(text, 200) for path, text in found if isinstance(text, str)}
+
+
+def remember_verdict(trace: Path, text: str) -> None:
+    """Keep what a comparison found of ``trace``; the oldest of many is forgotten."""
+    kept = _read()
+    verdicts = kept["verdicts"]
+    verdicts.pop(_name((trace,)), None)
+    verdicts[_name((trace,))] = text
+    _write(kept | {"verdicts": dict([*verdicts.items()][-MAX_SPOTS:])})
 
 
 def _name(paths: tuple[Path, ...]) -> str:
@@ -90,7 +120,12 @@ def _read() -> dict[str, Any]:
         pass
     spots = found.get("spots") if isinstance(found, dict) else None
     left = found.get("left") if isinstance(found, dict) else None
+    verdicts = found.get("verdicts") if isinstance(found, dict) else None
+    theme = found.get("theme") if isinstance(found, dict) else None
+    pair = isinstance(theme, list) and [type(each) for each in theme] == [str, str]
     return {
+        "theme": theme if pair else ["", ""],
+        "verdicts": verdicts if isinstance(verdicts, dict) else {},
         "spots": spots if isinstance(spots, dict) else {},
         "left": [entry for entry in left if isinstance(entry, str)]
         if isinstance(left, list)

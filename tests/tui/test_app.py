@@ -13,9 +13,10 @@ from aprtui.errors import BadFileError
 from aprtui.formats.aprt import write_stage
 from aprtui.tui.app import AprtuiApp, theme_for
 from aprtui.tui.config import Config, read_config
+from aprtui.tui.places import places_below
 from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.help import HelpScreen
-from aprtui.tui.screens.home import HomeScreen, places_below
+from aprtui.tui.screens.home import HomeScreen
 from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle, small_trace
 
 
@@ -32,7 +33,7 @@ async def test_home_lists_traces_and_enter_opens_one(tmp_path: Path) -> None:
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         await settle(pilot)
         text = frame(pilot)
-        assert "2 layers " in text and "model.gguf" in text
+        assert "complete " in text and "model.gguf" in text
         await press(pilot, "slash", *"deep", "enter")
         await press(pilot, "enter")
         assert isinstance(pilot.app.screen, BrowseScreen)

@@ -12,6 +12,7 @@ from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import MANIFEST, StageKey, write_manifest
 from aprtui.model.open import read_model_file
 from aprtui.tui.screens.bisect import BisectScreen
+from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.diff import DiffScreen
 from aprtui.tui.screens.diff_text import level_of
 from aprtui.tui.screens.pair import PairScreen
@@ -148,7 +149,7 @@ async def test_a_pair_that_was_not_measured_says_why(tmp_path: Path) -> None:
         diff.grid.select(StageKey(0, "ffn_out"))
         await press(pilot, "enter")
         assert "the manifest names it and its file is gone" in frame(pilot)
-        assert isinstance(pilot.app.screen, DiffScreen)
+        assert isinstance(pilot.app.screen, BrowseScreen)  # of the side that has it
 
 
 async def test_two_stage_files_stand_side_by_side(tmp_path: Path) -> None:

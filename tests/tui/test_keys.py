@@ -38,8 +38,13 @@ OWNERS: dict[str, tuple[type, ...]] = {
     "diff": (DiffScreen,),
     "pair": (PairScreen,),
     "bisect": (BisectScreen,),
+    "sides": (DiffScreen, BisectScreen, PairScreen, BrowseScreen),
     "home": (HomeScreen,),
 }
+
+
+# What has keys of its own over the app's: a question, and numbers that the palette goes to.
+ASKING = ("leave", "values", "pair")
 
 
 def test_ids_are_unique_and_places_are_known() -> None:
@@ -50,9 +55,11 @@ def test_ids_are_unique_and_places_are_known() -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_no_key_means_two_things_in_one_place(place: str) -> None:
-    together = (
-        {"browse", place} if place in ("values", "histogram", "heatmap", "tokens") else {place}
-    )
+    together = {place, "anywhere"} - ({"anywhere"} if place in ASKING else set())
+    if place in ("values", "histogram", "heatmap", "tokens"):
+        together |= {"browse", "sides"}
+    if place in ("browse", "diff", "pair", "bisect"):
+        together.add("sides")
     keys = [name for key in KEYS if key.where in together for name in key.keys]
     assert len(set(keys)) == len(keys)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -203,3 +204,10 @@ def test_a_bad_override_of_a_real_file_is_a_usage_error() -> None:
 def test_what_is_odd_about_a_file_of_the_public_apr_is_said(name: str, note: str) -> None:
     model = open_model(FIXTURES / "apr" / "models" / f"{name}.apr")
     assert any(note in said for said in model.notes), model.notes
+
+
+def test_rope_keys_that_a_gguf_does_not_have_are_no_settings_of_the_model() -> None:
+    with resources.as_file(resources.files("aprtui") / "demo" / "pycode-5m.gguf") as path:
+        settings = open_model(path).settings
+    assert not [key for key in settings if key.startswith("rope.") or key == "rope.scale_linear"]
+    assert settings["rope_scale"] == 1.0

@@ -15,6 +15,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
+from aprtui.tui.jumps import Goal, Jump
 from aprtui.tui.keys import Key, keys_at, remapped
 from aprtui.tui.widgets.frame import KeyLine, TitleLine
 
@@ -52,6 +53,8 @@ class BaseScreen(Screen[object]):
     places: ClassVar[tuple[str, ...]] = ()
     ways_out: tuple[str, ...] = ()  # ids of keys that help where the body is not shown
     lead: str = "move"  # what j and k do here
+    passing: ClassVar[bool] = False  # it lies over another one, and closing it loses nothing
+    came_from: str = ""  # the mode that a jump left for it
     BINDINGS: ClassVar[list[BindingType]] = []
 
     def __init__(self) -> None:
@@ -126,8 +129,19 @@ class BaseScreen(Screen[object]):
         keys = [key for place in places for key in keys_at(place)]
         self.key_line.show_keys(self.lead, self._mine(keys))
 
+    @on(events.ScreenResume)
+    def _offer_keys(self) -> None:
+        """What other screens can be reached may have changed meanwhile."""
+        if self.is_mounted:
+            self.show_keys()
+
+    def idle_keys(self) -> frozenset[str]:
+        """Ids of keys that have nothing to do right now: they are not offered."""
+        return frozenset()
+
     def _mine(self, keys: Iterable[Key]) -> tuple[Key, ...]:
-        config = getattr(self.app, "config", None)
+        config, idle = getattr(self.app, "config", None), self.idle_keys()
+        keys = (key for key in keys if key.id not in idle)
         return remapped(keys, config.keys if config else {})
 
     def say(self, note: str) -> None:
@@ -191,6 +205,24 @@ class BaseScreen(Screen[object]):
         self._close_prompt()
         self.answering(self._purpose, "")
         return True
+
+    # Places.
+
+    def here(self) -> Jump | None:
+        """The place that is shown; None where there is none to come back to."""
+        return None
+
+    def shows(self, to: Jump) -> bool:
+        """Whether that place is on this screen."""
+        here = self.here()
+        return here is not None and (here.screen, here.absolute) == (to.screen, to.absolute)
+
+    def turn_to(self, to: Jump) -> None:
+        """Show that place, which is on this screen."""
+
+    def goals(self) -> Iterable[Goal]:
+        """What the palette can go to on this screen."""
+        return ()
 
     # Leaving.
 

@@ -18,16 +18,16 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count, number
 from aprtui.tui.bisected import KINDS, Bisected, read_result
 from aprtui.tui.client import COMMAND_LINE, Child
-from aprtui.tui.keys import Key, bindings
+from aprtui.tui.jumps import Jump
+from aprtui.tui.keys import bindings
 from aprtui.tui.messages import RunnerEnded
 from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair_facts import finding_block, layers_block
+from aprtui.tui.screens.sides import Sides
 from aprtui.tui.widgets.bars import bar
 from aprtui.tui.widgets.blocks import Block, wrapped
 from aprtui.tui.widgets.drift_chart import Drift
 from aprtui.tui.widgets.lines import Part, fit, right
-from aprtui.tui.widgets.stage_grid import StageGrid
-from aprtui.tui.widgets.stage_rows import StageRows
 
 __all__ = ["BisectScreen"]
 
@@ -57,8 +57,8 @@ class BisectScreen(GridScreen):
     """Pushed over Diff: ``!`` computes wrongly, ``~`` is honest rounding, ``=`` is exact."""
 
     mode = "diff"
-    places = ("bisect",)
-    BINDINGS: ClassVar[list[BindingType]] = bindings("bisect")  # type: ignore[assignment]
+    places = ("bisect", "sides")
+    BINDINGS: ClassVar[list[BindingType]] = bindings("bisect", "sides")  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -305,10 +305,18 @@ class BisectScreen(GridScreen):
 
     # Keys.
 
-    def _mine(self, keys: Iterable[Key]) -> tuple[Key, ...]:
-        """Without what has nothing to do now."""
-        idle = "bisect-model" if self.running else "bisect-stop"
-        return super()._mine(key for key in keys if key.id != idle)
+    def idle_keys(self) -> frozenset[str]:
+        idle = {"bisect-model" if self.running else "bisect-stop"}
+        if self.found is None or not self.found.culprits:
+            idle |= {"next-culprit", "previous-culprit"}
+        return super().idle_keys() | idle
+
+    @property
+    def sides(self) -> Sides:
+        return Sides(self.a, self.b, self.find_model)
+
+    def find_model(self) -> Path:
+        return self.model
 
     def action_stop(self) -> None:
         if self.running:
@@ -336,14 +344,14 @@ class BisectScreen(GridScreen):
             self.paint()
             (self.rows if self.listed else self.grid).focus()
 
-    @on(StageGrid.Opened)
-    @on(StageRows.Chosen)
-    def _open(self, event: StageGrid.Opened | StageRows.Chosen) -> None:
-        result = self.results.get(event.key)
-        if result is None or result.metrics is None:
-            self.say("A and B were not compared here")
-            return
-        self.open_pair(self.pairs, self.results, event.key)
+    def open_key(self, key: StageKey) -> None:
+        result = self.results.get(key)
+        if result is None:  # B is what is replayed
+            self.app.jump(Jump("browse", (self.b,), key))
+        elif result.metrics is None:
+            self.open_side(result)
+        else:
+            self.open_pair(self.pairs, self.results, key)
 
     def action_drift(self) -> None:
         self.dismiss(self.found)

@@ -14,17 +14,20 @@ from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Static
 from textual.worker import get_current_worker
 
-from aprtui.errors import BadFileError
+from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
 from aprtui.text import clean
 from aprtui.tui.carry import export
 from aprtui.tui.following import Follower, counted
+from aprtui.tui.jumps import Goal, Jump, stage_goals
 from aprtui.tui.keys import bindings
+from aprtui.tui.lens import model_of
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.messages import LoadFailed, Surveyed, TraceLoaded
 from aprtui.tui.running import running_pid
 from aprtui.tui.screens.measuring import PaneReady, Wish, fulfil, stated, survey
 from aprtui.tui.screens.pane_keys import PaneKeysScreen
+from aprtui.tui.screens.sides import Sides
 from aprtui.tui.session import Spot, recall, remember
 from aprtui.tui.source import load_trace, title_of
 from aprtui.tui.stage_table import StageTable, describe_shape, table_of
@@ -48,10 +51,10 @@ class BrowseScreen(PaneKeysScreen):
     """The tree at the left, one pane at the right."""
 
     mode = "browse"
-    places = ("browse",)
+    places = ("browse", "sides")
     lead = "stage"
     BINDINGS: ClassVar[list[BindingType]] = bindings(  # type: ignore[assignment]
-        "browse", "values", "histogram", "heatmap", "tokens"
+        "browse", "values", "histogram", "heatmap", "tokens", "sides"
     )
 
     def __init__(self, path: Path, select: StageKey | None = None, model: str = "") -> None:
@@ -141,8 +144,8 @@ class BrowseScreen(PaneKeysScreen):
             self.set_pane(last.pane if last.pane in PANES else self.pane)
             self.stages.focus()
             select = self._select or last.key
-            if select is not None and select in event.trace.records:
-                self.stages.select(select)
+            if select is not None:
+                self._go_to(select)
         self._retitle()
         self._show_stage()
         self._survey()
@@ -187,6 +190,53 @@ class BrowseScreen(PaneKeysScreen):
     def on_unmount(self) -> None:
         if self.state == "full":
             remember(Spot(self.stages.current, self.pane), self.path)
+
+    # Places.
+
+    def here(self) -> Jump:
+        return Jump("browse", (self.path,), self.stage_here)
+
+    def goals(self) -> Iterable[Goal]:
+        keys = self.trace.records if self.trace is not None else ()
+        return stage_goals(keys, "browse", (self.path,), self.app.jump)
+
+    def turn_to(self, to: Jump) -> None:
+        if to.key is not None and self.trace is not None:
+            self._go_to(to.key)
+
+    def _go_to(self, key: StageKey) -> None:
+        assert self.trace is not None
+        if key in self.trace.records:
+            if key not in self.stages.matching:
+                self.answering("filter", "")
+            self.stages.select(key)
+        elif key == self._select:
+            self.say(f"{clean(str(key))} is not in this trace")
+
+    @property
+    def stage_here(self) -> StageKey | None:
+        return self._key if self.state == "full" else None
+
+    @property
+    def sides(self) -> Sides | None:
+        """Of a Diff that is open and has this trace as one of its two."""
+        return self.app.sides_with(self.path)
+
+    def find_model(self) -> Path:
+        if self.trace is None:
+            raise UsageError("the trace is not read yet")
+        return model_of(self.trace, self.model)
+
+    def action_pair(self) -> None:
+        """This stage of both, where a Diff is open."""
+        if self.sides is not None and self._key is not None:
+            self.app.jump(Jump("pair", self.sides.both, self._key))
+
+    def idle_keys(self) -> frozenset[str]:
+        idle = set[str]() if self.pid is not None else {"browse-stop"}
+        if self.trace is None or not self.trace.may_grow:
+            idle.add("pause")
+        return super().idle_keys() | idle | ({"browse-pair"} if self.sides is None else set())
 
     # What is shown.
 
@@ -324,7 +374,7 @@ class BrowseScreen(PaneKeysScreen):
         self.show_keys()
 
     def active_places(self) -> tuple[str, ...]:
-        return (self.pane, "browse")
+        return (self.pane, "browse", "sides")
 
     def action_pane(self, pane: str) -> None:
         self.set_pane(pane)
@@ -376,13 +426,14 @@ class BrowseScreen(PaneKeysScreen):
             self._show_stage()
 
     def answered(self, purpose: str, text: str) -> None:
+        super().answered(purpose, text)
         if purpose == "export" and text and self.values.table is not None:
             self.say(export(self.values.table, Path(text).expanduser()))
         elif purpose == "model" and text:
             self.model = text
             self._show_unmeasured()
         elif purpose == "diff" and text:
-            self.app.open_diff(self.path, Path(text).expanduser())  # type: ignore[attr-defined]
+            self.app.open_diff(self.path, Path(text).expanduser())
 
     def action_next_match(self, step: int) -> None:
         """The same stage in the next layer; with damage about, the next damaged file."""

@@ -17,7 +17,7 @@ from textual.message import Message
 from aprtui.compare.bars import Bars
 from aprtui.compare.pairs import FAILED, UNMEASURED, Pair, PairResult
 from aprtui.compare.reference import model_trace
-from aprtui.errors import AprtuiError
+from aprtui.errors import AprtuiError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph.vocabulary import facts_of
 from aprtui.text import clean, count
@@ -33,6 +33,7 @@ from aprtui.tui.comparing import (
     top_of,
 )
 from aprtui.tui.following import Follower
+from aprtui.tui.jumps import Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.lens import model_of
 from aprtui.tui.messages import LoadFailed
@@ -40,12 +41,11 @@ from aprtui.tui.screens import diff_text as text
 from aprtui.tui.screens.bisect import BisectScreen
 from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair_facts import finding_block, layers_block, pair_blocks, top_block
-from aprtui.tui.session import Spot, recall, remember
+from aprtui.tui.screens.sides import Sides
+from aprtui.tui.session import Spot, recall, remember, remember_verdict
 from aprtui.tui.widgets.blocks import Block
 from aprtui.tui.widgets.drift_chart import Drift
 from aprtui.tui.widgets.lines import Part
-from aprtui.tui.widgets.stage_grid import StageGrid
-from aprtui.tui.widgets.stage_rows import StageRows
 
 __all__ = ["METRICS", "DiffScreen"]
 
@@ -63,11 +63,11 @@ class DiffScreen(GridScreen):
     """The grid at the left; what the pair under the cursor says at the right (or below)."""
 
     mode = "diff"
-    places = ("diff",)
+    places = ("diff", "sides")
     lead = "move"
-    BINDINGS: ClassVar[list[BindingType]] = bindings("diff")  # type: ignore[assignment]
+    BINDINGS: ClassVar[list[BindingType]] = bindings("diff", "sides")  # type: ignore[assignment]
 
-    def __init__(self, a: Path, b: Path, model: str = "") -> None:
+    def __init__(self, a: Path, b: Path, model: str = "", at: Jump | None = None) -> None:
         super().__init__()
         self.job = Compares(a, b, model)
         self.model = model  # that computed B, as far as a person said
@@ -84,6 +84,7 @@ class DiffScreen(GridScreen):
         self.traces: tuple[TraceDir, ...] = ()
         self.first: PairResult | None = None  # that fails, in order of computation
         self._last: Spot | None = None  # where the cursor goes once all is compared
+        self._at = at  # the place that a jump asks for, once all is compared
 
     def started(self) -> None:
         self._last = recall(self.job.a, self.job.b)
@@ -139,12 +140,24 @@ class DiffScreen(GridScreen):
             self.learnt([*(self.pairs.keys() - event.paired.kept), *marked])
         else:
             self.learnt([*(result.key for result in event.results), *marked])
+        if event.done:
+            self._keep_verdict()
         if event.done and self._last is not None:
             first = self.first.key if self.first is not None else None
             key = self._last.key if self._last.key in self.pairs else first
             self._last = None
             if key is not None:
                 self.select(key)
+        if event.done and self._at is not None:
+            to, self._at = self._at, None
+            self.turn_to(to)
+
+    def _keep_verdict(self) -> None:
+        """What was found, for Home to say of B."""
+        failed = sum(_fails(result) for result in self.results.values())
+        found = f"{count(failed)} of {count(len(self.pairs))} beyond" if failed else "within bar"
+        first = f", first {self.first.key}" if self.first is not None else ""
+        remember_verdict(self.job.b, f"{found}{first} · against {clean(self.job.a.name, 50)}")
 
     def _take(self, paired: Paired) -> None:
         """Both sides were read, for the first time or again."""
@@ -307,9 +320,27 @@ class DiffScreen(GridScreen):
         model: Path | None = None
         # None named, another one since, or no model at all: then a person is asked.
         with contextlib.suppress(AprtuiError):
-            if len(self.traces) == 2:
-                model = model_of(model_trace(*self.traces), self.model)
+            model = self.find_model()
         self.post_message(ModelFound(model))
+
+    def find_model(self) -> Path:
+        if len(self.traces) != 2:
+            raise UsageError("two stage files do not say which model computed them")
+        return model_of(model_trace(*self.traces), self.model)
+
+    @property
+    def sides(self) -> Sides:
+        return Sides(self.job.a, self.job.b, self.find_model)
+
+    def idle_keys(self) -> frozenset[str]:
+        idle = set[str]()
+        if not self.other_prompts:
+            idle.add("other-prompts")
+        if self.found is None:
+            idle.add("local-error")
+        if self.first is None:
+            idle |= {"first-divergence", "next-divergence", "previous-divergence"}
+        return super().idle_keys() | idle
 
     @on(ModelFound)
     def _model_found(self, event: ModelFound) -> None:
@@ -328,7 +359,7 @@ class DiffScreen(GridScreen):
     def answered(self, purpose: str, text: str) -> None:
         super().answered(purpose, text)
         if purpose == "diff" and text:
-            self.app.open_diff(self.job.a, Path(text).expanduser())  # type: ignore[attr-defined]
+            self.app.open_diff(self.job.a, Path(text).expanduser())
         if purpose == "model" and text:
             self.model = text
             self.found = None
@@ -363,14 +394,14 @@ class DiffScreen(GridScreen):
         else:
             self._open_bisect()
 
-    @on(StageGrid.Opened)
-    @on(StageRows.Chosen)
-    def _open(self, event: StageGrid.Opened | StageRows.Chosen) -> None:
-        result = self.results.get(event.key)
-        if result is None or result.metrics is None:
-            self.say(result.message or result.kind if result else "not measured yet")
-            return
-        self.open_pair(self.pairs, self.results, event.key)
+    def open_key(self, key: StageKey) -> None:
+        result = self.results.get(key)
+        if result is None:
+            self.say("not measured yet")
+        elif result.metrics is None:
+            self.open_side(result)
+        else:
+            self.open_pair(self.pairs, self.results, key)
 
 
 def _fails(result: PairResult) -> bool:

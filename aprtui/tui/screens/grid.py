@@ -22,8 +22,9 @@ from aprtui.graph.vocabulary import short_name
 from aprtui.text import clean, count
 from aprtui.tui.bisected import Bisected
 from aprtui.tui.carry import copy, export_rows
-from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.jumps import Goal, Jump, stage_goals
 from aprtui.tui.screens.pair import PairScreen, stage_title
+from aprtui.tui.screens.sides import Sides, SidesScreen
 from aprtui.tui.stage_filter import matcher
 from aprtui.tui.widgets.blocks import Block, BlockPane
 from aprtui.tui.widgets.drift_chart import Drift, DriftChart
@@ -50,7 +51,7 @@ class Room(Horizontal):
         self.post_message(self.Changed())
 
 
-class GridScreen(BaseScreen):
+class GridScreen(SidesScreen):
     """A verdict above; grid or list, and the stage under the cursor beside it; a legend below."""
 
     def __init__(self) -> None:
@@ -183,6 +184,7 @@ class GridScreen(BaseScreen):
         self._show_chart()
         self.retitle()
         self.show_stage()
+        self.show_keys()
 
     def _fill_list(self) -> None:
         """The rows of the list, in the order of now; they are not sorted while nobody looks."""
@@ -213,6 +215,51 @@ class GridScreen(BaseScreen):
             lines = [line.truncate(width, ellipsis=True) for line in lines]
         self.head.update(Content("\n").join(lines))
 
+    # Places.
+
+    @property
+    def sides(self) -> Sides:
+        raise NotImplementedError
+
+    @property
+    def stage_here(self) -> StageKey | None:
+        return self.current if self.state == "full" else None
+
+    def here(self) -> Jump:
+        return Jump(self.places[0], self.sides.both, self.stage_here)
+
+    def goals(self) -> Iterable[Goal]:
+        return stage_goals(self.stages, self.places[0], self.sides.both, self.app.jump)
+
+    def shows(self, to: Jump) -> bool:
+        """Either grid has every place of the other, and the pairs."""
+        kinds, both = ("diff", "pair", "bisect"), self.here().absolute
+        return to.screen in kinds and to.absolute == both
+
+    def turn_to(self, to: Jump) -> None:
+        self._pair = None
+        if to.key is not None:
+            if to.key not in self.shown:
+                self.answering("filter", "")
+            self.select(to.key)
+            if to.screen == "pair":
+                self.open_key(to.key)
+
+    def open_key(self, key: StageKey) -> None:
+        """What there is to see of one stage: the pair, or the side that alone has it."""
+        raise NotImplementedError
+
+    def open_side(self, result: PairResult) -> None:
+        """A pair that cannot be compared: the side that has it, and why."""
+        sides = self.sides
+        self.app.jump(Jump("browse", (sides.a if result.path_a else sides.b,), result.key))
+        self.app.say(result.message or result.kind)
+
+    @on(StageGrid.Opened)
+    @on(StageRows.Chosen)
+    def _open(self, event: StageGrid.Opened | StageRows.Chosen) -> None:
+        self.open_key(event.key)
+
     @property
     def order(self) -> list[StageKey]:
         """The stages that are shown, as they are shown."""
@@ -231,7 +278,7 @@ class GridScreen(BaseScreen):
                   key: StageKey) -> None:  # fmt: skip
         """Both sides of one stage; the cursor goes along to where one steps from there."""
         findings = self.found.findings if self.found is not None else None
-        self._pair = PairScreen(pairs, results, key, findings)
+        self._pair = PairScreen(pairs, results, key, self.sides, findings)
         self.app.push_screen(self._pair)
 
     @on(events.ScreenResume)
@@ -318,6 +365,7 @@ class GridScreen(BaseScreen):
         self.ask("write the stages shown to (.csv)", "export", str(Path.cwd() / "stages.csv"))
 
     def answered(self, purpose: str, text: str) -> None:
+        super().answered(purpose, text)
         if purpose == "export" and text:
             self.say(export_rows(self.table(), Path(text).expanduser()))
 

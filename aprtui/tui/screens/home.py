@@ -5,177 +5,49 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from textual import on
+from textual import events, on
 from textual.binding import BindingType
+from textual.containers import Vertical
 from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from aprtui.errors import AprtuiError
-from aprtui.formats.perop import is_per_op_side
-from aprtui.formats.tracedir import EVENTS, MANIFEST, holds_trace
-from aprtui.text import clean, count, duration, size
+from aprtui.text import clean, count, size
+from aprtui.tui import following
+from aprtui.tui.jumps import Goal, Jump
 from aprtui.tui.keys import bindings
-from aprtui.tui.messages import Found, LoadFailed, Place
-from aprtui.tui.running import running_pid
+from aprtui.tui.messages import Found, Known, Learnt, LoadFailed, Place
+from aprtui.tui.places import (
+    delete_trace,
+    known_of,
+    left_places,
+    places_below,
+    rename_trace,
+)
 from aprtui.tui.screens.base import BaseScreen
-from aprtui.tui.session import left_running
-from aprtui.tui.source import MODEL_SUFFIXES, kind_of
-from aprtui.tui.widgets.lines import Part, RowList, fit, right
+from aprtui.tui.session import last_verdicts
+from aprtui.tui.widgets.blocks import BlockPane
+from aprtui.tui.widgets.lines import RowList
+from aprtui.tui.widgets.place_list import SORTS, PlaceList, PlaceRow, place_facts
 
-__all__ = ["HomeScreen", "places_below"]
+__all__ = ["HomeScreen"]
 
-MAX_DEPTH = 4
-MAX_FOLDERS = 4000
 MAX_PLACES = 500
 EMPTY = (
     "o opens another folder or file, r looks again; "
     "aprtui demo makes a small model and two traces and opens them"
 )
-SORTS = ("newest", "name")
-_SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages"})
-
-
-def places_below(root: Path) -> Iterator[Place]:
-    """Models and traces under ``root``, MAX_DEPTH folders deep; hidden folders are passed over.
-
-    What lies in one of them belongs to it, but what lies in ``root`` is shown whatever that is.
-    """
-    queue = [(root, 0)]
-    looked = 0
-    while queue and looked < MAX_FOLDERS:
-        folder, depth = queue.pop(0)
-        looked += 1
-        try:
-            with os.scandir(folder) as scan:
-                entries = sorted(scan, key=lambda entry: entry.name)
-        except OSError:
-            continue
-        names = {entry.name for entry in entries}
-        sides = [side for side in ("cpu", "gpu") if side in names and is_per_op_side(folder / side)]
-        if len(sides) == 2 or is_per_op_side(folder):
-            what = "per-op, cpu and gpu" if len(sides) == 2 else "per-op"
-            yield Place(str(folder), "trace", what, folder.stat().st_mtime)
-            continue
-        if names & {MANIFEST, EVENTS} or any(_is_layer(entry) for entry in entries):
-            yield _trace_place(folder, names, entries)
-            if depth:
-                continue
-        models = [entry for entry in entries if entry.name.endswith(MODEL_SUFFIXES)]
-        if "config.json" in names and any(e.name.endswith(".safetensors") for e in models):
-            total = sum(entry.stat().st_size for entry in models)
-            yield Place(str(folder), "model", size(total), folder.stat().st_mtime)
-            if depth:
-                continue
-            models = []  # one place, the folder
-        for entry in models:
-            if entry.is_file():
-                stat = entry.stat()
-                yield Place(entry.path, "model", size(stat.st_size), stat.st_mtime)
-        if depth < MAX_DEPTH:
-            queue += [
-                (Path(entry.path), depth + 1)
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False)
-                and not entry.name.startswith(".")
-                and entry.name not in _SKIPPED
-                and not _is_layer(entry)
-            ]
-
-
-def left_places() -> Iterator[Place]:
-    """Traces that were left running and still run, wherever they are."""
-    for folder in left_running():
-        if running_pid(folder) is not None:
-            yield Place(str(folder), "trace", "running", folder.stat().st_mtime)
-
-
-def _is_layer(entry: os.DirEntry[str]) -> bool:
-    return entry.name.startswith("layer-") and entry.name[6:].isdigit() and entry.is_dir()
-
-
-def _trace_place(folder: Path, names: set[str], entries: list[os.DirEntry[str]]) -> Place:
-    layers = sum(_is_layer(entry) for entry in entries)
-    remark = count(layers, "layer")  # whether every file is there, only opening it tells
-    if MANIFEST not in names:
-        writing = EVENTS in names and running_pid(folder) is not None
-        ended = ", unfinished" if EVENTS in names else ", foreign"
-        remark += ", running" if writing else ended
-    return Place(str(folder), "trace", remark, folder.stat().st_mtime)
-
-
-@dataclass
-class _Shown:
-    place: Place
-    name: str
-
-    @property
-    def kind(self) -> str:
-        return f"{self.place.kind} {self.place.remark}"
-
-
-class PlaceList(RowList):
-    """Kind, name, remark and age of each place."""
-
-    def __init__(self) -> None:
-        super().__init__(id="places")
-        self._all: list[_Shown] = []
-        self.rows: list[_Shown] = []
-        self.filter, self.sort = "", SORTS[0]
-
-    def set_places(self, places: Iterable[Place], root: Path) -> None:
-        self._all = [
-            _Shown(place, clean(os.path.relpath(place.path, root), 200))
-            for place in sorted(places, key=lambda p: (not p.remark.endswith("running"), -p.mtime))
-        ]
-        self.set_filter(self.filter)
-
-    def set_filter(self, text: str) -> None:
-        self.filter = text.lower()
-        self.rows = [row for row in self._all if self.filter in f"{row.name} {row.kind}".lower()]
-        if self.sort == "name":
-            self.rows.sort(key=lambda row: row.name)
-        self.rows_changed()
-
-    @property
-    def current(self) -> Place | None:
-        return self.rows[self.cursor].place if self.rows else None
-
-    def row_count(self) -> int:
-        return len(self.rows)
-
-    def head_parts(self, width: int) -> list[Part]:
-        return [
-            (
-                " kind   " + fit("name", max(width - 40, 10)) + fit("what", 22) + right("age", 9),
-                "head",
-            )
-        ]
-
-    def row_parts(self, row: int, width: int) -> list[Part]:
-        entry = self.rows[row]
-        model = entry.place.kind == "model"
-        running = entry.place.remark.endswith("running")
-        age = duration(max(time.time() - entry.place.mtime, 0)) if entry.place.mtime else ""
-        return [
-            (f" {entry.place.kind:<7}", "accent" if model else "good"),
-            (fit(entry.name, max(width - 41, 10)) + " ", ""),
-            (fit(entry.place.remark, 22), "accent" if running else "dim"),
-            (right(_coarse(age), 9) + " ", "dim"),
-        ]  # fmt: skip
-
-
-def _coarse(age: str) -> str:
-    parts = age.split(" ")
-    return " ".join(parts[:2])
+LEARN_S = 0.2  # what is learnt of traces is told five times a second at most
 
 
 class HomeScreen(BaseScreen):
-    """A list; Enter opens what the cursor is on."""
+    """A list, and what is known of the row under the cursor; Enter opens it."""
 
     mode = "home"
     places = ("home",)
@@ -186,15 +58,74 @@ class HomeScreen(BaseScreen):
         super().__init__()
         self.folder = folder
         self.list = PlaceList()
+        self.about = BlockPane(id="about-place")
         self._found: list[Place] = []
         self._looking, self._more = True, False
+        self._doomed: PlaceRow | None = None
 
     def body(self) -> Iterable[Widget]:
         self.list.add_class("frame")
-        yield self.list
+        with Vertical():
+            yield self.list
+            yield self.about
 
     def started(self) -> None:
         self.action_rescan()
+        self.set_interval(following.FOLLOW_S, self._follow)
+
+    @on(events.ScreenResume)
+    def _again(self) -> None:
+        """Traces may have been compared, and written, since."""
+        if self.state == "full":
+            self._learn([row.place for row in self.list.rows])
+
+    def _follow(self) -> None:
+        """A trace that runs, or that was stopped, may stand otherwise now."""
+        unsettled = set(self.list.unsettled)
+        if unsettled and self.is_current and not self._looking:
+            self._learn([place for place in self._found if place.path in unsettled])
+
+    def _learn(self, places: Sequence[Place]) -> None:
+        self.run_worker(partial(self._look_at, places), thread=True, exclusive=True, group="learn")
+
+    def _look_at(self, places: Sequence[Place]) -> None:
+        worker, verdicts = get_current_worker(), last_verdicts()
+        known: dict[str, Known] = {}
+        told = time.monotonic()
+        for place in places:
+            if worker.is_cancelled:
+                return
+            path = Path(place.path)
+            if _is_trace(place):
+                verdict = verdicts.get(str(path.absolute()), "")
+                known[place.path] = replace(known_of(path), verdict=verdict)
+            if time.monotonic() - told > LEARN_S:
+                self.post_message(Learnt(known))
+                known, told = {}, time.monotonic()
+        self.post_message(Learnt(known))
+
+    @on(Learnt)
+    def _learnt(self, event: Learnt) -> None:
+        self.list.learn(event.known)
+        self._retitle()
+        self._show_about()
+
+    @on(RowList.Moved, "#places")
+    @on(BlockPane.Changed)
+    def _show_about(self) -> None:
+        row = self.list.current
+        self.about.border_title = row.name.replace("[", r"\[") if row is not None else ""
+        self.about.show(place_facts(row, self.about.column) if row is not None else [])
+        self.show_keys()
+
+    def here(self) -> Jump:
+        return Jump("home", (self.folder,))
+
+    def goals(self) -> Iterable[Goal]:
+        for row in self.list.rows:
+            path = Path(row.place.path)
+            yield Goal(f"{row.name} · {row.place.kind}", row.name,
+                       partial(self.app.open_path, path))  # type: ignore[attr-defined]  # fmt: skip
 
     def action_rescan(self) -> None:
         self._found, self._looking = [], True
@@ -207,6 +138,7 @@ class HomeScreen(BaseScreen):
         shown = ""
         remark = f" · {count(total)} found" if total else ""
         remark += " and more" if self._more else ""
+        remark += f" · {len(self.list.marked)} marked" if self.list.marked else ""
         if self.list.filter and total:
             text = clean(self.list.filter, 30)
             shown = f"showing {count(listed)} of {count(total)} - filter {text} · "
@@ -258,22 +190,13 @@ class HomeScreen(BaseScreen):
             if self.state != "full":
                 self.set_state("full")
                 self.list.focus()
+        if event.done and self._found:
+            self._learn(self._found)
         self._retitle()
 
     @on(RowList.Opened, "#places")
     def _open(self, event: RowList.Opened) -> None:
-        self._open_path(Path(self.list.rows[event.row].place.path))
-
-    def _open_path(self, path: Path) -> None:
-        try:
-            opened = kind_of(path)
-        except AprtuiError as error:
-            self.say(clean(str(error)))
-            return
-        if opened.kind == "trace" and path.is_dir() and not holds_trace(path):
-            self.app.go("home", lambda: HomeScreen(path))  # type: ignore[attr-defined]
-        else:
-            self.app.open_any(opened)  # type: ignore[attr-defined]
+        self.app.open_path(Path(self.list.rows[event.row].place.path))  # type: ignore[attr-defined]
 
     # Keys.
 
@@ -281,20 +204,84 @@ class HomeScreen(BaseScreen):
         """Any folder or file, wherever it is."""
         self.ask("open…", "open", f"{self.folder}/")
 
+    def idle_keys(self) -> frozenset[str]:
+        row = self.list.current
+        if row is None or row.place.kind == "model":
+            return frozenset(
+                {"home-rename", "home-delete"} | ({"home-trace"} if not row else set())
+            )
+        return frozenset({"home-trace"} if _is_trace(row.place) else
+                         {"home-trace", "home-rename", "home-delete"})  # fmt: skip
+
+    def action_mark(self) -> None:
+        """Mark the row, or take its mark away."""
+        self.list.mark()
+        self._retitle()
+
+    def action_trace(self) -> None:
+        """Plan a trace of the model under the cursor."""
+        row = self.list.current
+        if row is not None and row.place.kind == "model":
+            self.app.open_trace(Path(row.place.path))  # type: ignore[attr-defined]
+
     def action_diff_with(self) -> None:
-        """The place under the cursor as A, another one as B."""
-        place = self.list.current
-        if place is not None:
-            self.ask("compare it with…", "diff", str(Path(place.path).parent) + "/")
+        """The two that are marked, the marked one and this, or this one and another."""
+        row, marked = self.list.current, list(self.list.marked)
+        if len(marked) == 1 and row is not None and row.place.path not in marked:
+            marked.append(row.place.path)
+        if len(marked) == 2:
+            self._compare(Path(marked[0]), Path(marked[1]))
+        elif len(marked) > 2:
+            self.say(f"{len(marked)} are marked: d compares two, space takes a mark away")
+        elif row is not None:
+            self.ask("compare it with…", "diff", str(Path(row.place.path).parent) + "/")
+
+    def _compare(self, a: Path, b: Path) -> None:
+        kinds = {row.place.path: row.place.kind for row in self.list.rows}
+        sides = [kinds.get(str(path), kinds.get(str(a))) for path in (a, b)]
+        if sides[0] != sides[1]:
+            self.say("a model and a trace: mark two models, or two traces")
+            return
+        open_both = "open_models" if sides[0] == "model" else "open_diff"
+        getattr(self.app, open_both)(a, b)
+
+    def action_rename(self) -> None:
+        """Ask for another name of the trace's folder."""
+        row = self.list.current
+        if row is not None and _is_trace(row.place):
+            self.ask("name it…", "rename", Path(row.place.path).name)
+
+    def action_delete(self) -> None:
+        """Ask whether the trace shall go, saying what would."""
+        row = self.list.current
+        if row is not None and _is_trace(row.place):
+            known = row.known
+            what = f", {count(known.files, 'file')}, {size(known.size_bytes)}" if known else ""
+            self._doomed = row
+            self.ask(f"y deletes {row.name}{what}; anything else keeps it", "delete", how="")
 
     def answered(self, purpose: str, text: str) -> None:
-        place = self.list.current
+        row = self.list.current
         if purpose == "open" and text:
-            self._open_path(Path(text).expanduser())
-        elif purpose == "diff" and text and place is not None:
-            both = Path(place.path), Path(text).expanduser()
-            open_both = "open_models" if place.kind == "model" else "open_diff"
-            getattr(self.app, open_both)(*both)
+            self.app.open_path(Path(text).expanduser())  # type: ignore[attr-defined]
+        elif purpose == "diff" and text and row is not None:
+            self._compare(Path(row.place.path), Path(text).expanduser())
+        elif purpose == "rename" and text and row is not None:
+            self._change(lambda: f"renamed {rename_trace(Path(row.place.path), text).name}")
+        elif purpose == "delete" and text.strip().lower() == "y" and self._doomed is not None:
+            doomed = Path(self._doomed.place.path)
+            self._change(lambda: delete_trace(doomed))
+
+    def _change(self, change: Callable[[], str]) -> None:
+        """Change what lies on the disk, say what happened, and look again."""
+        try:
+            said = change()
+        except AprtuiError as error:
+            self.say(f"! {error.message}")
+            return
+        self.list.marked = [path for path in self.list.marked if Path(path).exists()]
+        self.action_rescan()
+        self.say(clean(said))
 
     def action_sort(self) -> None:
         """The newest first, or by name."""
@@ -311,7 +298,17 @@ class HomeScreen(BaseScreen):
             self._retitle()
 
     def step_back(self) -> bool:
+        if self.list.marked:
+            self.list.marked = []
+            self.list.refresh()
+            self._retitle()
+            return True
         if not self.list.filter:
             return False
         self.answering("filter", "")
         return True
+
+
+def _is_trace(place: Place) -> bool:
+    """Whether it is one trace: a per-op folder holds two, of another program."""
+    return place.kind == "trace" and not place.remark.startswith("per-op")

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,9 +21,11 @@ from textual.worker import get_current_worker
 from aprtui.compare.metrics import Cancelled
 from aprtui.errors import AprtuiError
 from aprtui.formats.modelfile import ModelFile
+from aprtui.formats.tracedir import StageKey
 from aprtui.model.open import Model, open_model, read_model_file
 from aprtui.text import clean, count, size
 from aprtui.tui.carry import copy
+from aprtui.tui.jumps import Goal, Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.messages import LoadFailed
@@ -105,9 +108,10 @@ class ModelScreen(BaseScreen):
     lead = "move"
     BINDINGS: ClassVar[list[BindingType]] = bindings("model")  # type: ignore[assignment]
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, at: Jump | None = None) -> None:
         super().__init__()
         self.path = path
+        self._at = at  # the place that a jump asks for
         self.model: Model | None = None
         self.file: ModelFile | None = None
         self.pane = "tensor"
@@ -178,6 +182,52 @@ class ModelScreen(BaseScreen):
         self.tensors.focus()
         self._retitle()
         self._show_tensor()
+        if self._at is not None:
+            self.turn_to(self._at)
+
+    # Places.
+
+    def here(self) -> Jump:
+        row = self.tensors.current if self.state == "full" else None
+        return Jump("model", (self.path,), tensor=row.entry.name if row is not None else "")
+
+    def goals(self) -> Iterable[Goal]:
+        """Every tensor, by its role or by its name."""
+        for row in self.tensors.tensors:
+            name, where = clean(row.entry.name, 80), "" if row.layer is None else f"{row.layer} "
+            to = Jump("model", (self.path,), tensor=row.entry.name)
+            label = f"layer {where}{row.label}" if where else row.label
+            yield Goal(f"{label} · {name}" if row.label else name, name,
+                       partial(self.app.jump, to),  # type: ignore[attr-defined]
+                       StageKey(row.layer, row.label), name)  # fmt: skip
+
+    def turn_to(self, to: Jump) -> None:
+        """The tensor of that name, or the first of those that a stage reads."""
+        found = [row for row in self.tensors.tensors if _is_meant(row, to)]
+        if found:
+            self.tensors.select(found[0])
+            self._retitle()
+        if to.key is not None and self.file is not None:
+            reads = ", ".join(row.label for row in found[:6]) or "no weight of its own"
+            self.say(f"{clean(str(to.key))} reads {reads}")
+
+    def idle_keys(self) -> frozenset[str]:
+        return frozenset() if self._read_by() is not None else frozenset({"model-browse"})
+
+    def _read_by(self) -> Jump | None:
+        """The first stage that reads the tensor here, in a trace of this model that is open."""
+        row, trace = self.tensors.current, self.app.trace_of(self.path)  # type: ignore[attr-defined]
+        if row is None or not row.used_by or trace is None:
+            return None
+        return Jump("browse", (trace,), StageKey(row.layer, row.used_by[0]))
+
+    def action_browse(self) -> None:
+        """What the tensor does: the stage that reads it."""
+        to = self._read_by()
+        if to is not None:
+            self.app.jump(to)  # type: ignore[attr-defined]
+        else:
+            self.say("no trace of this model is open that has a stage which reads it")
 
     def _retitle(self) -> None:
         total = len(self.file.tensors) if self.file else 0
@@ -208,6 +258,7 @@ class ModelScreen(BaseScreen):
             self.tensor.show(rows if self.tensors.row_count() else [])
         self._name_frame()
         self._show_values()
+        self.show_keys()
 
     def _show_values(self) -> None:
         """The values of the tensor under the cursor, where their pane is the one that is seen."""
@@ -410,3 +461,10 @@ class ModelScreen(BaseScreen):
             return False
         self.answering("filter", "")
         return True
+
+
+def _is_meant(row: TensorRow, to: Jump) -> bool:
+    """Whether a jump goes to that tensor: by its name, or as what a stage reads."""
+    if to.key is None:
+        return row.entry.name == to.tensor
+    return to.key.stage in row.used_by and row.layer in (to.key.layer, None)

@@ -21,10 +21,11 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, number
 from aprtui.tui.bisected import Finding
 from aprtui.tui.carry import copy, export_pair
+from aprtui.tui.jumps import Goal, Jump, stage_goals
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import LoadFailed
 from aprtui.tui.pair_view import SORTS, SPANS, Difference, PairView, view_of
-from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.screens.sides import Sides, SidesScreen
 from aprtui.tui.widgets.lines import Part, PartLine, RowList
 from aprtui.tui.widgets.pair_pane import PairPicture, WorstList
 from aprtui.tui.widgets.value_grid import ValueGrid
@@ -41,23 +42,26 @@ class PairReady(Message):
     view: PairView
 
 
-class PairScreen(BaseScreen):
+class PairScreen(SidesScreen):
     """Opened from the grid; n and N step through the pairs without going back."""
 
     mode = "diff"
-    places = ("pair",)
-    BINDINGS: ClassVar[list[BindingType]] = bindings("pair")  # type: ignore[assignment]
+    places = ("pair", "sides")
+    passing = True
+    BINDINGS: ClassVar[list[BindingType]] = bindings("pair", "sides")  # type: ignore[assignment]
 
     def __init__(
         self,
         pairs: Mapping[StageKey, Pair],
         results: Mapping[StageKey, PairResult],
         key: StageKey,
+        sides: Sides,
         findings: Mapping[StageKey, Finding] | None = None,
     ) -> None:
         super().__init__()
         self.findings = findings or {}  # of a bisection, where one was run
         self.pairs, self.results, self.key = pairs, results, key
+        self._sides = sides
         self.verdict = PartLine(id="verdict")
         self.head = PartLine(id="pairhead")
         self.picture = PairPicture(id="shared")
@@ -187,6 +191,32 @@ class PairScreen(BaseScreen):
         if self.focused not in self.grids.values():
             self.grids["a"].focus()
 
+    # Places.
+
+    @property
+    def sides(self) -> Sides:
+        return self._sides
+
+    @property
+    def stage_here(self) -> StageKey:
+        return self.key
+
+    def find_model(self) -> Path:
+        return self._sides.model()
+
+    def here(self) -> Jump:
+        return Jump("pair", self._sides.both, self.key)
+
+    def goals(self) -> Iterable[Goal]:
+        """Every pair that was measured."""
+        measured = [key for key in self.pairs if key in self.results and self.results[key].metrics]
+        return stage_goals(measured, "pair", self._sides.both, self.app.jump)
+
+    def turn_to(self, to: Jump) -> None:
+        if to.key is not None and to.key in self.pairs and to.key != self.key:
+            self.key = to.key
+            self._load()
+
     # Keys.
 
     def action_focus_pane(self) -> None:
@@ -245,6 +275,7 @@ class PairScreen(BaseScreen):
         self.ask("write A, B and d to (.npz)", "export", str(Path.cwd() / f"{name}.npz"))
 
     def answered(self, purpose: str, text: str) -> None:
+        super().answered(purpose, text)
         view = self.worst.view
         if purpose == "export" and text and view is not None:
             self.say(export_pair(view.a, view.b, Path(text).expanduser()))

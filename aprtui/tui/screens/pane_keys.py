@@ -17,7 +17,7 @@ from aprtui.formats.tracedir import StageRecord
 from aprtui.tui.carry import copy
 from aprtui.tui.measure import Float32, Hook, largest_at, nonfinite_after
 from aprtui.tui.running import running_pid, stop_running
-from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.screens.sides import SidesScreen
 from aprtui.tui.stage_table import StageTable, describe_shape
 from aprtui.tui.widgets.heatmap_pane import HeatmapPane
 from aprtui.tui.widgets.histogram_pane import RANGES, HistogramPane
@@ -36,7 +36,7 @@ class Sought(Message):
     nothing: str
 
 
-class PaneKeysScreen(BaseScreen):
+class PaneKeysScreen(SidesScreen):
     """A screen with Values, Histogram and Heatmap panes that can be measured again."""
 
     values: ValuesPane

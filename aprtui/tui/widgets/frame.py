@@ -62,7 +62,11 @@ class KeyLine(Widget):
     def show_keys(self, lead: str, keys: Sequence[Key]) -> None:
         """``lead`` names what j and k do here."""
         pairs = [("j k", lead)] if lead else []
-        pairs += [(shown(key.keys[0]), key.label) for key in keys if key.label]
+        for key in keys:
+            if key.label and pairs and pairs[-1][1] == key.label:  # two of a kind: A B in Browse
+                pairs[-1] = (f"{pairs[-1][0]} {shown(key.keys[0])}", key.label)
+            elif key.label:
+                pairs.append((shown(key.keys[0]), key.label))
         if tuple(pairs) != self.keys:
             self.keys = tuple(pairs)
             self.refresh()

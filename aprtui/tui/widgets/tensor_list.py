@@ -45,6 +45,20 @@ class TensorList(RowList):
     def current(self) -> TensorRow | None:
         return self._rows[self.cursor].tensor if self._rows else None
 
+    def select(self, tensor: TensorRow) -> None:
+        """Put the cursor on ``tensor``, unfolding its layer."""
+        if tensor.layer is not None:
+            self._unfolded.add(tensor.layer)
+        if tensor not in self.matching:
+            self.filter = ""
+        self.rebuild()
+        self.move_to(next(n for n, row in enumerate(self._rows) if row.tensor is tensor))
+
+    @property
+    def tensors(self) -> tuple[TensorRow, ...]:
+        """All of them, in the order of the pass."""
+        return self._tensors
+
     @property
     def current_layer(self) -> int | None:
         return self._rows[self.cursor].layer if self._rows else None
