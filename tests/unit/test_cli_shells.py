@@ -28,7 +28,8 @@ COMP_CWORD=$(($# - 1))
 _aprtui
 printf '%s\n' "${COMPREPLY[@]}"
 """
-_FREE = {"--tokens", "--steps", "--chunk", "--prompt", "--set", "--bar", "--layers", "--sequence", "--engine-arg",
+_FREE = {"--tokens", "--steps", "--chunk", "--prompt", "--set", "--bar", "--layers", "--sequence",
+         "--engine-arg",
          "--top", "--only", "--timeout"}  # fmt: skip
 
 
