@@ -153,15 +153,15 @@ def found_in(family: str, plant: Plant | None, folder: Path, patch: pytest.Monke
     save_tiny(TINY[family], folder / "model")
     right = huggingface.load
 
-    def planted(*given: Any) -> Any:
-        model = right(*given)
+    def planted(*given: Any, **named: Any) -> Any:
+        model = right(*given, **named)
         if plant is not None:
             plant(model)
         while PATCHES:
             patch.setattr(*PATCHES.pop())
         return model
 
-    patch.setattr(huggingface, "_load", planted)
+    patch.setattr(huggingface, "load", planted)
     job = TraceJob(
         model=str(folder / "model"), directory=str(folder / "trace"), engine="hf", tokens=TOKENS
     )
