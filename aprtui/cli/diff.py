@@ -2,8 +2,8 @@
 
 Every stage captured on both sides is measured in order of computation and judged by a bar that is
 chosen by what is compared; the bar and its reason are printed. Missing, damaged and misshapen
-stages are classes of their own and never pass. Two models are compared weight by weight, whatever
-their formats and names.
+stages are classes of their own and never pass. Two models are compared weight by weight and node by
+node, whatever their formats and names.
 
 Exit codes: 0 all pass, 1 a difference or something unmeasured, 2 usage, 3 a bad file.
 """

@@ -16,6 +16,10 @@ __all__ = ["run_models"]
 
 _Table = Callable[[Sequence[Sequence[str]], Sequence[str]], str]
 _LIST = 20  # rows of a table before "and N more"
+_OTHERWISE = {
+    "differs": "Computed otherwise:",
+    "slight": "No file says it, and numbers hardly feel it:",
+}
 _VERDICTS = {
     "pass": "the same model",
     "fail": "not the same model",
@@ -55,7 +59,9 @@ def _text(comparison: ModelComparison, table: _Table) -> str:
     bullet = "* " if table is _markdown_table else ""
     sides = (("A", comparison.a), ("B", comparison.b))
     head = "\n".join(f"{bullet}{_side(name, side)}" for name, side in sides)
-    parts = [head, f"{comparison.verdict.upper()}: {verdict}", f"tensors: {found}"]
+    parts = [head, f"{comparison.verdict.upper()}: {verdict}"]
+    parts += _otherwise(comparison, bullet)
+    parts.append(f"tensors: {found}")
     parts += [f"{bullet}{clean(pattern, 300)}" for pattern in comparison.patterns]
     wrong = [result for result in comparison.tensors if result.kind not in SOUND]
     if wrong:
@@ -75,6 +81,17 @@ def _text(comparison: ModelComparison, table: _Table) -> str:
     if comparison.notes:
         parts.append("\n".join(f"{bullet}note: {note}" for note in comparison.notes))
     return blank.join(parts)
+
+
+def _otherwise(comparison: ModelComparison, bullet: str) -> list[str]:
+    """What the passes do otherwise, that which decides the verdict first."""
+    found = []
+    for kind, said in _OTHERWISE.items():
+        lines = [clean(str(each), 300) for each in comparison.computation if each.kind == kind]
+        more = [f"and {count(len(lines) - _LIST)} more (--json lists all)"] * (len(lines) > _LIST)
+        lines = [f"{bullet or '  '}{line}" for line in (*lines[:_LIST], *more)]
+        found += ["\n".join((said, *lines))] if lines else []
+    return found
 
 
 def _side(name: str, side: ModelSide) -> str:

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
+import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from aprtui import __version__
+from aprtui.cli.commands import COMMANDS, EXIT_CODES, parser_of
 from aprtui.cli.streams import open_streams
+from aprtui.cli.version import lines
 from aprtui.crash import told_of
-from aprtui.errors import UsageError
+from aprtui.errors import AprtuiError, UsageError
 from aprtui.text import clean, nearest, quoted
 
 __all__ = ["COMMANDS", "EXIT_CODES", "entry", "heed_signals", "main"]
 
-# Name -> (module, one line of help). Modules are imported only when their command runs.
-COMMANDS: dict[str, tuple[str, str]] = {
-    "trace": ("aprtui.cli.trace", "run a traced forward pass and write every stage's tensor"),
-    "inspect": ("aprtui.cli.inspect", "say what a model, trace or stage file is"),
-    "import": ("aprtui.cli.import_model", "write a GGUF or safetensors model as .apr"),
-    "import-trace": ("aprtui.cli.import_trace", "write another tool's dump as a trace folder"),
-    "diff": ("aprtui.cli.diff", "compare two traces, two stage files or two models"),
-    "bisect": ("aprtui.cli.bisect", "name the stages of a trace that compute wrongly, and how"),
-    "report": ("aprtui.cli.report", "write a comparison as one file to attach to an issue"),
-    "verify": ("aprtui.cli.verify", "run a model on several engines and say whether they agree"),
-    "stats": ("aprtui.cli.stats", "statistics of a trace's stages or of one stage file"),
-    "export": ("aprtui.cli.export", "write stage files as npy, npz, safetensors or csv"),
-    "contract": ("aprtui.cli.contract", "validate the project's contracts and run their tests"),
-    "demo": ("aprtui.cli.demo", "make a small model and two traces with a planted bug; open them"),
-}
-
-EXIT_CODES = """\
-Exit codes: 0 fine, 1 a difference, a culprit or something unmeasured, 2 usage, 3 a bad file,
-4 the engine failed or the output cannot be written, 130 stopped (143 by SIGTERM, 129 by SIGHUP)."""
-
 _USAGE = """\
-usage: aprtui [--version] [--help] COMMAND ...
+usage: aprtui [--version [-v]] [--help] COMMAND ...
        aprtui MODEL | TRACE_DIR | FILE.bin | DIR_A DIR_B | MODEL_A MODEL_B
 
 A terminal inspector for the forward pass of language models.
@@ -56,6 +36,7 @@ Commands that need no terminal UI:
 {commands}
 
 {exit_codes}
+With --json an error is one line of JSON on stderr: {{"error": {{message, hint, exit_code}}}}.
 `aprtui COMMAND --help` tells each command's options."""
 
 
@@ -65,12 +46,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except KeyboardInterrupt as stop:
-        print("aprtui: stopped", file=sys.stderr)
-        return 128 + getattr(stop, "number", signal.SIGINT)
+        told: AprtuiError = _Stopped(getattr(stop, "number", signal.SIGINT))
     except Exception as error:
         told = told_of(error, words[0] if words and words[0] in COMMANDS else "opening")
-        print(f"aprtui: {clean(str(told), 2000)}", file=sys.stderr)
-        return told.exit_code
+    _tell(told, as_json=_asks_for_json(words))
+    return told.exit_code
+
+
+def _asks_for_json(words: Sequence[str]) -> bool:
+    """As argparse would have found it, which takes an option's beginning for it."""
+    options = words[: words.index("--")] if "--" in words else words
+    return any(len(word) > 2 and "--json".startswith(word) for word in options)
+
+
+def _tell(error: AprtuiError, *, as_json: bool) -> None:
+    """One line on stderr: stdout holds results alone, whole or not at all."""
+    if as_json:
+        said = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        print(json.dumps({"error": said}, ensure_ascii=True), file=sys.stderr)
+    else:
+        print(f"aprtui: {clean(str(error), 2000)}", file=sys.stderr)
+
+
+class _Stopped(AprtuiError):
+    """Not a fault: a signal asked for it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("stopped")
+        self.exit_code = 128 + number
 
 
 class _Ended(KeyboardInterrupt):
@@ -102,8 +105,9 @@ def entry() -> None:
         code = ended.code if isinstance(ended.code, int) else 0
     sys.stdout.flush()
     if outlet.error is not None:
-        print(f"aprtui: stdout cannot be written: {outlet.error.strerror}", file=sys.stderr)
-        code = 4
+        lost = AprtuiError(f"stdout cannot be written: {outlet.error.strerror}")
+        _tell(lost, as_json=_asks_for_json(sys.argv[1:]))
+        code = lost.exit_code
     sys.stderr.flush()
     if "torch" in sys.modules:  # everything is written, and torch takes 0.6 s to take itself down
         os._exit(code)
@@ -116,19 +120,15 @@ def _dispatch(words: list[str]) -> int:
     if words and words[0] in ("-h", "--help", "help"):
         return _help(words[1:])
     if words and words[0] in ("-V", "--version"):
-        print(f"aprtui {__version__}")
+        if wrong := [word for word in words[1:] if word not in ("-v", "--verbose")]:
+            raise UsageError(f"--version takes no {_words(wrong)}", hint="aprtui --version -v")
+        print("\n".join(lines(verbose=len(words) > 1)))
         return 0
     return _open(words)
 
 
 def _run(name: str, words: list[str]) -> int:
-    module = importlib.import_module(COMMANDS[name][0])
-    parser = argparse.ArgumentParser(
-        prog=f"aprtui {name}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.configure(parser)
+    parser, module = parser_of(name)
     args, left = parser.parse_known_args(words)
     if left:
         hint = f"aprtui {name} --help"
@@ -157,14 +157,13 @@ def _help(words: list[str]) -> int:
 
 def _open(words: list[str]) -> int:
     """Open the terminal UI on zero, one or two paths."""
-    from aprtui.cli import open_ui
-
-    parser = argparse.ArgumentParser(prog="aprtui", add_help=False)
-    open_ui.configure(parser)
+    parser, module = parser_of("")
     if words and not words[0].startswith("-") and not os.path.exists(words[0]):  # noqa: PTH110
         near = nearest(words[0], COMMANDS)
         if near:
-            parser.error(f"no command or file {clean(words[0])!r}; did you mean `aprtui {near}`?")
+            raise UsageError(
+                f"no command or file {clean(words[0])!r}", hint=f"did you mean `aprtui {near}`?"
+            )
     args, left = parser.parse_known_args(words)
     if left:
         from aprtui.model.open import is_model_path
@@ -172,4 +171,5 @@ def _open(words: list[str]) -> int:
         a_model = len(args.paths) == 1 and is_model_path(args.paths[0])
         hint = f"aprtui trace {_words(words)}" if a_model else "aprtui --help"
         raise UsageError(f"opening takes no {_words(left)}", hint=hint)
-    return open_ui.run(args)
+    code: int = module.run(args)
+    return code

@@ -84,7 +84,8 @@ def _spread(case: Case) -> Float64 | None:
             return None
         return _U * (y if isinstance(case.op, Multiply) else y + np.maximum.reduce(given))
     if isinstance(case.op, Norm):
-        return _U * y if case.op.bias is None else _U * (y + np.abs(case.y).max(-1, keepdims=True))
+        plain = case.op.bias is None and not case.op.centred  # else small ones are of large terms
+        return _U * y if plain else _U * (y + y.max(-1, keepdims=True))
     return _U * y if isinstance(case.op, Embed) else None
 
 

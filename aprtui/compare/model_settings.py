@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aprtui.compare.computation import same_value, shown_value
 from aprtui.compare.weight_sides import WeightSide
 from aprtui.errors import UsageError
 from aprtui.formats.gguf import StringArray
@@ -19,7 +19,6 @@ from aprtui.text import clean, count
 __all__ = ["Setting", "compare_configs", "compare_tokenizers"]
 
 _RECONCILED = frozenset({"rope_layout", "norm_offset", "tied_head"})  # weights are compared so
-_FLOAT_TOLERANCE = 1e-6  # of float32 values against decimal ones
 _PAD = re.compile(r"\[PAD\d+\]")
 
 
@@ -27,8 +26,9 @@ _PAD = re.compile(r"\[PAD\d+\]")
 class Setting:
     """One configuration value or part of the tokenizer, on both sides.
 
-    ``kind``: "equal", "differs", "missing-a", "missing-b" (not in that file), "unstated" (in
-    neither). ``a`` and ``b`` are clean text for people; ``message`` says where they part.
+    ``kind``: "equal", "differs", "no-effect" (differs, and nothing is computed otherwise for it),
+    "missing-a", "missing-b" (not in that file), "unstated" (in neither). ``a`` and ``b`` are clean
+    text for people; ``message`` says where they part.
     """
 
     key: str
@@ -38,10 +38,13 @@ class Setting:
     message: str = ""
 
 
-def compare_configs(a: WeightSide, b: WeightSide) -> tuple[Setting, ...]:
-    """Every configuration value that both arithmetics depend on, in the order A's family reads.
+def compare_configs(
+    a: WeightSide, b: WeightSide, *, same_pass: bool = False
+) -> tuple[Setting, ...]:
+    """Every configuration value that both files come to, in the order A's family reads.
 
-    A key of one format alone comes to settings that both have.
+    A key of one format alone comes to settings that both have. ``same_pass``: both compute the
+    same, so no value that differs has an effect.
     """
     found = []
     for name, x in a.settings.items():
@@ -54,28 +57,18 @@ def compare_configs(a: WeightSide, b: WeightSide) -> tuple[Setting, ...]:
         elif any(silent):
             kind = "missing-a" if silent[0] else "missing-b"
         else:
-            kind = "equal" if _same(x, y) else "differs"
-        texts = ["not stated" if s else _shown(v) for s, v in zip(silent, (x, y), strict=True)]
+            kind = "equal" if same_value(x, y) else "differs"
+        if kind == "differs" and (same_pass or _no_effect(name, a, b)):
+            kind = "no-effect"
+        texts = ["not stated" if s else shown_value(v) for s, v in zip(silent, (x, y), strict=True)]
         found.append(Setting(name, kind, texts[0], texts[1]))
     return tuple(found)
 
 
-def _same(x: Any, y: Any) -> bool:
-    if isinstance(x, tuple) and isinstance(y, tuple):
-        return len(x) == len(y) and all(map(_same, x, y))
-    if isinstance(x, float) or isinstance(y, float):
-        return (
-            x is not None and y is not None and math.isclose(x, y, rel_tol=_FLOAT_TOLERANCE)
-        ) or x is y
-    return bool(x == y)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return clean(f"{len(value)} values: {', '.join(map(_shown, value))}", 60) if value else "no"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.7g}" if isinstance(value, float) else clean(str(value), 60)
+def _no_effect(name: str, a: WeightSide, b: WeightSide) -> bool:
+    """Whether each pass stays as it is with the other file's value."""
+    tried = (a.changes(name, b.settings[name]), b.changes(name, a.settings[name]))
+    return tried == (False, False)
 
 
 def compare_tokenizers(a: WeightSide, b: WeightSide) -> tuple[Setting, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aprtui.compare.causes import shared_by
+from aprtui.compare.computation import Otherwise
 from aprtui.compare.model_settings import Setting
 from aprtui.formats.summary import finite_json
 from aprtui.graph import Role
@@ -112,6 +113,7 @@ class ModelComparison:
     a: ModelSide
     b: ModelSide
     tensors: tuple[TensorResult, ...]
+    computation: tuple[Otherwise, ...]  # what the passes do otherwise, in order of computation
     config: tuple[Setting, ...]
     tokenizer: tuple[Setting, ...]
     unused_a: tuple[TensorSide, ...]
@@ -150,6 +152,7 @@ class ModelComparison:
     def verdict(self) -> str:
         """ "fail", "unmeasured" (nothing differs, something is in one file only) or "pass"."""
         kinds = {result.kind for result in self.tensors} | {s.kind for s in self.settings}
+        kinds |= {each.kind for each in self.computation}
         if kinds & set(FAILED):
             return "fail"
         return "unmeasured" if kinds & set(UNMEASURED) else "pass"
@@ -172,6 +175,7 @@ class ModelComparison:
                 "counts": self.counts,
                 "patterns": list(self.patterns),
                 "tensors": [_tensor_json(result) for result in self.tensors],
+                "computation": [dataclasses.asdict(each) for each in self.computation],
                 "config": [dataclasses.asdict(setting) for setting in self.config],
                 "tokenizer": [dataclasses.asdict(setting) for setting in self.tokenizer],
                 "unused_a": [dataclasses.asdict(tensor) for tensor in self.unused_a],

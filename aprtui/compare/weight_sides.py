@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from aprtui.compare.weight_heads import by_key_head, dealt_columns
 from aprtui.errors import AprtuiError
 from aprtui.families.registry import Identity, identify, load_family
 from aprtui.families.settle import FREQUENCY_TENSORS, Settled, settle, sort_tensors
@@ -18,6 +19,7 @@ from aprtui.formats.quantised import refuse_unreadable
 from aprtui.graph import Graph, Role
 from aprtui.graph.heads import head_windows
 from aprtui.graph.ops import Bias, Norm, Product
+from aprtui.graph.recurrent import Decay
 from aprtui.model.open import Matrix, held_window, read_model_file, tokenizer_spec_of
 from aprtui.model.operand import Operand
 from aprtui.model.tokenizer import TokenizerSpec
@@ -34,7 +36,7 @@ class WeightSide:
     """One model as far as its file goes: an incomplete or contradictory one is compared too.
 
     ``unstated`` are configuration keys that the file leaves out and the other file's value stands
-    for. ``unused`` are tensors that play no part in the pass.
+    for. ``dealt``: ``Operand.dealt`` of roles. ``unused`` are tensors without a part in the pass.
     """
 
     path: Path
@@ -45,6 +47,16 @@ class WeightSide:
     unused: tuple[TensorEntry, ...]
     unstated: tuple[str, ...]
     notes: tuple[str, ...]
+    settle: Callable[[Mapping[str, str]], Settled | AprtuiError]
+    dealt: Mapping[Role, tuple[int, int]] = field(default_factory=dict)
+
+    def changes(self, key: str, value: Any) -> bool | None:
+        """Whether the pass is another one with ``value`` for ``key``; None where the family reads
+        no such key, or refuses the value."""
+        found = self.settle({key: str(value)})
+        if isinstance(found, AprtuiError) or key in found.settings.unread():
+            return None
+        return found.graph != self.graph
 
     @property
     def tied(self) -> bool:
@@ -69,6 +81,18 @@ class WeightSide:
         """1 where the stored weights of norms mean 1 + w."""
         norms = (node.op for node in self.graph if isinstance(node.op, Norm))
         return next((norm.offset for norm in norms if norm.weight is not None), 0.0)
+
+    @cached_property
+    def logged(self) -> frozenset[Role]:
+        """The weights of decays that mean -exp(w)."""
+        decays = (node.op for node in self.graph if isinstance(node.op, Decay))
+        return frozenset(decay.a for decay in decays if decay.logged)
+
+    @cached_property
+    def norms(self) -> frozenset[Role]:
+        """The weights of norms that ``norm_offset`` counts for."""
+        norms = (node.op for node in self.graph if isinstance(node.op, Norm))
+        return frozenset(norm.weight for norm in norms if norm.weight is not None)
 
     def head_size(self, role: Role) -> int:
         """The width d of a head of the queries, keys or values that a weight makes, or 0."""
@@ -118,8 +142,9 @@ def read_sides(
             lent = other if isinstance(other, Settled) else None
             notes = (found.message,)
             found, unstated = _with_lent(file, name, table, lent, found)
-        sides.append(_side(path, file, table, found, unstated, notes))
-    return sides[0], sides[1]
+        again = partial(_try_settle, file, name, table)
+        sides.append(_side(path, file, table, found, unstated, notes, again))
+    return _as_cut(*sides), _as_cut(*reversed(sides))
 
 
 def _try_settle(
@@ -158,7 +183,7 @@ def _with_lent(
 
 def _side(
     path: Path, file: ModelFile, table: Sorted, found: Settled, unstated: tuple[str, ...],
-    notes: tuple[str, ...],
+    notes: tuple[str, ...], again: Callable[[Mapping[str, str]], Settled | AprtuiError],
 ) -> WeightSide:  # fmt: skip
     settings = found.settings
     if not settings.has("max_positions"):
@@ -177,8 +202,29 @@ def _side(
     told = (*file.notes, *table.notes, *settings.notes, *notes, *unread)
     return WeightSide(
         path, file, found.graph, settings.values, weights, unused, unstated,
-        tuple(dict.fromkeys(clean(note, 500) for note in told)),
+        tuple(dict.fromkeys(clean(note, 500) for note in told)), again,
     )  # fmt: skip
+
+
+def _as_cut(side: WeightSide, other: WeightSide) -> WeightSide:
+    """The side with each product's one matrix taken apart where the other keeps it in several, and
+    value heads where the other has them in another order."""
+    weights = by_key_head(side.weights, side.graph, other.graph)
+    for node in side.graph:
+        theirs = other.graph.by_key.get(node.key)
+        if theirs is None or not (isinstance(node.op, Product) and isinstance(theirs.op, Product)):
+            continue
+        parts = theirs.op.parts
+        if len(node.op.parts) > 1 or len(parts) == 1:
+            continue
+        whole = weights.get(node.op.parts[0].weight)
+        if whole is None or not whole.plain or sum(part.rows for part in parts) != whole.rows:
+            continue
+        del weights[node.op.parts[0].weight]
+        for part in parts:
+            first = whole.first_row + theirs.op.columns(part).start
+            weights[part.weight] = Matrix(whole.entry, first, part.rows, whole.columns)
+    return replace(side, weights=weights, dealt=dealt_columns(side.graph, other.graph))
 
 
 def _windows(
@@ -192,8 +238,8 @@ def _windows(
             continue
         if role.name in holds:
             yield from _held(role, entry, graph, holds[role.name])
-        elif len(entry.shape) == 2 and min(entry.shape) > 1:
-            yield role, Matrix(entry, 0, *entry.shape)
+        elif len(wide := [extent for extent in entry.shape if extent > 1]) == 2:
+            yield role, Matrix(entry, 0, wide[0], wide[1])
         else:
             yield role, Matrix(entry, 0, 1, math.prod(entry.shape))
 
@@ -222,7 +268,8 @@ def operands(a: WeightSide, b: WeightSide, role: Role) -> tuple[Operand, Operand
     """Both sides of one role in the same row order and with the same meaning of norm weights.
 
     Where the RoPE layouts differ the adjacent side is read as halves; where one side's norms are
-    stored as w and mean 1 + w, 1 is added.
+    stored as w and mean 1 + w, 1 is added; where one side's decays are stored as their logarithms,
+    they are taken out of them.
     """
     found = []
     for side, other in ((a, b), (b, a)):
@@ -235,8 +282,10 @@ def operands(a: WeightSide, b: WeightSide, role: Role) -> tuple[Operand, Operand
         )
         offset = (
             side.norm_offset
-            if role.name.endswith("norm") and side.norm_offset != other.norm_offset
+            if role in side.norms and side.norm_offset != other.norm_offset
             else 0.0
         )
-        found.append(Operand(matrix, size if turned else 0, offset))
+        whole = role._replace(expert=None)
+        logged = whole in side.logged and whole not in other.logged
+        found.append(Operand(matrix, size if turned else 0, offset, logged, side.dealt.get(role)))
     return found[0], found[1]

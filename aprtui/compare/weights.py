@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from aprtui.compare.computation import compare_graphs, same_value
 from aprtui.compare.model_settings import compare_configs, compare_tokenizers
 from aprtui.compare.weight_judge import Judge
 from aprtui.compare.weight_results import ModelComparison, ModelSide, TensorResult, TensorSide
@@ -44,11 +45,15 @@ def diff_models(
     results = sorted(_results(sides, roles, progress), key=lambda result: result.damage)
     notes = [f"{name}: {note}" for name, side in zip("AB", sides, strict=True)
              for note in side.notes]  # fmt: skip
+    eps = [side.settings.get("rms_norm_eps") for side in sides]
+    otherwise = compare_graphs(sides[0].graph, sides[1].graph, same_eps=same_value(*eps))
+    same_pass = all(each.kind == "slight" for each in otherwise)
     return ModelComparison(
         _head(sides[0]),
         _head(sides[1]),
         tuple(results),
-        compare_configs(*sides),
+        otherwise,
+        compare_configs(*sides, same_pass=same_pass),
         compare_tokenizers(*sides),
         tuple(_unused(entry) for entry in sides[0].unused),
         tuple(_unused(entry) for entry in sides[1].unused),
@@ -150,6 +155,12 @@ def _reconciled(a: WeightSide, b: WeightSide) -> list[str]:
     if a.norm_offset != b.norm_offset:
         stored = "A" if a.norm_offset else "B"
         notes.append(f"{stored} stores norm weights as w and means 1 + w: 1 is added")
+    if bool(a.logged) != bool(b.logged):
+        stored = "A" if a.logged else "B"
+        notes.append(f"{stored} stores decays as logarithms: they are read as -exp(w)")
+    if a.dealt or b.dealt:
+        dealt = "A" if a.dealt else "B"
+        notes.append(f"{dealt}'s value heads go round the key heads: compared by key head")
     if a.tied != b.tied:
         tied, own = ("A", "B") if a.tied else ("B", "A")
         notes.append(f"{tied}'s head is its embedding; {own} has a head of its own")

@@ -151,9 +151,14 @@ class WeightReader:
 
 
 def _moved(found: Float32, operand: Operand) -> Float32:
-    """``found`` with the operand's offset added, in its place."""
+    """``found`` as the operand means it: its offset added, out of the logarithm, heads in order."""
     if operand.offset:
         found += np.float32(operand.offset)
+    if operand.logged:
+        np.negative(np.exp(found, out=found), out=found)
+    if operand.dealt is not None:
+        heads = found.reshape(len(found), -1, *operand.dealt)
+        return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(found.shape)
     return found
 
 

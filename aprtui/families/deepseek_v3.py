@@ -73,7 +73,14 @@ def softmax_ffn(s: Settings, layers: int) -> decoder.Mixer:
     if scale <= 0:
         raise s.fail(f"routed_scaling_factor is {scale:g}")
     route = replace(routing.route, scale=scale)
-    choose = replace(routing.choose, best=1 if folder else 2)
+    choose = routing.choose
+    if choose.groups > 1:
+        choose = replace(choose, best=1 if folder else 2)
+    if choose.groups > 1 and not folder:
+        s.note(
+            "a group of experts scores the sum of its two best, as in llama.cpp: no key says "
+            "that it is the best one's (topk_method group_limited_greedy)"
+        )
     corrected = not folder and s.shape("correction_bias") is not None
     routing = replace(routing, route=route, choose=choose, corrected=corrected)
     routing = routers.read_shared(s, routing, "n_shared_experts")

@@ -61,6 +61,7 @@ def read_sizes(s: Settings) -> tuple[decoder.Sizes, dict[str, int | None]]:
     if found["turned"] % 2 or found["turned"] < 2:
         raise s.fail(f"RoPE over {found['turned']} channels: it needs pairs")
     sizes = decoder.read_sizes(s, head_dim=found["still"] + found["turned"], kv_heads=0)
+    s.say("num_kv_heads", sizes.heads)  # GGUF says 1, of the latents
     return sizes, found
 
 

@@ -38,8 +38,13 @@ _BASES = {FULL: 5e5, SLIDING: 1e4}
 def _tables(s: Settings, head_dim: int) -> dict[str, RopeTable]:
     if s.file.format == "safetensors":
         return read_nested_rope(s, head_dim, _BASES)
-    s.take("rope_theta_local", None)
-    return dict.fromkeys((FULL, SLIDING), read_rope(s, head_dim))
+    table, local = read_rope(s, head_dim), s.number("rope_theta_local", None)
+    if local not in (None, table.theta):
+        s.note(
+            f"rope_theta_local {local:g} is not computed, as in llama.cpp v0.5.0: layers with a "
+            f"window turn by {table.theta:g} too"
+        )
+    return dict.fromkeys((FULL, SLIDING), table)
 
 
 def _windows(s: Settings, layers: int) -> list[int | None]:

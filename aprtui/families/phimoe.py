@@ -66,6 +66,11 @@ def build(s: Settings) -> Graph:
     head_bias = s.flag("lm_head_bias") if folder else s.shape("head_bias") is not None
     s.number("input_jitter_noise", 0.0)  # of training
     s.take("original_max_position_embeddings", None)
+    if not folder:
+        s.note(
+            "as in llama.cpp, RMS norms and a softmax router: no key says that the model was "
+            "trained with LayerNorm and SparseMixer"
+        )
     norm = replace(sizes.norm(), centred=folder, bias=Role("bias"))
     return decoder.build_decoder(
         sizes,

@@ -415,7 +415,7 @@ def _yarn(s: Settings, group: _Group, table: RopeTable) -> RopeTable:
     fast, slow = group.number("beta_fast") or 32.0, group.number("beta_slow") or 1.0
     divisors = yarn_divisors(
         table.dims, table.theta, factor, original, fast, slow,
-        truncate=group.flag("truncate", True),
+        truncate=s.say("rope_truncate", group.flag("truncate", True)),
     )  # fmt: skip
     one, all_dims = group.number("mscale"), group.number("mscale_all_dim")
     magnitude = group.number("attention_factor")
@@ -475,6 +475,7 @@ def _gguf_table(s: Settings, head_dim: int, partial: bool) -> RopeTable:
     if kind == "yarn":
         fast = s.number("rope.scaling.yarn_beta_fast", 32.0)
         slow = s.number("rope.scaling.yarn_beta_slow", 1.0)
+        s.say("rope_truncate", True)  # ggml always does, and no key of GGUF could say otherwise
         divisors = yarn_divisors(dims, table.theta, factor, original or 1, fast, slow)
         name = "rope.scaling.yarn_log_multiplier"
         share = s.number(name) if s.known(name) else 0.0

@@ -42,8 +42,10 @@ def sort_tensors(file: ModelFile, family: str) -> Sorted:
 
     Raises BadFileError when only some dims are reversed; complete or not is for the caller to say.
     """
-    found = load_family(family).tensors.sort(file.tensors.values())
-    entries, turned = _oriented(file, found)
+    table = load_family(family).tensors
+    found = table.sort(file.tensors.values())
+    packed = frozenset(tensor.role for tensor in table.tensors if tensor.packed)
+    entries, turned = _oriented(file, found, packed)
     return replace(found, entries=entries, notes=[*found.notes, *turned])
 
 
@@ -101,7 +103,9 @@ def _shapes(entries: Mapping[Role, TensorEntry]) -> Shapes:
     return first.get
 
 
-def _oriented(file: ModelFile, table: Sorted) -> tuple[dict[Role, TensorEntry], list[str]]:
+def _oriented(
+    file: ModelFile, table: Sorted, packed: frozenset[str]
+) -> tuple[dict[Role, TensorEntry], list[str]]:
     """The entries with their dims outermost first, whatever order the writer listed them in.
 
     ``apr convert`` lists 2-D dims fastest first: all are reversed when the embedding says so
@@ -120,7 +124,8 @@ def _oriented(file: ModelFile, table: Sorted) -> tuple[dict[Role, TensorEntry], 
     router = _shapes(entries)("router")
     experts = router[0] if router is not None else 0
     for role, entry in entries.items():
-        if len(entry.shape) == 3 and entry.shape[0] != experts and entry.shape[2] == experts:
+        shape = entry.shape
+        if role.name in packed and len(shape) == 3 and shape[0] != experts == shape[2]:
             entries[role] = reversed_entry(entry)
             notes.append("experts' dims are listed in GGUF order; they were reversed")
     return entries, notes

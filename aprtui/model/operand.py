@@ -27,12 +27,16 @@ class Operand:
 
     ``head_rows``: rows of one head where they lie as adjacent RoPE pairs and are read as halves
     (docs/stages.md 3), 0 where they are read as they lie. ``offset`` is added to every value
-    (gemma's norms, of which Hugging Face stores w and GGUF 1 + w).
+    (gemma's norms, of which Hugging Face stores w and GGUF 1 + w). ``logged``: a value w is read as
+    -exp(w). ``dealt`` (key heads, size): the columns are heads of that size that go round the key
+    heads, and are read with those of one key head together.
     """
 
     matrix: Matrix
     head_rows: int = 0
     offset: float = 0.0
+    logged: bool = False
+    dealt: tuple[int, int] | None = None
 
     @property
     def rows(self) -> int:
@@ -104,7 +108,7 @@ def _form(operand: Operand) -> tuple[object, ...]:
     if coding is not None:  # what it is but for where its parts lie
         places = (*places, replace(coding, parts=()), tuple(part.name for part in coding.parts))
     return (*places, operand.rows, operand.columns, matrix.entry.type, operand.head_rows,
-            operand.offset)  # fmt: skip
+            operand.offset, operand.logged, operand.dealt)  # fmt: skip
 
 
 def _equal(x: Bytes, y: Bytes) -> bool:

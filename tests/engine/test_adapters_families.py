@@ -102,6 +102,27 @@ def _kind(name: str, op: str) -> tuple[str, str]:
 
 
 @needs_fixtures
+def test_what_llama_cpp_computes_otherwise_than_the_folder_says_is_its_culprit(
+    tmp_path: Path,
+) -> None:
+    """gpt_oss says truncate false, which no GGUF can: ggml rounds YaRN's correction range."""
+    with np.load(gguf("gpt_oss").with_name("expected.npz")) as expected:
+        tokens = tuple(int(token) for token in expected["tokens"])
+        logits = np.asarray(expected["llamacpp_logits"][-1], dtype=np.float64)
+    shown = collect(open_model(gguf("gpt_oss")), len(tokens), recorded_values("gpt_oss"))
+    values = {key: value.double().numpy() for key, value in shown.items()}
+    folder = open_model(gguf("gpt_oss").parent)
+    values[folder.graph.nodes[-1].key] = logits
+    found = bisect(folder, write(tmp_path / "theirs", values), tokens=tokens)
+    assert not found.unmeasured
+    mistakes = {each.key: each.mistake for each in found.culprits}
+    turned = {node.key for node in folder.graph if node.key.stage.endswith("_post_rope")}
+    assert mistakes.keys() == turned
+    for each in mistakes.values():
+        assert each is not None and each.id == "rope_table" and "(truncate)" in each.text
+
+
+@needs_fixtures
 @pytest.mark.parametrize("case", WITH_VALUES)
 def test_the_stages_of_recorded_nodes_are_those_of_our_pass(case: str, tmp_path: Path) -> None:
     with np.load(gguf(case).with_name("expected.npz")) as expected:

@@ -1,4 +1,4 @@
-"""One table of keys: nothing bound twice in one place, every action there, the README's table."""
+"""One table of keys: nothing bound twice in one place, every action there, the page's table."""
 
 from __future__ import annotations
 

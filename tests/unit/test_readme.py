@@ -1,4 +1,4 @@
-"""What the README says that the program can say itself."""
+"""What the README and the pages that it leads to say that the program can say itself."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from aprtui.cli.main import COMMANDS, EXIT_CODES, main
 from aprtui.engine.adapters import available
 from aprtui.tui.keys import markdown
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+ENGINES = (ROOT / "docs/engines.md").read_text()
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 150, "the rest belongs into docs/"
 
 
 def test_the_table_of_keys_is_the_programs_own() -> None:
-    assert markdown().strip() in README, "paste what `python -m aprtui.tui.keys` prints"
+    keys = (ROOT / "docs/keys.md").read_text()
+    assert markdown().strip() in keys, "paste what `python -m aprtui.tui.keys` prints"
 
 
 def test_every_command_is_named() -> None:
@@ -23,10 +30,9 @@ def test_every_command_is_named() -> None:
 
 
 def test_every_picture_is_there() -> None:
-    root = Path(__file__).resolve().parents[2]
     pictures = [line.split("](")[1].rstrip(")") for line in README.splitlines() if line[:2] == "!["]
     assert pictures
-    assert all((root / picture).is_file() for picture in pictures)
+    assert all((ROOT / picture).is_file() for picture in pictures)
 
 
 def test_exit_codes_are_those_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,4 +42,4 @@ def test_exit_codes_are_those_of_the_help(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_engines_are_installed_by_the_words_of_the_hints() -> None:
-    assert all(engine.how_to_install in README for engine in available())
+    assert all(engine.how_to_install in ENGINES for engine in available())

@@ -151,8 +151,8 @@ def other_table(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
             divisors = yarn_divisors(table.dims, table.theta, factor, trained)
             usual = 0.1 * math.log(factor) + 1.0
             for used in dict.fromkeys((usual, 1.0, fitted)):
-                text = f"turned by YaRN of factor {factor:g}, {trained:g} positions and magnitude "
-                text += f"{used:.6g}, which this model does not say"
+                text = f"turned by YaRN of factor {factor:g}, {trained:g} positions, its range "
+                text += f"rounded (truncate), magnitude {used:.6g}, which this model does not say"
                 parameters = {"kind": "yarn", "factor": factor, "original": trained,
                               "magnitude": used}  # fmt: skip
                 changes = plain | {"divisors": divisors, "magnitude": used}

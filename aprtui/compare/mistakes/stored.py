@@ -162,8 +162,6 @@ def columns_dropped(at: ProductAttempt) -> Iterator[Candidate]:
     tries = [first] if 0 < first < columns else []
     tries += [columns - by for by in range(1, min(_TOGETHER, columns))]
     for start in tries:
-        if at.input_head is not None and start % at.input_head == 0:
-            continue  # whole heads: zero_part says which
         few = np.zeros_like(at.x)
         few[:, start:] = at.rounded_x[:, start:]
         sample = _sample(at, 64)
