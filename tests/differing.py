@@ -20,7 +20,7 @@ __all__ = ["FOREIGN", "NO_POSITIONS", "TOKENS", "differing", "write_differing", 
 
 TOKENS = (1, 2, 3)
 NO_POSITIONS = 3  # the layer whose queries and keys are not turned
-FOREIGN = ("ssm_scan_of_the_mixer", "ssm_state", "my_rope_of_both")
+FOREIGN = ("ssm_scan_of_the_mixer", "ssm_store", "my_rope_of_both")
 
 
 def differing(layers: int = 4) -> Graph:

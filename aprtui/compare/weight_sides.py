@@ -19,7 +19,7 @@ from aprtui.formats.quantised import refuse_unreadable
 from aprtui.graph import Graph, Role
 from aprtui.graph.heads import head_windows
 from aprtui.graph.ops import Bias, Norm, Product
-from aprtui.graph.recurrent import Decay
+from aprtui.graph.recurrent import Decay, Scan
 from aprtui.model.open import Matrix, held_window, read_model_file, tokenizer_spec_of
 from aprtui.model.operand import Operand
 from aprtui.model.tokenizer import TokenizerSpec
@@ -74,7 +74,8 @@ class WeightSide:
 
     @property
     def rope_layout(self) -> str:
-        return self.graph.rope_layout
+        """How the rows of q and k lie, of a model that turns nothing too."""
+        return self.graph.rope_layout or str(self.settings.get("rope_layout", ""))
 
     @property
     def norm_offset(self) -> float:
@@ -85,7 +86,7 @@ class WeightSide:
     @cached_property
     def logged(self) -> frozenset[Role]:
         """The weights of decays that mean -exp(w)."""
-        decays = (node.op for node in self.graph if isinstance(node.op, Decay))
+        decays = (node.op for node in self.graph if isinstance(node.op, Decay | Scan))
         return frozenset(decay.a for decay in decays if decay.logged)
 
     @cached_property

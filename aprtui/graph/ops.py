@@ -66,6 +66,11 @@ class Heads:
     def width(self) -> int:
         return self.count * self.size
 
+    def one(self, number: int) -> Heads:
+        """The window of one of them."""
+        first = self.first + number * (self.period or self.size)
+        return Heads(first, 1, self.size, self.period)
+
     @property
     def columns(self) -> slice:
         """Of heads that lie one after the other."""

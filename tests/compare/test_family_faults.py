@@ -55,7 +55,7 @@ def test_a_fault_in_each_kind_of_node_is_located_exactly(family: str, tmp_path: 
     assert {str(culprit.key) for culprit in found.culprits} == planted
 
 
-@pytest.mark.parametrize("family", sorted(TINY))
+@pytest.mark.parametrize("family", sorted(set(TINY) - {"falcon"}))  # its RoPE stays inside it
 def test_what_transformers_computes_is_cleared(family: str, tmp_path: Path) -> None:
     save_tiny(TINY[family], tmp_path / "model")
     job = TraceJob(

@@ -60,7 +60,7 @@ def prompt(family: str) -> tuple[int, ...]:
     return tuple((STEPS.get(family, 11) * n + n // 96 + 3) % 96 for n in range(600))
 
 
-@pytest.mark.parametrize("family", sorted(TINY))
+@pytest.mark.parametrize("family", sorted(set(TINY) - {"falcon"}))  # its RoPE stays inside it
 def test_every_stage_of_600_tokens_is_transformers(family: str, tmp_path: Path) -> None:
     tiny, tokens = TINY[family], prompt(family)
     save_tiny(replace(tiny, settings={**tiny.settings, "max_position_embeddings": 1024}), tmp_path)

@@ -276,9 +276,9 @@ def test_a_folder_of_traces_is_planned_from_one_opening(
 ) -> None:
     opened = []
 
-    def opening(path: Path, overrides: Mapping[str, str]) -> Model:
+    def opening(path: Path, overrides: Mapping[str, str], **more: Any) -> Model:
         opened.append(path)
-        return open_model(path, overrides)
+        return open_model(path, overrides, **more)
 
     monkeypatch.setattr("aprtui.engine.plan.open_model", opening)
     plans = make_plans(replace(JOB, directory=str(tmp_path)), ["one", "two"])

@@ -184,8 +184,7 @@ def _with_kv_head(at: Attempt[Scores | Softmax | Attend], head: int, kv_head: in
     op = at.op
     if isinstance(op, Attend):
         weights, values = at.inputs
-        first = op.values.first + kv_head * op.values.size
-        alone = replace(op, heads=1, values=replace(op.values, first=first, count=1))
+        alone = replace(op, heads=1, values=op.values.one(kv_head))
         made: Float64 = at.remade(alone, inputs=(weights[[head]], values))[:, 0]
         return made
     assert isinstance(op, Scores)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry, neat
 from aprtui.engine.replay import heads_of
+from aprtui.graph import Role
 from aprtui.graph.ops import Norm
 
 __all__ = ["NORMS"]
@@ -31,7 +32,13 @@ def _rows(at: Attempt[Norm], values: Float64) -> Float64:
 def _factor(at: Attempt[Norm]) -> Float64 | None:
     """What each channel is multiplied by; None without a weight."""
     role = at.op.weight
-    return None if role is None else at.case.replay.vector(role) + at.op.offset
+    return None if role is None else _along(at, role) + at.op.offset
+
+
+def _along(at: Attempt[Norm], role: Role) -> Float64:
+    """A vector along the rows of ``_rows``: of every head its own where it holds them all."""
+    vector, rows = at.case.replay.vector(role), _rows(at, at.base)
+    return vector if vector.size == rows.shape[-1] else vector.reshape(rows.shape[1:])
 
 
 def _normalised(at: Attempt[Norm]) -> Float64:
@@ -42,7 +49,7 @@ def _weighed(at: Attempt[Norm], factor: Float64) -> Float64:
     """The norm with other factors of its channels."""
     made = _normalised(at) * factor
     if at.op.bias is not None:
-        made = made + at.case.replay.vector(at.op.bias)
+        made = made + _along(at, at.op.bias)
     return made.reshape(at.base.shape)
 
 
@@ -86,7 +93,7 @@ def eps(at: Attempt[Norm]) -> Iterator[Candidate]:
     if at.op.centred:
         x = x - x.mean(-1, keepdims=True)
     if at.op.bias is not None:
-        y = y - at.case.replay.vector(at.op.bias)
+        y = y - _along(at, at.op.bias)
     target = x if factor is None else x * factor
     scale = (y * target).sum(-1) / np.square(target).sum(-1)
     mean = np.square(x).mean(-1)
@@ -131,7 +138,7 @@ def _divided(at: Attempt[Norm], x: Float64, root: Float64) -> Float64:
     factor = _factor(at)
     made = x / root if factor is None else x / root * factor
     if at.op.bias is not None:
-        made = made + at.case.replay.vector(at.op.bias)
+        made = made + _along(at, at.op.bias)
     return made.reshape(at.base.shape)
 
 
