@@ -135,13 +135,12 @@ class HomeScreen(BaseScreen):
 
     def _retitle(self) -> None:
         listed, total = len(self.list.rows), len(self._found)
-        shown = ""
+        shown = f"{len(self.list.marked)} marked · " if self.list.marked else ""
         remark = f" · {count(total)} found" if total else ""
         remark += " and more" if self._more else ""
-        remark += f" · {len(self.list.marked)} marked" if self.list.marked else ""
         if self.list.filter and total:
             text = clean(self.list.filter, 30)
-            shown = f"showing {count(listed)} of {count(total)} - filter {text} · "
+            shown += f"showing {count(listed)} of {count(total)} - filter {text} · "
         looking = " · looking …" if self._looking else ""
         self.set_title(f"{shown}{clean(str(self.folder), 80)}{remark}{looking}")
         order = {"newest": "the newest first", "name": "by name"}[self.list.sort]
