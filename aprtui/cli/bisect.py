@@ -22,12 +22,11 @@ from aprtui.cli.options import (
     parse_overrides,
     parse_tokens,
 )
-from aprtui.cli.output import print_event, print_json, print_notes
+from aprtui.cli.output import errors_as_events, print_event, print_json, print_notes
 from aprtui.compare.bisection import OTHER_MODEL, Bisection, Culprit, Unmeasured, Within
 from aprtui.compare.causes import Cause
 from aprtui.compare.opening import both_captures, read_capture
 from aprtui.compare.reference import find_model
-from aprtui.crash import told_of
 from aprtui.errors import UsageError
 from aprtui.formats.perop import is_per_op_side
 from aprtui.formats.tracedir import StageKey, TraceDir
@@ -79,14 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.events:
-        return _run(args)
-    try:
-        return _run(args)
-    except Exception as error:
-        told = told_of(error, "bisect")
-        print_event("error", message=told.message, hint=told.hint, exit_code=told.exit_code)
-        return told.exit_code
+    return errors_as_events("bisect", _run, args) if args.events else _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -19,8 +19,7 @@ import argparse
 from pathlib import Path
 
 from aprtui.cli.options import add_overrides, parse_overrides, parse_tokens
-from aprtui.cli.output import print_event, print_json, print_notes
-from aprtui.crash import told_of
+from aprtui.cli.output import errors_as_events, print_event, print_json, print_notes
 from aprtui.text import clean
 
 __all__ = ["configure", "run"]
@@ -64,14 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.events:
-        return _run(args)
-    try:
-        return _run(args)
-    except Exception as error:
-        told = told_of(error, "import-trace")
-        print_event("error", message=told.message, hint=told.hint, exit_code=told.exit_code)
-        return told.exit_code
+    return errors_as_events("import-trace", _run, args) if args.events else _run(args)
 
 
 def _progress(done: int, total: int) -> None:

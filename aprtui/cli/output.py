@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from aprtui.crash import told_of
 from aprtui.errors import UsageError
 from aprtui.formats.summary import finite_json
 from aprtui.text import clean
 
-__all__ = ["check_new_file", "print_event", "print_json", "print_notes", "print_table"]
+__all__ = [
+    "check_new_file",
+    "errors_as_events",
+    "print_event",
+    "print_json",
+    "print_notes",
+    "print_table",
+]
 
 
 def check_new_file(path: Path, *, overwrite: bool) -> None:
@@ -38,6 +47,18 @@ def print_event(event: str, **fields: Any) -> None:
     line = json.dumps({"event": event, **fields}, ensure_ascii=True, allow_nan=False)
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def errors_as_events(
+    command: str, run: Callable[[argparse.Namespace], int], args: argparse.Namespace
+) -> int:
+    """What ``run`` returns; what it raises is the last event, for whoever follows the work."""
+    try:
+        return run(args)
+    except Exception as error:
+        told = told_of(error, command)
+        print_event("error", message=told.message, hint=told.hint, exit_code=told.exit_code)
+        return told.exit_code
 
 
 def print_table(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aprtui.child import command_of
 from aprtui.engine.events import Event, Failed, Planned, Started, parse_event
@@ -16,7 +18,7 @@ from aprtui.engine.job import TraceJob
 from aprtui.text import clean
 from aprtui.tui.logs import new_log
 
-__all__ = ["COMMAND_LINE", "WORKER", "Child", "Ended", "TraceClient", "plan"]
+__all__ = ["COMMAND_LINE", "WORKER", "Child", "Ended", "TraceClient", "objects_in", "plan"]
 
 WORKER = command_of("aprtui.engine.worker")
 COMMAND_LINE = command_of("aprtui")
@@ -41,6 +43,19 @@ class Ended:
         except OSError:
             return ""
         return "\n".join(clean(line, 300) for line in text.splitlines())
+
+
+def objects_in(lines: Iterable[bytes]) -> tuple[dict[str, Any], ...]:
+    """The JSON objects among the lines that a child printed; others are passed over."""
+    objects = []
+    for line in lines:
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(said, dict):
+            objects.append(said)
+    return tuple(objects)
 
 
 class Child:

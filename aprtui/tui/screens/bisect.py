@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from aprtui.compare.pairs import Pair, PairResult
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count, number
 from aprtui.tui.bisected import KINDS, Bisected, read_result
-from aprtui.tui.client import COMMAND_LINE, Child
+from aprtui.tui.client import COMMAND_LINE, Child, objects_in
 from aprtui.tui.jumps import Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import RunnerEnded
@@ -118,15 +117,7 @@ class BisectScreen(GridScreen):
             super().fail(what, hint)
 
     def _tell(self, lines: tuple[bytes, ...]) -> None:
-        objects = []
-        for line in lines:
-            try:
-                said = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(said, dict):
-                objects.append(said)
-        self.post_message(Told(tuple(objects)))
+        self.post_message(Told(objects_in(lines)))
 
     @on(Told)
     def _told(self, event: Told) -> None:

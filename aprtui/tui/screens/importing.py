@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from textual.widgets import Input, Label, Static
 
 from aprtui.errors import AprtuiError
 from aprtui.text import clean, count
-from aprtui.tui.client import COMMAND_LINE, Child, Ended
+from aprtui.tui.client import COMMAND_LINE, Child, Ended, objects_in
 from aprtui.tui.keys import bindings, keys_at, remapped, shown
 from aprtui.tui.widgets.bars import bar
 
@@ -161,15 +160,7 @@ class ImportScreen(ModalScreen[Path]):
         self.post_message(Gone(await self._child.run(arguments, self._tell)))
 
     def _tell(self, lines: tuple[bytes, ...]) -> None:
-        objects = []
-        for line in lines:
-            try:
-                said = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(said, dict):
-                objects.append(said)
-        self.post_message(Said(tuple(objects)))
+        self.post_message(Said(objects_in(lines)))
 
     @on(Said)
     def _said(self, event: Said) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import textwrap
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.graph.vocabulary import STAGES, facts_of, order_of
 from aprtui.text import clean
-from aprtui.tui.client import Child
+from aprtui.tui.client import Child, objects_in
 from aprtui.tui.lens import Lens, model_of, of_logits, read_lens
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.widgets.lines import Part, RowList, fit
@@ -134,13 +133,7 @@ class TokensPane(RowList):
 
         def tell(lines: tuple[bytes, ...]) -> None:
             nonlocal said_why
-            for line in lines:
-                try:
-                    said = json.loads(line)
-                except ValueError:
-                    continue
-                if not isinstance(said, dict):
-                    continue
+            for said in objects_in(lines):
                 lens, place = read_lens(said), places.get(str(said.get("file")))
                 if lens is not None and place is not None:
                     self.post_message(Ready(place, lens))
