@@ -1,7 +1,7 @@
 """A heatmap before it is drawn: which level each cell has, how large cells are, what it will cost.
 
 Over SSH every change of colour is thirty bytes: of all ways to draw a table in the room there is,
-the one that shows most for the bytes of a page is taken (tui.md 4).
+the one that shows most for the bytes of a page is taken (docs/tui.md 4).
 """
 
 from __future__ import annotations
