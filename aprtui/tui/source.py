@@ -9,6 +9,7 @@ from aprtui.compare.opening import open_capture
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import MAGIC
 from aprtui.formats.files import first_bytes
+from aprtui.formats.layout import prompts_in
 from aprtui.formats.locate import holds_model
 from aprtui.formats.perop import is_per_op_side
 from aprtui.formats.rows import Rows
@@ -61,6 +62,8 @@ def _folder_kind(path: Path) -> str:
         return "dump"
     if holds_model(path):
         return "model"
+    if prompts_in(path):
+        return "prompts"
     return "trace"  # opening it says what is missing
 
 

@@ -10,10 +10,12 @@ from aprtui.tui.app import AprtuiApp
 from aprtui.tui.keys import KEYS, PLACES, bindings, markdown
 from aprtui.tui.screens.bisect import BisectScreen
 from aprtui.tui.screens.browse import BrowseScreen
+from aprtui.tui.screens.cells import CellsScreen
 from aprtui.tui.screens.diff import DiffScreen
 from aprtui.tui.screens.home import HomeScreen
 from aprtui.tui.screens.importing import ImportScreen
 from aprtui.tui.screens.leave import LeaveScreen
+from aprtui.tui.screens.matrix import MatrixScreen
 from aprtui.tui.screens.model import ModelScreen
 from aprtui.tui.screens.models import ModelsScreen
 from aprtui.tui.screens.pair import PairScreen
@@ -38,7 +40,9 @@ OWNERS: dict[str, tuple[type, ...]] = {
     "diff": (DiffScreen,),
     "pair": (PairScreen,),
     "bisect": (BisectScreen,),
-    "sides": (DiffScreen, BisectScreen, PairScreen, BrowseScreen),
+    "matrix": (CellsScreen,),
+    "many": (MatrixScreen,),
+    "sides": (MatrixScreen, DiffScreen, BisectScreen, PairScreen, BrowseScreen),
     "home": (HomeScreen,),
 }
 
@@ -58,8 +62,10 @@ def test_no_key_means_two_things_in_one_place(place: str) -> None:
     together = {place, "anywhere"} - ({"anywhere"} if place in ASKING else set())
     if place in ("values", "histogram", "heatmap", "tokens"):
         together |= {"browse", "sides"}
-    if place in ("browse", "diff", "pair", "bisect"):
+    if place in ("browse", "diff", "pair", "bisect", "matrix"):
         together.add("sides")
+    if place == "many":
+        together |= {"matrix", "sides"}
     keys = [name for key in KEYS if key.where in together for name in key.keys]
     assert len(set(keys)) == len(keys)
 
