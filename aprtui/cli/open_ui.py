@@ -87,7 +87,7 @@ def _check(one: Opened) -> None:
     from aprtui.formats.aprt import read_header
     from aprtui.model.open import read_model_file
 
-    if one.kind == "prompts":
+    if one.kind in ("prompts", "results"):
         return
     if one.kind == "model":
         read_model_file(one.path)

@@ -133,6 +133,8 @@ class AprtuiApp(App[int]):
             self.open_diff(opened.path / "cpu", opened.path / "gpu")
         elif opened.kind == "model":
             self.open_model(opened.path)
+        elif opened.kind == "results":
+            self.jump(Jump("results", (opened.path,)))
         elif opened.kind == "prompts":
             self.jump(Jump("home", (opened.path,)))
         elif opened.kind == "dump":
@@ -312,7 +314,9 @@ class AprtuiApp(App[int]):
 
     def _open_jump(self, to: Jump) -> None:
         """A new screen in its mode; over one that a jump opened it takes that one's place."""
-        mode = {"pair": "diff", "bisect": "diff", "models": "model"}.get(to.screen, to.screen)
+        mode = {"pair": "diff", "bisect": "diff", "models": "model", "results": "matrix"}.get(
+            to.screen, to.screen
+        )
         left = self.current_mode
 
         def made() -> BaseScreen:
@@ -334,7 +338,10 @@ class AprtuiApp(App[int]):
         from aprtui.tui.screens.matrix import MatrixScreen
         from aprtui.tui.screens.model import ModelScreen
         from aprtui.tui.screens.models import ModelsScreen
+        from aprtui.tui.screens.results import ResultsScreen
 
+        if to.screen == "results":
+            return ResultsScreen(to.paths[0])
         if to.screen == "matrix":
             return MatrixScreen(to.paths, self.model, to)
         if to.screen == "browse":

@@ -45,6 +45,7 @@ PLACES: dict[str, str] = {
     "bisect": "Diff: local error",
     "matrix": "Matrix",
     "many": "Matrix: many traces",
+    "results": "Matrix: a sweep",
     "sides": "A stage, on every screen that shows one",
     "home": "Home",
 }
@@ -228,6 +229,10 @@ KEYS: tuple[Key, ...] = (
         "compare although the prompts differ"),
     Key("many-pause", ("space",), "pause", "many", "",
         "stop and go on following growing traces"),
+
+    Key("results-layout", ("a",), "layout", "results", "axes", "other axes down and across"),
+    Key("results-pause", ("space",), "pause", "results", "",
+        "stop and go on following a sweep that runs"),
 
     Key("side-a", ("A",), "side(0)", "sides", "in Browse", "this stage of A in Browse"),
     Key("side-b", ("B",), "side(1)", "sides", "in Browse", "this stage of B in Browse"),

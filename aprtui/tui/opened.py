@@ -11,7 +11,7 @@ __all__ = ["Opened"]
 @dataclass(frozen=True)
 class Opened:
     """``kind``: "model", "trace", "stage", "per-op", "dump" (another tool's), "prompts" (a trace
-    for each of several), or "folder" before anybody looked into it."""
+    for each of several), "results" (a sweep's), or "folder" before anybody looked into it."""
 
     kind: str
     path: Path

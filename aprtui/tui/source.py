@@ -23,6 +23,7 @@ from aprtui.formats.tracedir import (
     holds_stage_files,
     key_of,
 )
+from aprtui.sweep.results import holds_results
 from aprtui.text import clean
 from aprtui.tui.opened import Opened
 
@@ -58,6 +59,8 @@ def _folder_kind(path: Path) -> str:
         return "trace"
     if (path / MANIFEST).is_file() or (path / EVENTS).is_file() or holds_stage_files(path):
         return "trace"
+    if holds_results(path):
+        return "results"
     if is_dump(path):
         return "dump"
     if holds_model(path):

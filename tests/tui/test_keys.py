@@ -19,6 +19,7 @@ from aprtui.tui.screens.matrix import MatrixScreen
 from aprtui.tui.screens.model import ModelScreen
 from aprtui.tui.screens.models import ModelsScreen
 from aprtui.tui.screens.pair import PairScreen
+from aprtui.tui.screens.results import ResultsScreen
 from aprtui.tui.screens.trace import TraceScreen
 from aprtui.tui.widgets.lines import RowList
 from aprtui.tui.widgets.stage_grid import StageGrid
@@ -42,6 +43,7 @@ OWNERS: dict[str, tuple[type, ...]] = {
     "bisect": (BisectScreen,),
     "matrix": (CellsScreen,),
     "many": (MatrixScreen,),
+    "results": (ResultsScreen,),
     "sides": (MatrixScreen, DiffScreen, BisectScreen, PairScreen, BrowseScreen),
     "home": (HomeScreen,),
 }
@@ -64,6 +66,8 @@ def test_no_key_means_two_things_in_one_place(place: str) -> None:
         together |= {"browse", "sides"}
     if place in ("browse", "diff", "pair", "bisect", "matrix"):
         together.add("sides")
+    if place == "results":
+        together.add("matrix")
     if place == "many":
         together |= {"matrix", "sides"}
     keys = [name for key in KEYS if key.where in together for name in key.keys]

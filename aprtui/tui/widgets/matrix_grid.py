@@ -17,7 +17,8 @@ __all__ = ["Cell", "MatrixGrid", "Place", "Row"]
 
 Place = tuple[StageKey, int]  # a row's key, a column's number
 
-_WIDTHS = (15, 11, 4)  # cells of a column: name and number, number, sign alone
+_WIDTHS = (11, 22)  # least and most cells of a column with numbers
+_SIGN = 4  # of one with signs alone
 _LABEL = (16, 30)  # least and most cells of a row's label
 
 
@@ -108,9 +109,10 @@ class MatrixGrid(RowList):
 
     @property
     def column_width(self) -> int:
-        """The widest with which all columns fit; the narrowest where none does."""
-        room = self.size.width - self.label_width
-        return next((w for w in _WIDTHS if w * len(self.columns) <= room), _WIDTHS[-1])
+        """What each may have where all fit with their numbers; else room for the sign alone."""
+        each = (self.size.width - self.label_width) // max(len(self.columns), 1)
+        least, most = _WIDTHS
+        return min(each, most) if each >= least else _SIGN
 
     @property
     def seen_columns(self) -> int:
@@ -172,9 +174,9 @@ class MatrixGrid(RowList):
         more = " " if not shown.start else "«"
         parts: list[Part] = [(fit(f" {self.corner}", self.label_width - 1) + more, "head")]
         for number in shown:
-            name = f"{number + 1} {self.columns[number]}" if each > _WIDTHS[-1] else f"{number + 1}"
+            name = f"{number + 1} {self.columns[number]}" if each > _SIGN else f"{number + 1}"
             tone = "accent" if number == self.column and self.has_focus else "head"
-            parts.append((fit(right(name, each - 1) if each == _WIDTHS[-1] else f" {name}",
+            parts.append((fit(right(name, each - 1) if each == _SIGN else f" {name}",
                               each - 1) + " ", tone))  # fmt: skip
         if shown.stop < len(self.columns):
             parts.append(("»", "head"))
@@ -198,7 +200,7 @@ class MatrixGrid(RowList):
         for number in self._shown():
             cell = self.cells.get((entry.key, number))
             sign, text, style = (cell.sign, cell.text, cell.tone) if cell else (" ", "", "")
-            drawn = f"{sign:>2} " + (fit(text, each - 4) if each > _WIDTHS[-1] else "")
+            drawn = f"{sign:>2} " + (fit(text, each - 4) if each > _SIGN else "")
             if here and number == self.column:
                 style = "cursor" if self.has_focus else "cursor-blur"
             parts += [(fit(drawn, each - 1), style), (" ", "")]
