@@ -20,7 +20,7 @@ class Jump:
     """A place: a kind of ``screen`` over ``paths``, and the stage or the tensor on it.
 
     ``screen``: "home", "browse", "diff", "pair", "bisect", "model", "models", "matrix" (many
-    traces) or "results" (a sweep's). A stage on the Model screen stands for the weight that it reads.
+    traces) or "results" (a sweep's). A stage on the Model screen stands for the weight it reads.
     """
 
     screen: str

