@@ -186,7 +186,7 @@ def test_every_path_of_every_engine_is_the_same(
 def test_a_batch_is_padded_so_that_what_padding_changes_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """transformers' lfm2 masks padded rows before a projection whose bias makes something of them."""
+    """transformers' lfm2 masks padded rows before a projection, whose bias moves them again."""
     save_tiny(TINY["lfm2"], tmp_path / "model")
     options = ["--tokens", "3,14,25,36,47,58,69,80", "--paths", "--engines", "hf"]
     assert main(["verify", str(tmp_path / "model"), *options]) == 1
