@@ -53,6 +53,11 @@ class Shown:
                 self.follow(node)
         self.watched = self.wanted.difference(self._followed()).union(self._followers)
 
+    @property
+    def width(self) -> int:
+        """Rows of the coming pass, a batch's padding among them."""
+        return self.lanes.width
+
     def follow(self, node: Node) -> None:
         """Have a stage computed once more from its inputs, where no module shows it."""
         for key in node.inputs:
