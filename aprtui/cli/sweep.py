@@ -19,7 +19,7 @@ from aprtui.cli.sweep_text import show_explained, show_matrix
 from aprtui.errors import EngineError, UsageError
 from aprtui.sweep.matrix import AXES, ORDERS, Cell, Matrix
 from aprtui.sweep.plan import SweepPlan, read_plan
-from aprtui.sweep.run import Prepared, Runner, Serial, Tell, prepare, run_sweep
+from aprtui.sweep.run import Runner, Serial, Tell, prepare, run_sweep
 from aprtui.sweep.store import is_url
 from aprtui.text import clean
 
@@ -32,6 +32,7 @@ examples:
   aprtui sweep nightly.toml -o results
   aprtui sweep nightly.toml -o s3://bucket/results --against s3://bucket/yesterday --json
   aprtui sweep nightly.toml -o results --resume
+  aprtui sweep nightly.toml -o /shared/results --ray auto
 
 exit codes: 0 all the same or explained, 1 cells differ, 2 usage, 3 a bad plan, 4 cells failed or
 the results cannot be written"""
@@ -44,6 +45,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="DIR|URL", default="",
         help=f"where results are kept: a folder, or any URL that fsspec opens (default: the "
         f"plan's, else {_RESULTS})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ray", metavar="ADDRESS",
+        help="compute on a Ray cluster: local (this machine), auto (the one that runs here) or its "
+        "head's address (default: cell by cell in this process)",
     )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true", help="go on with this sweep, which was begun there"
@@ -73,14 +79,15 @@ def run(args: argparse.Namespace) -> int:
     if not set(rows) < set(AXES) or len(set(rows)) != len(rows):
         raise UsageError(f"--rows {clean(args.rows)}", hint=f"one or two of {','.join(AXES)}")
     plan = read_plan(args.plan)
-    results, runner = _results(args.output, plan), _runner(args)
-    prepared = prepare(plan, results, runner, args.against or None)
-    if args.explain:
-        runner.close(prepared.scratch)
-        show_explained(prepared, results, as_json=args.json)
-        return prepared.matrix.exit_code if _only_refused(prepared) else 0
-    with _progress(quiet=args.json) as tell:
-        swept = run_sweep(prepared, results, runner, resume=args.resume, tell=tell)
+    results = _results(args.output, plan)
+    with _runner(args.ray) as runner:
+        prepared = prepare(plan, results, runner, args.against or None)
+        if args.explain:
+            runner.close(prepared.scratch)
+            show_explained(prepared, results, as_json=args.json)
+            return 0 if prepared.planned.jobs else prepared.matrix.exit_code
+        with _progress(quiet=args.json) as tell:
+            swept = run_sweep(prepared, results, runner, resume=args.resume, tell=tell)
     if args.json:
         print_json(swept.matrix.to_json())
     else:
@@ -90,17 +97,22 @@ def run(args: argparse.Namespace) -> int:
     return swept.matrix.exit_code
 
 
-def _only_refused(prepared: Prepared) -> bool:
-    return not prepared.planned.jobs
-
-
 def _results(given: str, plan: SweepPlan) -> str:
     where = given or plan.results or _RESULTS
     return where if is_url(where) else str(Path(where).absolute())
 
 
-def _runner(args: argparse.Namespace) -> Runner:
-    return Serial()
+@contextmanager
+def _runner(address: str | None) -> Iterator[Runner]:
+    """Who computes: a cluster, or this process."""
+    if address is None:
+        yield Serial()
+        return
+    from aprtui.sweep.cluster import connected
+    from aprtui.sweep.on_ray import OnRay
+
+    with connected(address) as ray:
+        yield OnRay(ray)
 
 
 @contextmanager
