@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["TraceStopped", "raise_if_stopped", "stopping_on_signals", "uninterrupted"]
+__all__ = [
+    "TraceStopped", "raise_if_stopped", "stop_from_inside", "stopping_on_signals", "uninterrupted",
+]  # fmt: skip
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _asked = threading.Event()
@@ -23,7 +25,7 @@ class TraceStopped(KeyboardInterrupt):
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__()
-        self.number = number  # of the signal
+        self.number = number  # of the signal; 0 where the process asked itself
 
 
 def raise_if_stopped() -> None:
@@ -34,6 +36,14 @@ def raise_if_stopped() -> None:
     """
     if _asked.is_set():
         raise TraceStopped(_number)
+
+
+def stop_from_inside() -> None:
+    """Ask the pass to end at its next stage, from any thread of this process: ``number`` is 0."""
+    global _number
+    if not _asked.is_set():
+        _number = 0
+        _asked.set()
 
 
 @contextmanager
