@@ -108,6 +108,8 @@ class Beside:
         if isinstance(event, Planned):  # the folder is the new trace's now
             self._thread.start()
         elif isinstance(event, Finished):
+            self._ending.set()
+            self.stopped = False  # it was whole before the pass could end
             self.finish(last_look=True)
         elif isinstance(event, Stopped):
             self.finish(last_look=self.stopped)
@@ -116,6 +118,8 @@ class Beside:
         """Compare the rest; or, without a ``last_look``, leave at once."""
         self._giving_up = not last_look
         self._ending.set()
+        if self._giving_up and (replay := self._replay) is not None:
+            replay.kill()
         if self._thread.ident is not None:
             self._thread.join()
         if self._replay is not None:
@@ -137,6 +141,7 @@ class Beside:
                 self._failure = error
                 return
             took = time.monotonic() - begin
+        self._hear_out()
 
     def _look(self) -> None:
         found = self.live.look(cancelled=lambda: self._giving_up)
@@ -169,13 +174,21 @@ class Beside:
 
     # A replay of what has landed, in a child.
 
+    def _hear_out(self) -> None:
+        """Of a trace that is whole: what the replay says in the end."""
+        while self.stop_at == "culprit" and self.culprit is None and not self._giving_up:
+            self._ask()
+            if self._replay is None:
+                return
+            self._replay.wait()
+
     def _ask(self) -> None:
         if self._replay is not None and self._replay.poll() is not None:
             self._answered()
             self._replay = None
             self._said.seek(0)
             self._said.truncate()
-        if self._replay is None and not self.stopped and not self._ending.is_set():
+        if self._replay is None and not self.stopped and self.culprit is None:
             layers = self.live.to_replay()
             if layers is not None:
                 job = self._plan.job

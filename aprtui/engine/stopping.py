@@ -28,13 +28,14 @@ class TraceStopped(KeyboardInterrupt):
         self.number = number  # of the signal; 0 where the process asked itself
 
 
-def raise_if_stopped() -> None:
-    """Raises TraceStopped once a signal has asked for it.
+def raise_if_stopped(*, whole: bool = False) -> None:
+    """Raises TraceStopped once a signal has asked for it; or the process itself, but not of what is
+    ``whole`` by now.
 
     The signal's own exception can be lost: one that is raised while an object is finalised is
     printed and forgotten by Python. So the pass asks again at each stage.
     """
-    if _asked.is_set():
+    if _asked.is_set() and not (whole and _number == 0):
         raise TraceStopped(_number)
 
 

@@ -172,6 +172,19 @@ def test_a_replay_that_explains_lets_the_pass_go_on(
     assert files(tmp_path / "b") == files(reference)
 
 
+def test_a_pass_that_was_over_before_it_could_be_stopped_is_whole_and_replayed(
+    qwen2: Path, reference: Path, tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aprtui.cli import trace_live
+
+    monkeypatch.setattr(trace_live, "EVERY_S", 600.0)  # the only look is the last one
+    damaged, b = _damaged(qwen2, tmp_path / "damaged.gguf"), tmp_path / "b"
+    assert trace(damaged, b, "--against", str(reference), "--stop-at", "culprit") == 1
+    said = capsys.readouterr()
+    assert "culprit: layer-1/ffn_norm" in said.err and "stopped" not in said.out
+    assert (b / MANIFEST).is_file()
+
+
 @pytest.mark.parametrize(
     "options, says",
     [(["--stop-at", "first"], "--against"), (["--against", "{b}"], "folder that is written"),
