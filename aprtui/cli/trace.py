@@ -398,11 +398,11 @@ def _trace(plans: Sequence[Plan], args: argparse.Namespace, emit: Emit | None) -
 
     display = _Display(quiet=args.json or args.events, traces=len(plans))
     done: list[Finished] = []
-    beside = trace_live.beside(args, tuple(plans), emit, display.say)
+    comparing = trace_live.comparing(args, plans, emit, display.say)
 
     def tell(event: Event) -> None:
-        if beside is not None:
-            beside.hears(event)
+        if comparing is not None:
+            comparing.hears(event)
         (emit or display)(event)
         if isinstance(event, Finished):
             done.append(event)
@@ -415,16 +415,16 @@ def _trace(plans: Sequence[Plan], args: argparse.Namespace, emit: Emit | None) -
     except TraceStopped as stop:
         display.close()
         _show_stopped(plans, done)
-        if beside is None or not beside.stopped:
+        if comparing is None or not comparing.stopped:
             return 128 + stop.number
         if args.json:
-            print_json({"directory": str(plans[0].directory), **beside.summary()})
+            print_json({"directory": str(plans[0].directory), **comparing.summary()})
     finally:
         display.close()
-        if beside is not None:
-            beside.finish(last_look=False)
+        if comparing is not None:
+            comparing.beside.finish(last_look=False)
     if args.json and done:
-        more = {} if beside is None else beside.summary()
+        more = {} if comparing is None else comparing.summary()
         manifests = [str(Path(each.directory) / MANIFEST) for each in done]
         _print_each(
             [
@@ -433,11 +433,11 @@ def _trace(plans: Sequence[Plan], args: argparse.Namespace, emit: Emit | None) -
             ],
             args,
         )
-    if beside is None:
+    if comparing is None:
         return 0
     if not args.json and emit is None:
-        beside.show()
-    return beside.exit_code
+        comparing.show()
+    return comparing.exit_code
 
 
 def _show_stopped(plans: Sequence[Plan], done: Sequence[Finished]) -> None:

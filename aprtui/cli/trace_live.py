@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aprtui import api
-from aprtui.child import command_of
+from aprtui.compare.beside import Beside, Hears, Runs
 from aprtui.compare.diff import Comparison
 from aprtui.compare.live import STOPS, Live, Replayed, check_prompt
-from aprtui.compare.metrics import Cancelled
 from aprtui.compare.pairs import PairResult
 from aprtui.engine.events import (
     Emit,
@@ -28,14 +23,12 @@ from aprtui.engine.events import (
 )
 from aprtui.engine.plan import Plan
 from aprtui.engine.stopping import stop_from_inside
-from aprtui.errors import AprtuiError, UsageError
+from aprtui.errors import UsageError
 from aprtui.formats.summary import finite_json
-from aprtui.formats.tracedir import StageKey, TraceDir
+from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, quoted
 
-__all__ = ["Beside", "beside", "configure"]
-
-EVERY_S, REST = 0.1, 4.0  # between two looks, and in times of one: a fifth of a processor at most
+__all__ = ["Comparing", "comparing", "configure"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -53,12 +46,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def beside(
+def comparing(
     args: argparse.Namespace,
-    plans: tuple[Plan, ...],
+    plans: Sequence[Plan],
     emit: Emit | None,
     say: Callable[[str], None],
-) -> Beside | None:
+) -> Comparing | None:
     """What compares beside the trace; None where nothing is asked for. Raises UsageError, and
     BadFileError for a trace that cannot be read."""
     if args.against is None:
@@ -75,151 +68,62 @@ def beside(
     if against.root.absolute() == plan.directory.absolute():
         raise UsageError("--against names the folder that is written", hint="-o DIR elsewhere")
     check_prompt(against, plan.tokens, decodes=plan.job.steps > 0)
-    return Beside(against, plan, args.stop_at or "", emit, say)
+    return Comparing(Live(against, plan.directory), plan, args.stop_at or "", emit, say)
 
 
-class Beside:
-    """Compares in a thread from ``start`` to ``finish``, says what it finds, and stops the pass."""
+class Comparing:
+    """Tells on the terminal, or as events, what a thread beside the pass finds."""
 
     def __init__(
-        self,
-        against: TraceDir,
-        plan: Plan,
-        stop_at: str,
-        emit: Emit | None,
-        say: Callable[[str], None],
+        self, live: Live, plan: Plan, stop_at: str, emit: Emit | None, say: Callable[[str], None]
     ) -> None:
-        self.against, self.stop_at = against, stop_at
-        self.live = Live(against, plan.directory)
-        self.say = say
-        self.stopped = False  # the pass was asked to end
-        self.culprit: StageKey | None = None
-        self._plan, self._emit = plan, emit
+        self.live, self.stop_at = live, stop_at
+        hears = Hears(self._compared, self._replayed, stop_from_inside)
+        self.beside = Beside(live, stop_at, Runs(str(plan.model.path), plan.job.overrides), hears)
+        self._emit, self._say = emit, say
         self._first: StageKey | None = None
-        self._replay: subprocess.Popen[bytes] | None = None
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - what a replay prints, for as long
-        self._ending = threading.Event()
-        self._giving_up = False
-        self._failure: AprtuiError | None = None
-        self._thread = threading.Thread(target=self._run, name="compare", daemon=True)
 
     def hears(self, event: Event) -> None:
         """Told of each event before anybody else is: begins with the trace and ends with it."""
-        if isinstance(event, Planned):  # the folder is the new trace's now
-            self._thread.start()
+        if isinstance(event, Planned):
+            self.beside.start()
         elif isinstance(event, Finished):
-            self._ending.set()
-            self.stopped = False  # it was whole before the pass could end
-            self.finish(last_look=True)
+            self.beside.was_whole()
+            self.beside.finish(last_look=True)
         elif isinstance(event, Stopped):
-            self.finish(last_look=self.stopped)
+            self.beside.finish(last_look=self.beside.stopped)
 
-    def finish(self, *, last_look: bool) -> None:
-        """Compare the rest; or, without a ``last_look``, leave at once."""
-        self._giving_up = not last_look
-        self._ending.set()
-        if self._giving_up and (replay := self._replay) is not None:
-            replay.kill()
-        if self._thread.ident is not None:
-            self._thread.join()
-        if self._replay is not None:
-            self._replay.kill()
-            self._replay.wait()
-            self._replay = None
-
-    def _run(self) -> None:
-        took, last = 0.0, False
-        while not last:
-            last = self._ending.wait(max(EVERY_S, REST * took))
-            begin = time.monotonic()
-            try:
-                if not self._giving_up:
-                    self._look()
-            except Cancelled:
-                return
-            except AprtuiError as error:  # said once the trace has ended: it goes on by itself
-                self._failure = error
-                return
-            took = time.monotonic() - begin
-        self._hear_out()
-
-    def _look(self) -> None:
-        found = self.live.look(cancelled=lambda: self._giving_up)
-        first = self.live.first
-        for result in found:
-            self._tell(result, first)
-        if first is not None and first.key != self._first:
-            self._first = first.key
-            self.say(f"first divergence: {clean(str(first.key))} ({first.kind}) {first.message}")
-        if self.stop_at == "first" and first is not None:
-            self._stop()
-        elif self.stop_at == "culprit":
-            self._ask()
-
-    def _tell(self, result: PairResult, first: PairResult | None) -> None:
-        if self._emit is not None:
+    def _compared(self, found: tuple[PairResult, ...], first: PairResult | None) -> None:
+        for result in found if self._emit is not None else ():
             apart = None if result.metrics is None else finite_json(result.metrics.rel_l2)
             is_first = first is not None and first.key == result.key
+            key = result.key
+            assert self._emit is not None
             self._emit(
-                StageCompared(
-                    result.key.layer, result.key.stage, result.kind, apart, result.message, is_first
-                )
+                StageCompared(key.layer, key.stage, result.kind, apart, result.message, is_first)
             )
+        if first is not None and first.key != self._first:
+            self._first = first.key
+            self._say(f"first divergence: {clean(str(first.key))} ({first.kind}) {first.message}")
 
-    def _stop(self) -> None:
-        """End the pass, unless there is nothing left of it."""
-        if not self.stopped and not self.live.whole and not self._ending.is_set():
-            self.stopped = True
-            stop_from_inside()
-
-    # A replay of what has landed, in a child.
-
-    def _hear_out(self) -> None:
-        """Of a trace that is whole: what the replay says in the end."""
-        while self.stop_at == "culprit" and self.culprit is None and not self._giving_up:
-            self._ask()
-            if self._replay is None:
-                return
-            self._replay.wait()
-
-    def _ask(self) -> None:
-        if self._replay is not None and self._replay.poll() is not None:
-            self._answered()
-            self._replay = None
-            self._said.seek(0)
-            self._said.truncate()
-        if self._replay is None and not self.stopped and self.culprit is None:
-            layers = self.live.to_replay()
-            if layers is not None:
-                job = self._plan.job
-                words = self.live.replay_words(layers, str(self._plan.model.path), job.overrides)
-                self._replay = subprocess.Popen(
-                    [*command_of("aprtui"), *words],
-                    stdin=subprocess.DEVNULL, stdout=self._said, stderr=subprocess.DEVNULL,
-                )  # fmt: skip
-
-    def _answered(self) -> None:
-        self._said.seek(0)
-        try:
-            found = Replayed.read(self._said.read())
-        except ValueError as error:
-            self.say(f"the replay failed: {error}")
-            return
+    def _replayed(self, found: Replayed) -> None:
         key = found.culprit
-        self.say(f"culprit: {clean(str(key))}: {found.text}" if key else f"replayed: {found.text}")
+        self._say(f"culprit: {clean(str(key))}: {found.text}" if key else f"replayed: {found.text}")
         if self._emit is not None:
             layer, stage = (None, None) if key is None else (key.layer, key.stage)
             self._emit(Replay(layer, stage, found.text))
-        if key is not None:
-            self.culprit = key
-            self._stop()
 
     # What it comes to.
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the trace was ended here."""
+        return self.beside.stopped
+
     def comparison(self) -> Comparison:
         """All that was compared. Raises what kept it from being so."""
-        if self._failure is not None:
-            raise self._failure
+        if self.beside.failure is not None:
+            raise self.beside.failure
         return self.live.comparison()
 
     @property
@@ -229,29 +133,29 @@ class Beside:
 
     def show(self) -> None:
         """The verdict in lines for people."""
-        found = self.comparison()
-        print(f"against {clean(str(self.against.root))}: {clean(found.headline, 500)}")
+        found, culprit = self.comparison(), self.beside.culprit
+        print(f"against {clean(str(self.live.against.root))}: {clean(found.headline, 500)}")
         if self.stopped:
-            where = f"the culprit {self.culprit}" if self.culprit else "the first divergence"
+            where = f"the culprit {culprit}" if culprit else "the first divergence"
             print(f"stopped at {clean(where)} (--stop-at {self.stop_at})")
-        if found.first_divergence is not None and self.culprit is None:
-            sides = f"{quoted(self.against.root)} {quoted(self.live.directory)}"
+        if found.first_divergence is not None and culprit is None:
+            sides = f"{quoted(self.live.against.root)} {quoted(self.live.directory)}"
             print(f"which stage computes wrongly: aprtui bisect {sides}")
 
     def summary(self) -> Mapping[str, Any]:
         """For ``--json``: how the trace compares, beside what it wrote."""
         found, first = self.comparison(), self.live.first
-        place = None if first is None else {"layer": first.key.layer, "stage": first.key.stage}
-        culprit = self.culprit
         said = {
-            "directory": str(self.against.root),
+            "directory": str(self.live.against.root),
             "verdict": found.verdict,
             "exit_code": self.exit_code,
             "counts": found.counts,
-            "first_divergence": place,
+            "first_divergence": None if first is None else _place(first.key),
             "stopped": self.stopped,
-            "culprit": None
-            if culprit is None
-            else {"layer": culprit.layer, "stage": culprit.stage},
+            "culprit": None if self.beside.culprit is None else _place(self.beside.culprit),
         }
         return {"against": said}
+
+
+def _place(key: StageKey) -> dict[str, Any]:
+    return {"layer": key.layer, "stage": key.stage}

@@ -19,7 +19,7 @@ from aprtui.compare.diff import Comparison, faced
 from aprtui.compare.opening import open_capture
 from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_pair, pair_up
 from aprtui.compare.reference import find_model
-from aprtui.errors import UsageError
+from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph.vocabulary import order_of
 from aprtui.text import clean
@@ -132,7 +132,7 @@ class Replayed:
 
     @classmethod
     def read(cls, printed: bytes | str) -> Replayed:
-        """From what ``replay_command`` printed. Raises ValueError where that is no result."""
+        """From what that ``aprtui`` printed. Raises EngineError where that is no result."""
         try:
             found: Mapping[str, Any] = json.loads(printed)
             culprits, explained = found["culprits"], found["explained"]
@@ -144,4 +144,6 @@ class Replayed:
             text = mistake.get("text") or first.get("looks_like") or first["kind"]
             return cls(StageKey(first["layer"], str(first["stage"])), clean(str(text), 300))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise ValueError(f"the replay said nothing: {clean(repr(error), 120)}") from error
+            raise EngineError(
+                f"the replay said nothing: {clean(repr(error), 120)}", hint="aprtui bisect A B"
+            ) from error

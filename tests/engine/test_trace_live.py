@@ -22,7 +22,7 @@ from aprtui.cli.main import main
 from aprtui.compare.live import Live, Replayed, check_prompt
 from aprtui.engine.stopping import TraceStopped, raise_if_stopped, stop_from_inside
 from aprtui.engine.stopping import stopping_on_signals as stopping
-from aprtui.errors import UsageError
+from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import read_values, write_stage
 from aprtui.formats.tracedir import EVENTS, MANIFEST, StageKey, open_trace
 from tests.engine.test_trace_cli import files, schema
@@ -91,13 +91,13 @@ def test_events_tell_of_each_comparison_and_the_folder_does_not(
 def _in_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the pass wait at each stage until what has landed was compared, and replayed where a
     replay runs: no clock decides where it is stopped."""
-    from aprtui.cli import trace_live
+    from aprtui.compare import beside as module
     from aprtui.engine.capture import Capture
 
-    put, begin = Capture.put, trace_live.Beside.__init__
-    made = list[trace_live.Beside]()
+    put, begin = Capture.put, module.Beside.__init__
+    made = list[module.Beside]()
 
-    def kept(self: trace_live.Beside, *args: Any) -> None:
+    def kept(self: module.Beside, *args: Any) -> None:
         begin(self, *args)
         made.append(self)
 
@@ -111,9 +111,9 @@ def _in_step(monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(0.005)
         raise_if_stopped()
 
-    monkeypatch.setattr(trace_live, "EVERY_S", 0.005)
-    monkeypatch.setattr(trace_live, "REST", 0.0)
-    monkeypatch.setattr(trace_live.Beside, "__init__", kept)
+    monkeypatch.setattr(module, "EVERY_S", 0.005)
+    monkeypatch.setattr(module, "REST", 0.0)
+    monkeypatch.setattr(module.Beside, "__init__", kept)
     monkeypatch.setattr(Capture, "put", slow)
 
 
@@ -175,9 +175,7 @@ def test_a_replay_that_explains_lets_the_pass_go_on(
 def test_a_pass_that_was_over_before_it_could_be_stopped_is_whole_and_replayed(
     qwen2: Path, reference: Path, tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aprtui.cli import trace_live
-
-    monkeypatch.setattr(trace_live, "EVERY_S", 600.0)  # the only look is the last one
+    monkeypatch.setattr("aprtui.compare.beside.EVERY_S", 600.0)  # the only look is the last one
     damaged, b = _damaged(qwen2, tmp_path / "damaged.gguf"), tmp_path / "b"
     assert trace(damaged, b, "--against", str(reference), "--stop-at", "culprit") == 1
     said = capsys.readouterr()
@@ -235,7 +233,7 @@ def test_what_a_replay_says_is_read(tmp_path: Path) -> None:
     said = {"culprits": [], "explained": [{"by": "bfloat16"}, {"by": "float32"}]}
     assert Replayed.read(json.dumps(said)).text == "explained by bfloat16, float32"
     for nonsense in ("", "[]", '{"culprits": [{}], "explained": []}'):
-        with pytest.raises(ValueError, match="the replay said nothing"):
+        with pytest.raises(EngineError, match="the replay said nothing"):
             Replayed.read(nonsense)
 
 
