@@ -11,13 +11,16 @@ from aprtui.tui.keys import KEYS, PLACES, bindings, markdown
 from aprtui.tui.panes import PANES, place_of
 from aprtui.tui.screens.bisect import BisectScreen
 from aprtui.tui.screens.browse import BrowseScreen
+from aprtui.tui.screens.cells import CellsScreen
 from aprtui.tui.screens.diff import DiffScreen
 from aprtui.tui.screens.home import HomeScreen
 from aprtui.tui.screens.importing import ImportScreen
 from aprtui.tui.screens.leave import LeaveScreen
+from aprtui.tui.screens.matrix import MatrixScreen
 from aprtui.tui.screens.model import ModelScreen
 from aprtui.tui.screens.models import ModelsScreen
 from aprtui.tui.screens.pair import PairScreen
+from aprtui.tui.screens.results import ResultsScreen
 from aprtui.tui.screens.trace import TraceScreen
 from aprtui.tui.widgets.lines import RowList
 from aprtui.tui.widgets.stage_grid import StageGrid
@@ -35,7 +38,10 @@ OWNERS: dict[str, tuple[type, ...]] = {
     "diff": (DiffScreen,),
     "pair": (PairScreen,),
     "bisect": (BisectScreen,),
-    "sides": (DiffScreen, BisectScreen, PairScreen, BrowseScreen),
+    "matrix": (CellsScreen,),
+    "many": (MatrixScreen,),
+    "results": (ResultsScreen,),
+    "sides": (MatrixScreen, DiffScreen, BisectScreen, PairScreen, BrowseScreen),
     "home": (HomeScreen,),
 } | {place_of(mode, row.name): (row.load(),) for mode, rows in PANES.items() for row in rows}
 
@@ -55,8 +61,12 @@ def test_no_key_means_two_things_in_one_place(place: str) -> None:
     together = {place, "anywhere"} - ({"anywhere"} if place in ASKING else set())
     screen = place.partition(":")[0]
     together.add(screen)
-    if screen in ("browse", "diff", "pair", "bisect"):
+    if screen in ("browse", "diff", "pair", "bisect", "matrix"):
         together.add("sides")
+    if place == "results":
+        together.add("matrix")
+    if place == "many":
+        together |= {"matrix", "sides"}
     keys = [name for key in KEYS if key.where in together for name in key.keys]
     assert len(set(keys)) == len(keys)
 
