@@ -183,7 +183,7 @@ def test_the_plan_is_sent_before_anything_is_computed(qwen2: Path, tmp_path: Pat
 
 @needs_fixtures
 def test_heads_of_latent_attention_are_no_experts_to_a_plan(tmp_path: Path) -> None:
-    """A GGUF keeps each head's part of k and v apart: all are read, in layers without experts too."""
+    """A GGUF keeps each head's part of k and v apart: all are read, of dense layers too."""
     model = FIXTURES / "families" / "deepseek_v3" / "model.gguf"
     plan = make_plan(TraceJob(model=str(model), directory=str(tmp_path / "t"), tokens=(3, 5)))
     assert 0 < plan.read_bytes < model.stat().st_size
