@@ -20,7 +20,7 @@ from aprtui.compare.bisection import (
     Unmeasured,
     Within,
 )
-from aprtui.compare.blamed import broken_weight, reads_of
+from aprtui.compare.blamed import broken_weight, otherwise_held, reads_of
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
 from aprtui.compare.causes import Read, causes_of
@@ -413,6 +413,8 @@ class _Worker:
         looks += f"; more than rounding: {beyond}" if beyond else ""
         error: LocalError = found.residual if found.residual.born else found.plain
         reads = reads_of(case, found.unexplained)
+        own = otherwise_held(self.captured, reads)
+        looks += f"; {own}" if own else ""
         self.innocent += [read for read in reads if not read.wrong]
         self.culprits.append(
             Culprit(

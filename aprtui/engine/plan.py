@@ -22,7 +22,7 @@ from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import StageHeader
 from aprtui.formats.tracedir import StageKey, holds_trace
 from aprtui.graph import Absent, Graph
-from aprtui.graph.ops import Attend, Choose, Rope, Scores, SharedRope, Softmax
+from aprtui.graph.ops import Attend, Choose, Experts, Rope, Scores, SharedRope, Softmax
 from aprtui.graph.select import parse_layers, parse_stages
 from aprtui.model.health import empty_note
 from aprtui.model.open import Model, open_model
@@ -94,10 +94,15 @@ class Plan:
         """The weights that the pass reads at most: each tensor once, of the token table only rows,
         of experts those that so many tokens may choose."""
         chosen = _chosen_experts(self.model.graph, len(self.tokens))
+        packed = {
+            role.name
+            for node in self.model.graph if isinstance(node.op, Experts) for role in node.op.roles
+        }  # fmt: skip
         entries: dict[str, Fraction] = {}
         for role, matrix in self.model.weights.items():
             if role not in self.model.graph.tables:
-                of_all = self.job.engine != "aprtui" or role.expert is None
+                routed = role.expert is not None and role.name.removesuffix("_bias") in packed
+                of_all = self.job.engine != "aprtui" or not routed
                 share = Fraction(1) if of_all else Fraction(*chosen[role.layer])
                 entries[matrix.entry.name] = share * matrix.entry.size_bytes
         return math.ceil(sum(entries.values()))
