@@ -309,10 +309,10 @@ def diff_many(
     both. Parameters and errors as of ``diff``; ``cancelled`` ends it with metrics.Cancelled.
     """
     from aprtui.compare.bars import parse_bar
+    from aprtui.compare.facing import faced_sides
     from aprtui.compare.infer import with_shapes
     from aprtui.compare.matrix import line_up, matrix_of, measure
     from aprtui.compare.pairs import DiffOptions
-    from aprtui.compare.prompts import faced_sides
 
     if positions not in ("all", "last"):
         raise UsageError(f"--positions {clean(positions)}", hint="all or last")

@@ -28,8 +28,8 @@ from aprtui.cli.status_line import values_compared
 from aprtui.compare import saved
 from aprtui.compare.bars import parse_bar
 from aprtui.compare.diff import Comparison, judge_again
-from aprtui.compare.prompts import prompts_in
 from aprtui.errors import UsageError
+from aprtui.formats.layout import prompts_in
 from aprtui.model.open import is_model_path
 
 __all__ = ["configure", "run"]

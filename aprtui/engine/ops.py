@@ -449,12 +449,15 @@ def clip(ar: Pass, op: Clip, x: Tensor) -> Tensor:
 
 def multiply(ar: Pass, op: Multiply, x: Tensor, y: Tensor) -> Tensor:
     """x * y, element by element; y of [T,A] weighs the heads of x [T,A,d]."""
+    y = y if op.window is None else heads_of(y, op.window)
     return x * y.reshape(*x.shape[:-1], -1)
 
 
 def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
-    """hidden + scale * branch, [T,H]."""
-    return hidden + (branch if op.scale == 1.0 else ar.cut(branch * op.scale))
+    """(hidden + scale * branch) * total, in hidden's shape."""
+    branch = branch.reshape(hidden.shape)
+    made = hidden + (branch if op.scale == 1.0 else ar.cut(branch * op.scale))
+    return made if op.total == 1.0 else ar.cut(made) * op.total
 
 
 def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
