@@ -201,7 +201,7 @@ class Replay:
         bias = None if part.bias is None else self.vector(part.bias)[list(rows)]
 
         def finish(made: Float64) -> Float64:
-            plain = replace(op, parts=(replace(part, bias=None),))
+            plain = replace(op, parts=(replace(part, bias=None, rows=len(rows)),))
             return self.finish(plain, made if bias is None else made + bias)
 
         return finish

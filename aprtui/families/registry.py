@@ -123,6 +123,7 @@ _OURS = (
         ("granitehybrid",),
     ),
     Row("bamba", "aprtui.families.bamba", ("bamba",)),
+    Row("falcon_h1", "aprtui.families.falcon_h1", ("falcon_h1",), ("falcon-h1",)),
     Row("qwen3_next", "aprtui.families.qwen3_next", ("qwen3_next",), ("qwen3next",)),
     Row("qwen3_5", "aprtui.families.qwen3_5", ("qwen3_5_text",), ("qwen35",), text_of=("qwen3_5",)),
     Row(

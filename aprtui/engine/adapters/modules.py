@@ -11,7 +11,9 @@ import torch
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph
 
-__all__ = ["HALVES", "QUERY_GATE", "SOURCES", "TOGETHER", "Source", "meant", "source_of"]
+__all__ = [
+    "HALVES", "PLAIN", "QUERY_GATE", "SOURCES", "TOGETHER", "Source", "meant", "source_of",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ _SHARED = "shared_mlp.input_linear"
 HALVES = {"mlp.gate_up_proj": "ffn", _SHARED: "shared_ffn"}  # gate and up, side by side, of these
 
 TOGETHER, QUERY_GATE = " by head", "q, k and v with a gate"
+PLAIN = " unscaled"  # a product whose factors its layer multiplies by
 
 # The first that the model has the modules of is taken.
 SOURCES = (
@@ -90,6 +93,7 @@ SOURCES = (
                      "attention.dense", "attn.c_proj", "attn.out_proj", "self_attn.out_proj",
                      "self_attention.dense")
     ),
+    Source("ssm_out", "mamba.out_proj"),
     Source("attn_post_norm", "post_self_attn_layernorm"),
     Source("attn_post_norm", "post_attention_layernorm"),
     Source("post_attn_residual", "pre_feedforward_layernorm:input"),
@@ -199,8 +203,17 @@ def meant(module: torch.nn.Module, source: Source, stage: str, gate: Source | No
         return QUERY_GATE
     one = source.modules if isinstance(source.modules, str) else ""
     linear = one in _FUSED and isinstance(module.get_submodule(one), torch.nn.Linear)
-    by_head = one in _BY_HEAD or (linear and one == "attn.c_attn")
-    return f"{stage}{TOGETHER}" if by_head else stage
+    if one in _BY_HEAD or (linear and one == "attn.c_attn"):
+        return f"{stage}{TOGETHER}"
+    names = (one,) if one else source.modules
+    plain = all(_is_linear(module, name) for name in names)
+    return f"{stage}{PLAIN}" if plain else stage
+
+
+def _is_linear(module: torch.nn.Module, name: str) -> bool:
+    """Whether it is the output of a matrix product."""
+    found = dict(module.named_modules()).get(name)
+    return isinstance(found, torch.nn.Linear)
 
 
 def source_of(key: StageKey, names: Collection[str], graph: Graph) -> Source | None:

@@ -25,7 +25,7 @@ __all__ = [
 INSIDE_SCANS = frozenset({
     "delta_qkv", "delta_gate", "delta_beta", "delta_decay", "delta_conv", "delta_out",
     "delta_state", "delta_norm", "conv_x", "conv",
-    "ssm_in", "ssm_conv", "ssm_dt", "ssm_scan", "ssm_state", "ssm_norm",
+    "ssm_in", "ssm_conv", "ssm_dt", "ssm_scan", "ssm_state", "ssm_norm", "ssm_gated",
 })  # fmt: skip
 _CONV, _RULE = "causal_conv1d_fn", "torch_chunk_gated_delta_rule"
 _SCAN = "mamba2_chunk_scan"
@@ -37,6 +37,8 @@ class Shown(Protocol):
     def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None: ...
 
     def put_state(self, stage: str, value: torch.Tensor, layer: int) -> None: ...
+
+    def scaled(self, stage: str, value: torch.Tensor, layer: int | None) -> torch.Tensor: ...
 
 
 def delta_of(layer: torch.nn.Module) -> torch.nn.Module | None:
@@ -146,6 +148,13 @@ def watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[N
     def put(stage: str, value: torch.Tensor) -> None:
         shown.put(stage, value, layer=number)
 
+    def first(_: Any, __: Any, made: torch.Tensor) -> None:
+        put("ssm_in", shown.scaled("ssm_in", made, number))
+
+    def ready(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        for stage in ("ssm_norm", "ssm_gated"):  # the one that the layer has
+            put(stage, inputs[0])
+
     def conv(x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
         made: torch.Tensor = right[_CONV](x, *given, **named)
         put("ssm_conv", made.transpose(1, 2))
@@ -170,8 +179,8 @@ def watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[N
     handles = (
         module.register_forward_pre_hook(begin),
         module.register_forward_hook(end),
-        parts["in_proj"].register_forward_hook(lambda _, __, made: put("ssm_in", made)),
-        parts["norm"].register_forward_hook(lambda _, __, made: put("ssm_norm", made)),
+        parts["in_proj"].register_forward_hook(first),
+        parts["out_proj"].register_forward_pre_hook(ready),
     )
     try:
         yield

@@ -17,7 +17,19 @@ from aprtui.engine.device import torch_settings
 from aprtui.errors import EngineError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph, Node
-from aprtui.graph.ops import Activate, Attend, Clip, Combine, Norm, Op, Scores, Sigmoid, Softplus
+from aprtui.graph.ops import (
+    Activate,
+    Attend,
+    Bias,
+    Clip,
+    Combine,
+    Norm,
+    Op,
+    Product,
+    Scores,
+    Sigmoid,
+    Softplus,
+)
 from aprtui.graph.vocabulary import facts_of
 
 if TYPE_CHECKING:
@@ -176,6 +188,14 @@ class Shown:
         parts = (by_head[..., :-2, :], by_head[..., -2, :], by_head[..., -1, :])
         return torch.cat([part.flatten(value.dim() - 1) for part in parts], dim=-1)
 
+    def scaled(self, stage: str, value: torch.Tensor, layer: int | None) -> torch.Tensor:
+        """What a product's own module gives, times the scales of the parts, which its layer
+        multiplies by."""
+        node = self.graph.by_key.get(StageKey(layer, stage))
+        if node is None or not isinstance(node.op, Product | Bias):
+            return value
+        return ops.scale_columns(node.op.parts, value)
+
     def turns_first(self, layer: int | None) -> bool:
         """Whether the layer normalises heads [heads,T,d] once they are turned."""
         norm = self.graph.by_key.get(StageKey(layer, "q_norm"))
@@ -219,6 +239,9 @@ class Part:
 
     def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
         """The stage, or both of a fused gate and up; the embedding is a stage of layer 0."""
+        if stage.endswith(modules.PLAIN):
+            stage = stage.removesuffix(modules.PLAIN)
+            value = self.shown.scaled(stage, value, self.layer)
         if stage.endswith(modules.TOGETHER):
             stage = stage.removesuffix(modules.TOGETHER)
             self.shown.put(stage, self.shown.in_order(value, self.layer), layer=self.layer)
