@@ -17,7 +17,14 @@ __all__ = ["Otherwise", "compare_graphs", "same_value", "shown_value"]
 
 _FLOAT_TOLERANCE = 1e-6  # of float32 values against decimal ones
 _WEIGHTS_OWN = frozenset(
-    {"norm.offset", "table.pairs", "decay.logged", "deltarule.dealt", "scan.logged"}
+    {
+        "norm.offset",
+        "table.pairs",
+        "decay.logged",
+        "deltarule.dealt",
+        "scan.logged",
+        "channelscan.logged",
+    }
 )
 _GELUS = {"gelu", "gelu_tanh"}
 _SLIGHT_EPS = 1e-5

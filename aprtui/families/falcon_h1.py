@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aprtui.families import decoder
-from aprtui.families.classic import both, in_folder, pass_over
+from aprtui.families.classic import both, in_folder, pass_over, read_real
 from aprtui.families.family import Family
 from aprtui.families.granitemoehybrid import MAMBA, read_inner_scan
 from aprtui.families.mamba2 import read_gguf_scan, scan_tensors
@@ -43,11 +43,7 @@ _HF = {
 
 
 def _factor(s: Settings, name: str) -> float:
-    if not in_folder(s):
-        return 1.0
-    if type(s.take(name)) is not float:  # transformers takes no whole number for one
-        raise s.fail(f"{name} is {s.take(name)!r:.60}, not a number with a point")
-    return float(s.number(name))
+    return read_real(s, name) if in_folder(s) else 1.0
 
 
 def _factors(s: Settings, name: str, count: int) -> tuple[float, ...]:

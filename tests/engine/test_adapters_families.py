@@ -33,7 +33,7 @@ Array = npt.NDArray[Any]
 
 RECORDED = json.loads(gzip.decompress((SMALL / "llamacpp" / "families.json.gz").read_bytes()))
 WITH_VALUES = [case for case in RECORDED if case in ("gpt_oss", "llama4_text", "minimax_m2")]
-WITH_STATES = ("falcon_h1",)
+WITH_STATES = ("falcon_h1", "jamba", "nemotron_h")
 FUSED = ("ssm_dt",)  # softplus is part of ggml's scan
 GELU_TABLE = ("gemma2", "gemma2_q20")  # of ggml's CPU: another number than the GELU's
 BAR = 1e-5  # docs/numerics.md 1

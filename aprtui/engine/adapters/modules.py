@@ -32,7 +32,8 @@ class Source:
 
 
 _PROJECTIONS = tuple(
-    (f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj") for name in ("self_attn", "attn")
+    (f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj")
+    for name in ("self_attn", "attn", "mixer")
 )
 # Of which the rows of q, k and v stand by key/value head, and those where they never do.
 _BY_HEAD = tuple(f"{name}.query_key_value" for name in ("attention", "self_attn", "self_attention"))
@@ -88,8 +89,8 @@ SOURCES = (
     Source("attn_gated", "self_attn.o_proj:input"),
     *(
         Source("attn_out", name)
-        for name in ("self_attn.o_proj", "linear_attn.out_proj", "conv.out_proj", "mixer.out_proj",
-                     "mamba.out_proj", "self_attn.dense",
+        for name in ("self_attn.o_proj", "mixer.o_proj", "linear_attn.out_proj", "conv.out_proj",
+                     "mixer.out_proj", "mamba.out_proj", "self_attn.dense",
                      "attention.dense", "attn.c_proj", "attn.out_proj", "self_attn.out_proj",
                      "self_attention.dense")
     ),
@@ -107,6 +108,20 @@ SOURCES = (
         Source("post_attn_residual", f"{name}:input")
         for name in ("ln_2", "final_layer_norm", "norm_2", "ffn_norm", "pre_ff_layernorm")
     ),
+    *(
+        Source(stage.format(part), f"mixer.{inner}{module}")
+        for part, inner in (("", ""), ("shared_", "shared_experts."))
+        for stage, module in {
+            "{}ffn_up": "up_proj",
+            "{}ffn_silu": "act_fn",
+            "{}ffn_out": "down_proj",
+        }.items()
+    ),
+    Source("router_logits", "mixer.gate[0]"),
+    Source("moe_router", "mixer.gate[1]"),
+    Source("moe_router_indices", "mixer.gate[2]"),
+    Source("moe_ffn_out", "mixer.experts"),
+    Source("ffn_out", "mixer", beside="mixer.experts"),
     Source("ffn_norm", "pre_feedforward_layernorm"),
     Source("ffn_norm", "pre_mlp_layernorm"),
     Source("ffn_norm", "feedforward_layernorm"),
@@ -164,6 +179,10 @@ SOURCES = (
             "out": "down_proj",
         }.items()
     ),
+    Source("router_logits", "feed_forward.router[0]", beside="feed_forward.router",
+           unless="shared_ffn_out"),
+    Source("moe_router", "feed_forward.router[1]", unless="shared_ffn_out"),
+    Source("moe_router_indices", "feed_forward.router[2]", unless="shared_ffn_out"),
     Source("router_logits", "feed_forward.router[1]"),
     *(
         Source(stage.format(part), f"feed_forward.{inner}{module}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,6 @@ __all__ = [
     "short_conv_of",
     "watch_conv",
     "watch_delta",
-    "watch_scan",
 ]
 
 # The stages that are seen where they are used, not at a module.
@@ -26,9 +25,11 @@ INSIDE_SCANS = frozenset({
     "delta_qkv", "delta_gate", "delta_beta", "delta_decay", "delta_conv", "delta_out",
     "delta_state", "delta_norm", "conv_x", "conv",
     "ssm_in", "ssm_conv", "ssm_dt", "ssm_scan", "ssm_state", "ssm_norm", "ssm_gated",
+    "ssm_low", "ssm_low_norm", "ssm_b", "ssm_b_norm", "ssm_c", "ssm_c_norm",
 })  # fmt: skip
 _CONV, _RULE = "causal_conv1d_fn", "torch_chunk_gated_delta_rule"
-_SCAN = "mamba2_chunk_scan"
+_SCAN, _CHANNELS = "mamba2_chunk_scan", "mamba_selective_scan"
+_OF_CHANNELS = ("ssm_low", "ssm_b", "ssm_c")  # what is made of the convolved channels
 
 
 class Shown(Protocol):
@@ -129,18 +130,24 @@ def watch_conv(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[N
             handle.remove()
 
 
-def scan_of(layer: torch.nn.Module) -> torch.nn.Module | None:
-    """The layer's scan, where it has one."""
+def scan_of(
+    layer: torch.nn.Module, number: int, shown: Shown
+) -> AbstractContextManager[None] | None:
+    """What watches the layer's scan, where it has one."""
     for name in ("mixer", "mamba"):
         module = getattr(layer, name, None)
-        if module is not None and hasattr(sys.modules[type(module).__module__], _SCAN):
-            found: torch.nn.Module = module
-            return found
+        code = sys.modules[type(module).__module__]
+        if module is None or not hasattr(module, "A_log"):
+            continue
+        if hasattr(code, _SCAN):
+            return _watch_scan(module, number, shown)
+        if hasattr(code, _CHANNELS):
+            return _watch_channels(module, number, shown)
     return None
 
 
 @contextmanager
-def watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
+def _watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
     """The stages inside the layer's scan; the steps are computed once more from its arguments."""
     code, parts = sys.modules[type(module).__module__], dict(module.named_children())
     right: dict[str, Callable[..., Any]] = {name: getattr(code, name) for name in (_CONV, _SCAN)}
@@ -182,6 +189,71 @@ def watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[N
         parts["in_proj"].register_forward_hook(first),
         parts["out_proj"].register_forward_pre_hook(ready),
     )
+    try:
+        yield
+    finally:
+        end()
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _watch_channels(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
+    """The stages inside the layer's scan of channels. The library gates what it scans in the same
+    function: its output before that is computed once more, and so are the steps."""
+    code, parts = sys.modules[type(module).__module__], dict(module.named_children())
+    right: dict[str, Callable[..., Any]] = {
+        name: getattr(code, name) for name in (_CONV, _CHANNELS)
+    }
+
+    def put(stage: str, value: torch.Tensor) -> None:
+        shown.put(stage, value, layer=number)
+
+    def told(stage: str) -> Callable[..., None]:
+        return lambda _, __, made: put(stage, made)
+
+    def split(_: Any, __: Any, made: torch.Tensor) -> None:
+        state: Any = module.ssm_state_size
+        sizes = [made.shape[-1] - 2 * state, state, state]
+        for stage, value in zip(_OF_CHANNELS, torch.split(made, sizes, dim=-1), strict=True):
+            put(stage, value)
+
+    def conv(x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        made: torch.Tensor = right[_CONV](x, *given, **named)
+        put("ssm_conv", made.transpose(1, 2))
+        return made
+
+    def scan(x: torch.Tensor, dt: torch.Tensor, *given: Any, **named: Any) -> Any:
+        ungated = {**named, "z": None, "return_last_state": True}
+        out, state = right[_CHANNELS](x, dt, *given, **ungated)
+        steps = torch.nn.functional.softplus(dt + named["delta_bias"][:, None])
+        put("ssm_dt", steps.transpose(1, 2))
+        put("ssm_scan", out.transpose(1, 2)[..., None])
+        shown.put_state("ssm_state", state[..., None], number)
+        return right[_CHANNELS](x, dt, *given, **named)
+
+    def begin(*_: Any) -> None:
+        setattr(code, _CONV, conv)
+        setattr(code, _CHANNELS, scan)
+
+    def end(*_: Any) -> None:
+        for name, function in right.items():
+            setattr(code, name, function)
+
+    norms = {"dt_layernorm": "ssm_low_norm", "b_layernorm": "ssm_b_norm",
+             "c_layernorm": "ssm_c_norm"}  # fmt: skip
+    handles = [
+        module.register_forward_pre_hook(begin),
+        module.register_forward_hook(end),
+        parts["in_proj"].register_forward_hook(told("ssm_in")),
+        parts["x_proj"].register_forward_hook(split),
+        parts["out_proj"].register_forward_pre_hook(lambda _, given: put("ssm_gated", given[0])),
+    ]
+    handles += [
+        parts[name].register_forward_hook(told(stage))
+        for name, stage in norms.items()
+        if name in parts
+    ]
     try:
         yield
     finally:

@@ -105,7 +105,7 @@ class Shown:
         inside = stage in INSIDE_SCANS  # seen where it is used
         if isinstance(node.op, Sigmoid) and not inside:  # the module is the product before it
             value = value.sigmoid()
-        elif isinstance(node.op, Softplus):
+        elif isinstance(node.op, Softplus) and not inside:
             value = torch.nn.functional.softplus(value.float()).to(value.dtype)
         if value.shape[0] % len(lanes) or (value.dim() > 2 and value.shape[0] != len(lanes)):
             raise self._other_shape(key, value, (len(lanes), *node.shape(lanes.width)))
