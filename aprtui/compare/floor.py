@@ -159,7 +159,7 @@ def _part(case: Case, op: Product, part: Part, x: Activations, fit: Fit) -> Judg
     error = np.sign(error) * np.maximum(np.abs(error) - tie, 0.0)
     suspects, sample = _outputs(error, made)
     rounded = case.replay.rounded_rows(x, how.way(case.replay.type_of(part.weight)).activations)
-    weights = op.scale * case.replay.rows(part.weight, [*suspects, *sample], how.weights)
+    weights = op.factor(part) * case.replay.rows(part.weight, [*suspects, *sample], how.weights)
     spread = _U * terms_norm(rounded, weights)
     spread += _U * np.abs(y[:, [*suspects, *sample]]) + 1e-40
     z = np.abs(error[:, [*suspects, *sample]]) / spread
