@@ -11,6 +11,10 @@ is replayed: each stage computed again in float64 from its own inputs. The verdi
 Before any number the prompt's token ids are compared with what each engine's own tokenizer makes of
 it (a BOS that is missing or stands twice, special tokens read as text); all engines run on ours.
 
+Of two files (a folder, and the GGUF that was made of it) it says whether they are one model: which
+key is lost, which tensor differs and how, which stage of which layer computes otherwise. Each file
+keeps its own meaning, and every other engine is held to the file that it reads.
+
 With --paths each engine is asked about itself: are prefill, chunks, decode steps and a batch the
 same numbers, and which stage of which layer parts first?
 """
@@ -28,6 +32,7 @@ from aprtui.cli.bisect import show_unmeasured
 from aprtui.cli.options import add_adapter, whole
 from aprtui.cli.output import print_json, print_notes
 from aprtui.cli.report import check_output, write_report
+from aprtui.cli.verify_pair import opened, verify_pair
 from aprtui.cli.verify_paths import folder_of, job_of, verify_paths
 from aprtui.cli.verify_text import Texts, read_texts, show_texts
 from aprtui.compare.diff import diff_traces
@@ -54,6 +59,7 @@ examples:
   aprtui verify model.gguf --engine-arg kv=f16 --report verify.html
   aprtui verify checkpoint/ --engines ours,hf --json
   aprtui verify model.gguf --paths --steps 8
+  aprtui verify checkpoint/ model.gguf
 
 exit codes: 0 same or explained, 1 a culprit, something unmeasured or other tokens, 2 usage, 3 a bad
 file, 4 an engine failed"""
@@ -63,6 +69,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = _EPILOG
     parser.add_argument("model", help="a GGUF file (for llamacpp) or a checkpoint folder (for hf)")
+    parser.add_argument(
+        "other", nargs="?", help="the same model in another file: are they one model?"
+    )
     parser.add_argument(
         "--engines", metavar="ours,llamacpp,hf",
         help="what to run (default: every engine that is installed and reads this model)",
@@ -107,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
         check_output(args.report, overwrite=args.overwrite)
     if args.steps is not None and not args.paths:
         raise UsageError("--steps decodes tokens for --paths", hint="add --paths")
+    if args.other is not None:
+        return verify_pair(args, opened(args), engines=_beside, trace=_trace, verify=_verify)
     model = open_model(Path(args.model), adapter=args.adapter)
     names = _engines(args.engines, model, alone=args.paths)
     if args.paths:
@@ -156,6 +167,13 @@ def _engines(text: str | None, model: Model, *, alone: bool) -> tuple[str, ...]:
             hint="; ".join(missing) or "llamacpp reads GGUF files, hf Hugging Face folders",
         )
     return tuple(chosen)
+
+
+def _beside(text: str | None, model: Model) -> tuple[str, ...]:
+    """Of the engines that were asked for, or of all, those that read the model, ours first."""
+    names = _engines(text, model, alone=True)
+    reading = {choice.name for choice in available() if not suits(choice.name, model)}
+    return tuple(name for name in names if name in reading)
 
 
 def _trace(name: str, plan: Plan, args: argparse.Namespace) -> TraceDir:

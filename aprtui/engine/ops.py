@@ -62,8 +62,10 @@ class Pass:
     """What kernels compute with: a model's weights, the tokens, and no rounding of their own.
 
     ``logits``: "last", or "all" positions'. ``positions``: of each row, where they are not
-    0, 1, 2 and so on.
+    0, 1, 2 and so on. ``stride``: tokens that a state is carried over at once.
     """
+
+    stride = 64
 
     def __init__(
         self,
@@ -89,6 +91,14 @@ class Pass:
     def vector(self, role: Role) -> Tensor:
         """A norm's weight, a bias or sinks."""
         return self.weights.vector(role)
+
+    def number(self, x: float) -> float:
+        """A scale or another number of an operation's own, which some keep in their type too."""
+        return x
+
+    def softened(self, x: float) -> float:
+        """A number that is stored as it is before its softplus."""
+        return x
 
     def looked_up(self, role: Role) -> Tensor:
         """The tokens' rows of a table."""
@@ -122,6 +132,18 @@ class Pass:
         """Softmax weights as they meet cached values."""
         return x
 
+    def along(self, node: Node, kernel: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
+        """The output of a node that carries something from each token to the next."""
+        return kernel(self, node.op, *inputs)
+
+    def recall(self, empty: Tensor) -> Tensor:
+        """What such a node has carried to the first of these rows: ``empty``, as before the first
+        token, where no rows came before."""
+        return empty
+
+    def keep(self, carried: Tensor) -> None:
+        """What such a node carries to the rows behind these."""
+
     def mix(self, weights: Tensor, v: Tensor) -> Tensor:
         """Softmax weights [a,t,S] times values [S,b,d], a/b heads a value head: [t,a,d]."""
         heads, queries = weights.shape[0], weights.shape[1]
@@ -131,6 +153,10 @@ class Pass:
 
     def activate(self, x: Tensor, name: str) -> Tensor:
         """An activation of ACTIVATIONS, element by element."""
+        return self.wide_activate(x, name)
+
+    def wide_activate(self, x: Tensor, name: str) -> Tensor:
+        """The same inside a norm, which no engine computes in 16 bits."""
         return self.map(ACTIVATIONS[name], x)
 
     def map(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -172,7 +198,7 @@ def heads_of(x: Tensor, heads: Heads) -> Tensor:
 def embed(ar: Pass, op: Embed) -> Tensor:
     """The tokens' rows of the table times ``scale``: [T,H]."""
     rows = ar.looked_up(op.table)
-    return rows * op.scale if op.scale != 1.0 else rows
+    return rows * ar.number(op.scale) if op.scale != 1.0 else rows
 
 
 def positions(ar: Pass, op: Positions, x: Tensor) -> Tensor:
@@ -218,13 +244,18 @@ def product(ar: Pass, op: Product, x: Tensor) -> Tensor:
     return out[0] if op.last and ar.logits == "last" else out
 
 
-def finish(ar: Pass, op: Product, out: Tensor) -> Tensor:
-    """What follows the products inside their stage: biases, scale, cap."""
-    if any(part.bias is not None for part in op.parts):
-        out = out + _biases(ar, op)
+def finish(ar: Pass, op: Product, out: Tensor, biases: Tensor | None = None) -> Tensor:
+    """What follows the products inside their stage: biases, scale, cap. ``biases`` take the place
+    of the parts' own."""
+    if biases is None and any(part.bias is not None for part in op.parts):
+        biases = _biases(ar, op)
+    if biases is not None:
+        out = ar.cut(out) + biases
     if op.scale != 1.0:
-        out = out * op.scale
-    return out if op.cap is None else ar.map(torch.tanh, out / op.cap) * op.cap
+        out = ar.cut(out) * op.scale
+    if op.cap is None:
+        return out
+    return ar.cut(ar.map(torch.tanh, ar.cut(ar.cut(out) / op.cap))) * op.cap
 
 
 def _biases(ar: Pass, op: Product | Bias) -> Tensor:
@@ -328,7 +359,7 @@ def score_block(
     if op.cap is not None:
         made = ar.cut(ar.map(torch.tanh, ar.cut(ar.cut(made) / op.cap))) * op.cap
     made = made.reshape(q.shape[1], queries, keys)
-    made = made if biases is None else made + biases
+    made = made if biases is None else ar.cut(made) + ar.step(biases)
     return made.masked_fill(~seen, 0.0)
 
 
@@ -343,13 +374,15 @@ def key_biases(op: Alibi | None, keys: Tensor, end: int | None = None) -> Tensor
     return slopes[:, None, None] * (placed - last if op.from_last else placed)
 
 
-def softmax_block(scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> Tensor:
+def softmax_block(ar: Pass, scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> Tensor:
     """Softmax [a,t,S] over the keys that are seen, 0 elsewhere; ``sinks`` [a] take their share."""
     masked = _wide(scores).masked_fill(~seen, float("-inf"))
     if sinks is None:
         return torch.softmax(masked, dim=-1).to(scores.dtype)
     sink = _wide(sinks)[:, None, None].expand(-1, masked.shape[1], 1)
-    return torch.softmax(torch.cat((masked, sink), dim=-1), dim=-1)[..., :-1].to(scores.dtype)
+    whole = torch.cat((masked, sink), dim=-1)
+    whole = ar.step(whole - whole.amax(-1, keepdim=True))
+    return torch.softmax(whole, dim=-1)[..., :-1].to(scores.dtype)
 
 
 def attend_block(ar: Pass, weights: Tensor, v: Tensor) -> Tensor:
@@ -396,7 +429,7 @@ def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> Tensor:
 def softmax(ar: Pass, op: Softmax, x: Tensor) -> Tensor:
     """All rows at once [A,T,T]; for replay."""
     seen = visible(op.mask, 0, x.shape[-1], x.shape[-1], x.device, ar.start)
-    return softmax_block(x, seen, None if op.sinks is None else ar.vector(op.sinks))
+    return softmax_block(ar, x, seen, None if op.sinks is None else ar.vector(op.sinks))
 
 
 def attend(ar: Pass, op: Attend, weights: Tensor, values: Tensor) -> Tensor:
@@ -423,8 +456,12 @@ def activation(ar: Pass, op: Activate, x: Tensor) -> Tensor:
 
 def xielu(ar: Pass, op: Xielu, x: Tensor) -> Tensor:
     """[T,F], element by element."""
-    above = op.positive * x * x + op.beta * x
-    below = (ar.map(torch.expm1, x.clamp(max=op.eps)) - x) * op.negative + op.beta * x
+    beta = ar.number(op.beta)
+    negative = ar.number(beta + ar.softened(op.negative - op.beta))
+    line = ar.step(beta * x)
+    above = ar.step(ar.step(ar.softened(op.positive) * x) * x) + line
+    grown = ar.step(ar.map(torch.expm1, x.clamp(max=ar.number(op.eps))))
+    below = ar.step(ar.step(grown - x) * negative) + line
     return torch.where(x > 0, above, below)
 
 
@@ -435,12 +472,15 @@ def clip(ar: Pass, op: Clip, x: Tensor) -> Tensor:
 
 def multiply(ar: Pass, op: Multiply, x: Tensor, y: Tensor) -> Tensor:
     """x * y, element by element; y of [T,A] weighs the heads of x [T,A,d]."""
+    y = y if op.window is None else heads_of(y, op.window)
     return x * y.reshape(*x.shape[:-1], -1)
 
 
 def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
-    """hidden + scale * branch, [T,H]."""
-    return hidden + (branch if op.scale == 1.0 else ar.cut(branch * op.scale))
+    """(hidden + scale * branch) * total, in hidden's shape."""
+    branch = branch.reshape(hidden.shape)
+    made = hidden + (branch if op.scale == 1.0 else ar.cut(branch * op.scale))
+    return made if op.total == 1.0 else ar.cut(made) * op.total
 
 
 def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
@@ -503,9 +543,10 @@ def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
     if op.score == "mixer":
         chosen = _mixed(logits, ids, op.jitter)
     else:
-        chosen = _scored(ar, logits, op.score).gather(1, ids)
+        chosen = ar.step(_scored(ar, logits, op.score).gather(1, ids))
     if op.renormalise:
-        chosen = chosen / (chosen.sum(-1, keepdim=True).clamp(min=op.floor) + op.eps)
+        total = ar.step(ar.step(chosen.sum(-1, keepdim=True)).clamp(min=op.floor) + op.eps)
+        chosen = ar.step(chosen / total)
     if op.scale != 1.0:
         chosen = chosen * op.scale
     return chosen.to(logits.dtype)
@@ -588,5 +629,7 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
 def compute(ar: Pass, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """A node's output from its inputs."""
     kernel: Any = KERNELS[type(node.op)]
+    if node.op.remembers:
+        return ar.along(node, kernel, inputs)
     out: Tensor = kernel(ar, node.op, *inputs)
     return out

@@ -21,8 +21,6 @@ __all__ = ["RECURRENT", "delta_rule", "delta_scan", "linear_scan"]
 
 Tensor = torch.Tensor
 
-_CHUNK = 64  # tokens that a state is carried over at once
-
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
@@ -32,7 +30,8 @@ def causal_conv(ar: Pass, op: CausalConv, x: Tensor) -> Tensor:
     """[T,C]."""
     wide = _wide(x[:, op.first : op.first + op.channels])
     weight = _wide(ar.vector(op.weight)).reshape(op.channels, op.taps)
-    padded = functional.pad(wide, (0, 0, op.taps - 1, 0))
+    padded = torch.cat((ar.recall(wide.new_zeros(op.taps - 1, op.channels)), wide))
+    ar.keep(padded[len(x) :])
     made = torch.zeros_like(wide)
     for tap in range(op.taps):
         made = made + padded[tap : tap + len(x)] * weight[:, tap]
@@ -50,19 +49,19 @@ def decay(ar: Pass, op: Decay, x: Tensor) -> Tensor:
     """[T,N]."""
     a = _wide(ar.vector(op.a))
     a = -a.exp() if op.logged else a
-    steps = _wide(ar.product(x, op.part.weight)) + _wide(ar.vector(op.dt))
-    return (a * functional.softplus(steps)).to(x.dtype)
+    steps = ar.step(_wide(ar.product(x, op.part.weight)) + _wide(ar.vector(op.dt)))
+    return (a * ar.step(ar.map(functional.softplus, steps))).to(x.dtype)
 
 
 def gated_norm(ar: Pass, op: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
     """x [T,...] normalised, ``size`` values at a time, and gated."""
     wide = _wide(x).reshape(len(x), -1, op.size)
     gates = _wide(gate).reshape(len(x), -1)[:, : wide.shape[1] * op.size]
-    factor = ar.activate(gates, op.activation).reshape(wide.shape)
+    factor = ar.wide_activate(gates, op.activation).reshape(wide.shape)
     wide = wide * factor if op.before else wide
     apart = wide.reshape(*wide.shape[:-1], op.groups, -1)
     apart = apart * torch.rsqrt(apart.square().mean(-1, keepdim=True) + op.eps)
-    made = ar.step(apart.reshape(wide.shape)) * _wide(ar.vector(op.weight))
+    made = ar.step(ar.step(apart.reshape(wide.shape)) * _wide(ar.vector(op.weight)))
     return (made if op.before else made * factor).reshape(_written(op, x)).to(x.dtype)
 
 
@@ -80,8 +79,9 @@ def delta_rule(ar: Pass, op: DeltaRule, x: Tensor, g: Tensor, beta: Tensor) -> T
         ar.scanned = None
         return kept[1][int(op.state)]
     q, k, v = _heads(op, x)
-    state = torch.zeros(op.heads, op.key, op.value, dtype=v.dtype, device=v.device)
-    out, state = delta_scan(q, k, v, _wide(g), _wide(beta), state)
+    state = ar.recall(v.new_zeros(op.heads, op.key, op.value))
+    out, state = delta_scan(q, k, v, _wide(g), _wide(beta), state, ar.stride)
+    ar.keep(state)
     found = (out.to(x.dtype), state.to(x.dtype))
     ar.scanned = (given, found)
     return found[int(op.state)]
@@ -102,7 +102,7 @@ def _heads(op: DeltaRule, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def delta_scan(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, chunk: int = _CHUNK
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """What comes out [T,N,value] and the state [N,key,value] behind it, ``chunk`` tokens at a time.
 
@@ -145,8 +145,8 @@ def _chunk(
 
 def steps(ar: Pass, op: Steps, x: Tensor) -> Tensor:
     """[T,N]."""
-    raw = _wide(x[:, op.first : op.first + op.heads]) + _wide(ar.vector(op.dt))
-    return functional.softplus(raw).clamp(op.low, op.high).to(x.dtype)
+    raw = ar.step(_wide(x[:, op.first : op.first + op.heads]) + _wide(ar.vector(op.dt)))
+    return ar.map(functional.softplus, raw).clamp(op.low, op.high).to(x.dtype)
 
 
 def scan(ar: Pass, op: Scan, x: Tensor, dt: Tensor) -> Tensor:
@@ -164,9 +164,10 @@ def scan(ar: Pass, op: Scan, x: Tensor, dt: Tensor) -> Tensor:
     )
     a = _wide(ar.vector(op.a))
     a = -a.exp() if op.logged else a
-    state = torch.zeros(op.heads, op.state, op.size, dtype=values.dtype, device=x.device)
+    state = ar.recall(values.new_zeros(op.heads, op.state, op.size))
     wide = _wide(dt)
-    out, state = linear_scan(c, b, values * wide[:, :, None], a * wide, state)
+    out, state = linear_scan(c, b, values * wide[:, :, None], a * wide, state, ar.stride)
+    ar.keep(state)
     out = out + values * _wide(ar.vector(op.skip))[:, None]
     found = (out.to(x.dtype), state.to(x.dtype))
     ar.scanned = ((x, dt), found)
@@ -174,7 +175,7 @@ def scan(ar: Pass, op: Scan, x: Tensor, dt: Tensor) -> Tensor:
 
 
 def linear_scan(
-    c: Tensor, b: Tensor, v: Tensor, g: Tensor, state: Tensor, chunk: int = _CHUNK
+    c: Tensor, b: Tensor, v: Tensor, g: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """S = exp(g) S + b v', of which c'S comes out [T,N,size], and the S behind it [N,state,size],
     ``chunk`` tokens at a time."""

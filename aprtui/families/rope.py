@@ -523,7 +523,7 @@ def _checked(s: Settings, name: str, values: tuple[Any, ...], dims: int) -> tupl
     if len(values) != dims // 2:
         raise s.fail(f"{name} has {len(values)} values for {dims // 2} pairs of channels")
     if not all(
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
         for value in values
     ):
         raise s.fail(f"{name} holds values that are not positive numbers")

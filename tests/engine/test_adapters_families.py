@@ -33,7 +33,11 @@ Array = npt.NDArray[Any]
 
 RECORDED = json.loads(gzip.decompress((SMALL / "llamacpp" / "families.json.gz").read_bytes()))
 WITH_VALUES = [case for case in RECORDED if case in ("gpt_oss", "llama4_text", "minimax_m2")]
-GELU_TABLE = ("gemma2", "gemma2_q20")  # of ggml's CPU: another number than the GELU's
+GELU_TABLE = (
+    "gemma2",
+    "gemma2_q20",
+    "gemma4_text",
+)  # of ggml's CPU: another number than the GELU's
 BAR = 1e-5  # docs/numerics.md 1
 
 

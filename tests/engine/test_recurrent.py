@@ -51,9 +51,9 @@ def test_a_state_is_gone_on_with() -> None:
     """The last state is all that the tokens behind it need."""
     q, k, v, g, beta = given(torch.float64)
     zeros, cut = torch.zeros(HEADS, KEY, VALUE, dtype=torch.float64), 41
-    whole, last = delta_scan(q, k, v, g, beta, zeros)
-    out, state = delta_scan(q[:cut], k[:cut], v[:cut], g[:cut], beta[:cut], zeros)
-    more, end = delta_scan(q[cut:], k[cut:], v[cut:], g[cut:], beta[cut:], state)
+    whole, last = delta_scan(q, k, v, g, beta, zeros, 64)
+    out, state = delta_scan(q[:cut], k[:cut], v[:cut], g[:cut], beta[:cut], zeros, 64)
+    more, end = delta_scan(q[cut:], k[cut:], v[cut:], g[cut:], beta[cut:], state, 64)
     torch.testing.assert_close(torch.cat((out, more)), whole, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(end, last, rtol=1e-12, atol=1e-12)
 

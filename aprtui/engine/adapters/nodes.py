@@ -31,6 +31,7 @@ from aprtui.graph.ops import (
     Clip,
     Combine,
     Embed,
+    Multiply,
     Norm,
     Op,
     Product,
@@ -50,6 +51,9 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("SCALE", "embd"): ("embedding",),
     ("RMS_NORM", "Qcur_normed"): ("q_norm",),  # without a weight
     ("RMS_NORM", "Kcur_normed"): ("k_norm",),
+    ("RMS_NORM", "Vcur_normed"): ("v_norm",),
+    ("SCALE", "inp_per_layer_selected"): ("per_layer_embedding",),
+    ("SCALE", "inp_per_layer"): ("per_layer_input",),
     **{("ROPE", f"Qcur{ending}"): ("q_post_rope",) for ending in ("", "_rope", "_pos")},
     **{("ROPE", f"Kcur{ending}"): ("k_post_rope",) for ending in ("", "_rope", "_pos")},
     ("ADD", "inpL"): ("pos_embedding",),
@@ -59,6 +63,7 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("", "kqv_out"): ("attention",),
     ("CONT", "attn_out"): ("attention",),  # where a gate comes before the output projection
     ("RESHAPE", "attn_out"): ("attention",),  # the same of flash attention
+    ("ADD", "attn_out"): ("post_attn_residual",),
     ("UNARY", "attn_gate_sig"): ("attn_gate",),
     ("UNARY", "attn_gate_softplus"): ("attn_gate",),
     ("MUL", "attn_gated"): ("attn_gated",),
@@ -89,7 +94,9 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("RESHAPE", "ffn_moe_weights_softmax"): ("moe_router",),
     ("ADD", "ffn_out"): ("ffn_out",),
     ("ADD", "ffn_moe_out_merged"): ("ffn_out",),
+    ("ADD", "pe_in"): ("ffn_residual",),
     ("ADD", "l_out"): ("post_ffn_residual",),
+    ("MUL", "l_out"): ("post_ffn_residual",),  # times a factor of the layer's
     ("ADD", "h_nextn"): ("post_ffn_residual",),  # the last layer's, before those that draft
 }
 
@@ -104,6 +111,7 @@ _LAST: Mapping[str, Callable[[Any], bool]] = {
     "ffn_moe_weights_scaled": lambda op: op.scale != 1.0,
     "ffn_moe_weights_softmax": lambda op: op.scale == 1.0,
     "ffn_out": lambda op: isinstance(op, Combine),
+    "MUL l_out": lambda op: op.total != 1.0,
 }
 
 _UNNAMED = re.compile(r"node_\d+")
@@ -130,6 +138,11 @@ class NodeMap:
         self.graph = graph
         self._ends: dict[str, StageKey] = {}  # the stage that a node was the end of, by its name
         self._sums = dict(_named_sums(graph))
+        self._gated = {
+            graph[stage.inputs[0]].inputs[0]: stage.key
+            for stage in graph
+            if isinstance(stage.op, Multiply) and stage.op.window is not None
+        }
         self._windows: dict[str, list[tuple[Role, Matrix]]] = {}
         for role, matrix in weights.items():
             if role.expert is None and matrix.plain:  # packed experts' operation is MUL_MAT_ID
@@ -150,12 +163,17 @@ class NodeMap:
         return () if named is None else (named,)
 
     def _of_sum(self, node: Node) -> Slot | None:
-        """The residual that a node without a name of its own makes: told by the branch it adds."""
+        """What a node without a name of its own makes, told by what it is given: the residual by
+        the branch it adds, what a gate lets through by the gate."""
         ends = [self._ends[source] for source in node.sources if source in self._ends]
         if node.op == "GET_ROWS" and ends:  # the rows of the positions whose logits are wanted
             self._ends[node.name] = ends[0]
-        unnamed = node.op == "ADD" and _UNNAMED.fullmatch(node.name)
-        keys = [self._sums[end] for end in ends if end in self._sums and unnamed]
+        if not _UNNAMED.fullmatch(node.name):
+            return None
+        if node.op == "UNARY" and ends:  # the activation of a gate, which is derived
+            self._ends[node.name] = ends[0]
+        after = {"ADD": self._sums, "MUL": self._gated}.get(node.op, {})
+        keys = [after[end] for end in ends if end in after]
         return Slot(keys[0]) if keys else None
 
     def _of_weight(self, node: Node, role: Role, matrix: Matrix) -> Slot | None:
@@ -190,7 +208,7 @@ class NodeMap:
         for name in names:
             key = StageKey(layer, name)
             if key in self.graph:
-                is_last = _LAST.get(node.label)
+                is_last = _LAST.get(node.label) or _LAST.get(f"{node.op} {node.label}")
                 return Slot(key) if is_last is None or is_last(self.graph[key].op) else None
         return None
 
@@ -361,7 +379,8 @@ def _named_sums(graph: Graph) -> Iterator[tuple[StageKey, StageKey]]:
     """Each branch and the sum that it ends, where llama.cpp makes the sums that we do."""
     between = {stage.key for stage in parallel_sums(graph)}
     for stage in graph:
-        if isinstance(stage.op, Add) and not between & {stage.key, stage.inputs[0]}:
+        whole = isinstance(stage.op, Add) and stage.op.total == 1.0
+        if whole and not between & {stage.key, stage.inputs[0]}:
             yield stage.inputs[1], stage.key
 
 
