@@ -94,6 +94,7 @@ def import_trace(
     from aprtui.captures.assemble import assemble
     from aprtui.captures.maps import load_map
     from aprtui.captures.opening import open_dump, trace_beside
+    from aprtui.captures.parameters import compare_parameters
     from aprtui.captures.recognise import recognised
     from aprtui.writer import CaptureWriter
 
@@ -104,6 +105,7 @@ def import_trace(
     opened = _opened(model, overrides)
     ids = _given_ids(opened, prompt, tokens)
     found = assemble(dump, convention, opened.graph, ids, sequence)
+    found.tell(compare_parameters(dump, convention, opened))
     directory = trace_beside(Path(source)) if output is None else Path(output)
     engine = {"name": convention.engine, "dtype": found.dtype, "settings": found.settings}
     with CaptureWriter(
