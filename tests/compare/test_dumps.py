@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,54 @@ def test_a_quantised_checkpoint_is_cleared(
     assert found.culprits == ()
     assert {str(each.key) for each in found.unmeasured} <= {"final_norm"}
     assert sum(by in each.by for each in found.explained) > 20
+
+
+# -- the runtime's own weights ---------------------------------------------------------------------
+
+OWN = "Module.model.layers.1.input_layernorm.Qwen2RMSNorm.forward.0"
+
+
+def msprobe(root: Path, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> Path:
+    """A copy of msprobe's dump, one norm of which has weights of its own and computes with them."""
+    torch = pytest.importorskip("torch")
+    folder = shutil.copytree(DUMPS / "msprobe" / "step0", root / "step0")
+    (values,) = folder.glob("proc*/dump_tensor_data")
+    whole = torch.load(values / f"{OWN}.parameters.weight.pt")
+    other = torch.from_numpy(change(whole.detach().float().numpy())).to(whole.dtype)
+    torch.save(other, values / f"{OWN}.parameters.weight.pt")
+    attention = "Module.model.layers.1.self_attn"
+    readers = [
+        f"{OWN}.output.0.pt",
+        f"{attention}.Qwen2Attention.forward.0.kwargs.hidden_states.pt",
+        *(f"{attention}.{name}_proj.Linear.forward.0.input.0.pt" for name in "qkv"),
+    ]
+    for name in readers:
+        if (values / name).exists():
+            held = torch.load(values / name)
+            torch.save((held.float() / whole.float() * other.float()).to(held.dtype), values / name)
+    return Path(values.parent)
+
+
+def test_a_runtimes_own_weights_are_compared_first(tmp_path: Path) -> None:
+    done = api.import_trace(
+        DUMPS / "msprobe/step0/proc2150", model=FOLDER, output=tmp_path / "honest"
+    )
+    assert not done.findings
+    assert any("5 of 5 parameters in the dump are the model's" in note for note in done.notes)
+    source = msprobe(tmp_path, lambda weight: np.where(np.arange(256) == 7, 1.5 * weight, weight))
+    done = api.import_trace(source, model=FOLDER, output=tmp_path / "other")
+    (finding,) = done.findings
+    assert finding.startswith("model.layers.1.input_layernorm.weight: the runtime's own is another")
+    assert "1 of 256 values, the first at channel 7" in finding
+    (culprit,) = api.bisect(tmp_path / "other", model=FOLDER).culprits
+    assert str(culprit.key) == "layer-1/attn_norm"
+    assert "the runtime's own model.layers.1.input_layernorm.weight is another" in (
+        culprit.looks_like
+    )
+
+
+def test_parameters_are_not_compared_with_another_format(tmp_path: Path) -> None:
+    done = api.import_trace(
+        DUMPS / "msprobe/step0/proc2150", model=Q4_K_M, output=tmp_path / "trace"
+    )
+    assert any("5 parameters in the dump: not compared" in note for note in done.notes)

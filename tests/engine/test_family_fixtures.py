@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from aprtui.engine.job import TraceJob
+from aprtui.engine.plan import make_plan
 from aprtui.model.open import open_model
 from tests.as_gguf import ARCHITECTURES, write_gguf
 from tests.engine.mutations import our_logits
@@ -49,6 +51,14 @@ def test_the_gguf_has_llama_cpps_numbers(name: str) -> None:
     if about["verdict"] == "agree":  # as near as transformers, where its own sums are rougher
         bar = max(bar, about["rel_l2_all_positions"])
     assert distance(logits(folder / "model.gguf", expected), expected["llamacpp_logits"]) <= bar
+
+
+@needs_fixtures
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_ggufs_pass_reads_is_known_before_it_runs(name: str) -> None:
+    path = FIXTURES / "families" / name / "model.gguf"
+    plan = make_plan(TraceJob(model=str(path), tokens=tuple(range(40))))
+    assert 0 < plan.read_bytes <= path.stat().st_size
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))

@@ -63,7 +63,7 @@ def beyond(layer: Any, number: int, shown: Shown, functions: Functions) -> Itera
         stages = {f"{which}_{step}" for which in "qk" for step in ("norm", "post_rope")}
         yield frozenset(stages), _one_norm(norm, number, shown)
     ffn = getattr(layer, "feed_forward", None)
-    if hasattr(ffn, "router"):
+    if hasattr(ffn, "router") and hasattr(ffn, "shared_expert"):
         stages = {"moe_router_indices", "moe_router", "moe_ffn_out"}
         yield frozenset(stages), _all_experts(ffn, number, shown, functions)
 

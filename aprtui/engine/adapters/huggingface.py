@@ -30,7 +30,6 @@ from aprtui.engine.adapters.scans import (
     short_conv_of,
     watch_conv,
     watch_delta,
-    watch_scan,
 )
 from aprtui.engine.adapters.shown import BIASED, INSIDE_ATTENTION, KEY, PRODUCT, QUERY, Part, Shown
 from aprtui.engine.hooks import Stages, hooks
@@ -233,8 +232,8 @@ def _watches(
             yield by_itself(attention, number, shown)
         if (rule := delta_of(layer)) is not None:
             yield watch_delta(rule, number, shown)
-        if (scan := scan_of(layer)) is not None:
-            yield watch_scan(scan, number, shown)
+        if (scan := scan_of(layer, number, shown)) is not None:
+            yield scan
         if (conv := short_conv_of(layer)) is not None:
             yield watch_conv(conv, number, shown)
         given: set[str] = set()

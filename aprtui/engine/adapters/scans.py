@@ -20,18 +20,21 @@ __all__ = [
     "short_conv_of",
     "watch_conv",
     "watch_delta",
-    "watch_scan",
 ]
 
 # The stages that are seen where they are used, not at a module.
 INSIDE_SCANS = frozenset({
     "delta_qkv", "delta_gate", "delta_beta", "delta_decay", "delta_conv", "delta_out",
     "delta_state", "delta_norm", "conv_x", "conv",
-    "ssm_in", "ssm_conv", "ssm_dt", "ssm_scan", "ssm_state", "ssm_norm",
+    "ssm_in", "ssm_conv", "ssm_dt", "ssm_scan", "ssm_state", "ssm_norm", "ssm_gated",
+    "ssm_low", "ssm_low_norm", "ssm_b", "ssm_b_norm", "ssm_c", "ssm_c_norm",
 })  # fmt: skip
 _CONVS = ("causal_conv1d_fn", "causal_conv1d_update")
 _RULES = ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule")
 _SCAN, _STEP = "mamba2_chunk_scan", "mamba2_selective_state_update"
+_CHANNELS, _CHANNELS_STEP = "mamba_selective_scan", "mamba_selective_state_update"
+_OF_CHANNELS = ("ssm_low", "ssm_b", "ssm_c")  # what is made of the convolved channels
+_NORMS = {"dt_layernorm": "ssm_low_norm", "b_layernorm": "ssm_b_norm", "c_layernorm": "ssm_c_norm"}
 
 Function = Callable[..., Any]
 
@@ -47,6 +50,8 @@ class Shown(Protocol):
 
     def put_state(self, stage: str, value: torch.Tensor, layer: int) -> None: ...
 
+    def scaled(self, stage: str, value: torch.Tensor, layer: int | None) -> torch.Tensor: ...
+
 
 def delta_of(layer: torch.nn.Module) -> torch.nn.Module | None:
     """The layer's gated delta rule, where it has one."""
@@ -56,11 +61,6 @@ def delta_of(layer: torch.nn.Module) -> torch.nn.Module | None:
 def short_conv_of(layer: torch.nn.Module) -> torch.nn.Module | None:
     """The layer's short convolution, where it has one."""
     return _calling(layer, ("conv",), _CONVS[0])
-
-
-def scan_of(layer: torch.nn.Module) -> torch.nn.Module | None:
-    """The layer's scan, where it has one."""
-    return _calling(layer, ("mixer", "mamba"), _SCAN)
 
 
 def _calling(
@@ -165,13 +165,31 @@ def watch_conv(module: torch.nn.Module, number: int, shown: Shown) -> AbstractCo
     return _instead(module, _convs(shown, number, "conv_x", "conv"))
 
 
+def scan_of(
+    layer: torch.nn.Module, number: int, shown: Shown
+) -> AbstractContextManager[None] | None:
+    """What watches the layer's scan, where it has one."""
+    for function, watch in ((_SCAN, _watch_scan), (_CHANNELS, _watch_channels)):
+        module = _calling(layer, ("mixer", "mamba"), function)
+        if module is not None and hasattr(module, "A_log"):
+            return watch(module, number, shown)
+    return None
+
+
 @contextmanager
-def watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
+def _watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
     """The stages inside the layer's scan; the steps are computed once more from its arguments."""
     parts = dict(module.named_children())
 
     def put(stage: str, value: torch.Tensor) -> None:
         shown.put(stage, value, layer=number)
+
+    def first(_: Any, __: Any, made: torch.Tensor) -> None:
+        put("ssm_in", shown.scaled("ssm_in", made, number))
+
+    def ready(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        for stage in ("ssm_norm", "ssm_gated"):  # the one that the layer has
+            put(stage, inputs[0])
 
     def scanning(right: Function) -> Function:
         def scan(x: torch.Tensor, dt: torch.Tensor, *given: Any, **named: Any) -> Any:
@@ -195,13 +213,75 @@ def watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[N
 
         return step
 
+    watching = {**_convs(shown, number, "", "ssm_conv"), _SCAN: scanning, _STEP: stepping}
     with (
-        _instead(
-            module, {**_convs(shown, number, "", "ssm_conv"), _SCAN: scanning, _STEP: stepping}
-        ),
+        _instead(module, watching),
         _hooked(
-            parts["in_proj"].register_forward_hook(lambda _, __, made: put("ssm_in", made)),
-            parts["norm"].register_forward_hook(lambda _, __, made: put("ssm_norm", made)),
+            parts["in_proj"].register_forward_hook(first),
+            parts["out_proj"].register_forward_pre_hook(ready),
+        ),
+    ):
+        yield
+
+
+@contextmanager
+def _watch_channels(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
+    """The stages inside the layer's scan of channels. The library gates what it scans in the same
+    function: its output before that is computed once more, and so are the steps."""
+    parts = dict(module.named_children())
+
+    def put(stage: str, value: torch.Tensor) -> None:
+        shown.put(stage, value, layer=number)
+
+    def told(stage: str) -> Function:
+        return lambda _, __, made: put(stage, made)
+
+    def split(_: Any, __: Any, made: torch.Tensor) -> None:
+        state: Any = module.ssm_state_size
+        sizes = [made.shape[-1] - 2 * state, state, state]
+        for stage, value in zip(_OF_CHANNELS, torch.split(made, sizes, dim=-1), strict=True):
+            put(stage, value)
+
+    def scanning(right: Function) -> Function:
+        def scan(x: torch.Tensor, dt: torch.Tensor, *given: Any, **named: Any) -> Any:
+            ungated = {**named, "z": None, "return_last_state": True}
+            out, state = right(x, dt, *given, **ungated)
+            put("ssm_dt", softplus(dt + named["delta_bias"][:, None]).transpose(1, 2))
+            put("ssm_scan", out.transpose(1, 2)[..., None])
+            shown.put_state("ssm_state", state[..., None], number)
+            return right(x, dt, *given, **named)
+
+        return scan
+
+    def stepping(right: Function) -> Function:
+        def step(
+            state: torch.Tensor, x: torch.Tensor, dt: torch.Tensor, *given: Any, **named: Any
+        ) -> Any:
+            ungated = right(state.clone(), x, dt, *given, **{**named, "z": None})
+            out = right(state, x, dt, *given, **named)  # the state is written over
+            put("ssm_dt", softplus(dt + named["dt_bias"])[:, None])
+            put("ssm_scan", ungated[:, None, :, None])
+            shown.put_state("ssm_state", state[..., None], number)
+            return out
+
+        return step
+
+    watching = {
+        **_convs(shown, number, "", "ssm_conv"), _CHANNELS: scanning, _CHANNELS_STEP: stepping
+    }  # fmt: skip
+    with (
+        _instead(module, watching),
+        _hooked(
+            parts["in_proj"].register_forward_hook(told("ssm_in")),
+            parts["x_proj"].register_forward_hook(split),
+            parts["out_proj"].register_forward_pre_hook(
+                lambda _, given: put("ssm_gated", given[0])
+            ),
+            *(
+                parts[name].register_forward_hook(told(stage))
+                for name, stage in _NORMS.items()
+                if name in parts
+            ),
         ),
     ):
         yield
