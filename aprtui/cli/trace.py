@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from aprtui.cli import trace_live, trace_modules, trace_watch
 from aprtui.cli.options import add_adapter, add_overrides, parse_overrides, parse_tokens, whole
 from aprtui.cli.output import print_json
+from aprtui.cli.streams import bar_console
 from aprtui.crash import told_of
 from aprtui.engine.events import Emit, Event, Failed, Finished, PassDone, Planned, StageWritten
 from aprtui.engine.job import DTYPES, TraceJob
@@ -338,7 +339,6 @@ class _Display:
             self.close()
 
     def _start(self, plan: Planned) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -358,7 +358,7 @@ class _Display:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=bar_console(),
             transient=True,
         )
         progress.add_task(f"{'starting':<26}", total=plan.files)
@@ -371,7 +371,9 @@ class _Display:
             where = event.stage if event.layer is None else f"layer {event.layer} {event.stage}"
             self._done = max(self._done + 1, event.done)  # those of a batch come in turn
             self._progress.update(
-                self._progress.task_ids[0], completed=self._done, description=f"{where:<26}"
+                self._progress.task_ids[0],
+                completed=self._done,
+                description=f"{clean(where, 60):<26}",
             )
 
     def say(self, text: str) -> None:

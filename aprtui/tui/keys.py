@@ -155,12 +155,14 @@ KEYS: tuple[Key, ...] = (
     Key("models-copy", ("y",), "copy_value", "models", "", "copy what is known of the tensor"),
     Key("models-export", ("e",), "export", "models", "", "write the tensors shown to a .csv file"),
 
-    Key("run", ("r", "ctrl+r"), "run", "trace", "run", "start the trace"),
+    Key("run", ("r", "ctrl+r"), "run", "trace", "run", "start the trace, once its plan is made"),
     Key("edit", ("tab",), "edit", "trace", "edit", "the next field of the form"),
     Key("stop", ("x",), "stop", "trace", "stop", "stop; what is written stays"),
     Key("trace-pause", ("space",), "pause", "trace", "pause", "pause the display, not the trace"),
     Key("trace-log", ("o",), "log", "trace", "log", "the engine's log"),
     Key("trace-browse", ("b",), "browse", "trace", "browse", "browse what is written"),
+    Key("trace-diff", ("d",), "diff", "trace", "diff",
+        "this trace and the one that it is held against, in Diff"),
 
     Key("leave-stop", ("s", "ctrl+q"), "answer('stop')", "leave", "stop",
         "stop it, then close; what is written stays"),
