@@ -19,10 +19,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aprtui.api import bisect, diff, diff_models, import_trace, open_trace, trace
+    from aprtui.api import bisect, diff, diff_many, diff_models, import_trace, open_trace, trace
     from aprtui.captures.imported import ImportedTrace
     from aprtui.compare.bisection import Bisection
     from aprtui.compare.diff import Comparison
+    from aprtui.compare.matrix import Matrix
     from aprtui.compare.weight_results import ModelComparison
     from aprtui.engine.hooks import hooks
     from aprtui.errors import (
@@ -45,6 +46,7 @@ __all__ = [
     "Comparison",
     "EngineError",
     "ImportedTrace",
+    "Matrix",
     "MissingStageError",
     "Model",
     "ModelComparison",
@@ -55,6 +57,7 @@ __all__ = [
     "__version__",
     "bisect",
     "diff",
+    "diff_many",
     "diff_models",
     "hooks",
     "import_trace",
@@ -67,10 +70,13 @@ __version__ = "0.1.0"
 
 # Where the public names are; loaded when first used, so that `import aprtui` costs next to nothing.
 _HOMES = {
-    "aprtui.api": ("bisect", "diff", "diff_models", "import_trace", "open_trace", "trace"),
+    "aprtui.api": (
+        "bisect", "diff", "diff_many", "diff_models", "import_trace", "open_trace", "trace",
+    ),
     "aprtui.captures.imported": ("ImportedTrace",),
     "aprtui.compare.bisection": ("Bisection",),
     "aprtui.compare.diff": ("Comparison",),
+    "aprtui.compare.matrix": ("Matrix",),
     "aprtui.compare.weight_results": ("ModelComparison",),
     "aprtui.engine.hooks": ("hooks",),
     "aprtui.errors": (

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from aprtui.compare.bars import Override
     from aprtui.compare.bisection import Bisection
     from aprtui.compare.diff import Comparison
+    from aprtui.compare.matrix import Matrix
     from aprtui.compare.pairs import DiffOptions
     from aprtui.compare.weight_results import ModelComparison
     from aprtui.engine.events import Event
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from aprtui.model.open import Model
     from aprtui.writer import CaptureWriter
 
-__all__ = ["bisect", "diff", "diff_models", "import_trace", "open_trace", "trace"]
+__all__ = ["bisect", "diff", "diff_many", "diff_models", "import_trace", "open_trace", "trace"]
 
 AnyPath = str | os.PathLike[str]
 Stages = str | Iterable[str]
@@ -293,6 +294,51 @@ def diff(
     return diff_traces(
         left, right, options, overrides, ignore_tokens=ignore_tokens, progress=progress
     )
+
+
+def diff_many(
+    first: AnyPath | TraceDir,
+    *others: AnyPath | TraceDir,
+    model: AnyPath | Model | None = None,
+    stages: Stages = "all",
+    layers: Layers = "all",
+    bars: Iterable[str] = (),
+    positions: str = "all",
+    ignore_tokens: bool = False,
+    top: int = 10,
+    cancelled: Callable[[], bool] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Matrix:
+    """Compare several traces with the first: a matrix, each cell of it what ``diff`` says.
+
+    Two folders of prompts (`aprtui trace --prompts`) are a matrix too: a column each prompt of
+    both. Parameters and errors as of ``diff``; ``cancelled`` ends it with metrics.Cancelled.
+    """
+    from aprtui.compare.bars import parse_bar
+    from aprtui.compare.facing import faced_sides
+    from aprtui.compare.infer import with_shapes
+    from aprtui.compare.matrix import line_up, matrix_of, measure
+    from aprtui.compare.pairs import DiffOptions
+
+    if positions not in ("all", "last"):
+        raise UsageError(f"--positions {clean(positions)}", hint="all or last")
+    graph = _graph(model)
+
+    def read(side: AnyPath | TraceDir) -> TraceDir:
+        found = _read(side)
+        return with_shapes(found if graph is None else unshaped(found), graph)
+
+    sides = faced_sides((first, *others), read)
+    layers_there = [key.layer or 0 for side in sides for each in (side.a, side.b) for key in each]
+    options = DiffOptions(
+        parse_stages(_words(stages)),
+        only_layers(_words(layers), 1 + max(layers_there, default=-1)),
+        positions == "last",
+        top,
+    )
+    overrides = tuple(map(parse_bar, bars))
+    columns = line_up(sides, options, overrides, ignore_tokens=ignore_tokens)
+    return matrix_of(columns, measure(columns, options, cancelled=cancelled, progress=progress))
 
 
 def diff_models(

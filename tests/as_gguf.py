@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
+from tests.gguf_keys import add_key
+
 __all__ = ["ARCHITECTURES", "write_gguf"]
 
 Array = npt.NDArray[Any]
@@ -53,7 +55,7 @@ def write_gguf(folder: Path, family: str, path: Path, *, drafting: bool = False)
     if drafting:
         keys |= {"block_count": config["num_hidden_layers"] + 1, "nextn_predict_layers": 1}
     for key, value in keys.items():
-        _add(writer, f"{gguf.MODEL_ARCH_NAMES[arch]}.{key}", value)
+        add_key(writer, f"{gguf.MODEL_ARCH_NAMES[arch]}.{key}", value)
     writer.add_tokenizer_model("none")
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
     stored = _tensors(family, config, load_file(folder / "model.safetensors"))
@@ -76,19 +78,6 @@ def _draft(config: dict[str, Any], made: dict[str, Array]) -> dict[str, Array]:
     joined = np.ones((hidden, 2 * hidden), np.float32)
     norms = dict.fromkeys((f"{own}nextn.{n}norm.weight" for n in "eh"), joined[0, :hidden])
     return {**found, **norms, f"{own}nextn.eh_proj.weight": joined}
-
-
-def _add(writer: Any, key: str, value: Any) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, value)
 
 
 def _keys(family: str, config: dict[str, Any]) -> dict[str, Any]:

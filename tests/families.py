@@ -66,6 +66,13 @@ TINY: dict[str, Tiny] = {
         "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 20, "num_hidden_layers": 4,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     }),
+    "gemma4": Tiny("Gemma4Text", {
+        "head_dim": 12, "global_head_dim": 16, "num_hidden_layers": 6, "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 3, "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1, "num_kv_shared_layers": 2, "use_double_wide_mlp": True,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 96,
+        "final_logit_softcapping": 4.0,
+    }, ("gemma4_text", "gemma4_nocap")),
     "olmo2": Tiny("Olmo2", {}, ("olmo2",)),
     "qwen2moe": Tiny("Qwen2Moe", {
         "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,

@@ -254,6 +254,8 @@ def _show_culprits(causes: Sequence[Cause], title: str) -> None:
         print(f"\n{title}, in order of computation")
     for cause in causes:
         _show_cause(cause)
+    if named := [cause.id for cause in causes if cause.id]:
+        print(f"  aprtui mistakes {named[0]} says where it comes from, and what to check")
 
 
 def _show_cause(cause: Cause) -> None:

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import-trace": ("aprtui.cli.import_trace", "write another tool's dump as a trace folder"),
     "diff": ("aprtui.cli.diff", "compare two traces, two stage files or two models"),
     "bisect": ("aprtui.cli.bisect", "name the stages of a trace that compute wrongly, and how"),
+    "mistakes": ("aprtui.cli.mistakes", "say what a mistake is that bisect names"),
     "report": ("aprtui.cli.report", "write a comparison as one file to attach to an issue"),
     "verify": ("aprtui.cli.verify", "run a model on several engines and say whether they agree"),
     "stats": ("aprtui.cli.stats", "statistics of a trace's stages or of one stage file"),
@@ -147,6 +148,10 @@ def _value(action: argparse.Action) -> Value:
         from aprtui.engine.adapters import available
 
         return Value(name, tuple(engine.name for engine in available()))
+    if action.dest == "mistake":
+        from aprtui.compare.mistakes.pages import pages
+
+        return Value(name, tuple(pages()))
     if name.startswith("STAGES"):
         return Value(name, ("all", *(stage.name for stage in STAGES)))
     return Value(name, files=_FILES.search(name) is not None)

@@ -1,9 +1,10 @@
-"""Compare two traces (of ours or of another program), two stage files, or two models.
+"""Compare traces (of ours or of another program), two stage files, or two models.
 
 Every stage captured on both sides is measured in order of computation and judged by a bar that is
 chosen by what is compared; the bar and its reason are printed. Missing, damaged and misshapen
 stages are classes of their own and never pass. Two models are compared weight by weight and node by
-node, whatever their formats and names.
+node, whatever their formats and names. Three traces and more are a matrix, each held against the
+first; two folders that `trace --prompts` wrote are one as well, each prompt held against itself.
 
 Exit codes: 0 all pass, 1 a difference or something unmeasured, 2 usage, 3 a bad file.
 """
@@ -14,22 +15,21 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from aprtui import api
 from aprtui.cli import diff_text
+from aprtui.cli.diff_many import run_many
 from aprtui.cli.diff_paths import run_paths
 from aprtui.cli.options import add_choice
 from aprtui.cli.output import check_new_file
-from aprtui.cli.status_line import StatusLine
+from aprtui.cli.status_line import values_compared
 from aprtui.compare import saved
 from aprtui.compare.bars import parse_bar
 from aprtui.compare.diff import Comparison, judge_again
 from aprtui.errors import UsageError
+from aprtui.formats.layout import prompts_in
 from aprtui.model.open import is_model_path
-from aprtui.text import count
 
 __all__ = ["configure", "run"]
 
@@ -38,7 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("a", nargs="?", metavar="A", type=Path, help="the reference")
     parser.add_argument("b", nargs="?", metavar="B", type=Path, help="what is tested against it")
-    parser.add_argument("more", nargs="*", metavar="DIR", type=Path, help="with --paths: further")
+    parser.add_argument(
+        "more", nargs="*", metavar="DIR", type=Path, help="further ones: a matrix, each against A"
+    )
     parser.add_argument(
         "--paths", action="store_true",
         help="the traces are one engine's ways to the same tokens (prefill, chunks, steps, batch): "
@@ -86,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
     """Compare, print, and tell by the exit code."""
     if args.paths:
         return run_paths(args)
-    if args.more:
-        raise UsageError("diff compares two", hint="--paths compares several of one engine")
+    if args.more or (args.b is not None and prompts_in(args.a)):
+        return run_many(args)
     if args.a is not None and args.b is not None and all(map(is_model_path, (args.a, args.b))):
         return _models(args)
     if args.adapter_a is not None or args.adapter_b is not None:
@@ -115,7 +117,7 @@ def _compared(args: argparse.Namespace) -> Comparison:
             "two traces are needed: aprtui diff A B",
             hint="or two stage files, two models, one folder with cpu and gpu in it",
         )
-    with _progress() as progress:
+    with values_compared() as progress:
         return api.diff(
             args.a,
             args.b,
@@ -162,17 +164,3 @@ def _show(comparison: Comparison, args: argparse.Namespace) -> None:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         one = comparison.of_files
         print(diff_text.plain_pair(comparison) if one else diff_text.plain(comparison, width))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
-    """Counts values, and shows how many on the terminal."""
-    compared = 0
-    with StatusLine() as tell:
-
-        def add(values: int) -> None:
-            nonlocal compared
-            compared += values
-            tell(f"{count(compared, 'value')} compared")
-
-        yield add

@@ -10,7 +10,7 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.graph.vocabulary import order_of, short_name
 from aprtui.text import clean, count, number, quoted
 
-__all__ = ["markdown", "next_step", "plain", "plain_pair"]
+__all__ = ["MARKS", "escaped", "markdown", "next_step", "plain", "plain_pair", "side_text"]
 
 MARKS = {
     "equal": "=",
@@ -47,7 +47,11 @@ def plain(comparison: Comparison, width: int | None = None) -> str:
 
 
 def _head(comparison: Comparison) -> str:
-    lines = [f"A  {_side(comparison.a)}", f"B  {_side(comparison.b)}", f"bar: {comparison.bars}"]
+    lines = [
+        f"A  {side_text(comparison.a)}",
+        f"B  {side_text(comparison.b)}",
+        f"bar: {comparison.bars}",
+    ]
     lines += [f"note: {clean(note, 500)}" for note in comparison.notes]
     lines.append(f"\n{comparison.headline}")
     return "\n".join(lines)
@@ -66,7 +70,7 @@ def next_step(comparison: Comparison) -> str:
     return f"{why}: aprtui bisect {sides}{'' if known else ' --model MODEL'}"
 
 
-def _side(side: Side) -> str:
+def side_text(side: Side) -> str:
     words = [side.path, side.status, f"{count(side.files)} files" if side.status != "file" else ""]
     words += [f"{count(side.tokens)} tokens" if side.tokens is not None else "", side.engine]
     return " · ".join(word for word in words if word)
@@ -220,13 +224,13 @@ def _place(axes: Sequence[str] | None, at: Sequence[int]) -> str:
 def markdown(comparison: Comparison) -> str:
     """For an issue: the verdict first, the failing pairs, then every pair folded away."""
     lines = [
-        f"**{_escape(comparison.headline)}**",
+        f"**{escaped(comparison.headline)}**",
         "",
-        f"* A: {_escape(_side(comparison.a))}",
-        f"* B: {_escape(_side(comparison.b))}",
-        f"* bar: {_escape(str(comparison.bars))}",
-        *(f"* {_escape(step)}" for step in (next_step(comparison),) if step),
-        *(f"* note: {_escape(clean(note, 500))}" for note in comparison.notes),
+        f"* A: {escaped(side_text(comparison.a))}",
+        f"* B: {escaped(side_text(comparison.b))}",
+        f"* bar: {escaped(str(comparison.bars))}",
+        *(f"* {escaped(step)}" for step in (next_step(comparison),) if step),
+        *(f"* note: {escaped(clean(note, 500))}" for note in comparison.notes),
         "",
     ]
     bad = [r for r in comparison.results if r.kind in FAILED]
@@ -239,10 +243,10 @@ def markdown(comparison: Comparison) -> str:
 
 def _markdown_table(results: Iterable[PairResult]) -> list[str]:
     rows = [_HEADS, ["---"] * len(_HEADS), *(_columns(result) for result in results)]
-    return ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in rows]
+    return ["| " + " | ".join(escaped(cell) for cell in row) + " |" for row in rows]
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
     for character in "\\|<>*_`[]":
         if character != "_":
             text = text.replace(character, "\\" + character)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from aprtui.cli.streams import CleanText
-from aprtui.text import clean
+from aprtui.text import clean, count
 
-__all__ = ["StatusLine"]
+__all__ = ["StatusLine", "values_compared"]
 
 
 class StatusLine:
@@ -27,6 +29,20 @@ class StatusLine:
     def __exit__(self, *_: object) -> None:
         if self._shown:
             _send("\r\x1b[K")
+
+
+@contextmanager
+def values_compared() -> Iterator[Callable[[int], None]]:
+    """Counts values, and shows how many on the terminal."""
+    compared = 0
+    with StatusLine() as tell:
+
+        def add(values: int) -> None:
+            nonlocal compared
+            compared += values
+            tell(f"{count(compared, 'value')} compared")
+
+        yield add
 
 
 def _send(line: str) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "comparison_json",
     "diff_files",
     "diff_traces",
+    "faced",
     "judge_again",
     "pair_json",
     "side_of",
@@ -187,9 +188,23 @@ def diff_traces(
     cancelled: Callable[[], bool] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Comparison:
-    """Compare two captures.
+    """Compare two captures. Raises as ``faced`` does, and metrics.Cancelled."""
+    found = faced(a, b, options, overrides, ignore_tokens=ignore_tokens)
+    pairs = compare_traces(a, b, found.bars, options, cancelled=cancelled, progress=progress)
+    return dataclasses.replace(found, results=tuple(pairs))
 
-    Raises UsageError for different prompts and for a bar of an unknown stage, metrics.Cancelled.
+
+def faced(
+    a: TraceDir,
+    b: TraceDir,
+    options: DiffOptions | None = None,
+    overrides: Iterable[Override] = (),
+    *,
+    ignore_tokens: bool = False,
+) -> Comparison:
+    """Two captures as they face one another, with their bars and notes; nothing is measured yet.
+
+    Raises UsageError for different prompts and for a bar of an unknown stage.
     """
     notes = [*_notes("A", a), *_notes("B", b)]
     if ignore_tokens and a.token_ids != b.token_ids:
@@ -202,8 +217,7 @@ def diff_traces(
         notes.append("only the last position of each stage is compared")
     bars = choose_bars(a, b, overrides)
     check_overrides(bars.overrides, (*a.records, *b.records))
-    results = tuple(compare_traces(a, b, bars, options, cancelled=cancelled, progress=progress))
-    return Comparison(side_of(a), side_of(b), bars, results, tuple(notes))
+    return Comparison(side_of(a), side_of(b), bars, (), tuple(notes))
 
 
 def diff_files(

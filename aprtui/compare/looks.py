@@ -84,7 +84,7 @@ def wrong_rows(case: Case, found: Explanation) -> tuple[int, ...] | None:
     """The rows of the capture that lie beyond the bar of one; None where no axis runs along
     positions."""
     made = found.replayed if found.replayed.shape == case.y.shape else case.run()
-    if made.shape != case.y.shape or case.y.ndim < 2:
+    if made.shape != case.y.shape or case.y.ndim < 2 or case.node.timeless:
         return None
     bar = max(case.limits[1], _ROUNDED if case.rounded else 0.0)
     finite = np.isfinite(case.y) & np.isfinite(made)

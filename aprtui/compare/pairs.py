@@ -266,10 +266,14 @@ def compare_pair(
     bars: Bars,
     options: DiffOptions | None = None,
     *,
+    left: Float32 | None = None,
     cancelled: Callable[[], bool] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> PairResult:
-    """Measure and classify one pair. Raises metrics.Cancelled; a damaged file is a class."""
+    """Measure and classify one pair; ``left``: A's values, where they were read already.
+
+    Raises metrics.Cancelled; a damaged file is a class.
+    """
     options = options or DiffOptions()
     base = PairResult(
         pair.key,
@@ -281,7 +285,7 @@ def compare_pair(
     if pair.a is None or pair.b is None:
         return base
     try:
-        sides = pair.a.values(), pair.b.values()
+        sides = (pair.a.values() if left is None else left), pair.b.values()
     except BadFileError as error:
         return dataclasses.replace(base, kind="unreadable", message=clean(str(error), 500))
     aligned = align(pair.a, pair.b, *sides, last=options.last_position)

@@ -15,11 +15,12 @@ from aprtui.compare.metrics import Element, Metrics
 from aprtui.compare.pairs import CLASSES, PairResult
 from aprtui.errors import BadFileError
 from aprtui.formats.atomic import whole_file
+from aprtui.formats.rows import Rows
 from aprtui.formats.strict_json import read_object
 from aprtui.formats.tracedir import StageKey, key_of, relative_path
 from aprtui.text import clean
 
-__all__ = ["load", "save"]
+__all__ = ["comparison_of", "load", "save"]
 
 MAX_BYTES = 64 << 20
 
@@ -39,14 +40,16 @@ def load(path: Path) -> Comparison:
             path, f"not a saved comparison: its schema is not {SCHEMA}", hint="aprtui diff --save"
         )
     try:
-        return _comparison(found)
+        return comparison_of(found)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadFileError(
             path, f"the saved comparison is damaged: {clean(repr(error), 120)}"
         ) from error
 
 
-def _comparison(found: Mapping[str, Any]) -> Comparison:
+def comparison_of(found: Mapping[str, Any]) -> Comparison:
+    """What ``comparison_json`` wrote. Raises KeyError, TypeError, ValueError or AttributeError for
+    anything else."""
     bars = found["bars"]
     return Comparison(
         _side(found["a"]),
@@ -99,6 +102,7 @@ def _result(pair: Mapping[str, Any]) -> PairResult:
             Exceeded(clean(str(item["metric"])), float(item["value"]), float(item["limit"]))
             for item in pair["exceeded"]
         ),
+        None if pair.get("rows") is None else Rows.read(pair["rows"]),
     )
 
 

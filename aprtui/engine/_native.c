@@ -122,7 +122,7 @@ PyMODINIT_FUNC PyInit__native(void)
     if (made == NULL) return NULL;
     PyObject *names = PyTuple_New(KINDS);
     for (int i = 0; names != NULL && i < KINDS; i++)
-        PyTuple_SET_ITEM(names, i, PyUnicode_FromString(kinds[i].name));
+        PyTuple_SetItem(names, i, PyUnicode_FromString(kinds[i].name));
     if (names == NULL || PyModule_AddObject(made, "TYPES", names) < 0) {
         Py_XDECREF(names);
         Py_DECREF(made);

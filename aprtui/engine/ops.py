@@ -66,8 +66,10 @@ class Pass:
     """What kernels compute with: a model's weights, the tokens, and no rounding of their own.
 
     ``logits``: "last", or "all" positions'. ``positions``: of each row, where they are not
-    0, 1, 2 and so on.
+    0, 1, 2 and so on. ``stride``: tokens that a state is carried over at once.
     """
+
+    stride = 64
 
     def __init__(
         self,
@@ -125,6 +127,18 @@ class Pass:
     def weighed(self, x: Tensor) -> Tensor:
         """Softmax weights as they meet cached values."""
         return x
+
+    def along(self, node: Node, kernel: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
+        """The output of a node that carries something from each token to the next."""
+        return kernel(self, node.op, *inputs)
+
+    def recall(self, empty: Tensor) -> Tensor:
+        """What such a node has carried to the first of these rows: ``empty``, as before the first
+        token, where no rows came before."""
+        return empty
+
+    def keep(self, carried: Tensor) -> None:
+        """What such a node carries to the rows behind these."""
 
     def mix(self, weights: Tensor, v: Tensor) -> Tensor:
         """Softmax weights [a,t,S] times values [S,b,d], a/b heads a value head: [t,a,d]."""
@@ -447,12 +461,15 @@ def clip(ar: Pass, op: Clip, x: Tensor) -> Tensor:
 
 def multiply(ar: Pass, op: Multiply, x: Tensor, y: Tensor) -> Tensor:
     """x * y, element by element; y of [T,A] weighs the heads of x [T,A,d]."""
+    y = y if op.window is None else heads_of(y, op.window)
     return x * y.reshape(*x.shape[:-1], -1)
 
 
 def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
-    """hidden + scale * branch, [T,H]."""
-    return hidden + (branch if op.scale == 1.0 else ar.cut(branch * op.scale))
+    """(hidden + scale * branch) * total, in hidden's shape."""
+    branch = branch.reshape(hidden.shape)
+    made = hidden + (branch if op.scale == 1.0 else ar.cut(branch * op.scale))
+    return made if op.total == 1.0 else ar.cut(made) * op.total
 
 
 def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
@@ -607,5 +624,7 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
 def compute(ar: Pass, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """A node's output from its inputs."""
     kernel: Any = KERNELS[type(node.op)]
+    if node.op.remembers:
+        return ar.along(node, kernel, inputs)
     out: Tensor = kernel(ar, node.op, *inputs)
     return out

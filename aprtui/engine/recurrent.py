@@ -31,8 +31,6 @@ __all__ = ["RECURRENT", "channel_scan", "delta_rule", "delta_scan", "linear_scan
 
 Tensor = torch.Tensor
 
-_CHUNK = 64  # tokens that a state is carried over at once
-
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
@@ -42,7 +40,8 @@ def causal_conv(ar: Pass, op: CausalConv, x: Tensor) -> Tensor:
     """[T,C]."""
     wide = _wide(x[:, op.first : op.first + op.channels])
     weight = _wide(ar.vector(op.weight)).reshape(op.channels, op.taps)
-    padded = functional.pad(wide, (0, 0, op.taps - 1, 0))
+    padded = torch.cat((ar.recall(wide.new_zeros(op.taps - 1, op.channels)), wide))
+    ar.keep(padded[len(x) :])
     made = torch.zeros_like(wide)
     for tap in range(op.taps):
         made = made + padded[tap : tap + len(x)] * weight[:, tap]
@@ -67,7 +66,7 @@ def decay(ar: Pass, op: Decay, x: Tensor) -> Tensor:
     a = _wide(ar.vector(op.a))
     a = -a.exp() if op.logged else a
     steps = _wide(ar.product(x, op.part.weight)) + _wide(ar.vector(op.dt))
-    return (a * functional.softplus(steps)).to(x.dtype)
+    return (a * ar.map(functional.softplus, steps)).to(x.dtype)
 
 
 def gated_norm(ar: Pass, op: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
@@ -93,24 +92,27 @@ def delta_rule(ar: Pass, op: DeltaRule, x: Tensor, g: Tensor, beta: Tensor) -> T
 
     def made() -> tuple[Tensor, Tensor]:
         q, k, v = _heads(op, x)
-        state = torch.zeros(op.heads, op.key, op.value, dtype=v.dtype, device=v.device)
-        return delta_scan(q, k, v, _wide(g), _wide(beta), state)
+        state = ar.recall(v.new_zeros(op.heads, op.key, op.value))
+        return delta_scan(q, k, v, _wide(g), _wide(beta), state, ar.stride)
 
-    return _once(ar, (x, g, beta), made, op.state)
+    return _once(ar, (x, g, beta), made, last=op.state)
 
 
 def _once(
-    ar: Pass, given: tuple[Tensor, ...], made: Callable[[], tuple[Tensor, Tensor]], state: bool
+    ar: Pass, given: tuple[Tensor, ...], made: Callable[[], tuple[Tensor, Tensor]], *, last: bool
 ) -> Tensor:
-    """What a rule gives out, or the last ``state``, in the type of what it was given."""
+    """What a rule gives out, or the ``last`` state, which is kept for the next pass; in the type of
+    what it was given. Made once where both follow one another."""
     kept = ar.scanned
     again = kept is not None and len(kept[0]) == len(given)
     if kept is not None and again and all(map(operator.is_, kept[0], given)):
         ar.scanned = None
-        return kept[1][int(state)]
-    out, last = (each.to(given[0].dtype) for each in made())
-    ar.scanned = (given, (out, last))
-    return last if state else out
+        return kept[1][int(last)]
+    out, state = made()
+    ar.keep(state)
+    found = (out.to(given[0].dtype), state.to(given[0].dtype))
+    ar.scanned = (given, found)
+    return found[int(last)]
 
 
 def _heads(op: DeltaRule, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,7 +130,7 @@ def _heads(op: DeltaRule, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def delta_scan(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, chunk: int = _CHUNK
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """What comes out [T,N,value] and the state [N,key,value] behind it, ``chunk`` tokens at a time.
 
@@ -172,7 +174,7 @@ def _chunk(
 def steps(ar: Pass, op: Steps, x: Tensor) -> Tensor:
     """[T,N]."""
     raw = _wide(x[:, op.first : op.first + op.heads]) + _wide(ar.vector(op.dt))
-    return functional.softplus(raw).clamp(op.low, op.high).to(x.dtype)
+    return ar.map(functional.softplus, raw).clamp(op.low, op.high).to(x.dtype)
 
 
 def scan(ar: Pass, op: Scan, x: Tensor, dt: Tensor) -> Tensor:
@@ -187,12 +189,13 @@ def scan(ar: Pass, op: Scan, x: Tensor, dt: Tensor) -> Tensor:
             each.reshape(len(x), op.groups, op.state).repeat_interleave(times, dim=1)
             for each in both
         )
-        wide = _wide(dt)
-        state = torch.zeros(op.heads, op.state, op.size, dtype=values.dtype, device=x.device)
-        out, state = linear_scan(c, b, values * wide[:, :, None], _rates(ar, op) * wide, state)
+        wide, rates = _wide(dt), _rates(ar, op)
+        state = ar.recall(values.new_zeros(op.heads, op.state, op.size))
+        given = values * wide[:, :, None], rates * wide
+        out, state = linear_scan(c, b, *given, state, ar.stride)
         return out + values * _wide(ar.vector(op.skip))[:, None], state
 
-    return _once(ar, (x, dt), made, op.last)
+    return _once(ar, (x, dt), made, last=op.last)
 
 
 def _rates(ar: Pass, op: Scan | ChannelScan) -> Tensor:
@@ -205,16 +208,16 @@ def scan_channels(ar: Pass, op: ChannelScan, x: Tensor, dt: Tensor, b: Tensor, c
     """[T,C,1], or the last state [C,state,1]; made once where they follow one another."""
 
     def made() -> tuple[Tensor, Tensor]:
-        a = _rates(ar, op).reshape(op.channels, op.state)
-        values = _wide(x)
-        out, state = channel_scan(values, _wide(dt), _wide(b), _wide(c), a, torch.zeros_like(a))
+        a, values = _rates(ar, op).reshape(op.channels, op.state), _wide(x)
+        state = ar.recall(values.new_zeros(op.channels, op.state, 1))[:, :, 0]
+        out, state = channel_scan(values, _wide(dt), _wide(b), _wide(c), a, state, ar.stride)
         return (out + values * _wide(ar.vector(op.skip)))[:, :, None], state[:, :, None]
 
-    return _once(ar, (x, dt, b, c), made, op.last)
+    return _once(ar, (x, dt, b, c), made, last=op.last)
 
 
 def channel_scan(
-    x: Tensor, dt: Tensor, b: Tensor, c: Tensor, a: Tensor, state: Tensor, chunk: int = _CHUNK
+    x: Tensor, dt: Tensor, b: Tensor, c: Tensor, a: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """S = exp(a dt) S + dt x b', of which S c comes out [T,C], and the S behind it [C,state]. What
     a token brings is computed ``chunk`` tokens at a time, the states one after the other."""
@@ -231,7 +234,7 @@ def channel_scan(
 
 
 def linear_scan(
-    c: Tensor, b: Tensor, v: Tensor, g: Tensor, state: Tensor, chunk: int = _CHUNK
+    c: Tensor, b: Tensor, v: Tensor, g: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """S = exp(g) S + b v', of which c'S comes out [T,N,size], and the S behind it [N,state,size],
     ``chunk`` tokens at a time."""

@@ -95,7 +95,7 @@ def build_with(s: Settings, ffn: decoder.ReadFfn, *, adjacent: bool = True) -> G
     pass_over_drafts(s)
     sizes, parts = latent.read_sizes(s)
     biased = in_folder(s) and s.flag("attention_bias")
-    how = latent.read_latent(s, sizes, parts, biased=biased)
+    how = latent.read_latent(s, sizes, parts, biased=biased, grown=True)
     pairs = "adjacent" if adjacent else "halves"
     how = replace(how, table=replace(how.table, pairs=s.say("rope_layout", pairs)))
     made = ffn(s, sizes.layers)

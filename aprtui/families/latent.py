@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from aprtui.families import decoder
 from aprtui.families.classic import in_folder
-from aprtui.families.rope import read_rope, rope_object
+from aprtui.families.rope import YARN_SHARE, read_rope, rope_object, yarn_growth
 from aprtui.families.settings import Settings
 from aprtui.families.tensors import layer_tensor
 from aprtui.graph.latent import LatentAttention
@@ -84,10 +84,11 @@ def _gguf_sizes(s: Settings) -> dict[str, int | None]:
 
 
 def read_latent(
-    s: Settings, sizes: decoder.Sizes, parts: dict[str, int | None], *, biased: bool = False
-) -> LatentAttention:
-    """The attention of every layer."""
-    table, scale = _rope(s, parts["turned"] or 0, sizes.head_dim)
+    s: Settings, sizes: decoder.Sizes, parts: dict[str, int | None], *, biased: bool = False,
+    grown: bool = False,
+) -> LatentAttention:  # fmt: skip
+    """The attention of every layer. ``grown``: a scaling of RoPE in a GGUF lets the scores grow."""
+    table, scale = _rope(s, parts["turned"] or 0, sizes.head_dim, grown=grown)
     norm = sizes.norm()
     norm = replace(norm, eps=_LATENT_EPS) if in_folder(s) else norm
     s.say("score_scale", scale)
@@ -103,20 +104,37 @@ def read_latent(
     )
 
 
-def _rope(s: Settings, turned: int, key: int) -> tuple[RopeTable, float]:
+def _rope(s: Settings, turned: int, key: int, *, grown: bool) -> tuple[RopeTable, float]:
     """The table, and the factor on q.k, into which a scaling's magnitude goes."""
     table, scale = read_rope(s, turned), key**-0.5
-    if not in_folder(s):
-        if table.divisors:
-            raise s.fail(
-                "RoPE scaling in a GGUF of latent attention is not computed here: llama.cpp folds "
-                "its magnitude into scores and tables in a way that no fixture shows"
-            )
-        return table, scale
     keys = rope_object(s)
+    if not in_folder(s) and not keys:
+        return _grown(s, table, scale) if grown else (table, scale)
     kind = keys.get("rope_type", keys.get("type", "default"))
     all_dims, factor = keys.get("mscale_all_dim"), keys.get("factor", 1.0)
     if kind != "default" and all_dims:
-        grown = 0.1 * all_dims * math.log(factor) + 1.0 if factor > 1 else 1.0
-        scale *= grown * grown
+        scale *= yarn_growth(factor, all_dims) ** 2
     return table, scale
+
+
+def _grown(s: Settings, table: RopeTable, scale: float) -> tuple[RopeTable, float]:
+    """What llama.cpp's deepseek2.cpp makes of a scaling.
+
+    The converter writes a tenth of ``mscale_all_dim``. Where it is said, what turns keeps its
+    magnitude and all scores grow by that share of YaRN's; where it is not, YaRN's magnitude counts
+    in what turns and in all scores again. A linear scaling lets the scores grow as YaRN would.
+    """
+    kind = s.take("rope.scaling.type", "linear")
+    if kind == "longrope":
+        raise s.fail("RoPE scaling 'longrope', whose factors llama.cpp does not read for it")
+    factor = s.values.get("rope.scaling.factor") or s.values.get("rope.scale_linear") or 1.0
+    steps = 0.0 if kind == "none" else 0.1 * math.log(factor)
+    share = s.number(YARN_SHARE, 0.0) / 0.1
+    if kind == "yarn" and share:
+        table = replace(table, magnitude=table.magnitude / yarn_growth(factor))
+        s.say("rope_magnitude", table.magnitude)
+    elif kind == "yarn" and factor > 1:
+        s.note(f"{YARN_SHARE} is not stated: YaRN's magnitude counts in RoPE and again in the "
+               "scores, as in llama.cpp")  # fmt: skip
+    once = table.magnitude * (1.0 + steps if kind == "linear" else 1.0)
+    return table, scale * (once * (1.0 + share * steps)) ** 2

@@ -5,7 +5,13 @@ from __future__ import annotations
 
 from aprtui.families import decoder
 from aprtui.families.family import Family
-from aprtui.families.rope import original_positions, read_rope, rope_object
+from aprtui.families.rope import (
+    YARN_BETAS,
+    YARN_SHARE,
+    original_positions,
+    read_rope,
+    rope_object,
+)
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import ATTENTION, DENSE, PRE_NORMS, WHOLE, Table
 from aprtui.graph import Graph
@@ -67,7 +73,7 @@ FAMILY = Family(
     build,
     Defaults(
         hf=_HF,
-        gguf={"rope_theta": 1e4, "rope.scaling.yarn_log_multiplier": 0.0},
+        gguf={"rope_theta": 1e4, YARN_SHARE: 0.0, **YARN_BETAS},
         apr={"rope_theta": 1e6, "rms_norm_eps": 1e-5},
     ),
     adjacent_in_gguf=True,

@@ -16,10 +16,12 @@ from aprtui.graph.rope import PAIRS, RopeTable
 from aprtui.text import clean
 
 __all__ = [
-    "llama3_divisors", "original_positions", "read_nested_rope", "read_rope",
-    "read_rope_by_layer_type", "rope_object", "yarn_divisors",
+    "YARN_BETAS", "YARN_SHARE", "llama3_divisors", "original_positions", "read_nested_rope",
+    "read_rope", "read_rope_by_layer_type", "rope_object", "yarn_divisors", "yarn_growth",
 ]  # fmt: skip
 
+YARN_SHARE = "rope.scaling.yarn_log_multiplier"  # of GGUF: how much of the magnitude is taken back
+YARN_BETAS = {"rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.yarn_beta_slow": 1.0}
 _TEXT_KEYS = {
     "none": (),
     "linear": ("factor",),
@@ -420,15 +422,16 @@ def _yarn(s: Settings, group: _Group, table: RopeTable) -> RopeTable:
     one, all_dims = group.number("mscale"), group.number("mscale_all_dim")
     magnitude = group.number("attention_factor")
     if magnitude is None and one and all_dims:
-        magnitude = _mscale(factor, one) / _mscale(factor, all_dims)
+        magnitude = yarn_growth(factor, one) / yarn_growth(factor, all_dims)
     return replace(
         table,
         divisors=divisors,
-        magnitude=_mscale(factor) if magnitude is None else magnitude,
+        magnitude=yarn_growth(factor) if magnitude is None else magnitude,
     )
 
 
-def _mscale(factor: float, by: float = 1.0) -> float:
+def yarn_growth(factor: float, by: float = 1.0) -> float:
+    """How much YaRN lets magnitudes grow (arXiv 2309.00071); ``by``: a model's own share of it."""
     return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
@@ -473,17 +476,25 @@ def _gguf_table(s: Settings, head_dim: int, partial: bool) -> RopeTable:
     if kind == "linear":
         return replace(table, position_divisor=factor, magnitude=magnitude)
     if kind == "yarn":
-        fast = s.number("rope.scaling.yarn_beta_fast", 32.0)
-        slow = s.number("rope.scaling.yarn_beta_slow", 1.0)
+        fast, slow = (_yarn_bound(s, *key) for key in YARN_BETAS.items())
         s.say("rope_truncate", True)  # ggml always does, and no key of GGUF could say otherwise
         divisors = yarn_divisors(dims, table.theta, factor, original or 1, fast, slow)
-        name = "rope.scaling.yarn_log_multiplier"
-        share = s.number(name) if s.known(name) else 0.0
-        magnitude *= _mscale(factor) / (_mscale(factor, share) if share else 1.0)
+        share = s.number(YARN_SHARE) if s.known(YARN_SHARE) else 0.0
+        magnitude *= yarn_growth(factor) / (yarn_growth(factor, share) if share else 1.0)
         return replace(table, divisors=divisors, magnitude=magnitude)
     if kind == "longrope":
         return _gguf_longrope(s, replace(table, position_divisor=factor), original, magnitude)
     raise s.fail(f"RoPE scaling {clean(str(kind))!r} is not computed here")
+
+
+def _yarn_bound(s: Settings, name: str, due: float) -> float:
+    """A bound of YaRN's correction range, which llama.cpp reads of few architectures."""
+    if s.known(name):
+        return float(s.number(name))
+    stated = _if_stated(s, s.number, name)
+    if stated is not None and stated != due:
+        s.note(f"{name} is {stated:g}, which llama.cpp does not read of this architecture: {due:g}")
+    return due
 
 
 def _if_stated(s: Settings, read: Callable[..., Any], name: str) -> Any:
@@ -512,7 +523,7 @@ def _checked(s: Settings, name: str, values: tuple[Any, ...], dims: int) -> tupl
     if len(values) != dims // 2:
         raise s.fail(f"{name} has {len(values)} values for {dims // 2} pairs of channels")
     if not all(
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
         for value in values
     ):
         raise s.fail(f"{name} holds values that are not positive numbers")

@@ -95,6 +95,7 @@ class Settings:
         self.constants = constants or {}  # values of the tensors that are parameters
         self.values: dict[str, Any] = {"architecture": family}
         self.notes: list[str] = []
+        self.unread_roles: set[Role] = set()  # whose tensors may lie in the file all the same
         self.doubts: list[Doubt] = []
         self._stated = dict(stated)
         by_format = {"safetensors": defaults.hf, "gguf": defaults.gguf, "apr": defaults.apr}

@@ -148,7 +148,7 @@ static PyObject *write_parts(PyObject *self, PyObject *args)
         return NULL;
     if (folder < 0) folder = AT_FDCWD;
     int done, why;
-    const char *from = PyBytes_AS_STRING(part), *to = PyBytes_AS_STRING(path);
+    const char *from = PyBytes_AsString(part), *to = PyBytes_AsString(path);
     Py_BEGIN_ALLOW_THREADS
     done = write_file(folder, from, to, &header, &values);
     why = errno;

@@ -54,7 +54,9 @@ class Attention:
     where it is placed), None without one; ``table`` None: nothing is rotated; ``norm_after_rope``:
     heads are normalised once they are turned; ``value_dim``: of the values' heads, 0 for
     ``head_dim``, and ``value_scale`` the factor on them. ``gate``: what weighs the output, of each
-    head where ``gate_heads``, else of each channel. ``clip``: the limit of q, k and v;
+    head where ``gate_heads``, else of each channel. ``clip``: the limit of q, k and v.
+    ``value_norm``: of each value head; ``keys_as_values``: values are the keys before their norm;
+    ``shares``: the layer whose turned keys and normalised values it reads, having none.
     ``scale_in``: the factor on their products, ``scale_k``: that on K, ``scale_out``: on the
     output."""
 
@@ -78,6 +80,9 @@ class Attention:
     gate_heads: bool = False
     alibi: Alibi | None = None
     clip: float | None = None
+    value_norm: Norm | None = None
+    keys_as_values: bool = False
+    shares: int | None = None
     scale_in: float = 1.0
     scale_k: float = 1.0
     scale_out: float = 1.0
@@ -182,9 +187,9 @@ class Builder:
         return self.put(stage, replace(norm, weight=weight, bias=bias), x)
 
     def residual(
-        self, stage: str, hidden: StageKey, branch: StageKey, scale: float = 1.0
+        self, stage: str, hidden: StageKey, branch: StageKey, scale: float = 1.0, total: float = 1.0
     ) -> StageKey:
-        return self.put(stage, Add(scale), hidden, branch)
+        return self.put(stage, Add(scale, total), hidden, branch)
 
     def branch(
         self,
@@ -196,17 +201,19 @@ class Builder:
         before: bool = True,
         after: bool = False,
         scale: float = 1.0,
+        total: float = 1.0,
+        stage: str = "",
     ) -> StageKey:
         """hidden + ``scale`` times compute(hidden), which is normalised ``before``, ``after``, or
-        both.
+        both; all of it times ``total``.
 
-        ``name`` is "attn" or "ffn".
+        ``name`` is "attn" or "ffn"; ``stage``: what the sum is called, where the layer goes on.
         """
         x = self.norm(f"{name}_norm", hidden, norm) if before else hidden
         made = compute(x)
         if after:
             made = self.norm(f"{name}_post_norm", made, norm)
-        return self.residual(f"post_{name}_residual", hidden, made, scale)
+        return self.residual(stage or f"post_{name}_residual", hidden, made, scale, total)
 
     def parallel(
         self, hidden: StageKey, norm: Norm, mix: Branch, ffn: Branch,
@@ -224,24 +231,10 @@ class Builder:
     def attention(self, x: StageKey, how: Attention) -> StageKey:
         """From the normalised input to the output projection."""
         value_dim = how.value_dim or how.head_dim
-        q_size, k_size = how.heads * how.head_dim, how.kv_heads * how.head_dim
-        sizes = {"q": q_size, "k": k_size, "v": how.kv_heads * value_dim}
-        width = sum(sizes.values())
-        parts = tuple(
-            Part(n, self.role(n), rows, self.role(f"{n}_bias") if how.qkv_bias else None,
-                 how.scale_k if n == "k" else 1.0)
-            for n, rows in sizes.items()
-        )  # fmt: skip
-        plain = tuple(replace(part, bias=None) for part in parts)
-        qkv = self.put("qkv_matmul", Product(plain, how.scale_in), x, qkv=width)
-        if how.qkv_bias:
-            qkv = self.put("qkv_bias", Bias(parts), qkv, qkv=width)
-        if how.clip is not None:
-            qkv = self.put("qkv_clip", Clip(how.clip), qkv, qkv=width)
-        queries = Heads(0, how.heads, how.head_dim)
-        keys = Heads(q_size, how.kv_heads, how.head_dim)
-        values = Heads(q_size + k_size, how.kv_heads, value_dim)
-        (q, queries), (k, keys) = self._turned(qkv, queries, keys, how)
+        qkv, windows = self._projected(x, how)
+        placed = self._turned(qkv, windows, how)
+        (q, queries), (v, values) = placed["q"], placed["v"]
+        k, keys = placed["k"]
         score = Scores(
             how.heads, how.kv_heads, how.scale, how.mask, how.cap,
             queries if q == qkv else None, keys if k == qkv else None, how.temperature,
@@ -253,7 +246,7 @@ class Builder:
         weights = self.put("attn_softmax", softmax, scores, head=how.heads)
         extents = {"head": how.heads, "channel": value_dim}
         attend = Attend(how.heads, values, how.value_scale)
-        mixed = self.put("attention", attend, weights, qkv, **extents)
+        mixed = self.put("attention", attend, weights, v, **extents)
         if how.gate is not None:
             rows = how.heads * (1 if how.gate_heads else value_dim)
             part = Part("attn_gate", self.role("attn_gate"), rows)
@@ -263,12 +256,37 @@ class Builder:
         out = Part("o", self.role("o"), self.hidden_size, bias, how.scale_out)
         return self.put("attn_out", Product((out,)), mixed)
 
+    def _projected(self, x: StageKey, how: Attention) -> tuple[StageKey, dict[str, Heads]]:
+        """Q, K and V as they are projected, and the window of each; only Q where the layer shares
+        another's keys."""
+        value_dim = how.value_dim or how.head_dim
+        windows = {"q": Heads(0, how.heads, how.head_dim)}
+        if how.shares is None:
+            windows["k"] = Heads(windows["q"].width, how.kv_heads, how.head_dim)
+            own = Heads(windows["k"].first + windows["k"].width, how.kv_heads, value_dim)
+            windows["v"] = windows["k"] if how.keys_as_values else own
+        parts = tuple(
+            Part(n, self.role(n), heads.width, self.role(f"{n}_bias") if how.qkv_bias else None,
+                 how.scale_k if n == "k" else 1.0)
+            for n, heads in windows.items()
+            if not (n == "v" and how.keys_as_values)
+        )  # fmt: skip
+        width = sum(part.rows for part in parts)
+        plain = tuple(replace(part, bias=None) for part in parts)
+        qkv = self.put("qkv_matmul", Product(plain, how.scale_in), x, qkv=width)
+        if how.qkv_bias:
+            qkv = self.put("qkv_bias", Bias(parts), qkv, qkv=width)
+        if how.clip is not None:
+            qkv = self.put("qkv_clip", Clip(how.clip), qkv, qkv=width)
+        return qkv, windows
+
     def _turned(
-        self, qkv: StageKey, queries: Heads, keys: Heads, how: Attention
-    ) -> tuple[tuple[StageKey, Heads], tuple[StageKey, Heads]]:
-        """Where Q and K lie once they are normalised, where there is a QK norm, and turned, where
-        there is a table."""
-        placed = {"q": ("head", qkv, queries), "k": ("kv_head", qkv, keys)}
+        self, qkv: StageKey, windows: dict[str, Heads], how: Attention
+    ) -> dict[str, tuple[StageKey, Heads]]:
+        """Where Q, K and V lie once Q and K are normalised, where there is a QK norm, and turned,
+        where there is a table, and V is normalised, where it is."""
+        axes = {"q": "head", "k": "kv_head"}
+        placed = {which: (qkv, heads) for which, heads in windows.items()}
         steps: list[tuple[str, Callable[[str, Heads], Op]]] = []
         if (norm := how.norms) is not None:
             steps.append(("norm", lambda which, heads: replace(
@@ -279,11 +297,21 @@ class Builder:
             place = 0 if how.norm_after_rope else len(steps)
             steps.insert(place, ("post_rope", lambda which, heads: Rope(table, heads)))
         for step, op in steps:
-            for which, (axis, x, heads) in placed.items():
-                extents = {axis: heads.count, "channel": heads.size}
+            for which in [each for each in axes if each in placed]:
+                x, heads = placed[which]
+                extents = {axes[which]: heads.count, "channel": heads.size}
                 x = self.put(f"{which}_{step}", op(which, heads), x, **extents)
-                placed[which] = (axis, x, replace(heads, first=0))
-        return placed["q"][1:], placed["k"][1:]
+                placed[which] = (x, replace(heads, first=0))
+        if how.value_norm is not None and how.shares is None:
+            x, heads = placed["v"]
+            made = replace(how.value_norm, heads=heads)
+            x = self.put("v_norm", made, x, kv_head=heads.count, channel=heads.size)
+            placed["v"] = (x, replace(heads, first=0))
+        if how.shares is not None:
+            heads = Heads(0, how.kv_heads, how.head_dim)
+            for which, stage in {"k": "k_post_rope", "v": "v_norm"}.items():
+                placed[which] = (StageKey(how.shares, stage), heads)
+        return placed
 
     def gated_mlp(
         self, x: StageKey, size: int, activation: str, stages: str = "ffn", roles: str = "",

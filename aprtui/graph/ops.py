@@ -376,14 +376,18 @@ class Xielu(Op):
 @dataclass(frozen=True)
 class Multiply(Op):
     """The product of both inputs, element by element; of heads [T,A,d] and a number each [T,A],
-    all of a head's times its own."""
+    all of a head's times its own. ``window``: the columns of the second input that count, where
+    not all do."""
+
+    window: Heads | None = None
 
 
 @dataclass(frozen=True)
 class Add(Op):
-    """hidden + scale * branch."""
+    """(hidden + scale * branch) * total."""
 
     scale: float = 1.0
+    total: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,14 @@ _QUERIES = ("token", "head", "channel")
 _KEYS = ("token", "kv_head", "channel")
 _SCORES = ("head", "query", "key")
 _WIDE = ("token", "width")
+_SLOTS = ("token", "slot", "channel")
 _NO_LATENT = "the attention has no latent of low rank"
 _STATES = ("token", "state_head", "channel")
 _NO_SCAN = "no layer is a scan"
 _NO_CHANNELS = "no layer is a scan of single channels, or has this norm"
 _NO_CONV = "no layer is a short convolution"
 _NO_DELTA = "no layer has a delta rule"
-_NO_ATTN_GATE = "the attention's output has no gate"
+_NO_PER_LAYER = "the layers have no embedding of their own"
 _NO_ROPE = "the layer turns nothing by its position"
 _NO_PRE_NORM = "the family normalises only after its branches"
 _NO_FFN_NORM = "the family normalises only after its branches, or once for both"
@@ -88,6 +89,14 @@ STAGES: tuple[Stage, ...] = (
           "positions are not learned", scope="first", residual=True),
     Stage("embedding_norm", "emn", _HIDDEN, "the embedding normalised", "the embedding has no norm",
           scope="first", residual=True),
+    Stage("per_layer_embedding", "ple", _WIDE, "rows of a table that holds an embedding a layer",
+          _NO_PER_LAYER, scope="first"),
+    Stage("per_layer_projection", "plp", _WIDE, "a product of the embedding, a part a layer",
+          _NO_PER_LAYER, scope="first"),
+    Stage("per_layer_norm", "pln", _SLOTS, "each layer's part of it, normalised", _NO_PER_LAYER,
+          scope="first"),
+    Stage("per_layer_input", "pli", _SLOTS, "both, added: what each layer is given",
+          _NO_PER_LAYER, scope="first"),
     Stage("attn_norm", "nrm", _HIDDEN, "normalised layer input", _NO_PRE_NORM),
     Stage("qkv_matmul", "qkv", _QKV, "Q, then K, then V of each token, before bias",
           "queries, keys and values are made of latents", rotated=True),
@@ -108,6 +117,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("q_post_rope", "q", _QUERIES, "Q after RoPE", _NO_ROPE, rotated=True),
     Stage("k_post_rope", "k", _KEYS, "K after RoPE, heads not repeated", _NO_ROPE,
           rotated=True),
+    Stage("v_norm", "vn", _KEYS, "RMSNorm of each value head", "the family has no norm of values"),
     Stage("attn_scores", "sco", _SCORES, "q.k scaled (soft-capped, ALiBi added), 0 where masked"),
     Stage("attn_softmax", "smx", _SCORES, "softmax over the visible keys, 0 elsewhere",
           shares=True),
@@ -181,6 +191,14 @@ STAGES: tuple[Stage, ...] = (
     Stage("ffn_out", "out", _HIDDEN, "after the down projection; for experts their sum"),
     Stage("ffn_post_norm", "fpn", _HIDDEN, "the FFN branch normalised before it is added",
           _NO_POST_NORM),
+    Stage("ffn_residual", "+re", _HIDDEN, "hidden after adding the FFN branch",
+          "the layer ends with the FFN", residual=True),
+    Stage("per_layer_gate", "plg", _WIDE, "what gates the layer's own embedding", _NO_PER_LAYER),
+    Stage("per_layer_act", "pla", _WIDE, "the activation of that gate", _NO_PER_LAYER),
+    Stage("per_layer_gated", "plx", _WIDE, "the gate times the layer's own embedding",
+          _NO_PER_LAYER),
+    Stage("per_layer_out", "plo", _HIDDEN, "after its projection", _NO_PER_LAYER),
+    Stage("per_layer_post_norm", "ppn", _HIDDEN, "normalised before it is added", _NO_PER_LAYER),
     Stage("post_ffn_residual", "+re", _HIDDEN, "the layer's output", residual=True),
     Stage("final_norm", "fin", _HIDDEN, "normalised output of the last layer", scope="model"),
     Stage("lm_head", "log", ("vocab",), "logits of the last position", scope="model"),

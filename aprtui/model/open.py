@@ -447,7 +447,8 @@ def _check_unused(file: ModelFile, settings: Settings, found: Sorted, used: set[
     """A tensor that the family knows and this configuration does not read contradicts it."""
     spare = {"rope_freqs", "rope_long", "rope_short", "head"}
     for role, entry in found.entries.items():
-        if entry.name not in used and role.name not in spare and entry.size_bytes:
+        known = role.name in spare or role in settings.unread_roles
+        if entry.name not in used and not known and entry.size_bytes:
             stated = {
                 name: settings.values[name]
                 for name in ("num_layers", "num_experts", "qkv_bias", "output_bias")

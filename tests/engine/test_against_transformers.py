@@ -80,7 +80,7 @@ def assert_near(found: Path, expected: torch.Tensor) -> None:
 
 def entering(trace: Path) -> str:
     """The stage that the first layer is given: the last one before it."""
-    before = [stage.name for stage in STAGES if stage.scope == "first"]
+    before = [stage.name for stage in STAGES if stage.scope == "first" and stage.residual]
     return [name for name in before if (trace / "layer-0" / f"{name}.bin").exists()][-1]
 
 

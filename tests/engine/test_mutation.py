@@ -22,6 +22,10 @@ NESTED = ("laguna", "mellum", "mimo_v2_flash")  # were never spelt otherwise
 def published(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration as published folders spell it, before transformers 5."""
     made = dict(config)
+    if config["model_type"] == "gemma4_text":
+        own = made.pop("per_layer_config")
+        (whole,) = {(each["head_dim"], each["num_key_value_heads"]) for each in own.values()}
+        return {**made, "global_head_dim": whole[0], "num_global_key_value_heads": whole[1]}
     if config["model_type"] in NESTED:
         return made
     parameters = made.pop("rope_parameters", None) or {}

@@ -51,9 +51,9 @@ def test_a_state_is_gone_on_with() -> None:
     """The last state is all that the tokens behind it need."""
     q, k, v, g, beta = given(torch.float64)
     zeros, cut = torch.zeros(HEADS, KEY, VALUE, dtype=torch.float64), 41
-    whole, last = delta_scan(q, k, v, g, beta, zeros)
-    out, state = delta_scan(q[:cut], k[:cut], v[:cut], g[:cut], beta[:cut], zeros)
-    more, end = delta_scan(q[cut:], k[cut:], v[cut:], g[cut:], beta[cut:], state)
+    whole, last = delta_scan(q, k, v, g, beta, zeros, 64)
+    out, state = delta_scan(q[:cut], k[:cut], v[:cut], g[:cut], beta[:cut], zeros, 64)
+    more, end = delta_scan(q[cut:], k[cut:], v[cut:], g[cut:], beta[cut:], state, 64)
     torch.testing.assert_close(torch.cat((out, more)), whole, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(end, last, rtol=1e-12, atol=1e-12)
 
@@ -101,8 +101,8 @@ def test_a_state_of_channels_is_gone_on_with() -> None:
     made = torch.Generator().manual_seed(8)
     x, dt, b, c = (torch.randn(90, 6, generator=made, dtype=torch.float64) for _ in range(4))
     dt, a = dt.abs(), -torch.rand(6, 6, generator=made, dtype=torch.float64)
-    whole, last = channel_scan(x, dt, b, c, a, torch.zeros_like(a))
-    out, state = channel_scan(x[:41], dt[:41], b[:41], c[:41], a, torch.zeros_like(a))
-    more, end = channel_scan(x[41:], dt[41:], b[41:], c[41:], a, state)
+    whole, last = channel_scan(x, dt, b, c, a, torch.zeros_like(a), 64)
+    out, state = channel_scan(x[:41], dt[:41], b[:41], c[:41], a, torch.zeros_like(a), 64)
+    more, end = channel_scan(x[41:], dt[41:], b[41:], c[41:], a, state, 64)
     torch.testing.assert_close(torch.cat((out, more)), whole, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(end, last, rtol=1e-12, atol=1e-12)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 os.environ["TEXTUAL_ANIMATIONS"] = "none"
 
@@ -21,14 +22,17 @@ from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import EVENTS, SCHEMA, write_manifest
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.screens.paned import PanedScreen
 from aprtui.tui.source import kind_of
+from aprtui.tui.widgets.pane import Pane
 
 __all__ = [
-    "assert_frame", "fake_engine", "frame", "growing_trace", "opened", "press", "screen", "settle",
-    "small_trace", "until",
+    "assert_frame", "fake_engine", "frame", "growing_trace", "opened", "pane", "press", "screen",
+    "settle", "small_trace", "until",
 ]  # fmt: skip
 
 WIDE, NARROW = (120, 40), (80, 24)
+P = TypeVar("P", bound=Pane[Any])
 _FRAMES = Path(__file__).parent / "frames"
 
 
@@ -59,6 +63,13 @@ def screen(pilot: Pilot[int]) -> BaseScreen:
     found = pilot.app.screen
     assert isinstance(found, BaseScreen)
     return found
+
+
+def pane(pilot: Pilot[int], kind: type[P]) -> P:
+    """The pane of that class on the screen that is seen."""
+    found = screen(pilot)
+    assert isinstance(found, PanedScreen)
+    return next(each for each in found.panes.values() if isinstance(each, kind))
 
 
 async def settle(pilot: Pilot[int]) -> None:

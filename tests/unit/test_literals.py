@@ -28,6 +28,7 @@ DECLARED_IN = (
     "engine/adapters/modules.py",
     "engine/adapters/scans.py",
     "graph/latent.py",
+    "graph/per_layer.py",
     "graph/delta.py",
     "graph/shortconv.py",
     "graph/mamba2.py",

@@ -12,6 +12,7 @@ from aprtui.tui.keys import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+RAW = "https://raw.githubusercontent.com/aprtui/aprtui/main/"
 ENGINES = (ROOT / "docs/engines.md").read_text()
 
 
@@ -29,10 +30,13 @@ def test_every_command_is_named() -> None:
         assert f"aprtui {name}" in README, name
 
 
-def test_every_picture_is_there() -> None:
+def test_every_picture_is_there_and_shows_where_the_readme_is_read_alone() -> None:
+    """PyPI shows the README without the repository: its pictures have whole addresses."""
     pictures = [line.split("](")[1].rstrip(")") for line in README.splitlines() if line[:2] == "!["]
     assert pictures
-    assert all((ROOT / picture).is_file() for picture in pictures)
+    for picture in pictures:
+        assert picture.startswith(RAW), picture
+        assert (ROOT / picture.removeprefix(RAW)).is_file(), picture
 
 
 def test_exit_codes_are_those_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:

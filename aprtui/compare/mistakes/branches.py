@@ -236,6 +236,8 @@ def gate_activation(at: Attempt[Multiply]) -> Iterator[Candidate]:
             text = f"{used}(gate) * up where the model says {right}"
             made = at.remade(inputs=(through, up))
             yield Candidate(made, text, {"used": used, "right": right})
+    if at.op.window is not None:
+        return
     swapped = at.remade(inputs=(at.elsewhere(act, act.op, up), gate))
     parameters = {"used": right, "right": right, "applied_to": at.node.inputs[1].stage}
     yield Candidate(swapped, f"{right}(up) * gate: the two are swapped", parameters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,7 @@ __all__ = ["RECURRENT"]
 Float64 = npt.NDArray[np.float64]
 
 _CHUNKS = (16, 32, 64, 128, 256)
+_EDGES = 4  # between passes that are tried by themselves
 
 
 def conv_shifted(at: Attempt[CausalConv]) -> Iterator[Candidate]:
@@ -54,16 +55,29 @@ def value_heads_dealt(at: Attempt[DeltaRule]) -> Iterator[Candidate]:
         yield Candidate(made, f"value heads are {used}", {"heads": at.op.heads})
 
 
-def state_lost(at: Attempt[DeltaRule | Scan]) -> Iterator[Candidate]:
+def state_lost(at: Attempt[CausalConv | DeltaRule | Scan]) -> Iterator[Candidate]:
+    """At the edges of the capture's passes, at one of them, or every so many tokens."""
     tokens = len(at.inputs[0])
+    passes = at.case.captured.rows.passes
+    edges = [row for row in range(1, tokens) if passes[row] != passes[row - 1]]
+    if edges:
+        yield Candidate(_begun_anew(at, edges), "what is carried along is lost between passes")
+    for edge in edges[:_EDGES] if len(edges) > 1 else ():
+        text = f"what is carried along is lost before pass {passes[edge]}"
+        yield Candidate(_begun_anew(at, [edge]), text, {"pass": passes[edge]})
     for chunk in _CHUNKS:
-        if chunk >= tokens:
-            return
-        cuts = [slice(first, first + chunk) for first in range(0, tokens, chunk)]
-        parts = [at.remade(inputs=[x[cut] for x in at.inputs]) for cut in cuts]
-        last = at.op.last if isinstance(at.op, Scan) else at.op.state
-        made = parts[-1] if last else np.concatenate(parts)
-        yield Candidate(made, f"the state is lost every {chunk} tokens", {"chunk": chunk})
+        if chunk < tokens:
+            made = _begun_anew(at, range(chunk, tokens, chunk))
+            yield Candidate(made, f"the state is lost every {chunk} tokens", {"chunk": chunk})
+
+
+def _begun_anew(at: Attempt[CausalConv | DeltaRule | Scan], edges: Sequence[int]) -> Float64:
+    """The output where the rows from each edge on know nothing of those before."""
+    starts = [0, *edges]
+    cuts = [slice(*ends) for ends in zip(starts, [*edges, None], strict=True)]
+    if at.node.timeless:
+        return at.remade(inputs=[x[cuts[-1]] for x in at.inputs])
+    return np.concatenate([at.remade(inputs=[x[cut] for x in at.inputs]) for cut in cuts])
 
 
 def scan_skip_missing(at: Attempt[Scan]) -> Iterator[Candidate]:
@@ -110,7 +124,7 @@ RECURRENT = (
     Entry("decay_missing", (DeltaRule,), decay_missing),
     Entry("beta_missing", (DeltaRule,), beta_missing),
     Entry("value_heads_dealt", (DeltaRule,), value_heads_dealt),
-    Entry("state_lost", (DeltaRule, Scan), state_lost),
+    Entry("state_lost", (CausalConv, DeltaRule, Scan), state_lost),
     Entry("scan_skip_missing", (Scan,), scan_skip_missing),
     Entry("steps_unbounded", (Steps,), steps_unbounded),
     Entry("decay_weight", (Decay, Scan), decay_weight),

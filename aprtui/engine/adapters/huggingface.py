@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import warnings
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -37,7 +37,7 @@ from aprtui.engine.passes import Piece
 from aprtui.engine.stacking import Stack
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph.ops import Activate, Combine
+from aprtui.graph.ops import Activate, Add, Combine, Op
 from aprtui.graph.vocabulary import order_of
 from aprtui.text import clean
 
@@ -47,7 +47,11 @@ if TYPE_CHECKING:
 __all__ = ["load", "passes", "run"]
 
 _LAYERS = ("layers", "h", "blocks")  # what decoders call theirs
-_OF_DECODER = frozenset({"embedding", "pos_embedding", "embedding_norm", "final_norm"})
+_CACHES = ("cache", "past_key_values", "cache_params")  # its name, the newest first
+_OF_DECODER = frozenset({
+    "embedding", "pos_embedding", "embedding_norm", "final_norm", "per_layer_embedding",
+    "per_layer_projection", "per_layer_norm", "per_layer_input",
+})  # fmt: skip
 
 
 def run(plan: Plan, device: torch.device, put: Put) -> Ran:
@@ -58,7 +62,7 @@ def run(plan: Plan, device: torch.device, put: Put) -> Ran:
     """
     with _watched(plan, device) as (model, shown):
         shown.lanes = Lanes([Lane(put, 0, len(plan.tokens))])
-        keep = 0 if plan.job.logits == "all" else 1
+        keep = 0 if plan.job.logits == "all" or _cuts_rows(model) else 1
         tokens = torch.tensor([plan.tokens], device=device)
         logits = model(input_ids=tokens, use_cache=False, logits_to_keep=keep).logits[0]
     logits = logits if plan.job.logits == "all" else logits[-1]
@@ -89,6 +93,8 @@ class _Run:
         self._every = plans[0].job.logits == "all"
         self._pads = [max(len(plan.tokens) for plan in plans) - len(p.tokens) for p in plans]
         self._cache: Any = None
+        self._taken = inspect.signature(model.forward).parameters
+        self._cache_name = next(name for name in _CACHES if name in self._taken)
 
     @property
     def engine(self) -> Mapping[str, Any]:
@@ -106,18 +112,17 @@ class _Run:
         for place, (piece, lane) in enumerate(zip(pieces, lanes.lanes, strict=True)):
             ids[place, lanes.width - lane.rows :] = torch.tensor(piece.tokens)
             seen[place, lane.pad :] = 1
-        where = (seen.cumsum(1) - 1).clamp(min=0)[:, -lanes.width :]
-        padded = {"attention_mask": seen, "position_ids": where} if any(self._pads) else {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the cache has another name in 5.40
-            out = self._model(
-                input_ids=ids.to(self._device),
-                use_cache=True,
-                past_key_values=self._cache,
-                logits_to_keep=0 if self._every else 1,
-                **{name: value.to(self._device) for name, value in padded.items()},
-            )
-        self._cache = out.past_key_values
+        said = {"attention_mask": seen} if any(self._pads) else {}
+        if "position_ids" in self._taken:  # some count them from 0 in every pass
+            said["position_ids"] = (seen.cumsum(1) - 1).clamp(min=0)[:, -lanes.width :]
+        out = self._model(
+            input_ids=ids.to(self._device),
+            use_cache=True,
+            logits_to_keep=0 if self._every or _cuts_rows(self._model) else 1,
+            **{self._cache_name: self._cache},
+            **{name: value.to(self._device) for name, value in said.items()},
+        )
+        self._cache = getattr(out, self._cache_name)
         head = self._shown.graph.nodes[-1].key
         for place, lane in enumerate(lanes.lanes):
             kept = lane.rows if self._every else 1
@@ -206,6 +211,11 @@ def _adapted(model: Any, adapter: str) -> Any:
     return peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
+def _cuts_rows(model: Any) -> bool:
+    """Whether layers that share keys would compute only the rows whose logits are kept."""
+    return hasattr(_decoder(model), "_maybe_slice_kv_shared_inputs")
+
+
 def _decoder(model: Any) -> Any:
     """The module that has the layers. llama4's text model does not find its own."""
     found = model.get_decoder()
@@ -291,7 +301,7 @@ def _chosen(
         if (inside and not of_norm) or again or key.stage in given:
             continue
         source = modules.source_of(key, names, shown.graph)
-        if source is None and isinstance(shown.graph[key].op, Activate | Combine):
+        if source is None and _follows(shown.graph[key].op):
             shown.follow(shown.graph[key])
             todo += [each for each in shown.graph[key].inputs if each not in todo]
             continue
@@ -299,6 +309,11 @@ def _chosen(
             raise shown.differs(f"no module of it is known to give {key}")
         chosen[source.modules] = modules.meant(module, source, key.stage, gate)
     return chosen
+
+
+def _follows(op: Op) -> bool:
+    """Whether a stage that no module shows is computed once more from what others show."""
+    return isinstance(op, Activate | Combine) or (isinstance(op, Add) and op.total != 1.0)
 
 
 @contextmanager

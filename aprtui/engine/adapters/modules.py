@@ -62,6 +62,11 @@ SOURCES = (
     *(Source("qkv_matmul", modules, unless="qkv_bias") for modules in _QKV),
     *(Source("qkv_bias", modules) for modules in _QKV),
     *(
+        Source(stage, modules, unless=unless)  # where values are keys, and where both are another's
+        for stage, unless in (("qkv_matmul", "qkv_bias"), ("qkv_bias", ""))
+        for modules in (_PROJECTIONS[0][:2], _PROJECTIONS[0][0])
+    ),
+    *(
         Source(stage, f"self_attn.{module}")
         for stage, module in {
             "q_a": "q_a_proj",
@@ -75,6 +80,7 @@ SOURCES = (
     Source("q_b", "self_attn.q_proj"),
     Source("q_norm", "self_attn.q_norm"),
     Source("k_norm", "self_attn.k_norm"),
+    Source("v_norm", "self_attn.v_norm"),
     Source("q_norm", "self_attn.query_layernorm"),
     Source("k_norm", "self_attn.key_layernorm"),
     Source("q_post_rope", "self_attn.query_layernorm:input"),
@@ -203,6 +209,15 @@ SOURCES = (
     Source("ffn_out", "block_sparse_moe", unless="shared_ffn_out"),
     Source("ffn_post_norm", "post_feedforward_layernorm"),
     Source("ffn_post_norm", "post_mlp_layernorm"),
+    Source("per_layer_embedding", "embed_tokens_per_layer"),
+    Source("per_layer_projection", "per_layer_model_projection"),
+    Source("per_layer_norm", "per_layer_projection_norm"),
+    Source("ffn_residual", "per_layer_input_gate:input"),
+    Source("per_layer_gate", "per_layer_input_gate"),
+    Source("per_layer_act", "act_fn"),
+    Source("per_layer_gated", "per_layer_projection:input"),
+    Source("per_layer_out", "per_layer_projection"),
+    Source("per_layer_post_norm", "post_per_layer_input_norm"),
     Source("post_ffn_residual", ""),
     *(
         Source("final_norm", name)

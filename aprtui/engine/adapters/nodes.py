@@ -31,6 +31,7 @@ from aprtui.graph.ops import (
     Clip,
     Combine,
     Embed,
+    Multiply,
     Norm,
     Op,
     Product,
@@ -50,6 +51,9 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("SCALE", "embd"): ("embedding",),
     ("RMS_NORM", "Qcur_normed"): ("q_norm",),  # without a weight
     ("RMS_NORM", "Kcur_normed"): ("k_norm",),
+    ("RMS_NORM", "Vcur_normed"): ("v_norm",),
+    ("SCALE", "inp_per_layer_selected"): ("per_layer_embedding",),
+    ("SCALE", "inp_per_layer"): ("per_layer_input",),
     **{("ROPE", f"Qcur{ending}"): ("q_post_rope",) for ending in ("", "_rope", "_pos")},
     **{("ROPE", f"Kcur{ending}"): ("k_post_rope",) for ending in ("", "_rope", "_pos")},
     ("ADD", "inpL"): ("pos_embedding",),
@@ -59,11 +63,13 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("", "kqv_out"): ("attention",),
     ("CONT", "attn_out"): ("attention",),  # where a gate comes before the output projection
     ("RESHAPE", "attn_out"): ("attention",),  # the same of flash attention
+    ("ADD", "attn_out"): ("post_attn_residual",),
     ("UNARY", "attn_gate_sig"): ("attn_gate",),
     ("UNARY", "attn_gate_softplus"): ("attn_gate",),
     ("MUL", "attn_gated"): ("attn_gated",),
     ("RESHAPE", "attn_gated"): ("attn_gated",),
     ("SCALE", "attn_out_scaled"): ("attn_out",),  # of values that our graph scales
+    ("ADD", "layer_out"): ("mixer_out",),
     ("ADD", "ffn_inp"): ("post_attn_residual",),
     ("ADD", "sa_out"): ("post_attn_residual",),
     ("UNARY", "ffn_xielu"): ("ffn_silu",),
@@ -89,7 +95,10 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("RESHAPE", "ffn_moe_weights_softmax"): ("moe_router",),
     ("ADD", "ffn_out"): ("ffn_out",),
     ("ADD", "ffn_moe_out_merged"): ("ffn_out",),
+    ("ADD", "pe_in"): ("ffn_residual",),
     ("ADD", "l_out"): ("post_ffn_residual",),
+    ("ADD", "nemotron_h_block_out"): ("post_ffn_residual",),
+    ("MUL", "l_out"): ("post_ffn_residual",),  # times a factor of the layer's
     ("ADD", "h_nextn"): ("post_ffn_residual",),  # the last layer's, before those that draft
 }
 
@@ -104,8 +113,11 @@ _LAST: Mapping[str, Callable[[Any], bool]] = {
     "ffn_moe_weights_scaled": lambda op: op.scale != 1.0,
     "ffn_moe_weights_softmax": lambda op: op.scale == 1.0,
     "ffn_out": lambda op: isinstance(op, Combine),
+    "MUL l_out": lambda op: op.total != 1.0,
 }
 
+_TWICE = "ssm_in"  # the layer's norm, computed once more for the scan beside its attention
+_ONE_BRANCH = "l_out"  # of a layer that is experts alone: what its branch makes
 _UNNAMED = re.compile(r"node_\d+")
 _LAST_LAYERS = "h_nextn"
 _TABLE = "embd"  # other nodes take rows of the token table too, for what is no text
@@ -130,6 +142,11 @@ class NodeMap:
         self.graph = graph
         self._ends: dict[str, StageKey] = {}  # the stage that a node was the end of, by its name
         self._sums = dict(_named_sums(graph))
+        self._gated = {
+            graph[stage.inputs[0]].inputs[0]: stage.key
+            for stage in graph
+            if isinstance(stage.op, Multiply) and stage.op.window is not None
+        }
         self._windows: dict[str, list[tuple[Role, Matrix]]] = {}
         for role, matrix in weights.items():
             if role.expert is None and matrix.plain:  # packed experts' operation is MUL_MAT_ID
@@ -137,6 +154,8 @@ class NodeMap:
 
     def slots(self, node: Node) -> tuple[Slot, ...]:
         """The slots that a node fills; none where it is no stage."""
+        if (node.op, node.label) == ("MUL", _TWICE):
+            return ()
         for source in reversed(node.sources[:2]):  # a bias or a norm's weight is the second
             copied = _COPIED.fullmatch(source)
             windows = self._windows.get(copied[1] if copied else source, ())
@@ -150,12 +169,17 @@ class NodeMap:
         return () if named is None else (named,)
 
     def _of_sum(self, node: Node) -> Slot | None:
-        """The residual that a node without a name of its own makes: told by the branch it adds."""
+        """What a node without a name of its own makes, told by what it is given: the residual by
+        the branch it adds, what a gate lets through by the gate."""
         ends = [self._ends[source] for source in node.sources if source in self._ends]
         if node.op == "GET_ROWS" and ends:  # the rows of the positions whose logits are wanted
             self._ends[node.name] = ends[0]
-        unnamed = node.op == "ADD" and _UNNAMED.fullmatch(node.name)
-        keys = [self._sums[end] for end in ends if end in self._sums and unnamed]
+        if not _UNNAMED.fullmatch(node.name):
+            return None
+        if node.op == "UNARY" and ends:  # the activation of a gate, which is derived
+            self._ends[node.name] = ends[0]
+        after = {"ADD": self._sums, "MUL": self._gated}.get(node.op, {})
+        keys = [after[end] for end in ends if end in after]
         return Slot(keys[0]) if keys else None
 
     def _of_weight(self, node: Node, role: Role, matrix: Matrix) -> Slot | None:
@@ -187,10 +211,14 @@ class NodeMap:
             return None
         layer = self.graph.num_layers - 1 if node.name == _LAST_LAYERS else node.layer or 0
         names = _BY_NAME.get((node.op, node.label)) or _BY_NAME.get(("", node.label)) or ()
+        if node.label == _ONE_BRANCH and StageKey(layer, "ffn_norm") not in self.graph:
+            made = self.graph.by_key.get(StageKey(layer, "ffn_out"))
+            if made is not None and isinstance(made.op, Combine):
+                names = ("ffn_out",)
         for name in names:
             key = StageKey(layer, name)
             if key in self.graph:
-                is_last = _LAST.get(node.label)
+                is_last = _LAST.get(node.label) or _LAST.get(f"{node.op} {node.label}")
                 return Slot(key) if is_last is None or is_last(self.graph[key].op) else None
         return None
 
@@ -361,7 +389,8 @@ def _named_sums(graph: Graph) -> Iterator[tuple[StageKey, StageKey]]:
     """Each branch and the sum that it ends, where llama.cpp makes the sums that we do."""
     between = {stage.key for stage in parallel_sums(graph)}
     for stage in graph:
-        if isinstance(stage.op, Add) and not between & {stage.key, stage.inputs[0]}:
+        whole = isinstance(stage.op, Add) and stage.op.total == 1.0
+        if whole and not between & {stage.key, stage.inputs[0]}:
             yield stage.inputs[1], stage.key
 
 

@@ -19,6 +19,7 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph, Node
 from aprtui.graph.ops import (
     Activate,
+    Add,
     Attend,
     Bias,
     Clip,
@@ -64,6 +65,11 @@ class Shown:
             if isinstance(node.op, Clip) and node.key in self.wanted:
                 self.follow(node)
         self.watched = self.wanted.difference(self._followed()).union(self._followers)
+
+    @property
+    def width(self) -> int:
+        """Rows of the coming pass, a batch's padding among them."""
+        return self.lanes.width
 
     def follow(self, node: Node) -> None:
         """Have a stage computed once more from its inputs, where no module shows it."""
@@ -221,6 +227,8 @@ def _again(op: Op, value: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         return ops.ACTIVATIONS[op.name](value)
     if isinstance(op, Clip):
         return value.clamp(-op.limit, op.limit)
+    if isinstance(op, Add):
+        return (value + op.scale * others[0].reshape(value.shape)) * op.total
     assert isinstance(op, Combine)
     shared = others[0] * others[1] if len(others) > 1 else others[0]
     return value + shared

@@ -16,6 +16,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from aprtui.tui.keys import bindings
+from aprtui.tui.widgets.palette import INF, palette_of
 
 __all__ = ["Lines", "Part", "PartLine", "Picture", "RowList", "fit", "right", "whole_fields"]
 
@@ -108,16 +109,29 @@ class Lines(Widget, can_focus=True):
         super().notify_style_update()
 
     def line_style(self, name: str) -> Style:
-        """The theme's style of that name over the widget's own background.
+        """The theme's style of that name over the widget's own background; of ``size 3`` and
+        ``sign -2`` the colour of that level, where the terminal has colours for it.
 
         Kept until the theme or the focus changes: Textual works it out anew each time that it is
         asked, which takes longer than to draw the line.
         """
         known = self._known_styles.get(name)
         if known is None:
-            known = self.rich_style if not name else self.rich_style + self.over_style(name)
+            kind, _, level = name.partition(" ")
+            if not name:
+                known = self.rich_style
+            elif level:
+                known = self.rich_style + self._level_style(int(level), kind == "sign")
+            else:
+                known = self.rich_style + self.over_style(name)
             self._known_styles[name] = known
         return known
+
+    def _level_style(self, level: int, signed: bool) -> Style:
+        palette = palette_of(self.app)
+        if palette.depth.blends:
+            return Style(color=palette.colour(level, signed))
+        return self.over_style("bad" if abs(level) >= INF else "b" if signed and level > 0 else "a")
 
     def over_style(self, name: str) -> Style:
         """The style of that name alone, to be laid over another."""

@@ -1,0 +1,292 @@
+"""Gemma 4: heads of another size in the layers without a window, keys and values that the last
+layers read of earlier ones, normalised values, an embedding of each layer's own, and a factor on a
+layer's output."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from aprtui.families import decoder, gemma
+from aprtui.families.classic import in_folder
+from aprtui.families.decoder import FULL, SLIDING, Sizes
+from aprtui.families.family import Family
+from aprtui.families.per_layer import TENSORS as PER_LAYER
+from aprtui.families.per_layer import leave_shared, read_per_layer
+from aprtui.families.rope import read_rope
+from aprtui.families.settings import Defaults, Settings
+from aprtui.families.tensors import (
+    ATTENTION,
+    DENSE,
+    OUTPUT_BIAS,
+    POST_NORMS,
+    QK_NORM,
+    QKV_BIAS,
+    SANDWICH_NORMS,
+    WHOLE,
+    Table,
+    Tensor,
+)
+from aprtui.formats.tracedir import StageKey
+from aprtui.graph import Graph, Role
+from aprtui.graph.blocks import Attention, Builder
+from aprtui.graph.per_layer import PerLayer, place_gated, place_inputs
+from aprtui.graph.rope import RopeTable
+from aprtui.text import clean
+
+__all__ = ["FAMILY"]
+
+_HF = {
+    "vocab_size": 262_144, "hidden_size": 2304, "intermediate_size": 9216, "num_layers": 30,
+    "num_heads": 8, "num_kv_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+    "max_positions": 131_072, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+    "attention_bias": False, "sliding_window": 512, "logit_softcap": None,
+    "vocab_size_per_layer_input": 262_144, "hidden_size_per_layer_input": 256,
+    "attention_k_eq_v": False, "num_kv_shared_layers": 0, "use_double_wide_mlp": False,
+    "global_head_dim": 512, "num_global_key_value_heads": None,
+}  # fmt: skip
+_ROPE = {
+    SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+    FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+}
+_STILL = 1e30  # divides the angles of pairs that do not turn, as llama.cpp's converter has it
+_PERIOD = 6  # of layers, the last of which has no window
+_BY_KIND = {"head_dim", "num_key_value_heads"}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the layers of one kind have of their own."""
+
+    head_dim: int
+    kv_heads: int
+
+
+def _types(s: Settings, layers: int) -> list[str]:
+    if not in_folder(s):
+        flags = s.take("sliding_window_pattern")
+        if not isinstance(flags, list) or len(flags) < layers:
+            raise s.fail("sliding_window_pattern is no list of a flag a layer")
+        return [SLIDING if flag else FULL for flag in flags[:layers]]
+    plain = [FULL if (layer + 1) % _PERIOD == 0 else SLIDING for layer in range(layers)]
+    types = decoder.layer_types(s, plain)
+    if types[-1] != FULL:
+        s.note("layer_types ends with a layer that slides: transformers gives it no window")
+    return [*types[:-1], FULL]
+
+
+def _kinds(s: Settings, types: list[str], same: bool) -> dict[str, _Kind]:
+    """``same``: values are keys in the layers without a window."""
+    if not in_folder(s):
+        heads = s.integers("num_kv_heads", len(types))
+        sizes = {FULL: s.integer("head_dim"), SLIDING: s.integer("attention.key_length_swa")}
+        for kind, name in {FULL: "value_dim", SLIDING: "attention.value_length_swa"}.items():
+            s.must_be(name, (sizes[kind],), "values are of another size")
+        by_kind = {kind: {n for n, t in zip(heads, types, strict=True) if t == kind}
+                   for kind in sizes}  # fmt: skip
+        if any(len(found) > 1 for found in by_kind.values()):
+            raise s.fail("num_kv_heads differs among layers of one kind")
+        return {kind: _Kind(sizes[kind], max(by_kind[kind], default=1)) for kind in sizes}
+    local = _Kind(s.integer("head_dim"), s.integer("num_kv_heads"))
+    if s.has("per_layer_config"):
+        s.take("global_head_dim"), s.take("num_global_key_value_heads")
+        return {SLIDING: local, FULL: _overridden(s, types, local)}
+    whole = s.integer("num_global_key_value_heads", null=local.kv_heads)
+    head_dim = s.integer("global_head_dim")
+    return {SLIDING: local, FULL: _Kind(head_dim, whole if same else local.kv_heads)}
+
+
+def _overridden(s: Settings, types: list[str], local: _Kind) -> _Kind:
+    """The kind of the layers without a window, as ``per_layer_config`` says it of each."""
+    said = s.take("per_layer_config")
+    found = set()
+    for layer, kind in enumerate(types):
+        own = said.get(str(layer), {}) if isinstance(said, dict) else None
+        if not isinstance(own, dict) or not set(own) <= _BY_KIND or (own and kind == SLIDING):
+            raise s.fail(f"per_layer_config cannot be read: {clean(repr(said), 80)}")
+        if kind == FULL:
+            found.add((own.get("head_dim", local.head_dim),
+                       own.get("num_key_value_heads", local.kv_heads)))  # fmt: skip
+    one = next(iter(found), ())
+    if len(found) != 1 or not all(type(n) is int and 0 < n <= 65_536 for n in one):
+        raise s.fail("per_layer_config differs among the layers without a window")
+    return _Kind(*one)
+
+
+def _tables(s: Settings, kinds: dict[str, _Kind]) -> dict[str, RopeTable]:
+    if not in_folder(s):
+        full = read_rope(s, kinds[FULL].head_dim)
+        if full.magnitude != 1 or full.position_divisor != 1:
+            raise s.fail("RoPE scaling, which gemma4 has not")
+        dims = s.integer("rope_dim_local", kinds[SLIDING].head_dim)
+        if dims != kinds[SLIDING].head_dim:
+            raise s.fail(f"RoPE over {dims} of {kinds[SLIDING].head_dim} channels")
+        return {FULL: full, SLIDING: RopeTable(dims, s.number("rope_theta_local"))}
+    by_type = s.take("rope_parameters", None) or _ROPE
+    found = {}
+    for kind, its in kinds.items():
+        keys = by_type.get(kind) if isinstance(by_type, dict) else None
+        if not isinstance(keys, dict):
+            raise s.fail(f"rope_parameters does not say how {kind} layers turn")
+        found[kind] = _table(s, keys, its.head_dim)
+    s.say("rope_theta", found[FULL].theta)
+    s.say("rope_theta_local", found[SLIDING].theta)
+    return found
+
+
+def _table(s: Settings, keys: dict[str, Any], dims: int) -> RopeTable:
+    """The plain kind, or "proportional": the first share of a head's pairs turns, at the angles
+    that they would have if all did."""
+    kind, left = keys.get("rope_type"), set(keys) - {"rope_type", "rope_theta"}
+    if dims % 2:
+        raise s.fail(f"head_dim {dims} is odd: RoPE needs pairs")
+    names = ("partial_rotary_factor", "factor") if kind == "proportional" else ()
+    if kind not in ("default", "proportional") or not left <= set(names):
+        raise s.fail(f"rope_parameters of {clean(repr(keys), 80)} is not computed here for gemma4")
+    theta, *rest = (keys.get("rope_theta"), *(keys.get(name, 1.0) for name in names))
+    numbers = [n for n in (theta, *rest) if type(n) in (int, float) and math.isfinite(n) and n > 0]
+    if len(numbers) != 1 + len(rest):
+        raise s.fail(f"rope_parameters of {clean(repr(keys), 80)} has no numbers that can be used")
+    table = RopeTable(dims, float(numbers[0]))
+    if kind == "default":
+        return table
+    share, factor = numbers[1:]
+    turned = int(share * dims // 2)
+    if not 0 < turned <= dims // 2:
+        raise s.fail(f"partial_rotary_factor is {share}: {turned} of {dims // 2} pairs turn")
+    return replace(table, divisors=(factor,) * turned + (_STILL,) * (dims // 2 - turned))
+
+
+def _same_values(s: Settings, types: list[str], first_shared: int) -> bool:
+    """Whether layers without a window have no values of their own, but the keys as they are
+    projected."""
+    if in_folder(s):
+        return s.flag("attention_k_eq_v")
+    names = set(s.file.tensors)
+    own = {f"blk.{layer}.attn_v.weight" in names or f"blk.{layer}.attn_qkv.weight" in names
+           for layer, kind in enumerate(types[:first_shared]) if kind == FULL}  # fmt: skip
+    if len(own) > 1:
+        raise s.fail("some layers without a window have values of their own, and some have not")
+    return False in own
+
+
+def _sources(s: Settings, types: list[str]) -> list[int | None]:
+    """Of each layer the one whose keys and values it reads, None for its own."""
+    shared = s.integer("num_kv_shared_layers")
+    first = len(types) - shared
+    if first < 1:
+        raise s.fail(f"num_kv_shared_layers is {shared} of {len(types)} layers")
+    found: list[int | None] = [None] * first
+    for kind in types[first:]:
+        if in_folder(s):
+            near = [layer for layer in range(first) if types[layer] == kind]
+        else:  # llama.cpp reads the last two, whatever they are
+            near = [layer for layer in (first - (2 if kind == SLIDING else 1),)
+                    if layer >= 0 and types[layer] == kind]  # fmt: skip
+        if not near:
+            raise s.fail(f"no layer has keys for the {kind} layers that share them")
+        found.append(near[-1])
+    return found
+
+
+def _widths(s: Settings, sources: list[int | None]) -> list[int]:
+    """F of each layer's FFN."""
+    if not in_folder(s):
+        return s.integers("intermediate_size", len(sources))
+    size, double = s.integer("intermediate_size"), s.flag("use_double_wide_mlp")
+    return [size * (2 if double and source is not None else 1) for source in sources]
+
+
+def _scales(s: Settings, layers: int) -> list[float]:
+    """The factor on each layer's output."""
+    found = [s.constants.get(Role("layer_scale", layer), (1.0,)) for layer in range(layers)]
+    if not all(len(each) == 1 and math.isfinite(each[0]) for each in found):
+        raise s.fail("a layer's factor (layer_scalar) is not one number")
+    return [s.say("layer_scales", tuple(each[0] for each in found))[n] for n in range(layers)]
+
+
+def build(s: Settings) -> Graph:
+    layers = decoder.read_layers(s)
+    types, s_folder = _types(s, layers), in_folder(s)
+    sources = _sources(s, types)
+    same = _same_values(s, types, sources.count(None))
+    kinds = _kinds(s, types, same)
+    own = kinds[SLIDING if s_folder else FULL]
+    sizes = decoder.read_sizes(s, head_dim=own.head_dim, kv_heads=own.kv_heads)
+    for kind in kinds.values():
+        decoder.check_heads(s, sizes.heads, kind.kv_heads)
+    activation, tables = s.activation("hidden_activation", "gelu_tanh"), _tables(s, kinds)
+    gemma.other_activation(s, "hidden_act", activation)
+    s.must_be("use_bidirectional_attention", (None, "vision"), "tokens see those that follow")
+    s.must_be("enable_moe_block", (False,), "the FFNs have experts beside them")
+    for name in ("num_experts", "top_k_experts", "moe_intermediate_size"):
+        s.take(name, None)
+    windows = decoder.say_windows(s, decoder.read_window(s), types)
+    biases, causal = decoder.read_biases(s), decoder.read_causal(s)
+    leave_shared(s, sources)
+    extra = read_per_layer(s, sizes, sizes.norm(), activation)
+
+    def attention(layer: int) -> Attention:
+        kind = kinds[types[layer]]
+        its = replace(sizes, head_dim=kind.head_dim, kv_heads=kind.kv_heads)
+        return decoder.attention_of(
+            s, its, table=tables[types[layer]], mask=decoder.mask_of(causal, windows[layer]),
+            scale=1.0, norms=sizes.norm(), value_norm=sizes.norm(), shares=sources[layer],
+            keys_as_values=same and types[layer] == FULL, **biases,
+        )  # fmt: skip
+
+    cap = s.number("logit_softcap", null=None)
+    decoder.read_tied(s)
+    return _placed(
+        s, sizes, [attention(layer) for layer in range(layers)],
+        [(size, activation) for size in _widths(s, sources)], extra, cap,
+    )  # fmt: skip
+
+
+def _placed(
+    s: Settings, sizes: Sizes, attentions: list[Attention], ffns: list[tuple[int, str]],
+    extra: PerLayer | None, cap: float | None,
+) -> Graph:  # fmt: skip
+    b, norm = Builder(sizes.hidden), sizes.norm()
+    hidden = b.embedding(sizes.vocab, gemma.embedding_scale(s, sizes))
+    inputs = place_inputs(b, hidden, extra) if extra is not None else hidden
+    for layer, scale in enumerate(_scales(s, sizes.layers)):
+        b.layer = layer
+        size, activation = ffns[layer]
+
+        def ffn(x: StageKey, size: int = size, activation: str = activation) -> StageKey:
+            return b.gated_mlp(x, size, activation)
+
+        mix = partial(b.attention, how=attentions[layer])
+        hidden = b.branch(hidden, "attn", norm, mix, after=True)
+        if extra is None:
+            hidden = b.branch(hidden, "ffn", norm, ffn, after=True, total=scale)
+            continue
+        hidden = b.branch(hidden, "ffn", norm, ffn, after=True, stage="ffn_residual")
+        gated = place_gated(b, hidden, inputs, extra)
+        hidden = b.residual("post_ffn_residual", hidden, gated, total=scale)
+    b.head(hidden, norm, sizes.vocab, cap)
+    return b.graph()
+
+
+_FACTOR = Tensor(
+    "layer_scale",
+    ("layers.{layer}.layer_scalar", "blk.{layer}.layer_output_scale.weight"),
+    constant=True,
+)
+FAMILY = Family(
+    Table((
+        *WHOLE, *SANDWICH_NORMS, *POST_NORMS, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *QK_NORM, *DENSE,
+        *PER_LAYER, _FACTOR,
+    )),
+    build,
+    Defaults(
+        hf=_HF,
+        gguf={
+            "rope_theta": 1e4, "rope_theta_local": 1e4, "logit_softcap": 30.0,
+            "num_kv_shared_layers": 0,
+        },
+    ),
+)  # fmt: skip

@@ -1,0 +1,48 @@
+"""A GGUF with other keys than one that is there, by the gguf package: the same tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+__all__ = ["add_key", "with_keys"]
+
+
+def with_keys(source: Path, path: Path, keys: Mapping[str, Any]) -> Path:
+    """``keys`` without the architecture's name before them; None takes one away."""
+    reader = gguf.GGUFReader(source)
+    arch = reader.fields["general.architecture"].contents()
+    kept = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    writer = gguf.GGUFWriter(path, arch)
+    changed = {f"{arch}.{key}": value for key, value in keys.items()}
+    for name, field in kept.items():
+        if name != "general.architecture" and name not in changed:
+            kind = field.types[0]
+            writer.add_key_value(name, field.contents(), kind, field.types[-1])
+    for name, value in changed.items():
+        if value is not None:
+            add_key(writer, name, value)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.asarray(tensor.data), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def add_key(writer: Any, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
