@@ -62,6 +62,8 @@ def _sections(report: Report) -> Iterable[str]:
     if report.unmeasured:
         table = _table(("stages", "why"), report.unmeasured)
         yield _section("Unmeasured", "nothing is known of these", table)
+    if report.marked:
+        yield _section("Marked", "notes of who looked", _table(("where", "note"), report.marked))
     yield _section("What was compared", "", _compared(report))
     if report.commands:
         lines = "\n".join(_text(command, 4000) for command in report.commands)

@@ -33,6 +33,7 @@ from aprtui.text import clean
 from aprtui.tui.client import TraceClient, plan
 from aprtui.tui.keys import Key, bindings, keys_at
 from aprtui.tui.messages import RunnerEnded, RunnerEvents
+from aprtui.tui.paths import meant
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.trace_text import (
     hint_here,
@@ -80,6 +81,7 @@ class TraceScreen(BaseScreen):
         self.planned: Planned | None = None
         self.ended: Event | None = None
         self.running = self.paused = self.stopped = False
+        self._planning = self._wanted = False  # ``_wanted``: it starts as soon as the plan is there
         self._last: StageWritten | None = None
         self._passed: PassDone | None = None
         self._rms: dict[int, tuple[float, str]] = {}
@@ -156,7 +158,7 @@ class TraceScreen(BaseScreen):
         return TraceJob(
             model=str(self.path.absolute()),
             # Untouched, the folder is the engine's own: two engines' traces lie side by side.
-            directory="" if untouched else str(Path(said["into"]).expanduser()),
+            directory="" if untouched else str(meant(said["into"])),
             prompt=None if tokens is not None else said["prompt"],
             tokens=tokens,
             stages=said["stages"] or "all",
@@ -164,7 +166,7 @@ class TraceScreen(BaseScreen):
             device=said["device"] or "auto",
             dtype=said["dtype"] or "float32",
             engine=said["engine"].strip() or "aprtui",
-            adapter=said["adapter"].strip() and str(Path(said["adapter"].strip()).expanduser()),
+            adapter=said["adapter"].strip() and str(meant(said["adapter"])),
             overwrite=replace,
             steps=_number(said["steps"]),
             chunk=_number(said["chunk"]),
@@ -182,6 +184,7 @@ class TraceScreen(BaseScreen):
             self.form.focus()
 
     def _replan(self) -> None:
+        self._planning, self._wanted = True, False
         self._plan()
 
     @work(exclusive=True, group="plan")
@@ -199,6 +202,9 @@ class TraceScreen(BaseScreen):
 
     def _show_plan(self, event: Planned | Failed) -> None:
         self.plan_text.border_title = "Plan"
+        wanted, self._planning, self._wanted = self._wanted, False, False
+        if wanted:  # when it is shown
+            self.call_after_refresh(self.action_run)
         if isinstance(event, Failed):
             self.planned = None
             self.plan_text.update(
@@ -220,6 +226,10 @@ class TraceScreen(BaseScreen):
 
     def action_run(self) -> None:
         if self.running:
+            return
+        if self._planning:
+            self._wanted = True
+            self.say("the trace starts as soon as the plan is there; a change of the form stops it")
             return
         if self.planned is None:
             self.say("nothing to run yet: the plan says why")
