@@ -52,6 +52,7 @@ PLACES: dict[str, str] = {
     **places_of("model"),
     "models": "Two models",
     "trace": "Trace",
+    "bookmarks": "Bookmarks",
     "leave": "Leaving a running trace",
     "import": "Importing a dump",
     "diff": "Diff",
@@ -78,6 +79,10 @@ KEYS: tuple[Key, ...] = (
     Key("jump-back", ("<", "ctrl+o"), "jump_back", "anywhere", "",
         "where one was before, on whatever screen"),
     Key("jump-forward", (">",), "jump_forward", "anywhere", "", "the place after it again"),
+    Key("bookmark", ("+",), "screen.bookmark", "anywhere", "",
+        "mark this place with a note; it goes into the report"),
+    Key("bookmarks", ("'",), "screen.bookmarks", "anywhere", "",
+        "the places that were marked: go to one"),
     Key("go-home", ("~",), "go_home", "anywhere", "", "Home: models and traces below the folder"),
     Key("theme", ("f2",), "next_theme", "anywhere", "", "dark, light or the terminal's colours"),
 
@@ -163,6 +168,10 @@ KEYS: tuple[Key, ...] = (
     Key("trace-browse", ("b",), "browse", "trace", "browse", "browse what is written"),
     Key("trace-diff", ("d",), "diff", "trace", "diff",
         "this trace and the one that it is held against, in Diff"),
+
+    Key("bookmarks-go", ("enter",), "go", "bookmarks", "go there", "go to the place"),
+    Key("bookmarks-forget", ("D",), "forget", "bookmarks", "forget it", "forget this bookmark"),
+    Key("bookmarks-close", ("q", "escape", "'"), "close", "bookmarks", "back", "close the list"),
 
     Key("leave-stop", ("s", "ctrl+q"), "answer('stop')", "leave", "stop",
         "stop it, then close; what is written stays"),
@@ -252,6 +261,8 @@ KEYS: tuple[Key, ...] = (
 
     Key("side-a", ("A",), "side(0)", "sides", "in Browse", "this stage of A in Browse"),
     Key("side-b", ("B",), "side(1)", "sides", "in Browse", "this stage of B in Browse"),
+    Key("report", ("R",), "report", "sides", "report",
+        "write a report of the comparison: .html, .md or .json"),
     Key("weight", ("W",), "weight", "sides", "weight", "the weight that the stage reads, in Model"),
 
     Key("home-filter", ("/",), "filter", "home", "filter", "show only names that have…"),

@@ -33,6 +33,7 @@ from aprtui.text import clean
 from aprtui.tui.client import TraceClient, plan
 from aprtui.tui.keys import Key, bindings, keys_at
 from aprtui.tui.messages import RunnerEnded, RunnerEvents
+from aprtui.tui.paths import meant
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.trace_against import Against, Compared, Faced, StopWanted, face
 from aprtui.tui.screens.trace_text import (
@@ -80,6 +81,7 @@ class TraceScreen(BaseScreen):
         self.planned: Planned | None = None
         self.ended: Event | None = None
         self.running = self.paused = self.stopped = False
+        self._planning = self._wanted = False  # ``_wanted``: it starts as soon as the plan is there
         self._last: StageWritten | None = None
         self._passed: PassDone | None = None
         self._rms: dict[int, tuple[float, str]] = {}
@@ -90,7 +92,6 @@ class TraceScreen(BaseScreen):
         self._to_come: list[StageKey] = []  # in order of computation
         self._output = ""  # the stage that is each layer's output
         self._written: set[StageKey] = set()
-        self._planning = self._wanted = False  # a plan is made; r was pressed meanwhile
         self.against: Against | None = None  # what the trace is compared with as it lands
         self.form = TraceForm(default_directory(self.path))
         self.grid = StageGrid(id="grid")
@@ -161,7 +162,7 @@ class TraceScreen(BaseScreen):
         return TraceJob(
             model=str(self.path.absolute()),
             # Untouched, the folder is the engine's own: two engines' traces lie side by side.
-            directory="" if untouched else str(Path(said["into"]).expanduser()),
+            directory="" if untouched else str(meant(said["into"])),
             prompt=None if tokens is not None else said["prompt"],
             tokens=tokens,
             stages=said["stages"] or "all",
@@ -169,7 +170,7 @@ class TraceScreen(BaseScreen):
             device=said["device"] or "auto",
             dtype=said["dtype"] or "float32",
             engine=said["engine"].strip() or "aprtui",
-            adapter=said["adapter"].strip() and str(Path(said["adapter"].strip()).expanduser()),
+            adapter=said["adapter"].strip() and str(meant(said["adapter"])),
             overwrite=replace,
             steps=_number(said["steps"]),
             chunk=_number(said["chunk"]),
@@ -233,7 +234,7 @@ class TraceScreen(BaseScreen):
             return
         if self._planning:
             self._wanted = True
-            self.say("it starts when the plan is made")
+            self.say("the trace starts as soon as the plan is there; a change of the form stops it")
             return
         if self.planned is None:
             self.say("nothing to run yet: the plan says why")
