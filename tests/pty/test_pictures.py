@@ -13,6 +13,8 @@ from tests.pty.terminal import Terminal, in_terminal
 PAGE_BYTES, MOVE_BYTES = 15_000, 1024
 FAR = "10.0.0.1 5022 10.0.0.2 22"  # what ssh tells of both ends
 HEADS, TOKENS = 4, 48
+# A machine that is busy shows that a picture takes its time, which costs some bytes more.
+PATIENT = "import aprtui.tui.widgets.stage_pane as panes; panes.PATIENCE_S = 60"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,9 @@ def _sent(terminal: Terminal, keys: str) -> int:
 def test_over_ssh_a_picture_is_a_page_and_a_cursor_move_a_kilobyte(
     noisy: Path, size: tuple[int, int], colours: str
 ) -> None:
-    with in_terminal(str(noisy), size=size, COLORTERM=colours, SSH_CONNECTION=FAR) as terminal:
+    with in_terminal(
+        str(noisy), size=size, first=PATIENT, COLORTERM=colours, SSH_CONNECTION=FAR
+    ) as terminal:
         terminal.until_text("attn_softmax")
         terminal.press("4")
         terminal.until_text("largest of")
@@ -69,7 +73,9 @@ def test_over_ssh_a_picture_is_a_page_and_a_cursor_move_a_kilobyte(
 
 
 def test_f_draws_every_cell_in_its_colour_and_back(noisy: Path) -> None:
-    with in_terminal(str(noisy), COLORTERM="truecolor", SSH_CONNECTION=FAR) as terminal:
+    with in_terminal(
+        str(noisy), first=PATIENT, COLORTERM="truecolor", SSH_CONNECTION=FAR
+    ) as terminal:
         terminal.until_text("attn_softmax")
         terminal.press("j4\t")
         terminal.until_text("f finer,")
