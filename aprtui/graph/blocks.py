@@ -57,8 +57,8 @@ class Attention:
     head where ``gate_heads``, else of each channel. ``clip``: the limit of q, k and v.
     ``value_norm``: of each value head; ``keys_as_values``: values are the keys before their norm;
     ``shares``: the layer whose turned keys and normalised values it reads, having none.
-    ``scale_in``: the factor on the products of q, k and v, ``scale_k``: that on K,
-    ``scale_out``: on the output."""
+    ``scale_in``: the factor on their products, ``scale_k``: that on K, ``scale_out``: on the
+    output."""
 
     heads: int
     kv_heads: int

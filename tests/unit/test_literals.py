@@ -31,6 +31,7 @@ DECLARED_IN = (
     "graph/per_layer.py",
     "graph/delta.py",
     "graph/shortconv.py",
+    "graph/mamba.py",
     "graph/mamba2.py",
     "engine/adapters/nodes.py",
     "engine/adapters/shown.py",
