@@ -41,7 +41,7 @@ from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph import Graph, Node
-from aprtui.graph.ops import Choose, Embed, Op, Product, Rope
+from aprtui.graph.ops import Choose, Embed, Op, Positions, Product, Rope
 from aprtui.model.health import empty_note
 from aprtui.model.open import Model
 from aprtui.text import clean
@@ -108,6 +108,7 @@ def bisect(
     ids = tokens if tokens is not None else b.token_ids
     _check_ids(ids, model)
     captured = open_captured(b, model.graph, ids)
+    _check_positions(captured)
     check_overrides(options.overrides, (*captured.graph.by_key, *b.records))
     found = replayed(Worker(model, captured, ids, a, options), progress, cancelled)
     reference = None if a is None else str(a.root)
@@ -151,6 +152,19 @@ def _check_ids(ids: tuple[int, ...] | None, model: Model) -> None:
             f"token {outside:,} lies outside the vocabulary of {size:,} tokens",
             hint="are these tokens of another model?",
         )
+
+
+def _check_positions(captured: Captured) -> None:
+    """Raises UsageError for rows at positions that the model has never learned."""
+    tables = [node.op for node in captured.graph if isinstance(node.op, Positions)]
+    last = max(captured.rows.positions, default=0)
+    for op in tables:
+        if last + op.first >= op.rows:
+            raise UsageError(
+                f"{clean(str(captured.trace.root))}: a row stands at position {last:,}, and the "
+                f"model has learned {op.rows - op.first:,} positions",
+                hint="are the rows of its manifest those of this model?",
+            )
 
 
 def _first_divergence(
