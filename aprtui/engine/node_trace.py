@@ -18,7 +18,7 @@ from aprtui.engine.module_job import ModulePlan
 from aprtui.engine.modules import Target
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph.vocabulary import ALIASES, stage_of
+from aprtui.graph.vocabulary import ALIASES, STAGES, stage_of
 from aprtui.model.open import Model
 
 __all__ = ["NodeRun", "NodeWatch"]
@@ -27,7 +27,7 @@ __all__ = ["NodeRun", "NodeWatch"]
 _NOT_MADE = frozenset({"NONE", "VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE", "SET_ROWS", "CPY", "DUP"})
 _OF_WEIGHT = re.compile(r"blk\.(\d+)\.([\w.-]+?)(?:\.weight|\.bias)?")
 _SIZES = ("block_count", "embedding_length")
-_LOGITS = StageKey(None, "lm_head")
+_LOGITS = next(StageKey(None, stage.name) for stage in STAGES if stage.logits)
 
 
 class NodeWatch:
