@@ -63,6 +63,7 @@ BAR, LONG_BAR, LONG_PROMPT = 1e-5, 3e-5, 500
 of prompts beyond LONG_PROMPT tokens a little less. The worst row may have ten times that."""
 
 _NEIGHBOURS = 8  # whose arithmetic is tried first
+_NAMED = 3  # of other names that a note says
 _MISPLACED = 2  # stages of one layer that are made with another's weights
 
 Float64 = npt.NDArray[np.float64]
@@ -501,9 +502,13 @@ class Worker:
                 self._skip(key, "not captured")
         order = {node.key: place for place, node in enumerate(self.captured.graph)}
         trace = self.captured.trace
-        for key in trace.records:
-            if key not in order:
-                self.notes.append(f"{clean(str(key))} is no stage of this model: not replayed")
+        others = [clean(str(key)) for key in trace.records if key not in order]
+        if others:
+            named = ", ".join(others[:_NAMED]) + f" and {len(others) - _NAMED} more" * (
+                len(others) > _NAMED
+            )
+            are = "is no stage" if len(others) == 1 else "are no stages"
+            self.notes.append(f"{named} {are} of this model: not replayed")
         self.notes += _misplaced(self.culprits, self.captured.graph)
         rotated = [node.key for node in self.captured.graph if isinstance(node.op, Rope)]
         rotated = [key for key in rotated if key in trace.records]
