@@ -147,8 +147,8 @@ class Rounded(Pass):
     def vector(self, role: Role) -> Tensor:
         return ROUND_TO[_NUMBERS.get(self.how.weights, "")](super().vector(role))
 
-    def looked_up(self, role: Role) -> Tensor:
-        return self.weights.rows_as(role, self.tokens, self.how.weights)
+    def looked_up(self, role: Role, rows: int) -> Tensor:
+        return self.weights.rows_as(role, self.within(rows), self.how.weights)
 
     def cut(self, x: Tensor) -> Tensor:
         return x if self.how.attention in FLASH else ROUND_TO[self.how.stage](x)

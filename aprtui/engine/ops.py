@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 
+from aprtui.engine.altup import ALTUP
 from aprtui.engine.recurrent import RECURRENT
 from aprtui.engine.staging import send
 from aprtui.engine.weights import WeightStream
@@ -90,9 +91,13 @@ class Pass:
         """A norm's weight, a bias or sinks."""
         return self.weights.vector(role)
 
-    def looked_up(self, role: Role) -> Tensor:
-        """The tokens' rows of a table."""
-        return self.weights.rows(role, self.tokens)
+    def looked_up(self, role: Role, rows: int) -> Tensor:
+        """The tokens' rows of a table; of tokens beyond its ``rows`` the first."""
+        return self.weights.rows(role, self.within(rows))
+
+    def within(self, rows: int) -> tuple[int, ...]:
+        """The tokens, of those beyond ``rows`` the first one."""
+        return tuple(token if token < rows else 0 for token in self.tokens)
 
     def cut(self, x: Tensor) -> Tensor:
         """An inner result that an engine of low precision writes in its type."""
@@ -171,7 +176,7 @@ def heads_of(x: Tensor, heads: Heads) -> Tensor:
 
 def embed(ar: Pass, op: Embed) -> Tensor:
     """The tokens' rows of the table times ``scale``: [T,H]."""
-    rows = ar.looked_up(op.table)
+    rows = ar.looked_up(op.table, op.rows)
     return rows * op.scale if op.scale != 1.0 else rows
 
 
@@ -585,6 +590,7 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Experts: experts,
     Combine: combine,
     **RECURRENT,
+    **ALTUP,
 }
 
 

@@ -306,11 +306,15 @@ class Builder:
         return placed
 
     def gated_mlp(
-        self, x: StageKey, size: int, activation: str, stages: str = "ffn", roles: str = ""
-    ) -> StageKey:
-        """down(activation(gate(x)) * up(x)); ``stages`` and ``roles`` begin the names."""
+        self, x: StageKey, size: int, activation: str, stages: str = "ffn", roles: str = "",
+        kept: Op | None = None,
+    ) -> StageKey:  # fmt: skip
+        """down(activation(gate(x)) * up(x)); ``stages`` and ``roles`` begin the names. ``kept``:
+        what is kept of the gates before the activation."""
         gate = self.put(f"{stages}_gate", self._matrix(f"{roles}gate", size), x, ffn=size)
         up = self.put(f"{stages}_up", self._matrix(f"{roles}up", size), x, ffn=size)
+        if kept is not None:
+            gate = self.put("ffn_sparse", kept, gate, ffn=size)
         act = self.put(f"{stages}_silu", Activate(activation), gate, ffn=size)
         inner = self.put(f"{stages}_swigl", Multiply(), act, up, ffn=size)
         return self.put(f"{stages}_out", self._matrix(f"{roles}down", self.hidden_size), inner)
