@@ -59,6 +59,9 @@ DEFECTS = {
         ("attn_scores of layers 0-1: scores.scale is 0.2236068 in A, 0.2041241 in B",),
         (("query_pre_attn_scalar", "20", "24"), ("score_scale", "0.2236068", "0.2041241")),
     ),
+    "gemma3n_text": Defect(
+        ("ffn_sparse of layers 0-1: outliers.unbiased is no in A, yes in B",),
+    ),
     "gemma4_nocap": Defect(
         ("lm_head: product.cap is None in A, 30 in B",),
         (("logit_softcap", "None", "30"),),
