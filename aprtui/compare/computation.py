@@ -13,8 +13,9 @@ from aprtui.graph import Graph, Node, Role
 from aprtui.graph.ops import Embed, Op, Product, Rope
 from aprtui.text import clean, count, ranges
 
-__all__ = ["Otherwise", "compare_graphs", "same_value", "shown_value"]
+__all__ = ["NO_STAGE", "Otherwise", "compare_graphs", "same_value", "shown_value"]
 
+NO_STAGE = "none"
 _FLOAT_TOLERANCE = 1e-6  # of float32 values against decimal ones
 _WEIGHTS_OWN = frozenset(
     {
@@ -100,7 +101,7 @@ def _of_node(
     """(parameter, kind, in A, in B) of everything in which the node is not the same."""
     x, y = a.by_key.get(node.key), b.by_key.get(node.key)
     if x is None or y is None:
-        words = [_name(each.op) if each else "none" for each in (x, y)]
+        words = [_name(each.op) if each else NO_STAGE for each in (x, y)]
         yield "the stage", "differs", words[0], words[1]
         return
     if type(x.op) is not type(y.op):

@@ -96,6 +96,14 @@ class Pass:
         """A norm's weight, a bias or sinks."""
         return self.weights.vector(role)
 
+    def number(self, x: float) -> float:
+        """A scale or another number of an operation's own, which some keep in their type too."""
+        return x
+
+    def softened(self, x: float) -> float:
+        """A number that is stored as it is before its softplus."""
+        return x
+
     def looked_up(self, role: Role) -> Tensor:
         """The tokens' rows of a table."""
         return self.weights.rows(role, self.tokens)
@@ -149,6 +157,10 @@ class Pass:
 
     def activate(self, x: Tensor, name: str) -> Tensor:
         """An activation of ACTIVATIONS, element by element."""
+        return self.wide_activate(x, name)
+
+    def wide_activate(self, x: Tensor, name: str) -> Tensor:
+        """The same inside a norm, which no engine computes in 16 bits."""
         return self.map(ACTIVATIONS[name], x)
 
     def map(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -190,7 +202,7 @@ def heads_of(x: Tensor, heads: Heads) -> Tensor:
 def embed(ar: Pass, op: Embed) -> Tensor:
     """The tokens' rows of the table times ``scale``: [T,H]."""
     rows = ar.looked_up(op.table)
-    return rows * op.scale if op.scale != 1.0 else rows
+    return rows * ar.number(op.scale) if op.scale != 1.0 else rows
 
 
 def positions(ar: Pass, op: Positions, x: Tensor) -> Tensor:
@@ -236,14 +248,20 @@ def product(ar: Pass, op: Product, x: Tensor) -> Tensor:
     return out[0] if op.last and ar.logits == "last" else out
 
 
-def finish(ar: Pass, op: Product, out: Tensor) -> Tensor:
-    """What follows the products inside their stage: biases, scales, cap."""
-    if any(part.bias is not None for part in op.parts):
-        out = out + _biases(ar, op)
-    out = scale_columns(op.parts, out)
+def finish(ar: Pass, op: Product, out: Tensor, biases: Tensor | None = None) -> Tensor:
+    """What follows the products inside their stage: biases, scales, cap. ``biases`` take the place
+    of the parts' own."""
+    if biases is None and any(part.bias is not None for part in op.parts):
+        biases = _biases(ar, op)
+    if biases is not None:
+        out = ar.cut(out) + biases
+    if any(part.scale != 1.0 for part in op.parts):
+        out = scale_columns(op.parts, ar.cut(out))
     if op.scale != 1.0:
-        out = out * op.scale
-    return out if op.cap is None else ar.map(torch.tanh, out / op.cap) * op.cap
+        out = ar.cut(out) * op.scale
+    if op.cap is None:
+        return out
+    return ar.cut(ar.map(torch.tanh, ar.cut(ar.cut(out) / op.cap))) * op.cap
 
 
 def scale_columns(parts: Sequence[Part], x: Tensor) -> Tensor:
@@ -354,7 +372,7 @@ def score_block(
     if op.cap is not None:
         made = ar.cut(ar.map(torch.tanh, ar.cut(ar.cut(made) / op.cap))) * op.cap
     made = made.reshape(q.shape[1], queries, keys)
-    made = made if biases is None else made + biases
+    made = made if biases is None else ar.cut(made) + ar.step(biases)
     return made.masked_fill(~seen, 0.0)
 
 
@@ -369,13 +387,15 @@ def key_biases(op: Alibi | None, keys: Tensor, end: int | None = None) -> Tensor
     return slopes[:, None, None] * (placed - last if op.from_last else placed)
 
 
-def softmax_block(scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> Tensor:
+def softmax_block(ar: Pass, scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> Tensor:
     """Softmax [a,t,S] over the keys that are seen, 0 elsewhere; ``sinks`` [a] take their share."""
     masked = _wide(scores).masked_fill(~seen, float("-inf"))
     if sinks is None:
         return torch.softmax(masked, dim=-1).to(scores.dtype)
     sink = _wide(sinks)[:, None, None].expand(-1, masked.shape[1], 1)
-    return torch.softmax(torch.cat((masked, sink), dim=-1), dim=-1)[..., :-1].to(scores.dtype)
+    whole = torch.cat((masked, sink), dim=-1)
+    whole = ar.step(whole - whole.amax(-1, keepdim=True))
+    return torch.softmax(whole, dim=-1)[..., :-1].to(scores.dtype)
 
 
 def attend_block(ar: Pass, weights: Tensor, v: Tensor) -> Tensor:
@@ -422,7 +442,7 @@ def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> Tensor:
 def softmax(ar: Pass, op: Softmax, x: Tensor) -> Tensor:
     """All rows at once [A,T,T]; for replay."""
     seen = visible(op.mask, 0, x.shape[-1], x.shape[-1], x.device, ar.start)
-    return softmax_block(x, seen, None if op.sinks is None else ar.vector(op.sinks))
+    return softmax_block(ar, x, seen, None if op.sinks is None else ar.vector(op.sinks))
 
 
 def attend(ar: Pass, op: Attend, weights: Tensor, values: Tensor) -> Tensor:
@@ -449,8 +469,12 @@ def activation(ar: Pass, op: Activate, x: Tensor) -> Tensor:
 
 def xielu(ar: Pass, op: Xielu, x: Tensor) -> Tensor:
     """[T,F], element by element."""
-    above = op.positive * x * x + op.beta * x
-    below = (ar.map(torch.expm1, x.clamp(max=op.eps)) - x) * op.negative + op.beta * x
+    beta = ar.number(op.beta)
+    negative = ar.number(beta + ar.softened(op.negative - op.beta))
+    line = ar.step(beta * x)
+    above = ar.step(ar.step(ar.softened(op.positive) * x) * x) + line
+    grown = ar.step(ar.map(torch.expm1, x.clamp(max=ar.number(op.eps))))
+    below = ar.step(ar.step(grown - x) * negative) + line
     return torch.where(x > 0, above, below)
 
 
@@ -537,9 +561,10 @@ def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
     if op.score == "mixer":
         chosen = _mixed(logits, ids, op.jitter)
     else:
-        chosen = _scored(ar, logits, op.score).gather(1, ids)
+        chosen = ar.step(_scored(ar, logits, op.score).gather(1, ids))
     if op.renormalise:
-        chosen = chosen / (chosen.sum(-1, keepdim=True).clamp(min=op.floor) + op.eps)
+        total = ar.step(ar.step(chosen.sum(-1, keepdim=True)).clamp(min=op.floor) + op.eps)
+        chosen = ar.step(chosen / total)
     if op.scale != 1.0:
         chosen = chosen * op.scale
     return chosen.to(logits.dtype)

@@ -237,6 +237,9 @@ def build(s: Settings) -> Graph:
             keys_as_values=same and types[layer] == FULL, **biases,
         )  # fmt: skip
 
+    for name in ("head_dim", "value_dim"):  # GGUF's are those of the layers without a window
+        s.say(name, kinds[SLIDING].head_dim)
+    s.say("global_head_dim", kinds[FULL].head_dim)
     cap = s.number("logit_softcap", null=None)
     decoder.read_tied(s)
     return _placed(

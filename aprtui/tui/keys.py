@@ -113,6 +113,9 @@ KEYS: tuple[Key, ...] = (
     Key("maximum", ("m",), "maximum", "browse:values", "max", "to the largest |x|"),
     Key("next-nonfinite", ("i",), "next_nonfinite", "browse:values", "NaN",
         "to the next NaN or Inf"),
+    Key("values-pass", ("p",), "pass(1)", "browse:values", "pass",
+        "to the first row of the next pass, where the trace came in several"),
+    Key("values-pass-back", ("P",), "pass(-1)", "browse:values", "", "of the pass before"),
     Key("values-go", (":",), "app.command_palette", "browse:values", "go to",
         "4,301 goes to position 4, channel 301"),
 
@@ -152,12 +155,14 @@ KEYS: tuple[Key, ...] = (
     Key("models-copy", ("y",), "copy_value", "models", "", "copy what is known of the tensor"),
     Key("models-export", ("e",), "export", "models", "", "write the tensors shown to a .csv file"),
 
-    Key("run", ("r", "ctrl+r"), "run", "trace", "run", "start the trace"),
+    Key("run", ("r", "ctrl+r"), "run", "trace", "run", "start the trace, once its plan is made"),
     Key("edit", ("tab",), "edit", "trace", "edit", "the next field of the form"),
     Key("stop", ("x",), "stop", "trace", "stop", "stop; what is written stays"),
     Key("trace-pause", ("space",), "pause", "trace", "pause", "pause the display, not the trace"),
     Key("trace-log", ("o",), "log", "trace", "log", "the engine's log"),
     Key("trace-browse", ("b",), "browse", "trace", "browse", "browse what is written"),
+    Key("trace-diff", ("d",), "diff", "trace", "diff",
+        "this trace and the one that it is held against, in Diff"),
 
     Key("leave-stop", ("s", "ctrl+q"), "answer('stop')", "leave", "stop",
         "stop it, then close; what is written stays"),
@@ -188,6 +193,9 @@ KEYS: tuple[Key, ...] = (
     Key("diff-diff", ("d",), "diff_with", "diff", "diff with…", "compare A with another trace"),
     Key("other-prompts", ("i",), "ignore_tokens", "diff", "",
         "compare although the prompts differ"),
+    Key("diff-pass", ("p",), "pass(1)", "diff", "pass",
+        "only the rows of the next pass (a chunk, a decode step), then all again"),
+    Key("diff-pass-back", ("P",), "pass(-1)", "diff", "", "of the pass before"),
     Key("local-error", ("v",), "local_error", "diff", "", "drift or local error"),
     Key("diff-pause", ("space",), "pause", "diff", "", "stop and go on following growing traces"),
 

@@ -59,6 +59,11 @@ DEFECTS = {
         ("attn_scores of layers 0-1: scores.scale is 0.2236068 in A, 0.2041241 in B",),
         (("query_pre_attn_scalar", "20", "24"), ("score_scale", "0.2236068", "0.2041241")),
     ),
+    "gemma4_nocap": Defect(
+        ("lm_head: product.cap is None in A, 30 in B",),
+        (("logit_softcap", "None", "30"),),
+        "gemma4's default 30.0 is used",
+    ),
     "glm_eps": Defect(
         ("attn_norm, ffn_norm, final_norm: norm.eps is 1.5625e-07 in A, 1e-05 in B",),
         (("rms_norm_eps", "1.5625e-07", "1e-05"),),

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from aprtui.cli.main import main
-from aprtui.cli.verify import Verified, _sentence
+from aprtui.cli.verify import _sentence
+from aprtui.compare.verified import Verified
 from aprtui.engine import adapters
 from aprtui.engine.adapters import Put, Ran
 from aprtui.engine.plan import Plan
