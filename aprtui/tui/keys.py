@@ -95,7 +95,7 @@ KEYS: tuple[Key, ...] = (
     Key("jump-back", ("<", "ctrl+o"), "jump_back", "anywhere", "",
         "where one was before, on whatever screen"),
     Key("jump-forward", (">",), "jump_forward", "anywhere", "", "the place after it again"),
-    Key("bookmark", ("+",), "screen.bookmark", "anywhere", "",
+    Key("bookmark", ("*",), "screen.bookmark", "anywhere", "",
         "mark this place with a note; it goes into the report"),
     Key("bookmarks", ("'",), "screen.bookmarks", "anywhere", "",
         "the places that were marked: go to one"),
