@@ -89,7 +89,9 @@ def test_no_key_that_tmux_or_a_terminal_takes_is_the_only_way() -> None:
 
 
 def test_bindings_carry_ids_so_that_a_config_can_remap_them() -> None:
-    assert [b.id for b in bindings("browse:values")] == ["maximum", "next-nonfinite", "values-go"]
+    assert [b.id for b in bindings("browse:values")] == [
+        "maximum", "next-nonfinite", "find", "values-go",
+    ]  # fmt: skip
 
 
 def test_the_readme_table_names_every_key() -> None:
