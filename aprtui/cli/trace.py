@@ -27,7 +27,7 @@ from aprtui.engine.resuming import resumed_plan
 from aprtui.engine.stretches import KV_TYPES
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import MANIFEST
-from aprtui.text import clean, count, duration, quoted, size
+from aprtui.text import clean, count, duration, quoted, size, told_token
 
 if TYPE_CHECKING:
     from rich.progress import Progress  # imported only where a bar is drawn
@@ -438,7 +438,8 @@ def _show_summary(done: Finished) -> None:
         print(f"decoded: '{clean(done.generated, 500)}'")
     if done.top_tokens:
         likely = "   ".join(
-            f"'{clean(token['text'])}' {token['probability']:.1%}" for token in done.top_tokens
+            f"{told_token(clean(token['text']), token['id'])} {token['probability']:.1%}"
+            for token in done.top_tokens
         )
         print(f"next token: {likely}")
     if done.nonfinite:
