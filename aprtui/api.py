@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from aprtui.compare.weight_results import ModelComparison
     from aprtui.engine.events import Event
     from aprtui.engine.module_job import ModulePlan
+    from aprtui.engine.module_trace import ModuleRun
+    from aprtui.engine.node_trace import NodeRun
     from aprtui.graph import Graph
     from aprtui.model.open import Model
     from aprtui.writer import CaptureWriter
@@ -227,21 +229,31 @@ def trace(
 
 
 def trace_modules(plan: ModulePlan) -> TraceDir:
-    """A planned trace of transformers' modules, written and opened. Raises as ``trace`` does."""
+    """A planned trace of transformers' modules, or of llama.cpp's nodes, written and opened. Raises
+    as ``trace`` does."""
     from aprtui.engine.folder import check_folder
-    from aprtui.engine.module_trace import ModuleRun
     from aprtui.writer import CaptureWriter
 
     check_folder(plan.directory, overwrite=plan.job.overwrite)
-    running = ModuleRun(plan)
+    running = _running(plan)
     with CaptureWriter(
         plan.directory, tokens=plan.tokens, engine=running.engine, prompt=plan.prompt,
-        overwrite=plan.job.overwrite, described=running.described,
+        overwrite=plan.job.overwrite, model=plan.opened, described=running.described,
     ) as capture:  # fmt: skip
         for note in plan.notes:
             capture.note(note)
         running.run(capture)
     return open_capture(plan.directory)
+
+
+def _running(plan: ModulePlan) -> ModuleRun | NodeRun:
+    if plan.job.engine == "llamacpp":
+        from aprtui.engine.node_trace import NodeRun
+
+        return NodeRun(plan)
+    from aprtui.engine.module_trace import ModuleRun
+
+    return ModuleRun(plan)
 
 
 def diff(
@@ -385,8 +397,10 @@ def bisect(
     from aprtui.compare.bars import parse_bar
     from aprtui.compare.bisect import Options
     from aprtui.compare.bisect import bisect as replay
+    from aprtui.compare.nodes import bisect_nodes
     from aprtui.compare.reference import find_model, named_adapter
-    from aprtui.formats.modulecalls import calls_of
+    from aprtui.errors import UnknownFamilyError
+    from aprtui.formats.modulecalls import calls_of, nodes_of
     from aprtui.model.open import Model
 
     _refuse_both(prompt, tokens)
@@ -400,7 +414,12 @@ def bisect(
         return _bisect_modules(named, suspect, reference, (stages, layers, bars, progress))
     if adapter is None and not isinstance(named, Model):
         adapter = named_adapter(suspect, Path(named))
-    opened = _opened(named, overrides, adapter)
+    try:
+        opened = _opened(named, overrides, adapter)
+    except UnknownFamilyError:
+        if nodes_of(suspect):
+            return bisect_nodes(str(named), suspect, reference)
+        raise
     ids = _given_ids(opened, prompt, tokens)
     options = Options(
         parse_stages(_words(stages)),

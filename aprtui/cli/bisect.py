@@ -25,6 +25,7 @@ from aprtui.cli.options import (
     parse_tokens,
 )
 from aprtui.cli.output import errors_as_events, print_event, print_json, print_notes
+from aprtui.cli.streams import bar_console
 from aprtui.compare.bisection import OTHER_MODEL, Bisection, Culprit, Unmeasured, Within
 from aprtui.compare.causes import Cause
 from aprtui.compare.opening import both_captures, read_capture
@@ -166,15 +167,14 @@ def _progress(args: argparse.Namespace) -> Iterator[Tell | None]:
     elif args.json or not sys.stderr.isatty():
         yield None
     else:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         columns = (TextColumn("{task.description}", markup=False), BarColumn(),
                    MofNCompleteColumn())  # fmt: skip
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        with Progress(*columns, console=bar_console(), transient=True) as bar:
             task = bar.add_task("replaying", total=None)
             yield lambda done, total, key: bar.update(
-                task, completed=done, total=total, description=f"{key!s:<28}"
+                task, completed=done, total=total, description=f"{clean(str(key), 60):<28}"
             )
 
 

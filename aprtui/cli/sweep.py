@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aprtui.cli.output import check_new_file, print_json
+from aprtui.cli.streams import bar_console
 from aprtui.cli.sweep_text import show_explained, show_matrix
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.atomic import whole_file
@@ -152,7 +153,6 @@ def _progress(*, quiet: bool) -> Iterator[Tell]:
     if quiet or not sys.stderr.isatty():
         yield lambda matrix, cell: None
         return
-    from rich.console import Console
     from rich.progress import (  # fmt: skip
         BarColumn,
         MofNCompleteColumn,
@@ -166,7 +166,7 @@ def _progress(*, quiet: bool) -> Iterator[Tell]:
         BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.description}", markup=False),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=bar_console(), transient=True) as bar:
         task = bar.add_task("")
 
         def tell(matrix: Matrix, cell: Cell | None) -> None:

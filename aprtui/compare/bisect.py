@@ -41,7 +41,7 @@ from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph import Graph, Node
-from aprtui.graph.ops import Choose, Embed, Op, Product, Rope
+from aprtui.graph.ops import Choose, Embed, Op, Positions, Product, Rope
 from aprtui.model.health import empty_note
 from aprtui.model.open import Model
 from aprtui.text import clean
@@ -63,6 +63,7 @@ BAR, LONG_BAR, LONG_PROMPT = 1e-5, 3e-5, 500
 of prompts beyond LONG_PROMPT tokens a little less. The worst row may have ten times that."""
 
 _NEIGHBOURS = 8  # whose arithmetic is tried first
+_NAMED = 3  # of other names that a note says
 _MISPLACED = 2  # stages of one layer that are made with another's weights
 
 Float64 = npt.NDArray[np.float64]
@@ -108,6 +109,7 @@ def bisect(
     ids = tokens if tokens is not None else b.token_ids
     _check_ids(ids, model)
     captured = open_captured(b, model.graph, ids)
+    _check_positions(captured)
     check_overrides(options.overrides, (*captured.graph.by_key, *b.records))
     found = replayed(Worker(model, captured, ids, a, options), progress, cancelled)
     reference = None if a is None else str(a.root)
@@ -151,6 +153,19 @@ def _check_ids(ids: tuple[int, ...] | None, model: Model) -> None:
             f"token {outside:,} lies outside the vocabulary of {size:,} tokens",
             hint="are these tokens of another model?",
         )
+
+
+def _check_positions(captured: Captured) -> None:
+    """Raises UsageError for rows at positions that the model has never learned."""
+    tables = [node.op for node in captured.graph if isinstance(node.op, Positions)]
+    last = max(captured.rows.positions, default=0)
+    for op in tables:
+        if last + op.first >= op.rows:
+            raise UsageError(
+                f"{clean(str(captured.trace.root))}: a row stands at position {last:,}, and the "
+                f"model has learned {op.rows - op.first:,} positions",
+                hint="are the rows of its manifest those of this model?",
+            )
 
 
 def _first_divergence(
@@ -487,9 +502,13 @@ class Worker:
                 self._skip(key, "not captured")
         order = {node.key: place for place, node in enumerate(self.captured.graph)}
         trace = self.captured.trace
-        for key in trace.records:
-            if key not in order:
-                self.notes.append(f"{clean(str(key))} is no stage of this model: not replayed")
+        others = [clean(str(key)) for key in trace.records if key not in order]
+        if others:
+            named = ", ".join(others[:_NAMED]) + f" and {len(others) - _NAMED} more" * (
+                len(others) > _NAMED
+            )
+            are = "is no stage" if len(others) == 1 else "are no stages"
+            self.notes.append(f"{named} {are} of this model: not replayed")
         self.notes += _misplaced(self.culprits, self.captured.graph)
         rotated = [node.key for node in self.captured.graph if isinstance(node.op, Rope)]
         rotated = [key for key in rotated if key in trace.records]
