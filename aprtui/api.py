@@ -93,7 +93,8 @@ def import_trace(
     """
     from aprtui.captures.assemble import assemble
     from aprtui.captures.maps import load_map
-    from aprtui.captures.opening import open_dump
+    from aprtui.captures.opening import open_dump, trace_beside
+    from aprtui.captures.parameters import compare_parameters
     from aprtui.captures.recognise import recognised
     from aprtui.writer import CaptureWriter
 
@@ -104,7 +105,8 @@ def import_trace(
     opened = _opened(model, overrides)
     ids = _given_ids(opened, prompt, tokens)
     found = assemble(dump, convention, opened.graph, ids, sequence)
-    directory = _beside(Path(source)) if output is None else Path(output)
+    found.tell(compare_parameters(dump, convention, opened))
+    directory = trace_beside(Path(source)) if output is None else Path(output)
     engine = {"name": convention.engine, "dtype": found.dtype, "settings": found.settings}
     with CaptureWriter(
         directory, tokens=found.sequence.tokens, engine=engine, model=opened, prompt=prompt,
@@ -152,12 +154,6 @@ def _put(
             progress(done, len(found.ways))
     for text in (*found.notes, *found.contradictions, *found.findings):
         capture.note(text)
-
-
-def _beside(source: Path) -> Path:
-    """Where a dump's trace goes unless another place is named."""
-    whole = source.absolute()
-    return whole.with_name(f"{whole.stem if whole.is_file() else whole.name}-trace")
 
 
 def trace(
@@ -315,10 +311,10 @@ def diff_many(
     both. Parameters and errors as of ``diff``; ``cancelled`` ends it with metrics.Cancelled.
     """
     from aprtui.compare.bars import parse_bar
+    from aprtui.compare.facing import faced_sides
     from aprtui.compare.infer import with_shapes
     from aprtui.compare.matrix import line_up, matrix_of, measure
     from aprtui.compare.pairs import DiffOptions
-    from aprtui.compare.prompts import faced_sides
 
     if positions not in ("all", "last"):
         raise UsageError(f"--positions {clean(positions)}", hint="all or last")

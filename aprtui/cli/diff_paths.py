@@ -37,8 +37,10 @@ def exit_code(found: Sequence[WayFound], *, allow_unmeasured: bool) -> int:
     return int(any(way.verdict in bad for way in found))
 
 
-def show_ways(found: Sequence[WayFound], traces: Sequence[TraceDir], indent: str = "") -> None:
-    """A line for each way, and the bar where one was needed."""
+def show_ways(
+    found: Sequence[WayFound], traces: Sequence[TraceDir], indent: str = "", *, kept: bool = True
+) -> None:
+    """A line for each way, and the bar where one was needed; ``kept``: the traces stay."""
     wide = max(len(way.name) for way in found)
     for way, trace in zip(found, traces, strict=True):
         print(f"{indent}{way.name:<{wide}}  {way.verdict}: {clean(way.sentence, 500)}")
@@ -47,8 +49,10 @@ def show_ways(found: Sequence[WayFound], traces: Sequence[TraceDir], indent: str
         print(f"{indent}bar: {clean(bar, 300)}")
     for way, trace in zip(found, traces, strict=True):
         if way.beyond is not None:
-            root = quoted(trace.root)
-            print(f"{indent}is {way.name} wrong by itself? aprtui bisect {root}")
+            asked = (
+                f"aprtui bisect {quoted(trace.root)}" if kept else "--output DIR keeps it to bisect"
+            )
+            print(f"{indent}is {way.name} wrong by itself? {asked}")
             return
 
 

@@ -20,7 +20,7 @@ __all__ = ["COMMANDS", "EXIT_CODES", "entry", "heed_signals", "main"]
 
 _USAGE = """\
 usage: aprtui [--version [-v]] [--help] COMMAND ...
-       aprtui MODEL | TRACE_DIR | FILE.bin | DIR_A DIR_B | MODEL_A MODEL_B
+       aprtui MODEL | TRACE_DIR | FILE.bin | DIR_A DIR_B ... | MODEL_A MODEL_B
 
 A terminal inspector for the forward pass of language models.
 
@@ -30,6 +30,7 @@ Opens the terminal UI on:
   aprtui TRACE_DIR            a trace directory, also one that is still growing
   aprtui FILE.bin             one stage file
   aprtui DIR_A DIR_B          two traces side by side
+  aprtui DIR_A DIR_B DIR_C    many traces, each against the first: a matrix
   aprtui MODEL_A MODEL_B      two models side by side: their weights, the worst first
 
 Commands that need no terminal UI:
@@ -156,7 +157,7 @@ def _help(words: list[str]) -> int:
 
 
 def _open(words: list[str]) -> int:
-    """Open the terminal UI on zero, one or two paths."""
+    """Open the terminal UI on paths, or on none."""
     parser, module = parser_of("")
     if words and not words[0].startswith("-") and not os.path.exists(words[0]):  # noqa: PTH110
         near = nearest(words[0], COMMANDS)

@@ -1,4 +1,4 @@
-"""Open the terminal UI on nothing, a model, a trace, a stage file, or two of them."""
+"""Open the terminal UI on nothing, a model, a trace, a stage file, two of them, or many traces."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ __all__ = ["configure", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH",
-                        help="a model, a trace folder or a stage file; two to compare")  # fmt: skip
+    parser.add_argument(
+        "paths", nargs="*", type=Path, metavar="PATH",
+        help="a model, a trace folder or a stage file; two to compare, of traces also more",
+    )  # fmt: skip
     parser.add_argument("--model", type=Path, metavar="MODEL",
                         help="the model of a foreign trace: it tells the shapes")  # fmt: skip
 
@@ -25,8 +27,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The app's exit code. Raises UsageError without a terminal, BadFileError for a bad path."""
     paths: list[Path] = args.paths
-    if len(paths) > 2:
-        raise UsageError(f"{len(paths)} paths", hint="give none, one, or two to compare")
     if len(paths) == 1 and paths[0].is_dir() and _terminal():
         opened: tuple[Opened, ...] = (Opened("folder", paths[0]),)  # looked into behind a frame
     else:
@@ -58,7 +58,7 @@ def _opened(paths: list[Path]) -> tuple[Opened, ...]:
     from aprtui.tui.source import kind_of
 
     opened = tuple(kind_of(path) for path in paths)
-    if len(opened) == 2:
+    if len(opened) > 1:
         for one in opened:
             if one.kind == "per-op":
                 raise UsageError(
@@ -67,9 +67,15 @@ def _opened(paths: list[Path]) -> tuple[Opened, ...]:
                 )
         kinds = {"trace" if one.kind == "dump" else one.kind for one in opened}
         if len(kinds) > 1:
+            other = next(one for one in opened if one.kind != opened[0].kind)
             raise UsageError(
-                f"a {opened[0].kind} and a {opened[1].kind} cannot stand side by side",
-                hint="give two models, two traces, or two stage files",
+                f"a {opened[0].kind} and a {other.kind} cannot stand side by side",
+                hint="give two models, two stage files, or traces",
+            )
+        if len(opened) > 2 and opened[0].kind not in ("trace", "dump", "prompts"):
+            raise UsageError(
+                f"{len(opened)} {opened[0].kind}s cannot stand side by side: many are traces",
+                hint="give two models, two stage files, or traces",
             )
     return opened
 
@@ -81,6 +87,8 @@ def _check(one: Opened) -> None:
     from aprtui.formats.aprt import read_header
     from aprtui.model.open import read_model_file
 
+    if one.kind in ("prompts", "results"):
+        return
     if one.kind == "model":
         read_model_file(one.path)
     elif one.kind == "stage":
@@ -102,7 +110,7 @@ def _terminal() -> bool:
 def _instead(kinds: list[str], paths: list[Path]) -> str:
     """The command that does without a terminal what was asked for."""
     names = " ".join(map(quoted, paths))
-    if len(paths) == 2:
+    if len(paths) > 1:
         return f"aprtui diff {names}"
     if kinds == ["model"]:
         return f"aprtui inspect {names}, aprtui trace {names}"

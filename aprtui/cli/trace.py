@@ -15,9 +15,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aprtui.cli import trace_modules
+from aprtui.cli import trace_live, trace_modules, trace_watch
 from aprtui.cli.options import add_adapter, add_overrides, parse_overrides, parse_tokens, whole
 from aprtui.cli.output import print_json
+from aprtui.cli.streams import bar_console
 from aprtui.crash import told_of
 from aprtui.engine.events import Emit, Event, Failed, Finished, PassDone, Planned, StageWritten
 from aprtui.engine.job import DTYPES, TraceJob
@@ -45,6 +46,8 @@ examples:
   aprtui trace model.gguf --prompt "The capital of France is" --steps 8 --logits all
   aprtui trace model.gguf --prompt "Hello" --prompt "def f(x):" --steps 4 -o /tmp/batch
   aprtui trace --resume model-trace
+  aprtui trace model.gguf --engine llamacpp --against good-trace --stop-at culprit
+  aprtui trace model.gguf --engine llamacpp --against good-trace --watch build/libllama.so
 
 rows of several passes: --steps, --chunk, --batch and --kv run the model as it is served, with a
 cache of keys and values. Every stage is stacked by position, and the manifest says which pass made
@@ -85,6 +88,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _configure_prompt(parser)
     _configure_passes(parser)
     _configure_computing(parser)
+    trace_live.configure(parser)
+    trace_watch.configure(parser)
     show = parser.add_argument_group("output")
     show.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     form = show.add_mutually_exclusive_group()
@@ -159,6 +164,8 @@ def _configure_computing(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.watch is not None:
+        return trace_watch.run(args)
     emit: Emit | None = None
     if args.events:
         from aprtui.engine.worker import event_printer
@@ -213,7 +220,7 @@ def _check_alone(args: argparse.Namespace) -> None:
     """Raises UsageError for what --resume has from the trace itself."""
     fresh = argparse.ArgumentParser()
     configure(fresh)
-    free = ("resume", "dry_run", "json", "events")
+    free = ("resume", "dry_run", "json", "events", "against", "stop_at")
     for name, value in vars(args).items():
         if name not in free and value != fresh.get_default(name):
             option = "prompt" if name == "texts" else name.replace("_", "-")
@@ -332,7 +339,6 @@ class _Display:
             self.close()
 
     def _start(self, plan: Planned) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -352,7 +358,7 @@ class _Display:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=bar_console(),
             transient=True,
         )
         progress.add_task(f"{'starting':<26}", total=plan.files)
@@ -365,8 +371,19 @@ class _Display:
             where = event.stage if event.layer is None else f"layer {event.layer} {event.stage}"
             self._done = max(self._done + 1, event.done)  # those of a batch come in turn
             self._progress.update(
-                self._progress.task_ids[0], completed=self._done, description=f"{where:<26}"
+                self._progress.task_ids[0],
+                completed=self._done,
+                description=f"{clean(where, 60):<26}",
             )
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self._quiet:
+            return
+        if self._progress is not None:
+            self._progress.console.print(clean(text, 500), markup=False, highlight=False)
+        else:
+            print(clean(text, 500), file=sys.stderr)
 
     def close(self) -> None:
         if self._progress is not None:
@@ -383,8 +400,11 @@ def _trace(plans: Sequence[Plan], args: argparse.Namespace, emit: Emit | None) -
 
     display = _Display(quiet=args.json or args.events, traces=len(plans))
     done: list[Finished] = []
+    comparing = trace_live.comparing(args, plans, emit, display.say)
 
     def tell(event: Event) -> None:
+        if comparing is not None:
+            comparing.hears(event)
         (emit or display)(event)
         if isinstance(event, Finished):
             done.append(event)
@@ -395,17 +415,31 @@ def _trace(plans: Sequence[Plan], args: argparse.Namespace, emit: Emit | None) -
         with stopping_on_signals():
             run_traces(plans, tell)
     except TraceStopped as stop:
+        display.close()
         _show_stopped(plans, done)
-        return 128 + stop.number
+        if comparing is None or not comparing.stopped:
+            return 128 + stop.number
+        if args.json:
+            print_json({"directory": str(plans[0].directory), **comparing.summary()})
     finally:
         display.close()
-    if args.json:
+        if comparing is not None:
+            comparing.beside.finish(last_look=False)
+    if args.json and done:
+        more = {} if comparing is None else comparing.summary()
         manifests = [str(Path(each.directory) / MANIFEST) for each in done]
         _print_each(
-            [{**each.to_json(), "manifest": m} for each, m in zip(done, manifests, strict=True)],
+            [
+                {**each.to_json(), "manifest": m, **more}
+                for each, m in zip(done, manifests, strict=True)
+            ],
             args,
         )
-    return 0
+    if comparing is None:
+        return 0
+    if not args.json and emit is None:
+        comparing.show()
+    return comparing.exit_code
 
 
 def _show_stopped(plans: Sequence[Plan], done: Sequence[Finished]) -> None:

@@ -29,6 +29,8 @@ def plan_of(
         return None
     if args.prompts is not None or args.batch is not None or len(args.texts or ()) > 1:
         raise UsageError("modules are traced of one prompt at a time", hint="--prompt TEXT")
+    if args.against is not None:
+        raise UsageError("a trace of modules is compared when it is whole", hint="aprtui diff A B")
     if args.events:
         raise UsageError("a trace of modules tells no events", hint="--json")
     return found

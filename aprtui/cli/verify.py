@@ -25,7 +25,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +35,8 @@ from aprtui.cli.report import check_output, write_report
 from aprtui.cli.verify_pair import opened, verify_pair
 from aprtui.cli.verify_paths import folder_of, job_of, verify_paths
 from aprtui.cli.verify_text import Texts, read_texts, show_texts
-from aprtui.compare.bisection import Bisection
-from aprtui.compare.diff import Comparison, diff_traces
-from aprtui.compare.pairs import PASSED
+from aprtui.compare.diff import diff_traces
+from aprtui.compare.verified import WORST_FIRST, Verified, verdict_of
 from aprtui.engine.adapters import available, suits
 from aprtui.engine.job import DTYPES
 from aprtui.engine.plan import DEFAULT_PROMPT, check_space, make_plan
@@ -50,12 +48,11 @@ from aprtui.text import clean, count, duration, quoted
 if TYPE_CHECKING:
     from aprtui.engine.plan import Plan
 
-__all__ = ["SCHEMA", "Verified", "configure", "run", "verdict_of"]
+__all__ = ["SCHEMA", "configure", "run"]
 
 SCHEMA = "aprtui-verify-v1"
 _OURS = "aprtui"
 _STAGES_TOLD = 4
-_WORST_FIRST = ("culprits", "unmeasured", "explained", "same")
 _EPILOG = """\
 examples:
   aprtui verify model.gguf
@@ -66,46 +63,6 @@ examples:
 
 exit codes: 0 same or explained, 1 a culprit, something unmeasured or other tokens, 2 usage, 3 a bad
 file, 4 an engine failed"""
-
-
-@dataclass(frozen=True)
-class Verified:
-    """One engine's capture: against our own pass (None for ours), and replayed."""
-
-    engine: str
-    trace: TraceDir
-    comparison: Comparison | None
-    replay: Bisection
-
-    @property
-    def verdict(self) -> str:
-        """same, explained, culprits or unmeasured: see the module."""
-        if self.replay.culprits:
-            return "culprits"
-        pairs = self.comparison.results if self.comparison is not None else ()
-        if self.unmeasured_stages:
-            return "unmeasured"
-        exact = not self.replay.within and all(by == "float32" for by in self.replay.explanations)
-        return "same" if exact and all(pair.kind in PASSED for pair in pairs) else "explained"
-
-    @property
-    def unmeasured_stages(self) -> tuple[str, ...]:
-        """The names of stages that could not be compared or replayed in some layer."""
-        pairs = self.comparison.results if self.comparison is not None else ()
-        alone = [pair.key.stage for pair in pairs if pair.metrics is None]
-        return tuple(dict.fromkeys([*alone, *(item.key.stage for item in self.replay.unmeasured)]))
-
-    @property
-    def explained_by(self) -> dict[str, int]:
-        """How many stages each kind of rounding accounts for; plain float32 is not listed."""
-        found = {by: n for by, n in self.replay.explanations.most_common() if by != "float32"}
-        within = len(self.replay.within)
-        return {**found, "rounding inside fused steps": within} if within else found
-
-
-def verdict_of(engines: tuple[Verified, ...]) -> str:
-    """The worst verdict of any engine."""
-    return min((each.verdict for each in engines), key=_WORST_FIRST.index)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -357,7 +314,7 @@ def _report(
     """A report of the engine with the worst verdict, against our own pass."""
     from aprtui.report.build import build_report
 
-    worst = min(engines[1:], key=lambda each: _WORST_FIRST.index(each.verdict))
+    worst = min(engines[1:], key=lambda each: WORST_FIRST.index(each.verdict))
     if worst.comparison is None:
         return
     report = build_report(

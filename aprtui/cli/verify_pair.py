@@ -21,7 +21,7 @@ from aprtui.model.open import Model, open_model
 from aprtui.text import clean, count, number
 
 if TYPE_CHECKING:
-    from aprtui.cli.verify import Verified
+    from aprtui.compare.verified import Verified
     from aprtui.engine.plan import Plan
 
 __all__ = ["SCHEMA", "opened", "verify_pair"]

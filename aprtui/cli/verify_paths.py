@@ -74,7 +74,8 @@ def verify_paths(args: argparse.Namespace, engines: Sequence[str], model: Model)
             told[engine] = found
             if not args.json:
                 print(f"{engine}: {_SAID[_worst(found)]}")
-                show_ways(found, list(traces.values())[1:], indent="  ")
+                others = list(traces.values())[1:]
+                show_ways(found, others, indent="  ", kept=args.output is not None)
     ways = [way for found in told.values() for way in found]
     if args.json:
         engines_json = [
@@ -104,7 +105,9 @@ def _ways(args: argparse.Namespace, engine: str, folder: Path, model: Model) -> 
     pieces = max(1, -(-rows // _CHUNKS))
     chunked = make_plan(at("chunked", **whole, chunk=pieces), model)
     prompt = ids[: rows - steps]
-    others = (prompt[::-1], prompt[: max(1, len(prompt) // 2)])
+    longest = model.graph.longest
+    more = prompt[:2] if longest is None or rows + 2 <= longest else ()  # pads the prompt itself
+    others = ((*prompt[::-1], *more), prompt[: max(1, len(prompt) // 2)])
     batch = make_batch(
         at("batched", prompt=None, tokens=None, steps=steps), (prompt, *others), model
     )

@@ -14,15 +14,16 @@ from aprtui.compare.bisection import (
     OTHER_MODEL,
     Bisection,
     Culprit,
+    Divergence,
     Explained,
     Mistake,
     Unmeasured,
     Within,
 )
-from aprtui.compare.blamed import broken_weight, reads_of
+from aprtui.compare.blamed import broken_weight, otherwise_held, reads_of
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
-from aprtui.compare.causes import Read
+from aprtui.compare.causes import Read, causes_of
 from aprtui.compare.explain import Explanation, explain
 from aprtui.compare.floor import Judged, Outlier, judge_finely
 from aprtui.compare.infer import with_shapes
@@ -33,7 +34,7 @@ from aprtui.compare.mistakes import name_mistake
 from aprtui.compare.noise import TYPES, Noise, as_noise
 from aprtui.compare.numerics import Numerics
 from aprtui.compare.padding import without_padding
-from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
+from aprtui.compare.pairs import FAILED, check_tokens, compare_traces
 from aprtui.compare.spans import ExactTypes, may_be_rounding
 from aprtui.engine.replay import Replay, one_core, representable
 from aprtui.errors import BadFileError, UsageError
@@ -141,10 +142,11 @@ def _check_ids(ids: tuple[int, ...] | None, model: Model) -> None:
 
 def _first_divergence(
     a: TraceDir, b: TraceDir, model: Model, cancelled: Callable[[], bool] | None
-) -> PairResult | None:
+) -> Divergence | None:
     a = with_shapes(a, model.graph)
     results = compare_traces(a, b, choose_bars(a, b), cancelled=cancelled)
-    return next((result for result in results if result.kind in FAILED), None)
+    first = next((result for result in results if result.kind in FAILED), None)
+    return None if first is None else Divergence(first.key, first.kind, first.message)
 
 
 class _Worker:
@@ -411,6 +413,8 @@ class _Worker:
         looks += f"; more than rounding: {beyond}" if beyond else ""
         error: LocalError = found.residual if found.residual.born else found.plain
         reads = reads_of(case, found.unexplained)
+        own = otherwise_held(self.captured, reads)
+        looks += f"; {own}" if own else ""
         self.innocent += [read for read in reads if not read.wrong]
         self.culprits.append(
             Culprit(
@@ -470,8 +474,9 @@ class _Worker:
         rotated = [key for key in rotated if key in trace.records]
         self.culprits, padded = without_padding(self.culprits, len(rotated))
         self.unmeasured += padded
+        culprits = tuple(sorted(self.culprits, key=lambda item: order[item.key]))
         return Bisection(
-            tuple(sorted(self.culprits, key=lambda item: order[item.key])),
+            culprits,
             tuple(self.explained),
             tuple(sorted(self.unmeasured, key=lambda item: order[item.key])),
             None,
@@ -481,7 +486,7 @@ class _Worker:
             (*trace.notes, *self.notes),
             within=tuple(self.within),
             weighted=frozenset(node.key.stage for node in self.captured.graph if node.op.weights),
-            innocent=tuple(self.innocent),
+            causes=causes_of(culprits, self.innocent),
         )
 
 

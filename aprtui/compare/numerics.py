@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from aprtui.compare.case import Case
 from aprtui.engine.replay import (
+    BRANCHES_FIRST,
     CACHED,
     EXACT,
     F16_SCALES,
@@ -15,7 +16,9 @@ from aprtui.engine.replay import (
     INSIDE,
     STEPPED,
     STEPS,
+    SUMMED,
     TF32_AWAY,
+    UNROUNDED,
     WEIGHTS_SCALED,
     Arithmetic,
 )
@@ -24,23 +27,35 @@ from aprtui.graph.ops import (
     Activate,
     Add,
     Attend,
+    Bias,
     Embed,
     Experts,
     Multiply,
     Norm,
     Op,
+    Part,
     Product,
     Rope,
     Scores,
+    SharedRope,
 )
 
-__all__ = ["Numerics", "activated", "has", "normed_sum", "numerics_of", "product_ways"]
+__all__ = [
+    "Numerics",
+    "activated",
+    "has",
+    "limits_of",
+    "numerics_of",
+    "product_ways",
+    "written_before",
+]
 
 _TYPES = {"BF16": "bfloat16", "F16": "float16", "TF32": "TF32"}
 _WITH_F16_SCALES = {name: _TYPES.get(kind, "") for kind, name in F16_SCALES.items()}
 _STEPPED = {name: _TYPES[kind] for kind, name in STEPPED.items()}
 _BEFORE_PRODUCTS = ("partner", "Q8_0", "Q8_K", "F16", "BF16")
 _FEW_PRODUCTS = 2  # in a span: through more of them nothing but an engine's usual way is followed
+_UNITS = {"BF16": 2.0**-8, "F16": 2.0**-11}
 _RANKS = (2, 4, 8)  # of a tensor-parallel runtime
 
 
@@ -105,12 +120,34 @@ class Numerics:
             yield "attention of a query that was scaled first"
         if how.exponential:
             yield "SiLU of a rounded exponential"
-        if how.summed:
-            yield "normed from the residual sum before it was rounded"
+        if how.before == UNROUNDED:
+            yield "from the sum before it was rounded"
+        elif how.before:
+            yield "both branches added before the residual"
         if how.tables:
             yield f"RoPE tables in {_TYPES[how.tables]}"
         if how.gelu_table:
             yield "f16 GELU table"
+
+
+def limits_of(case: Case, numerics: Numerics, part: Part | None = None) -> tuple[float, float]:
+    """The bars for one arithmetic, of a product's ``part``. Where it rounds more than once inside a
+    stage, a float32 sum that lies next to a tie flips a whole unit: an eighth of the type's unit is
+    allowed then."""
+    how, inner = numerics.how, ""
+    if how.attention in (SUMMED, *FLASH):
+        inner = numerics.output or "F16"
+    elif numerics.output and numerics.output == how.partial:
+        inner = how.partial if how.ranks > 1 else ""
+    elif numerics.output and numerics.output == how.stage:
+        nested = (*INSIDE, *STEPS) if how.steps else INSIDE
+        twice = part is not None and not _plain(case.op, part)
+        if twice or (has(case, *nested) and not isinstance(case.op, Embed)):
+            inner = how.stage
+    if not inner:
+        return case.limits
+    loose = _UNITS[inner] / 8
+    return max(case.limits[0], loose), max(case.limits[1], 4 * loose)
 
 
 def numerics_of(case: Case, likely: Sequence[Numerics] = ()) -> Iterator[Numerics]:
@@ -179,19 +216,19 @@ def _in_type(case: Case, kind: str, products: bool, output: str) -> Iterator[Ari
         yield Arithmetic(product=product, weights=kind)  # one rounding of all, biases included
     if not output:
         return
-    if has(case, Rope):
+    if has(case, Rope, SharedRope):
         yield Arithmetic(product=product, weights=kind, tables=kind)
     if has(case, Scores) and has(case, Attend):
         yield from _flash(case, kind, product)
+    if has(case, Scores, Attend) and not products:
+        yield from (Arithmetic(attention=cache, stage=kind) for cache in CACHED)
     if has(case, *INSIDE, *STEPS):
         for weights in ("", kind):
             yield Arithmetic(product=product, weights=weights, stage=kind, steps=True)
     if "silu" in activated(case):
         yield Arithmetic(product, weights=kind, stage=kind, steps=True, exponential=True)
-    if normed_sum(case) is not None:
-        for steps in (False, True):
-            how = Arithmetic(weights=kind, stage=kind if steps else "", steps=steps)
-            yield replace(how, summed=True)
+    if (source := written_before(case)) is not None:
+        yield from _from_before(case, source, kind)
 
 
 def _flash(case: Case, kind: str, product: str) -> Iterator[Arithmetic]:
@@ -205,15 +242,34 @@ def _flash(case: Case, kind: str, product: str) -> Iterator[Arithmetic]:
             yield replace(way, tables=kind)
 
 
-def normed_sum(case: Case) -> Node | None:
-    """The residual sum that a norm reads, where B captured what was summed."""
-    if not isinstance(case.op, Norm) or case.between or case.last:
+_BEFORE: dict[type[Op], type[Op]] = {Norm: Add, Bias: Product, Add: Add}
+
+
+def written_before(case: Case) -> Node | None:
+    """The sum that a norm or a sum reads, the product that a bias is added to, where B captured
+    what it was made of."""
+    if case.between or case.last or not case.node.inputs:
         return None
-    summed = case.captured.graph[case.node.inputs[0]] if case.node.inputs else None
-    if summed is None or not isinstance(summed.op, Add):
+    source = case.captured.graph[case.node.inputs[0]]
+    if not isinstance(source.op, _BEFORE.get(type(case.op), ())):
         return None
-    held = all(case.captured.state(key) == "whole" for key in summed.inputs)
-    return summed if held else None
+    held = all(case.captured.state(key) == "whole" for key in source.inputs)
+    return source if held else None
+
+
+def _from_before(case: Case, source: Node, kind: str) -> Iterator[Arithmetic]:
+    """The ways of an engine of ``kind`` that does not read what ``source`` wrote."""
+    if isinstance(case.op, Add):
+        plain = isinstance(source.op, Add) and case.op.scale == source.op.scale == 1.0
+        if plain:
+            yield Arithmetic(before=BRANCHES_FIRST)
+        return
+    product = kind if source.op.matrices else ""
+    yield Arithmetic(product, weights=kind, before=UNROUNDED)
+    if product:
+        yield Arithmetic(product, before=UNROUNDED)
+    else:
+        yield Arithmetic(weights=kind, stage=kind, steps=True, before=UNROUNDED)
 
 
 def product_ways(
@@ -236,6 +292,8 @@ def product_ways(
     rest = [*usual, *(Arithmetic(name) for name in (*other, *scaled))]
     kinds = (case.rounded,) if case.rounded else ("TF32", TF32_AWAY, "F16", "BF16")
     rest += [Arithmetic(kind, weights=kind) for kind in kinds]
+    if case.rounded and not _plain(op, op.parts[0]):
+        rest += [Arithmetic(case.rounded, weights=w, stage=case.rounded) for w in (*kinds, "")]
     rest += [
         Arithmetic(name, weights=weights)
         for weights, (kind, _) in WEIGHTS_SCALED.items()
@@ -263,10 +321,17 @@ def _multiplying(how: Arithmetic) -> Arithmetic:
     return Arithmetic(
         how.product,
         weights=how.weights,
+        stage=how.stage,
         running=how.running,
         ranks=how.ranks,
         partial=how.partial,
     )
+
+
+def _plain(op: Op, part: Part) -> bool:
+    """Whether nothing follows a part's product inside its stage."""
+    assert isinstance(op, Product)
+    return part.bias is None and op.scale == 1.0 and op.cap is None
 
 
 def _in_narrow_sums(case: Case, op: Product, kind: str) -> Iterator[Arithmetic]:

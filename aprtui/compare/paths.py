@@ -205,11 +205,14 @@ class _Side:
         array = self.record.array()
         self.axes, self.values = array.axes, np.asarray(array)
         self.square = self.axes is not None and self.axes[-2:] == ("query", "key")
-        if facts_of(key.stage).logits and self.values.ndim == 1:
+        timeless = self.axes is not None and not {"token", "query"} & {*self.axes}
+        if timeless:  # logits of the last position, or a state behind it
             self.values = self.values[None]
         rows = trace.rows or Rows.plain(0)
         held = self.record.held()
-        if held is None:
+        if timeless and (held is None or len(held) > 1):
+            held = rows.positions[-1:]
+        elif held is None:
             held = rows.positions[-1:] if self.record.positions == "last" else rows.positions
         self.held = held
 

@@ -23,6 +23,7 @@ from aprtui.engine.stacking import Stack
 from aprtui.engine.staging import send
 from aprtui.engine.weights import WeightStream
 from aprtui.engine.workers import for_each
+from aprtui.errors import EngineError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph, Node, Role
 from aprtui.graph.ops import Attend, Scores, Softmax
@@ -48,11 +49,13 @@ _STORED: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass
 class _Cache:
-    """Keys and values [rows,heads,d] of one sequence, by the node that scores them, as stored."""
+    """Keys and values [rows,heads,d] of one sequence, by the node that scores them, as stored; and
+    what nodes with a memory have carried along it, in the type that they compute in."""
 
     rows: int
     kind: str
     held: dict[StageKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    carried: dict[StageKey, Tensor] = field(default_factory=dict)
 
     def grown(self, key: StageKey, first: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values there is room for, these rows among them from ``first`` on."""
@@ -81,7 +84,10 @@ class _Lane:
 
 
 class _Rows(Pass):
-    """Exact arithmetic on the rows of several lanes, whose bits depend on no other row."""
+    """Exact arithmetic on the rows of several lanes, whose bits depend on no other row. A state is
+    carried token by token: of several at once the bits depend on where they are cut."""
+
+    stride = 1
 
     def __init__(self, weights: WeightStream, lanes: Sequence[_Lane], logits: str) -> None:
         tokens = tuple(token for lane in lanes for token in lane.piece.tokens)
@@ -89,10 +95,31 @@ class _Rows(Pass):
         super().__init__(weights, tokens, "all", positions)
         self.every = logits == "all"
         self._lanes = lanes
+        self._before: Tensor | None = None
+        self._behind: Tensor | None = None
+
+    def along(self, node: Node, kernel: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
+        """Each lane by itself, from what its rows before have left."""
+        made = []
+        for lane in self._lanes:
+            carried = lane.cache.carried
+            self._before, self._behind = carried.get(node.key), None
+            made.append(kernel(self, node.op, *(x[lane.rows] for x in inputs)))
+            if self._behind is None:
+                raise EngineError(f"{node.key} hands nothing on from pass to pass")
+            carried[node.key] = self._behind
+        return torch.stack(made) if node.timeless else torch.cat(made)
+
+    def recall(self, empty: Tensor) -> Tensor:
+        return empty if self._before is None else self._before
+
+    def keep(self, carried: Tensor) -> None:
+        self._behind = carried.clone()
 
     def product(self, x: Tensor, role: Role) -> Tensor:
         if self.weights.model.weights[role].rows == 1:  # a kernel that sums over the rows at once
-            return (x * self.vector(role)).sum(-1, keepdim=True)
+            wide = x if x.dtype == torch.float64 else x.float()
+            return (wide * self.vector(role)).sum(-1, keepdim=True).to(x.dtype)
         return super().product(_at_least(x, _ROWS), role)[: len(x)]
 
     def asked(self, x: Tensor) -> Tensor:
@@ -132,7 +159,8 @@ class _Split:
         self._graph, self._lanes, self._every = graph, lanes, every
 
     def put(self, key: StageKey, value: Tensor) -> None:
-        one_each = self._graph[key].last and not self._every
+        node = self._graph[key]
+        one_each = (node.last and not self._every) or node.timeless
         for at, lane in enumerate(self._lanes):
             if lane.stack.wants(key):
                 lane.stack.put(key, value[at] if one_each else value[lane.rows])
@@ -214,7 +242,7 @@ def _attend_lane(
         seen = ops.visible(score.mask, start + first, start + first + len(queries), keys, device)
         added = None if biases is None else biases[heads, :, :keys]
         scores = ops.score_block(ar, score, queries, k[:keys, kv_heads], seen, added)
-        weights = ops.softmax_block(scores, seen, None if lost is None else lost[heads])
+        weights = ops.softmax_block(ar, scores, seen, None if lost is None else lost[heads])
         mixed = ops.attend_block(ar, weights, v[:keys, kv_heads])
         out[first:last, heads] = mixed[: last - first]
         for taken, made in zip(sinks, (scores, weights), strict=True):

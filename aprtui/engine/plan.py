@@ -371,11 +371,6 @@ def _of_passes(job: TraceJob, graph: Graph, passes: tuple[Stretch, ...]) -> list
             "this model's tokens see those behind them: they cannot come one after the other",
             hint="leave --steps, --chunk, --batch and --kv out",
         )
-    if any(node.op.remembers for node in graph):
-        raise UsageError(
-            "this model carries a state along its tokens, which is not kept from pass to pass",
-            hint="leave --steps, --chunk, --batch and --kv out: one prefill holds every token",
-        )
     alibis = (node.op.alibi for node in graph if isinstance(node.op, Scores))
     if len(passes) > 1 and any(alibi is not None and alibi.from_last for alibi in alibis):
         raise UsageError(

@@ -58,7 +58,8 @@ class Stack:
         return key in self._files
 
     def put(self, key: StageKey, value: torch.Tensor) -> None:
-        """The rows of this pass: [rows,...], scores [A,rows,keys]; of logits the last ones stay.
+        """The rows of this pass: [rows,...], scores [A,rows,keys]; of logits, and of states, the
+        last ones stay.
 
         Raises EngineError when they are of another size than the stage.
         """
@@ -68,7 +69,7 @@ class Stack:
         rows, whole = value.detach().to("cpu", torch.float32).numpy(), self._values[key]
         try:
             last = self._now.first + self._now.rows - 1
-            if file.positions == "last":
+            if file.positions == "last" or not {"token", *_SCORES} & {*file.axes}:
                 whole[...] = rows.reshape(whole.shape)
             elif isinstance(file.positions, tuple):
                 if last in file.positions:

@@ -50,17 +50,17 @@ class Sizes:
 
 def read_sizes(
     s: Settings, eps_key: str | float = "rms_norm_eps", nulls: tuple[str, ...] = _NULLS,
-    kv_heads: int | None = None, head_dim: int | None = None,
+    kv_heads: int | None = None, head_dim: int | None = None, layers: int | None = None,
 ) -> Sizes:  # fmt: skip
     """The dimensions, checked against each other; of an .apr the tensors fill what it lacks.
 
     ``eps_key``: what the norms' epsilon is called, or its value where it has no key; ``nulls``:
     which of ``head_dim`` and ``num_kv_heads`` may be null, for H/A and A. ``kv_heads``: those of a
     family whose files have no one key for them; 0: of config.json, as many as query heads.
-    ``head_dim``: where the family derives it, whatever its keys say.
+    ``head_dim`` and ``layers``: where the family derives them, whatever its keys say.
     """
     s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
-    layers, hidden = read_layers(s), s.integer("hidden_size")
+    layers, hidden = layers or read_layers(s), s.integer("hidden_size")
     heads = s.integer("num_heads")
     if head_dim is None:
         head_dim = _head_dim(s, hidden, heads, nulls)

@@ -119,6 +119,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "rms_norm_eps": (1e-12, 0.01),
     "layer_norm_eps": (1e-12, 0.01),
     "norm_eps": (1e-12, 0.01),
+    "mixer_rms_eps": (1e-12, 0.01),
     "score_softcap": (1e-6, 1e9),
     "logit_softcap": (1e-6, 1e9),
     "attn_scale": (1e-9, 1e9),

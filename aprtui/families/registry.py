@@ -127,6 +127,16 @@ _OURS = (
         ("granitehybrid",),
     ),
     Row("bamba", "aprtui.families.bamba", ("bamba",)),
+    Row(
+        "nemotron_h",
+        "aprtui.families.nemotron_h",
+        ("nemotron_h",),
+        ("nemotron_h", "nemotron_h_moe"),
+    ),
+    Row("mamba", "aprtui.families.mamba", ("mamba",), ("mamba",)),
+    Row("falcon_mamba", "aprtui.families.falcon_mamba", ("falcon_mamba",)),
+    Row("jamba", "aprtui.families.jamba", ("jamba",), ("jamba",)),
+    Row("falcon_h1", "aprtui.families.falcon_h1", ("falcon_h1",), ("falcon-h1",)),
     Row("qwen3_next", "aprtui.families.qwen3_next", ("qwen3_next",), ("qwen3next",)),
     Row("qwen3_5", "aprtui.families.qwen3_5", ("qwen3_5_text",), ("qwen35",), text_of=("qwen3_5",)),
     Row(

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["EVENTS", "LAYER_FOLDER", "MANIFEST", "StageKey", "key_of", "relative_path"]
+__all__ = [
+    "EVENTS",
+    "LAYER_FOLDER",
+    "MANIFEST",
+    "StageKey",
+    "key_of",
+    "prompts_in",
+    "relative_path",
+]
 
 MANIFEST = "trace.json"
 EVENTS = "events.jsonl"
 LAYER_FOLDER = re.compile(r"layer-(0|[1-9][0-9]{0,8})")
+_PROMPT = re.compile(r"prompt-([1-9][0-9]{0,8})")
 _STAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -44,3 +54,15 @@ def key_of(relative: str) -> StageKey | None:
 def _layer_of(folder: str) -> int | None:
     match = LAYER_FOLDER.fullmatch(folder)
     return int(match[1]) if match else None
+
+
+def prompts_in(folder: Path) -> dict[str, Path]:
+    """The traces that ``aprtui trace --prompts`` wrote there, by name, in order; empty for none."""
+    if not folder.is_dir() or (folder / MANIFEST).exists() or (folder / EVENTS).exists():
+        return {}
+    found = {
+        int(name[1]): each
+        for each in folder.iterdir()
+        if (name := _PROMPT.fullmatch(each.name)) and each.is_dir()
+    }
+    return {found[number].name: found[number] for number in sorted(found)}

@@ -70,6 +70,7 @@ _NO_LAUREL = "the model has no residual of low rank"
 _NO_LATENT = "the attention has no latent of low rank"
 _STATES = ("token", "state_head", "channel")
 _NO_SCAN = "no layer is a scan"
+_NO_CHANNELS = "no layer is a scan of single channels, or has this norm"
 _NO_CONV = "no layer is a short convolution"
 _NO_DELTA = "no layer has a delta rule"
 _NO_PER_LAYER = "the layers have no embedding of their own"
@@ -157,14 +158,26 @@ STAGES: tuple[Stage, ...] = (
     Stage("delta_norm", "dnm", _STATES, "the rule's output, normalised and gated", _NO_DELTA),
     Stage("ssm_in", "sin", _WIDE, "gate, what is scanned, its keys, and steps", _NO_SCAN),
     Stage("ssm_conv", "scv", _WIDE, "what is scanned after the causal convolution", _NO_SCAN),
+    Stage("ssm_low", "slo", _WIDE, "latent of the steps", _NO_CHANNELS),
+    Stage("ssm_low_norm", "sln", _WIDE, "latent of the steps, normalised", _NO_CHANNELS),
+    Stage("ssm_b", "sb", _WIDE, "by what each token is written into the states", _NO_CHANNELS),
+    Stage("ssm_b_norm", "sbn", _WIDE, "the same, normalised", _NO_CHANNELS),
+    Stage("ssm_c", "sc", _WIDE, "by what each token reads the states", _NO_CHANNELS),
+    Stage("ssm_c_norm", "scn", _WIDE, "the same, normalised", _NO_CHANNELS),
     Stage("ssm_dt", "sdt", ("token", "state_head"), "how far the state goes at each token",
           _NO_SCAN),
     Stage("ssm_scan", "ssc", _STATES, "what the scan reads of its state, and what it skips",
           _NO_SCAN),
     Stage("ssm_state", "sst", ("state_head", "row", "channel"), "the state behind the last token",
           _NO_SCAN),
+    Stage("ssm_gated", "s*g", _WIDE, "the scan's output times its gate",
+          "the scan's gate is part of its norm, or no layer is a scan"),
     Stage("ssm_norm", "snm", _WIDE, "the scan's output, gated and normalised", _NO_SCAN),
+    Stage("ssm_out", "so", _HIDDEN, "the scan's output projection, where attention stands beside",
+          "no layer has both a scan and attention"),
     Stage("attn_out", "out", _HIDDEN, "after the output projection and its bias"),
+    Stage("mixer_out", "mix", _HIDDEN, "attention's output plus the scan's",
+          "no layer has both a scan and attention"),
     Stage("attn_post_norm", "apn", _HIDDEN, "the attention branch normalised before it is added",
           _NO_POST_NORM),
     Stage("post_attn_residual", "+re", _HIDDEN, "hidden after adding the attention branch",

@@ -110,6 +110,9 @@ class AprtuiApp(App[int]):
             self.go("opening", lambda: OpeningScreen(path))
         elif len(self.opened) == 2 and self.opened[0].kind == "model":
             self.open_models(self.opened[0].path, self.opened[1].path)
+        elif len(self.opened) > 2 or (len(self.opened) == 2 and self.opened[0].kind == "prompts"):
+            self._under_dumps()
+            self.open_matrix(tuple(one.path for one in self.opened))
         elif len(self.opened) == 2:
             self._under_dumps()
             self.open_diff(self.opened[0].path, self.opened[1].path)
@@ -130,6 +133,10 @@ class AprtuiApp(App[int]):
             self.open_diff(opened.path / "cpu", opened.path / "gpu")
         elif opened.kind == "model":
             self.open_model(opened.path)
+        elif opened.kind == "results":
+            self.jump(Jump("results", (opened.path,)))
+        elif opened.kind == "prompts":
+            self.jump(Jump("home", (opened.path,)))
         elif opened.kind == "dump":
             self.open_import(opened.path, self.open_browse)
         else:
@@ -193,7 +200,7 @@ class AprtuiApp(App[int]):
 
     def action_cycle_mode(self, step: int) -> None:
         """The next of the modes that are open."""
-        order = [mode for mode in ("home", *MODES) if mode in self._trail]
+        order = [mode for mode in ("home", *MODES, "matrix") if mode in self._trail]
         if len(order) < 2:
             self.say(f"only {self.current_mode.capitalize()} is open: there is no other to go to")
             return
@@ -307,7 +314,9 @@ class AprtuiApp(App[int]):
 
     def _open_jump(self, to: Jump) -> None:
         """A new screen in its mode; over one that a jump opened it takes that one's place."""
-        mode = {"pair": "diff", "bisect": "diff", "models": "model"}.get(to.screen, to.screen)
+        mode = {"pair": "diff", "bisect": "diff", "models": "model", "results": "matrix"}.get(
+            to.screen, to.screen
+        )
         left = self.current_mode
 
         def made() -> BaseScreen:
@@ -326,9 +335,15 @@ class AprtuiApp(App[int]):
         from aprtui.tui.screens.browse import BrowseScreen
         from aprtui.tui.screens.diff import DiffScreen
         from aprtui.tui.screens.home import HomeScreen
+        from aprtui.tui.screens.matrix import MatrixScreen
         from aprtui.tui.screens.model import ModelScreen
         from aprtui.tui.screens.models import ModelsScreen
+        from aprtui.tui.screens.results import ResultsScreen
 
+        if to.screen == "results":
+            return ResultsScreen(to.paths[0])
+        if to.screen == "matrix":
+            return MatrixScreen(to.paths, self.model, to)
         if to.screen == "browse":
             return BrowseScreen(to.paths[0], to.key, self.model)
         if to.screen == "model":
@@ -426,6 +441,18 @@ class AprtuiApp(App[int]):
             return
 
         self.go("diff", lambda: DiffScreen(a, b, self.model))
+
+    def open_matrix(self, paths: tuple[Path, ...]) -> None:
+        """Traces against the first of them, or folders of prompts; a dump is imported first."""
+        from aprtui.captures.opening import is_dump
+        from aprtui.tui.screens.matrix import MatrixScreen
+
+        at = next((number for number, path in enumerate(paths) if is_dump(path)), None)
+        if at is not None:
+            others = paths[:at], paths[at + 1 :]
+            self.open_import(paths[at], lambda t: self.open_matrix((*others[0], t, *others[1])))
+            return
+        self.go("matrix", lambda: MatrixScreen(paths, self.model))
 
     def open_model(self, path: Path) -> None:
         """Show a model."""

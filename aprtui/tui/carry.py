@@ -14,6 +14,7 @@ from textual.app import App
 
 from aprtui.errors import AprtuiError
 from aprtui.formats.atomic import whole_file
+from aprtui.state import cache_folder
 from aprtui.text import clean, size
 from aprtui.tui.stage_table import StageTable
 
@@ -22,8 +23,7 @@ __all__ = ["clipboard_file", "copy", "export", "export_pair", "export_rows"]
 
 def clipboard_file() -> Path:
     """Where copied text also goes, for terminals that refuse OSC 52."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "aprtui" / "clipboard"
+    return cache_folder() / "clipboard"
 
 
 def copy(app: App[int], text: str) -> str:

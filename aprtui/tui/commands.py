@@ -119,4 +119,4 @@ class KeyCommands(Provider):
 
     async def _do(self, key: Key) -> None:
         space = self.app if key.where == "anywhere" else self.screen
-        await self.app.run_action(key.action, space)
+        await self.app.run_action(key.call, space)

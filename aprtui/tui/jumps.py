@@ -19,8 +19,8 @@ MOST = 200
 class Jump:
     """A place: a kind of ``screen`` over ``paths``, and the stage or the tensor on it.
 
-    ``screen``: "home", "browse", "diff", "pair", "bisect", "model" or "models". A stage on the
-    Model screen stands for the weight that it reads.
+    ``screen``: "home", "browse", "diff", "pair", "bisect", "model", "models", "matrix" (many
+    traces) or "results" (a sweep's). A stage on the Model screen stands for the weight it reads.
     """
 
     screen: str

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from textual.binding import Binding
 
+from aprtui.tui.panes import PANES, places_of
+
 __all__ = ["KEYS", "PLACES", "Key", "bindings", "keys_at", "markdown", "remapped", "shown"]
 
 
@@ -25,17 +27,29 @@ class Key:
     label: str
     description: str
 
+    @property
+    def call(self) -> str:
+        """The action as a screen runs it: one of a pane's place is run on the pane."""
+        _, colon, pane = self.where.partition(":")
+        return f"of_pane({pane!r}, {self.action!r})" if colon else self.action
+
+
+def _number_keys(mode: str, id: str) -> tuple[Key, ...]:
+    """The key of each pane of a screen: its number."""
+    return tuple(
+        Key(f"{id}-{number}", (str(number),), f"pane({row.name!r})", mode, "", row.about)
+        for number, row in enumerate(PANES[mode], 1)
+    )
+
 
 # The places in the order of the help screen, with what a person would call them.
 PLACES: dict[str, str] = {
     "anywhere": "Anywhere",
     "move": "Lists and grids",
     "browse": "Browse",
-    "values": "Browse: values",
-    "histogram": "Browse: histogram",
-    "heatmap": "Browse: heatmap",
-    "tokens": "Browse: tokens",
+    **places_of("browse"),
     "model": "Model",
+    **places_of("model"),
     "models": "Two models",
     "trace": "Trace",
     "leave": "Leaving a running trace",
@@ -43,6 +57,9 @@ PLACES: dict[str, str] = {
     "diff": "Diff",
     "pair": "Diff: one pair",
     "bisect": "Diff: local error",
+    "matrix": "Matrix",
+    "many": "Matrix: many traces",
+    "results": "Matrix: a sweep",
     "sides": "A stage, on every screen that shows one",
     "home": "Home",
 }
@@ -76,12 +93,7 @@ KEYS: tuple[Key, ...] = (
     Key("line-end", ("$",), "line_end", "move", "", "last column"),
     Key("open", ("enter",), "open", "move", "open", "open, or fold"),
 
-    Key("pane-1", ("1",), "pane('header')", "browse", "", "Header: bytes decoded, size, manifest"),
-    Key("pane-2", ("2",), "pane('values')", "browse", "", "Values: positions by channels"),
-    Key("pane-3", ("3",), "pane('histogram')", "browse", "", "Histogram"),
-    Key("pane-4", ("4",), "pane('heatmap')", "browse", "", "Heatmap: positions by channels"),
-    Key("pane-5", ("5",), "pane('stats')", "browse", "", "Stats: numbers, outlier channels"),
-    Key("pane-6", ("6",), "pane('tokens')", "browse", "", "Tokens: what each position would say"),
+    *_number_keys("browse", "pane"),
     Key("browse-focus", ("tab",), "focus_pane", "browse", "pane", "tree to pane and back"),
     Key("browse-filter", ("/",), "filter", "browse", "filter", "show only stages whose name has…"),
     Key("next-match", ("n",), "next_match(1)", "browse", "",
@@ -98,28 +110,30 @@ KEYS: tuple[Key, ...] = (
     Key("browse-stop", ("x",), "stop_running", "browse", "", "stop the trace that runs here"),
     Key("pause", ("space",), "pause", "browse", "", "stop and go on following a growing trace"),
 
-    Key("maximum", ("m",), "maximum", "values", "max", "to the largest |x|"),
-    Key("next-nonfinite", ("i",), "next_nonfinite", "values", "NaN", "to the next NaN or Inf"),
-    Key("values-go", (":",), "app.command_palette", "values", "go to",
+    Key("maximum", ("m",), "maximum", "browse:values", "max", "to the largest |x|"),
+    Key("next-nonfinite", ("i",), "next_nonfinite", "browse:values", "NaN",
+        "to the next NaN or Inf"),
+    Key("values-pass", ("p",), "pass(1)", "browse:values", "pass",
+        "to the first row of the next pass, where the trace came in several"),
+    Key("values-pass-back", ("P",), "pass(-1)", "browse:values", "", "of the pass before"),
+    Key("values-go", (":",), "app.command_palette", "browse:values", "go to",
         "4,301 goes to position 4, channel 301"),
 
-    Key("range", ("c",), "range", "histogram", "range", "range: clipped, symmetric-log, full"),
-    Key("counts", ("L",), "counts", "histogram", "log", "counts: logarithmic or linear"),
-    Key("slice-axis", ("a",), "slice_axis", "histogram", "axis", "slice by another axis"),
-    Key("slice-next", ("p",), "slice(1)", "histogram", "slice", "next position, head or channel"),
-    Key("slice-previous", ("P",), "slice(-1)", "histogram", "", "the one before"),
+    Key("range", ("c",), "range", "browse:histogram", "range",
+        "range: clipped, symmetric-log, full"),
+    Key("counts", ("L",), "counts", "browse:histogram", "log", "counts: logarithmic or linear"),
+    Key("slice-axis", ("a",), "slice_axis", "browse:histogram", "axis", "slice by another axis"),
+    Key("slice-next", ("p",), "slice(1)", "browse:histogram", "slice",
+        "next position, head or channel"),
+    Key("slice-previous", ("P",), "slice(-1)", "browse:histogram", "", "the one before"),
 
-    Key("reduce", ("c",), "reduce", "heatmap", "max/mean", "a cell shows max or mean of |x|"),
+    Key("reduce", ("c",), "reduce", "browse:heatmap", "max/mean",
+        "a cell shows max or mean of |x|"),
 
-    Key("tokens-model", ("o",), "ask_model", "tokens", "model…", "read tokens with another model"),
+    Key("tokens-model", ("o",), "screen.ask_model", "browse:tokens", "model…",
+        "read tokens with another model"),
 
-    Key("model-pane-1", ("1",), "pane('tensor')", "model", "", "Tensor: facts, values, histogram"),
-    Key("model-pane-2", ("2",), "pane('header')", "model", "",
-        "Header: every field decoded, files, all that is odd"),
-    Key("model-pane-3", ("3",), "pane('config')", "model", "", "Config: as the pass uses it"),
-    Key("model-pane-4", ("4",), "pane('metadata')", "model", "", "Metadata: every key of the file"),
-    Key("model-pane-5", ("5",), "pane('values')", "model", "",
-        "Values: rows by columns, the block and the scale of the one under the cursor"),
+    *_number_keys("model", "model-pane"),
     Key("trace-model", ("t",), "trace", "model", "trace", "trace this model"),
     Key("model-browse", ("b",), "browse", "model", "browse",
         "the stage that reads this tensor, where a trace of this model is open"),
@@ -141,12 +155,14 @@ KEYS: tuple[Key, ...] = (
     Key("models-copy", ("y",), "copy_value", "models", "", "copy what is known of the tensor"),
     Key("models-export", ("e",), "export", "models", "", "write the tensors shown to a .csv file"),
 
-    Key("run", ("r", "ctrl+r"), "run", "trace", "run", "start the trace"),
+    Key("run", ("r", "ctrl+r"), "run", "trace", "run", "start the trace, once its plan is made"),
     Key("edit", ("tab",), "edit", "trace", "edit", "the next field of the form"),
     Key("stop", ("x",), "stop", "trace", "stop", "stop; what is written stays"),
     Key("trace-pause", ("space",), "pause", "trace", "pause", "pause the display, not the trace"),
     Key("trace-log", ("o",), "log", "trace", "log", "the engine's log"),
     Key("trace-browse", ("b",), "browse", "trace", "browse", "browse what is written"),
+    Key("trace-diff", ("d",), "diff", "trace", "diff",
+        "this trace and the one that it is held against, in Diff"),
 
     Key("leave-stop", ("s", "ctrl+q"), "answer('stop')", "leave", "stop",
         "stop it, then close; what is written stays"),
@@ -177,6 +193,9 @@ KEYS: tuple[Key, ...] = (
     Key("diff-diff", ("d",), "diff_with", "diff", "diff with…", "compare A with another trace"),
     Key("other-prompts", ("i",), "ignore_tokens", "diff", "",
         "compare although the prompts differ"),
+    Key("diff-pass", ("p",), "pass(1)", "diff", "pass",
+        "only the rows of the next pass (a chunk, a decode step), then all again"),
+    Key("diff-pass-back", ("P",), "pass(-1)", "diff", "", "of the pass before"),
     Key("local-error", ("v",), "local_error", "diff", "", "drift or local error"),
     Key("diff-pause", ("space",), "pause", "diff", "", "stop and go on following growing traces"),
 
@@ -206,6 +225,31 @@ KEYS: tuple[Key, ...] = (
     Key("pair-next", ("n",), "step(1)", "pair", "next", "next pair in order of computation"),
     Key("pair-previous", ("N",), "step(-1)", "pair", "", "the pair before"),
 
+    Key("matrix-next", ("n",), "next(1)", "matrix", "next", "next in this column that is wrong"),
+    Key("matrix-previous", ("N",), "next(-1)", "matrix", "", "the one before"),
+    Key("matrix-filter", ("/",), "filter", "matrix", "filter",
+        "show only some rows: ffn, layer 3, 3..6, differs"),
+    Key("matrix-sort", ("s",), "sort", "matrix", "sort", "rows as they come, or the worst first"),
+    Key("matrix-zoom", ("z",), "zoom", "matrix", "zoom", "the matrix alone, and back"),
+    Key("matrix-copy", ("y",), "copy_value", "matrix", "", "copy what the cell says"),
+    Key("matrix-export", ("e",), "export", "matrix", "", "write the rows shown to a .csv file"),
+
+    Key("many-first", ("f",), "first", "many", "first", "where this column first parts"),
+    Key("many-metric", ("m",), "metric(1)", "many", "metric",
+        "next: max_abs, rms, cosine, rel_l2"),
+    Key("many-metric-back", ("M",), "metric(-1)", "many", "", "the metric before"),
+    Key("many-diff", ("d",), "open_diff", "many", "diff", "this column's two traces in Diff"),
+    Key("many-copy-path", ("Y",), "copy_path", "many", "", "copy the path of B's file"),
+    Key("many-again", ("r",), "again", "many", "", "read and compare all again"),
+    Key("many-prompts", ("i",), "ignore_tokens", "many", "",
+        "compare although the prompts differ"),
+    Key("many-pause", ("space",), "pause", "many", "",
+        "stop and go on following growing traces"),
+
+    Key("results-layout", ("a",), "layout", "results", "axes", "other axes down and across"),
+    Key("results-pause", ("space",), "pause", "results", "",
+        "stop and go on following a sweep that runs"),
+
     Key("side-a", ("A",), "side(0)", "sides", "in Browse", "this stage of A in Browse"),
     Key("side-b", ("B",), "side(1)", "sides", "in Browse", "this stage of B in Browse"),
     Key("weight", ("W",), "weight", "sides", "weight", "the weight that the stage reads, in Model"),
@@ -214,8 +258,8 @@ KEYS: tuple[Key, ...] = (
     Key("home-sort", ("s",), "sort", "home", "sort", "the newest first, or by name"),
     Key("home-open", ("o",), "open_other", "home", "open…", "open another folder or file"),
     Key("home-diff", ("d",), "diff_with", "home", "diff",
-        "compare the two that are marked, or this one with another"),
-    Key("home-mark", ("space",), "mark", "home", "mark", "mark it; d compares two that are marked"),
+        "compare those that are marked (three or more: a matrix), or this one with another"),
+    Key("home-mark", ("space",), "mark", "home", "mark", "mark it; d compares what is marked"),
     Key("home-trace", ("t",), "trace", "home", "trace", "trace this model"),
     Key("home-rename", ("R",), "rename", "home", "rename", "give this trace another name"),
     Key("home-delete", ("D",), "delete", "home", "delete", "delete this trace, after a question"),
@@ -253,7 +297,7 @@ def bindings(*places: str) -> list[Binding]:
     return [
         Binding(
             ",".join(key.keys),
-            key.action,
+            key.call,
             key.description,
             show=bool(key.label),
             id=key.id,

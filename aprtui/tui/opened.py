@@ -10,8 +10,8 @@ __all__ = ["Opened"]
 
 @dataclass(frozen=True)
 class Opened:
-    """``kind``: "model", "trace", "stage", "per-op", "dump" (another tool's), or "folder" before
-    anybody looked into it."""
+    """``kind``: "model", "trace", "stage", "per-op", "dump" (another tool's), "prompts" (a trace
+    for each of several), "results" (a sweep's), or "folder" before anybody looked into it."""
 
     kind: str
     path: Path

@@ -9,6 +9,7 @@ from aprtui.compare.opening import open_capture
 from aprtui.errors import BadFileError
 from aprtui.formats.aprt import MAGIC
 from aprtui.formats.files import first_bytes
+from aprtui.formats.layout import prompts_in
 from aprtui.formats.locate import holds_model
 from aprtui.formats.perop import is_per_op_side
 from aprtui.formats.rows import Rows
@@ -22,6 +23,7 @@ from aprtui.formats.tracedir import (
     holds_stage_files,
     key_of,
 )
+from aprtui.sweep.results import holds_results
 from aprtui.text import clean
 from aprtui.tui.opened import Opened
 
@@ -57,10 +59,14 @@ def _folder_kind(path: Path) -> str:
         return "trace"
     if (path / MANIFEST).is_file() or (path / EVENTS).is_file() or holds_stage_files(path):
         return "trace"
+    if holds_results(path):
+        return "results"
     if is_dump(path):
         return "dump"
     if holds_model(path):
         return "model"
+    if prompts_in(path):
+        return "prompts"
     return "trace"  # opening it says what is missing
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from aprtui.cli.main import main
-from aprtui.cli.verify import Verified, _sentence
+from aprtui.cli.verify import _sentence
+from aprtui.compare.verified import Verified
 from aprtui.engine import adapters
 from aprtui.engine.adapters import Put, Ran
 from aprtui.engine.plan import Plan
@@ -181,6 +182,21 @@ def test_every_path_of_every_engine_is_the_same(
     assert (engine["name"], engine["verdict"]) == ("aprtui", "same")
     assert [way["name"] for way in engine["ways"]] == ["chunked", "decoded", "batched"]
     assert all(way["tokens"] == 11 and not way["alone"] for way in engine["ways"])
+
+
+def test_a_batch_is_padded_so_that_what_padding_changes_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers' lfm2 masks padded rows before a projection, whose bias moves them again."""
+    save_tiny(TINY["lfm2"], tmp_path / "model")
+    options = ["--tokens", "3,14,25,36,47,58,69,80", "--paths", "--engines", "hf"]
+    assert main(["verify", str(tmp_path / "model"), *options]) == 1
+    told = capsys.readouterr().out
+    assert "batched  differs: parts first at layer-0/conv, positions 0-1 (pass 0)" in told
+    assert "is batched wrong by itself? --output DIR keeps it to bisect" in told
+    assert main(["verify", str(tmp_path / "model"), *options, "-o", str(tmp_path / "kept")]) == 1
+    told = capsys.readouterr().out
+    assert f"aprtui bisect {tmp_path}/kept/hf/batched/prompt-1" in told
 
 
 def test_steps_without_paths_are_refused(qwen2: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 CASES = {**{name: (name, {}) for name in TINY}, **VARIANTS}
 
 
-_WITHOUT_EMBEDDING = {"mamba2"}  # transformers' hidden states begin behind the first layer
+_WITHOUT_EMBEDDING = {
+    "mamba",
+    "mamba2",
+    "falcon_mamba",
+}  # transformers' hidden states begin behind the first layer
 
 
 def assert_near(found: Path, expected: torch.Tensor) -> None:

@@ -61,9 +61,10 @@ def apart(a: TraceDir, b: TraceDir) -> list[str]:
     ]
 
 
-FAMILIES = ("qwen2", "gemma3", "mixtral", "qwen2moe", "gpt_oss", "llama4", "cohere2", "apertus")
-"""Sliding windows, chunks, sinks, experts, shared experts, NoPE layers, caps and xIELU. The others
-are tried with APRTUI_ALL_FAMILIES=1."""
+FAMILIES = ("qwen2", "gemma3", "mixtral", "qwen2moe", "gpt_oss", "llama4", "cohere2", "apertus",
+            "lfm2", "mamba2", "qwen3_5")  # fmt: skip
+"""Sliding windows, chunks, sinks, experts, shared experts, NoPE layers, caps and xIELU; short
+convolutions, scans, delta rules. The others are tried with APRTUI_ALL_FAMILIES=1."""
 TRIED = tuple(TINY) if os.environ.get("APRTUI_ALL_FAMILIES") else FAMILIES
 
 
@@ -87,7 +88,7 @@ def test_where_rope_changes_with_the_prompt_it_is_said(tmp_path: Path) -> None:
     assert not any(said in note for note in once.manifest["notes"])
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen2moe", "gemma3"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen2moe", "gemma3", "lfm2", "bamba", "qwen3_5"])
 def test_decoded_rows_have_the_bits_of_one_pass_and_the_tokens_of_transformers(
     family: str, tmp_path: Path
 ) -> None:
@@ -104,7 +105,7 @@ def test_decoded_rows_have_the_bits_of_one_pass_and_the_tokens_of_transformers(
     assert tuple(out[0].tolist()) == decoded.token_ids
 
 
-@pytest.mark.parametrize("family", ["qwen2", "mixtral"])
+@pytest.mark.parametrize("family", ["qwen2", "mixtral", "qwen3_5"])
 def test_a_batch_has_the_bits_of_each_sequence_alone(family: str, tmp_path: Path) -> None:
     model = saved(family, tmp_path / "model")
     job = TraceJob(model=str(model), directory=str(tmp_path / "b"), logits="all", steps=3)
@@ -244,10 +245,6 @@ def test_what_cannot_come_in_passes_is_refused_before_anything_is_computed(
     model = saved("gpt2", tmp_path / "learned")
     longest = open_model(model).graph.longest
     assert longest is not None
-    for family in ("qwen3_next", "lfm2", "mamba2"):
-        save_tiny(TINY[family], tmp_path / family)
-        with pytest.raises(UsageError, match="carries a state along its tokens"):
-            make_plan(TraceJob(str(tmp_path / family), tokens=(1, 2, 3), chunk=2))
     with pytest.raises(
         UsageError, match=f", 2 steps behind it, and the model has learned {longest}"
     ):

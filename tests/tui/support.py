@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 os.environ["TEXTUAL_ANIMATIONS"] = "none"
 
@@ -17,18 +18,23 @@ import numpy.typing as npt
 from textual.pilot import Pilot
 from textual.worker import WorkerCancelled
 
+from aprtui.compare.bisection import Bisection, Culprit, Explained, Unmeasured
+from aprtui.compare.causes import causes_of
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import EVENTS, SCHEMA, write_manifest
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.screens.paned import PanedScreen
 from aprtui.tui.source import kind_of
+from aprtui.tui.widgets.pane import Pane
 
 __all__ = [
-    "assert_frame", "fake_engine", "frame", "growing_trace", "opened", "press", "screen", "settle",
-    "small_trace", "until",
+    "assert_frame", "bisection", "fake_engine", "frame", "growing_trace", "opened", "pane", "press",
+    "screen", "settle", "small_trace", "until",
 ]  # fmt: skip
 
 WIDE, NARROW = (120, 40), (80, 24)
+P = TypeVar("P", bound=Pane[Any])
 _FRAMES = Path(__file__).parent / "frames"
 
 
@@ -59,6 +65,13 @@ def screen(pilot: Pilot[int]) -> BaseScreen:
     found = pilot.app.screen
     assert isinstance(found, BaseScreen)
     return found
+
+
+def pane(pilot: Pilot[int], kind: type[P]) -> P:
+    """The pane of that class on the screen that is seen."""
+    found = screen(pilot)
+    assert isinstance(found, PanedScreen)
+    return next(each for each in found.panes.values() if isinstance(each, kind))
 
 
 async def settle(pilot: Pilot[int]) -> None:
@@ -129,6 +142,19 @@ def growing_trace(root: Path, *, layers: int = 2, files: int = 75) -> Path:
     small_trace(root, layers=layers, manifest=False)
     (root / EVENTS).write_text(json.dumps(plan) + "\n", encoding="utf-8")
     return root
+
+
+def bisection(
+    culprits: tuple[Culprit, ...],
+    explained: tuple[Explained, ...],
+    unmeasured: tuple[Unmeasured, ...],
+    *notes: str,
+) -> Bisection:
+    """What a replay of three tokens found."""
+    causes = causes_of(culprits, ())
+    return Bisection(
+        culprits, explained, unmeasured, None, (1e-5, 1e-4), 3, "given", notes, causes=causes
+    )
 
 
 def fake_engine(folder: Path, body: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.measuring import look_at, stated
 from aprtui.tui.stage_table import table_of
 from aprtui.tui.widgets.lines import whole_fields
+from aprtui.tui.widgets.values_pane import ValuesPane
 from tests.support import FIXTURES, needs_fixtures
 from tests.tui.support import (
     NARROW,
@@ -23,6 +24,7 @@ from tests.tui.support import (
     frame,
     growing_trace,
     opened,
+    pane,
     press,
     screen,
     settle,
@@ -85,10 +87,10 @@ async def test_values_jump_to_a_place_the_maximum_and_a_nan(tmp_path: Path) -> N
         browse = screen(pilot)
         assert isinstance(browse, BrowseScreen)
         await press(pilot, "2", "tab", "m")
-        assert (browse.values.grid.row, browse.values.grid.column) == (1, 5)
+        assert (pane(pilot, ValuesPane).grid.row, pane(pilot, ValuesPane).grid.column) == (1, 5)
         assert "(1, 5)" in frame(pilot) and "-9.0" in frame(pilot)
         await press(pilot, "i")
-        assert (browse.values.grid.row, browse.values.grid.column) == (2, 7)
+        assert (pane(pilot, ValuesPane).grid.row, pane(pilot, ValuesPane).grid.column) == (2, 7)
         browse.jump("0,3")
         assert "(0, 3)" in await press(pilot, "l", "h")
         browse.jump("9,3")

@@ -102,7 +102,8 @@ async def test_two_that_are_marked_are_compared_and_the_verdict_is_told(tmp_path
         await press(pilot, "q")
         await until(pilot, "within bar")
         await on(pilot, "three")
-        assert "3 are marked: d compares two" in await press(pilot, "space", "d")
+        assert "A two with one, three" in await press(pilot, "space", "d")
+        await press(pilot, "q")
         assert " 3 marked" not in await press(pilot, "q")
 
 

@@ -8,15 +8,19 @@ import pytest
 
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.keys import KEYS, PLACES, bindings, markdown
+from aprtui.tui.panes import PANES, place_of
 from aprtui.tui.screens.bisect import BisectScreen
 from aprtui.tui.screens.browse import BrowseScreen
+from aprtui.tui.screens.cells import CellsScreen
 from aprtui.tui.screens.diff import DiffScreen
 from aprtui.tui.screens.home import HomeScreen
 from aprtui.tui.screens.importing import ImportScreen
 from aprtui.tui.screens.leave import LeaveScreen
+from aprtui.tui.screens.matrix import MatrixScreen
 from aprtui.tui.screens.model import ModelScreen
 from aprtui.tui.screens.models import ModelsScreen
 from aprtui.tui.screens.pair import PairScreen
+from aprtui.tui.screens.results import ResultsScreen
 from aprtui.tui.screens.trace import TraceScreen
 from aprtui.tui.widgets.lines import RowList
 from aprtui.tui.widgets.stage_grid import StageGrid
@@ -26,10 +30,6 @@ OWNERS: dict[str, tuple[type, ...]] = {
     "anywhere": (AprtuiApp,),
     "move": (RowList, ValueGrid, StageGrid),
     "browse": (BrowseScreen,),
-    "values": (BrowseScreen,),
-    "histogram": (BrowseScreen,),
-    "heatmap": (BrowseScreen,),
-    "tokens": (BrowseScreen,),
     "model": (ModelScreen,),
     "models": (ModelsScreen,),
     "trace": (TraceScreen,),
@@ -38,13 +38,16 @@ OWNERS: dict[str, tuple[type, ...]] = {
     "diff": (DiffScreen,),
     "pair": (PairScreen,),
     "bisect": (BisectScreen,),
-    "sides": (DiffScreen, BisectScreen, PairScreen, BrowseScreen),
+    "matrix": (CellsScreen,),
+    "many": (MatrixScreen,),
+    "results": (ResultsScreen,),
+    "sides": (MatrixScreen, DiffScreen, BisectScreen, PairScreen, BrowseScreen),
     "home": (HomeScreen,),
-}
+} | {place_of(mode, row.name): (row.load(),) for mode, rows in PANES.items() for row in rows}
 
 
 # What has keys of its own over the app's: a question, and numbers that the palette goes to.
-ASKING = ("leave", "values", "pair", "import")
+ASKING = ("leave", "browse:values", "pair", "import")
 
 
 def test_ids_are_unique_and_places_are_known() -> None:
@@ -56,10 +59,14 @@ def test_ids_are_unique_and_places_are_known() -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_no_key_means_two_things_in_one_place(place: str) -> None:
     together = {place, "anywhere"} - ({"anywhere"} if place in ASKING else set())
-    if place in ("values", "histogram", "heatmap", "tokens"):
-        together |= {"browse", "sides"}
-    if place in ("browse", "diff", "pair", "bisect"):
+    screen = place.partition(":")[0]
+    together.add(screen)
+    if screen in ("browse", "diff", "pair", "bisect", "matrix"):
         together.add("sides")
+    if place == "results":
+        together.add("matrix")
+    if place == "many":
+        together |= {"matrix", "sides"}
     keys = [name for key in KEYS if key.where in together for name in key.keys]
     assert len(set(keys)) == len(keys)
 
@@ -68,7 +75,9 @@ def test_no_key_means_two_things_in_one_place(place: str) -> None:
 def test_every_action_is_there(key) -> None:  # type: ignore[no-untyped-def]
     name = key.action.partition("(")[0]
     owners = (AprtuiApp,) if name.startswith("app.") else OWNERS[key.where]
-    name = name.removeprefix("app.")
+    if name.startswith("screen."):
+        owners = OWNERS[key.where.partition(":")[0]]
+    name = name.rpartition(".")[2]
     for owner in owners:
         assert hasattr(owner, f"action_{name}"), f"{owner.__name__} has no action_{name}"
 
@@ -80,7 +89,8 @@ def test_no_key_that_tmux_or_a_terminal_takes_is_the_only_way() -> None:
 
 
 def test_bindings_carry_ids_so_that_a_config_can_remap_them() -> None:
-    assert [b.id for b in bindings("values")] == ["maximum", "next-nonfinite", "values-go"]
+    ids = ["maximum", "next-nonfinite", "values-pass", "values-pass-back", "values-go"]
+    assert [b.id for b in bindings("browse:values")] == ids
 
 
 def test_the_readme_table_names_every_key() -> None:

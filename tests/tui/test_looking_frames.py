@@ -19,7 +19,7 @@ from aprtui.formats.tracedir import SCHEMA, write_manifest
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.client import TraceClient
 from aprtui.tui.opened import Opened
-from aprtui.tui.screens.browse import PANES
+from aprtui.tui.panes import PANES
 from aprtui.tui.screens.trace import TraceScreen
 from tests.tui.support import (
     NARROW,
@@ -37,6 +37,7 @@ from tests.unit.gguf_writer import Tensor, array_of, gguf_bytes, key, text
 
 sizes = pytest.mark.parametrize("size", [WIDE, NARROW])
 Size = tuple[int, int]
+BROWSE = [row.name for row in PANES["browse"]]
 
 
 class Held:
@@ -152,7 +153,7 @@ async def test_a_layer_of_a_model(here: Path, size: Size) -> None:
 async def test_a_weight_whose_values_are_being_read(
     here: Path, size: Size, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Held(monkeypatch, "aprtui.tui.screens.model.look_at_weight")
+    held = Held(monkeypatch, "aprtui.tui.widgets.tensor_pane.look_at_weight")
     async with _started(Opened("model", small_model(here / "small.gguf")), size) as pilot:
         await until(pilot, "reading values")
         assert_frame(pilot, "model-tensor-loading")
@@ -272,7 +273,7 @@ async def test_a_folder_that_holds_no_trace(here: Path, size: Size) -> None:
 
 
 def numbered(pane: str) -> str:
-    return str(1 + PANES.index(pane))
+    return str(1 + BROWSE.index(pane))
 
 
 def told_trace(root: Path) -> Path:
@@ -302,7 +303,7 @@ def told_trace(root: Path) -> Path:
 
 
 @sizes
-@pytest.mark.parametrize("pane", PANES)
+@pytest.mark.parametrize("pane", BROWSE)
 async def test_a_pane(here: Path, size: Size, pane: str) -> None:
     async with opened(told_trace(here / "t"), size=size) as pilot:
         await press(pilot, *("G" if pane == "tokens" else ""), numbered(pane))
@@ -310,7 +311,7 @@ async def test_a_pane(here: Path, size: Size, pane: str) -> None:
 
 
 @sizes
-@pytest.mark.parametrize("pane", PANES)
+@pytest.mark.parametrize("pane", BROWSE)
 async def test_a_pane_of_a_damaged_file(here: Path, size: Size, pane: str) -> None:
     trace = small_trace(here / "t")
     path = trace / "layer-0" / "attn_norm.bin"
@@ -321,7 +322,7 @@ async def test_a_pane_of_a_damaged_file(here: Path, size: Size, pane: str) -> No
 
 
 @sizes
-@pytest.mark.parametrize("pane", PANES)
+@pytest.mark.parametrize("pane", BROWSE)
 async def test_a_pane_of_a_stage_without_values(here: Path, size: Size, pane: str) -> None:
     trace = small_trace(here / "t", manifest=False)
     write_stage(trace / "layer-0" / "attn_norm.bin", 0, np.zeros(0, dtype=np.float32))

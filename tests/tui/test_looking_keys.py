@@ -13,15 +13,29 @@ from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import StageKey
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.carry import clipboard_file
-from aprtui.tui.keys import Key, keys_at
-from aprtui.tui.screens.browse import PANES, BrowseScreen
+from aprtui.tui.keys import KEYS, Key, keys_at
+from aprtui.tui.panes import PANES, place_of
+from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.diff import DiffScreen
 from aprtui.tui.screens.model import ModelScreen
 from aprtui.tui.screens.models import ModelsScreen
 from aprtui.tui.screens.trace import TraceScreen
 from aprtui.tui.weight_sample import look_at_all, look_at_weight
+from aprtui.tui.widgets.model_facts_panes import MetadataPane
+from aprtui.tui.widgets.values_pane import ValuesPane
 from tests.support import FIXTURES, needs_fixtures
-from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle, small_trace, until
+from tests.tui.support import (
+    NARROW,
+    WIDE,
+    frame,
+    opened,
+    pane,
+    press,
+    screen,
+    settle,
+    small_trace,
+    until,
+)
 from tests.tui.test_looking_frames import small_model, told_trace
 
 _TEXTUAL = {"/": "slash", "?": "question_mark", "[": "left_square_bracket",
@@ -58,13 +72,14 @@ async def _press_all(pilot: Pilot[int], keys: tuple[Key, ...]) -> None:
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW])
-@pytest.mark.parametrize("pane", PANES)
+@pytest.mark.parametrize("name", [row.name for row in PANES["browse"]])
 async def test_every_key_of_browse_can_be_pressed_in_every_pane(
-    tmp_path: Path, size: tuple[int, int], pane: str
+    tmp_path: Path, size: tuple[int, int], name: str
 ) -> None:
     async with opened(told_trace(tmp_path / "t"), size=size) as pilot:
-        await press(pilot, str(1 + PANES.index(pane)), "tab")
-        await _press_all(pilot, (*keys_at(pane), *keys_at("move")))
+        number = next(key.keys[0] for key in KEYS if key.action == f"pane({name!r})")
+        await press(pilot, number, "tab")
+        await _press_all(pilot, (*keys_at(place_of("browse", name)), *keys_at("move")))
         await _press_all(pilot, keys_at("browse"))
 
 
@@ -280,10 +295,10 @@ async def test_a_click_goes_to_the_row_that_was_clicked(tmp_path: Path) -> None:
 async def test_enter_and_tab_go_from_the_list_into_the_pane(tmp_path: Path, key: str) -> None:
     async with opened(small_trace(tmp_path / "t")) as pilot:
         text = await press(pilot, "2", key)
-        assert _browse(pilot).values.grid.has_focus and "j k move" in text
+        assert pane(pilot, ValuesPane).grid.has_focus and "j k move" in text
     async with opened(small_model(tmp_path / "small.gguf")) as pilot:
         await press(pilot, "4", key)
-        assert _model(pilot).facts["metadata"].has_focus
+        assert pane(pilot, MetadataPane).has_focus
 
 
 async def test_on_a_layers_own_row_the_last_stage_stays_and_its_keys_work(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from aprtui.formats.aprt import read_values, write_stage
 from aprtui.formats.tracedir import SCHEMA, StageKey, write_manifest
 from aprtui.tui.client import COMMAND_LINE
 from aprtui.tui.screens.browse import BrowseScreen
+from aprtui.tui.widgets.tokens_pane import TokensPane
 from tests.support import FIXTURES, SMALL, needs_fixtures
-from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, small_trace, until
+from tests.tui.support import NARROW, WIDE, frame, opened, pane, press, screen, small_trace, until
 
 NAME = "pycode-5m-q4_k_m"
 
@@ -31,7 +32,7 @@ async def test_a_residual_stage_shows_what_each_position_would_say(size: tuple[i
         assert isinstance(browse, BrowseScreen)
         browse.stages.select(StageKey(5, "post_ffn_residual"))
         text = await press(pilot, "6")
-        lens = browse.tokens.lens
+        lens = pane(pilot, TokensPane).lens
         assert lens is not None
         logits = read_values(capture / "lm_head.bin")
         assert [guess.id for guess in lens.rows[-1]] == np.argsort(-logits)[:8].tolist()
@@ -39,7 +40,7 @@ async def test_a_residual_stage_shows_what_each_position_would_say(size: tuple[i
         # The others came on the way: no second engine is needed.
         browse.stages.select(StageKey(2, "post_attn_residual"))
         await press(pilot)
-        assert browse.tokens.lens is not None and browse.tokens.lens != lens
+        assert pane(pilot, TokensPane).lens is not None and pane(pilot, TokensPane).lens != lens
 
 
 @needs_fixtures
@@ -48,10 +49,10 @@ async def test_the_logits_need_no_engine_and_agree_with_it() -> None:
     async with opened(capture, model=_model()) as pilot:
         browse = screen(pilot)
         assert isinstance(browse, BrowseScreen)
-        browse.tokens.command = ("/nowhere",)
+        pane(pilot, TokensPane).command = ("/nowhere",)
         browse.stages.select(StageKey(None, "lm_head"))
         await press(pilot, "6")
-        lens = browse.tokens.lens
+        lens = pane(pilot, TokensPane).lens
         logits = read_values(capture / "lm_head.bin").astype(np.float64)
         p = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         assert lens is not None

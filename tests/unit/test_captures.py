@@ -391,6 +391,7 @@ def test_dumps_given_to_other_commands_name_the_import(
             path = str(DUMPS / name)
             given = [*words, path] if "diff" not in words else [*words, path, path]
             assert main(given) in (2, 3)
-            assert f"aprtui import-trace {quoted(path)} --model MODEL" in capsys.readouterr().err
+            model = "m" if "--model" in words else "MODEL"
+            assert f"aprtui import-trace {quoted(path)} --model {model}" in capsys.readouterr().err
     assert is_dump(DUMPS / "msprobe") and not is_dump(SMALL)  # a folder above dumps is none itself
     assert not is_dump(SMALL / "models") and not is_dump(SMALL / "captures")

@@ -33,6 +33,7 @@ DECLARED_IN = (
     "engine/adapters/streams.py",
     "graph/delta.py",
     "graph/shortconv.py",
+    "graph/mamba.py",
     "graph/mamba2.py",
     "engine/adapters/nodes.py",
     "engine/adapters/shown.py",

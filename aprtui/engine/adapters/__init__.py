@@ -22,8 +22,16 @@ from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Absent, Graph
 from aprtui.graph.altup import Modes, Outliers, StreamProduct, Streams
-from aprtui.graph.ops import Activate, Product, Rope, Scores, SharedRope, Softmax
-from aprtui.graph.recurrent import CausalConv, Columns, GatedNorm, Scan, Steps
+from aprtui.graph.ops import Activate, Norm, Product, Rope, Scores, SharedRope, Softmax, Softplus
+from aprtui.graph.recurrent import (
+    CausalConv,
+    ChannelScan,
+    Columns,
+    Gated,
+    GatedNorm,
+    Scan,
+    Steps,
+)
 from aprtui.model.open import Model
 from aprtui.text import clean
 
@@ -251,15 +259,17 @@ def _llamacpp(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]
 def _not_made(model: Model) -> tuple[Absent, ...]:
     """Stages that llama.cpp has no node for, or one without a name: gated norms, steps, states; and
     queries are multiplied by the weights that would make keys of a latent."""
-    scans = {node.key.layer for node in model.graph if isinstance(node.op, Scan)}
+    scans = {node.key.layer for node in model.graph if isinstance(node.op, Scan | ChannelScan)}
     streams = set(_beside_streams(model.graph))
     unnamed = (
         node.key.stage
         for node in model.graph
         if (isinstance(node.op, GatedNorm) and not node.op.before)
-        or isinstance(node.op, Steps | Columns)
+        or isinstance(node.op, Steps | Columns | ChannelScan | Gated)
         or (isinstance(node.op, Scan) and node.op.last)
         or (isinstance(node.op, CausalConv) and node.key.layer in scans)
+        or (isinstance(node.op, Softplus) and node.op.part.bias is not None)
+        or (isinstance(node.op, Norm) and not node.op.weights and node.key.layer in scans)
         or node.key in streams
     )
     expanded = any(isinstance(node.op, SharedRope) for node in model.graph) and any(

@@ -66,7 +66,7 @@ def beyond(layer: Any, number: int, shown: Shown, functions: Functions) -> Itera
     if hasattr(layer, "altup"):
         yield STREAMS, watch_streams(layer, number, shown)
     ffn = getattr(layer, "feed_forward", None)
-    if hasattr(ffn, "router"):
+    if hasattr(ffn, "router") and hasattr(ffn, "shared_expert"):
         stages = {"moe_router_indices", "moe_router", "moe_ffn_out"}
         yield frozenset(stages), _all_experts(ffn, number, shown, functions)
 

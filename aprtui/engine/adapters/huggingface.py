@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import warnings
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -30,7 +30,6 @@ from aprtui.engine.adapters.scans import (
     short_conv_of,
     watch_conv,
     watch_delta,
-    watch_scan,
 )
 from aprtui.engine.adapters.shown import BIASED, INSIDE_ATTENTION, KEY, PRODUCT, QUERY, Part, Shown
 from aprtui.engine.hooks import Stages, hooks
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["load", "passes", "run"]
 
 _LAYERS = ("layers", "h", "blocks")  # what decoders call theirs
+_CACHES = ("cache", "past_key_values", "cache_params")  # its name, the newest first
 _OF_DECODER = frozenset({
     "embedding", "pos_embedding", "embedding_norm", "final_norm", "per_layer_embedding",
     "per_layer_projection", "per_layer_norm", "per_layer_input", "altup_projected",
@@ -94,6 +94,8 @@ class _Run:
         self._every = plans[0].job.logits == "all"
         self._pads = [max(len(plan.tokens) for plan in plans) - len(p.tokens) for p in plans]
         self._cache: Any = None
+        self._taken = inspect.signature(model.forward).parameters
+        self._cache_name = next(name for name in _CACHES if name in self._taken)
 
     @property
     def engine(self) -> Mapping[str, Any]:
@@ -111,18 +113,17 @@ class _Run:
         for place, (piece, lane) in enumerate(zip(pieces, lanes.lanes, strict=True)):
             ids[place, lanes.width - lane.rows :] = torch.tensor(piece.tokens)
             seen[place, lane.pad :] = 1
-        where = (seen.cumsum(1) - 1).clamp(min=0)[:, -lanes.width :]
-        padded = {"attention_mask": seen, "position_ids": where} if any(self._pads) else {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the cache has another name in 5.40
-            out = self._model(
-                input_ids=ids.to(self._device),
-                use_cache=True,
-                past_key_values=self._cache,
-                logits_to_keep=0 if self._every or _cuts_rows(self._model) else 1,
-                **{name: value.to(self._device) for name, value in padded.items()},
-            )
-        self._cache = out.past_key_values
+        said = {"attention_mask": seen} if any(self._pads) else {}
+        if "position_ids" in self._taken:  # some count them from 0 in every pass
+            said["position_ids"] = (seen.cumsum(1) - 1).clamp(min=0)[:, -lanes.width :]
+        out = self._model(
+            input_ids=ids.to(self._device),
+            use_cache=True,
+            logits_to_keep=0 if self._every or _cuts_rows(self._model) else 1,
+            **{self._cache_name: self._cache},
+            **{name: value.to(self._device) for name, value in said.items()},
+        )
+        self._cache = getattr(out, self._cache_name)
         head = self._shown.graph.nodes[-1].key
         for place, lane in enumerate(lanes.lanes):
             kept = lane.rows if self._every else 1
@@ -232,8 +233,8 @@ def _watches(
             yield by_itself(attention, number, shown)
         if (rule := delta_of(layer)) is not None:
             yield watch_delta(rule, number, shown)
-        if (scan := scan_of(layer)) is not None:
-            yield watch_scan(scan, number, shown)
+        if (scan := scan_of(layer, number, shown)) is not None:
+            yield scan
         if (conv := short_conv_of(layer)) is not None:
             yield watch_conv(conv, number, shown)
         given: set[str] = set()

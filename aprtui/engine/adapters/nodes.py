@@ -70,6 +70,7 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("MUL", "attn_gated"): ("attn_gated",),
     ("RESHAPE", "attn_gated"): ("attn_gated",),
     ("SCALE", "attn_out_scaled"): ("attn_out",),  # of values that our graph scales
+    ("ADD", "layer_out"): ("mixer_out",),
     ("ADD", "ffn_inp"): ("post_attn_residual",),
     ("ADD", "sa_out"): ("post_attn_residual",),
     ("UNARY", "ffn_xielu"): ("ffn_silu",),
@@ -107,6 +108,7 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("CONCAT", "l_out"): ("altup_out",),
     ("SCALE", "unembd_merged"): ("altup_merged",),
     ("ADD", "l_out"): ("post_ffn_residual",),
+    ("ADD", "nemotron_h_block_out"): ("post_ffn_residual",),
     ("MUL", "l_out"): ("post_ffn_residual",),  # times a factor of the layer's
     ("ADD", "h_nextn"): ("post_ffn_residual",),  # the last layer's, before those that draft
 }
@@ -125,6 +127,8 @@ _LAST: Mapping[str, Callable[[Any], bool]] = {
     "MUL l_out": lambda op: op.total != 1.0,
 }
 
+_TWICE = "ssm_in"  # the layer's norm, computed once more for the scan beside its attention
+_ONE_BRANCH = "l_out"  # of a layer that is experts alone: what its branch makes
 _UNNAMED = re.compile(r"node_\d+")
 _LAST_LAYERS = "h_nextn"
 _TABLE = "embd"  # other nodes take rows of the token table too, for what is no text
@@ -162,6 +166,8 @@ class NodeMap:
 
     def slots(self, node: Node) -> tuple[Slot, ...]:
         """The slots that a node fills; none where it is no stage."""
+        if (node.op, node.label) == ("MUL", _TWICE):
+            return ()
         for source in reversed(node.sources[:2]):  # a bias or a norm's weight is the second
             copied = _COPIED.fullmatch(source)
             windows = self._windows.get(copied[1] if copied else source, ())
@@ -218,6 +224,10 @@ class NodeMap:
             return None
         layer = self.graph.num_layers - 1 if node.name == _LAST_LAYERS else node.layer or 0
         names = _BY_NAME.get((node.op, node.label)) or _BY_NAME.get(("", node.label)) or ()
+        if node.label == _ONE_BRANCH and StageKey(layer, "ffn_norm") not in self.graph:
+            made = self.graph.by_key.get(StageKey(layer, "ffn_out"))
+            if made is not None and isinstance(made.op, Combine):
+                names = ("ffn_out",)
         for name in names:
             key = StageKey(layer, name)
             key = key if key in self.graph else StageKey(None, name)

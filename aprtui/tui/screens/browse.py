@@ -9,9 +9,7 @@ from typing import ClassVar
 from textual import events, on
 from textual.binding import BindingType
 from textual.containers import Horizontal
-from textual.content import Content
 from textual.widget import Widget
-from textual.widgets import ContentSwitcher, Static
 from textual.worker import get_current_worker
 
 from aprtui.errors import BadFileError, UsageError
@@ -24,37 +22,35 @@ from aprtui.tui.keys import bindings
 from aprtui.tui.lens import model_of
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.messages import LoadFailed, Surveyed, TraceLoaded
+from aprtui.tui.panes import places_of
 from aprtui.tui.running import running_pid
 from aprtui.tui.screens.measuring import PaneReady, Wish, fulfil, stated, survey
-from aprtui.tui.screens.pane_keys import PaneKeysScreen
 from aprtui.tui.screens.sides import Sides
+from aprtui.tui.screens.stage_keys import StageKeysScreen
 from aprtui.tui.session import Spot, recall, remember
 from aprtui.tui.source import load_trace, title_of
 from aprtui.tui.stage_table import StageTable, describe_shape, table_of
-from aprtui.tui.widgets.frame import NamedFrame, PaneTabs
-from aprtui.tui.widgets.header_pane import HeaderPane
-from aprtui.tui.widgets.heatmap_pane import HeatmapPane
-from aprtui.tui.widgets.histogram_pane import HistogramPane
+from aprtui.tui.widgets.frame import NamedFrame
 from aprtui.tui.widgets.lines import PartLine, RowList
+from aprtui.tui.widgets.pane import Pane
 from aprtui.tui.widgets.stage_list import StageList
-from aprtui.tui.widgets.stats_pane import StatsPane, headline
-from aprtui.tui.widgets.tokens_pane import TokensPane
-from aprtui.tui.widgets.values_pane import ValuesPane
+from aprtui.tui.widgets.stage_pane import StagePane, StageSeen
+from aprtui.tui.widgets.stats_pane import headline
 
 __all__ = ["BrowseScreen"]
 
-PANES = ("header", "values", "histogram", "heatmap", "stats", "tokens")
+FIRST_PANE = "histogram"
 PATIENCE_S = 0.25
 
 
-class BrowseScreen(PaneKeysScreen):
+class BrowseScreen(StageKeysScreen):
     """The tree at the left, one pane at the right."""
 
     mode = "browse"
     places = ("browse", "sides")
     lead = "stage"
     BINDINGS: ClassVar[list[BindingType]] = bindings(  # type: ignore[assignment]
-        "browse", "values", "histogram", "heatmap", "tokens", "sides"
+        "browse", *places_of("browse"), "sides"
     )
 
     def __init__(self, path: Path, select: StageKey | None = None, model: str = "") -> None:
@@ -62,22 +58,14 @@ class BrowseScreen(PaneKeysScreen):
         self.path = path
         self.model = model
         self.trace: TraceDir | None = None
-        self.pane = "histogram"
+        self.pane = FIRST_PANE
         self.follower = Follower(self, path)
         self.pid: int | None = None  # the process that is writing this trace
         self.store = Store()
         self._select = select
         self._key: StageKey | None = None
-        self._nothing = False  # the stage's file is damaged or holds no values
         self.stages = StageList(id="stages")
-        self.tabs = PaneTabs(PANES)
-        self.header = HeaderPane(id="header")
-        self.values = ValuesPane(id="values")
-        self.histogram = HistogramPane(id="histogram")
-        self.heatmap = HeatmapPane(id="heatmap")
-        self.stats = StatsPane(id="stats")
-        self.tokens = TokensPane(self.store, id="tokens")
-        self.note = Static("", id="note", markup=False)  # in place of a pane that has nothing
+        self._seen: StageSeen | None = None
         self.line = PartLine(id="headline")
 
     def body(self) -> Iterable[Widget]:
@@ -85,17 +73,7 @@ class BrowseScreen(PaneKeysScreen):
         self.stages.border_title = "Stages · rms"
         with Horizontal():
             yield self.stages
-            with NamedFrame(id="panes", classes="frame"):
-                yield self.tabs
-                yield self.line
-                with ContentSwitcher(initial="header", id="switcher"):
-                    yield self.header
-                    yield self.values
-                    yield self.histogram
-                    yield self.heatmap
-                    yield self.stats
-                    yield self.tokens
-                    yield self.note
+            yield from self.framed(self.line)
 
     # Loading and following.
 
@@ -141,7 +119,7 @@ class BrowseScreen(PaneKeysScreen):
         self.set_state("full")
         if first:
             last = recall(self.path)
-            self.set_pane(last.pane if last.pane in PANES else self.pane)
+            self.pane = last.pane if last.pane in self.panes else self.pane
             self.stages.focus()
             select = self._select or last.key
             if select is not None:
@@ -236,6 +214,9 @@ class BrowseScreen(PaneKeysScreen):
         idle = set[str]() if self.pid is not None else {"browse-stop"}
         if self.trace is None or not self.trace.may_grow:
             idle.add("pause")
+        rows = self.trace.rows if self.trace is not None else None
+        if rows is None or len({*rows.passes}) < 2:
+            idle |= {"values-pass", "values-pass-back"}
         return super().idle_keys() | idle | ({"browse-pair"} if self.sides is None else set())
 
     # What is shown.
@@ -256,7 +237,6 @@ class BrowseScreen(PaneKeysScreen):
         record = self.record
         if record is None or self.trace is None:
             return
-        self._show_unmeasured()
         table: StageTable | None = None
         why = ""
         try:
@@ -264,46 +244,33 @@ class BrowseScreen(PaneKeysScreen):
         except BadFileError as error:
             why = error.message
             self.stages.survey({}, {record.key: why})
-            self.stats.give(None, None)
             self.line.show([(" ! " + why.partition(": ")[2], "bad")])
-        self.values.show(table)
-        self._explain(table, why)
+        self._seen = StageSeen(record, self.trace, table, why, self.model)
+        self.show_pane()
         frame = self.query_one("#panes", NamedFrame)
-        if table is None or self.pane in ("header", "values") or not frame.border_title:
-            self._name_frame()
+        if table is None or not self._draws or not frame.border_title:
+            self.name_frame()
         else:  # one redrawing for the name and the picture, unless the picture takes long
-            self.set_timer(PATIENCE_S, self._name_frame)
-        self.histogram.show(table)
-        self.heatmap.show(table)
+            self.set_timer(PATIENCE_S, self.name_frame)
         if record.stats:
             self.line.show(stated(record))
-        if table is not None:
-            self._measure()
+        self._measure()
 
-    def _explain(self, table: StageTable | None, why: str) -> None:
-        """Where there is nothing to draw, say so in place of the panes that draw values."""
-        if table is None:
-            what = Content.styled(f"! {why}", "bold $text-error")
-            hint = "1 shows its bytes · n goes to the next damaged file"
-        else:
-            what, hint = Content("This stage holds no values."), "1 shows its header"
-        self.note.update(Content.assemble(what, "\n\n", (hint, "dim")))
-        self._nothing = table is None or not table.values.size
-        self._switch()
+    @property
+    def seen(self) -> StageSeen | None:
+        return self._seen
 
-    def _switch(self) -> None:
-        nothing = self._nothing and self.pane != "header"
-        self.query_one("#switcher", ContentSwitcher).current = "note" if nothing else self.pane
+    @property
+    def listing(self) -> StageList:
+        return self.stages
 
-    def _show_unmeasured(self) -> None:
-        """The panes that are filled by themselves, when one of them is shown."""
-        if self.record is not None and self.trace is not None:
-            if self.pane == "header":
-                self.header.show(self.record, self.trace)
-            elif self.pane == "tokens":
-                self.tokens.show(self.record, self.trace, self.model)
+    @property
+    def _draws(self) -> bool:
+        """Whether the pane that is shown waits for what is measured."""
+        pane = self.shown_pane
+        return isinstance(pane, StagePane) and pane.work() is not None
 
-    def _name_frame(self) -> None:
+    def name_frame(self) -> None:
         """Put the stage's name over the panes."""
         record = self.record
         if record is None:
@@ -313,99 +280,47 @@ class BrowseScreen(PaneKeysScreen):
         title = f"{where}{record.key.stage} · {shape} · {size}"
         self.query_one("#panes", NamedFrame).name_it(title)
 
-    @property
-    def _wish(self) -> Wish:
-        """What is to be measured for what is shown now."""
-        record, table = self.record, self.values.table
-        assert record is not None and table is not None
-        histogram, heatmap = self.histogram, self.heatmap
-        return Wish(
-            record.key, identity(record.path), table, histogram.slice, histogram.range,
-            histogram.bins, heatmap.extent, heatmap.how, self.pane,
-        )  # fmt: skip
-
-    @on(HistogramPane.Wanted)
-    @on(HeatmapPane.Wanted)
+    @on(Pane.Wanted)
     def _measure(self) -> None:
-        if self.record is not None and self.values.table is not None and self.state == "full":
-            wish = self._wish
-            self.run_worker(
-                lambda: fulfil(wish, self.store, self.post_message),
-                thread=True, exclusive=True, group="measure",
-            )  # fmt: skip
+        record, seen, pane = self.record, self._seen, self.shown_pane
+        if record is None or seen is None or seen.table is None or self.state != "full":
+            return
+        work = pane.work() if isinstance(pane, StagePane) else None
+        wish = Wish(record.key, identity(record.path), seen.table, self.pane, work)
+        self.run_worker(
+            lambda: fulfil(wish, self.store, self.post_message),
+            thread=True, exclusive=True, group="measure",
+        )  # fmt: skip
 
     @on(PaneReady)
     def _ready(self, event: PaneReady) -> None:
         """A worker measured something; it is drawn when it is still what is shown."""
         event.stop()
-        table = self.values.table
-        if table is None or event.wish.table is not table:
+        if self._seen is None or event.wish.table is not self._seen.table:
             return
-        self._name_frame()
+        self.name_frame()
         if event.measured is not None:
             self.line.show(headline(event.measured, self.line.size.width))
-            self.stats.give(table, event.measured)
             found = event.measured.statistics
             if not found.count:
                 return
-            self.values.grid.loud = 6 * found.rms
             broken = found.nan or found.pos_inf or found.neg_inf  # the tree says so, not a number
             self.stages.survey({event.wish.key: float("nan") if broken else found.rms}, {})
-        if event.drawn is not None:
-            self.histogram.give(event.measured, event.drawn)
-        if event.cells is not None:
-            self.heatmap.give(event.cells)
+        pane = self.panes[event.wish.pane]
+        if pane is self.shown_pane and isinstance(pane, StagePane):
+            pane.give(event.measured, event.made)
 
     def set_pane(self, pane: str) -> None:
-        self.pane = pane
-        self.tabs.shown = pane
-        self._switch()
-        self._show_unmeasured()
-        self.show_keys()
+        super().set_pane(pane)
         self._measure()
-
-    @on(PaneTabs.Chosen)
-    def _chosen(self, event: PaneTabs.Chosen) -> None:
-        self.set_pane(event.pane)
 
     @on(events.DescendantFocus)
     def _focus_moved(self) -> None:
         self.lead = "stage" if self.focused is self.stages else "move"
         self.show_keys()
 
-    def active_places(self) -> tuple[str, ...]:
-        return (self.pane, "browse", "sides")
-
-    def action_pane(self, pane: str) -> None:
-        self.set_pane(pane)
-
-    # Keys.
-
-    def pane_widget(self) -> Widget:
-        """What Tab focuses in the pane that is shown."""
-        return {
-            "values": self.values.grid, "header": self.header, "histogram": self.histogram,
-            "heatmap": self.heatmap, "stats": self.stats, "tokens": self.tokens,
-        }[self.pane]  # fmt: skip
-
-    @on(RowList.Opened, "#stages")
-    def _opened(self, event: RowList.Opened) -> None:
-        event.stop()
-        self.pane_widget().focus()
-
-    def action_focus_pane(self) -> None:
-        target = self.pane_widget() if self.focused is self.stages else self.stages
-        if target is self.stages and self.has_class("zoomed"):
-            self.action_zoom()
-        target.focus()
-
-    def action_zoom(self) -> None:
-        self.toggle_class("zoomed")
-        (self.pane_widget() if self.has_class("zoomed") else self.stages).focus()
-
     def step_back(self) -> bool:
-        if self.has_class("zoomed"):
-            self.action_zoom()
+        if super().step_back():
             return True
         if self.stages.filter:
             self.answering("filter", "")
@@ -427,11 +342,12 @@ class BrowseScreen(PaneKeysScreen):
 
     def answered(self, purpose: str, text: str) -> None:
         super().answered(purpose, text)
-        if purpose == "export" and text and self.values.table is not None:
-            self.say(export(self.values.table, Path(text).expanduser()))
+        table = self._seen.table if self._seen is not None else None
+        if purpose == "export" and text and table is not None:
+            self.say(export(table, Path(text).expanduser()))
         elif purpose == "model" and text:
             self.model = text
-            self._show_unmeasured()
+            self._show_stage()
         elif purpose == "diff" and text:
             self.app.open_diff(self.path, Path(text).expanduser())
 

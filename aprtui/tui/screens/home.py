@@ -231,7 +231,7 @@ class HomeScreen(BaseScreen):
         if len(marked) == 2:
             self._compare(Path(marked[0]), Path(marked[1]))
         elif len(marked) > 2:
-            self.say(f"{len(marked)} are marked: d compares two, space takes a mark away")
+            self._compare_many(tuple(map(Path, marked)))
         elif row is not None:
             self.ask("compare it with…", "diff", str(Path(row.place.path).parent) + "/")
 
@@ -243,6 +243,14 @@ class HomeScreen(BaseScreen):
             return
         open_both = "open_models" if sides[0] == "model" else "open_diff"
         getattr(self.app, open_both)(a, b)
+
+    def _compare_many(self, paths: tuple[Path, ...]) -> None:
+        """Traces against the first that was marked."""
+        kinds = {row.place.path: row.place.kind for row in self.list.rows}
+        if any(kinds.get(str(path), "trace") != "trace" for path in paths):
+            self.say(f"{len(paths)} are marked, not all of them traces: a matrix is of traces")
+            return
+        self.app.open_matrix(paths)  # type: ignore[attr-defined]
 
     def action_rename(self) -> None:
         """Ask for another name of the trace's folder."""

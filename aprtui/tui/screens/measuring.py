@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from textual.message import Message
 from textual.worker import get_current_worker
 
@@ -16,11 +15,11 @@ from aprtui.errors import BadFileError
 from aprtui.formats.maps import check_maps
 from aprtui.formats.tracedir import StageKey, StageRecord
 from aprtui.text import clean, number
-from aprtui.tui.measure import Drawn, Measured, Slice, Store, draw, first_look, measure
+from aprtui.tui.measure import Measured, Store, first_look, measure
 from aprtui.tui.messages import Surveyed
 from aprtui.tui.stage_table import StageTable
-from aprtui.tui.widgets.heatmap_pane import downsample
 from aprtui.tui.widgets.lines import Part
+from aprtui.tui.widgets.stage_pane import Work
 
 __all__ = ["PaneReady", "Wish", "fulfil", "look_at", "stated", "survey"]
 
@@ -31,33 +30,29 @@ SMALL = 1 << 18  # tensors up to so many values are measured for the tree as wel
 
 @dataclass(frozen=True, eq=False)
 class Wish:
-    """One stage as it is shown: which file, which slice, which sizes of the panes."""
+    """One stage as it is shown: which file, in which pane, and what is made for its picture."""
 
     key: StageKey
     identity: tuple[str, int, int]
     table: StageTable
-    slice: Slice
-    span: str
-    bins: int
-    extent: tuple[int, int]
-    how: str
     pane: str
+    work: Work | None
 
 
 @dataclass
 class PaneReady(Message):
-    """Something of a wish was measured."""
+    """Something of a wish was measured; ``made`` is what its work makes."""
 
     wish: Wish
     measured: Measured | None = None
-    drawn: Drawn | None = None
-    cells: npt.NDArray[np.float64] | None = None
+    made: object = None
 
 
 def fulfil(wish: Wish, store: Store, post: Callable[[Message], bool]) -> None:
     """Measure what the shown pane needs; stops when cancelled, or the file is cut short meanwhile.
 
-    A small tensor is told of once, so that it is drawn once; of a large one the quick parts first.
+    A small tensor is told of once, so that it is drawn once; of a large one a sample first, then
+    the picture, then the exact numbers.
     """
     worker = get_current_worker()
 
@@ -70,42 +65,31 @@ def fulfil(wish: Wish, store: Store, post: Callable[[Message], bool]) -> None:
         rough = None if isinstance(measured, Measured) else first_look(wish.table)
         if rough is not None:
             post(PaneReady(wish, rough))
-        cells = _cells(wish, store, cancelled) if wish.pane == "heatmap" else None
-        if cells is not None and rough is not None and not cancelled():
-            post(PaneReady(wish, cells=cells))
+        made = _made(wish, store, cancelled)
+        if made is not None and rough is not None and not cancelled():
+            post(PaneReady(wish, rough, made))
         if not isinstance(measured, Measured):
             measured = measure(wish.table, cancelled)
             check_maps(wish.table.values)
             store.put(wish.identity, measured)
-        if rough is not None and not cancelled():
-            post(PaneReady(wish, measured))
-        drawn = _drawn(wish, store, cancelled) if wish.pane == "histogram" else None
         if not cancelled():
-            post(PaneReady(wish, measured, drawn, cells))
+            post(PaneReady(wish, measured, made))
     except Cancelled:
         return
     except BadFileError as error:
         post(Surveyed(damage={wish.key: error.message}))
 
 
-def _drawn(wish: Wish, store: Store, cancelled: Callable[[], bool]) -> Drawn:
-    key = (wish.identity, wish.slice, wish.span, wish.bins)
-    drawn = store.get(key)
-    if not isinstance(drawn, Drawn):
-        drawn = draw(wish.table, wish.slice, wish.span, wish.bins, cancelled)
+def _made(wish: Wish, store: Store, cancelled: Callable[[], bool]) -> object:
+    if wish.work is None:
+        return None
+    key = (wish.identity, wish.pane, wish.work.key)
+    made = store.get(key)
+    if made is None:
+        made = wish.work.make(wish.table, cancelled)
         check_maps(wish.table.values)
-        store.put(key, drawn)
-    return drawn
-
-
-def _cells(wish: Wish, store: Store, cancelled: Callable[[], bool]) -> npt.NDArray[np.float64]:
-    key = (wish.identity, wish.extent, wish.how)
-    cells = store.get(key)
-    if not isinstance(cells, np.ndarray):
-        cells = downsample(wish.table, *wish.extent, wish.how, cancelled)
-        check_maps(wish.table.values)
-        store.put(key, cells)
-    return cells
+        store.put(key, made)
+    return made
 
 
 def stated(record: StageRecord) -> list[Part]:

@@ -83,7 +83,7 @@ class FactList(RowList):
         self._facts: list[Fact] = []
         self._lines: list[_Line] = []
 
-    def show(self, facts: Iterable[Fact]) -> None:
+    def show_facts(self, facts: Iterable[Fact]) -> None:
         self._facts = list(facts)
         self._wrap()
 

@@ -122,8 +122,6 @@ class NamedFrame(Vertical):
 class PaneTabs(Widget):
     """The names of the panes in one line, the shown one standing out."""
 
-    shown: reactive[str] = reactive("")
-
     class Chosen(Message):
         """A name was clicked."""
 
@@ -134,6 +132,13 @@ class PaneTabs(Widget):
     def __init__(self, panes: Sequence[str]) -> None:
         super().__init__()
         self.panes = tuple(panes)
+        self.shown = ""
+        self.empty: frozenset[str] = frozenset()  # panes that have nothing to show now
+
+    def show_tabs(self, shown: str, empty: frozenset[str]) -> None:
+        if (shown, empty) != (self.shown, self.empty):
+            self.shown, self.empty = shown, empty
+            self.refresh()
 
     def labels(self) -> list[str]:
         """What stands for each pane: its name, shortened where not every name fits."""
@@ -151,7 +156,10 @@ class PaneTabs(Widget):
 
     def render(self) -> RenderResult:
         return Content.assemble(*(
-            Content.styled(label, "reverse bold" if pane == self.shown else "dim")
+            Content.styled(
+                label,
+                "reverse bold" if pane == self.shown else "dim" if pane in self.empty else "",
+            )
             for pane, label in zip(self.panes, self.labels(), strict=True)
         ))  # fmt: skip
 

@@ -17,13 +17,14 @@ from aprtui.text import clean, number, ranges, size
 from aprtui.tui.stage_table import describe_shape
 from aprtui.tui.widgets.facts import Fact, fact_lines
 from aprtui.tui.widgets.lines import Part, RowList, right
+from aprtui.tui.widgets.stage_pane import StagePane, StageSeen
 
 __all__ = ["HeaderPane", "decoded", "dump"]
 
 DUMPED = 1024  # bytes of the file that are shown, scrolling included
 
 
-class HeaderPane(RowList):
+class HeaderPane(RowList, StagePane):
     """Header bytes decoded, size check, what the manifest says of the stage, the first values."""
 
     blurred = ""
@@ -31,21 +32,23 @@ class HeaderPane(RowList):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._lines: list[list[Part]] = []
-        self._shown: tuple[StageRecord, TraceDir] | None = None
 
-    def show(self, record: StageRecord, trace: TraceDir) -> None:
-        if self._shown is None or self._shown[0].path != record.path:
+    def nothing(self, seen: StageSeen) -> None:
+        """Bytes there are of the worst file."""
+
+    def show(self, seen: StageSeen) -> None:
+        if self.seen is None or self.seen.record.path != seen.record.path:
             self.cursor = self.first = 0
-        self._shown = (record, trace)
+        self.seen = seen
         self._draw()
 
     def on_resize(self) -> None:
         self._draw()
 
     def _draw(self) -> None:
-        if self._shown is None or not self.size.width:
+        if self.seen is None or not self.size.width:
             return
-        record, trace = self._shown
+        record, trace = self.seen.record, self.seen.trace
         width = self.size.width
         head = _first_bytes(record.path, DUMPED)
         self._lines = [

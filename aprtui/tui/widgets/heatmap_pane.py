@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from textual.message import Message
 from textual.strip import Strip
 
 from aprtui.compare.metrics import Cancelled
 from aprtui.formats.maps import mapping
 from aprtui.text import number
+from aprtui.tui.measure import Hook, Measured
 from aprtui.tui.stage_table import StageTable
 from aprtui.tui.widgets.lines import Lines, Part, fit, right
+from aprtui.tui.widgets.stage_pane import StagePane, Work
 
 __all__ = ["HeatmapPane", "downsample"]
 
@@ -23,10 +23,7 @@ __all__ = ["HeatmapPane", "downsample"]
 SHADES = " ·░▒▓██"  # the last one in another colour
 TOP = len(SHADES) - 1
 LABEL = 8
-PATIENCE_S = 0.25  # the old picture stands so long: redrawing twice costs bytes over SSH
 BLOCK_VALUES, RELEASE_VALUES = 1 << 18, 1 << 24  # at once; before a map's pages are given back
-
-Hook = Callable[[], bool]
 
 
 def downsample(
@@ -67,34 +64,30 @@ def downsample(
     return found
 
 
-class HeatmapPane(Lines):
+class HeatmapPane(Lines, StagePane):
     """Shades on a logarithmic scale up to the largest; the hottest and NaN cells stand out."""
-
-    class Wanted(Message):
-        """The pane is to be made again: its size or its way of reducing changed."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.table: StageTable | None = None
         self.cells: npt.NDArray[np.float64] | None = None
-        self.next_table: StageTable | None = None
         self.how = "max"
 
-    def show(self, table: StageTable | None) -> None:
-        self.next_table = table
-        if table is None:
-            self._still_stale()
-        else:
-            self.set_timer(PATIENCE_S, self._still_stale)
+    def work(self) -> Work:
+        extent, how = self.extent, self.how
+        return Work((extent, how), lambda table, hook: downsample(table, *extent, how, hook))
 
-    def _still_stale(self) -> None:
-        if self.next_table is not self.table:
-            self.table, self.cells = self.next_table, None
+    def forget(self) -> None:
+        self.cells = None
+        self.refresh()
+
+    def give(self, measured: Measured | None, made: object) -> None:
+        if isinstance(made, np.ndarray):
+            self.cells, self.drawn = made, self.seen
             self.refresh()
 
-    def give(self, cells: npt.NDArray[np.float64] | None) -> None:
-        self.table, self.cells = self.next_table, cells
-        self.refresh()
+    def action_reduce(self) -> None:
+        self.how = "mean" if self.how == "max" else "max"
+        self.post_message(self.Wanted())
 
     @property
     def extent(self) -> tuple[int, int]:
@@ -105,10 +98,10 @@ class HeatmapPane(Lines):
         self.post_message(self.Wanted())
 
     def render_line(self, y: int) -> Strip:
-        width, table, cells = self.size.width, self.table, self.cells
+        width, cells = self.size.width, self.cells
+        table = self.drawn.table if self.drawn is not None else None
         if table is None or cells is None or not cells.size:
-            text = "  shading …" if y == 1 and table is not None else ""
-            return self.strip([(text, "dim")], width)
+            return self.strip([("  shading …" if y == 1 else "", "dim")], width)
         low, high = self._scale(cells)
         if y == 0:
             return self._head(table, cells, low, high, width)

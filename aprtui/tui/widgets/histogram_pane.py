@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from textual.message import Message
 from textual.strip import Strip
 
 from aprtui.compare.statistics import Histogram
 from aprtui.text import count, number
-from aprtui.tui.measure import Drawn, Measured, Slice
+from aprtui.tui.measure import Drawn, Measured, Slice, draw
 from aprtui.tui.stage_table import StageTable
 from aprtui.tui.widgets.bars import axis_parts, histogram_rows, sparkline
 from aprtui.tui.widgets.lines import Lines, Part, fit, right, whole_fields
+from aprtui.tui.widgets.stage_pane import StagePane, StageSeen, Work
 
 __all__ = ["RANGES", "HistogramPane"]
 
 RANGES = ("clipped", "symlog", "full")
 LEAD = 8
-PATIENCE_S = 0.25  # the old picture stands so long: redrawing twice costs bytes over SSH
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,58 +29,62 @@ class _Made:
     lines: list[list[Part]]
 
 
-class HistogramPane(Lines):
+class HistogramPane(Lines, StagePane):
     """Draws what it was given; asks for new counts when its width or its range changes."""
-
-    class Wanted(Message):
-        """The pane is to be counted again."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.table: StageTable | None = None
         self.measured: Measured | None = None
-        self.drawn: Drawn | None = None
+        self.counted: Drawn | None = None
         self.range = RANGES[0]
         self.logarithmic = False
         self.slice = Slice()
-        self.stale = False
         self._made: _Made | None = None
-        self.drawn_table: StageTable | None = None  # the one that ``drawn`` is of
 
     @property
     def bins(self) -> int:
         return max(self.size.width - LEAD - 3, 8)
 
-    def show(self, table: StageTable | None) -> None:
+    def show(self, seen: StageSeen) -> None:
         """Another tensor; the slice stays when the tensor has that axis."""
+        table = seen.table
         if (
             table is None
             or self.slice.axis >= len(table.shape)
             or (self.slice.axis >= 0 and self.slice.index >= table.shape[self.slice.axis])
         ):
             self.slice = Slice()
-        self.table, self.stale = table, True
-        if table is None:
-            self._still_stale()
-        else:
-            self.set_timer(PATIENCE_S, self._still_stale)
+        super().show(seen)
 
-    def _still_stale(self) -> None:
-        """What is drawn is of the stage before: say so when the new one takes its time."""
-        if self.stale:
-            self.measured = self.drawn = None
-            self.refresh()
+    def work(self) -> Work:
+        chosen, span, bins = self.slice, self.range, self.bins
+        key = (chosen, span, bins)
+        return Work(key, lambda table, cancelled: draw(table, chosen, span, bins, cancelled))
 
-    def give(self, measured: Measured | None, drawn: Drawn | None) -> None:
+    def forget(self) -> None:
+        self.measured = self.counted = None
+        self.refresh()
+
+    def give(self, measured: Measured | None, made: object) -> None:
+        if not isinstance(made, Drawn):
+            return
         before = self._made.lines if self._made is not None else []
-        self.measured, self.drawn, self.stale = measured, drawn, False
-        self.drawn_table, self._made = self.table, None
+        self.measured, self.counted, self.drawn = measured, made, self.seen
+        self._made = None
         self.refresh_changed(before, self._lines())
 
     def on_resize(self) -> None:
         self.post_message(self.Wanted())
 
-    def next_axis(self) -> None:
+    def action_range(self) -> None:
+        self.range = RANGES[(RANGES.index(self.range) + 1) % len(RANGES)]
+        self.post_message(self.Wanted())
+
+    def action_counts(self) -> None:
+        self.logarithmic = not self.logarithmic
+        self.refresh()
+
+    def action_slice_axis(self) -> None:
         """All, then each axis of the tensor that is not too long to step through."""
         if self.table is None or self.table.folded:
             return
@@ -89,7 +92,7 @@ class HistogramPane(Lines):
         self.slice = Slice(axis) if axis < len(self.table.shape) else Slice()
         self.post_message(self.Wanted())
 
-    def step(self, by: int) -> None:
+    def action_slice(self, by: int) -> None:
         if self.table is None or self.table.folded:
             return
         axis = max(self.slice.axis, 0)
@@ -124,17 +127,16 @@ class HistogramPane(Lines):
             made is None
             or made.how != how
             or made.of[0] is not self.table
-            or made.of[1] is not self.drawn
+            or made.of[1] is not self.counted
         ):
-            made = self._made = _Made((self.table, self.drawn), how, self._make())
+            made = self._made = _Made((self.table, self.counted), how, self._make())
         return made.lines
 
     def _make(self) -> list[list[Part]]:
         width, height = self.size.width, self.size.height
-        if self.table is None or self.drawn is None:
+        if self.table is None or self.counted is None:
             return [[("", "")], [("  counting …", "dim")]]
-        counts = self.drawn.whole
-        rows = self.drawn.rows
+        counts, rows = self.counted.whole, self.counted.rows
         ridge = min(len(rows), max(height - 16, 0)) if height >= 22 else 0
         tall = max(height - 5 - (ridge + 2 if ridge else 0), 3)
         scale = "log counts" if self.logarithmic else "linear counts"
@@ -179,7 +181,8 @@ class HistogramPane(Lines):
         return [(" " + text, "dim")]
 
     def _ridges(self, rows: tuple[Histogram, ...], total: int, width: int) -> list[list[Part]]:
-        table, measured = self.drawn_table, self.measured
+        table = self.drawn.table if self.drawn is not None else None
+        measured = self.measured
         assert table is not None
         head = (
             f"by {table.axes[0]}"

@@ -8,9 +8,9 @@ from textual.strip import Strip
 
 from aprtui.text import count, number
 from aprtui.tui.measure import Measured
-from aprtui.tui.stage_table import StageTable
 from aprtui.tui.widgets.bars import bar
 from aprtui.tui.widgets.lines import Lines, Part, fit, right
+from aprtui.tui.widgets.stage_pane import StagePane
 
 __all__ = ["StatsPane", "headline"]
 
@@ -37,18 +37,22 @@ def headline(measured: Measured, width: int) -> list[Part]:
     return [(" ", ""), *([] if measured.exact else [("sample  ", "warn")]), *parts]
 
 
-class StatsPane(Lines):
+class StatsPane(Lines, StagePane):
     """Numbers at the left, channels at the right, rows below."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.table: StageTable | None = None
         self.measured: Measured | None = None
 
-    def give(self, table: StageTable | None, measured: Measured | None) -> None:
-        before = self._lines()
-        self.table, self.measured = table, measured
-        self.refresh_changed(before, self._lines())
+    def give(self, measured: Measured | None, made: object) -> None:
+        if measured is not None:
+            before = self._lines()
+            self.measured, self.drawn = measured, self.seen
+            self.refresh_changed(before, self._lines())
+
+    def forget(self) -> None:
+        self.measured = None
+        self.refresh()
 
     def render_line(self, y: int) -> Strip:
         lines = self._lines()
@@ -58,7 +62,7 @@ class StatsPane(Lines):
         )
 
     def _lines(self) -> list[list[Part]]:
-        if self.measured is None or self.table is None:
+        if self.measured is None:
             return [[("", "")], [("  counting …", "dim")]]
         width, height = self.size.width, self.size.height
         numbers = self._numbers(self.measured)
@@ -93,7 +97,7 @@ class StatsPane(Lines):
         ]
 
     def _channels(self, measured: Measured, most: int) -> list[list[Part]]:
-        table = self.table
+        table = self.drawn.table if self.drawn is not None else None
         assert table is not None
         if not measured.channels:
             return [[("no channels: one row of values", "dim")]]
@@ -114,7 +118,7 @@ class StatsPane(Lines):
         return lines
 
     def _rows(self, measured: Measured, most: int, width: int) -> list[list[Part]]:
-        table = self.table
+        table = self.drawn.table if self.drawn is not None else None
         assert table is not None
         if not measured.rows or most < 3:
             return []

@@ -2,44 +2,137 @@
 
 from __future__ import annotations
 
+import math
+import time
+from dataclasses import dataclass
+
+from textual import on, work
 from textual.message import Message
 from textual.strip import Strip
+from textual.worker import get_current_worker
 
+from aprtui.compare.metrics import Cancelled
+from aprtui.errors import AprtuiError
 from aprtui.text import count
-from aprtui.tui.model_facts import value_facts
-from aprtui.tui.weight_sample import WeightLook
+from aprtui.tui.measure import Store, identity
+from aprtui.tui.model_facts import TensorRow, tensor_facts, value_facts
+from aprtui.tui.weight_sample import WeightLook, look_at_all, look_at_weight
 from aprtui.tui.widgets.bars import axis_parts, histogram_rows
 from aprtui.tui.widgets.facts import Fact, fact_lines
 from aprtui.tui.widgets.lines import Lines, Part
+from aprtui.tui.widgets.model_pane import ModelPane, ModelSeen
 from aprtui.tui.widgets.stats_pane import beside
 
 __all__ = ["TensorPane"]
 
 HEAD = 4  # facts that stand before the values, where there is no room for all
 BESIDE = 70  # cells from which on the histogram stands beside the facts
+TELL_S = 0.1  # how far a weight is counted is told ten times a second at most
 
 
-class TensorPane(Lines):
+@dataclass
+class WeightReady(Message):
+    """A weight was looked at, at a sample of it or at every value; or ``wrong``: why it was not.
+    Neither: no decoder for it."""
+
+    row: TensorRow
+    look: WeightLook | None
+    wrong: str = ""
+
+
+@dataclass
+class WeightCounted(Message):
+    """So many values of a weight have been counted."""
+
+    row: TensorRow
+    done: int
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, WeightCounted)
+
+
+class TensorPane(Lines, ModelPane):
     """Facts, and a histogram between the 0.1st and 99.9th percentiles below or beside them."""
-
-    class Wanted(Message):
-        """The width changed: the values are to be counted anew."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
+        self.store = Store()
+        self.row: TensorRow | None = None  # None: a layer
         self._facts: list[Fact] = []
         self.look: WeightLook | None = None
         self._note: Part = ("", "dim")
         self._made: list[list[Part]] | None = None
 
-    def show(self, facts: list[Fact], note: str = "") -> None:
-        """Another tensor, or a layer; its values come later, ``note`` says so."""
+    def show(self, seen: ModelSeen) -> None:
+        """Another tensor, or a layer; the values come later."""
+        self.row = seen.row
+        if seen.row is None:
+            self.workers.cancel_group(self, "weight")
+            self._begin([*seen.of_layer], "")
+        elif 0 in seen.row.entry.shape:
+            self._begin(tensor_facts(seen.row), "no values")
+        else:
+            self._begin(tensor_facts(seen.row), "reading values …")
+            self._look_at(seen.row, self.bins)
+
+    def _begin(self, facts: list[Fact], note: str) -> None:
         self._facts, self.look, self._note = facts, None, (note, "dim")
         self._changed()
 
-    def give(self, look: WeightLook) -> None:
-        self.look, self._note = look, ("", "dim")
-        self._changed()
+    def title(self, seen: ModelSeen) -> str:
+        """And how many of its values the numbers are of."""
+        if self.look is None:
+            return seen.title
+        told = "every value" if self.look.exact else f"{count(self.look.looked)} sampled"
+        return f"{seen.title} · {told}"
+
+    @work(thread=True, exclusive=True, group="weight")
+    def _look_at(self, row: TensorRow, bins: int) -> None:
+        """A sample of the weight first, then all of it; kept while the file is the same."""
+        worker = get_current_worker()
+        key = (identity(row.entry.path), row.entry.name, bins)
+        last = 0.0
+
+        def counted(done: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= TELL_S:
+                last = time.monotonic()
+                self.post_message(WeightCounted(row, done))
+
+        try:
+            known = self.store.get(key)
+            look = known if isinstance(known, WeightLook) else look_at_weight(row.entry, bins)
+            if not worker.is_cancelled:
+                self.post_message(WeightReady(row, look))
+            if look is not None and not look.exact:
+                look = look_at_all(look, lambda: worker.is_cancelled, counted)
+                self.post_message(WeightReady(row, look))
+            self.store.put(key, look)
+        except Cancelled:
+            return
+        except AprtuiError as error:
+            self.post_message(WeightReady(row, None, f"{error.message}. {error.hint}"))
+
+    @on(WeightReady)
+    def _weight(self, event: WeightReady) -> None:
+        event.stop()
+        if self.row is not event.row:
+            return
+        if event.wrong:
+            self.say(f"! {event.wrong}", "bad")
+        elif event.look is None:
+            self.say(f"no decoder for {event.row.entry.type} without the engine")
+        else:
+            self.look, self._note = event.look, ("", "dim")
+            self._changed()
+            self.post_message(self.Renamed())
+
+    @on(WeightCounted)
+    def _counted(self, event: WeightCounted) -> None:
+        event.stop()
+        if self.row is event.row:
+            values = max(math.prod(event.row.entry.shape), 1)
+            self.say(f"a sample; counting every value, {100 * event.done // values} %")
 
     def say(self, note: str, tone: str = "dim") -> None:
         """A line below the numbers: why there are none, or how far they are counted."""

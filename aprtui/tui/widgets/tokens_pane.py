@@ -21,6 +21,8 @@ from aprtui.tui.client import Child, objects_in
 from aprtui.tui.lens import Lens, model_of, of_logits, read_lens
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.widgets.lines import Part, RowList, fit
+from aprtui.tui.widgets.pane import Nothing
+from aprtui.tui.widgets.stage_pane import StagePane, StageSeen
 
 __all__ = ["LENS", "TokensPane"]
 
@@ -49,14 +51,14 @@ class ModelFound(Message):
     adapter: Path | None
 
 
-class TokensPane(RowList):
+class TokensPane(RowList, StagePane):
     """One line a position; the token that really came next stands out."""
 
     blurred = ""
 
-    def __init__(self, store: Store, *, id: str | None = None) -> None:
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.store = store
+        self.store = Store()
         self.command = LENS
         self.lens: Lens | None = None
         self.note: tuple[str, str] = ("", "")
@@ -66,21 +68,25 @@ class TokensPane(RowList):
         self._asked: set[object] = set()
         self._given = ""  # the model that was named; empty: the manifest's
 
-    def show(self, record: StageRecord, trace: TraceDir, model: str) -> None:
+    def nothing(self, seen: StageSeen) -> Nothing | None:
+        stage = seen.record.key.stage
+        facts, why = facts_of(stage), super().nothing(seen)
+        if why is not None or facts.lens or facts.logits:
+            return why
+        *those, last = (each.name for each in STAGES if each.lens or each.logits)
+        return Nothing(f"{clean(stage, 60)} is no residual stream: nothing to read tokens from",
+                       f"they are read from {', '.join(those)} and {last}")  # fmt: skip
+
+    def show(self, seen: StageSeen) -> None:
         """The tokens of a stage; computed when they are not known yet."""
+        record, trace, model = seen.record, seen.trace, seen.model
         self._record = record
         self._texts, self._ids = trace.token_texts or (), trace.token_ids or ()
         self._given = model
         known = self.store.get(self._key(identity(record.path)))
         self.lens = known if isinstance(known, Lens) else None
         self.note = ("", "")
-        stage = record.key.stage
-        facts = facts_of(stage)
-        if self.lens is None and not (facts.lens or facts.logits):
-            *those, last = (each.name for each in STAGES if each.lens or each.logits)
-            self.note = (f"{stage} is no residual stream: nothing to read tokens from",
-                         f"they are read from {', '.join(those)} and {last}")  # fmt: skip
-        elif self.lens is None:
+        if self.lens is None:
             self.note = ("reading tokens …", "")
             self._find(record, trace, model)
         self.rows_changed()

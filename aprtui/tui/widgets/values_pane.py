@@ -2,43 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
+from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.message import Message
+from textual.worker import get_current_worker
 
-from aprtui.errors import UsageError
+from aprtui.compare.metrics import Cancelled
+from aprtui.errors import BadFileError, UsageError
+from aprtui.formats.maps import check_maps
 from aprtui.text import count
+from aprtui.tui.measure import Float32, Hook, Measured, largest_at, nonfinite_after
 from aprtui.tui.stage_table import StageTable
 from aprtui.tui.widgets.lines import PartLine
+from aprtui.tui.widgets.stage_pane import StagePane, StageSeen
 from aprtui.tui.widgets.value_grid import ValueGrid
 
 __all__ = ["ValuesPane"]
 
+LOUD = 6.0  # times the rms: values beyond stand out
 
-class ValuesPane(Vertical):
+
+@dataclass
+class Sought(Message):
+    """The value that was looked for in a table, or that there is none."""
+
+    table: StageTable
+    index: int | None
+    nothing: str
+
+
+class ValuesPane(Vertical, StagePane):
     """Rows = positions, columns = channels, any size, nothing copied but what is drawn."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.grid = ValueGrid()
         self._cell = PartLine(id="cell")
-        self.table: StageTable | None = None
 
     def compose(self) -> ComposeResult:
         yield self.grid
         yield self._cell
 
-    def show(self, table: StageTable | None) -> None:
+    def show(self, seen: StageSeen) -> None:
         """Show another tensor; the cursor stays where it is when the table has the same shape."""
-        old = self.table
+        old, table, self.seen = self.table, seen.table, seen
         same = (
             table is not None
             and old is not None
             and (old.rows, old.columns) == (table.rows, table.columns)
         )
-        self.table = table
-        self.grid.show(table, keep_cursor=same)
+        if table is not old:
+            self.grid.show(table, keep_cursor=same)
         self._tell()
+
+    def give(self, measured: Measured | None, made: object) -> None:
+        if measured is not None and measured.statistics.count:
+            self.grid.loud = LOUD * measured.statistics.rms
+
+    def target(self) -> ValueGrid:
+        return self.grid
+
+    def copied(self) -> str:
+        return repr(self.value) if self.value is not None else ""
 
     def on_value_grid_moved(self) -> None:
         self._tell()
@@ -81,3 +111,53 @@ class ValuesPane(Vertical):
     def go(self, index: int) -> None:
         if self.table is not None:
             self.grid.move_to(*divmod(index, self.table.columns))
+
+    def action_pass(self, step: int) -> None:
+        """To the first row of the next pass."""
+        row = None if self.table is None else self.table.other_pass(self.grid.row, step)
+        if row is None:
+            self.post_message(self.Said("all rows are of one pass"))
+        else:
+            self.grid.move_to(row, self.grid.column)
+
+    # Looking for a value.
+
+    def action_maximum(self) -> None:
+        self._seek("no number here", largest_at)
+
+    def action_next_nonfinite(self) -> None:
+        after = self.index
+        self._seek(
+            "no NaN and no infinity here",
+            lambda values, cancelled: nonfinite_after(values, after, cancelled),
+        )
+
+    def _seek(self, nothing: str, find: Callable[[Float32, Hook], int | None]) -> None:
+        """Go to the value that ``find`` finds; a large tensor takes a while, so in a thread."""
+        table = self.table
+        if table is None:
+            return
+
+        def look() -> None:
+            worker = get_current_worker()
+            try:
+                found = find(table.values, lambda: bool(worker.is_cancelled))
+                check_maps(table.values)
+            except Cancelled:
+                return
+            except BadFileError as error:
+                self.post_message(Sought(table, None, error.message))
+                return
+            self.post_message(Sought(table, found, nothing))
+
+        self.run_worker(look, thread=True, exclusive=True, group="seek")
+
+    @on(Sought)
+    def _sought(self, event: Sought) -> None:
+        event.stop()
+        if event.table is not self.table:
+            return
+        if event.index is None:
+            self.post_message(self.Said(event.nothing))
+        else:
+            self.go(event.index)

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from textual import on
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Static
 
 from aprtui.errors import AprtuiError
-from aprtui.tui.weight_values import WeightTable, told_of_cell
+from aprtui.tui.model_facts import TensorRow
+from aprtui.tui.weight_values import WeightTable, read_window, told_of_cell
+from aprtui.tui.widgets.model_pane import ModelPane, ModelSeen
+from aprtui.tui.widgets.pane import Nothing
 from aprtui.tui.widgets.value_grid import ValueGrid
 
 __all__ = ["WeightPane"]
 
 
-class WeightPane(Vertical):
-    """The grid over a window of rows; ``Wanted`` asks for the window around another row."""
+@dataclass
+class WindowRead(Message):
+    """A window of a weight's rows, or ``wrong``: why there is none."""
 
-    class Wanted(Message):
-        """The cursor stands on a row whose values are not here."""
+    row: TensorRow
+    table: WeightTable | None
+    wrong: str = ""
 
-        def __init__(self, row: int) -> None:
-            super().__init__()
-            self.row = row
+
+class WeightPane(Vertical, ModelPane):
+    """The grid over a window of rows, which are read around the cursor."""
+
+    seen: ModelSeen | None = None
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -40,22 +51,56 @@ class WeightPane(Vertical):
         table = self.grid.table
         return table if isinstance(table, WeightTable) else None
 
-    def say(self, text: str) -> None:
+    def nothing(self, seen: ModelSeen) -> Nothing | None:
+        if seen.row is None:
+            return Nothing("choose a tensor")
+        return None if math.prod(seen.row.entry.shape) else Nothing("no values")
+
+    def show(self, seen: ModelSeen) -> None:
+        self.seen = seen
+        if seen.row is None:
+            return
+        if self.table is None or self.table.entry is not seen.row.entry:
+            self._say("reading values …")
+            self._read_window(seen.path, seen.row, 0)
+
+    def target(self) -> ValueGrid:
+        return self.grid
+
+    def copied(self) -> str:
+        return self.told if self.grid.has_focus else ""
+
+    def _say(self, text: str) -> None:
         """Why there are no values, or that they are read."""
         self.grid.show(None)
         self.said.update(text)
 
-    def give(self, table: WeightTable) -> None:
+    @work(thread=True, exclusive=True, group="window")
+    def _read_window(self, path: Path, row: TensorRow, at: int) -> None:
+        try:
+            self.post_message(WindowRead(row, read_window(path, row.entry, at)))
+        except AprtuiError as error:
+            self.post_message(WindowRead(row, None, error.message))
+
+    @on(WindowRead)
+    def _window(self, event: WindowRead) -> None:
         """A window; of the same tensor the cursor stays."""
-        same = self.table is not None and self.table.entry is table.entry
-        self.grid.show(table, keep_cursor=same)
+        event.stop()
+        if self.seen is None or self.seen.row is not event.row:
+            return
+        if event.table is None:
+            self._say(f"! {event.wrong}")
+            return
+        same = self.table is not None and self.table.entry is event.table.entry
+        self.grid.show(event.table, keep_cursor=same)
         self._tell()
 
     @on(ValueGrid.Moved)
     def _moved(self, event: ValueGrid.Moved) -> None:
         event.stop()
-        if self.table is not None and not self._whole_page(self.table):
-            self.post_message(self.Wanted(event.row))
+        seen = self.seen
+        if seen and seen.row and self.table is not None and not self._whole_page(self.table):
+            self._read_window(seen.path, seen.row, event.row)
         self._tell()
 
     def _whole_page(self, table: WeightTable) -> bool:

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aprtui.compare.matrix import Faced, labels_of
 from aprtui.errors import UsageError
-from aprtui.formats.tracedir import TraceDir, holds_trace
+from aprtui.formats.layout import prompts_in
+from aprtui.formats.tracedir import TraceDir
 from aprtui.text import clean
 
-__all__ = ["faced_paths", "faced_sides", "prompts_in"]
-
-_PROMPT = re.compile(r"prompt-(\d+)")
+__all__ = ["faced_paths", "faced_sides"]
 
 Side = str | os.PathLike[str] | TraceDir
-
-
-def prompts_in(folder: Path) -> dict[str, Path]:
-    """The traces that ``aprtui trace --prompts`` wrote there, by name, in order; empty for none."""
-    if not folder.is_dir() or holds_trace(folder):
-        return {}
-    found = {
-        int(name[1]): each
-        for each in folder.iterdir()
-        if (name := _PROMPT.fullmatch(each.name)) and each.is_dir()
-    }
-    return {found[number].name: found[number] for number in sorted(found)}
 
 
 def faced_paths(paths: Sequence[Path]) -> tuple[tuple[str, Path, Path], ...]:
