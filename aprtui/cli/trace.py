@@ -143,8 +143,8 @@ def _configure_computing(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     how.add_argument(
         "--engine-arg", dest="engine_args", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting of hf: modules=on (what each module makes); of llamacpp: flash=on, "
-        "kv=f16, threads=N, gpu_layers=N; may be repeated",
+        help="a setting of hf: modules=on (what each module makes); of llamacpp: nodes=on (the "
+        "nodes that are no stage, too), flash=on, kv=f16, threads=N, gpu_layers=N; may be repeated",
     )  # fmt: skip
     how.add_argument(
         "--device", default="auto",

@@ -59,6 +59,9 @@ _OURS = (
     Row("gemma", "aprtui.families.gemma", ("gemma",), ("gemma",), text_of=("paligemma",)),
     Row("gemma2", "aprtui.families.gemma2", ("gemma2",), ("gemma2",)),
     Row("gemma3", "aprtui.families.gemma3", ("gemma3_text",), ("gemma3",), text_of=("gemma3",)),
+    Row(
+        "gemma3n", "aprtui.families.gemma3n", ("gemma3n_text",), ("gemma3n",), text_of=("gemma3n",)
+    ),
     Row("gemma4", "aprtui.families.gemma4", ("gemma4_text",), ("gemma4",), text_of=("gemma4",)),
     Row("phi3", "aprtui.families.phi3", ("phi3",), ("phi3",)),
     Row("smollm3", "aprtui.families.smollm3", ("smollm3",), ("smollm3",)),

@@ -315,14 +315,16 @@ class Builder:
 
     def gated_mlp(
         self, x: StageKey, size: int, activation: str, stages: str = "ffn", roles: str = "",
-        scales: tuple[float, float] = (1.0, 1.0),
+        scales: tuple[float, float] = (1.0, 1.0), kept: Op | None = None,
     ) -> StageKey:  # fmt: skip
         """down(activation(gate(x)) * up(x)), gate and down times their ``scales``; ``stages`` and
-        ``roles`` begin the names."""
+        ``roles`` begin the names. ``kept``: what is kept of the gates before the activation."""
         of_gate, of_down = scales
         matrix = self._matrix(f"{roles}gate", size, scale=of_gate)
         gate = self.put(f"{stages}_gate", matrix, x, ffn=size)
         up = self.put(f"{stages}_up", self._matrix(f"{roles}up", size), x, ffn=size)
+        if kept is not None:
+            gate = self.put("ffn_sparse", kept, gate, ffn=size)
         act = self.put(f"{stages}_silu", Activate(activation), gate, ffn=size)
         inner = self.put(f"{stages}_swigl", Multiply(), act, up, ffn=size)
         matrix = self._matrix(f"{roles}down", self.hidden_size, scale=of_down)

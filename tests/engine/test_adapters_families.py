@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from aprtui.compare.bisect import bisect
+from aprtui.engine.adapters import _not_made
 from aprtui.engine.adapters.ggml import Node
 from aprtui.engine.adapters.nodes import Collector, NodeMap
 from aprtui.formats.tracedir import StageKey
@@ -38,6 +39,7 @@ FUSED = ("ssm_dt",)  # softplus is part of ggml's scan
 GELU_TABLE = (
     "gemma2",
     "gemma2_q20",
+    "gemma3n_text",
     "gemma4_text",
 )  # of ggml's CPU: another number than the GELU's
 BAR = 1e-5  # docs/numerics.md 1
@@ -56,7 +58,8 @@ def nodes_of(case: str) -> list[Node]:
 
 def collect(model: Model, tokens: int, given: Iterator[tuple[Node, Array]]) -> dict[StageKey, Any]:
     """The stages that come of these nodes; none comes twice."""
-    wanted = [node.key for node in model.graph if not node.last]
+    absent = {each.stage for each in _not_made(model)}
+    wanted = [node.key for node in model.graph if not (node.last or node.key.stage in absent)]
     shown: dict[StageKey, torch.Tensor] = {}
 
     def put(key: StageKey, value: torch.Tensor) -> None:

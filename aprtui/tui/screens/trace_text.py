@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.cells import cell_len, set_cell_size
 from textual.content import Content
@@ -20,6 +21,7 @@ from aprtui.engine.events import (
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph.vocabulary import WHOLE_MODEL_STAGES, facts_of
 from aprtui.text import clean, count, duration, number, size
+from aprtui.tui.carry import from_home
 from aprtui.tui.widgets.bars import bar
 
 __all__ = [
@@ -222,7 +224,8 @@ def outcome_content(planned: Planned, ended: Event, log: Sequence[str]) -> Conte
         ]
     else:
         lines.append(Content("r starts anew and asks before it replaces; q goes back to the form"))
-    lines.append(Content.styled(clean(planned.directory, 300), "dim"))
+    folder = from_home(Path(planned.directory))
+    lines.append(Content.styled(clean(folder, 300), "dim"))
     return Content("\n").join(lines)
 
 

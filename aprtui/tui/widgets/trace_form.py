@@ -16,6 +16,7 @@ from textual.widgets import Input, Label
 from aprtui.engine.cards import Cards, look
 from aprtui.engine.stretches import KV_TYPES
 from aprtui.tui.keys import bindings
+from aprtui.tui.paths import PathSuggester
 
 __all__ = ["TraceForm", "other_engines"]
 
@@ -24,6 +25,7 @@ ROWS = (
     ("device", "dtype"), ("engine", "adapter"), ("against", "until"), ("into",),
 )  # fmt: skip
 FIELDS = tuple(name for row in ROWS for name in row)
+PATHS = ("adapter", "into")
 PROMPT = "What is 2+2?"
 
 
@@ -57,6 +59,7 @@ class TraceForm(Vertical, can_focus=True):
                     yield Input(
                         self._values.get(name, ""), id=f"field-{name}", compact=True,
                         select_on_focus=False, placeholder=holders.get(name, ""),
+                        suggester=PathSuggester() if name in PATHS else None,
                     )  # fmt: skip
 
     def said(self) -> dict[str, str]:
