@@ -66,6 +66,16 @@ TINY: dict[str, Tiny] = {
         "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 20, "num_hidden_layers": 4,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     }),
+    "gemma3n": Tiny("Gemma3nText", {
+        "head_dim": 12, "num_hidden_layers": 5, "sliding_window": 4, "laurel_rank": 6,
+        "layer_types": [
+            "sliding_attention", "full_attention", "sliding_attention", "full_attention",
+            "sliding_attention",
+        ], "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 90,
+        "activation_sparsity_pattern": [0.9, 0.6, 0.0, 0.0, 0.0], "altup_num_inputs": 3,
+        "final_logit_softcapping": 4.0,
+    }, ("gemma3n_text",)),
     "gemma4": Tiny("Gemma4Text", {
         "head_dim": 12, "global_head_dim": 16, "num_hidden_layers": 6, "sliding_window": 4,
         "layer_types": ["sliding_attention", "full_attention"] * 3, "attention_k_eq_v": True,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 
+from aprtui.engine.altup import ALTUP
 from aprtui.engine.recurrent import RECURRENT
 from aprtui.engine.staging import send
 from aprtui.engine.weights import WeightStream
@@ -104,9 +105,13 @@ class Pass:
         """A number that is stored as it is before its softplus."""
         return x
 
-    def looked_up(self, role: Role) -> Tensor:
-        """The tokens' rows of a table."""
-        return self.weights.rows(role, self.tokens)
+    def looked_up(self, role: Role, rows: int) -> Tensor:
+        """The tokens' rows of a table; of tokens beyond its ``rows`` the first."""
+        return self.weights.rows(role, self.within(rows))
+
+    def within(self, rows: int) -> tuple[int, ...]:
+        """The tokens, of those beyond ``rows`` the first one."""
+        return tuple(token if token < rows else 0 for token in self.tokens)
 
     def cut(self, x: Tensor) -> Tensor:
         """An inner result that an engine of low precision writes in its type."""
@@ -201,7 +206,7 @@ def heads_of(x: Tensor, heads: Heads) -> Tensor:
 
 def embed(ar: Pass, op: Embed) -> Tensor:
     """The tokens' rows of the table times ``scale``: [T,H]."""
-    rows = ar.looked_up(op.table)
+    rows = ar.looked_up(op.table, op.rows)
     return rows * ar.number(op.scale) if op.scale != 1.0 else rows
 
 
@@ -643,6 +648,7 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Experts: experts,
     Combine: combine,
     **RECURRENT,
+    **ALTUP,
 }
 
 

@@ -65,19 +65,19 @@ def decay(ar: Pass, op: Decay, x: Tensor) -> Tensor:
     """[T,N]."""
     a = _wide(ar.vector(op.a))
     a = -a.exp() if op.logged else a
-    steps = ar.step(_wide(ar.product(x, op.part.weight)) + _wide(ar.vector(op.dt)))
-    return (a * ar.step(ar.map(functional.softplus, steps))).to(x.dtype)
+    steps = _wide(ar.product(x, op.part.weight)) + _wide(ar.vector(op.dt))
+    return (a * ar.map(functional.softplus, steps)).to(x.dtype)
 
 
 def gated_norm(ar: Pass, op: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
     """x [T,...] normalised, ``size`` values at a time, and gated."""
     wide = _wide(x).reshape(len(x), -1, op.size)
     gates = _wide(gate).reshape(len(x), -1)[:, : wide.shape[1] * op.size]
-    factor = ar.wide_activate(gates, op.activation).reshape(wide.shape)
+    factor = ar.activate(gates, op.activation).reshape(wide.shape)
     wide = wide * factor if op.before else wide
     apart = wide.reshape(*wide.shape[:-1], op.groups, -1)
     apart = apart * torch.rsqrt(apart.square().mean(-1, keepdim=True) + op.eps)
-    made = ar.step(ar.step(apart.reshape(wide.shape)) * _wide(ar.vector(op.weight)))
+    made = ar.step(apart.reshape(wide.shape)) * _wide(ar.vector(op.weight))
     return (made if op.before else made * factor).reshape(_written(op, x)).to(x.dtype)
 
 
@@ -95,23 +95,24 @@ def delta_rule(ar: Pass, op: DeltaRule, x: Tensor, g: Tensor, beta: Tensor) -> T
         state = ar.recall(v.new_zeros(op.heads, op.key, op.value))
         return delta_scan(q, k, v, _wide(g), _wide(beta), state, ar.stride)
 
-    return _once(ar, (x, g, beta), made, op.state)
+    return _once(ar, (x, g, beta), made, last=op.state)
 
 
 def _once(
-    ar: Pass, given: tuple[Tensor, ...], made: Callable[[], tuple[Tensor, Tensor]], state: bool
+    ar: Pass, given: tuple[Tensor, ...], made: Callable[[], tuple[Tensor, Tensor]], *, last: bool
 ) -> Tensor:
-    """What a rule gives out, or the last ``state``, in the type of what it was given."""
+    """What a rule gives out, or the ``last`` state, which is kept for the next pass; in the type of
+    what it was given. Made once where both follow one another."""
     kept = ar.scanned
     again = kept is not None and len(kept[0]) == len(given)
     if kept is not None and again and all(map(operator.is_, kept[0], given)):
         ar.scanned = None
-        return kept[1][int(state)]
-    out, last = made()
-    ar.keep(last)
-    out, last = out.to(given[0].dtype), last.to(given[0].dtype)
-    ar.scanned = (given, (out, last))
-    return last if state else out
+        return kept[1][int(last)]
+    out, state = made()
+    ar.keep(state)
+    found = (out.to(given[0].dtype), state.to(given[0].dtype))
+    ar.scanned = (given, found)
+    return found[int(last)]
 
 
 def _heads(op: DeltaRule, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,7 +173,7 @@ def _chunk(
 
 def steps(ar: Pass, op: Steps, x: Tensor) -> Tensor:
     """[T,N]."""
-    raw = ar.step(_wide(x[:, op.first : op.first + op.heads]) + _wide(ar.vector(op.dt)))
+    raw = _wide(x[:, op.first : op.first + op.heads]) + _wide(ar.vector(op.dt))
     return ar.map(functional.softplus, raw).clamp(op.low, op.high).to(x.dtype)
 
 
@@ -188,13 +189,13 @@ def scan(ar: Pass, op: Scan, x: Tensor, dt: Tensor) -> Tensor:
             each.reshape(len(x), op.groups, op.state).repeat_interleave(times, dim=1)
             for each in both
         )
-        wide = _wide(dt)
+        wide, rates = _wide(dt), _rates(ar, op)
         state = ar.recall(values.new_zeros(op.heads, op.state, op.size))
-        rates = _rates(ar, op) * wide
-        out, state = linear_scan(c, b, values * wide[:, :, None], rates, state, ar.stride)
+        given = values * wide[:, :, None], rates * wide
+        out, state = linear_scan(c, b, *given, state, ar.stride)
         return out + values * _wide(ar.vector(op.skip))[:, None], state
 
-    return _once(ar, (x, dt), made, op.last)
+    return _once(ar, (x, dt), made, last=op.last)
 
 
 def _rates(ar: Pass, op: Scan | ChannelScan) -> Tensor:
@@ -207,14 +208,12 @@ def scan_channels(ar: Pass, op: ChannelScan, x: Tensor, dt: Tensor, b: Tensor, c
     """[T,C,1], or the last state [C,state,1]; made once where they follow one another."""
 
     def made() -> tuple[Tensor, Tensor]:
-        a = _rates(ar, op).reshape(op.channels, op.state)
-        values = _wide(x)
-        state = ar.recall(torch.zeros_like(a)[:, :, None])[:, :, 0]
-        given = (values, _wide(dt), _wide(b), _wide(c))
-        out, state = channel_scan(*given, a, state, ar.stride)
+        a, values = _rates(ar, op).reshape(op.channels, op.state), _wide(x)
+        state = ar.recall(values.new_zeros(op.channels, op.state, 1))[:, :, 0]
+        out, state = channel_scan(values, _wide(dt), _wide(b), _wide(c), a, state, ar.stride)
         return (out + values * _wide(ar.vector(op.skip)))[:, :, None], state[:, :, None]
 
-    return _once(ar, (x, dt, b, c), made, op.last)
+    return _once(ar, (x, dt, b, c), made, last=op.last)
 
 
 def channel_scan(

@@ -17,7 +17,8 @@ __all__ = [
     "FULL", "SLIDING", "Frame", "Mixer", "ReadFfn", "Sizes", "all_windows", "attention_of",
     "build_decoder", "check_heads", "layer_types", "mask_of", "query_scale", "read_bare_sizes",
     "read_biases", "read_causal", "read_experts", "read_ffn", "read_sizes", "read_sizes_by_layer",
-    "read_tied", "read_window", "say_windows", "sparse_layers", "windows_by_pattern",
+    "read_tied", "read_window", "say_windows", "sparse_layers", "windows_but_in_gguf",
+    "windows_by_pattern",
 ]  # fmt: skip
 
 Mixer = Callable[[Builder, StageKey], StageKey]
@@ -225,6 +226,15 @@ def all_windows(s: Settings, layers: int, window: Any = _MISSING) -> list[int | 
     kind = FULL if window is None else SLIDING
     s.must_be("layer_types", (None, [kind] * layers), "its layers differ")
     return say_windows(s, window, [kind] * layers)
+
+
+def windows_but_in_gguf(s: Settings, layers: int) -> list[int | None]:
+    """The window of every layer, of families that llama.cpp computes without it."""
+    if not _is_gguf(s):
+        return all_windows(s, layers)
+    if window := read_window(s):
+        s.note(f"sliding_window {window} is not computed, as in llama.cpp")
+    return all_windows(s, layers, None)
 
 
 def windows_by_pattern(

@@ -74,8 +74,6 @@ def _read_scan(s: Settings, hidden: int, eps: float) -> Mamba2:
     else:
         pass_over(s, "mamba_expand")
         inner = s.integer("mamba_d_ssm")
-    if s.has("time_step_limit") and s.take("time_step_limit") is None:
-        raise s.fail("time_step_limit is null, which is no value of it")
     how = read_inner_scan(s, inner, eps, s.activation("hidden_act", "silu"))
     return replace(
         how, out_biased=s.flag("projectors_bias"), normed=s.flag("mamba_rms_norm"),

@@ -10,6 +10,7 @@ from typing import Any
 from aprtui.families import decoder
 from aprtui.families.classic import both, in_folder, pass_over, read_real
 from aprtui.families.family import Family
+from aprtui.families.mamba2 import check_drawn
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import WHOLE, Table, Tensor, layer_tensor
 from aprtui.graph import Graph
@@ -84,8 +85,7 @@ def _read_channels(s: Settings, hidden: int, norm: Norm | None) -> Mamba:
     pass_over(s, *_UNREAD)
     pass_over(s, *_UNREAD_VALUES, null=False)
     read_real(s, "time_step_scale")  # of drawing weights
-    what = "transformers draws the last product's weights anew as it loads"
-    s.must_be("rescale_prenorm_residual", (False,), what)
+    check_drawn(s)
     inner = s.integer("intermediate_size", s.integer("expand") * hidden)
     return checked(s, Mamba(
         inner, s.integer("state_size"),

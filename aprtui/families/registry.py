@@ -59,6 +59,9 @@ _OURS = (
     Row("gemma", "aprtui.families.gemma", ("gemma",), ("gemma",), text_of=("paligemma",)),
     Row("gemma2", "aprtui.families.gemma2", ("gemma2",), ("gemma2",)),
     Row("gemma3", "aprtui.families.gemma3", ("gemma3_text",), ("gemma3",), text_of=("gemma3",)),
+    Row(
+        "gemma3n", "aprtui.families.gemma3n", ("gemma3n_text",), ("gemma3n",), text_of=("gemma3n",)
+    ),
     Row("gemma4", "aprtui.families.gemma4", ("gemma4_text",), ("gemma4",), text_of=("gemma4",)),
     Row("phi3", "aprtui.families.phi3", ("phi3",), ("phi3",)),
     Row("smollm3", "aprtui.families.smollm3", ("smollm3",), ("smollm3",)),
@@ -100,7 +103,7 @@ _OURS = (
     Row("gpt_neox", "aprtui.families.gpt_neox", ("gpt_neox",), ("gptneox",)),
     Row("gptj", "aprtui.families.gptj", ("gptj",)),
     Row("phi", "aprtui.families.phi", ("phi",), ("phi2",)),
-    Row("starcoder2", "aprtui.families.starcoder2", ("starcoder2",)),
+    Row("starcoder2", "aprtui.families.starcoder2", ("starcoder2",), ("starcoder2",)),
     Row("stablelm", "aprtui.families.stablelm", ("stablelm",), ("stablelm",)),
     Row("falcon", "aprtui.families.falcon", ("falcon",), ("falcon",)),
     Row("opt", "aprtui.families.opt", ("opt",)),
@@ -109,7 +112,7 @@ _OURS = (
     Row("cohere", "aprtui.families.cohere", ("cohere",), ("command-r",)),
     Row("olmo", "aprtui.families.olmo", ("olmo",), ("olmo",)),
     Row("persimmon", "aprtui.families.persimmon", ("persimmon",)),
-    Row("exaone", "aprtui.families.exaone", ("exaone",)),
+    Row("exaone", "aprtui.families.exaone", ("exaone",), ("exaone",)),
     Row("deepseek_v2", "aprtui.families.deepseek_v2", ("deepseek_v2",)),
     Row("deepseek_v3", "aprtui.families.deepseek_v3", ("deepseek_v3", "kimi_k2"), ("deepseek2",)),
     Row("glm4_moe_lite", "aprtui.families.glm4_moe_lite", ("glm4_moe_lite",)),

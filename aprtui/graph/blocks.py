@@ -57,8 +57,8 @@ class Attention:
     head where ``gate_heads``, else of each channel. ``clip``: the limit of q, k and v.
     ``value_norm``: of each value head; ``keys_as_values``: values are the keys before their norm;
     ``shares``: the layer whose turned keys and normalised values it reads, having none.
-    ``scale_in``: the factor on the products of q, k and v, ``scale_k``: that on K,
-    ``scale_out``: on the output."""
+    ``scale_in``: the factor on their products, ``scale_k``: that on K, ``scale_out``: on the
+    output."""
 
     heads: int
     kv_heads: int
@@ -315,14 +315,16 @@ class Builder:
 
     def gated_mlp(
         self, x: StageKey, size: int, activation: str, stages: str = "ffn", roles: str = "",
-        scales: tuple[float, float] = (1.0, 1.0),
+        scales: tuple[float, float] = (1.0, 1.0), kept: Op | None = None,
     ) -> StageKey:  # fmt: skip
         """down(activation(gate(x)) * up(x)), gate and down times their ``scales``; ``stages`` and
-        ``roles`` begin the names."""
+        ``roles`` begin the names. ``kept``: what is kept of the gates before the activation."""
         of_gate, of_down = scales
         matrix = self._matrix(f"{roles}gate", size, scale=of_gate)
         gate = self.put(f"{stages}_gate", matrix, x, ffn=size)
         up = self.put(f"{stages}_up", self._matrix(f"{roles}up", size), x, ffn=size)
+        if kept is not None:
+            gate = self.put("ffn_sparse", kept, gate, ffn=size)
         act = self.put(f"{stages}_silu", Activate(activation), gate, ffn=size)
         inner = self.put(f"{stages}_swigl", Multiply(), act, up, ffn=size)
         matrix = self._matrix(f"{roles}down", self.hidden_size, scale=of_down)

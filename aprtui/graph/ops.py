@@ -157,7 +157,7 @@ class _OfParts(Op):
 
 @dataclass(frozen=True)
 class Embed(Op):
-    """Rows [T,H] of the token table [``rows``,H] times ``scale``."""
+    """Rows [T,H] of the token table [``rows``,H] times ``scale``; of tokens beyond it the first."""
 
     table: Role
     rows: int

@@ -107,12 +107,12 @@ async def test_j_and_k_go_over_the_fields_and_enter_edits_the_one_under_the_curs
         prompt = trace.query_one("#field-prompt", Input).value
         assert "a folder of its own" in await press(pilot, "G")
         assert "ids with commas" in await press(pilot, "g", "j", "k", "k", "j")
-        await press(pilot, *"jjjjjjjjjjj", "enter", "end", *"2")
+        await press(pilot, *"jjjjjjjjjjjjj", "enter", "end", *"2")
         into = trace.query_one("#field-into", Input)
         assert into.has_focus and into.value.endswith("-trace2")
         assert trace.query_one("#field-prompt", Input).value == prompt
         await press(pilot, "up")
-        assert trace.query_one("#field-adapter", Input).has_focus
+        assert trace.query_one("#field-until", Input).has_focus
         await press(pilot, "escape", "j", "enter")
         assert into.has_focus
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
 from aprtui.graph.ops import Choose, Combine, Experts, Route
+from aprtui.graph.vocabulary import facts_of
 
 __all__ = ["EXPERTS"]
 
-_MIXED = "mixer_out"
 _MAX_PAIRS = 64
 
 
@@ -151,15 +151,19 @@ def weight_on_input(at: Attempt[Experts]) -> Iterator[Candidate]:
 
 
 def shared_missing(at: Attempt[Combine]) -> Iterator[Candidate]:
-    if len(at.inputs) > 1 and at.node.key.stage != _MIXED:
+    if len(at.inputs) > 1 and _of_experts(at):
         routed, shared, *gate = at.inputs
         made = at.remade(inputs=(routed, np.zeros_like(shared), *gate))
         yield Candidate(made, "the shared expert was left out")
 
 
+def _of_experts(at: Attempt[Combine]) -> bool:
+    return facts_of(at.node.inputs[0].stage).experts
+
+
 def mixer_missing(at: Attempt[Combine]) -> Iterator[Candidate]:
     """One of two branches that are summed, attention or a scan."""
-    if at.node.key.stage == _MIXED:
+    if not _of_experts(at):
         for place, key in enumerate(at.node.inputs):
             kept = [x * (at_place != place) for at_place, x in enumerate(at.inputs)]
             made = at.remade(inputs=kept)

@@ -50,7 +50,8 @@ _LAYERS = ("layers", "h", "blocks")  # what decoders call theirs
 _CACHES = ("cache", "past_key_values", "cache_params")  # its name, the newest first
 _OF_DECODER = frozenset({
     "embedding", "pos_embedding", "embedding_norm", "final_norm", "per_layer_embedding",
-    "per_layer_projection", "per_layer_norm", "per_layer_input",
+    "per_layer_projection", "per_layer_norm", "per_layer_input", "altup_projected",
+    "altup_unprojected", "altup_merged",
 })  # fmt: skip
 
 
@@ -313,7 +314,7 @@ def _chosen(
 
 def _follows(op: Op) -> bool:
     """Whether a stage that no module shows is computed once more from what others show."""
-    return isinstance(op, Activate | Combine) or (isinstance(op, Add) and op.total != 1.0)
+    return isinstance(op, Activate | Add | Combine)
 
 
 @contextmanager

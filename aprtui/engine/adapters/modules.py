@@ -42,6 +42,7 @@ _QKV: tuple[str | tuple[str, ...], ...] = (*_PROJECTIONS, *_FUSED)
 _SHARED = "shared_mlp.input_linear"
 HALVES = {"mlp.gate_up_proj": "ffn", _SHARED: "shared_ffn"}  # gate and up, side by side, of these
 
+_MOST_STREAMS = 8
 TOGETHER, QUERY_GATE = " by head", "q, k and v with a gate"
 PLAIN = " unscaled"  # a product whose factors its layer multiplies by
 
@@ -49,6 +50,7 @@ PLAIN = " unscaled"  # a product whose factors its layer multiplies by
 SOURCES = (
     Source("embedding", "wte", beside="wpe"),
     Source("embedding", "embed_tokens", beside="embed_positions"),
+    Source("embedding", "embed_tokens", beside="altup_projections"),
     Source("embedding", "word_embeddings", beside="word_embeddings_layernorm"),
     # The table's rows, scaled where the model scales them.
     *(Source("embedding", f"{layers}.0:input") for layers in ("layers", "h", "blocks")),
@@ -212,7 +214,24 @@ SOURCES = (
     Source("per_layer_embedding", "embed_tokens_per_layer"),
     Source("per_layer_projection", "per_layer_model_projection"),
     Source("per_layer_norm", "per_layer_projection_norm"),
-    Source("ffn_residual", "per_layer_input_gate:input"),
+    *(
+        Source(stage, tuple(f"{name}.{place}" for place in range(many)))
+        for stage, name in {
+            "altup_projected": "altup_projections",
+            "altup_unprojected": "altup_unembed_projections",
+        }.items()
+        for many in range(_MOST_STREAMS - 1, 0, -1)
+    ),
+    Source("altup_merged", "norm:input"),
+    Source("altup_active", "input_layernorm:input"),
+    Source("laurel_in", "laurel.linear_left"),
+    Source("laurel_out", "laurel.linear_right"),
+    Source("laurel_norm", "laurel.post_laurel_norm"),
+    Source("laurel", "laurel"),
+    Source("laurel_residual", "pre_feedforward_layernorm:input"),
+    Source("ffn_sparse", "mlp.act_fn:input"),
+    Source("altup_first", "per_layer_input_gate:input"),
+    Source("ffn_residual", "per_layer_input_gate:input", unless="altup_first"),
     Source("per_layer_gate", "per_layer_input_gate"),
     Source("per_layer_act", "act_fn"),
     Source("per_layer_gated", "per_layer_projection:input"),

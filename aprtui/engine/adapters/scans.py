@@ -32,9 +32,8 @@ INSIDE_SCANS = frozenset({
 _CONVS = ("causal_conv1d_fn", "causal_conv1d_update")
 _RULES = ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule")
 _SCAN, _STEP = "mamba2_chunk_scan", "mamba2_selective_state_update"
-_CHANNELS, _CHANNELS_STEP = "mamba_selective_scan", "mamba_selective_state_update"
+_CHANNELS, _CHANNEL_STEP = "mamba_selective_scan", "mamba_selective_state_update"
 _OF_CHANNELS = ("ssm_low", "ssm_b", "ssm_c")  # what is made of the convolved channels
-_NORMS = {"dt_layernorm": "ssm_low_norm", "b_layernorm": "ssm_b_norm", "c_layernorm": "ssm_c_norm"}
 
 Function = Callable[..., Any]
 
@@ -61,6 +60,17 @@ def delta_of(layer: torch.nn.Module) -> torch.nn.Module | None:
 def short_conv_of(layer: torch.nn.Module) -> torch.nn.Module | None:
     """The layer's short convolution, where it has one."""
     return _calling(layer, ("conv",), _CONVS[0])
+
+
+def scan_of(
+    layer: torch.nn.Module, number: int, shown: Shown
+) -> AbstractContextManager[None] | None:
+    """What watches the layer's scan, where it has one."""
+    for function, watch in ((_SCAN, _watch_scan), (_CHANNELS, _watch_channels)):
+        module = _calling(layer, ("mixer", "mamba"), function)
+        if module is not None and hasattr(module, "A_log"):
+            return watch(module, number, shown)
+    return None
 
 
 def _calling(
@@ -165,17 +175,6 @@ def watch_conv(module: torch.nn.Module, number: int, shown: Shown) -> AbstractCo
     return _instead(module, _convs(shown, number, "conv_x", "conv"))
 
 
-def scan_of(
-    layer: torch.nn.Module, number: int, shown: Shown
-) -> AbstractContextManager[None] | None:
-    """What watches the layer's scan, where it has one."""
-    for function, watch in ((_SCAN, _watch_scan), (_CHANNELS, _watch_channels)):
-        module = _calling(layer, ("mixer", "mamba"), function)
-        if module is not None and hasattr(module, "A_log"):
-            return watch(module, number, shown)
-    return None
-
-
 @contextmanager
 def _watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
     """The stages inside the layer's scan; the steps are computed once more from its arguments."""
@@ -183,13 +182,6 @@ def _watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[
 
     def put(stage: str, value: torch.Tensor) -> None:
         shown.put(stage, value, layer=number)
-
-    def first(_: Any, __: Any, made: torch.Tensor) -> None:
-        put("ssm_in", shown.scaled("ssm_in", made, number))
-
-    def ready(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        for stage in ("ssm_norm", "ssm_gated"):  # the one that the layer has
-            put(stage, inputs[0])
 
     def scanning(right: Function) -> Function:
         def scan(x: torch.Tensor, dt: torch.Tensor, *given: Any, **named: Any) -> Any:
@@ -213,9 +205,17 @@ def _watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[
 
         return step
 
-    watching = {**_convs(shown, number, "", "ssm_conv"), _SCAN: scanning, _STEP: stepping}
+    def first(_: Any, __: Any, made: torch.Tensor) -> None:
+        put("ssm_in", shown.scaled("ssm_in", made, number))
+
+    def ready(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        for stage in ("ssm_norm", "ssm_gated"):  # the one that the layer has
+            put(stage, inputs[0])
+
     with (
-        _instead(module, watching),
+        _instead(
+            module, {**_convs(shown, number, "", "ssm_conv"), _SCAN: scanning, _STEP: stepping}
+        ),
         _hooked(
             parts["in_proj"].register_forward_hook(first),
             parts["out_proj"].register_forward_pre_hook(ready),
@@ -233,7 +233,7 @@ def _watch_channels(module: torch.nn.Module, number: int, shown: Shown) -> Itera
     def put(stage: str, value: torch.Tensor) -> None:
         shown.put(stage, value, layer=number)
 
-    def told(stage: str) -> Function:
+    def told(stage: str) -> Callable[..., None]:
         return lambda _, __, made: put(stage, made)
 
     def split(_: Any, __: Any, made: torch.Tensor) -> None:
@@ -257,8 +257,9 @@ def _watch_channels(module: torch.nn.Module, number: int, shown: Shown) -> Itera
         def step(
             state: torch.Tensor, x: torch.Tensor, dt: torch.Tensor, *given: Any, **named: Any
         ) -> Any:
-            ungated = right(state.clone(), x, dt, *given, **{**named, "z": None})
-            out = right(state, x, dt, *given, **named)  # the state is written over
+            before = state.clone()  # it is written over
+            ungated = right(before, x, dt, *given, **{**named, "z": None})
+            out = right(state, x, dt, *given, **named)
             put("ssm_dt", softplus(dt + named["dt_bias"])[:, None])
             put("ssm_scan", ungated[:, None, :, None])
             shown.put_state("ssm_state", state[..., None], number)
@@ -266,20 +267,18 @@ def _watch_channels(module: torch.nn.Module, number: int, shown: Shown) -> Itera
 
         return step
 
-    watching = {
-        **_convs(shown, number, "", "ssm_conv"), _CHANNELS: scanning, _CHANNELS_STEP: stepping
-    }  # fmt: skip
+    norms = {"dt_layernorm": "ssm_low_norm", "b_layernorm": "ssm_b_norm",
+             "c_layernorm": "ssm_c_norm"}  # fmt: skip
+    functions = {_CHANNELS: scanning, _CHANNEL_STEP: stepping}
     with (
-        _instead(module, watching),
+        _instead(module, {**_convs(shown, number, "", "ssm_conv"), **functions}),
         _hooked(
             parts["in_proj"].register_forward_hook(told("ssm_in")),
             parts["x_proj"].register_forward_hook(split),
-            parts["out_proj"].register_forward_pre_hook(
-                lambda _, given: put("ssm_gated", given[0])
-            ),
+            parts["out_proj"].register_forward_pre_hook(lambda _, x: put("ssm_gated", x[0])),
             *(
                 parts[name].register_forward_hook(told(stage))
-                for name, stage in _NORMS.items()
+                for name, stage in norms.items()
                 if name in parts
             ),
         ),

@@ -21,6 +21,7 @@ from aprtui.tui.client import COMMAND_LINE, Child, objects_in
 from aprtui.tui.jumps import Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import RunnerEnded
+from aprtui.tui.paths import meant
 from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair_facts import finding_block, layers_block
 from aprtui.tui.screens.sides import Sides
@@ -332,13 +333,13 @@ class BisectScreen(GridScreen):
         if self.running:
             self.say("x stops this replay first")
         elif self.pairs:
-            self.ask("the model that computed B (.gguf, .apr, .safetensors)", "model",
+            self.ask_path("the model that computed B (.gguf, .apr, .safetensors)", "model",
                      str(self.model))  # fmt: skip
 
     def answered(self, purpose: str, text: str) -> None:
         super().answered(purpose, text)
         if purpose == "model" and text:
-            self.model = Path(text).expanduser()
+            self.model = meant(text)
             self.set_state("full")
             self._begin()
             self.paint()

@@ -23,6 +23,7 @@ from aprtui.tui import following
 from aprtui.tui.jumps import Goal, Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import Found, Known, Learnt, LoadFailed, Place
+from aprtui.tui.paths import meant
 from aprtui.tui.places import (
     delete_trace,
     known_of,
@@ -201,7 +202,7 @@ class HomeScreen(BaseScreen):
 
     def action_open_other(self) -> None:
         """Any folder or file, wherever it is."""
-        self.ask("open…", "open", f"{self.folder}/")
+        self.ask_path("open…", "open", f"{self.folder}/")
 
     def idle_keys(self) -> frozenset[str]:
         row = self.list.current
@@ -233,7 +234,7 @@ class HomeScreen(BaseScreen):
         elif len(marked) > 2:
             self._compare_many(tuple(map(Path, marked)))
         elif row is not None:
-            self.ask("compare it with…", "diff", str(Path(row.place.path).parent) + "/")
+            self.ask_path("compare it with…", "diff", str(Path(row.place.path).parent) + "/")
 
     def _compare(self, a: Path, b: Path) -> None:
         kinds = {row.place.path: row.place.kind for row in self.list.rows}
@@ -270,9 +271,9 @@ class HomeScreen(BaseScreen):
     def answered(self, purpose: str, text: str) -> None:
         row = self.list.current
         if purpose == "open" and text:
-            self.app.open_path(Path(text).expanduser())  # type: ignore[attr-defined]
+            self.app.open_path(meant(text))  # type: ignore[attr-defined]
         elif purpose == "diff" and text and row is not None:
-            self._compare(Path(row.place.path), Path(text).expanduser())
+            self._compare(Path(row.place.path), meant(text))
         elif purpose == "rename" and text and row is not None:
             self._change(lambda: f"renamed {rename_trace(Path(row.place.path), text).name}")
         elif purpose == "delete" and text.strip().lower() == "y" and self._doomed is not None:

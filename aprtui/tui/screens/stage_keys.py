@@ -105,7 +105,7 @@ class StageKeysScreen(PanedScreen, SidesScreen):
         return self.pane == "values" and values.wanted is not None and values.grid.has_focus
 
     def action_ask_model(self) -> None:
-        self.ask("read tokens with the model…", "model", self.model)
+        self.ask_path("read tokens with the model…", "model", self.model)
 
     def action_copy_value(self) -> None:
         of_pane = self.shown_pane.copied()
@@ -123,10 +123,12 @@ class StageKeysScreen(PanedScreen, SidesScreen):
         record = self.record
         if record is not None:
             layer = "" if record.key.layer is None else f"layer-{record.key.layer}-"
-            self.ask("write to (.npy or .csv)", "export", f"{layer}{record.key.stage}.npy")
+            self.ask_path(
+                "write to (.npy or .csv)", "export", f"{layer}{record.key.stage}.npy", again=False
+            )
 
     def action_diff_with(self) -> None:
-        self.ask("compare with the trace in…", "diff", str(self.path.parent) + "/")
+        self.ask_path("compare with the trace in…", "diff", str(self.path.parent) + "/")
 
     def action_stop_running(self) -> None:
         """Stop the trace that is being written here, whoever started it."""

@@ -33,7 +33,9 @@ from aprtui.text import clean
 from aprtui.tui.client import TraceClient, plan
 from aprtui.tui.keys import Key, bindings, keys_at
 from aprtui.tui.messages import RunnerEnded, RunnerEvents
+from aprtui.tui.paths import meant
 from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.screens.trace_against import Against, Compared, Faced, StopWanted, face
 from aprtui.tui.screens.trace_text import (
     hint_here,
     outcome_content,
@@ -60,8 +62,9 @@ TYPING = (  # the letters are text there
 EDIT = Key("", ("enter",), "", "trace", "edit", "")
 OPEN = Key("", ("enter",), "", "trace", "open a cell", "")
 # What the foot offers: before a run, while it goes on, after it.
-FORM, RUNS = ("run",), ("stop", "trace-pause", "trace-log", "trace-browse", "trace-colours")
-OVER = ("trace-browse", "run", "trace-log", "trace-colours")
+FORM = ("run",)
+RUNS = ("stop", "trace-pause", "trace-log", "trace-browse", "trace-diff", "trace-colours")
+OVER = ("trace-browse", "trace-diff", "run", "trace-log", "trace-colours")
 SETTLE_S = 0.3  # a plan is made when typing rests this long
 
 
@@ -80,6 +83,7 @@ class TraceScreen(BaseScreen):
         self.planned: Planned | None = None
         self.ended: Event | None = None
         self.running = self.paused = self.stopped = False
+        self._planning = self._wanted = False  # ``_wanted``: it starts as soon as the plan is there
         self._last: StageWritten | None = None
         self._passed: PassDone | None = None
         self._rms: dict[int, tuple[float, str]] = {}
@@ -89,11 +93,13 @@ class TraceScreen(BaseScreen):
         self._held: list[Event] = []
         self._to_come: list[StageKey] = []  # in order of computation
         self._output = ""  # the stage that is each layer's output
+        self.against: Against | None = None  # what the trace is compared with as it lands
         self.form = TraceForm(default_directory(self.path))
         self.filling = Filling(id="filling")
         self.grid = self.filling.grid
         self.plan_text = Static("", id="plan", markup=False, classes="frame")
         self.progress = Static("", id="progress", markup=False)
+        self.against_line = Static("", id="against", markup=False)
         self.log_text = Static("", id="log", markup=False, classes="frame")
         self.outcome = Static("", id="outcome", markup=False, classes="frame")
 
@@ -107,6 +113,7 @@ class TraceScreen(BaseScreen):
                 yield self.form
                 yield self.plan_text
             yield self.progress
+            yield self.against_line
             yield self.filling
             yield self.outcome
             yield self.log_text
@@ -114,7 +121,7 @@ class TraceScreen(BaseScreen):
     def started(self) -> None:
         self.set_title(clean(self.path.name, 60))
         self.set_state("full")
-        self.progress.display = False
+        self.progress.display = self.against_line.display = False
         self.grid.can_focus = False
         self.form.focus()
         self._replan()
@@ -153,7 +160,7 @@ class TraceScreen(BaseScreen):
         return TraceJob(
             model=str(self.path.absolute()),
             # Untouched, the folder is the engine's own: two engines' traces lie side by side.
-            directory="" if untouched else str(Path(said["into"]).expanduser()),
+            directory="" if untouched else str(meant(said["into"])),
             prompt=None if tokens is not None else said["prompt"],
             tokens=tokens,
             stages=said["stages"] or "all",
@@ -161,7 +168,7 @@ class TraceScreen(BaseScreen):
             device=said["device"] or "auto",
             dtype=said["dtype"] or "float32",
             engine=said["engine"].strip() or "aprtui",
-            adapter=said["adapter"].strip() and str(Path(said["adapter"].strip()).expanduser()),
+            adapter=said["adapter"].strip() and str(meant(said["adapter"])),
             overwrite=replace,
             steps=_number(said["steps"]),
             chunk=_number(said["chunk"]),
@@ -179,6 +186,7 @@ class TraceScreen(BaseScreen):
             self.form.focus()
 
     def _replan(self) -> None:
+        self._planning, self._wanted = True, False
         self._plan()
 
     @work(exclusive=True, group="plan")
@@ -195,6 +203,7 @@ class TraceScreen(BaseScreen):
         self.post_message(RunnerEvents((answer,)))
 
     def _show_plan(self, event: Planned | Failed) -> None:
+        self._planning, wanted, self._wanted = False, self._wanted, False
         self.plan_text.border_title = "Plan"
         if isinstance(event, Failed):
             self.planned = None
@@ -212,11 +221,18 @@ class TraceScreen(BaseScreen):
         self.plan_text.update(plan_content(event, width, taken))
         if not self.running and self.ended is None:
             self.grid.set_stages(planned_stages(event))
+            if wanted:
+                self.say("")
+                self.action_run()
 
     # Running.
 
     def action_run(self) -> None:
         if self.running:
+            return
+        if self._planning:
+            self._wanted = True
+            self.say("the trace starts as soon as the plan is there; a change of the form stops it")
             return
         if self.planned is None:
             self.say("nothing to run yet: the plan says why")
@@ -226,17 +242,39 @@ class TraceScreen(BaseScreen):
             name = clean(folder.name, 40)
             self.ask(f"y replaces the trace in {name}, esc keeps it", "replace", how="")
             return
-        self._start(self.job())
+        self._face(self.job())
 
     def answering(self, purpose: str, text: str) -> None:
         """The first letter is the answer."""
         if purpose == "replace" and text:
             self.close_question()
             if text.lower() == "y":
-                self._start(self.job(replace=True))
+                self._face(self.job(replace=True))
 
-    def _start(self, job: TraceJob) -> None:
+    def _face(self, job: TraceJob) -> None:
+        """Start, once the trace to compare with was read, where one is named."""
+        said, planned = self.form.said(), self.planned
+        if not said["against"].strip() or planned is None:
+            self._start(job)
+            return
+        path = Path(said["against"].strip()).expanduser()
+
+        def read() -> None:
+            self.post_message(face(job, planned, path, said["until"], self.post_message))
+
+        self.run_worker(read, thread=True, exclusive=True, group="face")
+
+    @on(Faced)
+    def _faced(self, event: Faced) -> None:
+        if event.against is None:
+            self.say(f"! not started: {event.why}")
+        elif not self.running:
+            self._start(event.job, event.against)
+
+    def _start(self, job: TraceJob, against: Against | None = None) -> None:
         assert self.planned is not None
+        self.against = against
+        self.against_line.update("")
         self.running, self.stopped, self.ended = True, False, None
         self._last, self._passed = None, None
         self._rms, self._log, self._shown_rms = {}, [], -1
@@ -332,11 +370,35 @@ class TraceScreen(BaseScreen):
                 self._log.append(pass_text(event))
             elif isinstance(event, Started):
                 self._log.append(f"engine started, process {event.pid}")
+                if self.against is not None:
+                    self.against.begin()
         if cells:
-            self.grid.put(cells | self._computing(cells))
+            compared = self.against.cells(cells) if self.against is not None else {}
+            self.grid.put(cells | compared | self._computing(cells))
             if self.grid.current in cells:
                 self.filling.show_cell()
         self._show_progress()
+
+    @on(Compared)
+    def _compared(self, event: Compared) -> None:
+        """Stages were compared: their cells say how, and a line how all of it stands."""
+        if event.against is self.against:
+            self.grid.put(self.against.cells(key for key in event.keys if key in self.grid.cells))
+            self.against_line.update(self.against.line())
+
+    @on(StopWanted)
+    def _stop_wanted(self, event: StopWanted) -> None:
+        if event.against is self.against:
+            self.action_stop()
+
+    def action_diff(self) -> None:
+        """Both traces in Diff."""
+        if self.against is not None and self.planned is not None:
+            live = self.against.live
+            self.app.open_diff(live.against.root, live.directory)  # type: ignore[attr-defined]
+
+    def idle_keys(self) -> frozenset[str]:
+        return super().idle_keys() | (set() if self.against is not None else {"trace-diff"})
 
     def _computing(self, written: Mapping[StageKey, Part]) -> dict[StageKey, Part]:
         """The stage that is being computed: the first in order that has not been written."""
@@ -364,6 +426,8 @@ class TraceScreen(BaseScreen):
                                 "o shows its log; what is written stays", 4)  # fmt: skip
         if self._to_come:
             self.grid.put({self._to_come[-1]: ("·", "dim")})
+        if self.against is not None:
+            self.against.end(whole=isinstance(self.ended, Finished), stopped=self.stopped)
         self._arrange()
 
     def _arrange(self) -> None:
@@ -373,6 +437,7 @@ class TraceScreen(BaseScreen):
         self.grid.can_focus = runs
         (self.grid if runs else self.form).focus()
         self.progress.display = runs
+        self.against_line.display = runs and self.against is not None
         self.outcome.display = self.ended is not None
         if self.ended is not None and self.planned is not None:
             self.outcome.border_title = {Finished: "Next tokens", Stopped: "Stopped"}.get(
@@ -398,6 +463,10 @@ class TraceScreen(BaseScreen):
         if not self.running or self.planned is None or self.ended is not None:
             return ""  # with its last event told, the engine is on its way out
         return clean(self.planned.directory, 80)
+
+    def on_unmount(self) -> None:
+        if self.against is not None:
+            self.against.leave()
 
     async def release(self, answer: str) -> None:
         if answer == "leave":

@@ -125,6 +125,14 @@ class ValuesPane(Vertical, StagePane):
         if self.table is not None:
             self.grid.move_to(*divmod(index, self.table.columns))
 
+    def action_pass(self, step: int) -> None:
+        """To the first row of the next pass."""
+        row = None if self.table is None else self.table.other_pass(self.grid.row, step)
+        if row is None:
+            self.post_message(self.Said("all rows are of one pass"))
+        else:
+            self.grid.move_to(row, self.grid.column)
+
     # Looking for a value.
 
     def action_maximum(self) -> None:
