@@ -18,6 +18,7 @@ import numpy as np
 from aprtui.captures.dump import Array, Dump
 from aprtui.captures.maps import DumpMap
 from aprtui.captures.merge import Copies
+from aprtui.captures.parameters import Parameters
 from aprtui.captures.prompt import batches_of
 from aprtui.captures.ranks import Shards, together
 from aprtui.captures.recognise import passes_of
@@ -42,7 +43,8 @@ class Assembly:
     """A dump as a trace of one model. ``stages`` yields the values; then the findings are whole.
 
     ``sequence`` is the one that was chosen of ``sequences``. ``contradictions`` are stages that two
-    readings give differently, which are left out; ``findings`` copies on ranks that differ.
+    readings give differently, which are left out; ``findings`` copies on ranks that differ,
+    and weights of the runtime that are not the model's.
     """
 
     convention: DumpMap
@@ -57,12 +59,20 @@ class Assembly:
     checked: int = 0
     contradictions: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
+    parameters: Parameters = field(default_factory=Parameters)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the map and the dump know of the runtime, for the manifest."""
         parallel = {"tensor_parallel": self.values.ranks} if self.values.ranks > 1 else {}
-        return {"map": self.convention.name, **self.convention.runtime, **parallel}
+        own = self.parameters.settings
+        return {"map": self.convention.name, **self.convention.runtime, **parallel, **own}
+
+    def tell(self, parameters: Parameters) -> None:
+        """Take in what the dump's own weights are."""
+        self.parameters = parameters
+        self.notes += [parameters.note] if parameters.held else []
+        self.findings += parameters.findings
 
     @property
     def passes(self) -> int:
@@ -280,6 +290,7 @@ def _unused(passes: Sequence[Shards], assembly: Assembly) -> list[str]:
         for found in ways.values() for way in found for parts in way.parts.values()
         for members in parts for member in members
     }  # fmt: skip
+    used |= set(filter(convention.is_parameter, passes[assembly.sequence.runs[0].number]))
     idle = [name for name in passes[assembly.sequence.runs[0].number] if name not in used]
     notes = []
     if idle:

@@ -29,7 +29,7 @@ _BASES = ("transformers-modules", "fused-modules")
 _MAX_BYTES = 1 << 20
 _MAP_KEYS = frozenset({
     "title", "base", "engine", "recognise", "unless", "tokens", "positions", "lengths", "mask",
-    "shared", "off_by_one", "own_names", "runtime", "spelling", "stage",
+    "shared", "off_by_one", "own_names", "parameters", "runtime", "spelling", "stage",
 })  # fmt: skip
 _READING_KEYS = frozenset({"take", "names", "split", "heads", "layer", "where"})
 _SPELLINGS = frozenset({"output", "input", "element"})
@@ -66,7 +66,8 @@ class StageRule:
 
 @dataclass(frozen=True)
 class DumpMap:
-    """A convention. Patterns: ``{L}`` is the layer's number, ``*`` anything between two dots."""
+    """A convention. Patterns: ``{L}`` is the layer's number, ``*`` anything between two dots; of
+    ``parameters`` ``{module}.{name}`` is the tensor's name in the checkpoint."""
 
     name: str
     title: str
@@ -79,6 +80,7 @@ class DumpMap:
     mask: tuple[str, ...]
     shared: tuple[str, ...]
     off_by_one: tuple[str, ...]
+    parameters: tuple[re.Pattern[str], ...]
     runtime: Mapping[str, str | bool]
     rules: tuple[StageRule, ...]
 
@@ -86,6 +88,10 @@ class DumpMap:
     def batch(self) -> bool:
         """Whether every tensor has a leading axis of sequences."""
         return bool(self.runtime.get("batch", False))
+
+    def is_parameter(self, name: str) -> bool:
+        """Whether a tensor of the dump is one of the runtime's own weights."""
+        return any(pattern.fullmatch(name) for pattern in self.parameters)
 
 
 def load_map(chosen: str) -> DumpMap:
@@ -136,9 +142,18 @@ def _read(path: Path, name: str) -> DumpMap:
         mask=both.words("mask"),
         shared=both.words("shared"),
         off_by_one=both.words("off_by_one"),
+        parameters=tuple(map(_parameter, both.words("parameters"))),
         runtime=both.table("runtime"),
         rules=tuple(rules.values()),
     )
+
+
+def _parameter(pattern: str) -> re.Pattern[str]:
+    """A pattern of parameters' names with the groups ``module`` and ``name``."""
+    text = re.escape(pattern).replace(r"\*", "[^./]*")
+    for place in ("module", "name"):
+        text = text.replace(re.escape(f"{{{place}}}"), f"(?P<{place}>.+)", 1)
+    return re.compile(text)
 
 
 def _add_own_names(rules: dict[tuple[str, ...], StageRule], patterns: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from aprtui.compare.bisection import (
     Unmeasured,
     Within,
 )
-from aprtui.compare.blamed import broken_weight, reads_of
+from aprtui.compare.blamed import broken_weight, otherwise_held, reads_of
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
 from aprtui.compare.causes import Read, causes_of
@@ -41,22 +41,34 @@ from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph import Graph, Node
-from aprtui.graph.ops import Choose, Embed, Op, Product, Rope
+from aprtui.graph.ops import Choose, Embed, Op, Positions, Product, Rope
 from aprtui.model.health import empty_note
 from aprtui.model.open import Model
 from aprtui.text import clean
 
-__all__ = ["BAR", "LONG_BAR", "LONG_PROMPT", "Options", "bisect"]
+__all__ = [
+    "BAR",
+    "LONG_BAR",
+    "LONG_PROMPT",
+    "Options",
+    "Progress",
+    "Replayer",
+    "Worker",
+    "bisect",
+    "in_turn",
+]
 
 BAR, LONG_BAR, LONG_PROMPT = 1e-5, 3e-5, 500
 """The bar of a local error: float32 agrees with float64 so (docs/numerics.md 1), the longer sums
 of prompts beyond LONG_PROMPT tokens a little less. The worst row may have ten times that."""
 
 _NEIGHBOURS = 8  # whose arithmetic is tried first
+_NAMED = 3  # of other names that a note says
 _MISPLACED = 2  # stages of one layer that are made with another's weights
 
 Float64 = npt.NDArray[np.float64]
 Progress = Callable[[int, int, StageKey], None]
+Replayer = Callable[["Worker", Progress | None, Callable[[], bool] | None], Bisection]
 
 
 @dataclass(frozen=True)
@@ -81,22 +93,25 @@ def bisect(
     options: Options | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    replayer: Replayer | None = None,
 ) -> Bisection:
     """Replay every stage of ``b`` in float64 and name the culprits (docs/compare.md 4 and 5).
 
     ``tokens`` replace those of b's manifest. With ``a`` also the first divergence and what each
     stage inherits; where b has no culprit and they diverge all the same, a is replayed as well.
+    ``replayer`` has the stages measured: ``in_turn`` unless it is given (``compare.spread``).
     Raises UsageError when model, tokens or captures do not belong together, EngineError for weights
     that have no decoder, metrics.Cancelled.
     """
-    options = options or Options()
+    options, replayed = options or Options(), replayer or in_turn
     if a is not None:
         check_tokens(a, b)
     ids = tokens if tokens is not None else b.token_ids
     _check_ids(ids, model)
     captured = open_captured(b, model.graph, ids)
+    _check_positions(captured)
     check_overrides(options.overrides, (*captured.graph.by_key, *b.records))
-    found = _replayed(_Worker(model, captured, ids, a, options), progress, cancelled)
+    found = replayed(Worker(model, captured, ids, a, options), progress, cancelled)
     reference = None if a is None else str(a.root)
     found = replace(found, model=str(model.path), a=reference, b=str(b.root))
     if a is None:
@@ -106,17 +121,17 @@ def bisect(
     if divergence is None or found.culprits or not options.reference:
         return found
     try:
-        other = _Worker(model, open_captured(a, model.graph, ids), ids, None, options, name="A")
-        return replace(found, reference=_replayed(other, progress, cancelled))
+        other = Worker(model, open_captured(a, model.graph, ids), ids, None, options, name="A")
+        return replace(found, reference=replayed(other, progress, cancelled))
     except (UsageError, BadFileError) as error:
         return replace(found, notes=(*found.notes, f"A could not be replayed: {error.message}"))
 
 
-def _replayed(
-    worker: _Worker, progress: Progress | None, cancelled: Callable[[], bool] | None
+def in_turn(
+    worker: Worker, progress: Progress | None, cancelled: Callable[[], bool] | None
 ) -> Bisection:
-    captured = worker.captured
-    chosen = [node for node in captured.graph if worker.chosen(node.key)]
+    """Every stage in order of computation, in this process."""
+    chosen = worker.nodes
     with one_core():  # thousands of small operations, and products by threads of the engine's own
         for done, node in enumerate(chosen):
             if cancelled is not None and cancelled():
@@ -140,6 +155,19 @@ def _check_ids(ids: tuple[int, ...] | None, model: Model) -> None:
         )
 
 
+def _check_positions(captured: Captured) -> None:
+    """Raises UsageError for rows at positions that the model has never learned."""
+    tables = [node.op for node in captured.graph if isinstance(node.op, Positions)]
+    last = max(captured.rows.positions, default=0)
+    for op in tables:
+        if last + op.first >= op.rows:
+            raise UsageError(
+                f"{clean(str(captured.trace.root))}: a row stands at position {last:,}, and the "
+                f"model has learned {op.rows - op.first:,} positions",
+                hint="are the rows of its manifest those of this model?",
+            )
+
+
 def _first_divergence(
     a: TraceDir, b: TraceDir, model: Model, cancelled: Callable[[], bool] | None
 ) -> Divergence | None:
@@ -149,7 +177,7 @@ def _first_divergence(
     return None if first is None else Divergence(first.key, first.kind, first.message)
 
 
-class _Worker:
+class Worker:
     """Measures one node after another and keeps what was found."""
 
     def __init__(
@@ -178,6 +206,9 @@ class _Worker:
         self.missing: list[StageKey] = []
         self.numerics: dict[type[Op], Numerics] = {}
         self.learnt: dict[str, Numerics] = {}  # what explained the last stage of that name
+        self.honest: float | None = None  # the most that honest numerics left of a stage
+        self.likely: tuple[Numerics, ...] | None = None  # what was tried first of the last stage
+        self.naming, self.unnamed = True, False  # whether culprits are named, and one was not
         self.innocent: list[Read] = []
         self.notes: list[str] = [captured.reordered] if captured.reordered else []
         if empty := empty_note(model):
@@ -187,6 +218,11 @@ class _Worker:
         if digest is not None and digest != f"sha256:{model.file.digest}":
             named = str(said.get("path", "")) if isinstance(said, dict) else ""
             self.notes.append(f"{name} {OTHER_MODEL}: {clean(named)}")
+
+    @property
+    def nodes(self) -> list[Node]:
+        """What is to be measured, in order of computation."""
+        return [node for node in self.captured.graph if self.chosen(node.key)]
 
     def chosen(self, key: StageKey) -> bool:
         stages, layers = self.options.stages, self.options.layers
@@ -286,7 +322,8 @@ class _Worker:
             self._skip(node.key, wrong)
             return
         with np.errstate(all="ignore"):
-            found = explain(case, self._likely(node))
+            self.likely = self.likely_of(node)
+            found = explain(case, self.likely)
             noise = None if found.explained else as_noise(case, found)
             judged = judge_finely(case, found) if self._finely(found, bars) else Judged()
             inherited = self._inherited(case)
@@ -330,7 +367,7 @@ class _Worker:
         told = ", ".join(doubts)
         return told and f"what was ignored or overridden may be the reason: {told}"
 
-    def _likely(self, node: Node) -> tuple[Numerics, ...]:
+    def likely_of(self, node: Node) -> tuple[Numerics, ...]:
         """What explained the stage one layer before, and what its neighbours, the nearest first."""
         stage = node.key.stage
         same = (self.learnt[stage],) if stage in self.learnt else ()
@@ -369,6 +406,7 @@ class _Worker:
         self.learnt.pop(case.key.stage, None)
         self.learnt[case.key.stage] = found.numerics
         self.exact.learn(case, found)
+        self.honest = max(self.honest or 0.0, found.residual.rel_l2)
         self.innocent += reads_of(case)
         self.explained.append(
             Explained(
@@ -404,6 +442,9 @@ class _Worker:
         self, case: Case, found: Explanation, inherited: float | None, beyond: str
     ) -> None:
         """``beyond``: why it is more than the rounding of a fused kernel."""
+        if not self.naming:
+            self.unnamed = True
+            return
         with np.errstate(all="ignore"):
             mistake = _one_weight(case, found) or name_mistake(
                 case, found, self.numerics, self.honest
@@ -413,6 +454,8 @@ class _Worker:
         looks += f"; more than rounding: {beyond}" if beyond else ""
         error: LocalError = found.residual if found.residual.born else found.plain
         reads = reads_of(case, found.unexplained)
+        own = otherwise_held(self.captured, reads)
+        looks += f"; {own}" if own else ""
         self.innocent += [read for read in reads if not read.wrong]
         self.culprits.append(
             Culprit(
@@ -439,11 +482,6 @@ class _Worker:
         several = numbers and rows.passes[0] != rows.passes[-1]
         return rows.only(numbers), rows.where(numbers) if several else ""
 
-    @property
-    def honest(self) -> float | None:
-        """The most that honest numerics left of a stage; None where none was explained yet."""
-        return max((each.residual_rel_l2 for each in self.explained), default=None)
-
     def _inherited(self, case: Case) -> float | None:
         """What A's inputs would have made of the stage, against what B's make of it."""
         side = self.reference
@@ -464,9 +502,13 @@ class _Worker:
                 self._skip(key, "not captured")
         order = {node.key: place for place, node in enumerate(self.captured.graph)}
         trace = self.captured.trace
-        for key in trace.records:
-            if key not in order:
-                self.notes.append(f"{clean(str(key))} is no stage of this model: not replayed")
+        others = [clean(str(key)) for key in trace.records if key not in order]
+        if others:
+            named = ", ".join(others[:_NAMED]) + f" and {len(others) - _NAMED} more" * (
+                len(others) > _NAMED
+            )
+            are = "is no stage" if len(others) == 1 else "are no stages"
+            self.notes.append(f"{named} {are} of this model: not replayed")
         self.notes += _misplaced(self.culprits, self.captured.graph)
         rotated = [node.key for node in self.captured.graph if isinstance(node.op, Rope)]
         rotated = [key for key in rotated if key in trace.records]

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from aprtui.compare.bisection import Culprit, Mistake
+from aprtui.compare.captured import Captured
 from aprtui.compare.case import Case
 from aprtui.compare.causes import Read
 from aprtui.compare.localerror import LocalError
 from aprtui.model.health import broken_weights
 from aprtui.text import clean, count
 
-__all__ = ["broken_weight", "reads_of"]
+__all__ = ["broken_weight", "otherwise_held", "reads_of"]
 
 
 def reads_of(case: Case, wrong: Sequence[str] = ()) -> tuple[Read, ...]:
@@ -38,6 +39,21 @@ def reads_of(case: Case, wrong: Sequence[str] = ()) -> tuple[Read, ...]:
         if role in weights
     ]
     return tuple({(read.part, read.tensor): read for read in found}.values())
+
+
+def otherwise_held(captured: Captured, reads: Sequence[Read]) -> str:
+    """Which of the weights the runtime's own dump held otherwise, as its import found."""
+    engine = captured.trace.stated.get("engine")
+    settings = engine.get("settings") if isinstance(engine, dict) else None
+    said = settings.get("parameters") if isinstance(settings, dict) else None
+    others = said.get("others") if isinstance(said, dict) else None
+    if not isinstance(others, dict):
+        return ""
+    told = {read.tensor: others.get(read.tensor) for read in reads if read.wrong}
+    return "; ".join(
+        f"the runtime's own {tensor} is another: {clean(how, 200)}"
+        for tensor, how in told.items() if isinstance(how, str)
+    )  # fmt: skip
 
 
 def broken_weight(case: Case, error: LocalError) -> Culprit | None:

@@ -11,16 +11,18 @@ import numpy.typing as npt
 from aprtui.compare.case import Case
 from aprtui.compare.fits import Fit, fit_part
 from aprtui.compare.localerror import LocalError, row_norms
-from aprtui.compare.numerics import Numerics, has, normed_sum, numerics_of
-from aprtui.engine.replay import EXACT, FLASH, INSIDE, STEPS, SUMMED, Arithmetic
+from aprtui.compare.numerics import Numerics, limits_of, numerics_of, written_before
+from aprtui.engine.replay import (
+    EXACT,
+    UNROUNDED,
+    Arithmetic,
+)
 from aprtui.graph import Node
 from aprtui.graph.ops import Choose, Experts, Multiply, Product
 
 __all__ = ["Explanation", "explain"]
 
 Float64 = npt.NDArray[np.float64]
-
-_UNITS = {"BF16": 2.0**-8, "F16": 2.0**-11}
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
         if (error.within(case.limits) and error.measured) or error.born:
             break
     assert first is not None and best is not None
-    inside = best.error.within(_limits(case, best.numerics))
+    inside = best.error.within(limits_of(case, best.numerics))
     return Explanation(
         first.error,
         best.error,
@@ -97,23 +99,10 @@ def _order(fit: Fit, case: Case) -> tuple[bool | float, ...]:
     return (
         False,
         not fit.error.within(case.limits),
-        not fit.error.within(_limits(case, fit.numerics)),
+        not fit.error.within(limits_of(case, fit.numerics)),
         fit.error.median_row_rel_l2 > case.limits[0],
         fit.error.rel_l2,
     )
-
-
-def _limits(case: Case, numerics: Numerics) -> tuple[float, float]:
-    """The bars for one arithmetic. Where it rounds more than once inside a stage, a float32 sum
-    that lies next to a tie flips a whole unit: an eighth of the type's unit is allowed then."""
-    if numerics.how.attention in (SUMMED, *FLASH):
-        loose = _UNITS[numerics.output or "F16"] / 8
-        return max(case.limits[0], loose), max(case.limits[1], 4 * loose)
-    nested = (*INSIDE, *STEPS) if numerics.how.steps else INSIDE
-    if not has(case, *nested) or not numerics.output or numerics.output != numerics.how.stage:
-        return case.limits
-    loose = _UNITS[numerics.output] / 8
-    return max(case.limits[0], loose), max(case.limits[1], 4 * loose)
 
 
 def _run(case: Case, how: Arithmetic) -> Float64 | None:
@@ -121,17 +110,23 @@ def _run(case: Case, how: Arithmetic) -> Float64 | None:
     try:
         if how.gelu_table and isinstance(case.op, Multiply) and not case.between:
             return _fused_gelu(case, how)
-        if how.summed and (summed := normed_sum(case)) is not None:
-            return _normed(case, summed, how)
+        if how.before and (source := written_before(case)) is not None:
+            return _from_before(case, source, how)
         return case.run(how)
     except RuntimeError:  # torch: columns that are no multiple of the rounding's block
         return None
 
 
-def _normed(case: Case, summed: Node, how: Arithmetic) -> Float64:
-    """The norm of the residual sum as it is before it is written in its type."""
-    wide = case.replay.run(summed, [case.captured.wide(key) for key in summed.inputs])
-    return case.shaped(case.replay.run(case.node, (wide,), how))
+def _from_before(case: Case, source: Node, how: Arithmetic) -> Float64:
+    """The stage from what ``source`` made of its captured inputs, in place of what it wrote."""
+    given = [case.captured.wide(key) for key in source.inputs]
+    if how.before == UNROUNDED:
+        made = (case.replay.run(source, given, replace(how, stage="")),)
+        return case.shaped(case.replay.run(case.node, made, how))
+    hidden, branch = given
+    branches = case.replay.run(case.node, (branch, case.inputs()[1]), how)
+    branches = case.replay.rounded(branches, case.rounded)
+    return case.shaped(case.replay.run(case.node, (hidden, branches), how))
 
 
 def _with_ties(case: Case, made: Float64, numerics: Numerics) -> tuple[Float64, Numerics]:
@@ -237,7 +232,7 @@ def _explain_product(case: Case, op: Product, learnt: Sequence[Numerics]) -> Exp
     bad = [
         case.key.stage if alone else part.name
         for part, fit in zip(parts, fits, strict=True)
-        if not fit.error.within(case.limits)
+        if not fit.error.within(limits_of(case, fit.numerics, part))
     ]
     exact = case.shaped(np.concatenate(plain, axis=1))
     joined = case.shaped(np.concatenate([fit.made for fit in fits], axis=1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from aprtui.compare.case import Case
 from aprtui.compare.localerror import LocalError, beyond_rounding, local_error
-from aprtui.compare.numerics import Numerics, product_ways
+from aprtui.compare.numerics import Numerics, likely_ways, limits_of, other_ways
 from aprtui.engine.replay import Activations, Arithmetic
-from aprtui.graph.ops import Product
+from aprtui.graph.ops import Part, Product
 
 __all__ = ["Fit", "fit_part"]
 
@@ -40,20 +40,30 @@ def fit_part(
     The likely ways are computed whole, with one decode of the matrix. Where none of them fits, all
     others are held against a few outputs, and those that do best there are computed whole.
     """
-    first, rest = product_ways(case, op, learnt)
     fits, plain = [], None
-    for ways in (first, None):
-        chosen = _promising(case, op, y, x, rest) if ways is None else ways
-        made = _multiplied(case, op, x, chosen)
+    for ways in _tries(case, op, y, x, learnt):
+        made = _multiplied(case, op, x, ways)
         plain = made[0] if plain is None else plain
         fits += [
-            fit for how, out in zip(chosen, made, strict=True) for fit in _fits(case, how, out, y)
+            fit for how, out in zip(ways, made, strict=True) for fit in _fits(case, how, out, y)
         ]
-        best = min(fits, key=lambda fit: _rank(fit, case))
-        if (best.error.within(case.limits) and best.error.measured) or best.error.born:
+        best = min(fits, key=lambda fit: _rank(fit, case, op.parts[0]))
+        if (
+            best.error.within(limits_of(case, best.numerics, op.parts[0])) and best.error.measured
+        ) or best.error.born:
             break
     assert plain is not None
     return plain, best
+
+
+def _tries(
+    case: Case, op: Product, y: Float64, x: Activations, learnt: Sequence[Numerics]
+) -> Iterator[list[Arithmetic]]:
+    """The likely ways, then the promising of all others."""
+    likely = likely_ways(case, op, learnt)
+    yield likely
+    rest = [how for how in other_ways(case, op) if how not in likely]
+    yield _promising(case, op, y, x, rest)
 
 
 def _multiplied(
@@ -66,7 +76,9 @@ def _multiplied(
     (role,) = op.matrices
     kind = case.replay.type_of(role)
     made = case.replay.multiplied(role, x, [how.way(kind) for how in hows], rows)
-    return made if rows is not None else [case.replay.finish(op, each) for each in made]
+    if rows is not None:
+        return made
+    return [case.replay.finish(op, each, how) for how, each in zip(hows, made, strict=True)]
 
 
 def _fits(case: Case, how: Arithmetic, made: Float64, y: Float64) -> list[Fit]:
@@ -88,7 +100,10 @@ def _promising(
     finish = case.replay.sampled(op, rows)
     made = _multiplied(case, op, x, hows, rows)
     with np.errstate(all="ignore"):
-        off = [_distance(case, wanted, finish(each)[few]) for each in made]
+        off = [
+            _distance(case, wanted, finish(each, how)[few])
+            for how, each in zip(hows, made, strict=True)
+        ]
     order = sorted(range(len(hows)), key=lambda place: off[place])
     return [hows[place] for place in sorted(order[:_TRIED])]
 
@@ -101,12 +116,13 @@ def _distance(case: Case, y: Float64, made: Float64) -> tuple[float, float]:
     return float(np.median(off)), float(off.mean())
 
 
-def _rank(fit: Fit, case: Case) -> tuple[bool | float, ...]:
+def _rank(fit: Fit, case: Case, part: Part) -> tuple[bool | float, ...]:
     """What was measured first: one scale of a whole tensor with a NaN leaves nothing. Then fits
     inside the bars, among them those that do not lean on the output's rounding, as they come: of
     roundings that coincide (blocks of 256 of 256 columns) the usual one does."""
     if not fit.error.measured:
         return (True,)
-    inside = fit.error.within(case.limits)
+    tight = fit.error.within(case.limits)
+    inside = tight or fit.error.within(limits_of(case, fit.numerics, part))
     left = 0.0 if inside else fit.error.rel_l2
-    return (False, not inside, inside and bool(fit.numerics.output), left)
+    return (False, not tight, not inside, inside and bool(fit.numerics.output), left)

@@ -18,7 +18,7 @@ from aprtui.compare.case import Case
 from aprtui.compare.explain import Explanation
 from aprtui.compare.fits import Fit
 from aprtui.compare.localerror import beyond_rounding
-from aprtui.engine.replay import EXACT, Activations, halfway, terms_norm
+from aprtui.engine.replay import EXACT, Activations, Arithmetic, halfway, terms_norm, types_of
 from aprtui.graph.ops import Add, Bias, Embed, Multiply, Norm, Part, Product
 
 __all__ = ["Judged", "Outlier", "judge_finely"]
@@ -33,6 +33,7 @@ _LEAST_NARROW = 0.5  # times sqrt(columns): the same where 16 bits hide most of 
 _TIED = 8.0  # medians of all that a position's own median may be: else an activation went the
 # other way in its rounding, which moves all outputs of the position
 _TOP, _SAMPLE = 24, 48  # outputs whose spread is computed: the most suspect, and some of all
+_RUN = 8  # outputs of the sample that lie side by side: decoded at once
 _HONEST = 17.0 / 40.0  # of the bar: what the right column may leave at a position
 _APART = 3.0  # times what the right column leaves, the next best one does
 _COMMON = 0.1  # of the sample beyond the bar: then it is no single weight
@@ -77,11 +78,18 @@ def judge_finely(case: Case, found: Explanation) -> Judged:
 
 def _spread(case: Case) -> Float64 | None:
     """What float32 makes of each output of a norm, a bias, a sum, a product of two; None for
-    operations whose error depends on the position."""
+    operations whose error depends on the position.
+
+    A bias may have been added inside the product that B shows without it: the sums of that are of
+    the typical product's size.
+    """
     y, given = np.abs(case.y), [np.abs(each) for each in case.inputs()] if case.node.inputs else []
     if isinstance(case.op, Add | Bias | Multiply):
         if any(each.shape != y.shape for each in given):
             return None
+        if isinstance(case.op, Bias):
+            typical = np.sqrt(np.square(given[0]).mean(-1, keepdims=True))
+            given = [np.maximum(given[0], typical)]
         return _U * (y if isinstance(case.op, Multiply) else y + np.maximum.reduce(given))
     if isinstance(case.op, Norm):
         plain = case.op.bias is None and not case.op.centred  # else small ones are of large terms
@@ -94,7 +102,9 @@ def _elementwise(case: Case, made: Float64, spread: Float64) -> Outlier | None:
     if case.y.ndim < 2 or made.shape != case.y.shape:
         return None
     rows = len(case.y)
-    error = np.abs(case.y - made).reshape(rows, -1)
+    written = types_of(case.y.astype(np.float32).reshape(-1)) or ("",)
+    error = np.minimum.reduce([np.abs(beyond_rounding(case.y, made, kind)) for kind in written])
+    error = error.reshape(rows, -1)
     usual = np.sqrt(np.square(case.y).reshape(rows, -1).mean(1, keepdims=True))
     z = error / np.maximum(spread.reshape(rows, -1), _U * 1e-3 * usual + 1e-40)
     z = np.where(np.isfinite(z), z, 0.0)
@@ -139,14 +149,20 @@ def _part(case: Case, op: Product, part: Part, x: Activations, fit: Fit) -> Judg
     how = fit.numerics.how
     if how.running or how.ranks > 1:
         return Judged()
+    if how.stage and (op.scale != 1.0 or op.cap is not None):
+        return Judged()
     y = case.columns(part)
     made = fit.made.reshape(y.shape)
     error = beyond_rounding(y, made, fit.numerics.output)
     if not np.isfinite(error).all():
         return Judged()
+    tie = _tie(case, part, made, how)
+    error = np.sign(error) * np.maximum(np.abs(error) - tie, 0.0)
     suspects, sample = _outputs(error, made)
     rounded = case.replay.rounded_rows(x, how.way(case.replay.type_of(part.weight)).activations)
-    weights = op.scale * case.replay.rows(part.weight, [*suspects, *sample], how.weights)
+    weights = case.replay.rows(part.weight, [*suspects, *sample], how.weights)
+    factor = op.factor(part)
+    weights = weights if factor == 1.0 else factor * weights
     spread = _U * terms_norm(rounded, weights)
     spread += _U * np.abs(y[:, [*suspects, *sample]]) + 1e-40
     z = np.abs(error[:, [*suspects, *sample]]) / spread
@@ -161,6 +177,7 @@ def _part(case: Case, op: Product, part: Part, x: Activations, fit: Fit) -> Judg
     bar, hidden = _FACTOR * median * spread, np.zeros_like(spread)
     if fit.numerics.output:
         hidden = halfway(y[:, [*suspects, *sample]], fit.numerics.output)
+        hidden += tie[:, [*suspects, *sample]]
     beyond = np.where(right[:, None], z[:, : len(suspects)], 0.0)
     times = float(beyond.max()) / median
     if times > _FACTOR:
@@ -184,13 +201,22 @@ def _part(case: Case, op: Product, part: Part, x: Activations, fit: Fit) -> Judg
     return Judged(None, _hidden((bar + hidden)[right][:, rest], rounded[right], weights[rest]))
 
 
+def _tie(case: Case, part: Part, made: Float64, how: Arithmetic) -> Float64:
+    """What a product that was rounded before its bias may have made of each output by rounding the
+    other way: a unit."""
+    if not how.stage or part.bias is None:
+        return np.zeros_like(made)
+    return 2.0 * halfway(made - case.replay.vector(part.bias), how.stage)
+
+
 def _outputs(error: Float64, made: Float64) -> tuple[list[int], list[int]]:
-    """(the outputs with the largest error for their size, evenly spread ones)."""
+    """(the outputs with the largest error for their size, evenly spread runs of them)."""
     size = np.sqrt(np.square(made).mean(0))
     ratio = np.abs(error).max(0) / np.maximum(size, 1e-30)
     count = min(_TOP, len(ratio))
     suspects = np.argpartition(-ratio, count - 1)[:count]
-    sample = np.unique(np.linspace(0, len(ratio) - 1, min(_SAMPLE, len(ratio))).astype(np.int64))
+    starts = np.linspace(0, max(0, len(ratio) - _RUN), _SAMPLE // _RUN).astype(np.int64)
+    sample = np.unique(starts[:, None] + np.arange(min(_RUN, len(ratio))))
     return suspects.tolist(), sample.tolist()
 
 

@@ -19,7 +19,20 @@ from aprtui.compare.explain import Explanation
 from aprtui.compare.mistakes.attempt import Attempt
 from aprtui.compare.mistakes.naming import CATALOGUE
 from aprtui.engine.replay import INSIDE, STEPS, Arithmetic, halfway
-from aprtui.graph.ops import Activate, Attend, Experts, Norm, Op, Rope, Scores, Softmax
+from aprtui.graph.ops import (
+    Activate,
+    Attend,
+    Experts,
+    Norm,
+    Op,
+    Rope,
+    Route,
+    Scores,
+    SharedRope,
+    Softmax,
+    Xielu,
+)
+from aprtui.graph.recurrent import Decay, GatedNorm, Steps
 
 __all__ = ["TYPES", "Noise", "as_noise"]
 
@@ -28,7 +41,8 @@ Float64 = npt.NDArray[np.float64]
 TYPES = {"BF16": "bfloat16", "F16": "float16"}
 
 _INNER: dict[type[Op], int] = {
-    Norm: 2, Rope: 2, Scores: 1, Softmax: 2, Attend: 1, Activate: 2, Experts: 6,
+    Norm: 2, Rope: 2, SharedRope: 2, Scores: 1, Softmax: 2, Attend: 1, Activate: 2, Xielu: 4,
+    Experts: 6, Route: 4, Decay: 2, GatedNorm: 3, Steps: 2,
 }  # fmt: skip
 """Roundings inside an operation, beside that of what it makes; a norm that is fused with the sum
 before it reads what was not rounded."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from aprtui.compare.case import Case
 from aprtui.engine.replay import (
+    BRANCHES_FIRST,
     CACHED,
     EXACT,
     F16_SCALES,
@@ -15,7 +16,9 @@ from aprtui.engine.replay import (
     INSIDE,
     STEPPED,
     STEPS,
+    SUMMED,
     TF32_AWAY,
+    UNROUNDED,
     WEIGHTS_SCALED,
     Arithmetic,
 )
@@ -24,23 +27,36 @@ from aprtui.graph.ops import (
     Activate,
     Add,
     Attend,
+    Bias,
     Embed,
     Experts,
     Multiply,
     Norm,
     Op,
+    Part,
     Product,
     Rope,
     Scores,
+    SharedRope,
 )
 
-__all__ = ["Numerics", "activated", "has", "normed_sum", "numerics_of", "product_ways"]
+__all__ = [
+    "Numerics",
+    "activated",
+    "has",
+    "likely_ways",
+    "limits_of",
+    "numerics_of",
+    "other_ways",
+    "written_before",
+]
 
 _TYPES = {"BF16": "bfloat16", "F16": "float16", "TF32": "TF32"}
 _WITH_F16_SCALES = {name: _TYPES.get(kind, "") for kind, name in F16_SCALES.items()}
 _STEPPED = {name: _TYPES[kind] for kind, name in STEPPED.items()}
 _BEFORE_PRODUCTS = ("partner", "Q8_0", "Q8_K", "F16", "BF16")
 _FEW_PRODUCTS = 2  # in a span: through more of them nothing but an engine's usual way is followed
+_UNITS = {"BF16": 2.0**-8, "F16": 2.0**-11}
 _RANKS = (2, 4, 8)  # of a tensor-parallel runtime
 
 
@@ -105,12 +121,34 @@ class Numerics:
             yield "attention of a query that was scaled first"
         if how.exponential:
             yield "SiLU of a rounded exponential"
-        if how.summed:
-            yield "normed from the residual sum before it was rounded"
+        if how.before == UNROUNDED:
+            yield "from the sum before it was rounded"
+        elif how.before:
+            yield "both branches added before the residual"
         if how.tables:
             yield f"RoPE tables in {_TYPES[how.tables]}"
         if how.gelu_table:
             yield "f16 GELU table"
+
+
+def limits_of(case: Case, numerics: Numerics, part: Part | None = None) -> tuple[float, float]:
+    """The bars for one arithmetic, of a product's ``part``. Where it rounds more than once inside a
+    stage, a float32 sum that lies next to a tie flips a whole unit: an eighth of the type's unit is
+    allowed then."""
+    how, inner = numerics.how, ""
+    if how.attention in (SUMMED, *FLASH):
+        inner = numerics.output or "F16"
+    elif numerics.output and numerics.output == how.partial:
+        inner = how.partial if how.ranks > 1 else ""
+    elif numerics.output and numerics.output == how.stage:
+        nested = (*INSIDE, *STEPS) if how.steps else INSIDE
+        twice = part is not None and not _plain(case.op, part)
+        if twice or (has(case, *nested) and not isinstance(case.op, Embed)):
+            inner = how.stage
+    if not inner:
+        return case.limits
+    loose = _UNITS[inner] / 8
+    return max(case.limits[0], loose), max(case.limits[1], 4 * loose)
 
 
 def numerics_of(case: Case, likely: Sequence[Numerics] = ()) -> Iterator[Numerics]:
@@ -179,19 +217,19 @@ def _in_type(case: Case, kind: str, products: bool, output: str) -> Iterator[Ari
         yield Arithmetic(product=product, weights=kind)  # one rounding of all, biases included
     if not output:
         return
-    if has(case, Rope):
+    if has(case, Rope, SharedRope):
         yield Arithmetic(product=product, weights=kind, tables=kind)
     if has(case, Scores) and has(case, Attend):
         yield from _flash(case, kind, product)
+    if has(case, Scores, Attend) and not products:
+        yield from (Arithmetic(attention=cache, stage=kind) for cache in CACHED)
     if has(case, *INSIDE, *STEPS):
         for weights in ("", kind):
             yield Arithmetic(product=product, weights=weights, stage=kind, steps=True)
     if "silu" in activated(case):
         yield Arithmetic(product, weights=kind, stage=kind, steps=True, exponential=True)
-    if normed_sum(case) is not None:
-        for steps in (False, True):
-            how = Arithmetic(weights=kind, stage=kind if steps else "", steps=steps)
-            yield replace(how, summed=True)
+    if (source := written_before(case)) is not None:
+        yield from _from_before(case, source, kind)
 
 
 def _flash(case: Case, kind: str, product: str) -> Iterator[Arithmetic]:
@@ -205,22 +243,39 @@ def _flash(case: Case, kind: str, product: str) -> Iterator[Arithmetic]:
             yield replace(way, tables=kind)
 
 
-def normed_sum(case: Case) -> Node | None:
-    """The residual sum that a norm reads, where B captured what was summed."""
-    if not isinstance(case.op, Norm) or case.between or case.last:
-        return None
-    summed = case.captured.graph[case.node.inputs[0]] if case.node.inputs else None
-    if summed is None or not isinstance(summed.op, Add):
-        return None
-    held = all(case.captured.state(key) == "whole" for key in summed.inputs)
-    return summed if held else None
+_BEFORE: dict[type[Op], type[Op]] = {Norm: Add, Bias: Product, Add: Add}
 
 
-def product_ways(
-    case: Case, op: Product, learnt: Sequence[Numerics]
-) -> tuple[list[Arithmetic], list[Arithmetic]]:
-    """How a product with ``op``'s one matrix may have been made: the likely (plain, what its type
-    asks for, what explained products before), and the rest."""
+def written_before(case: Case) -> Node | None:
+    """The sum that a norm or a sum reads, the product that a bias is added to, where B captured
+    what it was made of."""
+    if case.between or case.last or not case.node.inputs:
+        return None
+    source = case.captured.graph[case.node.inputs[0]]
+    if not isinstance(source.op, _BEFORE.get(type(case.op), ())):
+        return None
+    held = all(case.captured.state(key) == "whole" for key in source.inputs)
+    return source if held else None
+
+
+def _from_before(case: Case, source: Node, kind: str) -> Iterator[Arithmetic]:
+    """The ways of an engine of ``kind`` that does not read what ``source`` wrote."""
+    if isinstance(case.op, Add):
+        plain = isinstance(source.op, Add) and case.op.scale == source.op.scale == 1.0
+        if plain:
+            yield Arithmetic(before=BRANCHES_FIRST)
+        return
+    product = kind if source.op.matrices else ""
+    yield Arithmetic(product, weights=kind, before=UNROUNDED)
+    if product:
+        yield Arithmetic(product, before=UNROUNDED)
+    else:
+        yield Arithmetic(weights=kind, stage=kind, steps=True, before=UNROUNDED)
+
+
+def likely_ways(case: Case, op: Product, learnt: Sequence[Numerics]) -> list[Arithmetic]:
+    """How a product with ``op``'s one matrix was made most likely: plainly, as its type or the
+    checkpoint asks for, as what explained products before."""
     (role,) = op.matrices
     likely, other, scaled = case.replay.roundings(role)
     stated = case.replay.stated_roundings(role)
@@ -228,27 +283,37 @@ def product_ways(
     known = {*likely, *other, *scaled, "TF32", TF32_AWAY}
     kept = ("", *_TYPES, TF32_AWAY, *WEIGHTS_SCALED, *_decoded(case, role))
     before = [
-        _multiplying(each.how)
+        _multiplying(each.how, op)
         for each in learnt
         if each.how.product in known and each.how.weights in kept
     ]
-    first = [usual[0], *before] if before else usual
-    rest = [*usual, *(Arithmetic(name) for name in (*other, *scaled))]
+    return list(dict.fromkeys([usual[0], *before] if before else usual))
+
+
+def other_ways(case: Case, op: Product) -> list[Arithmetic]:
+    """Every way, whatever is likely."""
+    (role,) = op.matrices
+    likely, other, scaled = case.replay.roundings(role)
+    stated = case.replay.stated_roundings(role)
+    found = [Arithmetic(name) for name in (likely[0], *stated, *likely[1:], *other, *scaled)]
     kinds = (case.rounded,) if case.rounded else ("TF32", TF32_AWAY, "F16", "BF16")
-    rest += [Arithmetic(kind, weights=kind) for kind in kinds]
-    rest += [
+    found += [Arithmetic(kind, weights=kind) for kind in kinds]
+    if case.rounded and not _plain(op, op.parts[0]):
+        found += [Arithmetic(case.rounded, weights=w, stage=case.rounded) for w in (*kinds, "")]
+    found += [
         Arithmetic(name, weights=weights)
         for weights, (kind, _) in WEIGHTS_SCALED.items()
         for name in scaled
         if name.startswith((f"{kind} per tensor, float32", f"{kind} per token, float32"))
     ]
-    if F16_SCALES[""] in kept:
+    if F16_SCALES[""] in _decoded(case, role):
         names = (*likely, *other, *scaled)
-        rest += [Arithmetic(name, weights=F16_SCALES[""]) for name in names]
-        rest += [Arithmetic(kind, weights=F16_SCALES[kind]) for kind in kinds if kind in F16_SCALES]
+        found += [Arithmetic(name, weights=F16_SCALES[""]) for name in names]
+        scales = (kind for kind in kinds if kind in F16_SCALES)
+        found += [Arithmetic(kind, weights=F16_SCALES[kind]) for kind in scales]
     if case.rounded:
-        rest += _in_narrow_sums(case, op, case.rounded)
-    return list(dict.fromkeys(first)), [how for how in dict.fromkeys(rest) if how not in first]
+        found += _in_narrow_sums(case, op, case.rounded)
+    return list(dict.fromkeys(found))
 
 
 def _decoded(case: Case, role: Role) -> tuple[str, ...]:
@@ -258,15 +323,22 @@ def _decoded(case: Case, role: Role) -> tuple[str, ...]:
     return tuple(F16_SCALES.values()) if case.replay.type_of(role) == "Q6_K" else ()
 
 
-def _multiplying(how: Arithmetic) -> Arithmetic:
+def _multiplying(how: Arithmetic, op: Product) -> Arithmetic:
     """What of an arithmetic concerns a product."""
     return Arithmetic(
         how.product,
         weights=how.weights,
+        stage="" if _plain(op, op.parts[0]) else how.stage,
         running=how.running,
         ranks=how.ranks,
         partial=how.partial,
     )
+
+
+def _plain(op: Op, part: Part) -> bool:
+    """Whether nothing follows a part's product inside its stage."""
+    assert isinstance(op, Product)
+    return part.bias is None and op.scale == 1.0 and op.cap is None
 
 
 def _in_narrow_sums(case: Case, op: Product, kind: str) -> Iterator[Arithmetic]:

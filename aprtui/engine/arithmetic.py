@@ -5,6 +5,7 @@ Sources: ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext (public), and doc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,11 +25,23 @@ from aprtui.engine.rounding import (
 )
 from aprtui.engine.wide import F16_SCALES, STEPPED, Activations, Way, WideStream
 from aprtui.graph import Role
-from aprtui.graph.ops import Activate, Experts, Norm, Rope, Scores
+from aprtui.graph.ops import (
+    Activate,
+    Embed,
+    Experts,
+    Norm,
+    Rope,
+    Route,
+    Scores,
+    SharedRope,
+    Softmax,
+    Xielu,
+)
+from aprtui.graph.recurrent import Decay, GatedNorm, Steps
 
 __all__ = [
-    "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE", "STEPPED", "STEPS", "SUMMED",
-    "TILED", "Arithmetic", "Rounded", "Way", "product_rounding",
+    "BRANCHES_FIRST", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE", "STEPPED",
+    "STEPS", "SUMMED", "TILED", "UNROUNDED", "Arithmetic", "Rounded", "Way", "product_rounding",
 ]  # fmt: skip
 
 Tensor = torch.Tensor
@@ -60,10 +73,18 @@ SUMMED = "F16 flash attention summed in f16"
 
 FUSED = (TILED, SUMMED)
 
+UNROUNDED = "unrounded"
+"""A norm of a sum, or a bias of a product, that reads it as it was before it was written."""
+
+BRANCHES_FIRST = "branches first"
+"""A sum of a residual and two branches that adds the branches before the residual."""
+
 INSIDE = (Scores, Experts)
 """Operations inside which an engine of low precision rounds partial results."""
 
-STEPS = (Norm, Rope, Activate)
+STEPS = (
+    Embed, Norm, Rope, SharedRope, Activate, Xielu, Softmax, Route, Decay, GatedNorm, Steps,
+)  # fmt: skip
 """Operations of elementary steps, each of which some engines round."""
 
 
@@ -80,7 +101,8 @@ class Arithmetic:
     stage wherever an engine that computes in that type does (``steps``: after each elementary step
     of a norm, a rotation or SiLU too; ``exponential``: and SiLU's exponential); "F32" computes a
     norm in float32, which may overflow. ``tables``: the type that RoPE's cosines and sines are kept
-    in. ``summed``: a norm reads the residual sum before it was rounded to be written.
+    in. ``before``: UNROUNDED or BRANCHES_FIRST, what is read in place of the sum or product that
+    was written.
     """
 
     product: str = ""
@@ -91,7 +113,7 @@ class Arithmetic:
     stage: str = ""
     steps: bool = False
     tables: str = ""
-    summed: bool = False
+    before: str = ""
     running: str = ""
     ranks: int = 1
     partial: str = ""
@@ -105,6 +127,7 @@ class Arithmetic:
 
 
 EXACT = Arithmetic()
+_SOFT = 700.0  # beyond it softplus(x) is x, and the exponential no number
 
 _NUMBERS = {
     "BF16": "BF16",
@@ -145,10 +168,22 @@ class Rounded(Pass):
         return ROUND_TO[self.how.stage](self.weights.products(Activations(x), role, (way,))[0])
 
     def vector(self, role: Role) -> Tensor:
-        return ROUND_TO[_NUMBERS.get(self.how.weights, "")](super().vector(role))
+        return self.kept(super().vector(role))
 
-    def looked_up(self, role: Role) -> Tensor:
-        return self.weights.rows_as(role, self.tokens, self.how.weights)
+    def kept(self, x: Tensor) -> Tensor:
+        """Weights that are vectors, as they are kept where matrices are kept so."""
+        return ROUND_TO[_NUMBERS.get(self.how.weights, "")](x)
+
+    def number(self, x: float) -> float:
+        return float(self.kept(torch.tensor(x, dtype=torch.float64))) if self.how.steps else x
+
+    def softened(self, x: float) -> float:
+        if not 0 < x < _SOFT:
+            return self.number(x)
+        return self.number(math.log1p(math.exp(self.number(math.log(math.expm1(x))))))
+
+    def looked_up(self, role: Role, rows: int) -> Tensor:
+        return self.weights.rows_as(role, self.within(rows), self.how.weights)
 
     def cut(self, x: Tensor) -> Tensor:
         return x if self.how.attention in FLASH else ROUND_TO[self.how.stage](x)
@@ -160,7 +195,7 @@ class Rounded(Pass):
         return ROUND_TO[self.how.tables](x) if self.how.tables else self.step(x)
 
     def cached(self, x: Tensor) -> Tensor:
-        return _by_head(x, self._cache)
+        return ROUND_TO[self.how.stage](_by_head(x, self._cache))
 
     def scaled(self, q: Tensor, scale: float) -> tuple[Tensor, float]:
         if not self.how.scaled_query:

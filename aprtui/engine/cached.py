@@ -118,7 +118,8 @@ class _Rows(Pass):
 
     def product(self, x: Tensor, role: Role) -> Tensor:
         if self.weights.model.weights[role].rows == 1:  # a kernel that sums over the rows at once
-            return (x * self.vector(role)).sum(-1, keepdim=True)
+            wide = x if x.dtype == torch.float64 else x.float()
+            return (wide * self.vector(role)).sum(-1, keepdim=True).to(x.dtype)
         return super().product(_at_least(x, _ROWS), role)[: len(x)]
 
     def asked(self, x: Tensor) -> Tensor:
@@ -241,7 +242,7 @@ def _attend_lane(
         seen = ops.visible(score.mask, start + first, start + first + len(queries), keys, device)
         added = None if biases is None else biases[heads, :, :keys]
         scores = ops.score_block(ar, score, queries, k[:keys, kv_heads], seen, added)
-        weights = ops.softmax_block(scores, seen, None if lost is None else lost[heads])
+        weights = ops.softmax_block(ar, scores, seen, None if lost is None else lost[heads])
         mixed = ops.attend_block(ar, weights, v[:keys, kv_heads])
         out[first:last, heads] = mixed[: last - first]
         for taken, made in zip(sinks, (scores, weights), strict=True):

@@ -135,7 +135,7 @@ def _attention(graph: Graph, ar: Pass, node: Node, values: Given, tap: Tap) -> t
         added = None if biases is None else biases[heads, :, :keys]
         scores = ops.score_block(ar, score, q[first:last, heads], k[:keys, kv_heads], seen, added)
         sink = None if lost is None else lost[heads]
-        weights = ops.softmax_block(scores, seen, sink)
+        weights = ops.softmax_block(ar, scores, seen, sink)
         out[first:last, heads] = ops.attend_block(ar, weights, v[:keys, kv_heads])
         for taken, block in zip(sinks, (scores, weights), strict=True):
             if taken is not None:

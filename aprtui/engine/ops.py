@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 
+from aprtui.engine.altup import ALTUP
 from aprtui.engine.recurrent import RECURRENT
 from aprtui.engine.staging import send
 from aprtui.engine.weights import WeightStream
@@ -35,6 +36,7 @@ from aprtui.graph.ops import (
     Multiply,
     Norm,
     Op,
+    Part,
     Positions,
     Product,
     Rope,
@@ -49,7 +51,10 @@ from aprtui.graph.ops import (
 )
 from aprtui.graph.rope import RopeTable
 
-__all__ = ["ACTIVATIONS", "KERNELS", "Pass", "attention_blocks", "compute", "heads_of", "visible"]
+__all__ = [
+    "ACTIVATIONS", "KERNELS", "Pass", "attention_blocks", "compute", "heads_of", "scale_columns",
+    "visible",
+]  # fmt: skip
 
 Tensor = torch.Tensor
 
@@ -92,9 +97,21 @@ class Pass:
         """A norm's weight, a bias or sinks."""
         return self.weights.vector(role)
 
-    def looked_up(self, role: Role) -> Tensor:
-        """The tokens' rows of a table."""
-        return self.weights.rows(role, self.tokens)
+    def number(self, x: float) -> float:
+        """A scale or another number of an operation's own, which some keep in their type too."""
+        return x
+
+    def softened(self, x: float) -> float:
+        """A number that is stored as it is before its softplus."""
+        return x
+
+    def looked_up(self, role: Role, rows: int) -> Tensor:
+        """The tokens' rows of a table; of tokens beyond its ``rows`` the first."""
+        return self.weights.rows(role, self.within(rows))
+
+    def within(self, rows: int) -> tuple[int, ...]:
+        """The tokens, of those beyond ``rows`` the first one."""
+        return tuple(token if token < rows else 0 for token in self.tokens)
 
     def cut(self, x: Tensor) -> Tensor:
         """An inner result that an engine of low precision writes in its type."""
@@ -145,6 +162,10 @@ class Pass:
 
     def activate(self, x: Tensor, name: str) -> Tensor:
         """An activation of ACTIVATIONS, element by element."""
+        return self.wide_activate(x, name)
+
+    def wide_activate(self, x: Tensor, name: str) -> Tensor:
+        """The same inside a norm, which no engine computes in 16 bits."""
         return self.map(ACTIVATIONS[name], x)
 
     def map(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -185,8 +206,8 @@ def heads_of(x: Tensor, heads: Heads) -> Tensor:
 
 def embed(ar: Pass, op: Embed) -> Tensor:
     """The tokens' rows of the table times ``scale``: [T,H]."""
-    rows = ar.looked_up(op.table)
-    return rows * op.scale if op.scale != 1.0 else rows
+    rows = ar.looked_up(op.table, op.rows)
+    return rows * ar.number(op.scale) if op.scale != 1.0 else rows
 
 
 def positions(ar: Pass, op: Positions, x: Tensor) -> Tensor:
@@ -223,7 +244,7 @@ def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
 
 
 def product(ar: Pass, op: Product, x: Tensor) -> Tensor:
-    """cap * tanh((x W' + b) * scale / cap) with the parts side by side: [T, rows], or [rows]
+    """cap * tanh((x W' + b) * scales / cap) with the parts side by side: [T, rows], or [rows]
     where only the last position is asked for. x [T,...] is taken as rows."""
     rows = x.reshape(x.shape[0], -1)
     rows = ar.asked(rows) if op.last else rows
@@ -232,13 +253,27 @@ def product(ar: Pass, op: Product, x: Tensor) -> Tensor:
     return out[0] if op.last and ar.logits == "last" else out
 
 
-def finish(ar: Pass, op: Product, out: Tensor) -> Tensor:
-    """What follows the products inside their stage: biases, scale, cap."""
-    if any(part.bias is not None for part in op.parts):
-        out = out + _biases(ar, op)
+def finish(ar: Pass, op: Product, out: Tensor, biases: Tensor | None = None) -> Tensor:
+    """What follows the products inside their stage: biases, scales, cap. ``biases`` take the place
+    of the parts' own."""
+    if biases is None and any(part.bias is not None for part in op.parts):
+        biases = _biases(ar, op)
+    if biases is not None:
+        out = ar.cut(out) + biases
+    if any(part.scale != 1.0 for part in op.parts):
+        out = scale_columns(op.parts, ar.cut(out))
     if op.scale != 1.0:
-        out = out * op.scale
-    return out if op.cap is None else ar.map(torch.tanh, out / op.cap) * op.cap
+        out = ar.cut(out) * op.scale
+    if op.cap is None:
+        return out
+    return ar.cut(ar.map(torch.tanh, ar.cut(ar.cut(out) / op.cap))) * op.cap
+
+
+def scale_columns(parts: Sequence[Part], x: Tensor) -> Tensor:
+    """x [...,rows] with the columns of each of ``parts`` times its scale."""
+    if all(part.scale == 1.0 for part in parts):
+        return x
+    return x * torch.cat([x.new_full((part.rows,), part.scale) for part in parts])
 
 
 def _biases(ar: Pass, op: Product | Bias) -> Tensor:
@@ -253,7 +288,7 @@ def _biases(ar: Pass, op: Product | Bias) -> Tensor:
 
 def bias(ar: Pass, op: Bias, x: Tensor) -> Tensor:
     """x [T, rows] + b."""
-    return x + _biases(ar, op)
+    return x + scale_columns(op.parts, _biases(ar, op))
 
 
 @lru_cache(maxsize=4)  # replay computes one rotation after another: most by the same few tables
@@ -342,7 +377,7 @@ def score_block(
     if op.cap is not None:
         made = ar.cut(ar.map(torch.tanh, ar.cut(ar.cut(made) / op.cap))) * op.cap
     made = made.reshape(q.shape[1], queries, keys)
-    made = made if biases is None else made + biases
+    made = made if biases is None else ar.cut(made) + ar.step(biases)
     return made.masked_fill(~seen, 0.0)
 
 
@@ -357,13 +392,15 @@ def key_biases(op: Alibi | None, keys: Tensor, end: int | None = None) -> Tensor
     return slopes[:, None, None] * (placed - last if op.from_last else placed)
 
 
-def softmax_block(scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> Tensor:
+def softmax_block(ar: Pass, scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> Tensor:
     """Softmax [a,t,S] over the keys that are seen, 0 elsewhere; ``sinks`` [a] take their share."""
     masked = _wide(scores).masked_fill(~seen, float("-inf"))
     if sinks is None:
         return torch.softmax(masked, dim=-1).to(scores.dtype)
     sink = _wide(sinks)[:, None, None].expand(-1, masked.shape[1], 1)
-    return torch.softmax(torch.cat((masked, sink), dim=-1), dim=-1)[..., :-1].to(scores.dtype)
+    whole = torch.cat((masked, sink), dim=-1)
+    whole = ar.step(whole - whole.amax(-1, keepdim=True))
+    return torch.softmax(whole, dim=-1)[..., :-1].to(scores.dtype)
 
 
 def attend_block(ar: Pass, weights: Tensor, v: Tensor) -> Tensor:
@@ -410,7 +447,7 @@ def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> Tensor:
 def softmax(ar: Pass, op: Softmax, x: Tensor) -> Tensor:
     """All rows at once [A,T,T]; for replay."""
     seen = visible(op.mask, 0, x.shape[-1], x.shape[-1], x.device, ar.start)
-    return softmax_block(x, seen, None if op.sinks is None else ar.vector(op.sinks))
+    return softmax_block(ar, x, seen, None if op.sinks is None else ar.vector(op.sinks))
 
 
 def attend(ar: Pass, op: Attend, weights: Tensor, values: Tensor) -> Tensor:
@@ -437,8 +474,12 @@ def activation(ar: Pass, op: Activate, x: Tensor) -> Tensor:
 
 def xielu(ar: Pass, op: Xielu, x: Tensor) -> Tensor:
     """[T,F], element by element."""
-    above = op.positive * x * x + op.beta * x
-    below = (ar.map(torch.expm1, x.clamp(max=op.eps)) - x) * op.negative + op.beta * x
+    beta = ar.number(op.beta)
+    negative = ar.number(beta + ar.softened(op.negative - op.beta))
+    line = ar.step(beta * x)
+    above = ar.step(ar.step(ar.softened(op.positive) * x) * x) + line
+    grown = ar.step(ar.map(torch.expm1, x.clamp(max=ar.number(op.eps))))
+    below = ar.step(ar.step(grown - x) * negative) + line
     return torch.where(x > 0, above, below)
 
 
@@ -461,14 +502,19 @@ def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
 
 
 def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
-    """1 / (1 + exp(-x W')): [T, rows]."""
-    return ar.map(torch.sigmoid, ar.product(x, op.part.weight))
+    """1 / (1 + exp(-x W' - b)): [T, rows]."""
+    return ar.map(torch.sigmoid, _gate(ar, op, x))
 
 
 def softplus(ar: Pass, op: Softplus, x: Tensor) -> Tensor:
-    """log(1 + exp(x W')): [T, rows]."""
-    made = _wide(ar.product(x, op.part.weight))
-    return ar.map(functional.softplus, made).to(x.dtype)
+    """log(1 + exp(x W' + b)): [T, rows]."""
+    return ar.map(functional.softplus, _wide(_gate(ar, op, x))).to(x.dtype)
+
+
+def _gate(ar: Pass, op: Sigmoid | Softplus, x: Tensor) -> Tensor:
+    """A gate's product, and its bias where it has one: [T, rows]."""
+    made = ar.product(x, op.part.weight)
+    return made if op.part.bias is None else ar.cut(made + ar.vector(op.part.bias))
 
 
 def _scored(ar: Pass, logits: Tensor, score: str) -> Tensor:
@@ -520,17 +566,18 @@ def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
     if op.score == "mixer":
         chosen = _mixed(logits, ids, op.jitter)
     else:
-        chosen = _scored(ar, logits, op.score).gather(1, ids)
+        chosen = ar.step(_scored(ar, logits, op.score).gather(1, ids))
     if op.renormalise:
-        chosen = chosen / (chosen.sum(-1, keepdim=True).clamp(min=op.floor) + op.eps)
+        total = ar.step(ar.step(chosen.sum(-1, keepdim=True)).clamp(min=op.floor) + op.eps)
+        chosen = ar.step(chosen / total)
     if op.scale != 1.0:
         chosen = chosen * op.scale
     return chosen.to(logits.dtype)
 
 
 def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-    """[T,H]: the sum over a token's ids of weight * down(activation(gate(x)) * up(x)), with biases
-    and a clamp where the operation says so.
+    """[T,H]: the sum over a token's ids of weight * down(activation(gate(x)) * up(x)), with biases,
+    a clamp or no gate where the operation says so.
 
     In order of the ids; only experts that some token chose are read.
     """
@@ -541,10 +588,10 @@ def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> T
             places.setdefault(int(expert), []).append((token, rank))
     for expert, chosen_at in sorted(places.items()):
         tokens, ranks = send(torch.tensor(chosen_at).T.contiguous(), x.device)
-        gate, up, down = (role._replace(expert=expert) for role in op.roles)
+        *inward, down = (role._replace(expert=expert) for role in op.roles)
         rows, weight = x[tokens], weights[tokens, ranks, None]
         rows = ar.cut(rows * weight) if op.on_input else rows
-        inner = _gated(ar, op, _biased(ar, op, rows, gate), _biased(ar, op, rows, up))
+        inner = _gated(ar, op, *(_biased(ar, op, rows, role) for role in inward))
         made = _biased(ar, op, ar.cut(inner), down)
         made = made if op.on_input else ar.cut(made * weight)
         out[tokens] = ar.cut(out[tokens] + made)
@@ -559,8 +606,10 @@ def _biased(ar: Pass, op: Experts, x: Tensor, role: Role) -> Tensor:
     return ar.cut(made + ar.vector(role._replace(name=f"{role.name}_bias")))
 
 
-def _gated(ar: Pass, op: Experts, gate: Tensor, up: Tensor) -> Tensor:
-    """activation(gate) * up [n,F], or what the clamp makes of them."""
+def _gated(ar: Pass, op: Experts, gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """activation(gate) * up [n,F], or what the clamp makes of them; without a gate that of up."""
+    if up is None:
+        return ar.activate(gate, op.activation)
     if op.clamp is None:
         return ar.cut(ar.activate(gate, op.activation)) * up
     gate, up = gate.clamp(max=op.clamp.limit), up.clamp(-op.clamp.limit, op.clamp.limit)
@@ -599,6 +648,7 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Experts: experts,
     Combine: combine,
     **RECURRENT,
+    **ALTUP,
 }
 
 

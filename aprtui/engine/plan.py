@@ -22,7 +22,7 @@ from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import StageHeader
 from aprtui.formats.tracedir import StageKey, holds_trace
 from aprtui.graph import Absent, Graph
-from aprtui.graph.ops import Attend, Choose, Rope, Scores, SharedRope, Softmax
+from aprtui.graph.ops import Attend, Choose, Experts, Rope, Scores, SharedRope, Softmax
 from aprtui.graph.select import parse_layers, parse_stages
 from aprtui.model.health import empty_note
 from aprtui.model.open import Model, open_model
@@ -93,12 +93,14 @@ class Plan:
     def read_bytes(self) -> int:
         """The weights that the pass reads at most: each tensor once, of the token table only rows,
         of experts those that so many tokens may choose."""
-        chosen = _chosen_experts(self.model.graph, len(self.tokens))
-        entries: dict[str, Fraction] = {}
+        graph, entries = self.model.graph, dict[str, Fraction]()
+        chosen = _chosen_experts(graph, len(self.tokens))
         for role, matrix in self.model.weights.items():
-            if role not in self.model.graph.tables:
-                of_all = self.job.engine != "aprtui" or role.expert is None
-                share = Fraction(1) if of_all else Fraction(*chosen[role.layer])
+            if role not in graph.tables:
+                reader = graph.reader(role)  # heads are numbered as experts are
+                of_some = reader is not None and isinstance(reader.op, Experts)
+                some = of_some and self.job.engine == "aprtui"
+                share = Fraction(*chosen[role.layer]) if some else Fraction(1)
                 entries[matrix.entry.name] = share * matrix.entry.size_bytes
         return math.ceil(sum(entries.values()))
 

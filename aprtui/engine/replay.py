@@ -5,7 +5,7 @@ The only door through which comparing code reaches torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 
 from aprtui.engine import ops
 from aprtui.engine.arithmetic import (
+    BRANCHES_FIRST,
     CACHED,
     EXACT,
     F16_SCALES,
@@ -23,6 +24,7 @@ from aprtui.engine.arithmetic import (
     STEPPED,
     STEPS,
     SUMMED,
+    UNROUNDED,
     Arithmetic,
     Rounded,
     Way,
@@ -56,9 +58,10 @@ from aprtui.graph.vocabulary import facts_of
 from aprtui.model.open import Model
 
 __all__ = [
-    "ACTIVATIONS", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE", "STEPPED", "STEPS",
-    "SUMMED", "TF32_AWAY", "WEIGHTS_SCALED", "Activations", "Arithmetic", "Misreading", "Replay",
-    "Way", "activate", "halfway", "heads_of", "one_core", "representable", "terms_norm",
+    "ACTIVATIONS", "BRANCHES_FIRST", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE",
+    "STEPPED", "STEPS", "SUMMED", "TF32_AWAY", "UNROUNDED", "WEIGHTS_SCALED", "Activations",
+    "Arithmetic", "Misreading", "Replay", "Way", "activate", "halfway", "heads_of", "one_core",
+    "representable", "terms_norm", "types_of",
 ]  # fmt: skip
 
 Float64 = npt.NDArray[np.float64]
@@ -87,7 +90,8 @@ class Replay:
         rows: Rows | None = None,
     ) -> None:
         self.model = model
-        self.positions = () if rows is None or not rows.positions[:1] > (0,) else rows.positions
+        plain = rows is None or rows.positions == tuple(range(len(rows)))
+        self.positions = () if rows is None or plain else rows.positions
         self.tokens = tokens
         self.logits = logits
         self._stream = WideStream(model)
@@ -191,18 +195,20 @@ class Replay:
         coding = self.model.weights[role].entry.coding
         return isinstance(coding, Affine) and any(part.name == "bias" for part in coding.parts)
 
-    def finish(self, op: Product, made: Float64) -> Float64:
+    def finish(self, op: Product, made: Float64, how: Arithmetic = EXACT) -> Float64:
         """What follows the products inside their stage: biases, a scale, a cap."""
-        return _array(ops.finish(Rounded(self._stream, EXACT), op, _tensor(made)))
+        return _array(ops.finish(Rounded(self._stream, how), op, _tensor(made)))
 
-    def sampled(self, op: Product, rows: Sequence[int]) -> Callable[[Float64], Float64]:
+    def sampled(self, op: Product, rows: Sequence[int]) -> Callable[[Float64, Arithmetic], Float64]:
         """``finish`` for those rows alone of ``op``'s only matrix."""
         (part,) = op.parts
-        bias = None if part.bias is None else self.vector(part.bias)[list(rows)]
+        bias = None if part.bias is None else _tensor(self.vector(part.bias)[list(rows)])
 
-        def finish(made: Float64) -> Float64:
-            plain = replace(op, parts=(replace(part, bias=None),))
-            return self.finish(plain, made if bias is None else made + bias)
+        def finish(made: Float64, how: Arithmetic) -> Float64:
+            ar = Rounded(self._stream, how)
+            own = None if bias is None else ar.kept(bias)
+            some = replace(op, parts=(replace(part, rows=len(rows)),))
+            return _array(ops.finish(ar, some, _tensor(made), own))
 
         return finish
 
@@ -265,6 +271,11 @@ class Replay:
         """A norm's weight or a bias [columns]."""
         return _array(self._stream.vector(role))
 
+    def blocks(self, role: Role) -> Iterator[tuple[int, Float64]]:
+        """(the first row, rows [n, columns]) of a whole weight, a block at a time."""
+        for first, block in self._stream.blocks(role):
+            yield first, _array(block)
+
     def rows(self, role: Role, indices: Sequence[int], weights: str = "") -> Float64:
         """Chosen rows [n, columns] of a matrix; ``weights``: as an engine keeps them (``Way``)."""
         return _array(self._stream.rows_as(role, tuple(indices), weights))
@@ -295,7 +306,7 @@ class Replay:
 def _given(node: Node, inputs: Sequence[Float64], how: Arithmetic) -> list[Tensor]:
     """The inputs as an engine that computes in the type of ``how.stage`` holds them; a residual
     sum, and what stays inside a fused attention, it does not write."""
-    round_to = ROUND_TO["" if how.summed else how.stage]
+    round_to = ROUND_TO["" if how.before == UNROUNDED else how.stage]
     inside = how.attention in FLASH and isinstance(node.op, Softmax | Attend)
     given = []
     for place, (key, value) in enumerate(zip(node.inputs, inputs, strict=True)):
@@ -335,13 +346,20 @@ def _array(x: Tensor) -> Float64:
 
 def representable(values: npt.NDArray[np.float32]) -> str:
     """ "BF16" or "F16" when every value is one of that type's, else ""."""
+    return next(iter(types_of(values)), "")
+
+
+def types_of(values: npt.NDArray[np.float32]) -> tuple[str, ...]:
+    """Which of "BF16" and "F16" hold every value; none where there is nothing but zeros."""
     finite = values[np.isfinite(values)]
     if not finite.size or not finite.any():
-        return ""
-    if not (finite.view(np.uint32) & np.uint32(0xFFFF)).any():
-        return "BF16"
+        return ()
     with np.errstate(over="ignore"):
-        return "F16" if (finite.astype(np.float16).astype(np.float32) == finite).all() else ""
+        fits = {
+            "BF16": not (finite.view(np.uint32) & np.uint32(0xFFFF)).any(),
+            "F16": bool((finite.astype(np.float16).astype(np.float32) == finite).all()),
+        }
+    return tuple(kind for kind, held in fits.items() if held)
 
 
 def halfway(values: Float64, kind: str) -> Float64:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,15 @@ def bisected(dump: Path, model: Path, root: Path) -> Bisection:
     return api.bisect(root / "trace", model=model)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "hf-debugger", "hf-hooks/bf16-sdpa.npz", "hf-hooks/f16-sdpa.npz", "hf-hooks/f32-sdpa.npz",
-        "mlx/f32.npz", "mlx/f16.npz", "msprobe/step0/proc2150", "ort/fp32.npz",
-        "sglang-tensor-dump", "vllm/bf16",
-    ],
+OF_OWN_WEIGHTS = (
+    "hf-debugger", "hf-hooks/bf16-sdpa.npz", "hf-hooks/f16-sdpa.npz", "hf-hooks/f32-sdpa.npz",
+    "mlx/f32.npz", "mlx/f16.npz", "msprobe/step0/proc2150", "ort/fp32.npz", "sglang-tensor-dump",
+    "vllm/bf16",
 )  # fmt: skip
+OPENVINO = ("f32", "f32-dq", "bf16")
+
+
+@pytest.mark.parametrize("name", OF_OWN_WEIGHTS)
 def test_a_runtime_of_the_models_own_weights_is_cleared(name: str, tmp_path: Path) -> None:
     found = bisected(DUMPS / name, FOLDER, tmp_path)
     assert found.culprits == ()
@@ -46,7 +48,13 @@ def test_a_runtime_of_the_models_own_weights_is_cleared(name: str, tmp_path: Pat
     assert others <= {"lm_head", "layer-5/post_ffn_residual"}  # what the dump does not hold
 
 
-@pytest.mark.parametrize("name", ["f32", "f32-dq", "bf16"])
+def test_torchlens_two_layers_are_cleared(tmp_path: Path) -> None:
+    found = bisected(DUMPS / "torchlens", FOLDER, tmp_path)
+    assert (found.culprits, len(found.explained)) == ((), 19)
+    assert {each.why for each in found.unmeasured} <= {"not captured"}
+
+
+@pytest.mark.parametrize("name", OPENVINO)
 def test_openvinos_q4_k_weights_are_others_and_its_q6_k_are_not(name: str, tmp_path: Path) -> None:
     """Its reader gives Q4_K an integer zero point: every product of such a matrix, and no other."""
     found = bisected(DUMPS / f"openvino/pycode-q4km-{name}.npz", Q4_K_M, tmp_path)
@@ -130,13 +138,13 @@ def onnxruntime_int4(folder: Path) -> Path:
     return quantised(folder, made, tie_word_embeddings=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "made", "by"),
-    [
-        ("mlx/q4.npz", mlx_4bit, "terms summed one by one in float16"),
-        ("ort/int4.npz", onnxruntime_int4, "activations rounded to int8 in blocks of 32"),
-    ],
-)
+QUANTISED: list[tuple[str, Callable[[Path], Path], str]] = [
+    ("mlx/q4.npz", mlx_4bit, "terms summed one by one in float16"),
+    ("ort/int4.npz", onnxruntime_int4, "activations rounded to int8 in blocks of 32"),
+]
+
+
+@pytest.mark.parametrize(("name", "made", "by"), QUANTISED)
 def test_a_quantised_checkpoint_is_cleared(
     name: str, made: Callable[[Path], Path], by: str, tmp_path: Path
 ) -> None:
@@ -144,3 +152,54 @@ def test_a_quantised_checkpoint_is_cleared(
     assert found.culprits == ()
     assert {str(each.key) for each in found.unmeasured} <= {"final_norm"}
     assert sum(by in each.by for each in found.explained) > 20
+
+
+# -- the runtime's own weights ---------------------------------------------------------------------
+
+OWN = "Module.model.layers.1.input_layernorm.Qwen2RMSNorm.forward.0"
+
+
+def msprobe(root: Path, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> Path:
+    """A copy of msprobe's dump, one norm of which has weights of its own and computes with them."""
+    torch = pytest.importorskip("torch")
+    folder = shutil.copytree(DUMPS / "msprobe" / "step0", root / "step0")
+    (values,) = folder.glob("proc*/dump_tensor_data")
+    whole = torch.load(values / f"{OWN}.parameters.weight.pt")
+    other = torch.from_numpy(change(whole.detach().float().numpy())).to(whole.dtype)
+    torch.save(other, values / f"{OWN}.parameters.weight.pt")
+    attention = "Module.model.layers.1.self_attn"
+    readers = [
+        f"{OWN}.output.0.pt",
+        f"{attention}.Qwen2Attention.forward.0.kwargs.hidden_states.pt",
+        *(f"{attention}.{name}_proj.Linear.forward.0.input.0.pt" for name in "qkv"),
+    ]
+    for name in readers:
+        if (values / name).exists():
+            held = torch.load(values / name)
+            torch.save((held.float() / whole.float() * other.float()).to(held.dtype), values / name)
+    return Path(values.parent)
+
+
+def test_a_runtimes_own_weights_are_compared_first(tmp_path: Path) -> None:
+    done = api.import_trace(
+        DUMPS / "msprobe/step0/proc2150", model=FOLDER, output=tmp_path / "honest"
+    )
+    assert not done.findings
+    assert any("5 of 5 parameters in the dump are the model's" in note for note in done.notes)
+    source = msprobe(tmp_path, lambda weight: np.where(np.arange(256) == 7, 1.5 * weight, weight))
+    done = api.import_trace(source, model=FOLDER, output=tmp_path / "other")
+    (finding,) = done.findings
+    assert finding.startswith("model.layers.1.input_layernorm.weight: the runtime's own is another")
+    assert "1 of 256 values, the first at channel 7" in finding
+    (culprit,) = api.bisect(tmp_path / "other", model=FOLDER).culprits
+    assert str(culprit.key) == "layer-1/attn_norm"
+    assert "the runtime's own model.layers.1.input_layernorm.weight is another" in (
+        culprit.looks_like
+    )
+
+
+def test_parameters_are_not_compared_with_another_format(tmp_path: Path) -> None:
+    done = api.import_trace(
+        DUMPS / "msprobe/step0/proc2150", model=Q4_K_M, output=tmp_path / "trace"
+    )
+    assert any("5 parameters in the dump: not compared" in note for note in done.notes)

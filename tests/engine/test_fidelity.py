@@ -179,3 +179,11 @@ def test_the_plan_is_sent_before_anything_is_computed(qwen2: Path, tmp_path: Pat
     assert isinstance(events[0], Planned)
     assert [event.event for event in events[:2]] == ["plan", "started"]
     assert events[-1].event == "done"
+
+
+@needs_fixtures
+def test_heads_of_latent_attention_are_no_experts_to_a_plan(tmp_path: Path) -> None:
+    """A GGUF keeps each head's part of k and v apart: all are read, of dense layers too."""
+    model = FIXTURES / "families" / "deepseek_v3" / "model.gguf"
+    plan = make_plan(TraceJob(model=str(model), directory=str(tmp_path / "t"), tokens=(3, 5)))
+    assert 0 < plan.read_bytes < model.stat().st_size

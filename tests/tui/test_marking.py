@@ -85,7 +85,7 @@ async def test_a_stage_is_marked_with_a_note_listed_and_jumped_to(
     trace = small_trace(tmp_path / "t")
     before = sorted(trace.rglob("*"))
     async with opened(trace, size=size) as pilot:
-        await press(pilot, "j", "plus", *"odd", "enter")
+        await press(pilot, "j", "asterisk", *"odd", "enter")
         assert "marked" in frame(pilot)
         await press(pilot, "j", "j", "apostrophe")
         assert isinstance(pilot.app.screen, BookmarksScreen)
@@ -104,7 +104,7 @@ async def test_a_stage_is_marked_with_a_note_listed_and_jumped_to(
 async def test_a_tensor_is_marked_too_and_found_from_another_screen(tmp_path: Path) -> None:
     model = small_model(tmp_path / "small.gguf")
     async with opened(model) as pilot:
-        await press(pilot, "j", "j", "plus", *"big", "enter", "~")
+        await press(pilot, "j", "j", "asterisk", *"big", "enter", "~")
         await press(pilot, "apostrophe", "enter")
         found = screen(pilot)
         assert isinstance(found, ModelScreen) and found.tensors.current is not None
@@ -116,7 +116,7 @@ async def test_a_damaged_file_of_bookmarks_is_said(tmp_path: Path) -> None:
     bookmarks_file().write_text("{")
     async with opened(small_trace(tmp_path / "t")) as pilot:
         assert "bookmarks.json" in await press(pilot, "apostrophe")
-        await press(pilot, "plus", *"odd", "enter")
+        await press(pilot, "asterisk", *"odd", "enter")
         assert "! " in frame(pilot).splitlines()[-1] and bookmarks_file().read_text() == "{"
 
 
@@ -127,7 +127,7 @@ async def test_one_key_writes_a_report_with_the_notes(tmp_path: Path, size: Size
     async with opened(a, b, size=size) as pilot:
         diff = screen(pilot)
         assert isinstance(diff, DiffScreen)
-        await press(pilot, "f", "plus", *"why", "enter", "R")
+        await press(pilot, "f", "asterisk", *"why", "enter", "R")
         assert "b-report.html" in frame(pilot)
         await press(pilot, "enter")
         assert "wrote" in frame(pilot) and "1 marked" in frame(pilot)

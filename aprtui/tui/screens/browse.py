@@ -215,6 +215,9 @@ class BrowseScreen(StageKeysScreen):
         idle = set[str]() if self.pid is not None else {"browse-stop"}
         if self.trace is None or not self.trace.may_grow:
             idle.add("pause")
+        rows = self.trace.rows if self.trace is not None else None
+        if rows is None or len({*rows.passes}) < 2:
+            idle |= {"values-pass", "values-pass-back"}
         return super().idle_keys() | idle | ({"browse-pair"} if self.sides is None else set())
 
     # What is shown.

@@ -18,6 +18,7 @@ from aprtui.compare.bars import Bars
 from aprtui.compare.pairs import FAILED, UNMEASURED, Pair, PairResult
 from aprtui.compare.reference import model_trace
 from aprtui.errors import AprtuiError, UsageError
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph.vocabulary import facts_of
 from aprtui.text import clean, count
@@ -45,6 +46,7 @@ from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair_facts import finding_block, layers_block, pair_blocks, top_block
 from aprtui.tui.screens.sides import Sides
 from aprtui.tui.session import Spot, recall, remember, remember_verdict
+from aprtui.tui.stage_table import pass_words
 from aprtui.tui.widgets.blocks import Block
 from aprtui.tui.widgets.drift_chart import Drift
 from aprtui.tui.widgets.lines import Part
@@ -86,6 +88,7 @@ class DiffScreen(GridScreen):
         self.traces: tuple[TraceDir, ...] = ()
         self.first: PairResult | None = None  # that fails, in order of computation
         self._last: Spot | None = None  # where the cursor goes once all is compared
+        self._in_passes: Rows | None = None
         self._at = at  # the place that a jump asks for, once all is compared
 
     def started(self) -> None:
@@ -142,7 +145,7 @@ class DiffScreen(GridScreen):
             self.learnt([*(self.pairs.keys() - event.paired.kept), *marked])
         else:
             self.learnt([*(result.key for result in event.results), *marked])
-        if event.done:
+        if event.done and self.job.of_pass is None:
             self._keep_verdict()
         if event.done and self._last is not None:
             first = self.first.key if self.first is not None else None
@@ -164,6 +167,7 @@ class DiffScreen(GridScreen):
     def _take(self, paired: Paired) -> None:
         """Both sides were read, for the first time or again."""
         self.paired = paired
+        self._in_passes = paired.rows
         self.results = {key: r for key, r in self.results.items() if key in paired.kept}
         self.pairs = {pair.key: pair for pair in paired.pairs}
         self.bars, self.notes, self.traces = paired.bars, paired.notes, paired.traces
@@ -245,6 +249,8 @@ class DiffScreen(GridScreen):
         if a.name == b.name:
             names = [clean("/".join(path.absolute().parts[-2:]), 60) for path in (a, b)]
         remark = " · the prompts differ" if self.other_prompts else ""
+        if self._in_passes is not None and self.job.of_pass is not None:
+            remark += f" · only {pass_words(self._in_passes, self.job.of_pass)}"
         if self.same and not self.filter:
             remark += f" · {', '.join(self.same)}"
         if self.state == "full" and not self.done:
@@ -293,6 +299,16 @@ class DiffScreen(GridScreen):
         """Read and measure both sides again, whatever is known."""
         self._last = Spot(self.current or self._key)
         self._start()
+
+    def action_pass(self, step: int) -> None:
+        """Only the rows of the next pass; behind the last, and before the first, all of them."""
+        if self._in_passes is None:
+            return
+        ways = [None, *dict.fromkeys(self._in_passes.passes)]
+        self.job = replace(
+            self.job, of_pass=ways[(ways.index(self.job.of_pass) + step) % len(ways)]
+        )
+        self.action_again()
 
     def action_pause(self) -> None:
         self.follower.paused = not self.follower.paused
@@ -345,6 +361,8 @@ class DiffScreen(GridScreen):
         idle = set[str]()
         if not self.other_prompts:
             idle.add("other-prompts")
+        if self._in_passes is None:
+            idle |= {"diff-pass", "diff-pass-back"}
         if self.found is None:
             idle.add("local-error")
         if self.first is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
@@ -22,6 +23,7 @@ from aprtui.engine.events import (
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph.vocabulary import WHOLE_MODEL_STAGES, facts_of
 from aprtui.text import clean, count, duration, number, size, told_token
+from aprtui.tui.carry import from_home
 from aprtui.tui.widgets.bars import bar
 
 __all__ = [
@@ -234,7 +236,8 @@ def outcome_content(planned: Planned, ended: Event, log: Sequence[str]) -> Conte
         ]
     else:
         lines.append(Content("r starts anew and asks before it replaces; q goes back to the form"))
-    lines.append(Content.styled(clean(planned.directory, 300), "dim"))
+    folder = from_home(Path(planned.directory))
+    lines.append(Content.styled(clean(folder, 300), "dim"))
     return Content("\n").join(lines)
 
 

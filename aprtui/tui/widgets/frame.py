@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from textual import events
@@ -167,9 +167,10 @@ class PaneTabs(Widget):
             super().__init__()
             self.pane = pane
 
-    def __init__(self, panes: Sequence[str]) -> None:
+    def __init__(self, panes: Mapping[str, str]) -> None:
+        """``panes`` maps their names to their keys."""
         super().__init__()
-        self.panes = tuple(panes)
+        self.panes = dict(panes)
         self.shown = ""
         self.empty: frozenset[str] = frozenset()  # panes that have nothing to show now
 
@@ -178,19 +179,22 @@ class PaneTabs(Widget):
             self.shown, self.empty = shown, empty
             self.refresh()
 
-    def labels(self) -> list[str]:
-        """What stands for each pane: its name, shortened where not every name fits."""
-        for most, end in ((20, " "), (20, ""), (5, ""), (4, "")):
-            found = [f" {number} {_short(pane, most)}{end}" for number, pane in self._numbered()]
-            if sum(map(len, found)) <= self.size.width:
+    def labels(self) -> dict[str, str]:
+        """What stands for each pane: its key and its name. Where not every name fits, those of
+        panes that have nothing are left out, then names are shortened."""
+        having = [pane for pane in self.panes if pane not in self.empty or pane == self.shown]
+        ways = ((20, " ", [*self.panes]), (20, "", [*self.panes]), (20, " ", having),
+                (20, "", having), (5, "", having), (4, "", having))  # fmt: skip
+        for most, end, panes in ways:
+            found = {pane: f" {self.panes[pane]} {_short(pane, most)}{end}" for pane in panes}
+            if sum(map(len, found.values())) <= self.size.width:
                 return found
-        return [
-            f" {number} {pane.capitalize()} " if pane == self.shown else f" {number} "
-            for number, pane in self._numbered()
-        ]
-
-    def _numbered(self) -> list[tuple[int, str]]:
-        return list(enumerate(self.panes, 1))
+        return {
+            pane: f" {self.panes[pane]} {pane.capitalize()} "
+            if pane == self.shown
+            else f" {self.panes[pane]} "
+            for pane in having
+        }
 
     def render(self) -> RenderResult:
         return Content.assemble(*(
@@ -198,12 +202,12 @@ class PaneTabs(Widget):
                 label,
                 "reverse bold" if pane == self.shown else "dim" if pane in self.empty else "",
             )
-            for pane, label in zip(self.panes, self.labels(), strict=True)
+            for pane, label in self.labels().items()
         ))  # fmt: skip
 
     def on_click(self, event: object) -> None:
         x, left = int(getattr(event, "x", 0)), 0
-        for pane, label in zip(self.panes, self.labels(), strict=True):
+        for pane, label in self.labels().items():
             left += len(label)
             if x < left:
                 self.post_message(self.Chosen(pane))

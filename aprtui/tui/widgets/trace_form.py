@@ -22,7 +22,7 @@ __all__ = ["TraceForm", "other_engines"]
 
 ROWS = (
     ("prompt",), ("tokens",), ("stages", "layers"), ("steps", "chunk", "cache"),
-    ("device", "dtype"), ("engine", "adapter"), ("into",),
+    ("device", "dtype"), ("engine", "adapter"), ("against", "until"), ("into",),
 )  # fmt: skip
 FIELDS = tuple(name for row in ROWS for name in row)
 PATHS = ("adapter", "into")
@@ -50,7 +50,7 @@ class TraceForm(Vertical, can_focus=True):
     def compose(self) -> ComposeResult:
         holders = {
             "tokens": "or token ids: 1,2,3", "steps": "0", "chunk": "all", "cache": "f32",
-            "adapter": "none",
+            "adapter": "none", "against": "no other trace", "until": "the end",
         }  # fmt: skip
         for row in ROWS:
             with Horizontal(classes="field"):
@@ -133,6 +133,8 @@ def hint(name: str, cards: Cards) -> str:
         "device": "auto (a GPU where there is one), cpu, cuda:1, mps",
         "dtype": "float32, bfloat16 or float16",
         "adapter": "a LoRA to lay on the weights: a peft folder, or a GGUF file",
+        "against": "a trace to compare with, stage by stage as this one's files land",
+        "until": "first: stop at the first divergence; culprit: where a replay finds one",
         "into": "a folder of its own",
     }[name]
 

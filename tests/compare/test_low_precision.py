@@ -1,0 +1,208 @@
+"""Nobody honest is accused: engines that compute in 16 bits, family by family, and numpy's own
+making of what they round. A fault on top of it is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from aprtui import api
+from aprtui.compare.bisect import bisect
+from aprtui.compare.bisection import Bisection
+from aprtui.formats.tracedir import StageKey, TraceDir, open_trace, relative_path
+from aprtui.model.open import Model, open_model
+from tests.compare.planting import Plant, Scene, compute, write
+from tests.support import FIXTURES, needs_fixtures
+
+Array = npt.NDArray[np.float64]
+TOKENS = (3, 17, 40, 9, 5, 61, 7, 8, 23, 11)
+
+pytestmark = needs_fixtures
+
+
+def model_at(name: str) -> Path:
+    return FIXTURES / ("models" if name == "pycode-5m" else "families") / name
+
+
+def traced(name: str, engine: str, dtype: str, folder: Path) -> tuple[Model, TraceDir]:
+    if engine == "hf":
+        pytest.importorskip("transformers", reason="transformers is a dev dependency")
+    path = model_at(name)
+    trace = api.trace(path, tokens=TOKENS, engine=engine, dtype=dtype, directory=folder)
+    return open_model(path), trace
+
+
+# -- real runtimes ---------------------------------------------------------------------------------
+
+BY_TRANSFORMERS = {
+    "pycode-5m": ("qkv_bias", "from the sum before it was rounded"),
+    "apertus": ("ffn_silu", "rounding of inputs and outputs"),
+    "bamba": ("ssm_dt", "rounding of inputs and outputs"),
+    "deepseek_v3": ("k_post_rope", "rounding of inputs and outputs"),
+    "gemma2": ("embedding", "rounding of inputs and outputs"),
+    "gpt_neox": ("post_ffn_residual", "both branches added before the residual"),
+    "gpt_oss": ("attn_softmax", "rounding of inputs and outputs"),
+    "lfm2_moe": ("moe_router", "rounding of inputs and outputs"),
+    "mpt": ("attn_scores", "rounding"),
+    "qwen3_next": ("delta_norm", "rounding of inputs and outputs"),
+}
+BY_US = {
+    "apertus": ("ffn_silu", "rounding of inputs and outputs"),
+    "gemma2": ("lm_head", "rounding of inputs and outputs"),
+    "gpt2": ("attn_out", "rounding of inputs and outputs"),
+    "gpt_oss": ("router_logits", "rounding of inputs and outputs"),
+    "minicpm3": ("lm_head", "rounding of inputs"),
+}
+"""Family -> a stage that rounds inside in a way of its own, and how that is said."""
+
+RUNS = [
+    *(("hf", name, *row) for name, row in BY_TRANSFORMERS.items()),
+    *(("aprtui", name, *row) for name, row in BY_US.items()),
+]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("engine", "name", "stage", "by"), RUNS)
+def test_an_engine_of_16_bits_is_cleared_and_a_fault_in_it_is_not(
+    engine: str, name: str, stage: str, by: str, dtype: str, tmp_path: Path
+) -> None:
+    model, trace = traced(name, engine, dtype, tmp_path / "t")
+    found = bisect(model, trace)
+    assert (found.culprits, found.unmeasured) == ((), ())
+    told = [each.by for each in found.explained if each.key.stage == stage]
+    assert told and all(by in each for each in told)
+    where = next(key for key in trace.records if key.stage == stage)
+    scale(trace, where, 1.02, dtype)
+    again = bisect(model, open_trace(trace.root))
+    assert where in {each.key for each in again.culprits}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kv", ["q8_0", "q4_0"])
+def test_a_quantised_cache_under_16_bits_is_explained(kv: str, dtype: str, tmp_path: Path) -> None:
+    model = open_model(model_at("pycode-5m"))
+    trace = api.trace(
+        model, tokens=TOKENS, dtype=dtype, kv=kv, steps=1, layers="0,1", directory=tmp_path / "t"
+    )
+    found = bisect(model, trace)
+    assert found.culprits == ()
+    for stage in ("attn_scores", "attention"):
+        told = {each.by for each in found.explained if each.key.stage == stage}
+        assert told and all(f"{kv} KV cache" in each for each in told)
+
+
+def scale(trace: TraceDir, key: StageKey, factor: float, dtype: str) -> None:
+    """A stage's values times ``factor``, in the type of the runtime; its file alone, as a runtime
+    without a manifest leaves it."""
+    values = trace.records[key].values().astype(np.float64) * factor
+    cut = bf16(values) if dtype == "bfloat16" else values.astype(np.float16)
+    path = trace.root / relative_path(key)
+    head = path.read_bytes()[: -4 * values.size]
+    path.write_bytes(head + cut.astype("<f4").tobytes())
+    (trace.root / "trace.json").unlink()
+
+
+@pytest.mark.parametrize("name", ["pycode-5m", "bloom"])
+def test_a_product_that_is_shown_without_its_bias_is_no_outlier(name: str, tmp_path: Path) -> None:
+    """In float32 too its sums are others than those that the bias was added to."""
+    model, trace = traced(name, "hf", "float32", tmp_path / "t")
+    assert bisect(model, trace).culprits == ()
+
+
+def test_weights_below_the_least_of_float16_are_no_outlier(tmp_path: Path) -> None:
+    model, trace = traced("bamba", "aprtui", "float16", tmp_path / "t")
+    assert bisect(model, trace).culprits == ()
+
+
+# -- the same in numpy -----------------------------------------------------------------------------
+
+
+def bf16(x: Array) -> Array:
+    """x to nearest even in eight bits."""
+    unit = np.ldexp(1.0, np.frexp(x)[1] - 8)
+    return np.asarray(np.rint(x / unit) * unit)
+
+
+def rounded(scene: Scene) -> Array:
+    return bf16(scene.right)
+
+
+def multiplied(scene: Scene, x: Array) -> tuple[Array, Array]:
+    """(products, biases) of a stage from rows in bfloat16, with weights in it."""
+    rows, parts = bf16(x).reshape(len(x), -1), scene.own.parts
+    weights = [scene.replay.rows(part.weight, range(part.rows)) for part in parts]
+    biases = [scene.replay.vector(part.bias) for part in parts if part.bias is not None]
+    made = [rows @ bf16(weight).T for weight in weights]
+    return np.concatenate(made, 1), bf16(np.concatenate(biases)) if biases else np.zeros(1)
+
+
+def fused_bias(scene: Scene) -> Array:
+    """Of the product as it was before it was rounded to be shown."""
+    made, biases = multiplied(scene, scene.values[scene.graph[scene.node.inputs[0]].inputs[0]])
+    return bf16(made + biases)
+
+
+def biased_after(scene: Scene) -> Array:
+    """The product is rounded, then the sum."""
+    made, biases = multiplied(scene, scene.inputs[0])
+    return bf16(bf16(made) + biases)
+
+
+def branches_first(scene: Scene) -> Array:
+    source = scene.graph[scene.node.inputs[0]]
+    hidden, attention = (scene.values[key] for key in source.inputs)
+    return bf16(hidden + bf16(attention + scene.inputs[1]))
+
+
+def capped(scene: Scene) -> Array:
+    """Product, quotient, tanh and what it is multiplied by, each rounded."""
+    made, _ = multiplied(scene, scene.inputs[0][-1:])
+    cap = scene.own.cap
+    return np.asarray(bf16(bf16(np.tanh(bf16(bf16(made) / cap))) * cap)[0])
+
+
+MADE: list[tuple[str, str, tuple[str, ...], Plant, str]] = [
+    ("qwen2_moe", "layer-0/qkv_bias", ("layer-0/attn_norm", "layer-0/qkv_matmul"), fused_bias,
+     "from the sum before it was rounded"),
+    ("gpt2", "layer-1/attn_out", ("layer-1/attention",), biased_after,
+     "bfloat16 rounding of inputs and outputs"),
+    ("gpt_neox", "layer-1/post_ffn_residual",
+     ("layer-0/post_ffn_residual", "layer-1/attn_out", "layer-1/post_attn_residual",
+      "layer-1/ffn_out"), branches_first, "both branches added before the residual"),
+    ("gemma2", "lm_head", ("final_norm",), capped, "bfloat16 rounding of inputs and outputs"),
+]  # fmt: skip
+FAULTS: list[Callable[[Array], Array]] = [
+    lambda made: made,
+    lambda made: bf16(made * 1.01),
+    lambda made: np.concatenate((made[..., :3] * 1.5, made[..., 3:]), -1),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=["honest", "scaled", "three channels"])
+@pytest.mark.parametrize(
+    ("name", "stage", "before", "plant", "by"), MADE, ids=lambda x: str(x)[:28]
+)
+def test_what_runtimes_round_is_told_from_a_fault(
+    name: str,
+    stage: str,
+    before: tuple[str, ...],
+    plant: Plant,
+    by: str,
+    fault: Callable[[Array], Array],
+    tmp_path: Path,
+) -> None:
+    model = open_model(FIXTURES / "families" / name / "model.gguf")
+    plants: dict[str, Plant] = dict.fromkeys(before, rounded)
+    values = compute(model, {**plants, stage: lambda s: fault(plant(s))}, tokens=TOKENS)
+    found: Bisection = bisect(model, write(tmp_path / "t", values), tokens=TOKENS)
+    accused = {str(each.key) for each in found.culprits}
+    if fault is FAULTS[0]:
+        assert accused == set()
+        (told,) = (each.by for each in found.explained if str(each.key) == stage)
+        assert by in told
+    else:
+        assert accused == {stage}
