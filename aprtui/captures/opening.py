@@ -22,7 +22,7 @@ from aprtui.formats.safetensors import read_safetensors
 from aprtui.formats.tracedir import EVENTS, MANIFEST, holds_stage_files
 from aprtui.text import clean, quoted
 
-__all__ = ["is_dump", "open_dump", "refuse_dump"]
+__all__ = ["is_dump", "open_dump", "refuse_dump", "trace_beside"]
 
 _SUFFIXES = (".npz", ".npy", ".safetensors", ".pt", ".pth")
 _CONTAINERS = {
@@ -63,6 +63,12 @@ def refuse_dump(path: Path) -> None:
             "another tool's dump, not a trace",
             hint=f"aprtui import-trace {quoted(path)} --model MODEL makes one",
         )
+
+
+def trace_beside(path: Path) -> Path:
+    """Where a dump's trace goes unless another place is named."""
+    whole = path.absolute()
+    return whole.with_name(f"{whole.stem if whole.is_file() else whole.name}-trace")
 
 
 def _is_dump_folder(folder: Path, depth: int = 0) -> bool:

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "mistakes": ("aprtui.cli.mistakes", "say what a mistake is that bisect names"),
     "report": ("aprtui.cli.report", "write a comparison as one file to attach to an issue"),
     "verify": ("aprtui.cli.verify", "run a model on several engines and say whether they agree"),
+    "sweep": ("aprtui.cli.sweep", "run models x prompts x engines, and say all verdicts at once"),
     "stats": ("aprtui.cli.stats", "statistics of a trace's stages or of one stage file"),
     "export": ("aprtui.cli.export", "write stage files as npy, npz, safetensors or csv"),
     "contract": ("aprtui.cli.contract", "validate the project's contracts and run their tests"),
@@ -38,7 +39,7 @@ EXIT_CODES = """\
 Exit codes: 0 fine, 1 a difference, a culprit or something unmeasured, 2 usage, 3 a bad file,
 4 the engine failed or the output cannot be written, 130 stopped (143 by SIGTERM, 129 by SIGHUP)."""
 
-_FILES = re.compile(r"\b(A|B|DIR|FILE|MODEL|OUTPUT|PATHS?|SOURCE)\b")
+_FILES = re.compile(r"\b(A|B|DIR|FILE|MODEL|OUTPUT|PATHS?|PLAN|SOURCE)\b")
 
 
 class Parser(argparse.ArgumentParser):

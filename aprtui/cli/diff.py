@@ -21,6 +21,7 @@ from aprtui import api
 from aprtui.cli import diff_text
 from aprtui.cli.diff_many import run_many
 from aprtui.cli.diff_paths import run_paths
+from aprtui.cli.dumps import add_import, as_traces
 from aprtui.cli.options import add_choice
 from aprtui.cli.output import check_new_file
 from aprtui.cli.status_line import values_compared
@@ -54,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="override a bar: rel_l2=1e-3, 'ffn_*:rel_l2=5e-2', cosine=0.999; may be repeated",
     )
     add_choice(parser)
+    add_import(parser)
     parser.add_argument("--positions", choices=("all", "last"), default="all")
     parser.add_argument("--ignore-tokens", action="store_true", help="different prompts are fine")
     parser.add_argument(
@@ -86,6 +88,13 @@ def _top(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print, and tell by the exit code."""
+    named = [path for path in (args.a, args.b, *args.more) if path is not None]
+    traces = as_traces(args, named)
+    args.a, args.b, *args.more = (*traces.paths, None, None)[: max(len(named), 2)]
+    return max(_run(args), int(traces.doubtful))
+
+
+def _run(args: argparse.Namespace) -> int:
     if args.paths:
         return run_paths(args)
     if args.more or (args.b is not None and prompts_in(args.a)):
@@ -133,11 +142,7 @@ def _compared(args: argparse.Namespace) -> Comparison:
 
 
 def _models(args: argparse.Namespace) -> int:
-    from aprtui.captures.opening import refuse_dump
     from aprtui.cli.diff_models import run_models
-
-    for path in (args.a, args.b):
-        refuse_dump(path)
 
     if args.bar or args.save is not None or args.judge is not None:
         raise UsageError(

@@ -18,6 +18,7 @@ __all__ = ["configure", "page", "run"]
 _FILES = (
     ("$XDG_CONFIG_HOME/aprtui/config.toml", "theme and keys (~/.config); see aprtui config"),
     ("$XDG_STATE_HOME/aprtui", "sessions, logs, crash files (~/.local/state)"),
+    ("$XDG_CACHE_HOME/aprtui", "what was copied, dumps that --import read (~/.cache)"),
 )
 
 

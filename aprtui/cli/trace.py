@@ -11,29 +11,28 @@ import gc
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aprtui.cli import trace_modules
+from aprtui.cli import trace_live, trace_modules, trace_watch
 from aprtui.cli.options import add_adapter, add_overrides, parse_overrides, parse_tokens, whole
 from aprtui.cli.output import print_json
+from aprtui.cli.prompt_files import prompt_lines, text_of
+from aprtui.cli.streams import bar_console
 from aprtui.crash import told_of
 from aprtui.engine.events import Emit, Event, Failed, Finished, PassDone, Planned, StageWritten
 from aprtui.engine.job import DTYPES, TraceJob
 from aprtui.engine.plan import DEFAULT_PROMPT, Plan, check_space, make_batch, make_plan, make_plans
 from aprtui.engine.resuming import resumed_plan
 from aprtui.engine.stretches import KV_TYPES
-from aprtui.errors import BadFileError, UsageError
+from aprtui.errors import UsageError
 from aprtui.formats.tracedir import MANIFEST
-from aprtui.text import clean, count, duration, quoted, size
+from aprtui.text import clean, count, duration, quoted, size, told_token
 
 if TYPE_CHECKING:
     from rich.progress import Progress  # imported only where a bar is drawn
 
 __all__ = ["configure", "run"]
-
-_MOST_BYTES = 16 << 20  # of a file of prompts
 
 _EPILOG = """\
 examples:
@@ -45,6 +44,8 @@ examples:
   aprtui trace model.gguf --prompt "The capital of France is" --steps 8 --logits all
   aprtui trace model.gguf --prompt "Hello" --prompt "def f(x):" --steps 4 -o /tmp/batch
   aprtui trace --resume model-trace
+  aprtui trace model.gguf --engine llamacpp --against good-trace --stop-at culprit
+  aprtui trace model.gguf --engine llamacpp --against good-trace --watch build/libllama.so
 
 rows of several passes: --steps, --chunk, --batch and --kv run the model as it is served, with a
 cache of keys and values. Every stage is stacked by position, and the manifest says which pass made
@@ -85,6 +86,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _configure_prompt(parser)
     _configure_passes(parser)
     _configure_computing(parser)
+    trace_live.configure(parser)
+    trace_watch.configure(parser)
     show = parser.add_argument_group("output")
     show.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     form = show.add_mutually_exclusive_group()
@@ -140,8 +143,8 @@ def _configure_computing(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     how.add_argument(
         "--engine-arg", dest="engine_args", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting of hf: modules=on (what each module makes); of llamacpp: flash=on, "
-        "kv=f16, threads=N, gpu_layers=N; may be repeated",
+        help="a setting of hf: modules=on (what each module makes); of llamacpp: nodes=on (the "
+        "nodes that are no stage, too), flash=on, kv=f16, threads=N, gpu_layers=N; may be repeated",
     )  # fmt: skip
     how.add_argument(
         "--device", default="auto",
@@ -159,6 +162,8 @@ def _configure_computing(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.watch is not None:
+        return trace_watch.run(args)
     emit: Emit | None = None
     if args.events:
         from aprtui.engine.worker import event_printer
@@ -189,7 +194,7 @@ def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
         raise UsageError("no model", hint="aprtui trace MODEL, or --resume DIR")
     job = _job(args)
     if args.batch is not None or len(args.texts or ()) > 1:
-        return make_batch(job, args.texts or _lines(args.batch))
+        return make_batch(job, args.texts or prompt_lines(args.batch))
     if args.prompts is None:
         if args.resident:
             raise UsageError(
@@ -197,23 +202,14 @@ def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
                 hint="--prompts FILE traces several",
             )
         return (make_plan(job),)
-    return make_plans(job, _lines(args.prompts))
-
-
-def _lines(name: str) -> list[str]:
-    """The prompts of a file, one a line. Raises UsageError where there is none."""
-    lines = _text_of(name).replace("\r\n", "\n").split("\n")
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise UsageError(f"{clean(name)}: holds no prompt", hint="one prompt on each line")
-    return prompts
+    return make_plans(job, prompt_lines(args.prompts))
 
 
 def _check_alone(args: argparse.Namespace) -> None:
     """Raises UsageError for what --resume has from the trace itself."""
     fresh = argparse.ArgumentParser()
     configure(fresh)
-    free = ("resume", "dry_run", "json", "events")
+    free = ("resume", "dry_run", "json", "events", "against", "stop_at")
     for name, value in vars(args).items():
         if name not in free and value != fresh.get_default(name):
             option = "prompt" if name == "texts" else name.replace("_", "-")
@@ -227,7 +223,7 @@ def _check_alone(args: argparse.Namespace) -> None:
 def _job(args: argparse.Namespace) -> TraceJob:
     prompt = args.texts[0] if args.texts else None
     if args.prompt_file is not None:  # an editor ends it with a newline that nobody meant
-        prompt = re.sub(r"\r?\n\Z", "", _text_of(args.prompt_file))
+        prompt = re.sub(r"\r?\n\Z", "", text_of(args.prompt_file))
     return TraceJob(
         model=args.model,
         directory=args.directory,
@@ -248,20 +244,6 @@ def _job(args: argparse.Namespace) -> TraceJob:
         chunk=args.chunk,
         kv=args.kv,
     )
-
-
-def _text_of(name: str) -> str:
-    """What a file of UTF-8 text holds; ``-`` is stdin."""
-    try:
-        with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-        if len(raw) > _MOST_BYTES:
-            raise BadFileError(name, f"a prompt of over {_MOST_BYTES:,} bytes is refused")
-        return raw.decode("utf-8")
-    except OSError as error:
-        raise BadFileError(name, f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BadFileError(name, f"is not UTF-8 text (byte {error.start:,})") from error
 
 
 def _show_dry_run(plans: Sequence[Plan], args: argparse.Namespace) -> None:
@@ -332,7 +314,6 @@ class _Display:
             self.close()
 
     def _start(self, plan: Planned) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -352,7 +333,7 @@ class _Display:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=bar_console(),
             transient=True,
         )
         progress.add_task(f"{'starting':<26}", total=plan.files)
@@ -365,8 +346,19 @@ class _Display:
             where = event.stage if event.layer is None else f"layer {event.layer} {event.stage}"
             self._done = max(self._done + 1, event.done)  # those of a batch come in turn
             self._progress.update(
-                self._progress.task_ids[0], completed=self._done, description=f"{where:<26}"
+                self._progress.task_ids[0],
+                completed=self._done,
+                description=f"{clean(where, 60):<26}",
             )
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self._quiet:
+            return
+        if self._progress is not None:
+            self._progress.console.print(clean(text, 500), markup=False, highlight=False)
+        else:
+            print(clean(text, 500), file=sys.stderr)
 
     def close(self) -> None:
         if self._progress is not None:
@@ -383,8 +375,11 @@ def _trace(plans: Sequence[Plan], args: argparse.Namespace, emit: Emit | None) -
 
     display = _Display(quiet=args.json or args.events, traces=len(plans))
     done: list[Finished] = []
+    comparing = trace_live.comparing(args, plans, emit, display.say)
 
     def tell(event: Event) -> None:
+        if comparing is not None:
+            comparing.hears(event)
         (emit or display)(event)
         if isinstance(event, Finished):
             done.append(event)
@@ -395,17 +390,31 @@ def _trace(plans: Sequence[Plan], args: argparse.Namespace, emit: Emit | None) -
         with stopping_on_signals():
             run_traces(plans, tell)
     except TraceStopped as stop:
+        display.close()
         _show_stopped(plans, done)
-        return 128 + stop.number
+        if comparing is None or not comparing.stopped:
+            return 128 + stop.number
+        if args.json:
+            print_json({"directory": str(plans[0].directory), **comparing.summary()})
     finally:
         display.close()
-    if args.json:
+        if comparing is not None:
+            comparing.beside.finish(last_look=False)
+    if args.json and done:
+        more = {} if comparing is None else comparing.summary()
         manifests = [str(Path(each.directory) / MANIFEST) for each in done]
         _print_each(
-            [{**each.to_json(), "manifest": m} for each, m in zip(done, manifests, strict=True)],
+            [
+                {**each.to_json(), "manifest": m, **more}
+                for each, m in zip(done, manifests, strict=True)
+            ],
             args,
         )
-    return 0
+    if comparing is None:
+        return 0
+    if not args.json and emit is None:
+        comparing.show()
+    return comparing.exit_code
 
 
 def _show_stopped(plans: Sequence[Plan], done: Sequence[Finished]) -> None:
@@ -429,7 +438,8 @@ def _show_summary(done: Finished) -> None:
         print(f"decoded: '{clean(done.generated, 500)}'")
     if done.top_tokens:
         likely = "   ".join(
-            f"'{clean(token['text'])}' {token['probability']:.1%}" for token in done.top_tokens
+            f"{told_token(clean(token['text']), token['id'])} {token['probability']:.1%}"
+            for token in done.top_tokens
         )
         print(f"next token: {likely}")
     if done.nonfinite:

@@ -11,6 +11,10 @@ is replayed: each stage computed again in float64 from its own inputs. The verdi
 Before any number the prompt's token ids are compared with what each engine's own tokenizer makes of
 it (a BOS that is missing or stands twice, special tokens read as text); all engines run on ours.
 
+Of two files (a folder, and the GGUF that was made of it) it says whether they are one model: which
+key is lost, which tensor differs and how, which stage of which layer computes otherwise. Each file
+keeps its own meaning, and every other engine is held to the file that it reads.
+
 With --paths each engine is asked about itself: are prefill, chunks, decode steps and a batch the
 same numbers, and which stage of which layer parts first?
 """
@@ -21,7 +25,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +32,12 @@ from aprtui.cli.bisect import show_unmeasured
 from aprtui.cli.options import add_adapter, whole
 from aprtui.cli.output import print_json, print_notes
 from aprtui.cli.report import check_output, write_report
+from aprtui.cli.verify_pair import opened, verify_pair
 from aprtui.cli.verify_paths import folder_of, job_of, verify_paths
+from aprtui.cli.verify_prompts import Ways, verify_prompts
 from aprtui.cli.verify_text import Texts, read_texts, show_texts
-from aprtui.compare.bisection import Bisection
-from aprtui.compare.diff import Comparison, diff_traces
-from aprtui.compare.pairs import PASSED
+from aprtui.compare.diff import diff_traces
+from aprtui.compare.verified import WORST_FIRST, Verified, verdict_of
 from aprtui.engine.adapters import available, suits
 from aprtui.engine.job import DTYPES
 from aprtui.engine.plan import DEFAULT_PROMPT, check_space, make_plan
@@ -45,61 +49,22 @@ from aprtui.text import clean, count, duration, quoted
 if TYPE_CHECKING:
     from aprtui.engine.plan import Plan
 
-__all__ = ["SCHEMA", "Verified", "configure", "run", "verdict_of"]
+__all__ = ["SCHEMA", "configure", "run"]
 
 SCHEMA = "aprtui-verify-v1"
 _OURS = "aprtui"
 _STAGES_TOLD = 4
-_WORST_FIRST = ("culprits", "unmeasured", "explained", "same")
 _EPILOG = """\
 examples:
   aprtui verify model.gguf
   aprtui verify model.gguf --engine-arg kv=f16 --report verify.html
   aprtui verify checkpoint/ --engines ours,hf --json
   aprtui verify model.gguf --paths --steps 8
+  aprtui verify checkpoint/ model.gguf
+  aprtui verify model.gguf --prompts prompts.txt -o traces; aprtui traces/aprtui traces/llamacpp
 
 exit codes: 0 same or explained, 1 a culprit, something unmeasured or other tokens, 2 usage, 3 a bad
 file, 4 an engine failed"""
-
-
-@dataclass(frozen=True)
-class Verified:
-    """One engine's capture: against our own pass (None for ours), and replayed."""
-
-    engine: str
-    trace: TraceDir
-    comparison: Comparison | None
-    replay: Bisection
-
-    @property
-    def verdict(self) -> str:
-        """same, explained, culprits or unmeasured: see the module."""
-        if self.replay.culprits:
-            return "culprits"
-        pairs = self.comparison.results if self.comparison is not None else ()
-        if self.unmeasured_stages:
-            return "unmeasured"
-        exact = not self.replay.within and all(by == "float32" for by in self.replay.explanations)
-        return "same" if exact and all(pair.kind in PASSED for pair in pairs) else "explained"
-
-    @property
-    def unmeasured_stages(self) -> tuple[str, ...]:
-        """The names of stages that could not be compared or replayed in some layer."""
-        pairs = self.comparison.results if self.comparison is not None else ()
-        alone = [pair.key.stage for pair in pairs if pair.metrics is None]
-        return tuple(dict.fromkeys([*alone, *(item.key.stage for item in self.replay.unmeasured)]))
-
-    @property
-    def explained_by(self) -> dict[str, int]:
-        """How many stages each kind of rounding accounts for; plain float32 is not listed."""
-        found = {by: n for by, n in self.replay.explanations.most_common() if by != "float32"}
-        within = len(self.replay.within)
-        return {**found, "rounding inside fused steps": within} if within else found
-
-
-def verdict_of(engines: tuple[Verified, ...]) -> str:
-    """The worst verdict of any engine."""
-    return min((each.verdict for each in engines), key=_WORST_FIRST.index)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -107,12 +72,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("model", help="a GGUF file (for llamacpp) or a checkpoint folder (for hf)")
     parser.add_argument(
+        "other", nargs="?", help="the same model in another file: are they one model?"
+    )
+    parser.add_argument(
         "--engines", metavar="ours,llamacpp,hf",
         help="what to run (default: every engine that is installed and reads this model)",
     )  # fmt: skip
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("-p", "--prompt", help=f"text to run (default: {DEFAULT_PROMPT!r})")
     prompt.add_argument("--tokens", metavar="1,2,3", help="token ids instead of text")
+    prompt.add_argument(
+        "--prompts", metavar="FILE",
+        help="a file with a prompt on each line; - is stdin: a matrix of prompts by engines",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="for ours and hf (default: auto)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="for ours and hf")
     add_adapter(parser)
@@ -150,10 +122,16 @@ def run(args: argparse.Namespace) -> int:
         check_output(args.report, overwrite=args.overwrite)
     if args.steps is not None and not args.paths:
         raise UsageError("--steps decodes tokens for --paths", hint="add --paths")
+    if args.prompts is not None and (args.other or args.paths or args.report):
+        raise UsageError("--prompts takes no other model, no --paths and no --report")
+    if args.other is not None:
+        return verify_pair(args, opened(args), engines=_beside, trace=_trace, verify=_verify)
     model = open_model(Path(args.model), adapter=args.adapter)
     names = _engines(args.engines, model, alone=args.paths)
     if args.paths:
         return verify_paths(args, names, model)
+    if args.prompts is not None:
+        return verify_prompts(args, names, model, Ways(_verify, _json, _exit_code))
     texts = Texts()
     if args.tokens is None:
         foreign = [name for name in names if name != _OURS]
@@ -199,6 +177,13 @@ def _engines(text: str | None, model: Model, *, alone: bool) -> tuple[str, ...]:
             hint="; ".join(missing) or "llamacpp reads GGUF files, hf Hugging Face folders",
         )
     return tuple(chosen)
+
+
+def _beside(text: str | None, model: Model) -> tuple[str, ...]:
+    """Of the engines that were asked for, or of all, those that read the model, ours first."""
+    names = _engines(text, model, alone=True)
+    reading = {choice.name for choice in available() if not suits(choice.name, model)}
+    return tuple(name for name in names if name in reading)
 
 
 def _trace(name: str, plan: Plan, args: argparse.Namespace) -> TraceDir:
@@ -339,7 +324,7 @@ def _report(
     """A report of the engine with the worst verdict, against our own pass."""
     from aprtui.report.build import build_report
 
-    worst = min(engines[1:], key=lambda each: _WORST_FIRST.index(each.verdict))
+    worst = min(engines[1:], key=lambda each: WORST_FIRST.index(each.verdict))
     if worst.comparison is None:
         return
     report = build_report(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from aprtui.formats.tracedir import StageRecord
 from aprtui.graph.vocabulary import facts_of
 from aprtui.text import count, ranges
 
-__all__ = ["Aligned", "align"]
+__all__ = ["Aligned", "align", "only_rows"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -43,6 +44,17 @@ def align(a: StageRecord, b: StageRecord, x: Float32, y: Float32, *, last: bool)
     if _is_token_first(a) and (_is_row_of(x, a, y) or _is_row_of(y, b, x)):
         return f"{shapes}: one side may hold only the last position (--positions last)"
     return shapes
+
+
+def only_rows(aligned: Aligned, rows: Sequence[int], positions: Sequence[int]) -> Aligned:
+    """Some rows of two sides whose shape is known, by number; ``positions``: where these stand."""
+    shape, axis = aligned.shape, int(aligned.axes == ("head", "query", "key"))
+    assert shape is not None
+    taken = [
+        np.take(side.reshape(shape), rows, axis=axis).reshape(-1) for side in (aligned.x, aligned.y)
+    ]
+    cut = (*shape[:axis], len(rows), *shape[axis + 1 :])
+    return Aligned(taken[0], taken[1], cut, aligned.axes, tuple(positions))
 
 
 def _common(a: StageRecord, b: StageRecord, x: Float32, y: Float32) -> Aligned | str | None:

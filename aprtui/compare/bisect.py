@@ -13,6 +13,7 @@ from aprtui.compare.bisection import (
     OTHER_MODEL,
     Bisection,
     Culprit,
+    Divergence,
     Explained,
     Mistake,
     Unmeasured,
@@ -21,7 +22,7 @@ from aprtui.compare.bisection import (
 from aprtui.compare.blamed import broken_weight, misplaced, otherwise_held, reads_of
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
-from aprtui.compare.causes import Read
+from aprtui.compare.causes import Read, causes_of
 from aprtui.compare.explain import Explanation, explain
 from aprtui.compare.floor import Judged, Outlier, judge_finely
 from aprtui.compare.infer import with_shapes
@@ -32,7 +33,7 @@ from aprtui.compare.mistakes import name_mistake
 from aprtui.compare.noise import TYPES, Noise, as_noise
 from aprtui.compare.numerics import Numerics
 from aprtui.compare.padding import without_padding
-from aprtui.compare.pairs import FAILED, PairResult, check_tokens, compare_traces
+from aprtui.compare.pairs import FAILED, check_tokens, compare_traces
 from aprtui.compare.spans import ExactTypes, may_be_rounding
 from aprtui.compare.suited import check_ids, check_positions
 from aprtui.engine.replay import Replay, one_core, representable
@@ -45,16 +46,28 @@ from aprtui.model.health import empty_note
 from aprtui.model.open import Model
 from aprtui.text import clean
 
-__all__ = ["BAR", "LONG_BAR", "LONG_PROMPT", "Options", "bisect"]
+__all__ = [
+    "BAR",
+    "LONG_BAR",
+    "LONG_PROMPT",
+    "Options",
+    "Progress",
+    "Replayer",
+    "Worker",
+    "bisect",
+    "in_turn",
+]
 
 BAR, LONG_BAR, LONG_PROMPT = 1e-5, 3e-5, 500
 """The bar of a local error: float32 agrees with float64 so (docs/numerics.md 1), the longer sums
 of prompts beyond LONG_PROMPT tokens a little less. The worst row may have ten times that."""
 
 _NEIGHBOURS = 8  # whose arithmetic is tried first
+_NAMED = 3  # of other names that a note says
 
 Float64 = npt.NDArray[np.float64]
 Progress = Callable[[int, int, StageKey], None]
+Replayer = Callable[["Worker", Progress | None, Callable[[], bool] | None], Bisection]
 
 
 @dataclass(frozen=True)
@@ -79,15 +92,17 @@ def bisect(
     options: Options | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    replayer: Replayer | None = None,
 ) -> Bisection:
     """Replay every stage of ``b`` in float64 and name the culprits (docs/compare.md 4 and 5).
 
     ``tokens`` replace those of b's manifest. With ``a`` also the first divergence and what each
     stage inherits; where b has no culprit and they diverge all the same, a is replayed as well.
+    ``replayer`` has the stages measured: ``in_turn`` unless it is given (``compare.spread``).
     Raises UsageError when model, tokens or captures do not belong together, EngineError for weights
     that have no decoder, metrics.Cancelled.
     """
-    options = options or Options()
+    options, replayed = options or Options(), replayer or in_turn
     if a is not None:
         check_tokens(a, b)
     ids = tokens if tokens is not None else b.token_ids
@@ -95,7 +110,7 @@ def bisect(
     captured = open_captured(b, model.graph, ids)
     check_positions(captured)
     check_overrides(options.overrides, (*captured.graph.by_key, *b.records))
-    found = _replayed(_Worker(model, captured, ids, a, options), progress, cancelled)
+    found = replayed(Worker(model, captured, ids, a, options), progress, cancelled)
     reference = None if a is None else str(a.root)
     found = replace(found, model=str(model.path), a=reference, b=str(b.root))
     if a is None:
@@ -105,17 +120,17 @@ def bisect(
     if divergence is None or found.culprits or not options.reference:
         return found
     try:
-        other = _Worker(model, open_captured(a, model.graph, ids), ids, None, options, name="A")
-        return replace(found, reference=_replayed(other, progress, cancelled))
+        other = Worker(model, open_captured(a, model.graph, ids), ids, None, options, name="A")
+        return replace(found, reference=replayed(other, progress, cancelled))
     except (UsageError, BadFileError) as error:
         return replace(found, notes=(*found.notes, f"A could not be replayed: {error.message}"))
 
 
-def _replayed(
-    worker: _Worker, progress: Progress | None, cancelled: Callable[[], bool] | None
+def in_turn(
+    worker: Worker, progress: Progress | None, cancelled: Callable[[], bool] | None
 ) -> Bisection:
-    captured = worker.captured
-    chosen = [node for node in captured.graph if worker.chosen(node.key)]
+    """Every stage in order of computation, in this process."""
+    chosen = worker.nodes
     with one_core():  # thousands of small operations, and products by threads of the engine's own
         for done, node in enumerate(chosen):
             if cancelled is not None and cancelled():
@@ -131,13 +146,14 @@ def _replayed(
 
 def _first_divergence(
     a: TraceDir, b: TraceDir, model: Model, cancelled: Callable[[], bool] | None
-) -> PairResult | None:
+) -> Divergence | None:
     a = with_shapes(a, model.graph)
     results = compare_traces(a, b, choose_bars(a, b), cancelled=cancelled)
-    return next((result for result in results if result.kind in FAILED), None)
+    first = next((result for result in results if result.kind in FAILED), None)
+    return None if first is None else Divergence(first.key, first.kind, first.message)
 
 
-class _Worker:
+class Worker:
     """Measures one node after another and keeps what was found."""
 
     def __init__(
@@ -166,6 +182,9 @@ class _Worker:
         self.missing: list[StageKey] = []
         self.numerics: dict[type[Op], Numerics] = {}
         self.learnt: dict[str, Numerics] = {}  # what explained the last stage of that name
+        self.honest: float | None = None  # the most that honest numerics left of a stage
+        self.likely: tuple[Numerics, ...] | None = None  # what was tried first of the last stage
+        self.naming, self.unnamed = True, False  # whether culprits are named, and one was not
         self.innocent: list[Read] = []
         self.notes: list[str] = [captured.reordered] if captured.reordered else []
         if empty := empty_note(model):
@@ -175,6 +194,11 @@ class _Worker:
         if digest is not None and digest != f"sha256:{model.file.digest}":
             named = str(said.get("path", "")) if isinstance(said, dict) else ""
             self.notes.append(f"{name} {OTHER_MODEL}: {clean(named)}")
+
+    @property
+    def nodes(self) -> list[Node]:
+        """What is to be measured, in order of computation."""
+        return [node for node in self.captured.graph if self.chosen(node.key)]
 
     def chosen(self, key: StageKey) -> bool:
         stages, layers = self.options.stages, self.options.layers
@@ -274,7 +298,8 @@ class _Worker:
             self._skip(node.key, wrong)
             return
         with np.errstate(all="ignore"):
-            found = explain(case, self._likely(node))
+            self.likely = self.likely_of(node)
+            found = explain(case, self.likely)
             noise = None if found.explained else as_noise(case, found)
             judged = judge_finely(case, found) if self._finely(found, bars) else Judged()
             inherited = self._inherited(case)
@@ -318,7 +343,7 @@ class _Worker:
         told = ", ".join(doubts)
         return told and f"what was ignored or overridden may be the reason: {told}"
 
-    def _likely(self, node: Node) -> tuple[Numerics, ...]:
+    def likely_of(self, node: Node) -> tuple[Numerics, ...]:
         """What explained the stage one layer before, and what its neighbours, the nearest first."""
         stage = node.key.stage
         same = (self.learnt[stage],) if stage in self.learnt else ()
@@ -357,6 +382,7 @@ class _Worker:
         self.learnt.pop(case.key.stage, None)
         self.learnt[case.key.stage] = found.numerics
         self.exact.learn(case, found)
+        self.honest = max(self.honest or 0.0, found.residual.rel_l2)
         self.innocent += reads_of(case)
         self.explained.append(
             Explained(
@@ -392,6 +418,9 @@ class _Worker:
         self, case: Case, found: Explanation, inherited: float | None, beyond: str
     ) -> None:
         """``beyond``: why it is more than the rounding of a fused kernel."""
+        if not self.naming:
+            self.unnamed = True
+            return
         with np.errstate(all="ignore"):
             mistake = _one_weight(case, found) or name_mistake(
                 case, found, self.numerics, self.honest
@@ -429,11 +458,6 @@ class _Worker:
         several = numbers and rows.passes[0] != rows.passes[-1]
         return rows.only(numbers), rows.where(numbers) if several else ""
 
-    @property
-    def honest(self) -> float | None:
-        """The most that honest numerics left of a stage; None where none was explained yet."""
-        return max((each.residual_rel_l2 for each in self.explained), default=None)
-
     def _inherited(self, case: Case) -> float | None:
         """What A's inputs would have made of the stage, against what B's make of it."""
         side = self.reference
@@ -454,16 +478,21 @@ class _Worker:
                 self._skip(key, "not captured")
         order = {node.key: place for place, node in enumerate(self.captured.graph)}
         trace = self.captured.trace
-        for key in trace.records:
-            if key not in order:
-                self.notes.append(f"{clean(str(key))} is no stage of this model: not replayed")
+        others = [clean(str(key)) for key in trace.records if key not in order]
+        if others:
+            named = ", ".join(others[:_NAMED]) + f" and {len(others) - _NAMED} more" * (
+                len(others) > _NAMED
+            )
+            are = "is no stage" if len(others) == 1 else "are no stages"
+            self.notes.append(f"{named} {are} of this model: not replayed")
         self.notes += misplaced(self.culprits, self.captured.graph)
         rotated = [node.key for node in self.captured.graph if isinstance(node.op, Rope)]
         rotated = [key for key in rotated if key in trace.records]
         self.culprits, padded = without_padding(self.culprits, len(rotated))
         self.unmeasured += padded
+        culprits = tuple(sorted(self.culprits, key=lambda item: order[item.key]))
         return Bisection(
-            tuple(sorted(self.culprits, key=lambda item: order[item.key])),
+            culprits,
             tuple(self.explained),
             tuple(sorted(self.unmeasured, key=lambda item: order[item.key])),
             None,
@@ -473,7 +502,7 @@ class _Worker:
             (*trace.notes, *self.notes),
             within=tuple(self.within),
             weighted=frozenset(node.key.stage for node in self.captured.graph if node.op.weights),
-            innocent=tuple(self.innocent),
+            causes=causes_of(culprits, self.innocent),
         )
 
 

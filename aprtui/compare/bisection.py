@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-from aprtui.compare.causes import Cause, Read, causes_of
-from aprtui.compare.pairs import PairResult
+from aprtui.compare.causes import Cause, Read
 from aprtui.formats.rows import Rows
 from aprtui.formats.summary import finite_json
 from aprtui.formats.tracedir import StageKey
@@ -17,7 +15,8 @@ from aprtui.notebook import html_table
 from aprtui.text import clean, count, number
 
 __all__ = [
-    "OTHER_MODEL", "SCHEMA", "Bisection", "Culprit", "Explained", "Mistake", "Unmeasured", "Within",
+    "OTHER_MODEL", "SCHEMA", "Bisection", "Culprit", "Divergence", "Explained", "Mistake",
+    "Unmeasured", "Within",
 ]  # fmt: skip
 
 SCHEMA = "aprtui-bisect-v1"
@@ -116,19 +115,29 @@ class Unmeasured:
     damaged: bool = False
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """Where A and B first differ: the pair's class (compare.pairs) and why."""
+
+    key: StageKey
+    kind: str
+    message: str
+
+
 @dataclass(frozen=True, repr=False)
 class Bisection:
     """Everything that one bisection found, in order of computation.
 
     ``model``, ``a`` and ``b`` are the paths of what was replayed. ``reference`` is what replaying A
     found: it is replayed where B has no culprit and they differ all the same. ``weighted`` names
-    the stages whose operation reads weights; ``innocent`` are the weights that right stages read.
+    the stages whose operation reads weights; ``causes`` are the culprits by what is wrong: the same
+    mistake of many stages is one. ``wire.from_json`` makes of ``to_json`` the same value again.
     """
 
     culprits: tuple[Culprit, ...]
     explained: tuple[Explained, ...]
     unmeasured: tuple[Unmeasured, ...]
-    first_divergence: PairResult | None
+    first_divergence: Divergence | None
     bar: tuple[float, float]
     tokens: int
     token_source: str
@@ -139,12 +148,7 @@ class Bisection:
     a: str | None = None
     b: str = ""
     within: tuple[Within, ...] = ()
-    innocent: tuple[Read, ...] = ()
-
-    @cached_property
-    def causes(self) -> tuple[Cause, ...]:
-        """The culprits by what is wrong: the same mistake of many stages is one."""
-        return causes_of(self.culprits, self.innocent)
+    causes: tuple[Cause, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -214,6 +218,22 @@ class Bisection:
             "model": self.model,
             "a": self.a,
             "b": self.b,
+            **self._side_json(),
+            "first_divergence": None
+            if divergence is None
+            else {
+                **_place(divergence.key),
+                "class": divergence.kind,
+                "message": divergence.message,
+            },
+            "reference": None if other is None else other._side_json(),
+        }
+        checked: dict[str, Any] = finite_json(document)
+        return checked
+
+    def _side_json(self) -> dict[str, Any]:
+        """What replaying one side found."""
+        return {
             "verdict": self.verdict,
             "exit_code": self.exit_code,
             "tokens": {"count": self.tokens, "source": self.token_source},
@@ -223,26 +243,9 @@ class Bisection:
             "explained": [_explained_json(each) for each in self.explained],
             "within_rounding": [_within_json(each) for each in self.within],
             "unmeasured": [_unmeasured_json(each) for each in self.unmeasured],
-            "first_divergence": None
-            if divergence is None
-            else {
-                **_place(divergence.key),
-                "class": divergence.kind,
-                "message": divergence.message,
-            },
+            "weighted": sorted(self.weighted),
             "notes": list(self.notes),
-            "reference": None
-            if other is None
-            else {
-                "verdict": other.verdict,
-                "causes": [each.to_json() for each in other.causes],
-                "culprits": [_culprit_json(each) for each in other.culprits],
-                "unmeasured": [_unmeasured_json(each) for each in other.unmeasured],
-                "notes": list(other.notes),
-            },
         }
-        checked: dict[str, Any] = finite_json(document)
-        return checked
 
     def __repr__(self) -> str:
         within = f", {len(self.within)} within rounding" if self.within else ""
@@ -284,7 +287,7 @@ def _within_json(within: Within) -> dict[str, Any]:
 
 
 def _unmeasured_json(item: Unmeasured) -> dict[str, Any]:
-    return {**_place(item.key), "why": item.why}
+    return {**_place(item.key), "why": item.why, "damaged": item.damaged}
 
 
 def _culprit_json(culprit: Culprit) -> dict[str, Any]:
@@ -297,13 +300,18 @@ def _culprit_json(culprit: Culprit) -> dict[str, Any]:
         "worst_row_rel_l2": culprit.worst_row_rel_l2,
         "inherited_rel_l2": culprit.inherited_rel_l2,
         "worst": dict(culprit.worst),
-        "rows": None
-        if culprit.rows is None
-        else {"positions": list(culprit.rows.positions), "passes": list(culprit.rows.passes)},
+        "rows": None if culprit.rows is None else culprit.rows.to_json(),
         "where": culprit.where,
         "parts": list(culprit.parts),
         "tensors": [
-            {"part": read.part, "name": read.tensor, "type": read.type} for read in culprit.reads
+            {
+                "part": read.part,
+                "role": read.role,
+                "name": read.tensor,
+                "type": read.type,
+                "product": read.product,
+            }
+            for read in culprit.reads
         ],
         "looks_like": culprit.looks_like,
         "mistake": None

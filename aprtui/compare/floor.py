@@ -165,7 +165,8 @@ def _part(case: Case, op: Product, part: Part, x: Activations, fit: Fit) -> Judg
     suspects, sample = _outputs(error, made)
     rounded = case.replay.rounded_rows(x, how.way(case.replay.type_of(part.weight)).activations)
     weights = case.replay.rows(part.weight, [*suspects, *sample], how.weights)
-    weights = weights if op.scale == 1.0 else op.scale * weights
+    factor = op.factor(part)
+    weights = weights if factor == 1.0 else factor * weights
     spread = _U * terms_norm(rounded, weights)
     spread += _U * np.abs(y[:, [*suspects, *sample]]) + 1e-40
     z = np.abs(error[:, [*suspects, *sample]]) / spread

@@ -14,7 +14,8 @@ import numpy as np
 
 from aprtui.compare.bars import Bars, Override, choose_bars
 from aprtui.compare.bisect import BAR, LONG_BAR, LONG_PROMPT
-from aprtui.compare.bisection import Bisection, Culprit, Explained, Unmeasured
+from aprtui.compare.bisection import Bisection, Culprit, Divergence, Explained, Unmeasured
+from aprtui.compare.causes import causes_of
 from aprtui.compare.localerror import LocalError, local_error
 from aprtui.compare.pairs import FAILED, compare_traces
 from aprtui.engine.module_replay import Float64, LostArgument, ModuleReplay
@@ -57,7 +58,9 @@ def bisect_modules(
         return found
     pairs = compare_traces(a, b, choose_bars(a, b))
     first = next((pair for pair in pairs if pair.kind in FAILED), None)
-    return replace(found, first_divergence=first)
+    if first is None:
+        return found
+    return replace(found, first_divergence=Divergence(first.key, first.kind, first.message))
 
 
 def _key(said: Mapping[str, Any]) -> StageKey:
@@ -163,6 +166,7 @@ class _Worker:
             model=model,
             a=a,
             b=str(self._trace.root),
+            causes=causes_of(self._culprits, ()),
         )
 
 

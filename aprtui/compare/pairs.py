@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.compare.align import Aligned, align
+from aprtui.compare.align import Aligned, align, only_rows
 from aprtui.compare.bars import Bars, Exceeded, describe, judge
 from aprtui.compare.logits import logits_metrics
 from aprtui.compare.metrics import Metrics, compare_values
@@ -37,6 +37,7 @@ __all__ = [
     "pair_up",
     "reclassify",
     "rope_note",
+    "rows_in_passes",
 ]
 
 PASSED = ("equal", "within")
@@ -53,12 +54,16 @@ _BY_HEADS = tuple(stage for stage in STAGES if stage.rotated and len(stage.axes)
 
 @dataclass(frozen=True)
 class DiffOptions:
-    """What of two captures is compared and how; None means all."""
+    """What of two captures is compared and how; None means all.
+
+    ``of_pass``: only the rows that this pass made, of B's passes, or of A's where B has one.
+    """
 
     stages: tuple[str, ...] | None = None
     layers: tuple[int, ...] | None = None
     last_position: bool = False
     top: int = 10
+    of_pass: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,13 @@ class PairResult:
         if worst is None:
             return ""
         return str(worst) if self.rows is None else self.rows.label(worst)
+
+    def standing(self, at: tuple[int, ...]) -> tuple[int, ...]:
+        """The place of an element, its row by where it stands."""
+        axis = next((n for n, name in enumerate(self.axes or ()) if name in ("token", "query")), -1)
+        if self.rows is None or not 0 <= axis < len(at):
+            return at
+        return (*at[:axis], self.rows.positions[at[axis]], *at[axis + 1 :])
 
 
 def check_tokens(a: TraceDir, b: TraceDir, hint: str = "trace both with the same --tokens") -> None:
@@ -291,6 +303,13 @@ def compare_pair(
     aligned = align(pair.a, pair.b, *sides, last=options.last_position)
     if isinstance(aligned, str):
         return dataclasses.replace(base, kind="shape", message=aligned)
+    rows = _rows_of(pair, aligned)
+    if options.of_pass is not None:
+        found = _of_pass(aligned, rows, options.of_pass)
+        if found is None:
+            message = f"has no row of pass {options.of_pass}"
+            return dataclasses.replace(base, kind="missing-b", message=message)
+        aligned, rows = found
     metrics = compare_values(
         aligned.x,
         aligned.y,
@@ -313,7 +332,7 @@ def compare_pair(
         shape=aligned.shape,
         axes=aligned.axes,
         metrics=metrics,
-        rows=_rows_of(pair.b, aligned),
+        rows=rows,
     )
     return reclassify(dataclasses.replace(measured, message=_misfiled(pair)), bars)
 
@@ -327,14 +346,38 @@ def _with_logits(key: StageKey, aligned: Aligned, metrics: Metrics) -> Metrics:
     return dataclasses.replace(metrics, logits=logits)
 
 
-def _rows_of(record: StageRecord, aligned: Aligned) -> Rows | None:
-    """Where the compared rows stand, and which pass of B made them; None where that is not known
-    or one pass from position 0 on."""
-    held = aligned.positions or record.held()
-    if record.rows is None or record.rows.is_plain or held is None or not aligned.shape:
+def _of_pass(aligned: Aligned, rows: Rows | None, number: int) -> tuple[Aligned, Rows] | None:
+    """The rows that one pass made; None where there are none."""
+    numbers = [n for n, made in enumerate(rows.passes) if made == number] if rows else []
+    if rows is None or not numbers:
         return None
-    extent = aligned.shape[1] if aligned.axes == ("head", "query", "key") else aligned.shape[0]
-    return record.rows.only(record.rows.at(held[-extent:]))
+    if len(numbers) == len(rows):
+        return aligned, rows
+    some = rows.only(numbers)
+    return only_rows(aligned, numbers, some.positions), some
+
+
+def rows_in_passes(*records: StageRecord | None) -> Rows | None:
+    """The rows of the first that came in several passes, or that stand elsewhere than from position
+    0 on; None where none of them did."""
+    found = (each.rows for each in records if each is not None and each.rows is not None)
+    return next((rows for rows in found if not rows.is_plain), None)
+
+
+def _rows_of(pair: Pair, aligned: Aligned) -> Rows | None:
+    """Where the compared rows stand, and which pass of B made them, or of A; None where that is not
+    known, one pass from position 0 on, or where there are no rows: of a state."""
+    rows = rows_in_passes(pair.b, pair.a)
+    held = aligned.positions or (None if pair.b is None else pair.b.held())
+    if rows is None or held is None or not aligned.shape:
+        return None
+    axes = aligned.axes or ("token",)
+    if len(held) > 1 and not {"token", "query"} & {*axes}:
+        return None
+    extent = aligned.shape[axes.index("query") if "query" in axes else 0]
+    if not set(held[-extent:]) <= set(rows.positions):
+        return None
+    return rows.only(rows.at(held[-extent:]))
 
 
 def compare_traces(

@@ -148,7 +148,7 @@ class Capture:
         with uninterrupted():
             self._leaving.leave()
             self._writer.end()
-        self._raise_failure()
+        self._raise_failure(whole=True)
 
     def abort(self) -> None:
         """Stop now: files already whole stay, nothing half written remains."""
@@ -166,8 +166,8 @@ class Capture:
     def written_bytes(self) -> int:
         return self._written_bytes
 
-    def _raise_failure(self) -> None:
-        raise_if_stopped()
+    def _raise_failure(self, *, whole: bool = False) -> None:
+        raise_if_stopped(whole=whole)
         if self._writer.failure is not None:
             raise self._writer.failure
 

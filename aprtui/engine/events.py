@@ -21,6 +21,8 @@ __all__ = [
     "Log",
     "PassDone",
     "Planned",
+    "Replay",
+    "StageCompared",
     "StageWritten",
     "Started",
     "Stopped",
@@ -104,6 +106,33 @@ class StageWritten(Event):
     shape: tuple[int, ...] = ()
     axes: tuple[str, ...] = ()
     positions: str | tuple[int, ...] = "all"  # or "last", or those that it holds
+
+
+@dataclass(frozen=True)
+class StageCompared(Event):
+    """A stage was compared with the trace that this one is held ``--against``.
+
+    ``kind`` is the pair's class, ``first`` whether it is the first of all, so far, that fails.
+    """
+
+    event: ClassVar[str] = "compared"
+    layer: int | None
+    stage: str
+    kind: str
+    rel_l2: float | str | None  # None where nothing was measured
+    message: str
+    first: bool
+
+
+@dataclass(frozen=True)
+class Replay(Event):
+    """What a replay of the stages that have landed says of a divergence: which stage computes
+    wrongly, or what explains it. ``stage`` is None where none does."""
+
+    event: ClassVar[str] = "replay"
+    layer: int | None
+    stage: str | None
+    text: str
 
 
 @dataclass(frozen=True)
@@ -195,7 +224,19 @@ class Failed(Event):
 
 _KINDS: dict[str, type[Event]] = {
     kind.event: kind
-    for kind in (Planned, Started, StageWritten, PassDone, CardSeen, Log, Finished, Stopped, Failed)
+    for kind in (
+        Planned,
+        Started,
+        StageWritten,
+        StageCompared,
+        Replay,
+        PassDone,
+        CardSeen,
+        Log,
+        Finished,
+        Stopped,
+        Failed,
+    )
 }
 
 

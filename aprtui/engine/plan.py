@@ -93,17 +93,14 @@ class Plan:
     def read_bytes(self) -> int:
         """The weights that the pass reads at most: each tensor once, of the token table only rows,
         of experts those that so many tokens may choose."""
-        chosen = _chosen_experts(self.model.graph, len(self.tokens))
-        packed = {
-            role.name
-            for node in self.model.graph if isinstance(node.op, Experts) for role in node.op.roles
-        }  # fmt: skip
-        entries: dict[str, Fraction] = {}
+        graph, entries = self.model.graph, dict[str, Fraction]()
+        chosen = _chosen_experts(graph, len(self.tokens))
         for role, matrix in self.model.weights.items():
-            if role not in self.model.graph.tables:
-                routed = role.expert is not None and role.name.removesuffix("_bias") in packed
-                of_all = self.job.engine != "aprtui" or not routed
-                share = Fraction(1) if of_all else Fraction(*chosen[role.layer])
+            if role not in graph.tables:
+                reader = graph.reader(role)  # heads are numbered as experts are
+                of_some = reader is not None and isinstance(reader.op, Experts)
+                some = of_some and self.job.engine == "aprtui"
+                share = Fraction(*chosen[role.layer]) if some else Fraction(1)
                 entries[matrix.entry.name] = share * matrix.entry.size_bytes
         return math.ceil(sum(entries.values()))
 

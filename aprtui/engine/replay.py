@@ -207,7 +207,8 @@ class Replay:
         def finish(made: Float64, how: Arithmetic) -> Float64:
             ar = Rounded(self._stream, how)
             own = None if bias is None else ar.kept(bias)
-            return _array(ops.finish(ar, op, _tensor(made), own))
+            some = replace(op, parts=(replace(part, rows=len(rows)),))
+            return _array(ops.finish(ar, some, _tensor(made), own))
 
         return finish
 

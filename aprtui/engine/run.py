@@ -120,7 +120,7 @@ def _run(traces: Sequence[_Trace], session: Session) -> list[Finished]:
                 rans = _computed(traces, session)
             for trace in traces:
                 trace.capture.close()  # waits for the device too
-        raise_if_stopped()
+        raise_if_stopped(whole=True)
         ended = [
             _ended(trace, ran, session, time.monotonic() - start)
             for trace, ran in zip(traces, rans, strict=True)

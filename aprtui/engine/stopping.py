@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["TraceStopped", "raise_if_stopped", "stopping_on_signals", "uninterrupted"]
+__all__ = [
+    "TraceStopped", "raise_if_stopped", "stop_from_inside", "stopping_on_signals", "uninterrupted",
+]  # fmt: skip
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _asked = threading.Event()
@@ -23,17 +25,26 @@ class TraceStopped(KeyboardInterrupt):
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__()
-        self.number = number  # of the signal
+        self.number = number  # of the signal; 0 where the process asked itself
 
 
-def raise_if_stopped() -> None:
-    """Raises TraceStopped once a signal has asked for it.
+def raise_if_stopped(*, whole: bool = False) -> None:
+    """Raises TraceStopped once a signal has asked for it; or the process itself, but not of what is
+    ``whole`` by now.
 
     The signal's own exception can be lost: one that is raised while an object is finalised is
     printed and forgotten by Python. So the pass asks again at each stage.
     """
-    if _asked.is_set():
+    if _asked.is_set() and not (whole and _number == 0):
         raise TraceStopped(_number)
+
+
+def stop_from_inside() -> None:
+    """Ask the pass to end at its next stage, from any thread of this process: ``number`` is 0."""
+    global _number
+    if not _asked.is_set():
+        _number = 0
+        _asked.set()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 
 from aprtui.engine.processors import MOST_THREADS
 
-__all__ = ["for_each", "one_core"]
+__all__ = ["cores", "for_each", "one_core"]
 
 
 _Item = TypeVar("_Item")
@@ -54,12 +54,19 @@ def one_core() -> Iterator[None]:
     that ours compute on.
     """
     _threads()  # counts the cores
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with cores(1):
+        yield
+
+
+@contextmanager
+def cores(count: int) -> Iterator[None]:
+    """Inside, torch's operations of the calling thread run on so many cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(count)
+        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,15 @@ from aprtui.formats.files import read_whole
 from aprtui.formats.strict_json import parse_object
 from aprtui.text import clean
 
-__all__ = ["FolderStore", "Store", "UrlStore", "document_bytes", "is_url", "open_store"]
+__all__ = [
+    "FolderStore",
+    "Store",
+    "UrlStore",
+    "document_bytes",
+    "fetch_url",
+    "is_url",
+    "open_store",
+]
 
 MOST_BYTES = 256 << 20  # of a document
 _LIST = "aprtui-sweep-folder-v1"
@@ -205,6 +213,23 @@ class UrlStore(Store):
             self._fs.mv(partial, path)
 
 
+def fetch_url(url: str, target: Path) -> None:
+    """A copy of the file, or of the folder's files, behind a URL. Raises EngineError."""
+    with _reached(url):
+        fsspec: Any = importlib.import_module("fsspec")
+        fs, root = fsspec.url_to_fs(url)
+        if fs.isfile(root):
+            fs.get_file(root, str(target))
+            return
+        files = fs.find(root)
+        if not files:
+            raise EngineError(f"{clean(url)}: nothing is there")
+        for file in files:
+            place = target / posixpath.relpath(file, root)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(file, str(place))
+
+
 @contextmanager
 def _reached(where: str) -> Iterator[None]:
     """Whatever a file system of somebody else's raises, as one error of ours."""
@@ -215,7 +240,7 @@ def _reached(where: str) -> Iterator[None]:
             f"{clean(where)}: no package here opens such a URL: {clean(str(error), 200)}",
             hint="pip install s3fs for s3://, gcsfs for gs://",
         ) from error
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, EngineError):
         raise
     except Exception as error:
         said = clean(f"{type(error).__name__}: {error}", 300)

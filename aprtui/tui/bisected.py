@@ -1,21 +1,24 @@
-"""What a bisection found, as the screens draw it: read from the child's lines, all text clean."""
+"""What a bisection found, as the screens draw it: all text clean."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from textual.content import Content
 
+from aprtui.compare.bisection import Bisection, Culprit, Explained, Within
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph.vocabulary import order_of
 from aprtui.text import clean, count, number
 
-__all__ = ["KINDS", "Bisected", "Finding", "read_result"]
+__all__ = ["KINDS", "Bisected", "Finding", "seen"]
 
 KINDS = ("culprit", "within", "explained", "exact", "unmeasured")
+EXACT = "float32"  # what explains a stage that is exact
+
+Lines = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Finding:
 
     kind: str  # one of KINDS
     local_error: float | None
-    lines: tuple[tuple[str, str], ...]
+    lines: Lines
     by: str = ""  # what explains it
     text: str = ""  # of a culprit: what it does wrong, in a line; of what is within rounding: how
 
@@ -33,11 +36,29 @@ class Finding:
 class Bisected:
     """A finished bisection as the screen draws it."""
 
+    value: Bisection
     findings: Mapping[StageKey, Finding]  # in order of computation
-    notes: tuple[str, ...]
-    limit: float | None = None  # the bar of a local error
-    wrong_in_a: str = ""  # where B has no culprit, A has: the first one
-    causes: tuple[tuple[str, int], ...] = ()  # what is wrong, in how many stages
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(clean(note, 500) for note in self.value.notes)
+
+    @property
+    def wrong_in_a(self) -> str:
+        """``layer-2/qkv_bias: the bias of k was not added``; empty where A is not wrong."""
+        other = self.value.reference
+        if other is None or not other.culprits:
+            return ""
+        return clean(f"{other.culprits[0].key}: {other.culprits[0].text}", 300)
+
+    @property
+    def causes(self) -> tuple[tuple[str, int], ...]:
+        """What is wrong, in how many stages."""
+        return tuple(
+            (clean(f"{each.text}; {each.pattern}" if each.pattern else each.text, 500),
+             len(each.culprits))
+            for each in self.value.causes
+        )  # fmt: skip
 
     @property
     def culprits(self) -> list[StageKey]:
@@ -72,138 +93,57 @@ class Bisected:
         )
 
 
-def read_result(said: Mapping[str, Any]) -> Bisected:
-    """The ``result`` line of ``aprtui bisect --events``; what is not as expected is left out."""
-    findings: dict[StageKey, Finding] = {}
-    for entry in _dicts(said.get("explained")):
-        by = clean(str(entry.get("by")))
-        exact = by == "float32"
-        lines = (
-            ("local error", _number(entry.get("local_rel_l2"))),
-            ("by", by),
-            ("leaves", _number(entry.get("residual_rel_l2"))),
-            ("inherited", _number(entry.get("inherited_rel_l2"))),
-            ("with", _span(entry)),
+def seen(value: Bisection) -> Bisected:
+    """A bisection as the screens draw it."""
+    found: dict[StageKey, Finding] = {}
+    for exact in value.explained:
+        by = "" if exact.by == EXACT else clean(exact.by)
+        kind = "explained" if by else "exact"
+        lines = (("by", clean(exact.by)), ("leaves", number(exact.residual_rel_l2, 3)))
+        found[exact.key] = Finding(kind, exact.local_rel_l2, _lines(exact, lines), by)
+    for within in value.within:
+        text = f"rounding: {clean(within.text)}"
+        lines_ = _lines(within, (("within", text),))
+        found[within.key] = Finding("within", within.local_rel_l2, lines_, text=text)
+    for item in value.unmeasured:
+        found[item.key] = Finding("unmeasured", None, (("why", clean(item.why)),))
+    for culprit in value.culprits:
+        text = clean(culprit.text, 300)
+        found[culprit.key] = Finding(
+            "culprit", culprit.local_rel_l2, _culprit_lines(culprit), text=text
         )
-        findings[_key(entry)] = Finding(
-            "exact" if exact else "explained", _float(entry), lines, "" if exact else by
-        )
-    for entry in _dicts(said.get("within_rounding")):
-        text = _within_text(entry)
-        findings[_key(entry)] = Finding("within", _float(entry), _within_lines(entry), text=text)
-    for entry in _dicts(said.get("unmeasured")):
-        findings[_key(entry)] = Finding(
-            "unmeasured", None, (("why", clean(str(entry.get("reason") or entry.get("why")))),)
-        )
-    for entry in _dicts(said.get("culprits")):
-        findings[_key(entry)] = Finding(
-            "culprit", _float(entry), _culprit_lines(entry), text=_culprit_text(entry)
-        )
-    notes = said.get("notes")
-    shown = tuple(clean(str(note)) for note in notes) if isinstance(notes, list) else ()
-    bar = said.get("bar")
-    limit = bar.get("rel_l2") if isinstance(bar, dict) else None
-    return Bisected(
-        {key: findings[key] for key in sorted(findings, key=order_of)},
-        shown,
-        float(limit) if isinstance(limit, int | float) else None,
-        _wrong_in_a(said.get("reference")),
-        tuple(map(_cause, _dicts(said.get("causes")))),
-    )
+    return Bisected(value, {key: found[key] for key in sorted(found, key=order_of)})
 
 
-def _cause(entry: Mapping[str, Any]) -> tuple[str, int]:
-    """A cause in a line, and how many stages it has."""
-    culprits = _dicts(entry.get("culprits"))
-    pattern = clean(str(entry.get("pattern") or ""), 200)
-    text = clean(str(entry.get("text") or ""), 300)
-    return (f"{text}; {pattern}" if pattern else text), len(culprits)
+def _lines(item: Explained | Within, how: Lines) -> Lines:
+    return (("local error", number(item.local_rel_l2, 3)), *how, *_around(item))
 
 
-def _wrong_in_a(reference: Any) -> str:
-    """``layer-2/qkv_bias: the bias of k was not added``; empty where A is not wrong."""
-    found = _dicts(reference.get("culprits")) if isinstance(reference, dict) else []
-    texts = (clean(f"{_key(entry)}: {_culprit_text(entry)}", 300) for entry in found)
-    return next(texts, "")
+def _around(item: Explained | Within | Culprit) -> Lines:
+    """What the inputs of A would have made of it, and the stages that are judged with it."""
+    inherited = "" if item.inherited_rel_l2 is None else number(item.inherited_rel_l2, 3)
+    span = f"{clean(', '.join(item.span))}, not captured" if item.span else ""
+    return ("inherited", inherited), ("with", span)
 
 
-def _within_text(entry: Mapping[str, Any]) -> str:
-    units, bar = _number(entry.get("units")), _number(entry.get("bar_units"))
-    return f"rounding: {units} of {bar} units of {clean(str(entry.get('type')), 20)}"
-
-
-def _within_lines(entry: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    return (
-        ("local error", _number(entry.get("local_rel_l2"))),
-        ("within", _within_text(entry)),
-        ("inherited", _number(entry.get("inherited_rel_l2"))),
-        ("with", _span(entry)),
-    )
-
-
-def _culprit_lines(entry: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    mistake = entry.get("mistake")
-    worst = entry.get("worst")
-    place = ""
-    if isinstance(worst, dict):
-        place = ", ".join(f"{clean(str(axis))} {at}" for axis, at in worst.items())
+def _culprit_lines(culprit: Culprit) -> Lines:
+    local, worst, mistake = culprit.local_rel_l2, culprit.worst_row_rel_l2, culprit.mistake
+    tensors = (f"{clean(read.tensor, 100)} ({clean(read.type, 20)})" for read in culprit.reads)
+    inherited, span = _around(culprit)
     lines = [
-        ("local error", _number(entry.get("local_rel_l2"))),
-        ("worst row", _number(entry.get("worst_row_rel_l2"))),
-        ("inherited", _number(entry.get("inherited_rel_l2"))),
-        ("worst at", place),
-        ("wrong in", clean(str(entry.get("where") or ""), 200)),
-        ("with", _span(entry)),
-        ("weights", _tensors(entry)),
-        ("looks like", clean(str(entry.get("looks_like") or ""), 300)),
+        ("local error", "" if local is None else number(local, 3)),
+        ("worst row", "" if worst is None else number(worst, 3)),
+        inherited,
+        ("worst at", ", ".join(f"{clean(axis)} {at}" for axis, at in culprit.worst.items())),
+        ("wrong in", clean(culprit.where, 200)),
+        span,
+        ("weights", ", ".join(dict.fromkeys(tensors))),
+        ("looks like", clean(culprit.looks_like, 300)),
     ]
-    if isinstance(mistake, dict):
+    if mistake is not None:
         lines += [
-            ("mistake", clean(str(mistake.get("id")))),
-            ("", clean(str(mistake.get("text")), 300)),
-            ("leaves", _number(mistake.get("residual_rel_l2"))),
+            ("mistake", clean(mistake.id)),
+            ("", clean(mistake.text, 300)),
+            ("leaves", number(mistake.residual_rel_l2, 3)),
         ]
     return tuple((name, text) for name, text in lines if text)
-
-
-def _culprit_text(entry: Mapping[str, Any]) -> str:
-    """The mistake in words, where one is known; else what the error looks like."""
-    mistake = entry.get("mistake")
-    known = mistake.get("text") if isinstance(mistake, dict) else None
-    return clean(str(known or entry.get("looks_like") or ""), 300)
-
-
-def _tensors(entry: Mapping[str, Any]) -> str:
-    """``blk.3.ffn_gate.weight (Q4_K)``: what the stage's wrong parts read."""
-    named = (
-        f"{clean(str(each.get('name')), 100)} ({clean(str(each.get('type')), 20)})"
-        for each in _dicts(entry.get("tensors"))
-    )
-    return ", ".join(dict.fromkeys(named))
-
-
-def _span(entry: Mapping[str, Any]) -> str:
-    """The stages before it that B did not capture, if there are any."""
-    span = entry.get("span")
-    names = [str(name) for name in span] if isinstance(span, list) else []
-    return clean(f"{', '.join(names)}, not captured") if names else ""
-
-
-def _dicts(value: object) -> list[Mapping[str, Any]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
-def _key(entry: Mapping[str, Any]) -> StageKey:
-    layer = entry.get("layer")
-    return StageKey(layer if isinstance(layer, int) else None, clean(str(entry.get("stage")), 60))
-
-
-def _float(entry: Mapping[str, Any]) -> float | None:
-    value = entry.get("local_rel_l2")
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _number(value: object) -> str:
-    if isinstance(value, int | float):
-        return number(float(value), 3)
-    return clean(value, 20) if isinstance(value, str) else ""

@@ -14,6 +14,7 @@ from textual.app import App
 
 from aprtui.errors import AprtuiError
 from aprtui.formats.atomic import whole_file
+from aprtui.state import cache_folder
 from aprtui.text import clean, size
 from aprtui.tui.stage_table import StageTable
 
@@ -22,8 +23,13 @@ __all__ = ["clipboard_file", "copy", "export", "export_pair", "export_rows"]
 
 def clipboard_file() -> Path:
     """Where copied text also goes, for terminals that refuse OSC 52."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "aprtui" / "clipboard"
+    return cache_folder() / "clipboard"
+
+
+def from_home(path: Path) -> str:
+    """A path as people write it: ``~/models/m.gguf`` below their own folder. Not cleaned."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def copy(app: App[int], text: str) -> str:
@@ -43,8 +49,7 @@ def copy(app: App[int], text: str) -> str:
             clipboard.write(raw + b"\n")
     except AprtuiError:
         return f"copied by OSC 52, if the terminal takes it: {shown}"
-    home = Path.home()
-    where = f"~/{file.relative_to(home)}" if file.is_relative_to(home) else str(file)
+    where = from_home(file)
     return f"copied to {clean(where)}, and by OSC 52 if the terminal takes it: {shown}"
 
 

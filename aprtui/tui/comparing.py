@@ -13,9 +13,18 @@ from textual.worker import get_current_worker
 from aprtui.compare.bars import Bars, choose_bars
 from aprtui.compare.logits import TopLogits, top_logits
 from aprtui.compare.opening import open_capture
-from aprtui.compare.pairs import Pair, PairResult, check_tokens, compare_pair, pair_up, rope_note
+from aprtui.compare.pairs import (
+    DiffOptions,
+    Pair,
+    PairResult,
+    check_tokens,
+    compare_pair,
+    pair_up,
+    rope_note,
+)
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.maps import check_maps
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
 from aprtui.text import count
 from aprtui.tui.following import counted
@@ -35,6 +44,7 @@ class Compares:
     b: Path
     model: str = ""
     any_prompt: bool = False  # even captures of different prompts
+    of_pass: int | None = None  # only the rows that this pass made
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,14 @@ class Paired:
     same: tuple[str, ...] = ()
     other_prompts: bool = False
     kept: frozenset[StageKey] = frozenset()
+
+    @property
+    def rows(self) -> Rows | None:
+        """The rows of the side that came in passes; None where both came in one."""
+        for trace in reversed(self.traces):
+            if trace.rows is not None and len({*trace.rows.passes}) > 1:
+                return trace.rows
+        return None
 
 
 @dataclass
@@ -102,13 +120,16 @@ def compare(
             return
         last = time.monotonic()  # a file more is told of when it is measured: it is drawn once
     batch: list[PairResult] = []
+    options = DiffOptions(of_pass=job.of_pass)
     for pair in paired.pairs:
         if pair.key in paired.kept:
             continue
         if time.monotonic() - last >= EVERY_S:
             post(Compared(paired, tuple(batch), False))
             batch, last = [], time.monotonic()
-        batch.append(compare_pair(pair, paired.bars, cancelled=lambda: worker.is_cancelled))
+        batch.append(
+            compare_pair(pair, paired.bars, options, cancelled=lambda: worker.is_cancelled)
+        )
     post(Compared(paired, tuple(batch), True))
 
 

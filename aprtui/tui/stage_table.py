@@ -13,9 +13,9 @@ from aprtui.errors import UsageError
 from aprtui.formats.maps import is_whole
 from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageRecord
-from aprtui.text import clean
+from aprtui.text import clean, ranges
 
-__all__ = ["FOLD", "StageTable", "describe_shape", "table_of"]
+__all__ = ["FOLD", "StageTable", "describe_shape", "pass_words", "table_of"]
 
 FOLD = 10  # values a row where a tensor has one position, or no known shape
 Float32 = npt.NDArray[np.float32]
@@ -66,8 +66,19 @@ class StageTable:
             return str(index)
         place = [int(part) for part in np.unravel_index(index, self.shape)]
         if self.rows_of is not None and self.axes[0] == "token":
-            place[0] = self.rows_of.positions[place[0]]
+            return "(" + ", ".join([self.rows_of.label(place[0]), *map(str, place[1:])]) + ")"
         return "(" + ", ".join(map(str, place)) + ")"
+
+    def other_pass(self, row: int, step: int) -> int | None:
+        """The first row of the next pass (of the one before), round the end; None without one."""
+        rows = self.rows_of
+        if rows is None or self.folded or len({*rows.passes}) < 2:
+            return None
+        head, place = divmod(row, len(rows))
+        firsts = {made: n for n, made in reversed([*enumerate(rows.passes)])}
+        order = [*dict.fromkeys(rows.passes)]
+        made = order[(order.index(rows.passes[place]) + step) % len(order)]
+        return head * len(rows) + firsts[made]
 
     def index_of(self, text: str) -> int:
         """The value at ``4,301``, ``head,query,key`` or one index, as a person writes a place.
@@ -121,6 +132,14 @@ def table_of(record: StageRecord, texts: tuple[str, ...] = ()) -> StageTable:
     own = [texts[number] for number in numbers if number < len(texts)]
     stand = record.rows.only(numbers)
     return StageTable(values, rows, columns, axes, shape, False, _shown(own, axes), stand)
+
+
+def pass_words(rows: Rows, number: int) -> str:
+    """``pass 2 of 0-4, position 12``."""
+    places = [place for place, made in zip(rows.positions, rows.passes, strict=True)
+              if made == number]  # fmt: skip
+    several = "s" * (len(places) > 1)
+    return f"pass {number} of {ranges({*rows.passes})}, position{several} {ranges(places)}"
 
 
 def _shown(texts: Sequence[str], axes: Sequence[str]) -> tuple[str, ...]:

@@ -15,11 +15,11 @@ from aprtui.cli.main import main
 from aprtui.compare.bisect import bisect
 from aprtui.compare.bisection import Bisection
 from aprtui.compare.diff import diff_traces
+from aprtui.compare.wire import from_json
 from aprtui.formats.tracedir import open_trace
 from aprtui.model.open import Model, open_model
 from aprtui.report.build import build_report
-from aprtui.text import number
-from aprtui.tui.bisected import read_result
+from aprtui.tui.bisected import seen
 from tests.compare.planting import Plant, Scene, compute, write
 from tests.compare.test_runtimes import HIDDEN_PROBABILITIES, TOKENS, bf16, summed
 from tests.support import FIXTURES, needs_fixtures
@@ -136,11 +136,11 @@ def test_every_surface_shows_it_apart(
     assert main([*words, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     jsonschema.validate(document, json.loads((CONTRACTS / "bisect.schema.json").read_text()))
-    (told,) = document["within_rounding"]
-    seen = read_result(document)
-    assert seen.count("within") == 1 and "1 within rounding" in seen.verdict_line().plain
-    shown = seen.findings[found.within[0].key].text
-    assert f"of {number(told['bar_units'], 3)} units of bfloat16" in shown
+    screen = seen(from_json(document))
+    assert screen.value.to_json() == document, "the same value in every process"
+    assert screen.count("within") == 1 and "1 within rounding" in screen.verdict_line().plain
+    shown = screen.findings[found.within[0].key].text
+    assert found.within[0].text in shown and "units of bfloat16" in shown
     capture = open_trace(trace)
     same = diff_traces(capture, capture)
     report = build_report(capture, capture, same, model=model, bisection=found)

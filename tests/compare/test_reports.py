@@ -21,6 +21,7 @@ from aprtui import api
 from aprtui.cli.main import main
 from aprtui.compare.bisect import bisect
 from aprtui.compare.bisection import Bisection
+from aprtui.compare.wire import from_json
 from aprtui.engine.replay import Replay
 from aprtui.formats.tracedir import open_trace
 from aprtui.model.open import open_model
@@ -132,7 +133,10 @@ def judged(name: str, unpacked: Path, root: Path) -> tuple[Bisection, Mapping[st
         model = with_o_bias(folder, root)
     else:
         model = FIXTURES.parent / right["model"]
-    return bisect(open_model(model), open_trace(folder / "trace")), right
+    found = bisect(open_model(model), open_trace(folder / "trace"))
+    document = found.to_json()
+    assert from_json(json.loads(json.dumps(document))).to_json() == document, "one wire"
+    return found, right
 
 
 def right_culprits(right: Mapping[str, Any], found: Bisection) -> list[tuple[int | None, str]]:

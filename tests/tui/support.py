@@ -18,6 +18,8 @@ import numpy.typing as npt
 from textual.pilot import Pilot
 from textual.worker import WorkerCancelled
 
+from aprtui.compare.bisection import Bisection, Culprit, Explained, Unmeasured
+from aprtui.compare.causes import causes_of
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import EVENTS, SCHEMA, write_manifest
 from aprtui.tui.app import AprtuiApp
@@ -27,8 +29,8 @@ from aprtui.tui.source import kind_of
 from aprtui.tui.widgets.pane import Pane
 
 __all__ = [
-    "assert_frame", "fake_engine", "frame", "growing_trace", "opened", "pane", "press", "screen",
-    "settle", "small_trace", "until",
+    "assert_frame", "bisection", "fake_engine", "frame", "growing_trace", "opened", "pane", "press",
+    "screen", "settle", "small_trace", "until",
 ]  # fmt: skip
 
 WIDE, NARROW = (120, 40), (80, 24)
@@ -140,6 +142,19 @@ def growing_trace(root: Path, *, layers: int = 2, files: int = 75) -> Path:
     small_trace(root, layers=layers, manifest=False)
     (root / EVENTS).write_text(json.dumps(plan) + "\n", encoding="utf-8")
     return root
+
+
+def bisection(
+    culprits: tuple[Culprit, ...],
+    explained: tuple[Explained, ...],
+    unmeasured: tuple[Unmeasured, ...],
+    *notes: str,
+) -> Bisection:
+    """What a replay of three tokens found."""
+    causes = causes_of(culprits, ())
+    return Bisection(
+        culprits, explained, unmeasured, None, (1e-5, 1e-4), 3, "given", notes, causes=causes
+    )
 
 
 def fake_engine(folder: Path, body: str) -> tuple[str, ...]:

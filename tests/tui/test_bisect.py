@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
 from aprtui.compare.bars import Bars
+from aprtui.compare.bisection import Culprit, Explained, Mistake, Unmeasured
 from aprtui.compare.pairs import compare_pair, pair_up
 from aprtui.formats.tracedir import StageKey, open_trace
 from aprtui.tui.app import AprtuiApp
-from aprtui.tui.bisected import Bisected, read_result
 from aprtui.tui.screens.bisect import BisectScreen
 from tests.support import FIXTURES, needs_fixtures
 from tests.tui.support import (
     NARROW,
     WIDE,
+    bisection,
     frame,
     opened,
     press,
@@ -25,25 +27,15 @@ from tests.tui.support import (
     until,
 )
 
-RESULT = {
-    "event": "result",
-    "verdict": "culprits",
-    "notes": ["a note with [/x] and \x1b[31m"],
-    "culprits": [
-        {
-            "layer": 1, "stage": "ffn_out", "local_rel_l2": 0.014, "worst_row_rel_l2": 0.03,
-            "inherited_rel_l2": "NaN", "worst": {"position": 2, "channel": 7},
-            "looks_like": "only channel 7",
-            "mistake": {"id": "bad_block", "text": "row 17 \x1b[2J", "residual_rel_l2": 5e-8},
-        }
-    ],
-    "explained": [
-        {"layer": 0, "stage": "attn_norm", "by": "float32", "local_rel_l2": 1e-8},
-        {"layer": 0, "stage": "ffn_out", "by": "activations rounded to Q8_K",
-         "local_rel_l2": 0.01, "residual_rel_l2": 5e-8},
-    ],
-    "unmeasured": [{"layer": None, "stage": "final_norm", "reason": "its input is missing"}],
-}  # fmt: skip
+FOUND = bisection(
+    (Culprit(StageKey(1, "ffn_out"), "differs", (), 0.014, 0.03, {"position": 2, "channel": 7}, (),
+             "only channel 7", Mistake("bad_block", "row 17 \x1b[2J", {}, 5e-8), math.nan),),
+    (Explained(StageKey(0, "attn_norm"), "float32", {}, 1e-8, 1e-8),
+     Explained(StageKey(0, "ffn_out"), "activations rounded to Q8_K", {}, 5e-8, 0.01)),
+    (Unmeasured(StageKey(None, "final_norm"), "its input is missing"),),
+    "a note with [/x] and \x1b[31m",
+)  # fmt: skip
+RESULT = {"event": "result", **FOUND.to_json()}
 
 
 def _command(folder: Path, *lines: object, code: int = 0) -> tuple[str, ...]:
@@ -135,9 +127,13 @@ async def test_b_asks_again_after_a_model_that_could_not_be_read(tmp_path: Path)
         assert pilot.app.screen is diff and diff._prompt.display and not diff._prompt.value
 
 
-def test_a_result_of_another_shape_is_read_as_far_as_it_goes() -> None:
-    found = read_result({"culprits": [3, {"layer": "x"}], "explained": None, "notes": 5})
-    assert isinstance(found, Bisected) and found.notes == ()
+async def test_a_result_that_is_none_is_an_error_that_says_so(tmp_path: Path) -> None:
+    lines = {"event": "result", **FOUND.to_json(), "culprits": [3]}
+    async with AprtuiApp().run_test(size=NARROW) as pilot:
+        await settle(pilot)
+        pilot.app.push_screen(_screen(tmp_path, _command(tmp_path, lines)))
+        await settle(pilot)
+        assert "! what the replay found cannot be read: damaged" in frame(pilot)
 
 
 @needs_fixtures

@@ -17,12 +17,13 @@ from textual.command import CommandPalette
 from textual.pilot import Pilot
 
 from aprtui.compare.bars import Bars
+from aprtui.compare.bisection import Culprit, Explained, Mistake, Unmeasured
 from aprtui.compare.pairs import compare_pair, pair_up
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import SCHEMA, StageKey, open_trace, write_manifest
 from aprtui.tui import comparing
 from aprtui.tui.app import AprtuiApp
-from aprtui.tui.bisected import read_result
+from aprtui.tui.bisected import seen
 from aprtui.tui.client import Child, Ended
 from aprtui.tui.screens import home, pair
 from aprtui.tui.screens.bisect import BisectScreen
@@ -42,6 +43,7 @@ from tests.tui.support import (
     settle,
     small_trace,
 )
+from tests.tui.support import bisection as made_bisection
 
 SIZES = pytest.mark.parametrize("size", [NARROW, WIDE], ids=["80x24", "120x40"])
 FLOAT64 = SMALL / "captures" / "qwen2-q4_k_m" / "float64"
@@ -262,30 +264,20 @@ async def test_pair_of_no_values(tmp_path: Path, size: Size) -> None:
 # -- local error -----------------------------------------------------------------------------------
 
 
-RESULT = {
-    "event": "result",
-    "notes": ["no trace.json: written by another program; shapes are not stated"],
-    "bar": {"rel_l2": 1e-5},
-    "culprits": [
-        {
-            "layer": 1, "stage": "ffn_out", "local_rel_l2": 0.014, "worst_row_rel_l2": 0.03,
-            "inherited_rel_l2": 0.002, "worst": {"position": 2, "channel": 7}, "span": ["ffn_up"],
-            "looks_like": "only channel 7",
-            "mistake": {"id": "bad_block", "residual_rel_l2": 5e-8,
-                        "text": "row 7, block 3 of 32 weights (columns 96 to 127) is doubled"},
-        }
-    ],
-    "explained": [
-        {"layer": 0, "stage": "attn_norm", "by": "float32", "local_rel_l2": 1e-8},
-        {"layer": 1, "stage": "attn_norm", "by": "float32", "local_rel_l2": 0.0},
-        {"layer": 0, "stage": "attn_out", "by": "activations rounded to Q8_K",
-         "local_rel_l2": 0.01, "residual_rel_l2": 5e-8},
-        {"layer": 1, "stage": "attn_out", "by": "activations rounded to Q8_K",
-         "local_rel_l2": 0.012, "residual_rel_l2": 6e-8},
-    ],
-    "unmeasured": [{"layer": None, "stage": "final_norm", "why": "its input is missing"},
-                   {"layer": 0, "stage": "ffn_out", "why": "its file is missing"}],
-}  # fmt: skip
+BLOCK = "row 7, block 3 of 32 weights (columns 96 to 127) is doubled"
+FOUND = made_bisection(
+    (Culprit(StageKey(1, "ffn_out"), "differs", ("ffn_up",), 0.014, 0.03,
+             {"position": 2, "channel": 7}, (), "only channel 7",
+             Mistake("bad_block", BLOCK, {}, 5e-8), 0.002),),
+    (Explained(StageKey(0, "attn_norm"), "float32", {}, 1e-8, 1e-8),
+     Explained(StageKey(1, "attn_norm"), "float32", {}, 0.0, 0.0),
+     Explained(StageKey(0, "attn_out"), "activations rounded to Q8_K", {}, 5e-8, 0.01),
+     Explained(StageKey(1, "attn_out"), "activations rounded to Q8_K", {}, 6e-8, 0.012)),
+    (Unmeasured(StageKey(None, "final_norm"), "its input is missing"),
+     Unmeasured(StageKey(0, "ffn_out"), "its file is missing")),
+    "no trace.json: written by another program; shapes are not stated",
+)  # fmt: skip
+RESULT = {"event": "result", **FOUND.to_json()}
 PROGRESS = {"event": "progress", "done": 3, "total": 7, "layer": 0, "stage": "ffn_out"}
 ERROR = {"event": "error", "message": "model.gguf: the file is cut short",
          "hint": "aprtui inspect model.gguf says where"}  # fmt: skip
@@ -335,7 +327,7 @@ async def test_diff_with_the_result_of_a_bisection(tmp_path: Path, size: Size) -
     async with opened(*two(), size=size) as pilot:
         diff = screen(pilot)
         assert isinstance(diff, DiffScreen)
-        diff._keep(read_result(RESULT))
+        diff._keep(seen(FOUND))
         assert diff.grid.cells[StageKey(1, "ffn_out")] == ("*=", "bad")
         diff.select(StageKey(1, "ffn_out"))
         await settle(pilot)

@@ -15,7 +15,7 @@ from aprtui.compare.pairs import PairResult, compare_pair, pair_up
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import StageKey, open_trace
 from aprtui.tui.app import AprtuiApp
-from aprtui.tui.bisected import read_result
+from aprtui.tui.bisected import seen
 from aprtui.tui.screens.bisect import BisectScreen
 from aprtui.tui.screens.diff import DiffScreen
 from aprtui.tui.screens.diff_text import times_bar, worst_first
@@ -25,7 +25,7 @@ from aprtui.tui.screens.pair import PairScreen
 from aprtui.tui.stage_filter import matcher
 from tests.support import SMALL
 from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle, small_trace, until
-from tests.tui.test_compare_frames import RESULT, two
+from tests.tui.test_compare_frames import FOUND, two
 
 FLOAT64 = SMALL / "captures" / "qwen2-q4_k_m" / "float64"
 BAD_BLOCK = SMALL / "faults" / "bad-block-gate-L3-ggml"
@@ -353,7 +353,7 @@ async def test_the_keys_of_local_error() -> None:
     async with AprtuiApp().run_test(size=WIDE) as pilot:
         await settle(pilot)
         root = Path("t")
-        bisect = BisectScreen(root, root, Path("m.gguf"), pairs, results, read_result(RESULT))
+        bisect = BisectScreen(root, root, Path("m.gguf"), pairs, results, seen(FOUND))
         pilot.app.push_screen(bisect)
         await press(pilot, "n")
         assert bisect.current == StageKey(1, "ffn_out")

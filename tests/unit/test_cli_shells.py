@@ -30,7 +30,7 @@ printf '%s\n' "${COMPREPLY[@]}"
 """
 _FREE = {"--tokens", "--steps", "--chunk", "--prompt", "--set", "--bar", "--layers", "--sequence",
          "--engine-arg",
-         "--top", "--only", "--timeout"}  # fmt: skip
+         "--top", "--only", "--timeout", "--rows", "--ray"}  # fmt: skip
 
 
 @pytest.fixture

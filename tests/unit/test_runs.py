@@ -404,7 +404,7 @@ def test_a_place_is_written_by_position_where_rows_begin_late(tmp_path: Path) ->
     records = {key.stage: record for key, record in open_trace(tmp_path).records.items()}
     table = table_of(records["attn_norm"], ("a", "b", "c"))
     assert [table.row_label(row) for row in range(3)] == ["12 p0 a", "13 p0 b", "14 p1 c"]
-    assert table.index_of("13,2") == 6 and table.name_of(6) == "(13, 2)"
+    assert table.index_of("13,2") == 6 and table.name_of(6) == "(13 p0, 2)"
     with pytest.raises(UsageError, match="position 2 is none of positions 12-14 in 2 passes"):
         table.index_of("2,2")
     logits = table_of(records["lm_head"], ("a", "b", "c"))

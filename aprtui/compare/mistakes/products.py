@@ -106,6 +106,15 @@ def softcap_missing(at: ProductAttempt) -> Iterator[Candidate]:
         yield Candidate(made, "the soft-cap on the logits was left out")
 
 
+def multiplier_missing(at: ProductAttempt) -> Iterator[Candidate]:
+    factor = at.op.factor(at.part)
+    if factor != 1.0 and not at.op.last:
+        plain = replace(at.op, scale=1.0, parts=(replace(at.part, scale=1.0),))
+        text = f"{at.part.name} is not multiplied by {factor:g}"
+        made = at.case.replay.finish(plain, at.made)
+        yield Candidate(made, text, {"used": 1.0, "right": factor})
+
+
 def scaled(at: ProductAttempt) -> Iterator[Candidate]:
     for factor in fitted_scales(at.y, at.base, at.case.rounded):
         text = f"{at.part.name} is multiplied by {factor:g}"
@@ -258,6 +267,7 @@ PRODUCTS = (
     Entry("softcap_missing", (Product,), softcap_missing),
     Entry("position", (Product,), head_position),
     *STORED[:3],
+    Entry("multiplier_missing", (Product,), multiplier_missing),
     Entry("saturated", (Product,), saturated_product),
     Entry("scaled", (Product,), scaled),
     Entry("rows_shifted", (Product,), rows_shifted),

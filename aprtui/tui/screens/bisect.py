@@ -13,16 +13,19 @@ from textual.content import Content
 from textual.message import Message
 
 from aprtui.compare.pairs import Pair, PairResult
+from aprtui.compare.wire import from_json
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count, number
-from aprtui.tui.bisected import KINDS, Bisected, read_result
+from aprtui.tui.bisected import KINDS, Bisected, seen
 from aprtui.tui.client import COMMAND_LINE, Child, objects_in
 from aprtui.tui.jumps import Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import RunnerEnded
+from aprtui.tui.paths import meant
 from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair_facts import finding_block, layers_block
 from aprtui.tui.screens.sides import Sides
+from aprtui.tui.session import remember_verdict
 from aprtui.tui.widgets.bars import bar
 from aprtui.tui.widgets.blocks import Block, wrapped
 from aprtui.tui.widgets.drift_chart import Drift
@@ -123,16 +126,26 @@ class BisectScreen(GridScreen):
     def _told(self, event: Told) -> None:
         for said in event.objects:
             if said.get("event") == "result":
-                self.found = read_result(said)
-                self.sift()
-                if self.found.culprits:
-                    self.select(self.found.culprits[0])
+                self._take(said)
             elif said.get("event") == "error":
                 self.set_state(
                     "error", clean(str(said.get("message"))), clean(str(said.get("hint")))
                 )
             elif said.get("event") == "progress":
                 self._progress(said)
+
+    def _take(self, said: Mapping[str, Any]) -> None:
+        try:
+            self.found = seen(from_json(said))
+        except ValueError as error:
+            self.set_state("error", f"what the replay found cannot be read: {error}",
+                           "q goes back; aprtui bisect says it without the UI")  # fmt: skip
+            return
+        against = f" · against {clean(self.a.name, 60)}"
+        remember_verdict(self.b, clean(self.found.value.headline, 120) + against)
+        self.sift()
+        if self.found.culprits:
+            self.select(self.found.culprits[0])
 
     def _progress(self, said: Mapping[str, Any]) -> None:
         done, total = int(said.get("done") or 0), int(said.get("total") or 1)
@@ -190,7 +203,7 @@ class BisectScreen(GridScreen):
 
     @property
     def limit(self) -> float | None:
-        return self.found.limit if self.found is not None else None
+        return self.found.value.bar[0] if self.found is not None else None
 
     def _kind(self, key: StageKey) -> str:
         finding = self.found.findings.get(key) if self.found else None
@@ -323,13 +336,13 @@ class BisectScreen(GridScreen):
         if self.running:
             self.say("x stops this replay first")
         elif self.pairs:
-            self.ask("the model that computed B (.gguf, .apr, .safetensors)", "model",
+            self.ask_path("the model that computed B (.gguf, .apr, .safetensors)", "model",
                      str(self.model))  # fmt: skip
 
     def answered(self, purpose: str, text: str) -> None:
         super().answered(purpose, text)
         if purpose == "model" and text:
-            self.model = Path(text).expanduser()
+            self.model = meant(text)
             self.set_state("full")
             self._begin()
             self.paint()

@@ -18,6 +18,7 @@ from aprtui.compare.bars import Bars
 from aprtui.compare.pairs import FAILED, UNMEASURED, Pair, PairResult
 from aprtui.compare.reference import model_trace
 from aprtui.errors import AprtuiError, UsageError
+from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph.vocabulary import facts_of
 from aprtui.text import clean, count
@@ -37,12 +38,15 @@ from aprtui.tui.jumps import Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.lens import model_of
 from aprtui.tui.messages import LoadFailed
+from aprtui.tui.paths import meant
+from aprtui.tui.reporting import Reporting
 from aprtui.tui.screens import diff_text as text
 from aprtui.tui.screens.bisect import BisectScreen
 from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair_facts import finding_block, layers_block, pair_blocks, top_block
 from aprtui.tui.screens.sides import Sides
 from aprtui.tui.session import Spot, recall, remember, remember_verdict
+from aprtui.tui.stage_table import pass_words
 from aprtui.tui.widgets.blocks import Block
 from aprtui.tui.widgets.drift_chart import Drift
 from aprtui.tui.widgets.lines import Part
@@ -84,6 +88,7 @@ class DiffScreen(GridScreen):
         self.traces: tuple[TraceDir, ...] = ()
         self.first: PairResult | None = None  # that fails, in order of computation
         self._last: Spot | None = None  # where the cursor goes once all is compared
+        self._in_passes: Rows | None = None
         self._at = at  # the place that a jump asks for, once all is compared
 
     def started(self) -> None:
@@ -140,7 +145,7 @@ class DiffScreen(GridScreen):
             self.learnt([*(self.pairs.keys() - event.paired.kept), *marked])
         else:
             self.learnt([*(result.key for result in event.results), *marked])
-        if event.done:
+        if event.done and self.job.of_pass is None:
             self._keep_verdict()
         if event.done and self._last is not None:
             first = self.first.key if self.first is not None else None
@@ -162,6 +167,7 @@ class DiffScreen(GridScreen):
     def _take(self, paired: Paired) -> None:
         """Both sides were read, for the first time or again."""
         self.paired = paired
+        self._in_passes = paired.rows
         self.results = {key: r for key, r in self.results.items() if key in paired.kept}
         self.pairs = {pair.key: pair for pair in paired.pairs}
         self.bars, self.notes, self.traces = paired.bars, paired.notes, paired.traces
@@ -243,6 +249,8 @@ class DiffScreen(GridScreen):
         if a.name == b.name:
             names = [clean("/".join(path.absolute().parts[-2:]), 60) for path in (a, b)]
         remark = " · the prompts differ" if self.other_prompts else ""
+        if self._in_passes is not None and self.job.of_pass is not None:
+            remark += f" · only {pass_words(self._in_passes, self.job.of_pass)}"
         if self.same and not self.filter:
             remark += f" · {', '.join(self.same)}"
         if self.state == "full" and not self.done:
@@ -292,6 +300,16 @@ class DiffScreen(GridScreen):
         self._last = Spot(self.current or self._key)
         self._start()
 
+    def action_pass(self, step: int) -> None:
+        """Only the rows of the next pass; behind the last, and before the first, all of them."""
+        if self._in_passes is None:
+            return
+        ways = [None, *dict.fromkeys(self._in_passes.passes)]
+        self.job = replace(
+            self.job, of_pass=ways[(ways.index(self.job.of_pass) + step) % len(ways)]
+        )
+        self.action_again()
+
     def action_pause(self) -> None:
         self.follower.paused = not self.follower.paused
         self.retitle()
@@ -329,6 +347,13 @@ class DiffScreen(GridScreen):
         return model_of(model_trace(*self.traces), self.model)
 
     @property
+    def reporting(self) -> Reporting | None:
+        if len(self.traces) != 2 or not self.done:
+            return None
+        results = tuple(self.results[key] for key in self.pairs if key in self.results)
+        return Reporting(*self.traces, results, None, self.job.any_prompt)
+
+    @property
     def sides(self) -> Sides:
         return Sides(self.job.a, self.job.b, self.find_model)
 
@@ -336,6 +361,8 @@ class DiffScreen(GridScreen):
         idle = set[str]()
         if not self.other_prompts:
             idle.add("other-prompts")
+        if self._in_passes is None:
+            idle |= {"diff-pass", "diff-pass-back"}
         if self.found is None:
             idle.add("local-error")
         if self.first is None:
@@ -350,16 +377,16 @@ class DiffScreen(GridScreen):
         if event.model is not None:
             self.answered("model", str(event.model))
         else:
-            self.ask("the model that computed B (.gguf, .apr, .safetensors)", "model",
+            self.ask_path("the model that computed B (.gguf, .apr, .safetensors)", "model",
                      self.model)  # fmt: skip
 
     def action_diff_with(self) -> None:
-        self.ask("compare A with…", "diff", str(self.job.b.absolute().parent) + "/")
+        self.ask_path("compare A with…", "diff", str(self.job.b.absolute().parent) + "/")
 
     def answered(self, purpose: str, text: str) -> None:
         super().answered(purpose, text)
         if purpose == "diff" and text:
-            self.app.open_diff(self.job.a, Path(text).expanduser())
+            self.app.open_diff(self.job.a, meant(text))
         if purpose == "model" and text:
             self.model = text
             self.found = None

@@ -161,12 +161,12 @@ def row_of(
     times = times_bar(result)
     return [*parts, (right(number(metric_value(metrics, metric), 3), 10), ""),
             (right(number(times, 2) if times else "", 8), "bad"),
-            (f"  {place(metrics)}", "")]  # fmt: skip
+            (f"  {place(result, metrics)}", "")]  # fmt: skip
 
 
-def place(metrics: Metrics) -> str:
+def place(result: PairResult, metrics: Metrics) -> str:
     """Where the largest difference is."""
-    at = metrics.max_abs_at or (metrics.max_abs_index,)
+    at = result.standing(metrics.max_abs_at) or (metrics.max_abs_index,)
     return "(" + ", ".join(map(str, at)) + ")"
 
 
@@ -179,7 +179,7 @@ def table_row(key: StageKey, result: PairResult | None) -> tuple[str, ...]:
     m = result.metrics
     numbers = (m.rel_l2, m.worst_row_rel_l2, m.max_abs, m.rms, m.cosine, m.scale)
     known = [repr(value) for value in numbers]
-    return (*first, result.kind, *known, place(m), result.message)
+    return (*first, result.kind, *known, place(result, m), result.message)
 
 
 def in_short(key: StageKey, result: PairResult) -> str:
@@ -187,6 +187,7 @@ def in_short(key: StageKey, result: PairResult) -> str:
     text = f"{clean(str(key))} {result.kind}"
     m = result.metrics
     if m is not None:
-        text += (f" rel_l2 {number(m.rel_l2)} worst_row {number(m.worst_row_rel_l2)} max_abs "
-                 f"{number(m.max_abs)} at {place(m)} cosine {number(m.cosine, 9)}")  # fmt: skip
+        worst = f"worst_row {number(m.worst_row_rel_l2)} max_abs {number(m.max_abs)}"
+        text += f" rel_l2 {number(m.rel_l2)} {worst}"
+        text += f" at {place(result, m)} cosine {number(m.cosine, 9)}"
     return f"{text} {result.message}".rstrip()

@@ -16,10 +16,12 @@ from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import Input, Label, Static
 
+from aprtui.captures.opening import trace_beside
 from aprtui.errors import AprtuiError
 from aprtui.text import clean, count
 from aprtui.tui.client import COMMAND_LINE, Child, Ended, objects_in
 from aprtui.tui.keys import bindings, keys_at, remapped, shown
+from aprtui.tui.paths import PathSuggester
 from aprtui.tui.widgets.bars import bar
 
 __all__ = ["ImportScreen"]
@@ -76,11 +78,9 @@ class ImportScreen(ModalScreen[Path]):
         self._stopped = False
 
     def compose(self) -> ComposeResult:
-        whole = self.dump.absolute()
-        name = whole.stem if whole.is_file() else whole.name
-        given = {"model": self._model, "into": str(whole.with_name(f"{name}-trace"))}
+        given = {"model": self._model, "into": str(trace_beside(self.dump))}
         with Vertical(id="import"):
-            title = f"{clean(self.dump.name or str(whole), 50)} is another tool's dump: import it"
+            title = f"{clean(self.dump.absolute().name, 50)} is another tool's dump: import it"
             yield Static(Content.styled(title, "bold"), markup=False)
             yield Static("", id="import-kind", markup=False)
             for field in FIELDS:
@@ -89,6 +89,7 @@ class ImportScreen(ModalScreen[Path]):
                     yield Input(
                         given.get(field, ""), id=f"field-{field}", compact=True,
                         select_on_focus=False, placeholder=_HOLDERS.get(field, ""),
+                        suggester=PathSuggester() if field in ("model", "into") else None,
                     )  # fmt: skip
             yield Static("", id="import-said", markup=False)
             yield Static(self._keys(), id="import-keys", markup=False)

@@ -33,7 +33,7 @@ def pair_blocks(result: PairResult, bars: Bars | None, width: int) -> list[Block
     if m is None:
         return [verdict]
     shape = wrapped(_shape(result, m), "", width, f"{'shape':<11}")
-    return [verdict + _metrics_block(result, m, bars) + shape, _worst_block(m, width)]
+    return [verdict + _metrics_block(result, m, bars) + shape, _worst_block(result, m, width)]
 
 
 def _metrics_block(result: PairResult, m: Metrics, bars: Bars | None) -> Block:
@@ -45,7 +45,7 @@ def _metrics_block(result: PairResult, m: Metrics, bars: Bars | None) -> Block:
         ("ids", f"{m.mismatches} differ" if m.mismatches else "", ""),
         ("rel_l2", number(m.rel_l2), "rel_l2"),
         ("worst row", number(m.worst_row_rel_l2) + where, "worst_row_rel_l2"),
-        ("max_abs", f"{number(m.max_abs)} at {place(m)}", "max_abs"),
+        ("max_abs", f"{number(m.max_abs)} at {place(result, m)}", "max_abs"),
         ("rms", number(m.rms), "rms"),
         ("cosine", f"1 - {number(1 - m.cosine, 3)}", "cosine"),
         ("scale", number(m.scale, 6), "scale"),
@@ -73,12 +73,12 @@ def _shape(result: PairResult, m: Metrics) -> str:
     return " x ".join(f"{size} {clean(axis, 12)}".rstrip() for size, axis in parts)
 
 
-def _worst_block(m: Metrics, width: int) -> Block:
+def _worst_block(result: PairResult, m: Metrics, width: int) -> Block:
     """The elements that are furthest apart."""
     worst = [element for element in m.top if element.abs_diff != 0]
     if not worst:
         return []
-    names = [",".join(map(str, e.at or (e.index,))) for e in worst]
+    names = [",".join(map(str, result.standing(e.at) or (e.index,))) for e in worst]
     lead = max(8, *map(len, names)) + 1
     cell = max(8, min(11, (width - lead) // 3))
     lines: Block = [[(fit("worst at", lead), "head"), (right("A", cell), "a"),
