@@ -330,6 +330,10 @@ class TraceScreen(BaseScreen):
                 self._log.append(pass_text(event))
             elif isinstance(event, Started):
                 self._log.append(f"engine started, process {event.pid}")
+        if unplanned := cells.keys() - self.grid.cells.keys():  # names of an engine's own
+            before = dict(self.grid.cells)
+            self.grid.set_stages([*before, *unplanned])
+            self.grid.put(before)
         if cells:
             self.grid.put(cells | self._computing(cells))
         self._show_progress()
