@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from aprtui.captures.assemble import Assembly
     from aprtui.captures.imported import ImportedTrace
     from aprtui.compare.bars import Override
+    from aprtui.compare.bisect import Replayer
     from aprtui.compare.bisection import Bisection
     from aprtui.compare.diff import Comparison
     from aprtui.compare.matrix import Matrix
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from aprtui.compare.weight_results import ModelComparison
     from aprtui.engine.events import Event
     from aprtui.engine.module_job import ModulePlan
+    from aprtui.engine.module_trace import ModuleRun
+    from aprtui.engine.node_trace import NodeRun
     from aprtui.graph import Graph
     from aprtui.model.open import Model
     from aprtui.writer import CaptureWriter
@@ -226,21 +229,31 @@ def trace(
 
 
 def trace_modules(plan: ModulePlan) -> TraceDir:
-    """A planned trace of transformers' modules, written and opened. Raises as ``trace`` does."""
+    """A planned trace of transformers' modules, or of llama.cpp's nodes, written and opened. Raises
+    as ``trace`` does."""
     from aprtui.engine.folder import check_folder
-    from aprtui.engine.module_trace import ModuleRun
     from aprtui.writer import CaptureWriter
 
     check_folder(plan.directory, overwrite=plan.job.overwrite)
-    running = ModuleRun(plan)
+    running = _running(plan)
     with CaptureWriter(
         plan.directory, tokens=plan.tokens, engine=running.engine, prompt=plan.prompt,
-        overwrite=plan.job.overwrite, described=running.described,
+        overwrite=plan.job.overwrite, model=plan.opened, described=running.described,
     ) as capture:  # fmt: skip
         for note in plan.notes:
             capture.note(note)
         running.run(capture)
     return open_capture(plan.directory)
+
+
+def _running(plan: ModulePlan) -> ModuleRun | NodeRun:
+    if plan.job.engine == "llamacpp":
+        from aprtui.engine.node_trace import NodeRun
+
+        return NodeRun(plan)
+    from aprtui.engine.module_trace import ModuleRun
+
+    return ModuleRun(plan)
 
 
 def diff(
@@ -370,6 +383,7 @@ def bisect(
     overrides: Mapping[str, str] | None = None,
     adapter: AnyPath | None = None,
     progress: Callable[[int, int, StageKey], None] | None = None,
+    replayer: Replayer | None = None,
 ) -> Bisection:
     """Replay every stage of ``b`` in float64 from its own inputs, and name what computes wrongly.
 
@@ -377,30 +391,43 @@ def bisect(
     ``model``: what b should have computed; else what a manifest names, with ``adapter`` on its
     weights, or the one that b's manifest names. ``tokens`` or ``prompt``
     where b does not say. A per-op folder alone is its gpu against its cpu. ``progress`` is told
-    stages done, of how many, and which. Raises UsageError, BadFileError, EngineError.
+    stages done, of how many, and which. ``replayer`` has the stages measured elsewhere
+    (``aprtui.sweep.bisecting``). Raises UsageError, BadFileError, EngineError.
     """
     from aprtui.compare.bars import parse_bar
     from aprtui.compare.bisect import Options
     from aprtui.compare.bisect import bisect as replay
+    from aprtui.compare.nodes import bisect_nodes
     from aprtui.compare.reference import find_model, named_adapter
-    from aprtui.formats.modulecalls import calls_of
+    from aprtui.errors import UnknownFamilyError
+    from aprtui.formats.modulecalls import calls_of, nodes_of
     from aprtui.model.open import Model
 
     _refuse_both(prompt, tokens)
     suspect, reference = _suspect(b, a)
     named = find_model(reference, suspect)[0] if model is None else model
     if calls_of(suspect):
+        if replayer is not None:
+            raise UsageError(
+                "a trace of modules is replayed in one process", hint="leave --ray out"
+            )
         return _bisect_modules(named, suspect, reference, (stages, layers, bars, progress))
     if adapter is None and not isinstance(named, Model):
         adapter = named_adapter(suspect, Path(named))
-    opened = _opened(named, overrides, adapter)
+    try:
+        opened = _opened(named, overrides, adapter)
+    except UnknownFamilyError:
+        if nodes_of(suspect):
+            return bisect_nodes(str(named), suspect, reference)
+        raise
     ids = _given_ids(opened, prompt, tokens)
     options = Options(
         parse_stages(_words(stages)),
         only_layers(_words(layers), opened.graph.num_layers),
         tuple(map(parse_bar, bars)),
     )
-    return replay(opened, suspect, reference, tokens=ids, options=options, progress=progress)
+    return replay(opened, suspect, reference, tokens=ids, options=options, progress=progress,
+                  replayer=replayer)  # fmt: skip
 
 
 def _bisect_modules(

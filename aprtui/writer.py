@@ -72,7 +72,8 @@ class CaptureWriter:
     one pass from position 0 on; without it the ``positions`` of ``put`` tell. Of a batch of several
     sequences each is a capture of its own, put row by row: ``sequence`` is its number.
 
-    ``described`` is what the manifest says of a model that no family here knows.
+    ``described`` is what the manifest says of a model that no family here knows, or whose engine
+    has names of its own.
 
     When the body raises, the files stay, ``events.jsonl`` says why, and there is no manifest: the
     trace counts as incomplete. Raises UsageError for what cannot be asked, EngineError for a disk.
@@ -377,7 +378,7 @@ class CaptureWriter:
             )
         if self._graph is not None and known and key not in self._graph:
             raise UsageError(f"{key}: {_why_not(key, self._graph)}")
-        if not known and (near := nearest(name, _NAMES)):
+        if not known and not self._described and (near := nearest(name, _NAMES)):
             self._note_once(f"{name} is no stage of ours and was kept; {near} is one")
         return key
 

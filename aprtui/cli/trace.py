@@ -11,13 +11,13 @@ import gc
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aprtui.cli import trace_live, trace_modules, trace_watch
 from aprtui.cli.options import add_adapter, add_overrides, parse_overrides, parse_tokens, whole
 from aprtui.cli.output import print_json
+from aprtui.cli.prompt_files import prompt_lines, text_of
 from aprtui.cli.streams import bar_console
 from aprtui.crash import told_of
 from aprtui.engine.events import Emit, Event, Failed, Finished, PassDone, Planned, StageWritten
@@ -25,16 +25,14 @@ from aprtui.engine.job import DTYPES, TraceJob
 from aprtui.engine.plan import DEFAULT_PROMPT, Plan, check_space, make_batch, make_plan, make_plans
 from aprtui.engine.resuming import resumed_plan
 from aprtui.engine.stretches import KV_TYPES
-from aprtui.errors import BadFileError, UsageError
+from aprtui.errors import UsageError
 from aprtui.formats.tracedir import MANIFEST
-from aprtui.text import clean, count, duration, quoted, size
+from aprtui.text import clean, count, duration, quoted, size, told_token
 
 if TYPE_CHECKING:
     from rich.progress import Progress  # imported only where a bar is drawn
 
 __all__ = ["configure", "run"]
-
-_MOST_BYTES = 16 << 20  # of a file of prompts
 
 _EPILOG = """\
 examples:
@@ -145,8 +143,8 @@ def _configure_computing(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     how.add_argument(
         "--engine-arg", dest="engine_args", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting of hf: modules=on (what each module makes); of llamacpp: flash=on, "
-        "kv=f16, threads=N, gpu_layers=N; may be repeated",
+        help="a setting of hf: modules=on (what each module makes); of llamacpp: nodes=on (the "
+        "nodes that are no stage, too), flash=on, kv=f16, threads=N, gpu_layers=N; may be repeated",
     )  # fmt: skip
     how.add_argument(
         "--device", default="auto",
@@ -196,7 +194,7 @@ def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
         raise UsageError("no model", hint="aprtui trace MODEL, or --resume DIR")
     job = _job(args)
     if args.batch is not None or len(args.texts or ()) > 1:
-        return make_batch(job, args.texts or _lines(args.batch))
+        return make_batch(job, args.texts or prompt_lines(args.batch))
     if args.prompts is None:
         if args.resident:
             raise UsageError(
@@ -204,16 +202,7 @@ def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
                 hint="--prompts FILE traces several",
             )
         return (make_plan(job),)
-    return make_plans(job, _lines(args.prompts))
-
-
-def _lines(name: str) -> list[str]:
-    """The prompts of a file, one a line. Raises UsageError where there is none."""
-    lines = _text_of(name).replace("\r\n", "\n").split("\n")
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise UsageError(f"{clean(name)}: holds no prompt", hint="one prompt on each line")
-    return prompts
+    return make_plans(job, prompt_lines(args.prompts))
 
 
 def _check_alone(args: argparse.Namespace) -> None:
@@ -234,7 +223,7 @@ def _check_alone(args: argparse.Namespace) -> None:
 def _job(args: argparse.Namespace) -> TraceJob:
     prompt = args.texts[0] if args.texts else None
     if args.prompt_file is not None:  # an editor ends it with a newline that nobody meant
-        prompt = re.sub(r"\r?\n\Z", "", _text_of(args.prompt_file))
+        prompt = re.sub(r"\r?\n\Z", "", text_of(args.prompt_file))
     return TraceJob(
         model=args.model,
         directory=args.directory,
@@ -255,20 +244,6 @@ def _job(args: argparse.Namespace) -> TraceJob:
         chunk=args.chunk,
         kv=args.kv,
     )
-
-
-def _text_of(name: str) -> str:
-    """What a file of UTF-8 text holds; ``-`` is stdin."""
-    try:
-        with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-        if len(raw) > _MOST_BYTES:
-            raise BadFileError(name, f"a prompt of over {_MOST_BYTES:,} bytes is refused")
-        return raw.decode("utf-8")
-    except OSError as error:
-        raise BadFileError(name, f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BadFileError(name, f"is not UTF-8 text (byte {error.start:,})") from error
 
 
 def _show_dry_run(plans: Sequence[Plan], args: argparse.Namespace) -> None:
@@ -463,7 +438,8 @@ def _show_summary(done: Finished) -> None:
         print(f"decoded: '{clean(done.generated, 500)}'")
     if done.top_tokens:
         likely = "   ".join(
-            f"'{clean(token['text'])}' {token['probability']:.1%}" for token in done.top_tokens
+            f"{told_token(clean(token['text']), token['id'])} {token['probability']:.1%}"
+            for token in done.top_tokens
         )
         print(f"next token: {likely}")
     if done.nonfinite:

@@ -1,4 +1,5 @@
-"""`aprtui trace --engine hf` on a model that no family file describes: transformers' modules."""
+"""`aprtui trace` on a model that no family file describes: modules of transformers, nodes of
+llama.cpp."""
 
 from __future__ import annotations
 
@@ -21,14 +22,16 @@ def plan_of(
     args: argparse.Namespace, job: Callable[[argparse.Namespace], TraceJob]
 ) -> ModulePlan | None:
     """The plan where modules are what is traced; None where stages are. Raises UsageError."""
-    if args.engine != "hf" or args.resume is not None or args.model is None:
+    if args.resume is not None or args.model is None:
         return None
     asked = job(args)
     found = module_plan(asked)
     if found is None:
         return None
     if args.prompts is not None or args.batch is not None or len(args.texts or ()) > 1:
-        raise UsageError("modules are traced of one prompt at a time", hint="--prompt TEXT")
+        raise UsageError(
+            "modules and nodes are traced of one prompt at a time", hint="--prompt TEXT"
+        )
     if args.against is not None:
         raise UsageError("a trace of modules is compared when it is whole", hint="aprtui diff A B")
     if args.events:
@@ -56,7 +59,8 @@ def run(plan: ModulePlan, args: argparse.Namespace) -> int:
         f"wrote {count(len(found), 'file')}, {size(written)}, to {clean(str(found.root))} in {took}"
     )
     print(f"look at it: aprtui {quoted(Path(found.root))}")
-    print(f"replay it: aprtui bisect {quoted(Path(found.root))}")
+    if plan.job.engine == "hf" or plan.opened is not None:
+        print(f"replay it: aprtui bisect {quoted(Path(found.root))}")
     return 0
 
 
@@ -74,7 +78,8 @@ def _show_plan(plan: ModulePlan, args: argparse.Namespace) -> None:
         return
     print(f"model   {clean(str(plan.model))}: {plan.architecture}")
     print(f"tokens  {len(plan.tokens):,}: {plan.tokens[:12]}")
-    print(f"writes  what each module is given and makes, to {clean(str(plan.directory))}")
-    print("        (how much is known when transformers has loaded the model)")
+    made = "what each module is given and makes" if plan.job.engine == "hf" else "every named node"
+    print(f"writes  {made}, to {clean(str(plan.directory))}")
+    print("        (how much is known when the engine has loaded the model)")
     for note in plan.notes:
         print(f"note    {clean(note, 500)}")

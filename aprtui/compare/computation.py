@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from aprtui.graph import Graph, Node, Role
-from aprtui.graph.ops import Embed, Op, Product
+from aprtui.graph.ops import Embed, Op, Product, Rope
 from aprtui.text import clean, count, ranges
 
 __all__ = ["NO_STAGE", "Otherwise", "compare_graphs", "same_value", "shown_value"]
@@ -134,10 +134,19 @@ def _parameters(op: Op) -> Iterator[tuple[str, Any]]:
     parts = getattr(op, "parts", ())
     if parts:
         yield f"{_name(op)}.rows", sum(part.rows for part in parts)
+    if isinstance(op, Rope):
+        yield "rope.pair_distance", _apart(op)
     if isinstance(op, Product):
         runs = [(by, sum(part.rows for part in some)) for by, some in groupby(parts, op.factor)]
         yield "product.scale", runs[0][0] if len(runs) == 1 else tuple(by for by, _ in runs)
         yield "product.scaled", tuple(rows for _, rows in runs) if len(runs) > 1 else ()
+
+
+def _apart(op: Rope) -> int:
+    """How far the channels of a pair stand from one another, once rows of adjacent pairs are read
+    as halves of the whole head, as a converter permuted them."""
+    halves = op.table.pairs == "halves"
+    return (op.table.dims if halves else op.heads.size - op.skip) // 2
 
 
 def _flat(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

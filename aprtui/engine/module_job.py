@@ -1,4 +1,5 @@
-"""What a trace of modules will do: for `--engine hf` on a model that no family file describes.
+"""What a trace will do of a model that no family file describes: `--engine hf` shows its modules,
+`--engine llamacpp` its nodes, under the engine's own names.
 
 No torch.
 """
@@ -16,19 +17,20 @@ from aprtui.errors import UnknownFamilyError, UsageError
 from aprtui.families.registry import identify
 from aprtui.formats.modelfile import ModelFile
 from aprtui.graph.select import only_layers
-from aprtui.model.jsontokenizer import spec_from_folder
-from aprtui.model.open import list_model_file
+from aprtui.model.open import Model, list_model_file, open_model, tokenizer_spec_of
 from aprtui.model.tokenizer import build_tokenizer
 from aprtui.text import clean
 
 __all__ = ["ModulePlan", "module_plan"]
 
-_MODULES = "modules"
+_ASKED = {"hf": "modules", "llamacpp": "nodes"}
+_READS = {"hf": "safetensors", "llamacpp": "gguf"}
 
 
 @dataclass(frozen=True)
 class ModulePlan:
-    """A trace of a model's modules. Which there are is known when the model is loaded."""
+    """A trace of a model's modules or nodes. Which there are is known when they have run.
+    ``opened``: the model, where nodes are asked for though a family file describes it."""
 
     job: TraceJob
     file: ModelFile
@@ -36,6 +38,7 @@ class ModulePlan:
     prompt: str | None
     tokens: tuple[int, ...]
     notes: tuple[str, ...]
+    opened: Model | None = None
 
     @property
     def model(self) -> Path:
@@ -43,7 +46,8 @@ class ModulePlan:
 
     @property
     def architecture(self) -> str:
-        return clean(str(self.file.metadata.get("model_type", "unknown")), 60)
+        key = "general.architecture" if self.file.format == "gguf" else "model_type"
+        return clean(str(self.file.metadata.get(key, "unknown")), 60)
 
     def chosen(self, layers: int) -> frozenset[int] | None:
         """The layers that are captured; None for all of them."""
@@ -68,36 +72,48 @@ class ModulePlan:
 
 
 def module_plan(job: TraceJob) -> ModulePlan | None:
-    """How the job's modules are traced; None where a family file names its stages.
+    """How the job's modules or nodes are traced; None where a family file names its stages.
 
-    ``--engine-arg modules=on`` asks for them all the same. Raises UsageError for what such a trace
-    cannot do, BadFileError for a damaged model.
+    ``--engine-arg modules=on`` (of hf) and ``nodes=on`` (of llamacpp) ask for them all the same.
+    Raises UsageError for what such a trace cannot do, BadFileError for a damaged model.
     """
-    asked = job.engine_args.get(_MODULES)
-    if job.engine != "hf" or asked not in (None, "on"):
+    option = _ASKED.get(job.engine, "")
+    asked = job.engine_args.get(option)
+    if not option or asked not in (None, "on"):
         return None
     file = list_model_file(Path(job.model))
-    if asked is None and _known(file):
+    if file.format != _READS[job.engine]:
+        return None  # what the engine reads is said where it is prepared
+    known = _known(file)
+    if asked is None and known:
         return None
-    if not next(each.installed for each in adapters.available() if each.name == "hf"):
-        raise UsageError("transformers is not installed", hint="pip install 'aprtui[hf]'")
-    if file.format != "safetensors":
-        raise UsageError("transformers reads Hugging Face folders")
-    if job.in_passes or job.overrides or job.adapter or set(job.engine_args) - {_MODULES}:
-        raise UsageError(
-            "modules are traced in one prefill, of the model as its folder says it is",
-            hint="without --steps, --chunk, --batch, --kv, --set and --adapter",
-        )
+    _check(job, option)
     prompt = None if job.tokens is not None else (job.prompt or DEFAULT_PROMPT)
     why = "as was asked" if asked else "no family file describes this architecture"
+    own = {"modules": "transformers' modules", "nodes": "llama.cpp's nodes under its own names"}
+    stages = f"{'other ' * (known and option == 'nodes')}stages are {own[option]}"
     return ModulePlan(
         job,
         file,
         Path(job.directory) if job.directory else default_directory(file.path, job.engine),
         prompt,
-        job.tokens or _encoded(file.path, prompt or ""),
-        (f"stages are transformers' modules: {why}",),
+        job.tokens or _encoded(file, prompt or ""),
+        (f"{stages}: {why}",),
+        open_model(file.path) if known and option == "nodes" else None,
     )
+
+
+def _check(job: TraceJob, option: str) -> None:
+    """Raises UsageError for what modules and nodes cannot be traced with."""
+    engine = next(each for each in adapters.available() if each.name == job.engine)
+    if not engine.installed:
+        raise UsageError(f"{engine.title} is not installed", hint=engine.how_to_install)
+    others = job.engine == "hf" and set(job.engine_args) - {option}
+    if job.in_passes or job.overrides or job.adapter or others:
+        raise UsageError(
+            f"{option} are traced in one prefill, of the model as its file says it is",
+            hint="without --steps, --chunk, --batch, --kv, --set and --adapter",
+        )
 
 
 def _known(file: ModelFile) -> bool:
@@ -108,9 +124,8 @@ def _known(file: ModelFile) -> bool:
     return True
 
 
-def _encoded(path: Path, prompt: str) -> tuple[int, ...]:
-    folder = path if path.is_dir() else path.parent
-    tokens = build_tokenizer(spec_from_folder(folder)).encode(prompt)
+def _encoded(file: ModelFile, prompt: str) -> tuple[int, ...]:
+    tokens = build_tokenizer(tokenizer_spec_of(file, file.path, "")).encode(prompt)
     if not tokens:
         raise UsageError("the prompt is empty: it encodes to no tokens", hint="give some text")
     return tokens

@@ -90,7 +90,8 @@ class Replay:
         rows: Rows | None = None,
     ) -> None:
         self.model = model
-        self.positions = () if rows is None or not rows.positions[:1] > (0,) else rows.positions
+        plain = rows is None or rows.positions == tuple(range(len(rows)))
+        self.positions = () if rows is None or plain else rows.positions
         self.tokens = tokens
         self.logits = logits
         self._stream = WideStream(model)

@@ -1,4 +1,5 @@
-"""The calls of modules that a manifest lists, checked: it comes from a file."""
+"""The calls of modules, or the nodes of llama.cpp, that a manifest lists, checked: it comes from a
+file."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 from aprtui.formats.layout import StageKey, key_of, relative_path
 from aprtui.formats.tracedir import TraceDir
 
-__all__ = ["calls_of", "order_of_calls"]
+__all__ = ["calls_of", "nodes_of", "order_of_calls"]
 
 _DEPTH = 8
 
@@ -16,23 +17,36 @@ _DEPTH = 8
 def calls_of(trace: TraceDir) -> tuple[Mapping[str, Any], ...]:
     """The calls in the order in which they were made; none where the trace lists none, or where
     one is not what a call is."""
-    engine = trace.stated.get("engine")
-    settings = engine.get("settings") if isinstance(engine, dict) else None
-    calls = settings.get("modules") if isinstance(settings, dict) else None
+    calls = _settings(trace).get("modules")
     if not isinstance(calls, list) or not all(map(_is_call, calls)):
         return ()
     return tuple(calls)
 
 
+def nodes_of(trace: TraceDir) -> tuple[StageKey, ...]:
+    """The stages that are nodes of llama.cpp under its own names, in order of computation; none
+    where the trace lists none, or where one is not what a node is."""
+    nodes = _settings(trace).get("nodes")
+    if not isinstance(nodes, list) or not all(map(_is_place, nodes)):
+        return ()
+    return tuple(StageKey(node["layer"], node["stage"]) for node in nodes)
+
+
 def order_of_calls(trace: TraceDir) -> dict[StageKey, int]:
     """The place of each stage in the order of computation: what a module is given comes before
     what it makes."""
-    order: dict[StageKey, int] = {}
+    order = {key: place for place, key in enumerate(nodes_of(trace))}
     for call in calls_of(trace):
         for said in (*call["args"], *call["kwargs"].values(), *call["out"]):
             for key in _keys(said):
                 order.setdefault(key, len(order))
     return order
+
+
+def _settings(trace: TraceDir) -> Mapping[str, Any]:
+    engine = trace.stated.get("engine")
+    settings = engine.get("settings") if isinstance(engine, dict) else None
+    return settings if isinstance(settings, dict) else {}
 
 
 def _is_call(call: Any) -> bool:
@@ -61,14 +75,19 @@ def _is_given(said: Any, depth: int = 0) -> bool:
     return "lost" in said or "value" in said or _is_stage(said)
 
 
-def _is_stage(said: Any) -> bool:
+def _is_place(said: Any) -> bool:
     if not isinstance(said, dict):
         return False
-    layer, stage, shape = said.get("layer"), said.get("stage"), said.get("shape")
+    layer, stage = said.get("layer"), said.get("stage")
     if not isinstance(stage, str) or not (layer is None or type(layer) is int):
         return False
-    if key_of(relative_path(StageKey(layer, stage))) != StageKey(layer, stage):
+    return key_of(relative_path(StageKey(layer, stage))) == StageKey(layer, stage)
+
+
+def _is_stage(said: Any) -> bool:
+    if not _is_place(said):
         return False
+    shape = said.get("shape")
     whole = isinstance(shape, list) and all(type(each) is int and each >= 0 for each in shape)
     return whole and isinstance(said.get("dtype"), str)
 

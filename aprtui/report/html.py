@@ -47,6 +47,8 @@ def _sections(report: Report) -> Iterable[str]:
     if report.unmeasured:
         reasons = table(("stages", "why"), report.unmeasured)
         yield section("Unmeasured", "nothing is known of these", reasons)
+    if report.marked:
+        yield section("Marked", "notes of who looked", table(("where", "note"), report.marked))
     yield section("What was compared", "", _compared(report))
     if report.commands:
         lines = "\n".join(text(command, 4000) for command in report.commands)

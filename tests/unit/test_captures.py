@@ -114,6 +114,26 @@ def test_vllms_residual_is_the_next_norms_second_result_and_its_first_norm_is_no
     assert np.array_equal(values["layer-0/attn_norm"][:16], norm)
 
 
+def test_the_recipe_for_vllm_names_outputs_by_their_place(tmp_path: Path) -> None:
+    """``X:out0`` and ``X:out1``, as docs/recipes.md saves them, are what our dump calls ``X`` and
+    ``X.1``."""
+    files = sorted((DUMPS / "vllm").glob("*.pt"))
+    for file in files:
+        named: dict[str, Any] = {}
+        for name, value in torch.load(file).items():
+            module, dot, place = name.rpartition(".")
+            own = ":" not in name and name not in ("positions", "seq_lens", "input_ids")
+            several = own and dot and place.isdecimal() and f"{module}.0" in torch.load(file)
+            new = f"{module}:out{place}" if several else f"{name}:out0"
+            named[new if own else name] = value
+        torch.save(named, tmp_path / file.name)
+    assert files
+    _, ours = imported(DUMPS / "vllm")
+    _, recipes = imported(tmp_path)
+    assert recipes.keys() == ours.keys()
+    assert all(np.array_equal(recipes[key], ours[key]) for key in ours)
+
+
 def test_sglangs_logits_lie_one_file_late_and_its_lm_head_is_the_embedding() -> None:
     late = torch.load(DUMPS / "sglang" / "Pass00003.pt", weights_only=True)
     found, values = imported(DUMPS / "sglang")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from aprtui.compare.mistakes.anywhere import fitted_scales
 from aprtui.compare.mistakes.attempt import Candidate, Entry, ProductAttempt
+from aprtui.compare.mistakes.ranges import saturated_product
 from aprtui.compare.mistakes.stored import STORED
 from aprtui.graph import Role
 from aprtui.graph.ops import Attend, Embed, Product
@@ -267,6 +268,7 @@ PRODUCTS = (
     Entry("position", (Product,), head_position),
     *STORED[:3],
     Entry("multiplier_missing", (Product,), multiplier_missing),
+    Entry("saturated", (Product,), saturated_product),
     Entry("scaled", (Product,), scaled),
     Entry("rows_shifted", (Product,), rows_shifted),
     Entry("zero_part", (Product,), zero_part),

@@ -150,7 +150,7 @@ class LlamaSettings:
             else:
                 raise UsageError(
                     f"llamacpp knows no --engine-arg {clean(key)}",
-                    hint=f"kv={'|'.join(KV_TYPES)}, flash=on|off, threads=N, gpu_layers=N",
+                    hint=f"kv={'|'.join(KV_TYPES)}, flash=on, threads=N, gpu_layers=N, nodes=on",
                 )
         if values.get("kv") in ("q8_0", "q4_0") and not values.get("flash"):
             raise UsageError(

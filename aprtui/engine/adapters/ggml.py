@@ -46,7 +46,8 @@ class Node:
     """One node of the compute graph.
 
     ``sources`` are the names of its inputs; ``shape`` is in numpy's order (ggml's ``ne`` reversed,
-    leading ones dropped); ``first_param`` is the first operation parameter as a float.
+    leading ones dropped); ``first_param`` is the first operation parameter as a float;
+    ``readable``: whether its values can be had, as float32 or int32 in order.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Node:
     sources: tuple[str, ...]
     shape: tuple[int, ...]
     first_param: float = 0.0
+    readable: bool = True
 
     @property
     def label(self) -> str:
@@ -103,6 +105,7 @@ class Ggml:
             tuple(names),
             shape,
             ctypes.c_float.from_buffer_copy(ctypes.c_int32(tensor.op_params[0])).value,
+            tensor.type in _TYPES and bool(self._whole(address)),
         )
 
     def values(self, address: int) -> Values:

@@ -42,7 +42,7 @@ from aprtui.graph.ops import (
 from aprtui.graph.recurrent import DeltaRule, GatedNorm
 from aprtui.model.open import Matrix
 
-__all__ = ["Collector", "NodeMap", "Slot", "Span", "parallel_sums"]
+__all__ = ["UNNAMED", "Collector", "NodeMap", "Slot", "Span", "parallel_sums"]
 
 # (operation, "" for any, and name) -> the stages that the node may be: the first that the layer
 # has. Experts that all tokens share are computed under the names of a dense FFN.
@@ -129,7 +129,7 @@ _LAST: Mapping[str, Callable[[Any], bool]] = {
 
 _TWICE = "ssm_in"  # the layer's norm, computed once more for the scan beside its attention
 _ONE_BRANCH = "l_out"  # of a layer that is experts alone: what its branch makes
-_UNNAMED = re.compile(r"node_\d+")
+UNNAMED = re.compile(r"node_\d+")
 _LAST_LAYERS = "h_nextn"
 _TABLE = "embd"  # other nodes take rows of the token table too, for what is no text
 _COPIED = re.compile(r"[^#]+#(.+)#\d+")  # a weight that the scheduler copied to another device
@@ -186,7 +186,7 @@ class NodeMap:
         ends = [self._ends[source] for source in node.sources if source in self._ends]
         if node.op == "GET_ROWS" and ends:  # the rows of the positions whose logits are wanted
             self._ends[node.name] = ends[0]
-        if not _UNNAMED.fullmatch(node.name):
+        if not UNNAMED.fullmatch(node.name):
             return None
         if node.op == "UNARY" and ends:  # the activation of a gate, which is derived
             self._ends[node.name] = ends[0]
@@ -218,7 +218,7 @@ class NodeMap:
         return Slot(stage.key) if ends else None
 
     def _of_name(self, node: Node) -> Slot | None:
-        if node.op == "ROPE" and _UNNAMED.fullmatch(node.name):
+        if node.op == "ROPE" and UNNAMED.fullmatch(node.name):
             node = replace(node, name=node.sources[0].partition(" ")[0])
         if node.layer is None and "-" in node.name:  # a view of a node that has a layer
             return None

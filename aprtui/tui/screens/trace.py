@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,6 +33,7 @@ from aprtui.text import clean
 from aprtui.tui.client import TraceClient, plan
 from aprtui.tui.keys import Key, bindings, keys_at
 from aprtui.tui.messages import RunnerEnded, RunnerEvents
+from aprtui.tui.paths import meant
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.trace_against import Against, Compared, Faced, StopWanted, face
 from aprtui.tui.screens.trace_text import (
@@ -46,6 +47,7 @@ from aprtui.tui.screens.trace_text import (
     residual_content,
 )
 from aprtui.tui.session import remember_running
+from aprtui.tui.widgets.filling import Filling
 from aprtui.tui.widgets.lines import Part
 from aprtui.tui.widgets.stage_grid import StageGrid
 from aprtui.tui.widgets.trace_form import TraceForm
@@ -60,8 +62,9 @@ TYPING = (  # the letters are text there
 EDIT = Key("", ("enter",), "", "trace", "edit", "")
 OPEN = Key("", ("enter",), "", "trace", "open a cell", "")
 # What the foot offers: before a run, while it goes on, after it.
-FORM, RUNS = ("run",), ("stop", "trace-pause", "trace-log", "trace-browse", "trace-diff")
-OVER = ("trace-browse", "trace-diff", "run", "trace-log")
+FORM = ("run",)
+RUNS = ("stop", "trace-pause", "trace-log", "trace-browse", "trace-diff", "trace-colours")
+OVER = ("trace-browse", "trace-diff", "run", "trace-log", "trace-colours")
 SETTLE_S = 0.3  # a plan is made when typing rests this long
 
 
@@ -80,6 +83,7 @@ class TraceScreen(BaseScreen):
         self.planned: Planned | None = None
         self.ended: Event | None = None
         self.running = self.paused = self.stopped = False
+        self._planning = self._wanted = False  # ``_wanted``: it starts as soon as the plan is there
         self._last: StageWritten | None = None
         self._passed: PassDone | None = None
         self._rms: dict[int, tuple[float, str]] = {}
@@ -89,15 +93,13 @@ class TraceScreen(BaseScreen):
         self._held: list[Event] = []
         self._to_come: list[StageKey] = []  # in order of computation
         self._output = ""  # the stage that is each layer's output
-        self._written: set[StageKey] = set()
-        self._planning = self._wanted = False  # a plan is made; r was pressed meanwhile
         self.against: Against | None = None  # what the trace is compared with as it lands
         self.form = TraceForm(default_directory(self.path))
-        self.grid = StageGrid(id="grid")
+        self.filling = Filling(id="filling")
+        self.grid = self.filling.grid
         self.plan_text = Static("", id="plan", markup=False, classes="frame")
         self.progress = Static("", id="progress", markup=False)
         self.against_line = Static("", id="against", markup=False)
-        self.side = Static("", id="side", markup=False)
         self.log_text = Static("", id="log", markup=False, classes="frame")
         self.outcome = Static("", id="outcome", markup=False, classes="frame")
 
@@ -112,9 +114,7 @@ class TraceScreen(BaseScreen):
                 yield self.plan_text
             yield self.progress
             yield self.against_line
-            with Horizontal(id="filling"):
-                yield self.grid
-                yield self.side
+            yield self.filling
             yield self.outcome
             yield self.log_text
 
@@ -122,7 +122,6 @@ class TraceScreen(BaseScreen):
         self.set_title(clean(self.path.name, 60))
         self.set_state("full")
         self.progress.display = self.against_line.display = False
-        self.side.display = False
         self.grid.can_focus = False
         self.form.focus()
         self._replan()
@@ -161,7 +160,7 @@ class TraceScreen(BaseScreen):
         return TraceJob(
             model=str(self.path.absolute()),
             # Untouched, the folder is the engine's own: two engines' traces lie side by side.
-            directory="" if untouched else str(Path(said["into"]).expanduser()),
+            directory="" if untouched else str(meant(said["into"])),
             prompt=None if tokens is not None else said["prompt"],
             tokens=tokens,
             stages=said["stages"] or "all",
@@ -169,7 +168,7 @@ class TraceScreen(BaseScreen):
             device=said["device"] or "auto",
             dtype=said["dtype"] or "float32",
             engine=said["engine"].strip() or "aprtui",
-            adapter=said["adapter"].strip() and str(Path(said["adapter"].strip()).expanduser()),
+            adapter=said["adapter"].strip() and str(meant(said["adapter"])),
             overwrite=replace,
             steps=_number(said["steps"]),
             chunk=_number(said["chunk"]),
@@ -233,7 +232,7 @@ class TraceScreen(BaseScreen):
             return
         if self._planning:
             self._wanted = True
-            self.say("it starts when the plan is made")
+            self.say("the trace starts as soon as the plan is there; a change of the form stops it")
             return
         if self.planned is None:
             self.say("nothing to run yet: the plan says why")
@@ -274,14 +273,14 @@ class TraceScreen(BaseScreen):
 
     def _start(self, job: TraceJob, against: Against | None = None) -> None:
         assert self.planned is not None
-        self.against, self._written = against, set()
+        self.against = against
         self.against_line.update("")
         self.running, self.stopped, self.ended = True, False, None
         self._last, self._passed = None, None
         self._rms, self._log, self._shown_rms = {}, [], -1
         self._cards = {}
         stages = planned_stages(self.planned)
-        self.grid.set_stages(stages)
+        self.filling.begin(stages, self.planned.token_texts)
         self._to_come = sorted(stages, key=order_of, reverse=True)
         self._output = output_stage(self.planned)
         self._arrange()
@@ -326,13 +325,17 @@ class TraceScreen(BaseScreen):
         self.log_text.display = not self.log_text.display
         self._show_progress()
 
+    def action_colours(self) -> None:
+        """The grid's colours mean something else."""
+        self.filling.recolour()
+
     def action_browse(self) -> None:
         if self.planned is not None:
             self.app.open_browse(Path(self.planned.directory))  # type: ignore[attr-defined]
 
     @on(StageGrid.Opened)
     def _open_stage(self, event: StageGrid.Opened) -> None:
-        if self.planned is not None and event.key in self._written:
+        if self.planned is not None and self.filling.has(event.key):
             self.app.open_browse(  # type: ignore[attr-defined]
                 Path(self.planned.directory), event.key
             )
@@ -347,11 +350,10 @@ class TraceScreen(BaseScreen):
     def _apply(self, batch: Iterable[Event]) -> None:
         cells: dict[StageKey, tuple[str, str]] = {}
         for event in batch:
-            if isinstance(event, StageWritten):
-                bad = event.nan or event.inf
+            if isinstance(event, StageWritten) and self.planned is not None:
+                bad, folder = event.nan or event.inf, Path(self.planned.directory)
                 key = StageKey(event.layer, event.stage)
-                cells[key] = ("!", "bad") if bad else ("█", "good")
-                self._written.add(key)
+                cells[key] = self.filling.landed(event, folder)
                 self._last = event
                 if event.layer is not None and event.stage == self._output:
                     self._rms[event.layer] = float(event.rms), f"NaN {event.nan}" if bad else ""
@@ -372,7 +374,9 @@ class TraceScreen(BaseScreen):
                     self.against.begin()
         if cells:
             compared = self.against.cells(cells) if self.against is not None else {}
-            self.grid.put(cells | compared | self._computing())
+            self.grid.put(cells | compared | self._computing(cells))
+            if self.grid.current in cells:
+                self.filling.show_cell()
         self._show_progress()
 
     @on(Compared)
@@ -396,9 +400,11 @@ class TraceScreen(BaseScreen):
     def idle_keys(self) -> frozenset[str]:
         return super().idle_keys() | (set() if self.against is not None else {"trace-diff"})
 
-    def _computing(self) -> dict[StageKey, Part]:
+    def _computing(self, written: Mapping[StageKey, Part]) -> dict[StageKey, Part]:
         """The stage that is being computed: the first in order that has not been written."""
-        while self._to_come and self._to_come[-1] in self._written:
+        while self._to_come and (
+            self._to_come[-1] in written or self.filling.has(self._to_come[-1])
+        ):
             self._to_come.pop()
         return {self._to_come[-1]: ("▒", "accent")} if self._to_come and self.running else {}
 
@@ -439,7 +445,7 @@ class TraceScreen(BaseScreen):
             )
             self.outcome.update(outcome_content(self.planned, self.ended, self._log))
         self.show_keys()
-        self.side.display = runs and self.size.width >= 100
+        self.filling.set_running(runs)
         self._show_progress()
 
     def step_back(self) -> bool:
@@ -491,7 +497,7 @@ class TraceScreen(BaseScreen):
         )
         if len(self._rms) != self._shown_rms:  # it grows by a line a layer
             self._shown_rms = len(self._rms)
-            self.side.update(residual_content(self._rms))
+            self.filling.side.update(residual_content(self._rms))
         where = clean(Path(self.planned.directory).name, 60)
         words = {Finished: "complete", Stopped: "stopped: what is written stays", Failed: "failed"}
         state = words[type(self.ended)] if self.ended else f"running on {self.planned.device}"
