@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
         emit = event_printer()
     try:
         if (modules := trace_modules.plan_of(args, _job)) is not None:
-            return trace_modules.run(modules, args)
+            return trace_modules.run(modules, args, emit)
         plans = _plans(args)
         check_space(plans)
         if args.dry_run:

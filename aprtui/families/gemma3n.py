@@ -110,7 +110,7 @@ def _altup(s: Settings, sizes: Sizes) -> AltUp:
 
 
 def build(s: Settings) -> Graph:
-    sizes = decoder.read_sizes(s)
+    sizes = decoder.read_sizes(s, nulls=())
     layers = sizes.layers
     windows = decoder.windows_by_pattern(s, layers, _PERIOD, stated=False)
     types = [FULL if window is None else SLIDING for window in windows]

@@ -92,10 +92,8 @@ def test_no_key_that_tmux_or_a_terminal_takes_is_the_only_way() -> None:
 
 
 def test_bindings_carry_ids_so_that_a_config_can_remap_them() -> None:
-    assert [b.id for b in bindings("browse:values")] == [
-        "maximum", "next-nonfinite", "values-pass", "values-pass-back", "find",
-        "values-go",
-    ]  # fmt: skip
+    ids = ["maximum", "next-nonfinite", "values-pass", "values-pass-back", "find", "values-go"]
+    assert [b.id for b in bindings("browse:values")] == ids
 
 
 def test_the_readme_table_names_every_key() -> None:
