@@ -124,7 +124,8 @@ async def test_b_asks_again_after_a_model_that_could_not_be_read(tmp_path: Path)
         assert "b bisect" in frame(pilot)
         assert "cannot be read" in await press(pilot, "b", *"nosuch.gguf", "enter")
         await press(pilot, "q", "b")
-        assert pilot.app.screen is diff and diff._prompt.display and not diff._prompt.value
+        assert pilot.app.screen is diff and diff._prompt.display
+        assert diff._prompt.value == "nosuch.gguf", "what was typed is there to be mended"
 
 
 async def test_a_result_that_is_none_is_an_error_that_says_so(tmp_path: Path) -> None:
