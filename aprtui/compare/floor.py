@@ -153,7 +153,7 @@ def _part(case: Case, op: Product, part: Part, x: Activations, fit: Fit) -> Judg
     how = fit.numerics.how
     if how.running or how.ranks > 1:
         return Judged()
-    if how.stage and (op.scale != 1.0 or op.cap is not None):
+    if how.stage and (op.factor(part) != 1.0 or op.cap is not None):
         return Judged()
     y = case.columns(part)
     made = fit.made.reshape(y.shape)

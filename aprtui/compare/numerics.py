@@ -338,7 +338,7 @@ def _multiplying(how: Arithmetic, op: Product) -> Arithmetic:
 def _plain(op: Op, part: Part) -> bool:
     """Whether nothing follows a part's product inside its stage."""
     assert isinstance(op, Product)
-    return part.bias is None and op.scale == 1.0 and op.cap is None
+    return part.bias is None and op.factor(part) == 1.0 and op.cap is None
 
 
 def _in_narrow_sums(case: Case, op: Product, kind: str) -> Iterator[Arithmetic]:

@@ -65,19 +65,19 @@ def decay(ar: Pass, op: Decay, x: Tensor) -> Tensor:
     """[T,N]."""
     a = _wide(ar.vector(op.a))
     a = -a.exp() if op.logged else a
-    steps = _wide(ar.product(x, op.part.weight)) + _wide(ar.vector(op.dt))
-    return (a * ar.map(functional.softplus, steps)).to(x.dtype)
+    steps = ar.step(_wide(ar.product(x, op.part.weight)) + _wide(ar.vector(op.dt)))
+    return (a * ar.step(ar.map(functional.softplus, steps))).to(x.dtype)
 
 
 def gated_norm(ar: Pass, op: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
     """x [T,...] normalised, ``size`` values at a time, and gated."""
     wide = _wide(x).reshape(len(x), -1, op.size)
     gates = _wide(gate).reshape(len(x), -1)[:, : wide.shape[1] * op.size]
-    factor = ar.activate(gates, op.activation).reshape(wide.shape)
+    factor = ar.wide_activate(gates, op.activation).reshape(wide.shape)
     wide = wide * factor if op.before else wide
     apart = wide.reshape(*wide.shape[:-1], op.groups, -1)
     apart = apart * torch.rsqrt(apart.square().mean(-1, keepdim=True) + op.eps)
-    made = ar.step(apart.reshape(wide.shape)) * _wide(ar.vector(op.weight))
+    made = ar.step(ar.step(apart.reshape(wide.shape)) * _wide(ar.vector(op.weight)))
     return (made if op.before else made * factor).reshape(_written(op, x)).to(x.dtype)
 
 
@@ -173,7 +173,7 @@ def _chunk(
 
 def steps(ar: Pass, op: Steps, x: Tensor) -> Tensor:
     """[T,N]."""
-    raw = _wide(x[:, op.first : op.first + op.heads]) + _wide(ar.vector(op.dt))
+    raw = ar.step(_wide(x[:, op.first : op.first + op.heads]) + _wide(ar.vector(op.dt)))
     return ar.map(functional.softplus, raw).clamp(op.low, op.high).to(x.dtype)
 
 
