@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from aprtui.captures.assemble import Assembly
     from aprtui.captures.imported import ImportedTrace
     from aprtui.compare.bars import Override
+    from aprtui.compare.bisect import Replayer
     from aprtui.compare.bisection import Bisection
     from aprtui.compare.diff import Comparison
     from aprtui.compare.matrix import Matrix
@@ -383,6 +384,7 @@ def bisect(
     overrides: Mapping[str, str] | None = None,
     adapter: AnyPath | None = None,
     progress: Callable[[int, int, StageKey], None] | None = None,
+    replayer: Replayer | None = None,
 ) -> Bisection:
     """Replay every stage of ``b`` in float64 from its own inputs, and name what computes wrongly.
 
@@ -390,7 +392,8 @@ def bisect(
     ``model``: what b should have computed; else what a manifest names, with ``adapter`` on its
     weights, or the one that b's manifest names. ``tokens`` or ``prompt``
     where b does not say. A per-op folder alone is its gpu against its cpu. ``progress`` is told
-    stages done, of how many, and which. Raises UsageError, BadFileError, EngineError.
+    stages done, of how many, and which. ``replayer`` has the stages measured elsewhere
+    (``aprtui.sweep.bisecting``). Raises UsageError, BadFileError, EngineError.
     """
     from aprtui.compare.bars import parse_bar
     from aprtui.compare.bisect import Options
@@ -405,6 +408,10 @@ def bisect(
     suspect, reference = _suspect(b, a)
     named = find_model(reference, suspect)[0] if model is None else model
     if calls_of(suspect):
+        if replayer is not None:
+            raise UsageError(
+                "a trace of modules is replayed in one process", hint="leave --ray out"
+            )
         return _bisect_modules(named, suspect, reference, (stages, layers, bars, progress))
     if adapter is None and not isinstance(named, Model):
         adapter = named_adapter(suspect, Path(named))
@@ -420,7 +427,8 @@ def bisect(
         only_layers(_words(layers), opened.graph.num_layers),
         tuple(map(parse_bar, bars)),
     )
-    return replay(opened, suspect, reference, tokens=ids, options=options, progress=progress)
+    return replay(opened, suspect, reference, tokens=ids, options=options, progress=progress,
+                  replayer=replayer)  # fmt: skip
 
 
 def _bisect_modules(

@@ -19,7 +19,9 @@ os.environ["COLORTERM"] = "truecolor"
 import resvg_py
 from textual.pilot import Pilot
 
+from aprtui.engine.job import TraceJob
 from aprtui.tui.app import AprtuiApp
+from aprtui.tui.client import TraceClient
 from aprtui.tui.source import kind_of
 
 HERE = Path(__file__).resolve().parent
@@ -45,6 +47,10 @@ SHOTS = (
     Shot("browse-values", (FLOAT64,), ("2", "j", "tab", "m")),
     Shot("browse-heatmap", (FLOAT64,), ("4", "j", "j", "j")),
     Shot("browse-stats", (FLOAT64,), ("5", "j", "j", "j")),
+    Shot("browse-attention", ("softmax-trace",), (*"jjjjjjjj7", "tab", *"jjjjjjjjjlllppp")),
+    Shot("browse-lens", ("softmax-trace",), ("8", "tab", "G", "t"), "here rank"),
+    Shot("browse-channel", ("softmax-trace",), (*"jjjjjjjjjj", "9", "tab", *"lllllljjj")),
+    Shot("browse-experts", ("moe-trace",), (*"jjjj", "E", "tab", "j", "j")),
     Shot(
         "browse-tokens",
         ("captures/pycode-5m-q4_k_m/float64",),
@@ -64,6 +70,7 @@ SHOTS = (
         "models/qwen2-q4_k_m.gguf",
     ),
     Shot("model", ("models/qwen2-q4_k_m.gguf",), ("j", "j", "j")),
+    Shot("model-map", ("models/qwen2-q4_k_m.gguf",), (*"jjjjjjjjjjj", "6", "tab", *"jjll")),
     Shot(
         "models",
         ("models/pycode-5m-q4_k_m.gguf", "apr/models/pycode-int4.apr"),
@@ -75,6 +82,24 @@ SHOTS = (
     Shot("help", (FLOAT64,), ("question_mark",)),
     Shot("home", ()),
 )
+
+
+# Traces of our own, for what captures of other programs do not say: the tokens' texts.
+TRACED = {
+    "softmax-trace": (
+        "pycode-5m-q4_k_m",
+        "def softmax(values, axis):\n    return values / sum(values, axis)",
+    ),
+    "moe-trace": ("qwen3moe-q4_k_m", "What is 2+2?"),
+}
+
+
+async def traced(folder: Path, model: str, prompt: str) -> None:
+    """A trace of that prompt."""
+    job = TraceJob(model=model, directory=str(folder), prompt=prompt)
+    ended = await TraceClient().run(job, lambda events: None)
+    if ended.exit_code:
+        raise SystemExit(ended.log_tail())
 
 
 async def at_rest(pilot: Pilot[int]) -> None:
@@ -94,10 +119,9 @@ async def until(pilot: Pilot[int], text: str) -> None:
 
 async def take(shot: Shot, fixtures: Path, size: tuple[int, int]) -> bytes:
     """The picture as PNG bytes."""
-    opened = tuple(kind_of(fixtures / path) for path in shot.paths)
-    model = str(fixtures / shot.model) if shot.model else ""
+    opened = tuple(kind_of(Path(path)) for path in shot.paths)
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(dir=fixtures)  # nobody was here before
-    app = AprtuiApp(opened, folder=fixtures, model=model)
+    app = AprtuiApp(opened, folder=Path(), model=shot.model)
     async with app.run_test(size=size) as pilot:
         await at_rest(pilot)
         for key in shot.keys:
@@ -120,11 +144,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         fixtures = Path(folder) / "work"
         fixtures.mkdir()
+        os.chdir(fixtures)  # paths are shown as a person has them: models/…, ~/models/…
+        os.environ["HOME"] = str(fixtures)
         for name in ("captures", "faults", "apr"):
             (fixtures / name).symlink_to(source / name, target_is_directory=True)
         (fixtures / "models").mkdir()  # traces are written beside a model: work on copies
         for model in (source / "models").glob("*.gguf"):
             shutil.copy(model, fixtures / "models")
+        for name, (model, prompt) in TRACED.items():
+            asyncio.run(traced(Path(name), f"models/{model}.gguf", prompt))
         for shot in (shot for shot in SHOTS if not sys.argv[2:] or shot.name in sys.argv[2:]):
             for size in SIZES:
                 shutil.rmtree(fixtures / "models" / "pycode-5m-q4_k_m-trace", ignore_errors=True)

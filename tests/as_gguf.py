@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 
 ARCHITECTURES = {
     "gemma": "GEMMA", "granitemoe": "GRANITE_MOE", "olmo3": "OLMO2", "glm4moe": "GLM4_MOE",
-    "ernie4_5_moe": "ERNIE4_5_MOE",
+    "ernie4_5_moe": "ERNIE4_5_MOE", "starcoder2": "STARCODER2", "exaone": "EXAONE",
 }  # fmt: skip
 """gguf's name of what the converter makes of each family's folder."""
 
@@ -30,7 +30,8 @@ _COMMON = {
     "intermediate_size": "feed_forward_length", "max_position_embeddings": "context_length",
     "num_attention_heads": "attention.head_count", "vocab_size": "vocab_size",
     "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon", "num_local_experts": "expert_count",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "norm_epsilon": "attention.layer_norm_epsilon", "num_local_experts": "expert_count",
     "n_routed_experts": "expert_count", "moe_num_experts": "expert_count",
     "num_experts_per_tok": "expert_used_count", "moe_k": "expert_used_count",
     "moe_intermediate_size": "expert_feed_forward_length", "n_group": "expert_group_count",

@@ -66,6 +66,16 @@ TINY: dict[str, Tiny] = {
         "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 20, "num_hidden_layers": 4,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     }),
+    "gemma3n": Tiny("Gemma3nText", {
+        "head_dim": 12, "num_hidden_layers": 5, "sliding_window": 4, "laurel_rank": 6,
+        "layer_types": [
+            "sliding_attention", "full_attention", "sliding_attention", "full_attention",
+            "sliding_attention",
+        ], "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 90,
+        "activation_sparsity_pattern": [0.9, 0.6, 0.0, 0.0, 0.0], "altup_num_inputs": 3,
+        "final_logit_softcapping": 4.0,
+    }, ("gemma3n_text",)),
     "gemma4": Tiny("Gemma4Text", {
         "head_dim": 12, "global_head_dim": 16, "num_hidden_layers": 6, "sliding_window": 4,
         "layer_types": ["sliding_attention", "full_attention"] * 3, "attention_k_eq_v": True,
@@ -263,6 +273,30 @@ TINY: dict[str, Tiny] = {
         "hidden_size": 64, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_n_groups": 2,
         "mamba_d_state": 16, "mamba_d_head": 16, "attention_bias": True,
     }, ("bamba_full", "bamba")),
+    "falcon_h1": Tiny("FalconH1", {
+        "head_dim": 16, "mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_n_groups": 2,
+        "mamba_d_state": 16, "mamba_norm_before_gate": False, "mamba_rms_norm": True,
+        "time_step_limit": (0.1, 1.5), "lm_head_multiplier": 0.5, "embedding_multiplier": 3.0,
+        "mlp_multipliers": [0.7, 1.6], "key_multiplier": 0.4, "attention_in_multiplier": 1.2,
+        "attention_out_multiplier": 0.8, "ssm_multipliers": [0.6, 1.3, 0.9, 1.4, 0.5],
+        "ssm_in_multiplier": 0.9, "ssm_out_multiplier": 1.7, "projectors_bias": True,
+    }, ("falcon_h1",)),
+    "nemotron_h": Tiny("NemotronH", {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp",
+                              "linear_attention", "moe"],
+        "head_dim": 16, "mamba_num_heads": 8, "mamba_head_dim": 12, "n_groups": 2,
+        "ssm_state_size": 16, "use_bias": True, "time_step_min": 0.4, "n_routed_experts": 6,
+        "num_experts_per_tok": 3, "moe_intermediate_size": 32, "n_group": 2, "topk_group": 2,
+        "moe_shared_expert_intermediate_size": 40, "routed_scaling_factor": 1.5,
+    }, ("nemotron_h",)),
+    "mamba": Tiny("Mamba", {
+        "state_size": 12, "time_step_rank": 6, "use_bias": True, "conv_kernel": 3,
+    }, ("mamba",)),
+    "falcon_mamba": Tiny("FalconMamba", {"state_size": 12, "expand": 3}, ("falcon_mamba",)),
+    "jamba": Tiny("Jamba", {
+        "num_experts": 6, "num_experts_per_tok": 3, "attn_layer_period": 3, "attn_layer_offset": 1,
+        "expert_layer_offset": 0, "mamba_d_state": 12, "mamba_proj_bias": True, "pad_token_id": 0,
+    }, ("jamba",)),
     "qwen3_next": Tiny("Qwen3Next", {
         **_DELTA, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
         "shared_expert_intermediate_size": 40, "mlp_only_layers": [1],

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aprtui import api
 from aprtui.cli.dumps import add_import, as_traces
@@ -24,6 +25,7 @@ from aprtui.cli.options import (
     parse_tokens,
 )
 from aprtui.cli.output import errors_as_events, print_event, print_json, print_notes
+from aprtui.cli.streams import bar_console
 from aprtui.compare.bisection import OTHER_MODEL, Bisection, Culprit, Unmeasured, Within
 from aprtui.compare.causes import Cause
 from aprtui.compare.opening import both_captures, read_capture
@@ -32,6 +34,9 @@ from aprtui.errors import UsageError
 from aprtui.formats.perop import is_per_op_side
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.text import clean, count, number
+
+if TYPE_CHECKING:
+    from aprtui.compare.bisect import Replayer  # torch
 
 __all__ = ["configure", "run", "show_unmeasured"]
 
@@ -73,6 +78,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_choice(parser)
     add_import(parser)
+    parser.add_argument(
+        "--ray", metavar="ADDRESS",
+        help="replay layers on a Ray cluster, as sweep --ray: the findings of one process",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     parser.add_argument(
         "--events", action="store_true", help="progress, then the result, as JSON lines on stdout"
@@ -91,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
 def _found(args: argparse.Namespace, captures: Sequence[Path]) -> int:
     a, b = _captures(captures)
     path, whose = _model(args.model, a, b)
-    with _progress(args) as tell:
+    with _progress(args) as tell, _replayer(args.ray) as replayer:
         found = api.bisect(
             b,
             a=a,
@@ -104,6 +113,7 @@ def _found(args: argparse.Namespace, captures: Sequence[Path]) -> int:
             overrides=parse_overrides(args.overrides),
             adapter=args.adapter,
             progress=tell,
+            replayer=replayer,
         )
     if args.events:
         print_event("result", **found.to_json())
@@ -112,6 +122,19 @@ def _found(args: argparse.Namespace, captures: Sequence[Path]) -> int:
     else:
         _show(found, whose)
     return found.exit_code
+
+
+@contextmanager
+def _replayer(address: str | None) -> Iterator[Replayer | None]:
+    """Who measures the stages: a cluster, or this process."""
+    if address is None:
+        yield None
+        return
+    from aprtui.sweep.bisecting import over_ray
+    from aprtui.sweep.cluster import connected
+
+    with connected(address) as ray:
+        yield over_ray(ray)
 
 
 def _captures(names: Sequence[Path]) -> tuple[TraceDir | None, TraceDir]:
@@ -144,15 +167,14 @@ def _progress(args: argparse.Namespace) -> Iterator[Tell | None]:
     elif args.json or not sys.stderr.isatty():
         yield None
     else:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         columns = (TextColumn("{task.description}", markup=False), BarColumn(),
                    MofNCompleteColumn())  # fmt: skip
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        with Progress(*columns, console=bar_console(), transient=True) as bar:
             task = bar.add_task("replaying", total=None)
             yield lambda done, total, key: bar.update(
-                task, completed=done, total=total, description=f"{key!s:<28}"
+                task, completed=done, total=total, description=f"{clean(str(key), 60):<28}"
             )
 
 

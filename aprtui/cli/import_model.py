@@ -16,6 +16,7 @@ from pathlib import Path
 
 from aprtui.cli.options import add_overrides, parse_overrides
 from aprtui.cli.output import check_new_file, print_json, print_notes
+from aprtui.cli.streams import bar_console
 from aprtui.errors import UsageError
 from aprtui.text import clean, size
 
@@ -67,12 +68,11 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
     with Progress(
         BarColumn(), DownloadColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True,
+        console=bar_console(), transient=True,
     ) as bar:  # fmt: skip
         task = bar.add_task("import")
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -6,7 +6,6 @@ With --model every stage of B is replayed, and the report names the culprits and
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 
 from aprtui import api
@@ -22,18 +21,16 @@ from aprtui.compare.opening import read_capture
 from aprtui.compare.pairs import check_tokens
 from aprtui.compare.reference import named_adapter
 from aprtui.errors import UsageError
-from aprtui.formats.atomic import whole_file
 from aprtui.formats.tracedir import TraceDir
+from aprtui.report.bookmarks import bookmarks_on
 from aprtui.report.build import build_report
-from aprtui.report.html import html_report
-from aprtui.report.json import json_report
-from aprtui.report.markdown import markdown_report
 from aprtui.report.model import Report
+from aprtui.report.write import check_ending, commands_of
+from aprtui.report.write import write_report as write
 from aprtui.text import clean, size
 
 __all__ = ["check_output", "configure", "run", "write_report"]
 
-_WRITERS = {".html": html_report, ".md": markdown_report, ".json": json_report}
 _EPILOG = """\
 examples:
   aprtui report reference suspect --model model.gguf -o report.html
@@ -80,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     comparison = api.diff(a, b, model=model)
     report = build_report(
         a, b, comparison, model=model, bisection=bisection, token_ids=tokens,
-        commands=_commands(args),
+        commands=commands_of(args.a, args.b, args.output, args.model, _more(args)),
+        marked=bookmarks_on((args.a, args.b)),
     )  # fmt: skip
     written = write_report(report, args.output, overwrite=args.overwrite)
     print(f"{clean(report.headline, 500)}\n{clean(str(args.output))}: {size(written)}")
@@ -89,20 +87,14 @@ def run(args: argparse.Namespace) -> int:
 
 def check_output(output: Path, *, overwrite: bool) -> None:
     """Raises UsageError for an ending that says no kind of report, and for what stands there."""
-    if output.suffix.lower() not in _WRITERS:
-        raise UsageError(
-            f"{clean(str(output))}: what kind of report?", hint="*.html, *.md or *.json"
-        )
+    check_ending(output)
     check_new_file(output, overwrite=overwrite)
 
 
 def write_report(report: Report, output: Path, *, overwrite: bool) -> int:
     """Write it as its ending says, whole or not at all; how many bytes. Raises UsageError."""
-    written = _WRITERS[output.suffix.lower()](report).encode("utf-8", "backslashreplace")
     check_output(output, overwrite=overwrite)
-    with whole_file(output, needed_bytes=len(written)) as file:
-        file.write(written)
-    return len(written)
+    return write(report, output)
 
 
 def _folder(path: Path) -> TraceDir:
@@ -111,21 +103,9 @@ def _folder(path: Path) -> TraceDir:
     return read_capture(path)
 
 
-def _commands(args: argparse.Namespace) -> tuple[str, ...]:
-    """What to type to see the same: the comparison, the bisection, the report."""
-    pair = [str(args.a), str(args.b)]
-    if args.model is None:
-        return (_line("diff", *pair), _line("report", *pair, "-o", str(args.output)))
-    model = ["--model", str(args.model)]
+def _more(args: argparse.Namespace) -> list[str]:
+    """The options of the replay, as they were given."""
     more = [word for text in args.overrides for word in ("--set", text)]
     for option, value in (("--tokens", args.tokens), ("--prompt", args.prompt)):
         more += [option, value] if value is not None else []
-    return (
-        _line("diff", *pair, *(() if args.overrides else model)),
-        _line("bisect", *pair, *model, *more),
-        _line("report", *pair, *model, *more, "-o", str(args.output)),
-    )
-
-
-def _line(*words: str) -> str:
-    return shlex.join(["aprtui", *words])
+    return more

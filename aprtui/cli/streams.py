@@ -16,8 +16,9 @@ from aprtui.text import clean_lines
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from rich.console import Console
 
-__all__ = ["CleanText", "Outlet", "open_streams"]
+__all__ = ["CleanText", "Outlet", "bar_console", "open_streams"]
 
 
 class Outlet(io.FileIO):
@@ -50,6 +51,37 @@ class CleanText(io.TextIOWrapper):
         """Write our own escape codes; whatever else ``text`` holds is clean already."""
         super().write(text)
         self.flush()
+
+
+class _Drawn(io.TextIOBase):
+    """A stream for who draws on it with escape codes of his own and cleans what he writes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str, /) -> int:
+        if isinstance(self._stream, CleanText):
+            self._stream.write_control(text)
+        else:
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+
+def bar_console() -> Console:
+    """stderr as rich draws a bar of progress on it; names in its texts have to be clean."""
+    from rich.console import Console
+
+    return Console(file=_Drawn(sys.stderr))  # type: ignore[arg-type]
 
 
 def open_streams() -> Outlet:

@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aprtui.cli.output import print_json
+from aprtui.cli.output import check_new_file, print_json
+from aprtui.cli.streams import bar_console
 from aprtui.cli.sweep_text import show_explained, show_matrix
 from aprtui.errors import EngineError, UsageError
+from aprtui.formats.atomic import whole_file
 from aprtui.sweep.matrix import AXES, ORDERS, Cell, Matrix
 from aprtui.sweep.plan import SweepPlan, read_plan
 from aprtui.sweep.run import Runner, Serial, Tell, prepare, run_sweep
@@ -32,6 +34,7 @@ examples:
   aprtui sweep nightly.toml -o results
   aprtui sweep nightly.toml -o s3://bucket/results --against s3://bucket/yesterday --json
   aprtui sweep nightly.toml -o results --resume
+  aprtui sweep nightly.toml -o results --html sweep.html --junit sweep.xml --sarif sweep.sarif
   aprtui sweep nightly.toml -o /shared/results --ray auto
 
 exit codes: 0 all the same or explained, 1 cells differ, 2 usage, 3 a bad plan, 4 cells failed or
@@ -71,6 +74,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show.add_argument(
         "--order", choices=ORDERS, default="changed", help="of the rows (default: changed)"
     )
+    for name, what in (
+        ("--html", "the matrix as one HTML file"),
+        ("--junit", "as JUnit's XML"),
+        ("--sarif", "as SARIF 2.1.0, a result for each cell that is wrong"),
+    ):
+        show.add_argument(
+            name, metavar="FILE", type=Path, help=f"also {what}; replaces an older one"
+        )
     show.add_argument("--json", action="store_true", help="the matrix as JSON on stdout")
 
 
@@ -78,6 +89,9 @@ def run(args: argparse.Namespace) -> int:
     rows = tuple(part.strip() for part in args.rows.split(","))
     if not set(rows) < set(AXES) or len(set(rows)) != len(rows):
         raise UsageError(f"--rows {clean(args.rows)}", hint=f"one or two of {','.join(AXES)}")
+    for file in (args.html, args.junit, args.sarif):
+        if file is not None:
+            check_new_file(file, overwrite=True)
     plan = read_plan(args.plan)
     results = _results(args.output, plan)
     with _runner(args.ray) as runner:
@@ -92,9 +106,27 @@ def run(args: argparse.Namespace) -> int:
         print_json(swept.matrix.to_json())
     else:
         show_matrix(swept.matrix, rows, args.order, results)
+    _write_files(swept.matrix, args, rows)
     if swept.unwritten:
         raise EngineError(swept.unwritten)
     return swept.matrix.exit_code
+
+
+def _write_files(matrix: Matrix, args: argparse.Namespace, rows: tuple[str, ...]) -> None:
+    """The matrix in the forms that were asked for. Raises EngineError."""
+    written: dict[Path, str] = {}
+    if args.html is not None:
+        from aprtui.sweep.html import html_matrix
+
+        written[args.html] = html_matrix(matrix, rows, args.order)
+    if args.junit is not None or args.sarif is not None:
+        from aprtui.sweep import ci
+
+        written |= {} if args.junit is None else {args.junit: ci.junit(matrix)}
+        written |= {} if args.sarif is None else {args.sarif: ci.sarif(matrix, args.plan)}
+    for path, text in written.items():
+        with whole_file(path, parents=True) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def _results(given: str, plan: SweepPlan) -> str:
@@ -121,7 +153,6 @@ def _progress(*, quiet: bool) -> Iterator[Tell]:
     if quiet or not sys.stderr.isatty():
         yield lambda matrix, cell: None
         return
-    from rich.console import Console
     from rich.progress import (  # fmt: skip
         BarColumn,
         MofNCompleteColumn,
@@ -135,7 +166,7 @@ def _progress(*, quiet: bool) -> Iterator[Tell]:
         BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.description}", markup=False),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=bar_console(), transient=True) as bar:
         task = bar.add_task("")
 
         def tell(matrix: Matrix, cell: Cell | None) -> None:

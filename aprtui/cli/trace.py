@@ -11,29 +11,28 @@ import gc
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aprtui.cli import trace_live, trace_modules, trace_watch
 from aprtui.cli.options import add_adapter, add_overrides, parse_overrides, parse_tokens, whole
 from aprtui.cli.output import print_json
+from aprtui.cli.prompt_files import prompt_lines, text_of
+from aprtui.cli.streams import bar_console
 from aprtui.crash import told_of
 from aprtui.engine.events import Emit, Event, Failed, Finished, PassDone, Planned, StageWritten
 from aprtui.engine.job import DTYPES, TraceJob
 from aprtui.engine.plan import DEFAULT_PROMPT, Plan, check_space, make_batch, make_plan, make_plans
 from aprtui.engine.resuming import resumed_plan
 from aprtui.engine.stretches import KV_TYPES
-from aprtui.errors import BadFileError, UsageError
+from aprtui.errors import UsageError
 from aprtui.formats.tracedir import MANIFEST
-from aprtui.text import clean, count, duration, quoted, size
+from aprtui.text import clean, count, duration, quoted, size, told_token
 
 if TYPE_CHECKING:
     from rich.progress import Progress  # imported only where a bar is drawn
 
 __all__ = ["configure", "run"]
-
-_MOST_BYTES = 16 << 20  # of a file of prompts
 
 _EPILOG = """\
 examples:
@@ -195,7 +194,7 @@ def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
         raise UsageError("no model", hint="aprtui trace MODEL, or --resume DIR")
     job = _job(args)
     if args.batch is not None or len(args.texts or ()) > 1:
-        return make_batch(job, args.texts or _lines(args.batch))
+        return make_batch(job, args.texts or prompt_lines(args.batch))
     if args.prompts is None:
         if args.resident:
             raise UsageError(
@@ -203,16 +202,7 @@ def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
                 hint="--prompts FILE traces several",
             )
         return (make_plan(job),)
-    return make_plans(job, _lines(args.prompts))
-
-
-def _lines(name: str) -> list[str]:
-    """The prompts of a file, one a line. Raises UsageError where there is none."""
-    lines = _text_of(name).replace("\r\n", "\n").split("\n")
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise UsageError(f"{clean(name)}: holds no prompt", hint="one prompt on each line")
-    return prompts
+    return make_plans(job, prompt_lines(args.prompts))
 
 
 def _check_alone(args: argparse.Namespace) -> None:
@@ -233,7 +223,7 @@ def _check_alone(args: argparse.Namespace) -> None:
 def _job(args: argparse.Namespace) -> TraceJob:
     prompt = args.texts[0] if args.texts else None
     if args.prompt_file is not None:  # an editor ends it with a newline that nobody meant
-        prompt = re.sub(r"\r?\n\Z", "", _text_of(args.prompt_file))
+        prompt = re.sub(r"\r?\n\Z", "", text_of(args.prompt_file))
     return TraceJob(
         model=args.model,
         directory=args.directory,
@@ -254,20 +244,6 @@ def _job(args: argparse.Namespace) -> TraceJob:
         chunk=args.chunk,
         kv=args.kv,
     )
-
-
-def _text_of(name: str) -> str:
-    """What a file of UTF-8 text holds; ``-`` is stdin."""
-    try:
-        with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-        if len(raw) > _MOST_BYTES:
-            raise BadFileError(name, f"a prompt of over {_MOST_BYTES:,} bytes is refused")
-        return raw.decode("utf-8")
-    except OSError as error:
-        raise BadFileError(name, f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BadFileError(name, f"is not UTF-8 text (byte {error.start:,})") from error
 
 
 def _show_dry_run(plans: Sequence[Plan], args: argparse.Namespace) -> None:
@@ -338,7 +314,6 @@ class _Display:
             self.close()
 
     def _start(self, plan: Planned) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -358,7 +333,7 @@ class _Display:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=bar_console(),
             transient=True,
         )
         progress.add_task(f"{'starting':<26}", total=plan.files)
@@ -371,7 +346,9 @@ class _Display:
             where = event.stage if event.layer is None else f"layer {event.layer} {event.stage}"
             self._done = max(self._done + 1, event.done)  # those of a batch come in turn
             self._progress.update(
-                self._progress.task_ids[0], completed=self._done, description=f"{where:<26}"
+                self._progress.task_ids[0],
+                completed=self._done,
+                description=f"{clean(where, 60):<26}",
             )
 
     def say(self, text: str) -> None:
@@ -461,7 +438,8 @@ def _show_summary(done: Finished) -> None:
         print(f"decoded: '{clean(done.generated, 500)}'")
     if done.top_tokens:
         likely = "   ".join(
-            f"'{clean(token['text'])}' {token['probability']:.1%}" for token in done.top_tokens
+            f"{told_token(clean(token['text']), token['id'])} {token['probability']:.1%}"
+            for token in done.top_tokens
         )
         print(f"next token: {likely}")
     if done.nonfinite:

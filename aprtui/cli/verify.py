@@ -34,6 +34,7 @@ from aprtui.cli.output import print_json, print_notes
 from aprtui.cli.report import check_output, write_report
 from aprtui.cli.verify_pair import opened, verify_pair
 from aprtui.cli.verify_paths import folder_of, job_of, verify_paths
+from aprtui.cli.verify_prompts import Ways, verify_prompts
 from aprtui.cli.verify_text import Texts, read_texts, show_texts
 from aprtui.compare.diff import diff_traces
 from aprtui.compare.verified import WORST_FIRST, Verified, verdict_of
@@ -60,6 +61,7 @@ examples:
   aprtui verify checkpoint/ --engines ours,hf --json
   aprtui verify model.gguf --paths --steps 8
   aprtui verify checkpoint/ model.gguf
+  aprtui verify model.gguf --prompts prompts.txt -o traces; aprtui traces/aprtui traces/llamacpp
 
 exit codes: 0 same or explained, 1 a culprit, something unmeasured or other tokens, 2 usage, 3 a bad
 file, 4 an engine failed"""
@@ -79,6 +81,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("-p", "--prompt", help=f"text to run (default: {DEFAULT_PROMPT!r})")
     prompt.add_argument("--tokens", metavar="1,2,3", help="token ids instead of text")
+    prompt.add_argument(
+        "--prompts", metavar="FILE",
+        help="a file with a prompt on each line; - is stdin: a matrix of prompts by engines",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="for ours and hf (default: auto)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="for ours and hf")
     add_adapter(parser)
@@ -116,12 +122,16 @@ def run(args: argparse.Namespace) -> int:
         check_output(args.report, overwrite=args.overwrite)
     if args.steps is not None and not args.paths:
         raise UsageError("--steps decodes tokens for --paths", hint="add --paths")
+    if args.prompts is not None and (args.other or args.paths or args.report):
+        raise UsageError("--prompts takes no other model, no --paths and no --report")
     if args.other is not None:
         return verify_pair(args, opened(args), engines=_beside, trace=_trace, verify=_verify)
     model = open_model(Path(args.model), adapter=args.adapter)
     names = _engines(args.engines, model, alone=args.paths)
     if args.paths:
         return verify_paths(args, names, model)
+    if args.prompts is not None:
+        return verify_prompts(args, names, model, Ways(_verify, _json, _exit_code))
     texts = Texts()
     if args.tokens is None:
         foreign = [name for name in names if name != _OURS]

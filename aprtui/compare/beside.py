@@ -127,8 +127,8 @@ class Beside:
 
     def _ask(self) -> None:
         if self._replay is not None and self._replay.poll() is not None:
-            self._replay = None
             self._answered()
+            self._replay = None
         if self._replay is None and not self.stopped and self.culprit is None:
             layers = self.live.to_replay()
             if layers is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +19,7 @@ from aprtui.compare.bisection import (
     Unmeasured,
     Within,
 )
-from aprtui.compare.blamed import broken_weight, otherwise_held, reads_of
+from aprtui.compare.blamed import broken_weight, misplaced, otherwise_held, reads_of
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
 from aprtui.compare.causes import Read, causes_of
@@ -36,17 +35,28 @@ from aprtui.compare.numerics import Numerics
 from aprtui.compare.padding import without_padding
 from aprtui.compare.pairs import FAILED, check_tokens, compare_traces
 from aprtui.compare.spans import ExactTypes, may_be_rounding
+from aprtui.compare.suited import check_ids, check_positions
 from aprtui.engine.replay import Replay, one_core, representable
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.graph import Graph, Node
-from aprtui.graph.ops import Choose, Embed, Op, Product, Rope
+from aprtui.graph import Node
+from aprtui.graph.ops import Embed, Op, Product, Rope
 from aprtui.model.health import empty_note
 from aprtui.model.open import Model
 from aprtui.text import clean
 
-__all__ = ["BAR", "LONG_BAR", "LONG_PROMPT", "Options", "bisect"]
+__all__ = [
+    "BAR",
+    "LONG_BAR",
+    "LONG_PROMPT",
+    "Options",
+    "Progress",
+    "Replayer",
+    "Worker",
+    "bisect",
+    "in_turn",
+]
 
 BAR, LONG_BAR, LONG_PROMPT = 1e-5, 3e-5, 500
 """The bar of a local error: float32 agrees with float64 so (docs/numerics.md 1), the longer sums
@@ -54,10 +64,10 @@ of prompts beyond LONG_PROMPT tokens a little less. The worst row may have ten t
 
 _NEIGHBOURS = 8  # whose arithmetic is tried first
 _NAMED = 3  # of other names that a note says
-_MISPLACED = 2  # stages of one layer that are made with another's weights
 
 Float64 = npt.NDArray[np.float64]
 Progress = Callable[[int, int, StageKey], None]
+Replayer = Callable[["Worker", Progress | None, Callable[[], bool] | None], Bisection]
 
 
 @dataclass(frozen=True)
@@ -82,22 +92,25 @@ def bisect(
     options: Options | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    replayer: Replayer | None = None,
 ) -> Bisection:
     """Replay every stage of ``b`` in float64 and name the culprits (docs/compare.md 4 and 5).
 
     ``tokens`` replace those of b's manifest. With ``a`` also the first divergence and what each
     stage inherits; where b has no culprit and they diverge all the same, a is replayed as well.
+    ``replayer`` has the stages measured: ``in_turn`` unless it is given (``compare.spread``).
     Raises UsageError when model, tokens or captures do not belong together, EngineError for weights
     that have no decoder, metrics.Cancelled.
     """
-    options = options or Options()
+    options, replayed = options or Options(), replayer or in_turn
     if a is not None:
         check_tokens(a, b)
     ids = tokens if tokens is not None else b.token_ids
-    _check_ids(ids, model)
+    check_ids(ids, model)
     captured = open_captured(b, model.graph, ids)
+    check_positions(captured)
     check_overrides(options.overrides, (*captured.graph.by_key, *b.records))
-    found = _replayed(_Worker(model, captured, ids, a, options), progress, cancelled)
+    found = replayed(Worker(model, captured, ids, a, options), progress, cancelled)
     reference = None if a is None else str(a.root)
     found = replace(found, model=str(model.path), a=reference, b=str(b.root))
     if a is None:
@@ -107,17 +120,17 @@ def bisect(
     if divergence is None or found.culprits or not options.reference:
         return found
     try:
-        other = _Worker(model, open_captured(a, model.graph, ids), ids, None, options, name="A")
-        return replace(found, reference=_replayed(other, progress, cancelled))
+        other = Worker(model, open_captured(a, model.graph, ids), ids, None, options, name="A")
+        return replace(found, reference=replayed(other, progress, cancelled))
     except (UsageError, BadFileError) as error:
         return replace(found, notes=(*found.notes, f"A could not be replayed: {error.message}"))
 
 
-def _replayed(
-    worker: _Worker, progress: Progress | None, cancelled: Callable[[], bool] | None
+def in_turn(
+    worker: Worker, progress: Progress | None, cancelled: Callable[[], bool] | None
 ) -> Bisection:
-    captured = worker.captured
-    chosen = [node for node in captured.graph if worker.chosen(node.key)]
+    """Every stage in order of computation, in this process."""
+    chosen = worker.nodes
     with one_core():  # thousands of small operations, and products by threads of the engine's own
         for done, node in enumerate(chosen):
             if cancelled is not None and cancelled():
@@ -131,16 +144,6 @@ def _replayed(
     return worker.result()
 
 
-def _check_ids(ids: tuple[int, ...] | None, model: Model) -> None:
-    size = model.graph.vocab_size
-    outside = next((each for each in ids or () if not 0 <= each < size), None)
-    if outside is not None:
-        raise UsageError(
-            f"token {outside:,} lies outside the vocabulary of {size:,} tokens",
-            hint="are these tokens of another model?",
-        )
-
-
 def _first_divergence(
     a: TraceDir, b: TraceDir, model: Model, cancelled: Callable[[], bool] | None
 ) -> Divergence | None:
@@ -150,7 +153,7 @@ def _first_divergence(
     return None if first is None else Divergence(first.key, first.kind, first.message)
 
 
-class _Worker:
+class Worker:
     """Measures one node after another and keeps what was found."""
 
     def __init__(
@@ -179,6 +182,9 @@ class _Worker:
         self.missing: list[StageKey] = []
         self.numerics: dict[type[Op], Numerics] = {}
         self.learnt: dict[str, Numerics] = {}  # what explained the last stage of that name
+        self.honest: float | None = None  # the most that honest numerics left of a stage
+        self.likely: tuple[Numerics, ...] | None = None  # what was tried first of the last stage
+        self.naming, self.unnamed = True, False  # whether culprits are named, and one was not
         self.innocent: list[Read] = []
         self.notes: list[str] = [captured.reordered] if captured.reordered else []
         if empty := empty_note(model):
@@ -188,6 +194,11 @@ class _Worker:
         if digest is not None and digest != f"sha256:{model.file.digest}":
             named = str(said.get("path", "")) if isinstance(said, dict) else ""
             self.notes.append(f"{name} {OTHER_MODEL}: {clean(named)}")
+
+    @property
+    def nodes(self) -> list[Node]:
+        """What is to be measured, in order of computation."""
+        return [node for node in self.captured.graph if self.chosen(node.key)]
 
     def chosen(self, key: StageKey) -> bool:
         stages, layers = self.options.stages, self.options.layers
@@ -282,12 +293,13 @@ class _Worker:
         except BadFileError as error:
             self._skip(node.key, clean(str(error), 300), damaged=True)
             return
-        wrong = _wrong_experts(case)
+        wrong = case.wrong_experts
         if wrong:
             self._skip(node.key, wrong)
             return
         with np.errstate(all="ignore"):
-            found = explain(case, self._likely(node))
+            self.likely = self.likely_of(node)
+            found = explain(case, self.likely)
             noise = None if found.explained else as_noise(case, found)
             judged = judge_finely(case, found) if self._finely(found, bars) else Judged()
             inherited = self._inherited(case)
@@ -331,7 +343,7 @@ class _Worker:
         told = ", ".join(doubts)
         return told and f"what was ignored or overridden may be the reason: {told}"
 
-    def _likely(self, node: Node) -> tuple[Numerics, ...]:
+    def likely_of(self, node: Node) -> tuple[Numerics, ...]:
         """What explained the stage one layer before, and what its neighbours, the nearest first."""
         stage = node.key.stage
         same = (self.learnt[stage],) if stage in self.learnt else ()
@@ -352,7 +364,7 @@ class _Worker:
                 (),
                 found.residual.rel_l2,
                 found.residual.worst_row_rel_l2,
-                _place(case, outlier.place),
+                case.place(outlier.place),
                 (outlier.part,) if outlier.part else (),
                 outlier.text,
                 outlier.mistake,
@@ -370,6 +382,7 @@ class _Worker:
         self.learnt.pop(case.key.stage, None)
         self.learnt[case.key.stage] = found.numerics
         self.exact.learn(case, found)
+        self.honest = max(self.honest or 0.0, found.residual.rel_l2)
         self.innocent += reads_of(case)
         self.explained.append(
             Explained(
@@ -405,6 +418,9 @@ class _Worker:
         self, case: Case, found: Explanation, inherited: float | None, beyond: str
     ) -> None:
         """``beyond``: why it is more than the rounding of a fused kernel."""
+        if not self.naming:
+            self.unnamed = True
+            return
         with np.errstate(all="ignore"):
             mistake = _one_weight(case, found) or name_mistake(
                 case, found, self.numerics, self.honest
@@ -424,7 +440,7 @@ class _Worker:
                 tuple(each.key.stage for each in case.between),
                 error.rel_l2,
                 error.worst_row_rel_l2,
-                _place(case, found.residual.worst),
+                case.place(found.residual.worst),
                 tuple(part for part in found.unexplained if part != case.key.stage),
                 looks,
                 mistake,
@@ -441,11 +457,6 @@ class _Worker:
             return None, ""
         several = numbers and rows.passes[0] != rows.passes[-1]
         return rows.only(numbers), rows.where(numbers) if several else ""
-
-    @property
-    def honest(self) -> float | None:
-        """The most that honest numerics left of a stage; None where none was explained yet."""
-        return max((each.residual_rel_l2 for each in self.explained), default=None)
 
     def _inherited(self, case: Case) -> float | None:
         """What A's inputs would have made of the stage, against what B's make of it."""
@@ -474,7 +485,7 @@ class _Worker:
             )
             are = "is no stage" if len(others) == 1 else "are no stages"
             self.notes.append(f"{named} {are} of this model: not replayed")
-        self.notes += _misplaced(self.culprits, self.captured.graph)
+        self.notes += misplaced(self.culprits, self.captured.graph)
         rotated = [node.key for node in self.captured.graph if isinstance(node.op, Rope)]
         rotated = [key for key in rotated if key in trace.records]
         self.culprits, padded = without_padding(self.culprits, len(rotated))
@@ -495,24 +506,6 @@ class _Worker:
         )
 
 
-def _misplaced(culprits: Sequence[Culprit], graph: Graph) -> list[str]:
-    """Layers of B whose tensors are another layer's, by the weights that they were made with."""
-    layers = {str(role): role.layer for role in graph.weights}
-    found: Counter[tuple[int, int]] = Counter()
-    for culprit in culprits:
-        own = culprit.key.layer
-        used = None if culprit.mistake is None else culprit.mistake.parameters.get("weight")
-        other = layers.get(str(used))
-        if own is not None and other is not None and other != own:
-            found[own, other] += 1
-    return [
-        f"layer {own} of B holds what layer {other} computes, in {count} stages: try it as layer "
-        f"{other} (are its layers counted from one, or is the map off?)"
-        for (own, other), count in sorted(found.items())
-        if count >= _MISPLACED
-    ]
-
-
 def _one_weight(case: Case, found: Explanation) -> Mistake | None:
     """The single weight that a product's whole error comes from, where it does."""
     if not isinstance(case.op, Product) or found.residual.born or len(found.unexplained) > 1:
@@ -523,27 +516,3 @@ def _one_weight(case: Case, found: Explanation) -> Mistake | None:
 
 def _reference(a: TraceDir, b: Captured) -> Captured:
     return Captured(with_shapes(a, b.graph), b.graph, b.tokens, b.logits)
-
-
-def _wrong_experts(case: Case) -> str:
-    """Why B's expert ids cannot be used as an input; empty when they can, or are none."""
-    for key, ids in case.given.items():
-        op = case.captured.graph[key].op
-        if isinstance(op, Choose) and not ((ids >= 0) & (ids < op.experts)).all():
-            return f"its input {key} names experts that the model (with {op.experts}) does not have"
-    return ""
-
-
-def _place(case: Case, index: tuple[int, ...]) -> dict[str, int]:
-    """An index named by the stage's axes: position, head, channel."""
-    names = {"token": "position", "query": "position", "kv_head": "head", "hidden": "channel",
-             "ffn": "channel", "qkv": "channel", "vocab": "channel"}  # fmt: skip
-    found = {names.get(axis, axis): i for axis, i in zip(case.axes, index, strict=False)}
-    if "position" in found:
-        row = found["position"] if case.rows is None else case.rows[found["position"]]
-        found["position"] = case.captured.rows.positions[row]
-    if "channel" in found and "head" not in found:  # heads side by side: of Q, K or V in turn
-        for heads in (window.heads for window in case.captured.windows.get(case.key, ())):
-            if heads.columns.start <= found["channel"] < heads.columns.stop:
-                found["head"] = (found["channel"] - heads.first) // heads.size
-    return found

@@ -206,12 +206,21 @@ class Captured:
             self.errors[key] = error
             return "unreadable"
         node = self.graph[key]
-        if held == math.prod(node.shape(self.tokens, self.logits)):
-            return "whole"
         one = math.prod(node.shape(1))
-        if isinstance(record.positions, tuple) and held == one * len(record.positions):
+        whole = held == math.prod(node.shape(self.tokens, self.logits))
+        if isinstance(record.positions, tuple) and node.axis_names("all")[0] == "token":
             known = set(record.positions) <= set(self.rows.positions)
-            return "some" if known and node.axis_names("all")[0] == "token" else "size"
+            fits = known and held == one * len(record.positions)
+            every = whole and record.positions in (self.rows.positions, self.rows.positions[-1:])
+            if not every and not fits:
+                named = f"names {count(len(record.positions), 'position')} and holds"
+                said = f"{named} {count(held)} values"
+                said = said if known else "names positions that no row of the capture stands at"
+                self.errors[key] = BadFileError(record.path, said)
+                return "unreadable"
+            return "whole" if every else "some"
+        if whole:
+            return "whole"
         return "last" if held == one and node.axis_names()[0] == "token" else "size"
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from aprtui.graph import Graph, Node, Role
-from aprtui.graph.ops import Op
+from aprtui.graph.ops import Embed, Op, Product, Rope
 from aprtui.text import clean, count, ranges
 
 __all__ = ["NO_STAGE", "Otherwise", "compare_graphs", "same_value", "shown_value"]
@@ -17,7 +18,14 @@ __all__ = ["NO_STAGE", "Otherwise", "compare_graphs", "same_value", "shown_value
 NO_STAGE = "none"
 _FLOAT_TOLERANCE = 1e-6  # of float32 values against decimal ones
 _WEIGHTS_OWN = frozenset(
-    {"norm.offset", "table.pairs", "decay.logged", "deltarule.dealt", "scan.logged"}
+    {
+        "norm.offset",
+        "table.pairs",
+        "decay.logged",
+        "deltarule.dealt",
+        "scan.logged",
+        "channelscan.logged",
+    }
 )
 _GELUS = {"gelu", "gelu_tanh"}
 _SLIGHT_EPS = 1e-5
@@ -46,17 +54,38 @@ class Otherwise:
         return f"{where}: {self.parameter} is {self.a} in A, {self.b} in B"
 
 
-def compare_graphs(a: Graph, b: Graph, *, same_eps: bool = False) -> tuple[Otherwise, ...]:
+def compare_graphs(
+    a: Graph, b: Graph, *, same_eps: bool = False, folded: frozenset[Role] = frozenset()
+) -> tuple[Otherwise, ...]:
     """Every difference of the two passes but weights, in A's order of computation.
 
     What the comparison of weights makes the same (row order, norms as 1 + w) is none. ``same_eps``:
-    both files say the same eps of norms, so one that differs is the programs' own.
+    both files say the same eps of norms, so one that differs is the programs' own. ``folded``:
+    weights of which one file holds the factor that the other's pass multiplies by.
     """
+    a, b = (_unscaled(graph, folded) for graph in (a, b))
     found: dict[tuple[str, str, str, str], list[Node]] = {}
     for node in (*a, *(node for node in b if node.key not in a)):
         for line in _of_node(node, a, b, same_eps=same_eps):
             found.setdefault(line, []).append(node)
     return tuple(_grouped(*line, nodes) for line, nodes in found.items())
+
+
+def _unscaled(graph: Graph, folded: frozenset[Role]) -> Graph:
+    """The graph without the factors that stand in the weights of the other."""
+    if not folded:
+        return graph
+    return replace(graph, nodes=tuple(replace(node, op=_plain(node.op, folded)) for node in graph))
+
+
+def _plain(op: Op, folded: frozenset[Role]) -> Op:
+    if isinstance(op, Embed) and op.table in folded:
+        return replace(op, scale=1.0)
+    if not isinstance(op, Product):
+        return op
+    scales = [1.0 if part.weight in folded else op.factor(part) for part in op.parts]
+    parts = zip(op.parts, scales, strict=True)
+    return replace(op, scale=1.0, parts=tuple(replace(part, scale=by) for part, by in parts))
 
 
 def _grouped(parameter: str, kind: str, a: str, b: str, nodes: list[Node]) -> Otherwise:
@@ -105,12 +134,26 @@ def _parameters(op: Op) -> Iterator[tuple[str, Any]]:
     parts = getattr(op, "parts", ())
     if parts:
         yield f"{_name(op)}.rows", sum(part.rows for part in parts)
+    if isinstance(op, Rope):
+        yield "rope.pair_distance", _apart(op)
+    if isinstance(op, Product):
+        runs = [(by, sum(part.rows for part in some)) for by, some in groupby(parts, op.factor)]
+        yield "product.scale", runs[0][0] if len(runs) == 1 else tuple(by for by, _ in runs)
+        yield "product.scaled", tuple(rows for _, rows in runs) if len(runs) > 1 else ()
+
+
+def _apart(op: Rope) -> int:
+    """How far the channels of a pair stand from one another, once rows of adjacent pairs are read
+    as halves of the whole head, as a converter permuted them."""
+    halves = op.table.pairs == "halves"
+    return (op.table.dims if halves else op.heads.size - op.skip) // 2
 
 
 def _flat(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     for field in dataclasses.fields(value):
         inner, here = getattr(value, field.name), (*path, field.name)
-        if field.name in ("parts", "part") or isinstance(inner, Role):
+        of_product = isinstance(value, Product) and field.name == "scale"  # with its parts'
+        if field.name in ("parts", "part") or of_product or isinstance(inner, Role):
             continue
         if dataclasses.is_dataclass(inner):
             yield from _flat(inner, here)
@@ -120,12 +163,13 @@ def _flat(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
 
 def _slight(name: str, a: Any, b: Any, *, same_eps: bool) -> bool:
     """What two programs do in their own ways whatever the files say, and numbers hardly feel: the
-    form of GELU (5e-4 at most), the least sum that a router divides by, a norm's own eps."""
+    form of GELU (5e-4 at most), the least sum that a router divides by, the least size of a stream,
+    a norm's own eps."""
     if name == "activate.name":
         return {a, b} == _GELUS
     if name in ("norm.eps", "deltarule.eps"):
         return same_eps and abs(a - b) < _SLIGHT_EPS
-    return name in ("route.eps", "route.floor")
+    return name in ("route.eps", "route.floor", "streams.floor", "merge.floor")
 
 
 def same_value(x: Any, y: Any) -> bool:

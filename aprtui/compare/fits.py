@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from aprtui.compare.case import Case
 from aprtui.compare.localerror import LocalError, beyond_rounding, local_error
-from aprtui.compare.numerics import Numerics, limits_of, product_ways
+from aprtui.compare.numerics import Numerics, likely_ways, limits_of, other_ways
 from aprtui.engine.replay import Activations, Arithmetic
 from aprtui.graph.ops import Part, Product
 
@@ -40,14 +40,12 @@ def fit_part(
     The likely ways are computed whole, with one decode of the matrix. Where none of them fits, all
     others are held against a few outputs, and those that do best there are computed whole.
     """
-    first, rest = product_ways(case, op, learnt)
     fits, plain = [], None
-    for ways in (first, None):
-        chosen = _promising(case, op, y, x, rest) if ways is None else ways
-        made = _multiplied(case, op, x, chosen)
+    for ways in _tries(case, op, y, x, learnt):
+        made = _multiplied(case, op, x, ways)
         plain = made[0] if plain is None else plain
         fits += [
-            fit for how, out in zip(chosen, made, strict=True) for fit in _fits(case, how, out, y)
+            fit for how, out in zip(ways, made, strict=True) for fit in _fits(case, how, out, y)
         ]
         best = min(fits, key=lambda fit: _rank(fit, case, op.parts[0]))
         if (
@@ -56,6 +54,16 @@ def fit_part(
             break
     assert plain is not None
     return plain, best
+
+
+def _tries(
+    case: Case, op: Product, y: Float64, x: Activations, learnt: Sequence[Numerics]
+) -> Iterator[list[Arithmetic]]:
+    """The likely ways, then the promising of all others."""
+    likely = likely_ways(case, op, learnt)
+    yield likely
+    rest = [how for how in other_ways(case, op) if how not in likely]
+    yield _promising(case, op, y, x, rest)
 
 
 def _multiplied(

@@ -17,6 +17,7 @@ from aprtui.compare.bisection import Mistake
 from aprtui.compare.case import Case
 from aprtui.compare.explain import Explanation
 from aprtui.compare.fits import Fit
+from aprtui.compare.floor_groups import head_apart, rows_of_an_expert
 from aprtui.compare.localerror import beyond_rounding
 from aprtui.engine.replay import EXACT, Activations, Arithmetic, halfway, terms_norm, types_of
 from aprtui.graph.ops import Add, Bias, Embed, Multiply, Norm, Part, Product
@@ -33,6 +34,7 @@ _LEAST_NARROW = 0.5  # times sqrt(columns): the same where 16 bits hide most of 
 _TIED = 8.0  # medians of all that a position's own median may be: else an activation went the
 # other way in its rounding, which moves all outputs of the position
 _TOP, _SAMPLE = 24, 48  # outputs whose spread is computed: the most suspect, and some of all
+_RUN = 8  # outputs of the sample that lie side by side: decoded at once
 _HONEST = 17.0 / 40.0  # of the bar: what the right column may leave at a position
 _APART = 3.0  # times what the right column leaves, the next best one does
 _COMMON = 0.1  # of the sample beyond the bar: then it is no single weight
@@ -68,6 +70,9 @@ def judge_finely(case: Case, found: Explanation) -> Judged:
         return _product(case, case.op, found)
     if case.between or found.how != EXACT or found.numerics.output:
         return Judged()
+    apart = head_apart(case, found.best) or rows_of_an_expert(case, found.best)
+    if apart is not None:
+        return Judged(Outlier(*apart))
     spread = _spread(case)
     return Judged() if spread is None else Judged(_elementwise(case, found.best, spread))
 
@@ -159,7 +164,9 @@ def _part(case: Case, op: Product, part: Part, x: Activations, fit: Fit) -> Judg
     error = np.sign(error) * np.maximum(np.abs(error) - tie, 0.0)
     suspects, sample = _outputs(error, made)
     rounded = case.replay.rounded_rows(x, how.way(case.replay.type_of(part.weight)).activations)
-    weights = op.scale * case.replay.rows(part.weight, [*suspects, *sample], how.weights)
+    weights = case.replay.rows(part.weight, [*suspects, *sample], how.weights)
+    factor = op.factor(part)
+    weights = weights if factor == 1.0 else factor * weights
     spread = _U * terms_norm(rounded, weights)
     spread += _U * np.abs(y[:, [*suspects, *sample]]) + 1e-40
     z = np.abs(error[:, [*suspects, *sample]]) / spread
@@ -207,12 +214,13 @@ def _tie(case: Case, part: Part, made: Float64, how: Arithmetic) -> Float64:
 
 
 def _outputs(error: Float64, made: Float64) -> tuple[list[int], list[int]]:
-    """(the outputs with the largest error for their size, evenly spread ones)."""
+    """(the outputs with the largest error for their size, evenly spread runs of them)."""
     size = np.sqrt(np.square(made).mean(0))
     ratio = np.abs(error).max(0) / np.maximum(size, 1e-30)
     count = min(_TOP, len(ratio))
     suspects = np.argpartition(-ratio, count - 1)[:count]
-    sample = np.unique(np.linspace(0, len(ratio) - 1, min(_SAMPLE, len(ratio))).astype(np.int64))
+    starts = np.linspace(0, max(0, len(ratio) - _RUN), _SAMPLE // _RUN).astype(np.int64)
+    sample = np.unique(starts[:, None] + np.arange(min(_RUN, len(ratio))))
     return suspects.tolist(), sample.tolist()
 
 

@@ -255,7 +255,8 @@ def _columns(case: Case, off: Float64) -> Iterator[str]:
     if columns % _TOGETHER or len(x) * min(rows, _SAMPLE) < 4 * blocks or case.op.cap:
         return
     sample = np.unique(np.linspace(0, rows - 1, min(rows, _SAMPLE)).astype(int))
-    weights = case.op.scale * case.replay.rows(role, sample.tolist())
+    factor = case.op.factor(case.parts[0])
+    weights = factor * case.replay.rows(role, sample.tolist())
     shares = np.einsum(
         "tbs,rbs->trb", x.reshape(len(x), blocks, -1), weights.reshape(len(sample), blocks, -1),
         optimize=True,

@@ -13,6 +13,7 @@ from aprtui.compare.computation import same_value, shown_value
 from aprtui.compare.weight_sides import WeightSide
 from aprtui.errors import UsageError
 from aprtui.formats.gguf import StringArray
+from aprtui.graph.ops import Attend, Positions
 from aprtui.model.tokenizer import TokenizerSpec
 from aprtui.text import clean, count
 
@@ -58,11 +59,19 @@ def compare_configs(
             kind = "missing-a" if silent[0] else "missing-b"
         else:
             kind = "equal" if same_value(x, y) else "differs"
-        if kind == "differs" and (same_pass or _no_effect(name, a, b)):
+        unplaced = name == "max_positions" and not any(map(_places, (a, b)))
+        if (kind == "differs" and (same_pass or _no_effect(name, a, b))) or (
+            kind.startswith("missing") and unplaced
+        ):
             kind = "no-effect"
         texts = ["not stated" if s else shown_value(v) for s, v in zip(silent, (x, y), strict=True)]
         found.append(Setting(name, kind, texts[0], texts[1]))
     return tuple(found)
+
+
+def _places(side: WeightSide) -> bool:
+    """Whether the pass asks where a token stands: one of states alone goes on for ever."""
+    return any(isinstance(node.op, Attend | Positions) for node in side.graph)
 
 
 def _no_effect(name: str, a: WeightSide, b: WeightSide) -> bool:

@@ -44,9 +44,10 @@ __all__ = [
     "Numerics",
     "activated",
     "has",
+    "likely_ways",
     "limits_of",
     "numerics_of",
-    "product_ways",
+    "other_ways",
     "written_before",
 ]
 
@@ -272,11 +273,9 @@ def _from_before(case: Case, source: Node, kind: str) -> Iterator[Arithmetic]:
         yield Arithmetic(weights=kind, stage=kind, steps=True, before=UNROUNDED)
 
 
-def product_ways(
-    case: Case, op: Product, learnt: Sequence[Numerics]
-) -> tuple[list[Arithmetic], list[Arithmetic]]:
-    """How a product with ``op``'s one matrix may have been made: the likely (plain, what its type
-    asks for, what explained products before), and the rest."""
+def likely_ways(case: Case, op: Product, learnt: Sequence[Numerics]) -> list[Arithmetic]:
+    """How a product with ``op``'s one matrix was made most likely: plainly, as its type or the
+    checkpoint asks for, as what explained products before."""
     (role,) = op.matrices
     likely, other, scaled = case.replay.roundings(role)
     stated = case.replay.stated_roundings(role)
@@ -284,29 +283,37 @@ def product_ways(
     known = {*likely, *other, *scaled, "TF32", TF32_AWAY}
     kept = ("", *_TYPES, TF32_AWAY, *WEIGHTS_SCALED, *_decoded(case, role))
     before = [
-        _multiplying(each.how)
+        _multiplying(each.how, op)
         for each in learnt
         if each.how.product in known and each.how.weights in kept
     ]
-    first = [usual[0], *before] if before else usual
-    rest = [*usual, *(Arithmetic(name) for name in (*other, *scaled))]
+    return list(dict.fromkeys([usual[0], *before] if before else usual))
+
+
+def other_ways(case: Case, op: Product) -> list[Arithmetic]:
+    """Every way, whatever is likely."""
+    (role,) = op.matrices
+    likely, other, scaled = case.replay.roundings(role)
+    stated = case.replay.stated_roundings(role)
+    found = [Arithmetic(name) for name in (likely[0], *stated, *likely[1:], *other, *scaled)]
     kinds = (case.rounded,) if case.rounded else ("TF32", TF32_AWAY, "F16", "BF16")
-    rest += [Arithmetic(kind, weights=kind) for kind in kinds]
+    found += [Arithmetic(kind, weights=kind) for kind in kinds]
     if case.rounded and not _plain(op, op.parts[0]):
-        rest += [Arithmetic(case.rounded, weights=w, stage=case.rounded) for w in (*kinds, "")]
-    rest += [
+        found += [Arithmetic(case.rounded, weights=w, stage=case.rounded) for w in (*kinds, "")]
+    found += [
         Arithmetic(name, weights=weights)
         for weights, (kind, _) in WEIGHTS_SCALED.items()
         for name in scaled
         if name.startswith((f"{kind} per tensor, float32", f"{kind} per token, float32"))
     ]
-    if F16_SCALES[""] in kept:
+    if F16_SCALES[""] in _decoded(case, role):
         names = (*likely, *other, *scaled)
-        rest += [Arithmetic(name, weights=F16_SCALES[""]) for name in names]
-        rest += [Arithmetic(kind, weights=F16_SCALES[kind]) for kind in kinds if kind in F16_SCALES]
+        found += [Arithmetic(name, weights=F16_SCALES[""]) for name in names]
+        scales = (kind for kind in kinds if kind in F16_SCALES)
+        found += [Arithmetic(kind, weights=F16_SCALES[kind]) for kind in scales]
     if case.rounded:
-        rest += _in_narrow_sums(case, op, case.rounded)
-    return list(dict.fromkeys(first)), [how for how in dict.fromkeys(rest) if how not in first]
+        found += _in_narrow_sums(case, op, case.rounded)
+    return list(dict.fromkeys(found))
 
 
 def _decoded(case: Case, role: Role) -> tuple[str, ...]:
@@ -316,12 +323,12 @@ def _decoded(case: Case, role: Role) -> tuple[str, ...]:
     return tuple(F16_SCALES.values()) if case.replay.type_of(role) == "Q6_K" else ()
 
 
-def _multiplying(how: Arithmetic) -> Arithmetic:
+def _multiplying(how: Arithmetic, op: Product) -> Arithmetic:
     """What of an arithmetic concerns a product."""
     return Arithmetic(
         how.product,
         weights=how.weights,
-        stage=how.stage,
+        stage="" if _plain(op, op.parts[0]) else how.stage,
         running=how.running,
         ranks=how.ranks,
         partial=how.partial,

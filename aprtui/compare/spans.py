@@ -64,6 +64,11 @@ class ExactTypes:
             kinds = self._exact if plain else self._rounded
             kinds.add(case.replay.type_of(part.weight))
 
+    def join(self, other: ExactTypes) -> None:
+        """Take in what another has learnt."""
+        self._exact |= other._exact
+        self._rounded |= other._rounded
+
     def cover(self, replay: Replay, span: Iterable[Node]) -> bool:
         """Whether every product of ``span`` is with weights of such a type."""
         types = {replay.type_of(role) for node in span for role in node.op.matrices}

@@ -72,7 +72,7 @@ class Judge:
         message = _not_rounding(metrics, limit, a.rows * a.columns, _noise(sums, a, b))
         if not message:
             return replace(result, kind="rounding")
-        if (narrowed := self._narrowed(result, a, b)) is not None:
+        if (narrowed := self._narrowed(result, a, b) or self._folded(result, a, b)) is not None:
             return narrowed
         look = name_look(self._suspect(role, a, b, sums, limit))
         if look is not None and look.id == "some_blocks":
@@ -83,6 +83,25 @@ class Judge:
         self, role: Role, a: Operand, b: Operand, sums: RowSums | None, limit: float
     ) -> Suspect:
         return Suspect(role, self._sides, a, b, sums, self._readers, limit, self._sketches)
+
+    def _folded(self, result: TensorResult, a: Operand, b: Operand) -> TensorResult | None:
+        """``equal`` or ``rounding`` where one file holds the weight times what the other's pass
+        multiplies by."""
+        factors = [side.factors.get(result.role, 1.0) for side in self._sides]
+        if factors[0] == factors[1]:
+            return None
+        left, right = (replace(x, factor=by) for x, by in zip((a, b), factors, strict=True))
+        sums = measure_rows(left, right, self._readers, lambda values: None)
+        metrics, limit = _metrics(sums), rounding_limit(left, right, sums)
+        if _not_rounding(metrics, limit, a.rows * a.columns, _noise(sums, left, right)):
+            return None
+        said = " and ".join(
+            f"{name}'s pass by {by:g}" for name, by in zip("AB", factors, strict=True) if by != 1.0
+        )
+        return replace(
+            result, kind="equal" if sums.equal else "rounding", metrics=metrics, limit=limit,
+            message=f"multiplied in {said}", folded=True,
+        )  # fmt: skip
 
     def _narrowed(self, result: TensorResult, a: Operand, b: Operand) -> TensorResult | None:
         """``rounding`` where a float32 side holds only numbers of a narrower float."""

@@ -88,7 +88,9 @@ class Look:
 
 @dataclass(frozen=True)
 class TensorResult:
-    """One role of both models. ``limit`` is the largest rel_l2 that rounding explains."""
+    """One role of both models. ``limit`` is the largest rel_l2 that rounding explains. ``folded``:
+    the values are the same once each side's are multiplied as its pass multiplies what they make.
+    """
 
     role: Role
     kind: str
@@ -98,6 +100,7 @@ class TensorResult:
     metrics: WeightMetrics | None = None
     looks_like: Look | None = None
     message: str = ""
+    folded: bool = False
 
     @property
     def damage(self) -> tuple[int, float]:

@@ -18,8 +18,8 @@ from aprtui.formats.modelfile import ModelFile, TensorEntry
 from aprtui.formats.quantised import refuse_unreadable
 from aprtui.graph import Graph, Role
 from aprtui.graph.heads import head_windows
-from aprtui.graph.ops import Bias, Norm, Product
-from aprtui.graph.recurrent import Decay, Scan
+from aprtui.graph.ops import Bias, Embed, Norm, Product
+from aprtui.graph.recurrent import ChannelScan, Decay, Scan
 from aprtui.model.open import Matrix, held_window, read_model_file, tokenizer_spec_of
 from aprtui.model.operand import Operand
 from aprtui.model.tokenizer import TokenizerSpec
@@ -86,8 +86,19 @@ class WeightSide:
     @cached_property
     def logged(self) -> frozenset[Role]:
         """The weights of decays that mean -exp(w)."""
-        decays = (node.op for node in self.graph if isinstance(node.op, Decay | Scan))
+        decays = (node.op for node in self.graph if isinstance(node.op, Decay | Scan | ChannelScan))
         return frozenset(decay.a for decay in decays if decay.logged)
+
+    @cached_property
+    def factors(self) -> Mapping[Role, float]:
+        """What the pass multiplies by what a weight makes."""
+        found: dict[Role, float] = {}
+        for node in self.graph:
+            if isinstance(node.op, Embed):
+                found[node.op.table] = node.op.scale
+            elif isinstance(node.op, Product):
+                found |= {part.weight: node.op.factor(part) for part in node.op.parts}
+        return found
 
     @cached_property
     def norms(self) -> frozenset[Role]:

@@ -46,7 +46,9 @@ def diff_models(
     notes = [f"{name}: {note}" for name, side in zip("AB", sides, strict=True)
              for note in side.notes]  # fmt: skip
     eps = [side.settings.get("rms_norm_eps") for side in sides]
-    otherwise = compare_graphs(sides[0].graph, sides[1].graph, same_eps=same_value(*eps))
+    folded = frozenset(result.role for result in results if result.folded)
+    graphs = sides[0].graph, sides[1].graph
+    otherwise = compare_graphs(*graphs, same_eps=same_value(*eps), folded=folded)
     same_pass = all(each.kind == "slight" for each in otherwise)
     return ModelComparison(
         _head(sides[0]),
@@ -57,7 +59,7 @@ def diff_models(
         compare_tokenizers(*sides),
         tuple(_unused(entry) for entry in sides[0].unused),
         tuple(_unused(entry) for entry in sides[1].unused),
-        (*_reconciled(*sides), *notes),
+        (*_reconciled(*sides), *_folded(folded), *notes),
     )
 
 
@@ -144,6 +146,12 @@ def _head(side: WeightSide) -> ModelSide:
 def _unused(entry: TensorEntry) -> TensorSide:
     rows = math.prod(entry.shape[:-1])
     return TensorSide(clean(entry.name), entry.type, (rows, entry.shape[-1] if entry.shape else 1))
+
+
+def _folded(roles: frozenset[Role]) -> list[str]:
+    """The weights of which one file holds the factors that the other's pass multiplies by."""
+    names = ", ".join(sorted({role.name for role in roles}))
+    return [f"factors of the pass are multiplied into weights of the other: {names}"] * bool(roles)
 
 
 def _reconciled(a: WeightSide, b: WeightSide) -> list[str]:

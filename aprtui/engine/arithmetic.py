@@ -182,8 +182,8 @@ class Rounded(Pass):
             return self.number(x)
         return self.number(math.log1p(math.exp(self.number(math.log(math.expm1(x))))))
 
-    def looked_up(self, role: Role) -> Tensor:
-        return self.weights.rows_as(role, self.tokens, self.how.weights)
+    def looked_up(self, role: Role, rows: int) -> Tensor:
+        return self.weights.rows_as(role, self.within(rows), self.how.weights)
 
     def cut(self, x: Tensor) -> Tensor:
         return x if self.how.attention in FLASH else ROUND_TO[self.how.stage](x)

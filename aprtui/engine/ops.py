@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 
+from aprtui.engine.altup import ALTUP
 from aprtui.engine.recurrent import RECURRENT
 from aprtui.engine.staging import send
 from aprtui.engine.weights import WeightStream
@@ -35,6 +36,7 @@ from aprtui.graph.ops import (
     Multiply,
     Norm,
     Op,
+    Part,
     Positions,
     Product,
     Rope,
@@ -49,7 +51,10 @@ from aprtui.graph.ops import (
 )
 from aprtui.graph.rope import RopeTable
 
-__all__ = ["ACTIVATIONS", "KERNELS", "Pass", "attention_blocks", "compute", "heads_of", "visible"]
+__all__ = [
+    "ACTIVATIONS", "KERNELS", "Pass", "attention_blocks", "compute", "heads_of", "scale_columns",
+    "visible",
+]  # fmt: skip
 
 Tensor = torch.Tensor
 
@@ -100,9 +105,13 @@ class Pass:
         """A number that is stored as it is before its softplus."""
         return x
 
-    def looked_up(self, role: Role) -> Tensor:
-        """The tokens' rows of a table."""
-        return self.weights.rows(role, self.tokens)
+    def looked_up(self, role: Role, rows: int) -> Tensor:
+        """The tokens' rows of a table; of tokens beyond its ``rows`` the first."""
+        return self.weights.rows(role, self.within(rows))
+
+    def within(self, rows: int) -> tuple[int, ...]:
+        """The tokens, of those beyond ``rows`` the first one."""
+        return tuple(token if token < rows else 0 for token in self.tokens)
 
     def cut(self, x: Tensor) -> Tensor:
         """An inner result that an engine of low precision writes in its type."""
@@ -197,7 +206,7 @@ def heads_of(x: Tensor, heads: Heads) -> Tensor:
 
 def embed(ar: Pass, op: Embed) -> Tensor:
     """The tokens' rows of the table times ``scale``: [T,H]."""
-    rows = ar.looked_up(op.table)
+    rows = ar.looked_up(op.table, op.rows)
     return rows * ar.number(op.scale) if op.scale != 1.0 else rows
 
 
@@ -235,7 +244,7 @@ def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
 
 
 def product(ar: Pass, op: Product, x: Tensor) -> Tensor:
-    """cap * tanh((x W' + b) * scale / cap) with the parts side by side: [T, rows], or [rows]
+    """cap * tanh((x W' + b) * scales / cap) with the parts side by side: [T, rows], or [rows]
     where only the last position is asked for. x [T,...] is taken as rows."""
     rows = x.reshape(x.shape[0], -1)
     rows = ar.asked(rows) if op.last else rows
@@ -245,17 +254,26 @@ def product(ar: Pass, op: Product, x: Tensor) -> Tensor:
 
 
 def finish(ar: Pass, op: Product, out: Tensor, biases: Tensor | None = None) -> Tensor:
-    """What follows the products inside their stage: biases, scale, cap. ``biases`` take the place
+    """What follows the products inside their stage: biases, scales, cap. ``biases`` take the place
     of the parts' own."""
     if biases is None and any(part.bias is not None for part in op.parts):
         biases = _biases(ar, op)
     if biases is not None:
         out = ar.cut(out) + biases
+    if any(part.scale != 1.0 for part in op.parts):
+        out = scale_columns(op.parts, ar.cut(out))
     if op.scale != 1.0:
         out = ar.cut(out) * op.scale
     if op.cap is None:
         return out
     return ar.cut(ar.map(torch.tanh, ar.cut(ar.cut(out) / op.cap))) * op.cap
+
+
+def scale_columns(parts: Sequence[Part], x: Tensor) -> Tensor:
+    """x [...,rows] with the columns of each of ``parts`` times its scale."""
+    if all(part.scale == 1.0 for part in parts):
+        return x
+    return x * torch.cat([x.new_full((part.rows,), part.scale) for part in parts])
 
 
 def _biases(ar: Pass, op: Product | Bias) -> Tensor:
@@ -270,7 +288,7 @@ def _biases(ar: Pass, op: Product | Bias) -> Tensor:
 
 def bias(ar: Pass, op: Bias, x: Tensor) -> Tensor:
     """x [T, rows] + b."""
-    return x + _biases(ar, op)
+    return x + scale_columns(op.parts, _biases(ar, op))
 
 
 @lru_cache(maxsize=4)  # replay computes one rotation after another: most by the same few tables
@@ -484,14 +502,19 @@ def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
 
 
 def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
-    """1 / (1 + exp(-x W')): [T, rows]."""
-    return ar.map(torch.sigmoid, ar.product(x, op.part.weight))
+    """1 / (1 + exp(-x W' - b)): [T, rows]."""
+    return ar.map(torch.sigmoid, _gate(ar, op, x))
 
 
 def softplus(ar: Pass, op: Softplus, x: Tensor) -> Tensor:
-    """log(1 + exp(x W')): [T, rows]."""
-    made = _wide(ar.product(x, op.part.weight))
-    return ar.map(functional.softplus, made).to(x.dtype)
+    """log(1 + exp(x W' + b)): [T, rows]."""
+    return ar.map(functional.softplus, _wide(_gate(ar, op, x))).to(x.dtype)
+
+
+def _gate(ar: Pass, op: Sigmoid | Softplus, x: Tensor) -> Tensor:
+    """A gate's product, and its bias where it has one: [T, rows]."""
+    made = ar.product(x, op.part.weight)
+    return made if op.part.bias is None else ar.cut(made + ar.vector(op.part.bias))
 
 
 def _scored(ar: Pass, logits: Tensor, score: str) -> Tensor:
@@ -553,8 +576,8 @@ def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-    """[T,H]: the sum over a token's ids of weight * down(activation(gate(x)) * up(x)), with biases
-    and a clamp where the operation says so.
+    """[T,H]: the sum over a token's ids of weight * down(activation(gate(x)) * up(x)), with biases,
+    a clamp or no gate where the operation says so.
 
     In order of the ids; only experts that some token chose are read.
     """
@@ -565,10 +588,10 @@ def experts(ar: Pass, op: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> T
             places.setdefault(int(expert), []).append((token, rank))
     for expert, chosen_at in sorted(places.items()):
         tokens, ranks = send(torch.tensor(chosen_at).T.contiguous(), x.device)
-        gate, up, down = (role._replace(expert=expert) for role in op.roles)
+        *inward, down = (role._replace(expert=expert) for role in op.roles)
         rows, weight = x[tokens], weights[tokens, ranks, None]
         rows = ar.cut(rows * weight) if op.on_input else rows
-        inner = _gated(ar, op, _biased(ar, op, rows, gate), _biased(ar, op, rows, up))
+        inner = _gated(ar, op, *(_biased(ar, op, rows, role) for role in inward))
         made = _biased(ar, op, ar.cut(inner), down)
         made = made if op.on_input else ar.cut(made * weight)
         out[tokens] = ar.cut(out[tokens] + made)
@@ -583,8 +606,10 @@ def _biased(ar: Pass, op: Experts, x: Tensor, role: Role) -> Tensor:
     return ar.cut(made + ar.vector(role._replace(name=f"{role.name}_bias")))
 
 
-def _gated(ar: Pass, op: Experts, gate: Tensor, up: Tensor) -> Tensor:
-    """activation(gate) * up [n,F], or what the clamp makes of them."""
+def _gated(ar: Pass, op: Experts, gate: Tensor, up: Tensor | None = None) -> Tensor:
+    """activation(gate) * up [n,F], or what the clamp makes of them; without a gate that of up."""
+    if up is None:
+        return ar.activate(gate, op.activation)
     if op.clamp is None:
         return ar.cut(ar.activate(gate, op.activation)) * up
     gate, up = gate.clamp(max=op.clamp.limit), up.clamp(-op.clamp.limit, op.clamp.limit)
@@ -623,6 +648,7 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Experts: experts,
     Combine: combine,
     **RECURRENT,
+    **ALTUP,
 }
 
 

@@ -10,14 +10,24 @@ import torch
 import torch.nn.functional as functional
 
 from aprtui.graph.ops import Op
-from aprtui.graph.recurrent import CausalConv, Columns, Decay, DeltaRule, GatedNorm, Scan, Steps
+from aprtui.graph.recurrent import (
+    CausalConv,
+    ChannelScan,
+    Columns,
+    Decay,
+    DeltaRule,
+    Gated,
+    GatedNorm,
+    Scan,
+    Steps,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aprtui.engine.ops import Pass
 
-__all__ = ["RECURRENT", "delta_rule", "delta_scan", "linear_scan"]
+__all__ = ["RECURRENT", "channel_scan", "delta_rule", "delta_scan", "linear_scan"]
 
 Tensor = torch.Tensor
 
@@ -45,23 +55,29 @@ def columns(ar: Pass, op: Columns, x: Tensor, y: Tensor) -> Tensor:
     return x[:, op.first : op.first + op.size] * y[:, op.second : op.second + op.size]
 
 
+def gated(ar: Pass, op: Gated, x: Tensor, gate: Tensor) -> Tensor:
+    """[T,size]."""
+    factor = ar.activate(gate[:, op.first : op.first + op.size], op.activation)
+    return x.reshape(len(x), op.size) * ar.cut(factor)
+
+
 def decay(ar: Pass, op: Decay, x: Tensor) -> Tensor:
     """[T,N]."""
     a = _wide(ar.vector(op.a))
     a = -a.exp() if op.logged else a
-    steps = ar.step(_wide(ar.product(x, op.part.weight)) + _wide(ar.vector(op.dt)))
-    return (a * ar.step(ar.map(functional.softplus, steps))).to(x.dtype)
+    steps = _wide(ar.product(x, op.part.weight)) + _wide(ar.vector(op.dt))
+    return (a * ar.map(functional.softplus, steps)).to(x.dtype)
 
 
 def gated_norm(ar: Pass, op: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
     """x [T,...] normalised, ``size`` values at a time, and gated."""
     wide = _wide(x).reshape(len(x), -1, op.size)
     gates = _wide(gate).reshape(len(x), -1)[:, : wide.shape[1] * op.size]
-    factor = ar.wide_activate(gates, op.activation).reshape(wide.shape)
+    factor = ar.activate(gates, op.activation).reshape(wide.shape)
     wide = wide * factor if op.before else wide
     apart = wide.reshape(*wide.shape[:-1], op.groups, -1)
     apart = apart * torch.rsqrt(apart.square().mean(-1, keepdim=True) + op.eps)
-    made = ar.step(ar.step(apart.reshape(wide.shape)) * _wide(ar.vector(op.weight)))
+    made = ar.step(apart.reshape(wide.shape)) * _wide(ar.vector(op.weight))
     return (made if op.before else made * factor).reshape(_written(op, x)).to(x.dtype)
 
 
@@ -73,18 +89,30 @@ def _written(op: GatedNorm, x: Tensor) -> tuple[int, ...]:
 def delta_rule(ar: Pass, op: DeltaRule, x: Tensor, g: Tensor, beta: Tensor) -> Tensor:
     """[T,N,value], or the last state [N,key,value]. Both are one computation, made once where they
     follow one another."""
+
+    def made() -> tuple[Tensor, Tensor]:
+        q, k, v = _heads(op, x)
+        state = ar.recall(v.new_zeros(op.heads, op.key, op.value))
+        return delta_scan(q, k, v, _wide(g), _wide(beta), state, ar.stride)
+
+    return _once(ar, (x, g, beta), made, last=op.state)
+
+
+def _once(
+    ar: Pass, given: tuple[Tensor, ...], made: Callable[[], tuple[Tensor, Tensor]], *, last: bool
+) -> Tensor:
+    """What a rule gives out, or the ``last`` state, which is kept for the next pass; in the type of
+    what it was given. Made once where both follow one another."""
     kept = ar.scanned
-    given = (x, g, beta)
-    if kept is not None and len(kept[0]) == 3 and all(map(operator.is_, kept[0], given)):
+    again = kept is not None and len(kept[0]) == len(given)
+    if kept is not None and again and all(map(operator.is_, kept[0], given)):
         ar.scanned = None
-        return kept[1][int(op.state)]
-    q, k, v = _heads(op, x)
-    state = ar.recall(v.new_zeros(op.heads, op.key, op.value))
-    out, state = delta_scan(q, k, v, _wide(g), _wide(beta), state, ar.stride)
+        return kept[1][int(last)]
+    out, state = made()
     ar.keep(state)
-    found = (out.to(x.dtype), state.to(x.dtype))
+    found = (out.to(given[0].dtype), state.to(given[0].dtype))
     ar.scanned = (given, found)
-    return found[int(op.state)]
+    return found[int(last)]
 
 
 def _heads(op: DeltaRule, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,33 +173,64 @@ def _chunk(
 
 def steps(ar: Pass, op: Steps, x: Tensor) -> Tensor:
     """[T,N]."""
-    raw = ar.step(_wide(x[:, op.first : op.first + op.heads]) + _wide(ar.vector(op.dt)))
+    raw = _wide(x[:, op.first : op.first + op.heads]) + _wide(ar.vector(op.dt))
     return ar.map(functional.softplus, raw).clamp(op.low, op.high).to(x.dtype)
 
 
 def scan(ar: Pass, op: Scan, x: Tensor, dt: Tensor) -> Tensor:
     """[T,N,size], or the last state [N,state,size]; made once where they follow one another."""
-    kept = ar.scanned
-    if kept is not None and len(kept[0]) == 2 and kept[0][0] is x and kept[0][1] is dt:
-        ar.scanned = None
-        return kept[1][int(op.last)]
-    inner, shared = op.heads * op.size, op.groups * op.state
-    values, b, c = torch.split(_wide(x), [inner, shared, shared], dim=1)
-    values = values.reshape(len(x), op.heads, op.size)
-    times = op.heads // op.groups
-    b, c = (
-        each.reshape(len(x), op.groups, op.state).repeat_interleave(times, dim=1) for each in (b, c)
-    )
+
+    def made() -> tuple[Tensor, Tensor]:
+        inner, shared = op.heads * op.size, op.groups * op.state
+        values, *both = torch.split(_wide(x), [inner, shared, shared], dim=1)
+        values = values.reshape(len(x), op.heads, op.size)
+        times = op.heads // op.groups
+        b, c = (
+            each.reshape(len(x), op.groups, op.state).repeat_interleave(times, dim=1)
+            for each in both
+        )
+        wide, rates = _wide(dt), _rates(ar, op)
+        state = ar.recall(values.new_zeros(op.heads, op.state, op.size))
+        given = values * wide[:, :, None], rates * wide
+        out, state = linear_scan(c, b, *given, state, ar.stride)
+        return out + values * _wide(ar.vector(op.skip))[:, None], state
+
+    return _once(ar, (x, dt), made, last=op.last)
+
+
+def _rates(ar: Pass, op: Scan | ChannelScan) -> Tensor:
+    """How fast a state fades, of each head or channel: below 0."""
     a = _wide(ar.vector(op.a))
-    a = -a.exp() if op.logged else a
-    state = ar.recall(values.new_zeros(op.heads, op.state, op.size))
-    wide = _wide(dt)
-    out, state = linear_scan(c, b, values * wide[:, :, None], a * wide, state, ar.stride)
-    ar.keep(state)
-    out = out + values * _wide(ar.vector(op.skip))[:, None]
-    found = (out.to(x.dtype), state.to(x.dtype))
-    ar.scanned = ((x, dt), found)
-    return found[int(op.last)]
+    return -a.exp() if op.logged else a
+
+
+def scan_channels(ar: Pass, op: ChannelScan, x: Tensor, dt: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """[T,C,1], or the last state [C,state,1]; made once where they follow one another."""
+
+    def made() -> tuple[Tensor, Tensor]:
+        a, values = _rates(ar, op).reshape(op.channels, op.state), _wide(x)
+        state = ar.recall(values.new_zeros(op.channels, op.state, 1))[:, :, 0]
+        out, state = channel_scan(values, _wide(dt), _wide(b), _wide(c), a, state, ar.stride)
+        return (out + values * _wide(ar.vector(op.skip)))[:, :, None], state[:, :, None]
+
+    return _once(ar, (x, dt, b, c), made, last=op.last)
+
+
+def channel_scan(
+    x: Tensor, dt: Tensor, b: Tensor, c: Tensor, a: Tensor, state: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """S = exp(a dt) S + dt x b', of which S c comes out [T,C], and the S behind it [C,state]. What
+    a token brings is computed ``chunk`` tokens at a time, the states one after the other."""
+    out = []
+    for first in range(0, len(x), chunk):
+        some = slice(first, first + chunk)
+        kept = (dt[some, :, None] * a).exp()
+        states = (dt[some] * x[some])[:, :, None] * b[some, None, :]
+        for place in range(len(states)):
+            state = states[place].add_(kept[place] * state)
+        out.append((states @ c[some, :, None])[:, :, 0])
+        state = state.clone()
+    return torch.cat(out), state
 
 
 def linear_scan(
@@ -195,9 +254,11 @@ def linear_scan(
 
 RECURRENT: dict[type[Op], Callable[..., Tensor]] = {
     CausalConv: causal_conv,
+    ChannelScan: scan_channels,
     Columns: columns,
     Decay: decay,
     DeltaRule: delta_rule,
+    Gated: gated,
     GatedNorm: gated_norm,
     Scan: scan,
     Steps: steps,

@@ -90,7 +90,8 @@ class Replay:
         rows: Rows | None = None,
     ) -> None:
         self.model = model
-        self.positions = () if rows is None or not rows.positions[:1] > (0,) else rows.positions
+        plain = rows is None or rows.positions == tuple(range(len(rows)))
+        self.positions = () if rows is None or plain else rows.positions
         self.tokens = tokens
         self.logits = logits
         self._stream = WideStream(model)
@@ -206,7 +207,8 @@ class Replay:
         def finish(made: Float64, how: Arithmetic) -> Float64:
             ar = Rounded(self._stream, how)
             own = None if bias is None else ar.kept(bias)
-            return _array(ops.finish(ar, op, _tensor(made), own))
+            some = replace(op, parts=(replace(part, rows=len(rows)),))
+            return _array(ops.finish(ar, some, _tensor(made), own))
 
         return finish
 

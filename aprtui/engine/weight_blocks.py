@@ -151,11 +151,14 @@ class WeightReader:
 
 
 def _moved(found: Float32, operand: Operand) -> Float32:
-    """``found`` as the operand means it: its offset added, out of the logarithm, heads in order."""
+    """``found`` as the operand means it: its offset added, out of the logarithm, times the factor,
+    heads in order."""
     if operand.offset:
         found += np.float32(operand.offset)
     if operand.logged:
         np.negative(np.exp(found, out=found), out=found)
+    if operand.factor != 1.0:
+        found *= np.float32(operand.factor)
     if operand.dealt is not None:
         heads = found.reshape(len(found), -1, *operand.dealt)
         return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(found.shape)

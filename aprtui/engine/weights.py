@@ -91,6 +91,16 @@ class _Scratch(threading.local):
         return values[:size].view(rows, columns)
 
 
+def _runs(indices: Sequence[int], most: int) -> Iterator[tuple[int, int, int]]:
+    """(place among the indices, first index, how many) of those that follow one another."""
+    first = 0
+    for place in range(1, len(indices) + 1):
+        goes_on = place < len(indices) and indices[place] == indices[place - 1] + 1
+        if not goes_on or place - first == most:
+            yield first, indices[first], place - first
+            first = place
+
+
 class WeightStream:
     """One model's weights in one dtype, a block of rows at a time, each on its layer's device.
 
@@ -183,8 +193,9 @@ class WeightStream:
         """
         stored = codec_of(self.model.weights[role])
         table = torch.empty((len(indices), stored.columns), dtype=self.dtype)
-        for place, index in enumerate(indices):
-            table[place] = self.decode(stored, index, 1, _CPU)[0]
+        most = max(1, BLOCK_VALUES // stored.columns)
+        for place, index, count in _runs(indices, most):
+            table[place : place + count] = self.decode(stored, index, count, _CPU)
         return send(table, self.device)
 
     def linear(self, x: torch.Tensor, role: Role) -> torch.Tensor:

@@ -162,6 +162,8 @@ class WideStream(WeightStream):
         """Chosen rows [n, columns] of a matrix whose weights an engine keeps so."""
         self._measure(role, [weights])
         made = self._decoder(_decoding(Way(weights=weights))).rows(role, indices)
+        if weights not in F16_SCALES.values():  # whose scales lie apart
+            return self._narrowed(made.double(), weights, role, 0)
         narrow = [
             self._narrowed(made[place : place + 1].double(), weights, role, index)
             for place, index in enumerate(indices)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 
 from aprtui.families import decoder
-from aprtui.families.classic import pass_over
+from aprtui.families.classic import pass_over, read_real
 from aprtui.families.family import Family
 from aprtui.families.granitemoehybrid import MAMBA, read_scan
 from aprtui.families.mamba2 import scan_tensors
@@ -31,12 +31,14 @@ _HF = {
     "num_layers": 32, "num_heads": 32, "num_kv_heads": 8, "hidden_act": "silu",
     "max_positions": 262_144, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
     "rope_theta": 1e4, "attention_bias": False, "partial_rotary_factor": 0.5,
+    "z_loss_coefficient": 0.0,
 }  # fmt: skip
 _ALIASES = {"partial_rotary_factor": "other.partial", "layer_types": "layers_block_type"}
 
 
 def build(s: Settings) -> Graph:
-    pass_over(s, "z_loss_coefficient", "num_logits_to_keep", "attn_rotary_emb")
+    pass_over(s, "num_logits_to_keep", "attn_rotary_emb")
+    read_real(s, "z_loss_coefficient")  # of training
     s.must_be("other.partial", (0.5,), "transformers takes 0.5, or what rope_parameters says")
     s.must_be("mlp_bias", (False,), "the FFN's products have biases")
     sizes = decoder.read_sizes(s)

@@ -16,7 +16,7 @@ from aprtui.graph.rope import RopeTable
 
 __all__ = [
     "alibi", "both", "fused", "in_folder", "layer_norm", "pass_over", "read_ffn",
-    "read_part_rope",
+    "read_part_rope", "read_real",
 ]  # fmt: skip
 
 
@@ -46,10 +46,19 @@ def fused(module: str, *, by_head: bool = False, transposed: bool = False) -> tu
     )
 
 
-def pass_over(s: Settings, *names: str) -> None:
-    """Keys that published folders state and transformers' model reads nowhere."""
+def pass_over(s: Settings, *names: str, null: bool = True) -> None:
+    """Keys that published folders state and transformers' model reads nowhere; ``null``: whether
+    its configuration takes that for a value of theirs."""
     for name in names:
-        s.take(name, None)
+        if s.take(name, None) is None and s.has(name) and not null:
+            raise s.fail(f"{s.label(name)} is null, which is no value of it")
+
+
+def read_real(s: Settings, name: str) -> float:
+    """A number that transformers takes with a point alone, not a whole one."""
+    if type(s.take(name)) is not float:
+        raise s.fail(f"{s.label(name)} is {s.take(name)!r:.60}, not a number with a point")
+    return float(s.number(name))
 
 
 def layer_norm(sizes: Sizes, *, biased: bool = True) -> Norm:

@@ -17,7 +17,8 @@ __all__ = [
     "FULL", "SLIDING", "Frame", "Mixer", "ReadFfn", "Sizes", "all_windows", "attention_of",
     "build_decoder", "check_heads", "layer_types", "mask_of", "query_scale", "read_bare_sizes",
     "read_biases", "read_causal", "read_experts", "read_ffn", "read_sizes", "read_sizes_by_layer",
-    "read_tied", "read_window", "say_windows", "sparse_layers", "windows_by_pattern",
+    "read_tied", "read_window", "say_windows", "sparse_layers", "windows_but_in_gguf",
+    "windows_by_pattern",
 ]  # fmt: skip
 
 Mixer = Callable[[Builder, StageKey], StageKey]
@@ -49,17 +50,17 @@ class Sizes:
 
 def read_sizes(
     s: Settings, eps_key: str | float = "rms_norm_eps", nulls: tuple[str, ...] = _NULLS,
-    kv_heads: int | None = None, head_dim: int | None = None,
+    kv_heads: int | None = None, head_dim: int | None = None, layers: int | None = None,
 ) -> Sizes:  # fmt: skip
     """The dimensions, checked against each other; of an .apr the tensors fill what it lacks.
 
     ``eps_key``: what the norms' epsilon is called, or its value where it has no key; ``nulls``:
     which of ``head_dim`` and ``num_kv_heads`` may be null, for H/A and A. ``kv_heads``: those of a
     family whose files have no one key for them; 0: of config.json, as many as query heads.
-    ``head_dim``: where the family derives it, whatever its keys say.
+    ``head_dim`` and ``layers``: where the family derives them, whatever its keys say.
     """
     s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
-    layers, hidden = read_layers(s), s.integer("hidden_size")
+    layers, hidden = layers or read_layers(s), s.integer("hidden_size")
     heads = s.integer("num_heads")
     if head_dim is None:
         head_dim = _head_dim(s, hidden, heads, nulls)
@@ -225,6 +226,15 @@ def all_windows(s: Settings, layers: int, window: Any = _MISSING) -> list[int | 
     kind = FULL if window is None else SLIDING
     s.must_be("layer_types", (None, [kind] * layers), "its layers differ")
     return say_windows(s, window, [kind] * layers)
+
+
+def windows_but_in_gguf(s: Settings, layers: int) -> list[int | None]:
+    """The window of every layer, of families that llama.cpp computes without it."""
+    if not _is_gguf(s):
+        return all_windows(s, layers)
+    if window := read_window(s):
+        s.note(f"sliding_window {window} is not computed, as in llama.cpp")
+    return all_windows(s, layers, None)
 
 
 def windows_by_pattern(

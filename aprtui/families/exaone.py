@@ -38,7 +38,7 @@ FAMILY = Family(
         *(layer_tensor(role, f"{name}.weight") for role, name in _PUBLISHED.items()),
     )),
     llama.build,
-    Defaults(hf=_HF),
+    Defaults(hf=_HF, gguf={"rope_theta": 1e4}),
     aliases={
         "num_layers": "num_layers", "layer_norm_epsilon": "rms_norm_eps",
         "activation_function": "hidden_act",

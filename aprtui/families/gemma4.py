@@ -14,7 +14,7 @@ from aprtui.families.classic import in_folder
 from aprtui.families.decoder import FULL, SLIDING, Sizes
 from aprtui.families.family import Family
 from aprtui.families.per_layer import TENSORS as PER_LAYER
-from aprtui.families.per_layer import leave_shared, read_per_layer
+from aprtui.families.per_layer import read_per_layer, read_sources
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
@@ -172,25 +172,6 @@ def _same_values(s: Settings, types: list[str], first_shared: int) -> bool:
     return False in own
 
 
-def _sources(s: Settings, types: list[str]) -> list[int | None]:
-    """Of each layer the one whose keys and values it reads, None for its own."""
-    shared = s.integer("num_kv_shared_layers")
-    first = len(types) - shared
-    if first < 1:
-        raise s.fail(f"num_kv_shared_layers is {shared} of {len(types)} layers")
-    found: list[int | None] = [None] * first
-    for kind in types[first:]:
-        if in_folder(s):
-            near = [layer for layer in range(first) if types[layer] == kind]
-        else:  # llama.cpp reads the last two, whatever they are
-            near = [layer for layer in (first - (2 if kind == SLIDING else 1),)
-                    if layer >= 0 and types[layer] == kind]  # fmt: skip
-        if not near:
-            raise s.fail(f"no layer has keys for the {kind} layers that share them")
-        found.append(near[-1])
-    return found
-
-
 def _widths(s: Settings, sources: list[int | None]) -> list[int]:
     """F of each layer's FFN."""
     if not in_folder(s):
@@ -210,7 +191,7 @@ def _scales(s: Settings, layers: int) -> list[float]:
 def build(s: Settings) -> Graph:
     layers = decoder.read_layers(s)
     types, s_folder = _types(s, layers), in_folder(s)
-    sources = _sources(s, types)
+    sources = read_sources(s, types, s.integer("num_kv_shared_layers"))
     same = _same_values(s, types, sources.count(None))
     kinds = _kinds(s, types, same)
     own = kinds[SLIDING if s_folder else FULL]
@@ -225,7 +206,6 @@ def build(s: Settings) -> Graph:
         s.take(name, None)
     windows = decoder.say_windows(s, decoder.read_window(s), types)
     biases, causal = decoder.read_biases(s), decoder.read_causal(s)
-    leave_shared(s, sources)
     extra = read_per_layer(s, sizes, sizes.norm(), activation)
 
     def attention(layer: int) -> Attention:

@@ -28,7 +28,7 @@ from aprtui.graph.mamba2 import Mamba2, place_mamba2
 from aprtui.graph.recurrent import Scan
 from aprtui.graph.role import Role
 
-__all__ = ["FAMILY", "MAMBA", "read_scan"]
+__all__ = ["FAMILY", "MAMBA", "read_inner_scan", "read_scan"]
 
 MAMBA = {
     "mamba_n_heads": 128, "mamba_n_groups": 1, "mamba_d_state": 256, "mamba_d_head": "auto",
@@ -76,9 +76,13 @@ def read_scan(s: Settings, hidden: int, eps: float, activation: str) -> Mamba2:
     """The scan of every layer that is one, as config.json's mamba_* keys or llama.cpp's say."""
     if not in_folder(s):
         return read_gguf_scan(s, eps)
+    return read_inner_scan(s, s.integer("mamba_expand") * hidden, eps, activation)
+
+
+def read_inner_scan(s: Settings, inner: int, eps: float, activation: str) -> Mamba2:
+    """A scan of so many channels, as config.json's mamba_* keys say."""
     check_chunk(s, "mamba_chunk_size")
-    heads, inner = s.integer("mamba_n_heads"), s.integer("mamba_expand") * hidden
-    stated = s.take("mamba_d_head")
+    heads, stated = s.integer("mamba_n_heads"), s.take("mamba_d_head")
     size = inner // heads if stated == "auto" else stated
     if heads < 1 or type(size) is not int or heads * size != inner:
         raise s.fail(

@@ -15,7 +15,7 @@ from aprtui.graph.mamba2 import Mamba2, place_mamba2
 from aprtui.graph.recurrent import Scan
 from aprtui.graph.role import Role
 
-__all__ = ["FAMILY", "check_chunk", "read_gguf_scan", "read_limits", "scan_tensors"]
+__all__ = ["FAMILY", "check_chunk", "check_drawn", "read_gguf_scan", "read_limits", "scan_tensors"]
 
 _HF = {
     "vocab_size": 32_768, "hidden_size": 4096, "num_layers": 64, "rms_norm_eps": 1e-5,
@@ -46,6 +46,12 @@ def scan_tensors(module: str) -> tuple[Tensor, ...]:
     )
 
 
+def check_drawn(s: Settings) -> None:
+    """A key by which transformers draws the last product's weights anew as it loads them."""
+    what = "transformers draws the last product's weights anew as it loads"
+    s.must_be("rescale_prenorm_residual", (False,), what)
+
+
 def check_chunk(s: Settings, name: str) -> None:
     """By how many tokens transformers cuts a scan: the numbers are the same."""
     if s.integer(name, 256) < 1:
@@ -53,9 +59,9 @@ def check_chunk(s: Settings, name: str) -> None:
 
 
 def read_limits(s: Settings) -> tuple[float, float]:
-    """``time_step_limit``: the bounds of the steps; none where it is null or not stated."""
+    """``time_step_limit``: the bounds of the steps; none where it is not stated."""
     stated = s.take("time_step_limit", None)
-    if stated is None:
+    if stated is None and not s.has("time_step_limit"):
         return 0.0, float("inf")
     values = [_number(each) for each in stated] if isinstance(stated, list) else []
     if len(values) != 2 or None in values or not values[0] <= values[1]:
@@ -90,6 +96,7 @@ def _scan(s: Settings, hidden: int, eps: float) -> Mamba2:
             s.take(name, None)
         return read_gguf_scan(s, eps)
     pass_over(s, *_UNREAD)
+    check_drawn(s)
     check_chunk(s, "chunk_size")
     scan = Scan(
         s.integer("ssm_heads"), s.integer("ssm_head_dim"), s.integer("n_groups"),

@@ -3,17 +3,15 @@ values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from aprtui.families.classic import in_folder
-from aprtui.families.decoder import Sizes
+from aprtui.families.decoder import SLIDING, Sizes
 from aprtui.families.settings import Settings
 from aprtui.families.tensors import Tensor, layer_tensor
 from aprtui.graph import Role
 from aprtui.graph.ops import Norm
 from aprtui.graph.per_layer import PerLayer
 
-__all__ = ["TENSORS", "leave_shared", "read_per_layer"]
+__all__ = ["TENSORS", "read_per_layer", "read_sources"]
 
 TENSORS = (
     Tensor("per_layer_embedding", (
@@ -32,15 +30,33 @@ TENSORS = (
 _WITHOUT = ("k", "v", "k_norm", "k_bias", "v_bias")
 
 
-def leave_shared(s: Settings, sources: Sequence[int | None]) -> None:
-    """Published files have tensors for keys and values that nothing reads."""
-    shared = [layer for layer, source in enumerate(sources) if source is not None]
-    s.unread_roles |= {Role(name, layer) for layer in shared for name in _WITHOUT}
-    s.say("kv_shared_layers", tuple(shared))
+def read_sources(s: Settings, types: list[str], shared: int) -> list[int | None]:
+    """Of each layer the one whose keys and values it reads, None for its own: so many of the last
+    layers have none. Published files have tensors for them that nothing reads."""
+    first = len(types) - shared
+    if first < 1:
+        raise s.fail(f"num_kv_shared_layers is {shared} of {len(types)} layers")
+    found: list[int | None] = [None] * first
+    for kind in types[first:]:
+        if in_folder(s):
+            near = [layer for layer in range(first) if types[layer] == kind]
+        else:  # llama.cpp reads the last two, whatever they are
+            near = [layer for layer in (first - (2 if kind == SLIDING else 1),)
+                    if layer >= 0 and types[layer] == kind]  # fmt: skip
+        if not near:
+            raise s.fail(f"no layer has keys for the {kind} layers that share them")
+        found.append(near[-1])
+    without = range(first, len(types))
+    s.unread_roles |= {Role(name, layer) for layer in without for name in _WITHOUT}
+    s.say("kv_shared_layers", tuple(without))
+    return found
 
 
-def read_per_layer(s: Settings, sizes: Sizes, norm: Norm, activation: str) -> PerLayer | None:
-    """None where the layers have no embedding of their own."""
+def read_per_layer(
+    s: Settings, sizes: Sizes, norm: Norm, activation: str, *, beyond: bool = False
+) -> PerLayer | None:
+    """None where the layers have no embedding of their own. ``beyond``: tokens may lie beyond its
+    table, whose first row is theirs."""
     size = s.integer("hidden_size_per_layer_input", null=0)
     rows = s.shape("per_layer_embedding")
     if in_folder(s):
@@ -49,6 +65,6 @@ def read_per_layer(s: Settings, sizes: Sizes, norm: Norm, activation: str) -> Pe
         stated = rows[0] if rows is not None else sizes.vocab
     if not size:
         return None
-    if stated < sizes.vocab:
+    if stated < sizes.vocab and not beyond:
         raise s.fail(f"vocab_size_per_layer_input is {stated} of {sizes.vocab} tokens")
     return PerLayer(sizes.layers, size, stated, norm, activation)

@@ -23,20 +23,11 @@ _FUSED = layer_tensor(  # llama.cpp's ffn_up is both
 )
 
 
-def _windows(s: Settings, layers: int) -> list[int | None]:
-    """The window of every layer; llama.cpp reads the key and computes without it."""
-    if s.file.format == "gguf":
-        if window := decoder.read_window(s):
-            s.note(f"sliding_window {window} is not computed, as in llama.cpp")
-        return decoder.all_windows(s, layers, None)
-    return decoder.all_windows(s, layers)
-
-
 def build(s: Settings) -> Graph:
     sizes = decoder.read_sizes(s)
     ffn, activation = decoder.read_ffn(s), s.activation("hidden_act", "silu")
     table = read_rope(s, sizes.head_dim, partial=True, kinds=_KINDS)
-    windows, causal = _windows(s, sizes.layers), decoder.read_causal(s)
+    windows, causal = decoder.windows_but_in_gguf(s, sizes.layers), decoder.read_causal(s)
     decoder.read_tied(s)
     return decoder.build_decoder(
         sizes,

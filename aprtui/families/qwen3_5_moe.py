@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aprtui.families import qwen3_5, qwen3_next
+from aprtui.families.classic import pass_over
 from aprtui.families.family import Family
 from aprtui.families.qwen2moe import SHARED
 from aprtui.families.settings import Defaults, Settings
@@ -19,6 +20,7 @@ _HF = {
 
 
 def build(s: Settings) -> Graph:
+    pass_over(s, "other.norm_topk_prob")  # it always divides by the sum of the chosen
     return qwen3_next.build_with(s, qwen3_next.sparse_ffn, dealt=True)
 
 
@@ -26,4 +28,5 @@ FAMILY = Family(
     Table((*qwen3_next.TENSORS, *EXPERTS, *SHARED)),
     build,
     Defaults(hf=_HF, gguf={"rope_theta": 1e4, "norm_topk_prob": True}),
+    aliases={"norm_topk_prob": "other.norm_topk_prob"},
 )

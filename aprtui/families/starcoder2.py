@@ -28,12 +28,22 @@ _HF = {
 }  # fmt: skip
 
 
+def _biased(s: Settings) -> bool:
+    """Whether all products have biases."""
+    if classic.in_folder(s):
+        return s.flag("use_bias")
+    there = {s.shape(f"{name}_bias") is not None for name in ("q", "o", "up", "down")}
+    if len(there) > 1:
+        raise s.fail("some products have biases, and some have not")
+    return True in there
+
+
 def build(s: Settings) -> Graph:
     classic.pass_over(s, "mlp_type", "norm_type")
     sizes = decoder.read_sizes(s, "layer_norm_eps", nulls=())
     ffn, activation = decoder.read_ffn(s), s.activation("hidden_act", "gelu_tanh")
-    table, biased = read_rope(s, sizes.head_dim), s.flag("use_bias")
-    windows, causal = decoder.all_windows(s, sizes.layers), decoder.read_causal(s)
+    table, biased = read_rope(s, sizes.head_dim), _biased(s)
+    windows, causal = decoder.windows_but_in_gguf(s, sizes.layers), decoder.read_causal(s)
     decoder.read_tied(s)
     return decoder.build_decoder(
         sizes,
@@ -49,9 +59,9 @@ def build(s: Settings) -> Graph:
 FAMILY = Family(
     Table((
         *WHOLE, *PRE_NORMS, *NORM_BIASES, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS,
-        *classic.both("up", "mlp.c_fc"), *classic.both("down", "mlp.c_proj"),
+        *classic.both("up", "mlp.c_fc", "ffn_up"), *classic.both("down", "mlp.c_proj", "ffn_down"),
     )),
     build,
-    Defaults(hf=_HF),
+    Defaults(hf=_HF, gguf={"rope_theta": 1e4}),
     aliases={"norm_epsilon": "layer_norm_eps", "layer_norm_eps": "unread_eps"},
 )  # fmt: skip

@@ -30,7 +30,8 @@ class Tensor:
     of the layer in one tensor [E,rows,columns]. ``in_turn``: the roles' rows take turns, one by
     one; ``by_head``: those of a key/value head's queries, of the head itself and of its values;
     ``by_query``: those of each query head;
-    ``transposed``: each matrix lies as [columns,rows]. ``constant``: a few numbers that are
+    ``transposed``: each matrix lies as [columns,rows]. ``numbered``: the number in a name is that
+    of one of several, as an expert's, and no layer's. ``constant``: a few numbers that are
     parameters of the graph's operations, not weights.
     """
 
@@ -43,6 +44,7 @@ class Tensor:
     by_query: bool = False
     transposed: bool = False
     constant: bool = False
+    numbered: bool = False
 
     def shape(self, parts: Sequence[tuple[int, ...]], experts: int) -> tuple[int, ...]:
         """What it must be where it holds weights of these shapes, of so many experts."""
@@ -285,6 +287,8 @@ class Table:
         tensor = self._patterns.get(pattern)
         if tensor is None or len(numbers) > 2:
             return None
+        if tensor.numbered and len(numbers) == 1:
+            return Role(tensor.role, None, numbers[0])
         layer = numbers[0] if numbers else None
         return Role(tensor.role, layer, numbers[1] if len(numbers) > 1 else None)
 

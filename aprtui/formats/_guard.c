@@ -36,7 +36,6 @@ typedef struct {
 static slot slots[SLOTS];
 static atomic_int used; /* slots from here on were never taken */
 static struct sigaction before;
-static int installed;
 static uintptr_t page_bytes;
 
 static int stand_in(slot *map, uintptr_t at)
@@ -70,15 +69,18 @@ static void on_fault(int number, siginfo_t *info, void *context)
         before.sa_handler(number);
 }
 
+/* Ours, also where a library took the signal meanwhile (Ray does when it starts): it is asked after
+   us then. */
 static int install(void)
 {
-    struct sigaction action = {.sa_flags = SA_SIGINFO | SA_ONSTACK};
-    if (installed) return 1;
+    struct sigaction action = {.sa_flags = SA_SIGINFO | SA_ONSTACK}, now;
+    if (sigaction(SIGBUS, NULL, &now) != 0) return 0;
+    if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_fault) return 1;
     page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);
+    before = now;
     action.sa_sigaction = on_fault;
     sigemptyset(&action.sa_mask);
-    installed = sigaction(SIGBUS, &action, &before) == 0;
-    return installed;
+    return sigaction(SIGBUS, &action, NULL) == 0;
 }
 
 PyDoc_STRVAR(watch_doc, "watch(map, writable) -> the number of the map's slot.\n\n"

@@ -11,6 +11,8 @@ from aprtui.text import ranges
 
 __all__ = ["Rows"]
 
+_GAPS = 6  # that are told
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -68,11 +70,14 @@ class Rows:
 
     @property
     def unseen(self) -> str:
-        """Which keys the first row saw that no row holds, in words; empty where there are none."""
-        start = self.positions[0] if self.positions else 0
-        if start == self.first_key:
+        """Which keys the rows saw that no row holds, in words; empty where there are none."""
+        before = (self.first_key - 1, *self.positions)
+        gaps = [(last + 1, next_) for last, next_ in pairwise(before) if next_ > last + 1]
+        if not gaps:
             return ""
-        return f"the keys of positions {ranges(range(self.first_key, start))} are not in the dump"
+        told = ", ".join(ranges(range(first, end)) for first, end in gaps[:_GAPS])
+        more = ", …" if len(gaps) > _GAPS else ""
+        return f"the keys of positions {told}{more} are not in the dump"
 
     def at(self, positions: Iterable[int]) -> tuple[int, ...]:
         """The rows that stand at ``positions``. Raises KeyError for one that none does."""

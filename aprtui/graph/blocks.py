@@ -56,7 +56,9 @@ class Attention:
     ``head_dim``, and ``value_scale`` the factor on them. ``gate``: what weighs the output, of each
     head where ``gate_heads``, else of each channel. ``clip``: the limit of q, k and v.
     ``value_norm``: of each value head; ``keys_as_values``: values are the keys before their norm;
-    ``shares``: the layer whose turned keys and normalised values it reads, having none."""
+    ``shares``: the layer whose turned keys and normalised values it reads, having none.
+    ``scale_in``: the factor on their products, ``scale_k``: that on K, ``scale_out``: on the
+    output."""
 
     heads: int
     kv_heads: int
@@ -81,6 +83,9 @@ class Attention:
     value_norm: Norm | None = None
     keys_as_values: bool = False
     shares: int | None = None
+    scale_in: float = 1.0
+    scale_k: float = 1.0
+    scale_out: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ class Routing:
     ``corrected``: a bias of the layer's own takes part in the choice. ``shared_size``: F of an
     expert that every token goes through, weighed by a sigmoid where ``shared_gate``; 0 without one.
     ``biased``: the router and the experts' products have biases. ``on_input``: of ``Experts``;
-    ``cap``: of the router's ``Product``.
+    ``cap``: of the router's ``Product``. ``gated`` false: neither they nor the shared one have a
+    gate.
     """
 
     choose: Choose
@@ -104,6 +110,7 @@ class Routing:
     clamp: Clamp | None = None
     on_input: bool = False
     cap: float | None = None
+    gated: bool = True
 
 
 class Builder:
@@ -246,7 +253,7 @@ class Builder:
             gate = self.put("attn_gate", how.gate(part), x, gates=rows)
             mixed = self.put("attn_gated", Multiply(), mixed, gate, **extents)
         bias = self.role("o_bias") if how.output_bias else None
-        out = Part("o", self.role("o"), self.hidden_size, bias)
+        out = Part("o", self.role("o"), self.hidden_size, bias, how.scale_out)
         return self.put("attn_out", Product((out,)), mixed)
 
     def _projected(self, x: StageKey, how: Attention) -> tuple[StageKey, dict[str, Heads]]:
@@ -259,13 +266,14 @@ class Builder:
             own = Heads(windows["k"].first + windows["k"].width, how.kv_heads, value_dim)
             windows["v"] = windows["k"] if how.keys_as_values else own
         parts = tuple(
-            Part(n, self.role(n), heads.width, self.role(f"{n}_bias") if how.qkv_bias else None)
+            Part(n, self.role(n), heads.width, self.role(f"{n}_bias") if how.qkv_bias else None,
+                 how.scale_k if n == "k" else 1.0)
             for n, heads in windows.items()
             if not (n == "v" and how.keys_as_values)
-        )
+        )  # fmt: skip
         width = sum(part.rows for part in parts)
         plain = tuple(replace(part, bias=None) for part in parts)
-        qkv = self.put("qkv_matmul", Product(plain), x, qkv=width)
+        qkv = self.put("qkv_matmul", Product(plain, how.scale_in), x, qkv=width)
         if how.qkv_bias:
             qkv = self.put("qkv_bias", Bias(parts), qkv, qkv=width)
         if how.clip is not None:
@@ -306,30 +314,40 @@ class Builder:
         return placed
 
     def gated_mlp(
-        self, x: StageKey, size: int, activation: str, stages: str = "ffn", roles: str = ""
-    ) -> StageKey:
-        """down(activation(gate(x)) * up(x)); ``stages`` and ``roles`` begin the names."""
-        gate = self.put(f"{stages}_gate", self._matrix(f"{roles}gate", size), x, ffn=size)
+        self, x: StageKey, size: int, activation: str, stages: str = "ffn", roles: str = "",
+        scales: tuple[float, float] = (1.0, 1.0), kept: Op | None = None,
+    ) -> StageKey:  # fmt: skip
+        """down(activation(gate(x)) * up(x)), gate and down times their ``scales``; ``stages`` and
+        ``roles`` begin the names. ``kept``: what is kept of the gates before the activation."""
+        of_gate, of_down = scales
+        matrix = self._matrix(f"{roles}gate", size, scale=of_gate)
+        gate = self.put(f"{stages}_gate", matrix, x, ffn=size)
         up = self.put(f"{stages}_up", self._matrix(f"{roles}up", size), x, ffn=size)
+        if kept is not None:
+            gate = self.put("ffn_sparse", kept, gate, ffn=size)
         act = self.put(f"{stages}_silu", Activate(activation), gate, ffn=size)
         inner = self.put(f"{stages}_swigl", Multiply(), act, up, ffn=size)
-        return self.put(f"{stages}_out", self._matrix(f"{roles}down", self.hidden_size), inner)
+        matrix = self._matrix(f"{roles}down", self.hidden_size, scale=of_down)
+        return self.put(f"{stages}_out", matrix, inner)
 
     def plain_mlp(
-        self, x: StageKey, size: int, activation: str | Op, *, biased: bool = False
-    ) -> StageKey:
+        self, x: StageKey, size: int, activation: str | Op, stages: str = "ffn", roles: str = "",
+        *, biased: bool = False,
+    ) -> StageKey:  # fmt: skip
         """down(activation(up(x))), both products with a bias where ``biased``.
 
-        ``activation``: by its name, or an operation of its own.
+        ``activation``: by its name, or an operation of its own; ``stages`` and ``roles`` begin the
+        names.
         """
-        up = self.put("ffn_up", self._matrix("up", size, biased), x, ffn=size)
+        up = self.put(f"{stages}_up", self._matrix(f"{roles}up", size, biased), x, ffn=size)
         op = Activate(activation) if isinstance(activation, str) else activation
-        act = self.put("ffn_silu", op, up, ffn=size)
-        return self.put("ffn_out", self._matrix("down", self.hidden_size, biased), act)
+        act = self.put(f"{stages}_silu", op, up, ffn=size)
+        matrix = self._matrix(f"{roles}down", self.hidden_size, biased)
+        return self.put(f"{stages}_out", matrix, act)
 
-    def _matrix(self, name: str, rows: int, biased: bool = False) -> Product:
+    def _matrix(self, name: str, rows: int, biased: bool = False, scale: float = 1.0) -> Product:
         bias = self.role(f"{name}_bias") if biased else None
-        return Product((Part(name, self.role(name), rows, bias),))
+        return Product((Part(name, self.role(name), rows, bias, scale),))
 
     def experts(self, x: StageKey, routing: Routing) -> StageKey:
         """Router, chosen experts and their sum, and the shared expert where there is one."""
@@ -340,17 +358,16 @@ class Builder:
         logits = self.put("router_logits", router, x, expert=count)
         ids = self.put("moe_router_indices", choose, logits, rank=top)
         weights = self.put("moe_router", routing.route, logits, ids, rank=top)
-        roles = (self.role("expert_gate"), self.role("expert_up"), self.role("expert_down"))
         sum_of = Experts(
-            *roles, count, routing.size, routing.activation, routing.biased, routing.clamp,
-            routing.on_input,
+            self.role("expert_gate") if routing.gated else None, self.role("expert_up"),
+            self.role("expert_down"), count, routing.size, routing.activation, routing.biased,
+            routing.clamp, routing.on_input,
         )  # fmt: skip
         routed = self.put("moe_ffn_out", sum_of, x, weights, ids)
         if not routing.shared_size:
             return self.put("ffn_out", Combine(), routed)
-        shared = self.gated_mlp(
-            x, routing.shared_size, routing.activation, "shared_ffn", "shared_expert_"
-        )
+        mlp = self.gated_mlp if routing.gated else self.plain_mlp
+        shared = mlp(x, routing.shared_size, routing.activation, "shared_ffn", "shared_expert_")
         if not routing.shared_gate:
             return self.put("ffn_out", Combine(), routed, shared)
         part = Part("shared_gate", self.role("shared_gate"), 1)

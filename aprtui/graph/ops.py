@@ -113,12 +113,13 @@ class Alibi:
 
 @dataclass(frozen=True)
 class Part:
-    """One matrix of a product: it makes ``rows`` columns of the output."""
+    """One matrix of a product: it makes ``rows`` columns of the output, times ``scale``."""
 
     name: str
     weight: Role
     rows: int
     bias: Role | None = None
+    scale: float = 1.0
 
 
 class Op:
@@ -156,7 +157,7 @@ class _OfParts(Op):
 
 @dataclass(frozen=True)
 class Embed(Op):
-    """Rows [T,H] of the token table [``rows``,H] times ``scale``."""
+    """Rows [T,H] of the token table [``rows``,H] times ``scale``; of tokens beyond it the first."""
 
     table: Role
     rows: int
@@ -218,8 +219,9 @@ class Norm(Op):
 
 @dataclass(frozen=True)
 class Product(_OfParts):
-    """x times each part's matrix transposed, side by side, plus its bias; times ``scale``; then
-    tanh(y / cap) * cap. ``last``: of the last position alone, unless all logits are asked for."""
+    """x times each part's matrix transposed, side by side, plus its bias; times the part's scale
+    and ``scale``; then tanh(y / cap) * cap. ``last``: of the last position alone, unless all
+    logits are asked for."""
 
     parts: tuple[Part, ...]
     scale: float = 1.0
@@ -239,6 +241,10 @@ class Product(_OfParts):
         """The same with one of its parts."""
         return replace(self, parts=(part,))
 
+    def factor(self, part: Part) -> float:
+        """What the columns of ``part`` are multiplied by."""
+        return self.scale * part.scale
+
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         matrices = {part.weight: (part.rows, width) for part in self.parts}
         return {**matrices, **_bias_shapes(self.parts)}
@@ -246,7 +252,8 @@ class Product(_OfParts):
 
 @dataclass(frozen=True)
 class Bias(_OfParts):
-    """x plus the parts' biases, side by side; a part without one is left as it is."""
+    """x plus the parts' biases times their scales, side by side; a part without one is left as it
+    is."""
 
     parts: tuple[Part, ...]
 
@@ -385,20 +392,21 @@ class Add(Op):
 
 @dataclass(frozen=True)
 class _Gate(Op):
-    """A function of a product [T,n] with ``part``'s matrix: a gate."""
+    """A function of a product [T,n] with ``part``'s matrix, and its bias: a gate."""
 
     part: Part
 
     @property
     def weights(self) -> tuple[Role, ...]:
-        return (self.part.weight,)
+        bias = self.part.bias
+        return (self.part.weight,) if bias is None else (self.part.weight, bias)
 
     @property
     def matrices(self) -> tuple[Role, ...]:
-        return self.weights
+        return (self.part.weight,)
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
-        return {self.part.weight: (self.part.rows, width)}
+        return {self.part.weight: (self.part.rows, width), **_bias_shapes((self.part,))}
 
 
 class Sigmoid(_Gate):
@@ -464,14 +472,15 @@ class Clamp:
 
 @dataclass(frozen=True)
 class Experts(Op):
-    """The weighted sum [T,H] of each token's experts: down(activation(gate(x)) * up(x)).
+    """The weighted sum [T,H] of each token's experts: down(activation(gate(x)) * up(x)), or
+    down(activation(up(x))) where ``gate`` is None.
 
     ``gate``, ``up``, ``down`` are roles without a number; ``size`` is F of one expert. ``biased``:
     each product has a bias, whose role's name ends so. ``clamp`` takes the place of the
     activation. ``on_input``: the weight multiplies x instead of what the expert makes of it.
     """
 
-    gate: Role
+    gate: Role | None
     up: Role
     down: Role
     count: int
@@ -482,12 +491,13 @@ class Experts(Op):
     on_input: bool = False
 
     @property
-    def roles(self) -> tuple[Role, Role, Role]:
-        return self.gate, self.up, self.down
+    def roles(self) -> tuple[Role, ...]:
+        gate = () if self.gate is None else (self.gate,)
+        return (*gate, self.up, self.down)
 
     @property
     def weights(self) -> tuple[Role, ...]:
-        roles: tuple[Role, ...] = self.roles
+        roles = self.roles
         if self.biased:
             roles += tuple(role._replace(name=f"{role.name}_bias") for role in self.roles)
         return tuple(role._replace(expert=expert) for expert in range(self.count) for role in roles)
@@ -498,13 +508,13 @@ class Experts(Op):
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {}
-        for role, rows, columns in zip(
-            self.roles, (self.size, self.size, width), (width, width, self.size), strict=True
-        ):
+        for role in self.roles:
+            rows, columns = (width, self.size) if role == self.down else (self.size, width)
             shapes |= {role.name: (rows, columns), f"{role.name}_bias": (rows,)}
         return {role: shapes[role.name] for role in self.weights}
 
 
 @dataclass(frozen=True)
 class Combine(Op):
-    """Routed experts plus the shared one (times its gate, where a third input is one)."""
+    """The sum of two branches of one input, as routed experts plus the shared one (times its gate,
+    where a third input is one)."""

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from aprtui.graph.ops import Op, Part
 from aprtui.graph.role import Role
 
-__all__ = ["CausalConv", "Columns", "Decay", "DeltaRule", "GatedNorm", "Scan", "Steps"]
+__all__ = [
+    "CausalConv", "ChannelScan", "Columns", "Decay", "DeltaRule", "Gated", "GatedNorm", "Scan",
+    "Steps",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,44 @@ class Scan(Op):
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         return dict.fromkeys(self.weights, (self.heads,))
+
+
+@dataclass(frozen=True)
+class ChannelScan(Op):
+    """Mamba's scan (arXiv 2312.00752). Each of C ``channels`` has a state S [``state``] of its own
+    that begins as zeros; at each token S = exp(a dt) S + dt b x, and c'S + skip x comes out:
+    [T,C,1]. ``last``: what comes out is the S behind the last token [C,``state``,1].
+
+    The inputs are x and dt [T,C], b and c [T,state] of all channels. a [C,state] is -exp(A) of its
+    weight where it is ``logged``, else the weight as it is.
+    """
+
+    row_wise = False
+    remembers = True
+
+    channels: int
+    state: int
+    a: Role
+    skip: Role
+    logged: bool = True
+    last: bool = False
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return (self.a, self.skip)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return {self.a: (self.channels * self.state,), self.skip: (self.channels,)}
+
+
+@dataclass(frozen=True)
+class Gated(Op):
+    """``size`` values of the first input, times ``activation`` of as many columns of the second,
+    from ``first`` on: [T,size]."""
+
+    size: int
+    activation: str = "silu"
+    first: int = 0
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Stage:
     def lens(self) -> bool:
         """Whether tokens are read from it through the model's end: the residual stream, and what
         the final norm makes of it."""
-        return self.residual or (self.scope == "model" and not self.logits)
+        return self.residual or (self.scope == "model" and self.axes == _HIDDEN)
 
     @property
     def scores(self) -> bool:
@@ -64,9 +64,13 @@ _KEYS = ("token", "kv_head", "channel")
 _SCORES = ("head", "query", "key")
 _WIDE = ("token", "width")
 _SLOTS = ("token", "slot", "channel")
+_STREAMS = ("token", "stream", "hidden")
+_NO_ALTUP = "the model has one stream"
+_NO_LAUREL = "the model has no residual of low rank"
 _NO_LATENT = "the attention has no latent of low rank"
 _STATES = ("token", "state_head", "channel")
 _NO_SCAN = "no layer is a scan"
+_NO_CHANNELS = "no layer is a scan of single channels, or has this norm"
 _NO_CONV = "no layer is a short convolution"
 _NO_DELTA = "no layer has a delta rule"
 _NO_PER_LAYER = "the layers have no embedding of their own"
@@ -96,7 +100,19 @@ STAGES: tuple[Stage, ...] = (
           scope="first"),
     Stage("per_layer_input", "pli", _SLOTS, "both, added: what each layer is given",
           _NO_PER_LAYER, scope="first"),
+    Stage("altup_projected", "alp", _WIDE, "the other streams, not yet of the embedding's size",
+          _NO_ALTUP, scope="first"),
+    Stage("altup_streams", "als", _STREAMS, "the streams that the first layer is given", _NO_ALTUP,
+          scope="first"),
+    Stage("altup_modes", "alm", ("token", "stream"), "modes by which the streams are predicted",
+          _NO_ALTUP),
+    Stage("altup_predicted", "alp", _STREAMS, "the streams as they are predicted", _NO_ALTUP),
+    Stage("altup_active", "ala", _HIDDEN, "the stream that the layer computes", _NO_ALTUP),
     Stage("attn_norm", "nrm", _HIDDEN, "normalised layer input", _NO_PRE_NORM),
+    Stage("laurel_in", "lri", _WIDE, "the layer's input in a low rank", _NO_LAUREL),
+    Stage("laurel_out", "lro", _HIDDEN, "and back", _NO_LAUREL),
+    Stage("laurel_norm", "lrn", _HIDDEN, "normalised", _NO_LAUREL),
+    Stage("laurel", "lrl", _HIDDEN, "plus the layer's input", _NO_LAUREL),
     Stage("qkv_matmul", "qkv", _QKV, "Q, then K, then V of each token, before bias",
           "queries, keys and values are made of latents", rotated=True),
     Stage("qkv_bias", "+b", _QKV, "Q, K and V after bias", "the layers have no q/k/v bias",
@@ -142,20 +158,36 @@ STAGES: tuple[Stage, ...] = (
     Stage("delta_norm", "dnm", _STATES, "the rule's output, normalised and gated", _NO_DELTA),
     Stage("ssm_in", "sin", _WIDE, "gate, what is scanned, its keys, and steps", _NO_SCAN),
     Stage("ssm_conv", "scv", _WIDE, "what is scanned after the causal convolution", _NO_SCAN),
+    Stage("ssm_low", "slo", _WIDE, "latent of the steps", _NO_CHANNELS),
+    Stage("ssm_low_norm", "sln", _WIDE, "latent of the steps, normalised", _NO_CHANNELS),
+    Stage("ssm_b", "sb", _WIDE, "by what each token is written into the states", _NO_CHANNELS),
+    Stage("ssm_b_norm", "sbn", _WIDE, "the same, normalised", _NO_CHANNELS),
+    Stage("ssm_c", "sc", _WIDE, "by what each token reads the states", _NO_CHANNELS),
+    Stage("ssm_c_norm", "scn", _WIDE, "the same, normalised", _NO_CHANNELS),
     Stage("ssm_dt", "sdt", ("token", "state_head"), "how far the state goes at each token",
           _NO_SCAN),
     Stage("ssm_scan", "ssc", _STATES, "what the scan reads of its state, and what it skips",
           _NO_SCAN),
     Stage("ssm_state", "sst", ("state_head", "row", "channel"), "the state behind the last token",
           _NO_SCAN),
+    Stage("ssm_gated", "s*g", _WIDE, "the scan's output times its gate",
+          "the scan's gate is part of its norm, or no layer is a scan"),
     Stage("ssm_norm", "snm", _WIDE, "the scan's output, gated and normalised", _NO_SCAN),
+    Stage("ssm_out", "so", _HIDDEN, "the scan's output projection, where attention stands beside",
+          "no layer has both a scan and attention"),
     Stage("attn_out", "out", _HIDDEN, "after the output projection and its bias"),
+    Stage("mixer_out", "mix", _HIDDEN, "attention's output plus the scan's",
+          "no layer has both a scan and attention"),
     Stage("attn_post_norm", "apn", _HIDDEN, "the attention branch normalised before it is added",
           _NO_POST_NORM),
     Stage("post_attn_residual", "+re", _HIDDEN, "hidden after adding the attention branch",
           residual=True),
+    Stage("laurel_residual", "+re", _HIDDEN, "plus the residual of low rank, over sqrt(2)",
+          _NO_LAUREL, residual=True),
     Stage("ffn_norm", "nrm", _HIDDEN, "normalised FFN input", _NO_FFN_NORM),
     Stage("ffn_gate", "gat", _FFN, "gate projection", _NO_GATE),
+    Stage("ffn_sparse", "spa", _FFN, "what is kept of the gates, by how far they stand out",
+          "all gates are kept"),
     Stage("ffn_up", "up", _FFN, "up projection", _NO_DENSE),
     Stage("ffn_silu", "act", _FFN, "the activation of the gate, or of up without one",
           _NO_DENSE),
@@ -180,13 +212,23 @@ STAGES: tuple[Stage, ...] = (
           _NO_POST_NORM),
     Stage("ffn_residual", "+re", _HIDDEN, "hidden after adding the FFN branch",
           "the layer ends with the FFN", residual=True),
+    Stage("altup_correct_modes", "acm", ("token", "stream"), "modes by which they are corrected",
+          _NO_ALTUP),
+    Stage("altup_corrected", "alc", _STREAMS, "the streams corrected by what the layer made",
+          _NO_ALTUP),
+    Stage("altup_first", "alf", _HIDDEN, "the computed one of them, weighed", _NO_ALTUP),
     Stage("per_layer_gate", "plg", _WIDE, "what gates the layer's own embedding", _NO_PER_LAYER),
     Stage("per_layer_act", "pla", _WIDE, "the activation of that gate", _NO_PER_LAYER),
     Stage("per_layer_gated", "plx", _WIDE, "the gate times the layer's own embedding",
           _NO_PER_LAYER),
     Stage("per_layer_out", "plo", _HIDDEN, "after its projection", _NO_PER_LAYER),
     Stage("per_layer_post_norm", "ppn", _HIDDEN, "normalised before it is added", _NO_PER_LAYER),
+    Stage("altup_out", "alo", _STREAMS, "the streams behind the layer", _NO_ALTUP),
     Stage("post_ffn_residual", "+re", _HIDDEN, "the layer's output", residual=True),
+    Stage("altup_unprojected", "alu", _WIDE, "the other streams, before their size is the first's",
+          _NO_ALTUP, scope="model"),
+    Stage("altup_merged", "alg", _HIDDEN, "the mean of the streams", _NO_ALTUP, scope="model",
+          residual=True),
     Stage("final_norm", "fin", _HIDDEN, "normalised output of the last layer", scope="model"),
     Stage("lm_head", "log", ("vocab",), "logits of the last position", scope="model"),
 )  # fmt: skip

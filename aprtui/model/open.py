@@ -434,6 +434,8 @@ def _locate(
         each = graph.query_heads if tensor.by_query else graph.kv_heads
         heads = each.get(role.layer, 1)
         experts = reader.op.count if reader and isinstance(reader.op, Experts) else heads
+        if role.layer is None:
+            experts = sum(other.name == role.name for other in needed)
         window = held_window(tensor, entry, parts, place, role.expert or 0, heads)
         return window, tensor.shape(parts, experts)
     raise BadFileError(

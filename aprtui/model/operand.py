@@ -28,7 +28,8 @@ class Operand:
     ``head_rows``: rows of one head where they lie as adjacent RoPE pairs and are read as halves
     (docs/stages.md 3), 0 where they are read as they lie. ``offset`` is added to every value
     (gemma's norms, of which Hugging Face stores w and GGUF 1 + w). ``logged``: a value w is read as
-    -exp(w). ``dealt`` (key heads, size): the columns are heads of that size that go round the key
+    -exp(w). ``factor``: every value is read times it, as the pass multiplies what the matrix makes.
+    ``dealt`` (key heads, size): the columns are heads of that size that go round the key
     heads, and are read with those of one key head together.
     """
 
@@ -37,6 +38,7 @@ class Operand:
     offset: float = 0.0
     logged: bool = False
     dealt: tuple[int, int] | None = None
+    factor: float = 1.0
 
     @property
     def rows(self) -> int:
@@ -108,7 +110,7 @@ def _form(operand: Operand) -> tuple[object, ...]:
     if coding is not None:  # what it is but for where its parts lie
         places = (*places, replace(coding, parts=()), tuple(part.name for part in coding.parts))
     return (*places, operand.rows, operand.columns, matrix.entry.type, operand.head_rows,
-            operand.offset, operand.logged, operand.dealt)  # fmt: skip
+            operand.offset, operand.logged, operand.dealt, operand.factor)  # fmt: skip
 
 
 def _equal(x: Bytes, y: Bytes) -> bool:

@@ -17,6 +17,7 @@ from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph.vocabulary import order_of
 from aprtui.graph.words import sizes
 from aprtui.model.open import Model
+from aprtui.report.bookmarks import Bookmark
 from aprtui.report.model import (
     Capture,
     Cell,
@@ -47,8 +48,10 @@ def build_report(
     bisection: Bisection | None = None,
     token_ids: tuple[int, ...] | None = None,
     commands: Iterable[str] = (),
+    marked: Iterable[Bookmark] = (),
 ) -> Report:
-    """Put together what the writers show; reads the captures' bytes for their digests.
+    """Put together what the writers show; reads the captures' bytes for their digests. ``marked``
+    are a person's notes on what is compared.
 
     Raises BadFileError for a file that cannot be read.
     """
@@ -78,6 +81,7 @@ def build_report(
         more_differences=max(0, len(bad) - _LISTED),
         unmeasured=_unmeasured(comparison, bisection),
         bars=str(comparison.bars),
+        marked=tuple((each.what, each.note) for each in marked),
         notes=tuple(dict.fromkeys(notes)),
         versions=_versions(),
         commands=tuple(commands),

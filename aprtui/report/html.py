@@ -2,101 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from html import escape
-from importlib import resources
+from collections.abc import Iterable
 
 from aprtui.report.build import DIFFERENCE_HEADS, EXPLANATION_HEADS
 from aprtui.report.model import CulpritLine, Report
+from aprtui.report.page import document, section, table, text, verdict
 from aprtui.report.picture import grid_svg, legend
-from aprtui.text import clean, count, size
+from aprtui.text import count, size
 
 __all__ = ["html_report"]
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def html_report(report: Report) -> str:
     """The whole document. Every text is cleaned and escaped: names in it come from files."""
-    style = resources.files("aprtui.report").joinpath("report.css").read_text(encoding="utf-8")
-    body = "\n".join(part for part in _sections(report) if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(report.headline)}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _text(text: object, limit: int = 500) -> str:
-    return escape(clean(str(text), limit))
+    return document(report.headline, "\n".join(part for part in _sections(report) if part))
 
 
 def _sections(report: Report) -> Iterable[str]:
-    yield _verdict(report)
+    yield verdict(report.tone, report.headline, report.sentences)
     if report.culprits:
         cards = "\n".join(map(_culprit, report.culprits))
-        yield _section("Culprits", "stages whose own arithmetic is wrong", cards)
-    yield _section(
+        yield section("Culprits", "stages whose own arithmetic is wrong", cards)
+    yield section(
         "Every stage",
         "layers down, stages across, in order of computation",
         f'<div class="wide">{grid_svg(report.grid)}</div>\n{_legend()}\n'
-        f'<p class="quiet">Bar: {_text(report.bars)}.</p>',
+        f'<p class="quiet">Bar: {text(report.bars)}.</p>',
     )
     if report.explanations:
         rows = [(e.by, str(e.stages), e.local_error, e.residual) for e in report.explanations]
-        yield _section(
+        yield section(
             "Innocent",
             "reproduced from B's own inputs by honest arithmetic: no bug",
-            _table(EXPLANATION_HEADS, rows, numeric=(1, 2, 3)),
+            table(EXPLANATION_HEADS, rows, numeric=(1, 2, 3)),
         )
     if report.differences:
         more = f'<p class="quiet">and {count(report.more_differences)} more</p>'
-        yield _section(
+        yield section(
             "Where it shows",
             "stages that do not pass; what one gets wrong all later ones inherit",
-            _table(DIFFERENCE_HEADS, report.differences, numeric=(2, 3, 4, 5))
+            table(DIFFERENCE_HEADS, report.differences, numeric=(2, 3, 4, 5))
             + more * bool(report.more_differences),
         )
     if report.unmeasured:
-        table = _table(("stages", "why"), report.unmeasured)
-        yield _section("Unmeasured", "nothing is known of these", table)
-    yield _section("What was compared", "", _compared(report))
+        reasons = table(("stages", "why"), report.unmeasured)
+        yield section("Unmeasured", "nothing is known of these", reasons)
+    if report.marked:
+        yield section("Marked", "notes of who looked", table(("where", "note"), report.marked))
+    yield section("What was compared", "", _compared(report))
     if report.commands:
-        lines = "\n".join(_text(command, 4000) for command in report.commands)
-        yield _section("To repeat it", "", f"<pre><code>{lines}</code></pre>")
+        lines = "\n".join(text(command, 4000) for command in report.commands)
+        yield section("To repeat it", "", f"<pre><code>{lines}</code></pre>")
     if report.notes:
-        items = "".join(f"<li>{_text(note)}</li>" for note in report.notes)
-        yield _section("Notes", "", f"<ul>{items}</ul>")
-    versions = " · ".join(f"{_text(name)} {_text(value)}" for name, value in report.versions)
+        items = "".join(f"<li>{text(note)}</li>" for note in report.notes)
+        yield section("Notes", "", f"<ul>{items}</ul>")
+    versions = " · ".join(f"{text(name)} {text(value)}" for name, value in report.versions)
     yield f"<footer>{versions}</footer>"
 
 
-def _verdict(report: Report) -> str:
-    sentences = "".join(f"<p>{_text(sentence)}</p>" for sentence in report.sentences)
-    signs = {"bad": "✕", "good": "✓", "unknown": "?"}
-    return (
-        f'<header class="{report.tone}"><span class="sign" aria-hidden="true">'
-        f"{signs[report.tone]}</span><div><h1>{_text(report.headline)}</h1>{sentences}</div></header>"
-    )
-
-
-def _section(title: str, about: str, content: str) -> str:
-    small = f" <small>{_text(about)}</small>" if about else ""
-    return f"<section>\n<h2>{_text(title)}{small}</h2>\n{content}\n</section>"
-
-
 def _culprit(culprit: CulpritLine) -> str:
-    name = f'<span class="id">{_text(culprit.mistake_id)}</span>' if culprit.mistake_id else ""
+    name = f'<span class="id">{text(culprit.mistake_id)}</span>' if culprit.mistake_id else ""
     numbers = "".join(
-        f"<div><dt>{_text(what)}</dt><dd>{_text(value)}</dd></div>"
-        for what, value in culprit.numbers
+        f"<div><dt>{text(what)}</dt><dd>{text(value)}</dd></div>" for what, value in culprit.numbers
     )
-    note = f'<p class="quiet">{_text(culprit.note)}</p>' if culprit.note else ""
+    note = f'<p class="quiet">{text(culprit.note)}</p>' if culprit.note else ""
     return (
-        f"<article><h3><code>{_text(culprit.stage)}</code>{name}</h3>"
-        f"<p>{_text(culprit.what)}</p><dl>{numbers}</dl>{note}</article>"
+        f"<article><h3><code>{text(culprit.stage)}</code>{name}</h3>"
+        f"<p>{text(culprit.what)}</p><dl>{numbers}</dl>{note}</article>"
     )
 
 
@@ -114,20 +86,6 @@ def _legend() -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    def cells(row: Sequence[str], tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=number' if place in numeric else ''}>{_text(cell)}</{tag}>"
-            for place, cell in enumerate(row)
-        )
-
-    lines = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table><thead><tr>{cells(heads, "th")}</tr></thead>\n'
-        f"<tbody>{lines}</tbody></table></div>"
-    )
-
-
 def _compared(report: Report) -> str:
     rows = []
     for capture in report.captures:
@@ -142,8 +100,8 @@ def _compared(report: Report) -> str:
     if report.token_ids:
         texts = report.token_texts or tuple(map(str, report.token_ids))
         chips = "".join(
-            f'<span class="token" title="{token}">{_text(text, 60)}</span>'
-            for token, text in zip(report.token_ids, texts, strict=False)
+            f'<span class="token" title="{token}">{text(said, 60)}</span>'
+            for token, said in zip(report.token_ids, texts, strict=False)
         )
         rows.append(f"<dt>{count(len(report.token_ids))} tokens</dt><dd>{chips}</dd>")
     return f'<dl class="facts">{"".join(rows)}</dl>'
@@ -151,6 +109,6 @@ def _compared(report: Report) -> str:
 
 def _fact(name: str, path: str, what: str, digest: str) -> str:
     return (
-        f"<dt>{_text(name)}</dt><dd><code>{_text(path, 1000)}</code><br>{_text(what)}<br>"
-        f'<span class="digest">sha256 {_text(digest)}</span></dd>'
+        f"<dt>{text(name)}</dt><dd><code>{text(path, 1000)}</code><br>{text(what)}<br>"
+        f'<span class="digest">sha256 {text(digest)}</span></dd>'
     )

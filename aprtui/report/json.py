@@ -24,6 +24,7 @@ def json_report(report: Report) -> str:
         "diff": report.comparison.to_json(),
         "bisect": report.bisection and report.bisection.to_json(),
         "notes": report.notes,
+        "marked": [{"where": where, "note": note} for where, note in report.marked],
         "versions": dict(report.versions),
         "commands": report.commands,
     }

@@ -55,6 +55,9 @@ def _parts(report: Report) -> Iterable[str]:
     if report.unmeasured:
         shown = [[_text(cell) for cell in row] for row in report.unmeasured]
         yield f"## Unmeasured\n\n{_table(('stages', 'why'), shown)}"
+    if report.marked:
+        shown = [[_text(cell) for cell in row] for row in report.marked]
+        yield f"## Marked\n\n{_table(('where', 'note'), shown)}"
     yield f"## What was compared\n\n{_compared(report)}"
     if report.commands:
         yield "## To repeat it\n\n" + _fenced("\n".join(clean(c, 4000) for c in report.commands))

@@ -108,6 +108,7 @@ class Report:
     more_differences: int
     unmeasured: tuple[tuple[str, str], ...]  # what, why
     bars: str
+    marked: tuple[tuple[str, str], ...]  # a place, the note on it
     notes: tuple[str, ...]
     versions: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]

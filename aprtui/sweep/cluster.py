@@ -10,6 +10,8 @@ import importlib
 import importlib.util
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -51,7 +53,8 @@ def connected(address: str) -> Iterator[Any]:
         said |= {"num_cpus": processors(), "object_store_memory": _STORE_BYTES,
                  "include_dashboard": False}  # fmt: skip
     try:
-        ray.init(**said, log_to_driver=False, logging_level=logging.ERROR)
+        with _signals_kept():
+            ray.init(**said, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise EngineError(
             f"no Ray cluster answers at {clean(address, 200)}: {clean(str(error), 200)}",
@@ -61,6 +64,20 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Whoever heeds SIGTERM and SIGINT here goes on to: Ray takes them where it starts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def alive_nodes(ray: Any) -> list[tuple[str, Mapping[str, float]]]:

@@ -207,6 +207,13 @@ class AprtuiApp(App[int]):
         here = order.index(self.current_mode) if self.current_mode in order else 0
         self._enter(order[(here + step) % len(order)])
 
+    def action_go_mode(self, mode: str) -> None:
+        """That mode, where it is open."""
+        if mode in self._trail:
+            self._enter(mode)
+        else:
+            self.say(f"{mode.capitalize()} is not open: ~ goes Home, where all begins")
+
     async def action_back(self, quits: bool = True) -> None:
         """Close the question, the screen, the mode, and at last the app, where that ``quits``."""
         screen = self.screen
@@ -283,7 +290,7 @@ class AprtuiApp(App[int]):
 
     def goals(self) -> Iterator[list[Goal]]:
         """What the palette can go to: on the screen that is seen, then on those that are open."""
-        for number, screen in enumerate(self._open_screens()):
+        for number, screen in enumerate(self.open_screens()):
             where = f" · in {screen.title_line.title}" if number else ""
             yield [replace(goal, label=f"{goal.label}{where}") for goal in screen.goals()]
 
@@ -354,14 +361,14 @@ class AprtuiApp(App[int]):
             return HomeScreen(to.paths[0])
         return DiffScreen(to.paths[0], to.paths[1], self.model, to)
 
-    def _open_screens(self) -> list[BaseScreen]:
+    def open_screens(self) -> list[BaseScreen]:
         """Every screen that is open, the one that was shown last first."""
         stacks = [self._screen_stacks[mode] for mode in reversed(self._trail)]
         return [s for stack in stacks for s in reversed(stack) if isinstance(s, BaseScreen)]
 
     def sides_with(self, path: Path) -> Sides | None:
         """What an open Diff compares, where ``path`` is one of the two."""
-        screens = [screen for screen in self._open_screens() if screen.mode == "diff"]
+        screens = [screen for screen in self.open_screens() if screen.mode == "diff"]
         found = (screen.sides for screen in screens if isinstance(screen, SidesScreen))
         here = path.absolute()
         return next((s for s in found if s and here in (s.a.absolute(), s.b.absolute())), None)
@@ -371,7 +378,7 @@ class AprtuiApp(App[int]):
         from aprtui.compare.reference import named_model
         from aprtui.tui.screens.browse import BrowseScreen
 
-        for screen in self._open_screens():
+        for screen in self.open_screens():
             if isinstance(screen, BrowseScreen) and screen.trace is not None:
                 named = named_model(screen.trace)
                 if named is not None and named.absolute() == model.absolute():

@@ -26,6 +26,12 @@ def clipboard_file() -> Path:
     return cache_folder() / "clipboard"
 
 
+def from_home(path: Path) -> str:
+    """A path as people write it: ``~/models/m.gguf`` below their own folder. Not cleaned."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
 def copy(app: App[int], text: str) -> str:
     """Send ``text`` to the terminal by OSC 52 and into a file; an honest note about both.
 
@@ -43,8 +49,7 @@ def copy(app: App[int], text: str) -> str:
             clipboard.write(raw + b"\n")
     except AprtuiError:
         return f"copied by OSC 52, if the terminal takes it: {shown}"
-    home = Path.home()
-    where = f"~/{file.relative_to(home)}" if file.is_relative_to(home) else str(file)
+    where = from_home(file)
     return f"copied to {clean(where)}, and by OSC 52 if the terminal takes it: {shown}"
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
@@ -24,6 +22,7 @@ from textual.content import Content
 from aprtui.text import clean
 from aprtui.tui.jumps import Goal
 from aprtui.tui.keys import Key, keys_at, shown
+from aprtui.tui.paths import meant, paths_after
 from aprtui.tui.stage_filter import matcher
 
 if TYPE_CHECKING:
@@ -103,19 +102,10 @@ class KeyCommands(Provider):
 
     def _files(self, query: str) -> Iterator[Goal]:
         """What lies where the path that is typed so far leads to."""
-        folder, begins = os.path.split(query)
-        place = Path(folder or ".").expanduser()
-        try:
-            with os.scandir(place) as scan:
-                entries = sorted(scan, key=lambda entry: entry.name)
-        except (OSError, ValueError):  # not a folder, or no name that a file can have
-            return
-        entries = [e for e in entries if e.name.startswith(begins)]
-        if folder and not begins:  # the folder itself
-            yield Goal(clean(query), query, partial(self.app.open_path, place))
-        for entry in [e for e in entries if begins or not e.name.startswith(".")][:MOST]:
-            typed = str(Path(folder, entry.name)) + ("/" if entry.is_dir() else "")
-            yield Goal(clean(typed), typed, partial(self.app.open_path, Path(entry.path)))
+        if query.endswith("/"):  # the folder itself
+            yield Goal(clean(query), query, partial(self.app.open_path, meant(query)))
+        for typed in paths_after(query):
+            yield Goal(clean(typed), typed, partial(self.app.open_path, meant(typed)))
 
     async def _do(self, key: Key) -> None:
         space = self.app if key.where == "anywhere" else self.screen

@@ -25,10 +25,10 @@ __all__ = [
     "PAGE_BYTES", "Ask", "Heat", "Scale", "Way", "fitted", "heat_of", "painted", "scale_of",
 ]  # fmt: skip
 
-PAGE_BYTES = 12_000  # what a picture may take; labels, axis and the frame's title come on top
+PAGE_BYTES = 10_000  # of a picture; labels, the axis, the tree and titles come on top
 CURSOR = 125  # a level of its own: the half of a cell that the cursor stands on
 TALL, WIDE = (0, 1, 2, 3, 4), (1, 2, 3, 4, 6, 8, 12, 16)  # lines and columns of a cell
-_COLOUR_BITS, _INK_BITS = 3.4, 2.7  # what a cell tells, drawn in the one way or the other
+_COLOUR_BITS, _INK_BITS = 6.0, 2.7  # how much of a cell is seen, drawn in the one way or the other
 DECADES = 4.0
 
 Int8 = npt.NDArray[np.int8]
@@ -212,7 +212,7 @@ def _cost(heat: Heat) -> int:
 _PROBED = 8
 _STAND_INS = {  # for the theme's styles, as long as those are
     name: Style(color=Color.from_rgb(255, 180, number), bold=name == "bad")
-    for number, name in enumerate(("", "a", "b", "bad"), 100)
+    for number, name in enumerate(("dim", "a", "b", "bad"), 100)
 }
 
 
@@ -345,5 +345,5 @@ def _tone(heat: Heat, level: int) -> str:
     if level in _BROKEN:
         return "bad"
     if abs(level) < heat.scale.top:
-        return "" if heat.scale.signed else "a"
+        return "dim" if heat.scale.signed else "a"
     return "a" if level < 0 else "b"

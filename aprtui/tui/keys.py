@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from textual.binding import Binding
 
-from aprtui.tui.panes import PANES, places_of
+from aprtui.tui.panes import PANES, keys_of, places_of
 
 __all__ = ["KEYS", "PLACES", "Key", "bindings", "keys_at", "markdown", "remapped", "shown"]
 
@@ -35,11 +35,26 @@ class Key:
 
 
 def _number_keys(mode: str, id: str) -> tuple[Key, ...]:
-    """The key of each pane of a screen: its number."""
+    """The key of each pane of a screen: mostly its number."""
+    keys = keys_of(mode)
     return tuple(
-        Key(f"{id}-{number}", (str(number),), f"pane({row.name!r})", mode, "", row.about)
+        Key(f"{id}-{number}", (keys[row.name],), f"pane({row.name!r})", mode, "", row.about)
         for number, row in enumerate(PANES[mode], 1)
     )
+
+
+def _heat_keys(where: str, id: str) -> tuple[Key, ...]:
+    """What every heatmap's keys do."""
+    return (
+        Key(f"{id}-reduce", ("c",), "reduce", where, "largest/mean",
+            "a cell shows the value of largest magnitude, or the mean of |x|"),
+        Key(f"{id}-scale", ("L",), "scale", where, "log", "colours: logarithmic or linear"),
+        Key(f"{id}-nearer", ("+",), "nearer", where, "zoom in",
+            "half as much around the cursor, until each value has its cell"),
+        Key(f"{id}-farther", ("-",), "farther", where, "", "twice as much"),
+        Key(f"{id}-finer", ("f",), "finer", where, "finer",
+            "every cell its own colour, or no more than a page's bytes (as over SSH)"),
+    )  # fmt: skip
 
 
 # The places in the order of the help screen, with what a person would call them.
@@ -50,8 +65,10 @@ PLACES: dict[str, str] = {
     **places_of("browse"),
     "model": "Model",
     **places_of("model"),
+    "model:map": "Model: map",
     "models": "Two models",
     "trace": "Trace",
+    "bookmarks": "Bookmarks",
     "leave": "Leaving a running trace",
     "import": "Importing a dump",
     "diff": "Diff",
@@ -78,6 +95,10 @@ KEYS: tuple[Key, ...] = (
     Key("jump-back", ("<", "ctrl+o"), "jump_back", "anywhere", "",
         "where one was before, on whatever screen"),
     Key("jump-forward", (">",), "jump_forward", "anywhere", "", "the place after it again"),
+    Key("bookmark", ("*",), "screen.bookmark", "anywhere", "",
+        "mark this place with a note; it goes into the report"),
+    Key("bookmarks", ("'",), "screen.bookmarks", "anywhere", "",
+        "the places that were marked: go to one"),
     Key("go-home", ("~",), "go_home", "anywhere", "", "Home: models and traces below the folder"),
     Key("theme", ("f2",), "next_theme", "anywhere", "", "dark, light or the terminal's colours"),
 
@@ -97,7 +118,7 @@ KEYS: tuple[Key, ...] = (
     Key("browse-focus", ("tab",), "focus_pane", "browse", "pane", "tree to pane and back"),
     Key("browse-filter", ("/",), "filter", "browse", "filter", "show only stages whose name has…"),
     Key("next-match", ("n",), "next_match(1)", "browse", "",
-        "this stage in the next layer; or the next damaged file"),
+        "this stage in the next layer; or the next damaged file; or the next hit in Values"),
     Key("previous-match", ("N",), "next_match(-1)", "browse", "", "the one before"),
     Key("browse-zoom", ("z",), "zoom", "browse", "zoom", "the pane alone, and back"),
     Key("browse-sort", ("s",), "sort", "browse", "sort", "tree by computation or by stage"),
@@ -116,6 +137,8 @@ KEYS: tuple[Key, ...] = (
     Key("values-pass", ("p",), "pass(1)", "browse:values", "pass",
         "to the first row of the next pass, where the trace came in several"),
     Key("values-pass-back", ("P",), "pass(-1)", "browse:values", "", "of the pass before"),
+    Key("find", ("f",), "screen.find_value", "browse:values", "find",
+        "look for values: |x| > 3, < -2, = 0, nan, inf, denormal; n and N go on"),
     Key("values-go", (":",), "app.command_palette", "browse:values", "go to",
         "4,301 goes to position 4, channel 301"),
 
@@ -127,13 +150,22 @@ KEYS: tuple[Key, ...] = (
         "next position, head or channel"),
     Key("slice-previous", ("P",), "slice(-1)", "browse:histogram", "", "the one before"),
 
-    Key("reduce", ("c",), "reduce", "browse:heatmap", "max/mean",
-        "a cell shows max or mean of |x|"),
+    *_heat_keys("browse:heatmap", "heatmap"),
+
+    Key("head-next", ("p",), "head(1)", "browse:attention", "head", "the next head"),
+    Key("head-previous", ("P",), "head(-1)", "browse:attention", "", "the head before"),
+    *_heat_keys("browse:attention", "attention"),
+
+    Key("lens-choose", ("t",), "choose", "browse:lens", "follow token",
+        "the rank and probability of the token under the cursor in every cell; again: none"),
+    Key("lens-model", ("o",), "screen.ask_model", "browse:lens", "model…",
+        "read tokens with another model"),
 
     Key("tokens-model", ("o",), "screen.ask_model", "browse:tokens", "model…",
         "read tokens with another model"),
 
     *_number_keys("model", "model-pane"),
+    *_heat_keys("model:map", "map"),
     Key("trace-model", ("t",), "trace", "model", "trace", "trace this model"),
     Key("model-browse", ("b",), "browse", "model", "browse",
         "the stage that reads this tensor, where a trace of this model is open"),
@@ -155,12 +187,20 @@ KEYS: tuple[Key, ...] = (
     Key("models-copy", ("y",), "copy_value", "models", "", "copy what is known of the tensor"),
     Key("models-export", ("e",), "export", "models", "", "write the tensors shown to a .csv file"),
 
-    Key("run", ("r", "ctrl+r"), "run", "trace", "run", "start the trace"),
+    Key("run", ("r", "ctrl+r"), "run", "trace", "run", "start the trace, once its plan is made"),
     Key("edit", ("tab",), "edit", "trace", "edit", "the next field of the form"),
     Key("stop", ("x",), "stop", "trace", "stop", "stop; what is written stays"),
     Key("trace-pause", ("space",), "pause", "trace", "pause", "pause the display, not the trace"),
     Key("trace-log", ("o",), "log", "trace", "log", "the engine's log"),
     Key("trace-browse", ("b",), "browse", "trace", "browse", "browse what is written"),
+    Key("trace-diff", ("d",), "diff", "trace", "diff",
+        "this trace and the one that it is held against, in Diff"),
+    Key("trace-colours", ("c",), "colours", "trace", "colours",
+        "colours: rms against the layer above, rms, size of the files"),
+
+    Key("bookmarks-go", ("enter",), "go", "bookmarks", "go there", "go to the place"),
+    Key("bookmarks-forget", ("D",), "forget", "bookmarks", "forget it", "forget this bookmark"),
+    Key("bookmarks-close", ("q", "escape", "'"), "close", "bookmarks", "back", "close the list"),
 
     Key("leave-stop", ("s", "ctrl+q"), "answer('stop')", "leave", "stop",
         "stop it, then close; what is written stays"),
@@ -250,6 +290,8 @@ KEYS: tuple[Key, ...] = (
 
     Key("side-a", ("A",), "side(0)", "sides", "in Browse", "this stage of A in Browse"),
     Key("side-b", ("B",), "side(1)", "sides", "in Browse", "this stage of B in Browse"),
+    Key("report", ("R",), "report", "sides", "report",
+        "write a report of the comparison: .html, .md or .json"),
     Key("weight", ("W",), "weight", "sides", "weight", "the weight that the stage reads, in Model"),
 
     Key("home-filter", ("/",), "filter", "home", "filter", "show only names that have…"),

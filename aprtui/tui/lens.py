@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from aprtui.child import command_of
 from aprtui.errors import UsageError
 from aprtui.formats.maps import check_maps
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.text import clean
+from aprtui.tui.client import Child, objects_in
 
-__all__ = ["Guess", "Lens", "model_of", "of_logits", "read_lens"]
+__all__ = ["LENS", "Guess", "Lens", "ask_lens", "model_of", "of_logits", "read_lens"]
 
 TOP = 8
 MOST_POSITIONS = 64
@@ -31,10 +34,14 @@ class Guess:
 
 @dataclass(frozen=True)
 class Lens:
-    """The likeliest tokens of each position from ``first`` on; none where it was not finite."""
+    """The likeliest tokens of each position from ``first`` on; none where it was not finite.
+
+    ``asked``: of the token that was asked about, its rank (from 1) and its probability at each.
+    """
 
     first: int
     rows: tuple[tuple[Guess, ...], ...]
+    asked: tuple[tuple[int, float] | None, ...] = ()
 
 
 def model_of(trace: TraceDir, given: str) -> Path:
@@ -91,6 +98,43 @@ def of_logits(record: StageRecord, model: Path | None) -> Lens:
     return Lens(first, tuple(rows))
 
 
+LENS = command_of("aprtui.engine.lens")
+Tell = Callable[[Path, "Lens | None", str, str], object]  # a file, its lens, or why and what to do
+
+
+async def ask_lens(
+    command: Sequence[str], model: Path, adapter: Path | None, files: Sequence[Path], tell: Tell,
+    token: int | None = None,
+) -> None:  # fmt: skip
+    """Have the engine read these files, the first one soon; ``tell`` is told file by file.
+
+    What is wrong with none of them alone is told of the first.
+    """
+    places = {str(path): path for path in files}
+    said_why = False
+
+    def hear(lines: tuple[bytes, ...]) -> None:
+        nonlocal said_why
+        for said in objects_in(lines):
+            lens, place = read_lens(said), places.get(str(said.get("file")))
+            if lens is not None and place is not None:
+                tell(place, lens, "", "")
+            elif said.get("event") == "error":
+                said_why = True
+                why, hint = clean(str(said.get("message"))), clean(str(said.get("hint")))
+                tell(place or files[0], None, why, hint)
+
+    laid = () if adapter is None else ("--adapter", str(adapter))
+    about = () if token is None else ("--token", str(token))
+    arguments = (
+        "--parent", str(os.getpid()), "--model", str(model), *laid, *about, *map(str, files)
+    )  # fmt: skip
+    ended = await Child(command).run(arguments, hear)
+    if ended.exit_code and not said_why:
+        last = (ended.log_tail().splitlines() or [""])[-1]
+        tell(files[0], None, f"the engine ended by itself ({ended.exit_code}) {last}".rstrip(), "")
+
+
 def read_lens(said: Mapping[str, Any]) -> Lens | None:
     """A line of the engine's child; None when it is not one."""
     try:
@@ -98,6 +142,8 @@ def read_lens(said: Mapping[str, Any]) -> Lens | None:
             tuple(Guess(int(i), clean(str(text), 40), float(p)) for i, text, p in row)
             for row in said["top"]
         )
-        return Lens(int(said["first"]), rows)
+        asked = tuple(None if each is None else (int(each[0]), float(each[1]))
+                      for each in said.get("asked", ()))  # fmt: skip
+        return Lens(int(said["first"]), rows, asked)
     except (KeyError, TypeError, ValueError):
         return None

@@ -26,8 +26,8 @@ from aprtui.formats.maps import mapping
 from aprtui.tui.stage_table import StageTable
 
 __all__ = [
-    "Drawn", "Float32", "Hook", "Measured", "RowShape", "Slice", "Store", "draw", "first_look",
-    "identity", "largest_at", "measure", "nonfinite_after", "part",
+    "Drawn", "Float32", "Hook", "Measured", "RowShape", "Slice", "Store", "blocks", "draw",
+    "first_look", "identity", "largest_at", "measure", "nonfinite_after", "part",
 ]  # fmt: skip
 
 ROWS = 64  # at most so many rows get a line of their own
@@ -35,6 +35,7 @@ RIDGE_BINS = 36
 CHANNELS = 24
 MAX_COLUMNS = 1 << 22
 BLOCK, RELEASE = 1 << 20, 1 << 24  # values looked at at once; before pages are given back
+FEW = 1000  # values: a histogram shows all of them
 SAMPLE = 1 << 18  # a larger tensor is shown from a sample first
 
 Float32 = npt.NDArray[np.float32]
@@ -142,7 +143,7 @@ def _rows(table: StageTable, cancelled: Hook) -> tuple[RowShape, ...]:
 def largest_at(values: Float32, cancelled: Hook) -> int | None:
     """Where the largest |x| is, infinities included; None where there is only NaN or nothing."""
     best, place = -1.0, None
-    for start, block in _blocks(values, 0, cancelled):
+    for start, block in blocks(values, 0, cancelled):
         found = np.where(np.isnan(block), np.float32(-1), np.abs(block))
         at = int(found.argmax())
         if float(found[at]) > best:
@@ -154,14 +155,14 @@ def nonfinite_after(values: Float32, after: int, cancelled: Hook) -> int | None:
     """The next NaN or infinity behind ``after``, from the start again at the end; None: there is
     none."""
     for first, last in ((after + 1, values.size), (0, min(after + 1, values.size))):
-        for start, block in _blocks(values[:last], first, cancelled):
+        for start, block in blocks(values[:last], first, cancelled):
             found = np.flatnonzero(~np.isfinite(block))
             if found.size:
                 return start + int(found[0])
     return None
 
 
-def _blocks(values: Float32, first: int, cancelled: Hook) -> Iterator[tuple[int, Float32]]:
+def blocks(values: Float32, first: int, cancelled: Hook) -> Iterator[tuple[int, Float32]]:
     """(place, block) from ``first`` on; the pages of a large map are given back on the way."""
     mapped = mapping(values) if values.size > RELEASE else None
     for start in range(first, values.size, BLOCK):
@@ -183,12 +184,12 @@ def part(table: StageTable, chosen: Slice) -> Float32:
 def draw(table: StageTable, chosen: Slice, span: str, bins: int, cancelled: Hook) -> Drawn:
     """Count for the Histogram pane. ``span`` is "clipped", "symlog" or "full".
 
-    Clipped leaves out what lies beyond the 0.5th and 99.5th percentiles; it is counted beside.
-    Raises metrics.Cancelled.
+    Clipped leaves out what lies beyond the 0.5th and 99.5th percentiles; it is counted beside. Of
+    FEW values nothing is left out. Raises metrics.Cancelled.
     """
     scale = "symlog" if span == "symlog" else "linear"
-    clip = (0.5, 99.5) if span == "clipped" else None
     values = part(table, chosen)
+    clip = (0.5, 99.5) if span == "clipped" and values.size > FEW else None
     whole = histogram(values, bins, scale=scale, clip=clip, cancelled=cancelled)
     if table.folded or chosen.axis >= 0 or not table.columns:
         return Drawn(whole)

@@ -19,7 +19,7 @@ from aprtui.formats.blocks import BLOCK_TYPES, stored_bytes
 from aprtui.formats.files import OpenFile, open_file
 from aprtui.formats.modelfile import TensorEntry
 
-__all__ = ["WeightLook", "look_at_all", "look_at_weight", "rows_at", "sample_values"]
+__all__ = ["WeightLook", "look_at_all", "look_at_weight", "row_blocks", "rows_at", "sample_values"]
 
 SAMPLE = 1 << 20  # values: a larger tensor is looked at in evenly spaced rows first
 BLOCK_VALUES = 1 << 20  # decoded at once
@@ -100,6 +100,26 @@ def rows_at(entry: TensorEntry, first: int, count: int) -> Float32 | None:
     if not stored.known or (entry.shape and stored.width != entry.shape[-1]):
         return None
     return stored.rows_at(first, count)
+
+
+def row_blocks(entry: TensorEntry, first: int, last: int) -> Iterator[tuple[int, Float32]] | None:
+    """Rows ``first`` .. ``last`` of the last axis as they are decoded: the first one's number, and
+    rows [n, columns] float32; None where nothing here decodes them.
+
+    Raises BadFileError when the file became shorter.
+    """
+    stored = _Stored(entry)
+    if not stored.known or (entry.shape and stored.width != entry.shape[-1]):
+        return None
+    step = max(1, BLOCK_VALUES // max(stored.width, 1))
+
+    def blocks() -> Iterator[tuple[int, Float32]]:
+        for row in range(first, last, step):
+            found = stored.rows_at(row, min(step, last - row))
+            assert found is not None
+            yield row, found
+
+    return blocks()
 
 
 class _Stored:

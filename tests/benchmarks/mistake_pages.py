@@ -25,7 +25,12 @@ from aprtui.compare.mistakes.pages import Page, pages
 from aprtui.engine.replay import EXACT, Arithmetic
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import number
-from tests.compare import test_family_mistakes, test_mistakes, test_new_mistakes
+from tests.compare import (
+    test_family_mistakes,
+    test_mistakes,
+    test_new_mistakes,
+    test_recurrent_mistakes,
+)
 from tests.compare.planting import TOKENS, Array, Plant, compute, model_of, write
 from tests.families import TINY, save_tiny
 from tests.support import FIXTURES
@@ -67,13 +72,14 @@ def places(tiny: Path, ids: Sequence[str]) -> Iterator[Place]:
         model = FIXTURES / "models" / planted.model
         yield Place(planted.id, model, planted.model, planted.stage, planted.plant, TOKENS,
                     planted.how, planted.overrides)  # fmt: skip
-    for mistake in test_family_mistakes.PLANTED:
-        for family, stage, plant in mistake.places if mistake.id in ids else ():
-            folder = tiny / family
-            if not folder.exists():
-                save_tiny(TINY[family], folder)
-            name = f"{family}, tiny"
-            yield Place(mistake.id, folder, name, stage, plant, test_family_mistakes.TOKENS)
+    for module in (test_family_mistakes, test_recurrent_mistakes):
+        for mistake in module.PLANTED:
+            for family, stage, plant in mistake.places if mistake.id in ids else ():
+                folder = tiny / family
+                if not folder.exists():
+                    save_tiny(TINY[family], folder)
+                name = f"{family}, tiny"
+                yield Place(mistake.id, folder, name, stage, plant, module.TOKENS)
 
 
 @cache

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from aprtui import api
 from aprtui.cli.main import main
 from aprtui.compare.bisect import bisect
 from aprtui.formats.aprt import write_stage
@@ -104,3 +108,91 @@ def test_nan_in_inputs_beside_wrong_weights_ends_in_a_verdict(tmp_path: Path) ->
     assert {str(each.key) for each in found.culprits} == {
         "layer-1/attention", "layer-1/attn_out", "layer-1/post_attn_residual",
     }  # fmt: skip
+
+
+# -- a capture that contradicts itself or the model ------------------------------------------------
+
+
+def changed_manifest(root: Path, model: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A trace of ours on six tokens whose manifest says something else."""
+    api.trace(model, tokens=(3, 17, 40, 9, 5, 61), directory=root)
+    said = json.loads((root / "trace.json").read_text())
+    change(said)
+    (root / "trace.json").write_text(json.dumps(said))
+    return root
+
+
+def rows_at(*positions: int) -> Callable[[dict[str, Any]], None]:
+    return lambda said: said.update(
+        rows={"positions": list(positions), "passes": [0] * len(positions)}
+    )
+
+
+def stage_at(stage: str, *positions: int) -> Callable[[dict[str, Any]], None]:
+    def change(said: dict[str, Any]) -> None:
+        for each in said["stages"]:
+            if each["stage"] == stage:
+                each["positions"] = list(positions)
+
+    return change
+
+
+@needs_fixtures
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        (rows_at(0, 1, 2), 3, "rows names 3 rows of 6 tokens"),
+        (rows_at(0, 1, 1, 2, 3, 4), 3, "do not ascend"),
+        (rows_at(-1, 0, 1, 2, 3, 4), 3, "not equally many whole numbers"),
+        (rows_at(0, 1, 2, 3, 4, 100_000), 2, "stands at position 100,000, and the model has learned"
+         " 128 positions"),
+        (lambda said: said["tokens"].update(ids=[3, 17, 40]), 2, "holds 6 positions, and 3 tokens"),
+        (lambda said: said["tokens"].update(ids=[3, 17, 40, 9, 5, 10**6]), 2,
+         "token 1,000,000 lies outside the vocabulary"),
+        (stage_at("ffn_out", 0, 77), 3, "names positions that no row of the capture stands at"),
+        (stage_at("ffn_out", 0, 1), 3, "names 2 positions and holds 288 values"),
+    ],
+)  # fmt: skip
+def test_positions_and_lengths_that_contradict_are_told(
+    change: Callable[[dict[str, Any]], None], code: int, said: str, tmp_path: Path, capsys: Capsys
+) -> None:
+    model = FIXTURES / "families" / "gpt2"
+    trace = changed_manifest(tmp_path / "t", model, change)
+    assert main(["bisect", str(trace), "--model", str(model)]) == code
+    told = capsys.readouterr()
+    assert said in " ".join((told.out + told.err).split())
+    assert "Traceback" not in told.err
+
+
+@needs_fixtures
+def test_positions_with_a_gap_are_what_rope_turns_by(tmp_path: Path) -> None:
+    """Rows whose positions leave one out: turned as they stand, and the keys of the gap unseen."""
+    model = FIXTURES / "families" / "arcee"
+    found = api.bisect(
+        changed_manifest(tmp_path / "t", model, rows_at(0, 1, 2, 4, 5, 6)), model=model
+    )
+    turned = [each for each in found.culprits if each.key.stage == "q_post_rope"]
+    assert len(turned) == 2 and all(
+        each.rows and each.rows.positions == (4, 5, 6) for each in turned
+    )
+    lost = {each.key.stage for each in found.unmeasured}
+    assert lost == {"attn_scores", "attn_softmax", "attention"}
+    assert all("the keys of positions 3 are not" in each.why for each in found.unmeasured)
+
+
+@needs_fixtures
+def test_an_arithmetic_that_the_file_cannot_have_is_no_explanation(tmp_path: Path) -> None:
+    """Heads of 12 channels are no blocks of 32, whatever the capture says of its cache."""
+    model = FIXTURES / "families" / "gpt2"
+
+    def change(said: dict[str, Any]) -> None:
+        said["engine"]["settings"] = {"kv": "q8_0", "parameters": {"others": "none"}}
+
+    trace = changed_manifest(tmp_path / "t", model, change)
+    path = trace / "layer-1" / "attention.bin"
+    values = np.fromfile(path, np.float32)[3:]
+    write_stage(path, 1, values * np.float32(1.01))
+    (culprit, *_) = api.bisect(trace, model=model).culprits
+    assert (str(culprit.key), culprit.mistake and culprit.mistake.id) == (
+        "layer-1/attention", "scaled",
+    )  # fmt: skip

@@ -31,14 +31,15 @@ def bisected(dump: Path, model: Path, root: Path) -> Bisection:
     return api.bisect(root / "trace", model=model)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "hf-debugger", "hf-hooks/bf16-sdpa.npz", "hf-hooks/f16-sdpa.npz", "hf-hooks/f32-sdpa.npz",
-        "mlx/f32.npz", "mlx/f16.npz", "msprobe/step0/proc2150", "ort/fp32.npz",
-        "sglang-tensor-dump", "vllm/bf16",
-    ],
+OF_OWN_WEIGHTS = (
+    "hf-debugger", "hf-hooks/bf16-sdpa.npz", "hf-hooks/f16-sdpa.npz", "hf-hooks/f32-sdpa.npz",
+    "mlx/f32.npz", "mlx/f16.npz", "msprobe/step0/proc2150", "ort/fp32.npz", "sglang-tensor-dump",
+    "vllm/bf16",
 )  # fmt: skip
+OPENVINO = ("f32", "f32-dq", "bf16")
+
+
+@pytest.mark.parametrize("name", OF_OWN_WEIGHTS)
 def test_a_runtime_of_the_models_own_weights_is_cleared(name: str, tmp_path: Path) -> None:
     found = bisected(DUMPS / name, FOLDER, tmp_path)
     assert found.culprits == ()
@@ -47,7 +48,13 @@ def test_a_runtime_of_the_models_own_weights_is_cleared(name: str, tmp_path: Pat
     assert others <= {"lm_head", "layer-5/post_ffn_residual"}  # what the dump does not hold
 
 
-@pytest.mark.parametrize("name", ["f32", "f32-dq", "bf16"])
+def test_torchlens_two_layers_are_cleared(tmp_path: Path) -> None:
+    found = bisected(DUMPS / "torchlens", FOLDER, tmp_path)
+    assert (found.culprits, len(found.explained)) == ((), 19)
+    assert {each.why for each in found.unmeasured} <= {"not captured"}
+
+
+@pytest.mark.parametrize("name", OPENVINO)
 def test_openvinos_q4_k_weights_are_others_and_its_q6_k_are_not(name: str, tmp_path: Path) -> None:
     """Its reader gives Q4_K an integer zero point: every product of such a matrix, and no other."""
     found = bisected(DUMPS / f"openvino/pycode-q4km-{name}.npz", Q4_K_M, tmp_path)
@@ -131,13 +138,13 @@ def onnxruntime_int4(folder: Path) -> Path:
     return quantised(folder, made, tie_word_embeddings=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "made", "by"),
-    [
-        ("mlx/q4.npz", mlx_4bit, "terms summed one by one in float16"),
-        ("ort/int4.npz", onnxruntime_int4, "activations rounded to int8 in blocks of 32"),
-    ],
-)
+QUANTISED: list[tuple[str, Callable[[Path], Path], str]] = [
+    ("mlx/q4.npz", mlx_4bit, "terms summed one by one in float16"),
+    ("ort/int4.npz", onnxruntime_int4, "activations rounded to int8 in blocks of 32"),
+]
+
+
+@pytest.mark.parametrize(("name", "made", "by"), QUANTISED)
 def test_a_quantised_checkpoint_is_cleared(
     name: str, made: Callable[[Path], Path], by: str, tmp_path: Path
 ) -> None:

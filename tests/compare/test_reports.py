@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from aprtui import api
 from aprtui.cli.main import main
 from aprtui.compare.bisect import bisect
 from aprtui.compare.bisection import Bisection
 from aprtui.compare.wire import from_json
+from aprtui.engine.replay import Replay
 from aprtui.formats.tracedir import open_trace
 from aprtui.model.open import open_model
 from tests.support import FIXTURES, needs_fixtures
 
+Array = npt.NDArray[np.float64]
 REPORTS = FIXTURES / "cases" / "reports"
 MODELS = FIXTURES / "models"
 
@@ -70,6 +74,9 @@ NAMED = {
 }
 HONEST = ("fp8-e4m3-per-token-honest", "fp8-w8a8-per-tensor-honest", "int8-per-token-honest",
           "kv-q4_0-honest", "kv-q8_0-honest", "moe-f16-honest", "tf32-honest")  # fmt: skip
+OTHERWISE = ("left-padded-honest", "f16-weights-activation-above-65504")
+DAMAGED = ("bit-rot", "hole-of-zeros", "nan-block-scales", "lost-head", "lora-added-twice")
+FOLDERS = ("fp8-block-folder", "mlx-4bit-folder")
 NORMS = ("attn_norm", "ffn_norm", "final_norm")
 
 
@@ -269,6 +276,54 @@ def test_two_quantisations_of_one_model_are_one_model(
     code, out = run(capsys, "diff", str(MODELS / "pycode-5m-q4_k_m.gguf"), str(other))
     assert code == 0
     assert "the same model, but for the rounding of its formats" in out
+
+
+# -- checkpoints as people have them ---------------------------------------------------------------
+
+
+def by_blocks_of_fp8(tensors: Mapping[str, Any], name: str) -> Array:
+    """e4m3 values by torch's own type, times the scale of their block of 128 x 128."""
+    values = tensors[f"{name}.weight"].float().numpy().astype(np.float64)
+    scale = tensors[f"{name}.weight_scale_inv"].float().numpy().astype(np.float64)
+    whole = scale.repeat(128, 0).repeat(128, 1)[: values.shape[0], : values.shape[1]]
+    return np.asarray(values * whole)
+
+
+def by_groups_of_mlx(tensors: Mapping[str, Any], name: str) -> Array:
+    """code * scale + bias: eight codes of four bits a number, the lowest first, groups of 32."""
+    packed = tensors[f"{name}.weight"].numpy().view(np.uint32)
+    codes = (packed[:, :, None] >> np.arange(0, 32, 4, dtype=np.uint32)) & 15
+    codes = codes.reshape(len(packed), -1, 32).astype(np.float64)
+    scales, biases = (
+        tensors[f"{name}.{part}"].float().numpy().astype(np.float64)[:, :, None]
+        for part in ("scales", "biases")
+    )
+    return np.asarray((codes * scales + biases).reshape(len(packed), -1))
+
+
+@pytest.mark.parametrize(
+    ("name", "decoded"),
+    [*zip(FOLDERS, (by_blocks_of_fp8, by_groups_of_mlx), strict=True)],
+)
+def test_a_quantised_folder_opens_as_its_library_reads_it(
+    name: str, decoded: Callable[[Mapping[str, Any], str], Array], unpacked: Path, tmp_path: Path
+) -> None:
+    """Every coded matrix of it, and a pass of ours in it is cleared."""
+    library = pytest.importorskip("safetensors.torch")
+    folder = unpacked / name / "model"
+    model, tensors = open_model(folder), library.load_file(folder / "model.safetensors")
+    replay, coded = Replay(model), 0
+    for role, matrix in model.weights.items():
+        base = matrix.entry.name.removesuffix(".weight")
+        if {f"{base}.weight_scale_inv", f"{base}.scales"} & set(tensors):
+            right = decoded(tensors, base)
+            made = np.concatenate([rows for _, rows in replay.blocks(role)])
+            assert np.abs(made - right).max() <= 2.0**-23 * np.abs(right).max(), base
+            coded += 1
+    assert coded >= 14
+    trace = api.trace(model, tokens=(3, 17, 40, 9, 5, 61), directory=tmp_path / "t")
+    found = bisect(model, trace)
+    assert (found.culprits, found.unmeasured) == ((), ())
 
 
 # -- the older captures ----------------------------------------------------------------------------

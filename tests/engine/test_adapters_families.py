@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from aprtui.compare.bisect import bisect
+from aprtui.engine.adapters import _not_made
 from aprtui.engine.adapters.ggml import Node
 from aprtui.engine.adapters.nodes import Collector, NodeMap
 from aprtui.formats.tracedir import StageKey
@@ -33,9 +34,12 @@ Array = npt.NDArray[Any]
 
 RECORDED = json.loads(gzip.decompress((SMALL / "llamacpp" / "families.json.gz").read_bytes()))
 WITH_VALUES = [case for case in RECORDED if case in ("gpt_oss", "llama4_text", "minimax_m2")]
+WITH_STATES = ("falcon_h1", "jamba", "nemotron_h")
+FUSED = ("ssm_dt",)  # softplus is part of ggml's scan
 GELU_TABLE = (
     "gemma2",
     "gemma2_q20",
+    "gemma3n_text",
     "gemma4_text",
 )  # of ggml's CPU: another number than the GELU's
 BAR = 1e-5  # docs/numerics.md 1
@@ -54,7 +58,8 @@ def nodes_of(case: str) -> list[Node]:
 
 def collect(model: Model, tokens: int, given: Iterator[tuple[Node, Array]]) -> dict[StageKey, Any]:
     """The stages that come of these nodes; none comes twice."""
-    wanted = [node.key for node in model.graph if not node.last]
+    absent = {each.stage for each in _not_made(model)}
+    wanted = [node.key for node in model.graph if not (node.last or node.key.stage in absent)]
     shown: dict[StageKey, torch.Tensor] = {}
 
     def put(key: StageKey, value: torch.Tensor) -> None:
@@ -143,6 +148,65 @@ def test_the_stages_of_recorded_nodes_are_those_of_our_pass(case: str, tmp_path:
     values[head.key] = np.asarray(head.values(), dtype=np.float64)
     found = bisect(model, write(tmp_path / "theirs", values), tokens=tokens)
     assert not (found.culprits or found.unmeasured)
+
+
+@needs_fixtures
+@pytest.mark.parametrize("case", WITH_STATES)
+def test_every_stage_of_a_layer_with_a_state_is_a_node_that_llama_cpp_computed(
+    case: str, tmp_path: Path
+) -> None:
+    """Of these the recorded nodes have no sources: a stage is told by its values."""
+    with np.load(gguf(case).with_name("expected.npz")) as expected:
+        tokens = tuple(int(token) for token in expected["tokens"])
+    ours = trace(gguf(case), tmp_path / "ours", "aprtui", tokens=tokens)
+    with np.load(gguf(case).with_name("nodes.npz")) as stored:
+        nodes = {key: stored[key].astype(np.float64) for key in stored.files}
+    graph = open_model(gguf(case)).graph
+    inside = [key for key in ours.records if key.stage.startswith("ssm_")]
+    assert len(inside) > 4
+    for key in inside:
+        if key.stage in FUSED:
+            continue
+        shape = graph[key].shape(len(tokens))
+        values = np.asarray(ours.records[key].values(), dtype=np.float64).reshape(shape)
+        near = min(apart(values, node, scan=key.endswith("SCAN")) for key, node in nodes.items())
+        assert near <= BAR, f"{key}: {near:.1e}"
+
+
+@needs_fixtures
+@pytest.mark.parametrize("case", WITH_STATES)
+def test_what_a_node_of_a_layer_with_a_state_is_taken_for_by_its_name_is_that(
+    case: str, tmp_path: Path
+) -> None:
+    with np.load(gguf(case).with_name("expected.npz")) as expected:
+        tokens = tuple(int(token) for token in expected["tokens"])
+    ours = trace(gguf(case), tmp_path / "ours", "aprtui", tokens=tokens)
+    model = open_model(gguf(case))
+    taken, told = NodeMap(model.graph, model.weights), set()
+    with np.load(gguf(case).with_name("nodes.npz")) as stored:
+        for key in stored.files:
+            _, name, op = key.split("|")
+            values = stored[key].astype(np.float64)
+            kind = "GLU" if op == "SWIGLU" else op
+            for slot in taken.slots(Node(name, kind, (), values.shape, 1.0)):
+                mine = np.asarray(ours.records[slot.key].values(), dtype=np.float64)
+                if mine.size == values.size:  # not of the last rows, nor padded
+                    assert apart(mine, values, scan=False) <= BAR, (key, slot)
+                    told.add(slot.key.stage)
+    assert {"post_ffn_residual", "attention"} <= told
+
+
+def apart(values: Array, node: Array, *, scan: bool) -> float:
+    """Relative L2 of a node, as it lies or with its state's rows and channels in turn; a ``scan``
+    ends in its state."""
+    if node.size != values.size and not (scan and values.size < node.size):
+        return np.inf
+    node = node.reshape(-1)[-values.size :]
+    shapes = [values]
+    if values.ndim == 3:
+        shapes.append(values.swapaxes(1, 2))
+    away = min(float(np.linalg.norm(each.reshape(-1) - node.reshape(-1))) for each in shapes)
+    return away / float(np.linalg.norm(values))
 
 
 @needs_llamacpp

@@ -10,10 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 
 from aprtui.cli.main import main
 from aprtui.cli.verify import _sentence
+from aprtui.cli.verify_text import Texts
 from aprtui.compare.verified import Verified
 from aprtui.engine import adapters
 from aprtui.engine.adapters import Put, Ran
@@ -202,3 +204,34 @@ def test_a_batch_is_padded_so_that_what_padding_changes_is_found(
 def test_steps_without_paths_are_refused(qwen2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(qwen2), "--steps", "2"]) == 2
     assert "add --paths" in capsys.readouterr().err
+
+
+def test_many_prompts_are_a_matrix_of_verdicts(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = Counter[str]()
+
+    def second_is_wrong(value: torch.Tensor) -> torch.Tensor:
+        calls["ffn_gate"] += 1
+        return value * 1.25 if calls["ffn_gate"] == 2 else value
+
+    spoil(monkeypatch, "ffn_gate", 1, second_is_wrong)
+    monkeypatch.setattr("aprtui.cli.verify_prompts.read_texts", lambda *_: Texts())
+    words_of = tokenizers.models.WordLevel({name: at for at, name in enumerate("abcdef")}, "a")
+    reader = tokenizers.Tokenizer(words_of)
+    reader.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    reader.save(f"{model}/tokenizer.json")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("b c d\n\nf e d c\n")
+    words = ["verify", model, "--prompts", str(prompts), "-o", str(tmp_path / "t")]
+    assert main([*words, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [each["verdict"] for each in found["prompts"]] == ["same", "culprits"]
+    assert found["prompts"][1]["engines"][1]["replay"]["culprits"][0]["stage"] == "ffn_gate"
+    assert (found["verdict"], found["exit_code"]) == ("culprits", 1)
+    assert main([*words, "--overwrite"]) == 0
+    out = capsys.readouterr().out
+    assert "prompt-2" in out and f"aprtui {tmp_path / 't/aprtui'} {tmp_path / 't/hf'}" in out
+    assert main(["diff", str(tmp_path / "t/aprtui"), str(tmp_path / "t/hf")]) == 0
+    assert "2  prompt-2" in capsys.readouterr().out
+    assert main([*words, "--paths"]) == 2

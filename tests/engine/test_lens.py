@@ -47,3 +47,30 @@ def test_a_file_that_is_not_rows_is_told_and_the_others_go_on(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["event"] for line in lines] == ["error", "error", "lens"]
     assert "rows of 256" in lines[0]["message"]
+
+
+@needs_fixtures
+@pytest.mark.parametrize("place", [0, 5, 1000, -1])
+def test_a_token_that_is_asked_about_has_the_rank_and_probability_of_its_logit(
+    place: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capture = FIXTURES / "captures" / "qwen2-q4_k_m" / "float64"
+    logits = read_values(capture / "lm_head.bin").astype(np.float64)
+    wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    token = int(np.argsort(-logits)[place])
+    rank = 1 + int((logits > logits[token]).sum())
+    model = str(FIXTURES / "models" / "qwen2-q4_k_m.gguf")
+    assert main(["--model", model, "--token", str(token), str(capture / "final_norm.bin")]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert len(said["asked"]) == len(said["top"])
+    assert abs(said["asked"][-1][0] - rank) <= 1  # of two neighbours that float32 may swap
+    assert said["asked"][-1][1] == pytest.approx(wanted[token], rel=1e-3)
+
+
+@needs_fixtures
+def test_a_token_that_the_model_does_not_have_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = str(FIXTURES / "models" / "qwen2-q4_k_m.gguf")
+    assert main(["--model", model, "--token", "99999999", "/nowhere.bin"]) == 2
+    assert "token 99999999 is none of" in json.loads(capsys.readouterr().out)["message"]

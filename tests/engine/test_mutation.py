@@ -38,7 +38,8 @@ def published(config: dict[str, Any]) -> dict[str, Any]:
     scaled = {key: value for key, value in whole.items() if key != "rope_theta"}
     if scaled.get("rope_type", "default") != "default":
         made["rope_scaling"] = scaled
-    if set(made.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}:
+    by_default = config["model_type"] != "gemma3n_text"  # which says them, always
+    if by_default and set(made.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}:
         made.pop("layer_types", None)
     made["torch_dtype"] = made.pop("dtype", "float32")
     return made

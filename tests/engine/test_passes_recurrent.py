@@ -27,9 +27,17 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "lfm2": {"conv_bias": False},
     "mamba2": {**UNBOUNDED, "use_bias": False},
     "granitemoehybrid": {"mamba_proj_bias": False},
+    "falcon_h1": UNBOUNDED,
+    "nemotron_h": {"use_bias": False, "time_step_min": 1e-9},
+    "mamba": {"use_bias": False},
+    "jamba": {"mamba_proj_bias": False},
 }
 """What transformers itself computes otherwise in passes (docs/numerics.md 6)."""
-FAMILIES = ("lfm2", "mamba2", "granitemoehybrid", "bamba", "qwen3_next", "qwen3_5")
+FAMILIES = (
+    "lfm2", "mamba2", "granitemoehybrid", "bamba", "qwen3_next", "qwen3_5", "falcon_h1",
+    "nemotron_h",
+)  # fmt: skip
+OF_CHANNELS = ("mamba", "falcon_mamba", "jamba")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -39,6 +47,27 @@ def test_transformers_carries_the_same_from_pass_to_pass(family: str, tmp_path: 
     theirs = run(model, tmp_path / "theirs", engine="hf", **CHUNKED)
     assert theirs.token_ids == ours.token_ids and theirs.rows == ours.rows
     assert worst_error(ours, theirs) <= 1e-5
+
+
+@pytest.mark.parametrize("family", OF_CHANNELS)
+def test_transformers_decodes_a_scan_of_channels_alike(family: str, tmp_path: Path) -> None:
+    model = saved(family, tmp_path / "model", **WITHOUT.get(family, {}))
+    ours = run(model, tmp_path / "ours", tokens=TOKENS[:20], steps=4)
+    theirs = run(model, tmp_path / "theirs", engine="hf", tokens=TOKENS[:20], steps=4)
+    assert theirs.token_ids == ours.token_ids and theirs.rows == ours.rows
+    assert worst_error(ours, theirs) <= 1e-5
+
+
+@pytest.mark.parametrize("family", OF_CHANNELS)
+def test_that_transformers_begins_such_a_scan_anew_in_each_chunk_is_found(
+    family: str, tmp_path: Path
+) -> None:
+    """Its function of many rows takes no state to begin with."""
+    model = saved(family, tmp_path / "model", **WITHOUT.get(family, {}))
+    chunked = run(model, tmp_path / "t", engine="hf", tokens=TOKENS[:23], chunk=9)
+    found = bisect(open_model(model), chunked)
+    named = {(each.key.stage, each.mistake and each.mistake.id) for each in found.culprits}
+    assert named == {("ssm_scan", "state_lost"), ("ssm_state", "state_lost")}
 
 
 @pytest.mark.parametrize("family", ["lfm2", "mamba2", "granitemoehybrid", "qwen3_next"])

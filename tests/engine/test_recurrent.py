@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from aprtui.engine.recurrent import delta_scan, linear_scan
+from aprtui.engine.recurrent import channel_scan, delta_scan, linear_scan
 
 BAR = 1e-5  # docs/numerics.md 1
 TOKENS, HEADS, KEY, VALUE = 150, 3, 8, 12
@@ -70,3 +70,39 @@ def test_a_scan_in_chunks_is_the_scan_token_by_token(chunk: int) -> None:
     for made, expected in zip(found, (out, state), strict=True):
         away = np.linalg.norm(made.double().numpy() - expected)
         assert away <= BAR * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, TOKENS])
+def test_a_scan_of_channels_in_chunks_is_the_scan_token_by_token(chunk: int) -> None:
+    channels, state = 5, 4
+    made = torch.Generator().manual_seed(6)
+    x, dt, b, c, a = (
+        torch.randn(*shape, generator=made, dtype=torch.float64)
+        for shape in ((TOKENS, channels), (TOKENS, channels), (TOKENS, state), (TOKENS, state),
+                      (channels, state))
+    )  # fmt: skip
+    dt, a = dt.abs(), -a.abs()
+    narrow = (x.float(), dt.float(), b.float(), c.float(), a.float())
+    found = channel_scan(*narrow, torch.zeros(channels, state), chunk)
+    states, out = np.zeros((channels, state)), np.zeros((TOKENS, channels))
+    for t in range(TOKENS):
+        for channel in range(channels):
+            step = float(dt[t, channel])
+            for row in range(state):
+                states[channel, row] *= np.exp(step * float(a[channel, row]))
+                states[channel, row] += step * float(b[t, row]) * float(x[t, channel])
+                out[t, channel] += states[channel, row] * float(c[t, row])
+    for got, expected in zip(found, (out, states), strict=True):
+        away = np.linalg.norm(got.double().numpy() - expected)
+        assert away <= BAR * np.linalg.norm(expected)
+
+
+def test_a_state_of_channels_is_gone_on_with() -> None:
+    made = torch.Generator().manual_seed(8)
+    x, dt, b, c = (torch.randn(90, 6, generator=made, dtype=torch.float64) for _ in range(4))
+    dt, a = dt.abs(), -torch.rand(6, 6, generator=made, dtype=torch.float64)
+    whole, last = channel_scan(x, dt, b, c, a, torch.zeros_like(a), 64)
+    out, state = channel_scan(x[:41], dt[:41], b[:41], c[:41], a, torch.zeros_like(a), 64)
+    more, end = channel_scan(x[41:], dt[41:], b[41:], c[41:], a, state, 64)
+    torch.testing.assert_close(torch.cat((out, more)), whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(end, last, rtol=1e-12, atol=1e-12)

@@ -17,7 +17,7 @@ from aprtui.formats.aprt import read_header, write_stage
 from aprtui.formats.tracedir import SCHEMA, write_manifest
 from aprtui.tui.running import running_pid
 from tests.pty.terminal import APRTUI, DEADLINE_S, Terminal, in_terminal
-from tests.support import FIXTURES, needs_fixtures
+from tests.support import FIXTURES, SMALL, needs_fixtures
 from tests.tui.support import small_trace
 from tests.unit.gguf_writer import Tensor, gguf_bytes, text
 
@@ -349,3 +349,12 @@ def test_a_fault_in_drawing_leaves_the_terminal_as_it_was(tmp_path: Path) -> Non
         said = terminal.raw.rpartition(b"\x1b[?1049l")[2]
         assert b"aprtui: a fault of aprtui's own: ZeroDivisionError" in said
         assert b"Traceback" not in terminal.raw
+
+
+def test_a_trace_draws_its_bar_and_shows_no_escape_code(tmp_path: Path) -> None:
+    model = SMALL / "models" / "qwen2-q4_k_m.gguf"
+    with in_terminal("trace", str(model), "-o", str(tmp_path / "t"), size=(100, 30)) as terminal:
+        assert terminal.wait() == 0
+        terminal.until_quiet()
+        assert "wrote 71 files" in terminal.text and "\\x1b" not in terminal.text
+        assert b"\x1b[?25l" in terminal.raw and b"\x1b[?25h" in terminal.raw  # the cursor

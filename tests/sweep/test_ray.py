@@ -17,6 +17,7 @@ from aprtui.sweep.on_ray import OnRay
 from aprtui.sweep.plan import read_plan
 from aprtui.sweep.run import Serial, prepare, run_sweep
 from aprtui.sweep.scratch import Scratch
+from tests.support import SMALL
 from tests.sweep.plans import SHORT, command_engine, write_plan
 from tests.sweep.test_serial import AGAINST_OURS, HALF, MODELS, OURS, tree
 
@@ -80,6 +81,22 @@ def test_what_no_node_can_run_is_a_row_and_the_rest_goes_on(
     assert "no node of the cluster has 1 GPU" in errors["gpu"]
     assert "its process or its node died 2 times" in errors["dies"]
     assert "none has the resource holds-c" in errors["ours"]
+
+
+def test_layers_on_the_cluster_are_the_json_of_one_process(
+    tmp_path: Path, ray: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, capture = SMALL / "models" / "qwen2-q4_k_m.gguf", SMALL / "faults"
+    words = ["bisect", "bad-block-gate-L3-ggml", "--model", str(model), "--json"]
+    monkeypatch.chdir(capture)  # the path is relative, and stays so
+    assert main(words) == 1
+    one = capsys.readouterr().out
+    assert main([*words, "--ray", "auto"]) == 1
+    assert capsys.readouterr().out == one
+    gone = [*words, "--ray", "auto"]
+    monkeypatch.setattr("aprtui.sweep.bisecting.Path.cwd", lambda: Path("/gone"))
+    assert main(gone) == 4
+    assert "/gone: No such file or directory" in capsys.readouterr().err
 
 
 def test_a_sweep_whose_node_is_killed_is_the_serial_one_to_the_byte(

@@ -16,7 +16,9 @@ from aprtui.tui.heat import PAGE_BYTES, Ask, Heat, heat_of, painted, scale_of
 from aprtui.tui.reduce import Window
 from aprtui.tui.widgets.palette import HALF, INF, LEVELS, NAN, Depth, Palette, shade
 
-NAMED = {name: Style(color=f"color({n})") for n, name in enumerate(("", "a", "b", "bad", "cursor"))}
+NAMED = {
+    name: Style(color=f"color({n})") for n, name in enumerate(("dim", "a", "b", "bad", "cursor"))
+}
 BLENDING = [Palette(depth, dark) for depth in (Depth.TRUE, Depth.MANY) for dark in (True, False)]
 PLAIN = [Palette(Depth.FEW), Palette(Depth.NONE, False)]
 

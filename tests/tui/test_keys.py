@@ -9,7 +9,9 @@ import pytest
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.keys import KEYS, PLACES, bindings, markdown
 from aprtui.tui.panes import PANES, place_of
+from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.bisect import BisectScreen
+from aprtui.tui.screens.bookmarks import BookmarksScreen
 from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.cells import CellsScreen
 from aprtui.tui.screens.diff import DiffScreen
@@ -33,6 +35,7 @@ OWNERS: dict[str, tuple[type, ...]] = {
     "model": (ModelScreen,),
     "models": (ModelsScreen,),
     "trace": (TraceScreen,),
+    "bookmarks": (BookmarksScreen,),
     "leave": (LeaveScreen,),
     "import": (ImportScreen,),
     "diff": (DiffScreen,),
@@ -47,7 +50,7 @@ OWNERS: dict[str, tuple[type, ...]] = {
 
 
 # What has keys of its own over the app's: a question, and numbers that the palette goes to.
-ASKING = ("leave", "browse:values", "pair", "import")
+ASKING = ("leave", "bookmarks", "browse:values", "pair", "import")
 
 
 def test_ids_are_unique_and_places_are_known() -> None:
@@ -76,7 +79,7 @@ def test_every_action_is_there(key) -> None:  # type: ignore[no-untyped-def]
     name = key.action.partition("(")[0]
     owners = (AprtuiApp,) if name.startswith("app.") else OWNERS[key.where]
     if name.startswith("screen."):
-        owners = OWNERS[key.where.partition(":")[0]]
+        owners = (BaseScreen,) if key.where == "anywhere" else OWNERS[key.where.partition(":")[0]]
     name = name.rpartition(".")[2]
     for owner in owners:
         assert hasattr(owner, f"action_{name}"), f"{owner.__name__} has no action_{name}"
@@ -89,8 +92,10 @@ def test_no_key_that_tmux_or_a_terminal_takes_is_the_only_way() -> None:
 
 
 def test_bindings_carry_ids_so_that_a_config_can_remap_them() -> None:
-    ids = ["maximum", "next-nonfinite", "values-pass", "values-pass-back", "values-go"]
-    assert [b.id for b in bindings("browse:values")] == ids
+    assert [b.id for b in bindings("browse:values")] == [
+        "maximum", "next-nonfinite", "values-pass", "values-pass-back", "find",
+        "values-go",
+    ]  # fmt: skip
 
 
 def test_the_readme_table_names_every_key() -> None:

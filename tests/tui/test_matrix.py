@@ -198,3 +198,12 @@ async def test_more_columns_than_fit_are_reached_sideways(tmp_path: Path) -> Non
         text = await press(pilot, "$")
         assert matrix.grid.column == 22 and " 23" in text and "23 t23" in text
         await until(pilot, "«")
+
+
+async def test_one_folder_of_prompts_is_shown_on_home(tmp_path: Path) -> None:
+    for number in (1, 2):
+        small_trace(tmp_path / "one" / f"prompt-{number}")
+    async with opened(tmp_path / "one") as pilot:
+        text = frame(pilot)
+        assert isinstance(pilot.app.screen, HomeScreen)
+        assert "prompt-1" in text and "prompt-2" in text

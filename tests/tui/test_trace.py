@@ -73,7 +73,7 @@ async def test_the_plan_stands_there_before_the_start(
     async with AprtuiApp(folder=tmp_path).run_test(size=size) as pilot:
         trace = await _form(pilot, tmp_path, RUN)
         text = frame(pilot)
-        assert "2 tokens x 2 layers x 4 stages = 6 files" in text
+        assert "2 tokens · 6 files: 2 in each of 2 layers and 2 more" in text
         assert "writes 1.0 kB · 1.0 GB free" in text
         assert len(trace.grid.cells) == 6
 
@@ -107,12 +107,12 @@ async def test_j_and_k_go_over_the_fields_and_enter_edits_the_one_under_the_curs
         prompt = trace.query_one("#field-prompt", Input).value
         assert "a folder of its own" in await press(pilot, "G")
         assert "ids with commas" in await press(pilot, "g", "j", "k", "k", "j")
-        await press(pilot, *"jjjjjjjjjjj", "enter", "end", *"2")
+        await press(pilot, *"jjjjjjjjjjjjj", "enter", "end", *"2")
         into = trace.query_one("#field-into", Input)
         assert into.has_focus and into.value.endswith("-trace2")
         assert trace.query_one("#field-prompt", Input).value == prompt
         await press(pilot, "up")
-        assert trace.query_one("#field-adapter", Input).has_focus
+        assert trace.query_one("#field-until", Input).has_focus
         await press(pilot, "escape", "j", "enter")
         assert into.has_focus
 
@@ -139,8 +139,8 @@ async def test_the_grid_fills_and_a_stage_with_nan_is_told_apart(tmp_path: Path)
         trace = await _form(pilot, tmp_path, RUN)
         await press(pilot, "r")
         text = frame(pilot)
-        assert trace.grid.cells[StageKey(0, "embedding")] == ("█", "good")
-        assert trace.grid.cells[StageKey(1, "attn_norm")] == ("!", "bad")
+        assert trace.grid.cells[StageKey(0, "embedding")] == ("░", "")
+        assert trace.grid.cells[StageKey(1, "attn_norm")] == ("N", "bad")
         assert "complete" in text and "6 files · 600 B" in text
         assert "NaN or Inf in 1 stage, first layer-1/attn_norm" in text
         assert "rms of the residual" in text

@@ -93,7 +93,7 @@ def test_the_table_of_stages_is_the_vocabularys() -> None:
     letters = {"token": "T", "query": "T", "key": "T", "hidden": "H", "ffn": "F", "head": "A",
                "kv_head": "K", "channel": "d", "expert": "E", "rank": "k", "vocab": "V",
                "gate": "1", "width": "W", "state_head": "N", "row": "R", "gates": "A or A*d",
-               "slot": "S", "qkv": " A*d + 2*K*d"}  # fmt: skip
+               "slot": "S", "stream": "S", "qkv": " A*d + 2*K*d"}  # fmt: skip
     for (name, tensor), stage in zip(rows, STAGES, strict=True):
         said = f"[{','.join(letters[axis] for axis in stage.axes)}]"
         assert tensor.startswith((said, "same")), name

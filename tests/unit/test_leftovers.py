@@ -18,7 +18,7 @@ from aprtui.formats import atomic
 from aprtui.formats.atomic import sweep, whole_file
 from aprtui.tui import logs
 from aprtui.tui.client import COMMAND_LINE, WORKER
-from aprtui.tui.widgets.tokens_pane import LENS
+from aprtui.tui.lens import LENS
 from tests.support import SMALL
 
 MODEL = SMALL / "models" / "qwen2-q4_k_m.gguf"

@@ -47,7 +47,7 @@ def test_facts_of_stages() -> None:
     assert having["integers"] == {"moe_router_indices"}
     assert having["residual"] == {
         "embedding", "pos_embedding", "embedding_norm", "post_attn_residual", "post_ffn_residual",
-        "ffn_residual",
+        "ffn_residual", "laurel_residual", "altup_merged",
     }  # fmt: skip
     assert having["logits"] == {"lm_head"}
     assert having["scores"] == {"attn_scores", "attn_softmax"}

@@ -57,6 +57,24 @@ def test_a_stage_that_is_cut_short_is_an_error_after_reading_and_no_signal(tmp_p
 
 
 @guarded
+def test_a_signal_that_a_library_took_is_ours_again(tmp_path: Path) -> None:
+    """As Ray takes it when it starts: the next file that is mapped is guarded all the same."""
+    script = """if True:
+        import faulthandler, os, pathlib, sys
+        from aprtui.formats.aprt import read_values
+        from aprtui.formats.maps import is_whole
+        first = read_values(pathlib.Path(sys.argv[1]))
+        faulthandler.enable()  # in place of ours
+        second = read_values(pathlib.Path(sys.argv[2]))
+        os.truncate(sys.argv[2], 4096)
+        assert float(second[-1]) == 0.0 and not is_whole(second) and is_whole(first)
+    """
+    paths = [large_stage(tmp_path / f"{name}.bin") for name in "ab"]
+    done = subprocess.run([sys.executable, "-c", script, *map(str, paths)], capture_output=True)
+    assert done.returncode == 0 and done.stderr == b"", done.stderr.decode()
+
+
+@guarded
 def test_a_loss_is_told_of_a_map_that_is_gone_too(tmp_path: Path) -> None:
     path = large_stage(tmp_path / "s.bin")
     values = read_values(path)

@@ -162,7 +162,7 @@ class ProductAttempt:
         cap, bias = self.op.cap, self.part.bias
         if cap is not None:
             y = np.arctanh(np.clip(y / cap, -1 + 1e-7, 1 - 1e-7)) * cap
-        y = y / self.op.scale
+        y = y / self.op.factor(self.part)
         return y if bias is None else y - self.case.replay.vector(bias)
 
     def product(self, x: Float64, role: Role | None = None, name: str | None = None) -> Float64:

@@ -141,10 +141,17 @@ def _branch(at: Attempt[Add]) -> str:
     return at.node.inputs[1].stage
 
 
-def branch_missing(at: Attempt[Add]) -> Iterator[Candidate]:
+def _both(at: Attempt[Add]) -> tuple[Float64, Float64]:
+    """hidden, and the branch in its shape."""
     hidden, branch = at.inputs
+    return hidden, branch.reshape(hidden.shape)
+
+
+def branch_missing(at: Attempt[Add]) -> Iterator[Candidate]:
+    hidden, branch = _both(at)
     name = _branch(at)
-    yield Candidate(hidden, f"{name} was not added", {"missing": name})
+    without = hidden if at.op.total == 1.0 else hidden * at.op.total
+    yield Candidate(without, f"{name} was not added", {"missing": name})
     alone = at.remade(inputs=(np.zeros_like(hidden), branch))
     text = "only the branch was kept: the residual stream was lost"
     yield Candidate(alone, text, {"missing": "hidden"})
@@ -161,10 +168,14 @@ def scale_missing(at: Attempt[Add]) -> Iterator[Candidate]:
         text = f"{_branch(at)} is not multiplied by {at.op.scale:g} before it is added"
         made = at.remade(replace(at.op, scale=1.0))
         yield Candidate(made, text, {"used": 1.0, "right": at.op.scale})
+    if at.op.total != 1.0:
+        text = f"the sum is not multiplied by {at.op.total:g}"
+        made = at.remade(replace(at.op, total=1.0))
+        yield Candidate(made, text, {"used": 1.0, "right": at.op.total})
 
 
 def branch_twice(at: Attempt[Add]) -> Iterator[Candidate]:
-    hidden, branch = at.inputs
+    hidden, branch = _both(at)
     name = _branch(at)
     twice = at.remade(replace(at.op, scale=2 * at.op.scale))
     yield Candidate(twice, f"{name} was added twice", {"twice": name})
@@ -173,7 +184,7 @@ def branch_twice(at: Attempt[Add]) -> Iterator[Candidate]:
 
 
 def residual_shift(at: Attempt[Add]) -> Iterator[Candidate]:
-    hidden, branch = at.inputs
+    hidden, branch = _both(at)
     steps = (step for by in range(1, min(4, len(hidden) - 1) + 1) for step in (by, -by))
     for step in steps:
         for wrap in (True, False):
@@ -198,14 +209,14 @@ def post_norm_missing(at: Attempt[Add]) -> Iterator[Candidate]:
 def branch_scaled(at: Attempt[Add]) -> Iterator[Candidate]:
     if at.y is None:
         return
-    hidden, branch = at.inputs
-    right, name = at.op.scale, _branch(at)
-    for factor in fitted_scales(at.y - hidden, right * branch, at.rounded):
+    hidden, branch = _both(at)
+    right, name, y = at.op.scale, _branch(at), at.y / at.op.total
+    for factor in fitted_scales(y - hidden, right * branch, at.rounded):
         text = f"{name} is multiplied by {factor * right:g} before it is added"
         text += f" where the model says {right:g}" if right != 1.0 else ""
         made = at.remade(replace(at.op, scale=factor * right))
         yield Candidate(made, text, {"of": name, "factor": factor * right})
-    for factor in fitted_scales(at.y - right * branch, hidden, at.rounded):
+    for factor in fitted_scales(y - right * branch, hidden, at.rounded):
         text = f"hidden is multiplied by {factor:g} before it is added"
         made = at.remade(inputs=(factor * hidden, branch))
         yield Candidate(made, text, {"of": "hidden", "factor": factor})

@@ -10,6 +10,7 @@ import numpy as np
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
 from aprtui.graph.ops import Choose, Combine, Experts, Route
+from aprtui.graph.vocabulary import facts_of
 
 __all__ = ["EXPERTS"]
 
@@ -137,8 +138,9 @@ def swapped(at: Attempt[Experts]) -> Iterator[Candidate]:
 
 
 def gate_up_swapped(at: Attempt[Experts]) -> Iterator[Candidate]:
-    made = at.remade(replace(at.op, gate=at.op.up, up=at.op.gate))
-    yield Candidate(made, "every expert's gate and up are in each other's place")
+    if at.op.gate is not None:
+        made = at.remade(replace(at.op, gate=at.op.up, up=at.op.gate))
+        yield Candidate(made, "every expert's gate and up are in each other's place")
 
 
 def weight_on_input(at: Attempt[Experts]) -> Iterator[Candidate]:
@@ -149,10 +151,23 @@ def weight_on_input(at: Attempt[Experts]) -> Iterator[Candidate]:
 
 
 def shared_missing(at: Attempt[Combine]) -> Iterator[Candidate]:
-    if len(at.inputs) > 1:
+    if len(at.inputs) > 1 and _of_experts(at):
         routed, shared, *gate = at.inputs
         made = at.remade(inputs=(routed, np.zeros_like(shared), *gate))
         yield Candidate(made, "the shared expert was left out")
+
+
+def _of_experts(at: Attempt[Combine]) -> bool:
+    return facts_of(at.node.inputs[0].stage).experts
+
+
+def mixer_missing(at: Attempt[Combine]) -> Iterator[Candidate]:
+    """One of two branches that are summed, attention or a scan."""
+    if not _of_experts(at):
+        for place, key in enumerate(at.node.inputs):
+            kept = [x * (at_place != place) for at_place, x in enumerate(at.inputs)]
+            made = at.remade(inputs=kept)
+            yield Candidate(made, f"{key.stage} was left out", {"missing": key.stage})
 
 
 def shared_gate_missing(at: Attempt[Combine]) -> Iterator[Candidate]:
@@ -176,5 +191,6 @@ EXPERTS = (
     Entry("gate_up_swapped", (Experts,), gate_up_swapped),
     Entry("weight_on_input", (Experts,), weight_on_input),
     Entry("shared_missing", (Combine,), shared_missing),
+    Entry("branch_missing", (Combine,), mixer_missing),
     Entry("shared_gate_missing", (Combine,), shared_gate_missing),
 )

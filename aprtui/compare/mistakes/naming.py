@@ -26,12 +26,12 @@ from aprtui.compare.mistakes.experts import EXPERTS
 from aprtui.compare.mistakes.norms import NORMS
 from aprtui.compare.mistakes.products import PRODUCTS
 from aprtui.compare.mistakes.proof import Proof
-from aprtui.compare.mistakes.ranges import born_nonfinite
+from aprtui.compare.mistakes.ranges import RANGES, born_nonfinite
 from aprtui.compare.mistakes.recurrent import RECURRENT
 from aprtui.compare.mistakes.rope import ROPE
 from aprtui.compare.mistakes.stored import LAST
 from aprtui.compare.mistakes.variants import VARIANTS
-from aprtui.compare.numerics import Numerics, activated, product_ways
+from aprtui.compare.numerics import Numerics, activated, likely_ways
 from aprtui.engine.replay import EXACT, Arithmetic, Way
 from aprtui.graph import Node
 from aprtui.graph.ops import Attend, Choose, Experts, Op, Part, Product, Route, Scores
@@ -41,7 +41,7 @@ __all__ = ["CATALOGUE", "name_mistake"]
 Float64 = npt.NDArray[np.float64]
 
 CATALOGUE: tuple[Entry, ...] = (
-    *VARIANTS, *BRANCHES, *NORMS, *ROPE, *ATTENTION, *EXPERTS, *RECURRENT, *ANYWHERE
+    *VARIANTS, *BRANCHES, *NORMS, *ROPE, *ATTENTION, *EXPERTS, *RECURRENT, *RANGES, *ANYWHERE
 )  # fmt: skip
 """Entries in the order in which they are tried: what is special before what is general."""
 
@@ -206,7 +206,7 @@ def _part_trials(
     replay, (part,) = case.replay, op.parts
     kind, given = replay.type_of(part.weight), replay.activations(x)
     ways = [Way(name) for name in replay.roundings(part.weight)[0]]
-    ways += [how.way(kind) for how in product_ways(case, op, learnt)[0]]
+    ways += [how.way(kind) for how in likely_ways(case, op, learnt)]
     if case.rounded:
         ways += [Way(case.rounded), Way(case.rounded, case.rounded)]
     ways = list(dict.fromkeys(ways))

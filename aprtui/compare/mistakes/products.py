@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from aprtui.compare.mistakes.anywhere import fitted_scales
 from aprtui.compare.mistakes.attempt import Candidate, Entry, ProductAttempt
+from aprtui.compare.mistakes.ranges import saturated_product
 from aprtui.compare.mistakes.stored import STORED
 from aprtui.graph import Role
 from aprtui.graph.ops import Attend, Embed, Product
@@ -103,6 +104,15 @@ def softcap_missing(at: ProductAttempt) -> Iterator[Candidate]:
     if at.op.cap is not None:
         made = at.case.replay.finish(replace(at.op, cap=None), at.made)
         yield Candidate(made, "the soft-cap on the logits was left out")
+
+
+def multiplier_missing(at: ProductAttempt) -> Iterator[Candidate]:
+    factor = at.op.factor(at.part)
+    if factor != 1.0 and not at.op.last:
+        plain = replace(at.op, scale=1.0, parts=(replace(at.part, scale=1.0),))
+        text = f"{at.part.name} is not multiplied by {factor:g}"
+        made = at.case.replay.finish(plain, at.made)
+        yield Candidate(made, text, {"used": 1.0, "right": factor})
 
 
 def scaled(at: ProductAttempt) -> Iterator[Candidate]:
@@ -257,6 +267,8 @@ PRODUCTS = (
     Entry("softcap_missing", (Product,), softcap_missing),
     Entry("position", (Product,), head_position),
     *STORED[:3],
+    Entry("multiplier_missing", (Product,), multiplier_missing),
+    Entry("saturated", (Product,), saturated_product),
     Entry("scaled", (Product,), scaled),
     Entry("rows_shifted", (Product,), rows_shifted),
     Entry("zero_part", (Product,), zero_part),

@@ -20,9 +20,18 @@ from aprtui.engine.processors import processors
 from aprtui.engine.stretches import KV_TYPES
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph import Absent
-from aprtui.graph.ops import Product, Rope, Scores, SharedRope, Softmax
-from aprtui.graph.recurrent import CausalConv, Columns, GatedNorm, Scan, Steps
+from aprtui.graph import Absent, Graph
+from aprtui.graph.altup import Modes, Outliers, StreamProduct, Streams
+from aprtui.graph.ops import Activate, Norm, Product, Rope, Scores, SharedRope, Softmax, Softplus
+from aprtui.graph.recurrent import (
+    CausalConv,
+    ChannelScan,
+    Columns,
+    Gated,
+    GatedNorm,
+    Scan,
+    Steps,
+)
 from aprtui.model.open import Model
 from aprtui.text import clean
 
@@ -250,14 +259,18 @@ def _llamacpp(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]
 def _not_made(model: Model) -> tuple[Absent, ...]:
     """Stages that llama.cpp has no node for, or one without a name: gated norms, steps, states; and
     queries are multiplied by the weights that would make keys of a latent."""
-    scans = {node.key.layer for node in model.graph if isinstance(node.op, Scan)}
+    scans = {node.key.layer for node in model.graph if isinstance(node.op, Scan | ChannelScan)}
+    streams = set(_beside_streams(model.graph))
     unnamed = (
         node.key.stage
         for node in model.graph
         if (isinstance(node.op, GatedNorm) and not node.op.before)
-        or isinstance(node.op, Steps | Columns)
+        or isinstance(node.op, Steps | Columns | ChannelScan | Gated)
         or (isinstance(node.op, Scan) and node.op.last)
         or (isinstance(node.op, CausalConv) and node.key.layer in scans)
+        or (isinstance(node.op, Softplus) and node.op.part.bias is not None)
+        or (isinstance(node.op, Norm) and not node.op.weights and node.key.layer in scans)
+        or node.key in streams
     )
     expanded = any(isinstance(node.op, SharedRope) for node in model.graph) and any(
         role.expert is not None and isinstance(node.op, Product)
@@ -280,6 +293,18 @@ def _not_made(model: Model) -> tuple[Absent, ...]:
             for stage in dict.fromkeys(absorbed)
         ),
     )
+
+
+def _beside_streams(graph: Graph) -> Iterator[StageKey]:
+    """What stands around the streams of Gemma 3n without a name: modes, the products that make
+    streams and join them, the gates that are kept, and their activation."""
+    for node in graph:
+        if isinstance(node.op, Modes | Outliers | StreamProduct):
+            yield node.key
+        if isinstance(node.op, Streams):
+            yield node.inputs[1]
+        if isinstance(node.op, Activate) and isinstance(graph[node.inputs[0]].op, Outliers):
+            yield node.key
 
 
 # -- running ---------------------------------------------------------------------------------------

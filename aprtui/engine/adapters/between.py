@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from aprtui.engine.adapters.nodes import parallel_sums
 from aprtui.engine.adapters.shown import Shown
+from aprtui.engine.adapters.streams import STREAMS, watch_streams
 from aprtui.graph import Node
 from aprtui.graph.ops import Add
 
@@ -62,8 +63,10 @@ def beyond(layer: Any, number: int, shown: Shown, functions: Functions) -> Itera
     if norm is not None:
         stages = {f"{which}_{step}" for which in "qk" for step in ("norm", "post_rope")}
         yield frozenset(stages), _one_norm(norm, number, shown)
+    if hasattr(layer, "altup"):
+        yield STREAMS, watch_streams(layer, number, shown)
     ffn = getattr(layer, "feed_forward", None)
-    if hasattr(ffn, "router"):
+    if hasattr(ffn, "router") and hasattr(ffn, "shared_expert"):
         stages = {"moe_router_indices", "moe_router", "moe_ffn_out"}
         yield frozenset(stages), _all_experts(ffn, number, shown, functions)
 

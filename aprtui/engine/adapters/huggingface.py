@@ -30,7 +30,6 @@ from aprtui.engine.adapters.scans import (
     short_conv_of,
     watch_conv,
     watch_delta,
-    watch_scan,
 )
 from aprtui.engine.adapters.shown import BIASED, INSIDE_ATTENTION, KEY, PRODUCT, QUERY, Part, Shown
 from aprtui.engine.hooks import Stages, hooks
@@ -51,7 +50,8 @@ _LAYERS = ("layers", "h", "blocks")  # what decoders call theirs
 _CACHES = ("cache", "past_key_values", "cache_params")  # its name, the newest first
 _OF_DECODER = frozenset({
     "embedding", "pos_embedding", "embedding_norm", "final_norm", "per_layer_embedding",
-    "per_layer_projection", "per_layer_norm", "per_layer_input",
+    "per_layer_projection", "per_layer_norm", "per_layer_input", "altup_projected",
+    "altup_unprojected", "altup_merged",
 })  # fmt: skip
 
 
@@ -233,8 +233,8 @@ def _watches(
             yield by_itself(attention, number, shown)
         if (rule := delta_of(layer)) is not None:
             yield watch_delta(rule, number, shown)
-        if (scan := scan_of(layer)) is not None:
-            yield watch_scan(scan, number, shown)
+        if (scan := scan_of(layer, number, shown)) is not None:
+            yield scan
         if (conv := short_conv_of(layer)) is not None:
             yield watch_conv(conv, number, shown)
         given: set[str] = set()
@@ -314,7 +314,7 @@ def _chosen(
 
 def _follows(op: Op) -> bool:
     """Whether a stage that no module shows is computed once more from what others show."""
-    return isinstance(op, Activate | Combine) or (isinstance(op, Add) and op.total != 1.0)
+    return isinstance(op, Activate | Add | Combine)
 
 
 @contextmanager

@@ -11,7 +11,9 @@ import torch
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph
 
-__all__ = ["HALVES", "QUERY_GATE", "SOURCES", "TOGETHER", "Source", "meant", "source_of"]
+__all__ = [
+    "HALVES", "PLAIN", "QUERY_GATE", "SOURCES", "TOGETHER", "Source", "meant", "source_of",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Source:
 
 
 _PROJECTIONS = tuple(
-    (f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj") for name in ("self_attn", "attn")
+    (f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj")
+    for name in ("self_attn", "attn", "mixer")
 )
 # Of which the rows of q, k and v stand by key/value head, and those where they never do.
 _BY_HEAD = tuple(f"{name}.query_key_value" for name in ("attention", "self_attn", "self_attention"))
@@ -39,12 +42,15 @@ _QKV: tuple[str | tuple[str, ...], ...] = (*_PROJECTIONS, *_FUSED)
 _SHARED = "shared_mlp.input_linear"
 HALVES = {"mlp.gate_up_proj": "ffn", _SHARED: "shared_ffn"}  # gate and up, side by side, of these
 
+_MOST_STREAMS = 8
 TOGETHER, QUERY_GATE = " by head", "q, k and v with a gate"
+PLAIN = " unscaled"  # a product whose factors its layer multiplies by
 
 # The first that the model has the modules of is taken.
 SOURCES = (
     Source("embedding", "wte", beside="wpe"),
     Source("embedding", "embed_tokens", beside="embed_positions"),
+    Source("embedding", "embed_tokens", beside="altup_projections"),
     Source("embedding", "word_embeddings", beside="word_embeddings_layernorm"),
     # The table's rows, scaled where the model scales them.
     *(Source("embedding", f"{layers}.0:input") for layers in ("layers", "h", "blocks")),
@@ -91,11 +97,12 @@ SOURCES = (
     Source("attn_gated", "self_attn.o_proj:input"),
     *(
         Source("attn_out", name)
-        for name in ("self_attn.o_proj", "linear_attn.out_proj", "conv.out_proj", "mixer.out_proj",
-                     "mamba.out_proj", "self_attn.dense",
+        for name in ("self_attn.o_proj", "mixer.o_proj", "linear_attn.out_proj", "conv.out_proj",
+                     "mixer.out_proj", "mamba.out_proj", "self_attn.dense",
                      "attention.dense", "attn.c_proj", "attn.out_proj", "self_attn.out_proj",
                      "self_attention.dense")
     ),
+    Source("ssm_out", "mamba.out_proj"),
     Source("attn_post_norm", "post_self_attn_layernorm"),
     Source("attn_post_norm", "post_attention_layernorm"),
     Source("post_attn_residual", "pre_feedforward_layernorm:input"),
@@ -109,6 +116,20 @@ SOURCES = (
         Source("post_attn_residual", f"{name}:input")
         for name in ("ln_2", "final_layer_norm", "norm_2", "ffn_norm", "pre_ff_layernorm")
     ),
+    *(
+        Source(stage.format(part), f"mixer.{inner}{module}")
+        for part, inner in (("", ""), ("shared_", "shared_experts."))
+        for stage, module in {
+            "{}ffn_up": "up_proj",
+            "{}ffn_silu": "act_fn",
+            "{}ffn_out": "down_proj",
+        }.items()
+    ),
+    Source("router_logits", "mixer.gate[0]"),
+    Source("moe_router", "mixer.gate[1]"),
+    Source("moe_router_indices", "mixer.gate[2]"),
+    Source("moe_ffn_out", "mixer.experts"),
+    Source("ffn_out", "mixer", beside="mixer.experts"),
     Source("ffn_norm", "pre_feedforward_layernorm"),
     Source("ffn_norm", "pre_mlp_layernorm"),
     Source("ffn_norm", "feedforward_layernorm"),
@@ -166,6 +187,10 @@ SOURCES = (
             "out": "down_proj",
         }.items()
     ),
+    Source("router_logits", "feed_forward.router[0]", beside="feed_forward.router",
+           unless="shared_ffn_out"),
+    Source("moe_router", "feed_forward.router[1]", unless="shared_ffn_out"),
+    Source("moe_router_indices", "feed_forward.router[2]", unless="shared_ffn_out"),
     Source("router_logits", "feed_forward.router[1]"),
     *(
         Source(stage.format(part), f"feed_forward.{inner}{module}")
@@ -189,7 +214,24 @@ SOURCES = (
     Source("per_layer_embedding", "embed_tokens_per_layer"),
     Source("per_layer_projection", "per_layer_model_projection"),
     Source("per_layer_norm", "per_layer_projection_norm"),
-    Source("ffn_residual", "per_layer_input_gate:input"),
+    *(
+        Source(stage, tuple(f"{name}.{place}" for place in range(many)))
+        for stage, name in {
+            "altup_projected": "altup_projections",
+            "altup_unprojected": "altup_unembed_projections",
+        }.items()
+        for many in range(_MOST_STREAMS - 1, 0, -1)
+    ),
+    Source("altup_merged", "norm:input"),
+    Source("altup_active", "input_layernorm:input"),
+    Source("laurel_in", "laurel.linear_left"),
+    Source("laurel_out", "laurel.linear_right"),
+    Source("laurel_norm", "laurel.post_laurel_norm"),
+    Source("laurel", "laurel"),
+    Source("laurel_residual", "pre_feedforward_layernorm:input"),
+    Source("ffn_sparse", "mlp.act_fn:input"),
+    Source("altup_first", "per_layer_input_gate:input"),
+    Source("ffn_residual", "per_layer_input_gate:input", unless="altup_first"),
     Source("per_layer_gate", "per_layer_input_gate"),
     Source("per_layer_act", "act_fn"),
     Source("per_layer_gated", "per_layer_projection:input"),
@@ -214,8 +256,17 @@ def meant(module: torch.nn.Module, source: Source, stage: str, gate: Source | No
         return QUERY_GATE
     one = source.modules if isinstance(source.modules, str) else ""
     linear = one in _FUSED and isinstance(module.get_submodule(one), torch.nn.Linear)
-    by_head = one in _BY_HEAD or (linear and one == "attn.c_attn")
-    return f"{stage}{TOGETHER}" if by_head else stage
+    if one in _BY_HEAD or (linear and one == "attn.c_attn"):
+        return f"{stage}{TOGETHER}"
+    names = (one,) if one else source.modules
+    plain = all(_is_linear(module, name) for name in names)
+    return f"{stage}{PLAIN}" if plain else stage
+
+
+def _is_linear(module: torch.nn.Module, name: str) -> bool:
+    """Whether it is the output of a matrix product."""
+    found = dict(module.named_modules()).get(name)
+    return isinstance(found, torch.nn.Linear)
 
 
 def source_of(key: StageKey, names: Collection[str], graph: Graph) -> Source | None:

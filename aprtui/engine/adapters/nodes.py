@@ -21,6 +21,7 @@ from aprtui.errors import EngineError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph, Role
 from aprtui.graph import Node as Stage
+from aprtui.graph.altup import Correct, Pick, Predict, Spread, Streams
 from aprtui.graph.ops import (
     Activate,
     Add,
@@ -69,6 +70,7 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("MUL", "attn_gated"): ("attn_gated",),
     ("RESHAPE", "attn_gated"): ("attn_gated",),
     ("SCALE", "attn_out_scaled"): ("attn_out",),  # of values that our graph scales
+    ("ADD", "layer_out"): ("mixer_out",),
     ("ADD", "ffn_inp"): ("post_attn_residual",),
     ("ADD", "sa_out"): ("post_attn_residual",),
     ("UNARY", "ffn_xielu"): ("ffn_silu",),
@@ -95,7 +97,18 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("ADD", "ffn_out"): ("ffn_out",),
     ("ADD", "ffn_moe_out_merged"): ("ffn_out",),
     ("ADD", "pe_in"): ("ffn_residual",),
+    ("CONCAT", "inp_stacked"): ("altup_streams",),
+    ("ADD", "predictions"): ("altup_predicted",),
+    ("ADD", "laurel_out"): ("laurel",),
+    ("ADD", "attn_gated"): ("post_attn_residual",),
+    ("SCALE", "attn_laurel"): ("laurel_residual",),
+    ("ADD", "attn_ffw_laurel_gated"): ("ffn_residual",),
+    ("ADD", "corrected"): ("altup_corrected",),
+    ("MUL", "first_prediction_scaled"): ("per_layer_gated",),
+    ("CONCAT", "l_out"): ("altup_out",),
+    ("SCALE", "unembd_merged"): ("altup_merged",),
     ("ADD", "l_out"): ("post_ffn_residual",),
+    ("ADD", "nemotron_h_block_out"): ("post_ffn_residual",),
     ("MUL", "l_out"): ("post_ffn_residual",),  # times a factor of the layer's
     ("ADD", "h_nextn"): ("post_ffn_residual",),  # the last layer's, before those that draft
 }
@@ -114,6 +127,8 @@ _LAST: Mapping[str, Callable[[Any], bool]] = {
     "MUL l_out": lambda op: op.total != 1.0,
 }
 
+_TWICE = "ssm_in"  # the layer's norm, computed once more for the scan beside its attention
+_ONE_BRANCH = "l_out"  # of a layer that is experts alone: what its branch makes
 UNNAMED = re.compile(r"node_\d+")
 _LAST_LAYERS = "h_nextn"
 _TABLE = "embd"  # other nodes take rows of the token table too, for what is no text
@@ -138,11 +153,12 @@ class NodeMap:
         self.graph = graph
         self._ends: dict[str, StageKey] = {}  # the stage that a node was the end of, by its name
         self._sums = dict(_named_sums(graph))
-        self._gated = {
-            graph[stage.inputs[0]].inputs[0]: stage.key
-            for stage in graph
-            if isinstance(stage.op, Multiply) and stage.op.window is not None
-        }
+        self._gated: dict[StageKey, StageKey] = {}
+        for stage in graph:
+            act = graph[stage.inputs[0]] if isinstance(stage.op, Multiply) else None
+            if act is not None and isinstance(act.op, Activate):
+                windowed = isinstance(stage.op, Multiply) and stage.op.window is not None
+                self._gated[act.inputs[0] if windowed else stage.inputs[1]] = stage.key
         self._windows: dict[str, list[tuple[Role, Matrix]]] = {}
         for role, matrix in weights.items():
             if role.expert is None and matrix.plain:  # packed experts' operation is MUL_MAT_ID
@@ -150,6 +166,8 @@ class NodeMap:
 
     def slots(self, node: Node) -> tuple[Slot, ...]:
         """The slots that a node fills; none where it is no stage."""
+        if (node.op, node.label) == ("MUL", _TWICE):
+            return ()
         for source in reversed(node.sources[:2]):  # a bias or a norm's weight is the second
             copied = _COPIED.fullmatch(source)
             windows = self._windows.get(copied[1] if copied else source, ())
@@ -195,6 +213,7 @@ class NodeMap:
             or (ggml == "MUL" and isinstance(op, Norm) and op.bias is None)
             or (ggml == "ADD" and isinstance(op, Norm) and op.bias == role)
             or (ggml == "MUL" and isinstance(op, GatedNorm) and op.before)
+            or (ggml == "MUL" and isinstance(op, Pick))
         )
         return Slot(stage.key) if ends else None
 
@@ -205,8 +224,13 @@ class NodeMap:
             return None
         layer = self.graph.num_layers - 1 if node.name == _LAST_LAYERS else node.layer or 0
         names = _BY_NAME.get((node.op, node.label)) or _BY_NAME.get(("", node.label)) or ()
+        if node.label == _ONE_BRANCH and StageKey(layer, "ffn_norm") not in self.graph:
+            made = self.graph.by_key.get(StageKey(layer, "ffn_out"))
+            if made is not None and isinstance(made.op, Combine):
+                names = ("ffn_out",)
         for name in names:
             key = StageKey(layer, name)
+            key = key if key in self.graph else StageKey(None, name)
             if key in self.graph:
                 is_last = _LAST.get(node.label) or _LAST.get(f"{node.op} {node.label}")
                 return Slot(key) if is_last is None or is_last(self.graph[key].op) else None
@@ -276,6 +300,10 @@ class Collector:
                 self._softmax(node, self._graph[slot.key], op, tensor)
             elif isinstance(op, DeltaRule) and op.state:  # ggml has it [N,value,key]
                 turned = tensor.reshape(op.heads, op.value, op.key).transpose(1, 2)
+                self._give(slot.key, turned.contiguous(), node)
+            elif isinstance(op, Streams | Predict | Correct | Spread):  # ggml has streams first
+                streams = self._graph[slot.key].axes[1].extent or 1
+                turned = tensor.reshape(streams, self._tokens, -1).transpose(0, 1)
                 self._give(slot.key, turned.contiguous(), node)
             elif isinstance(op, Choose):
                 self._give(slot.key, tensor.reshape(self._tokens, -1)[:, : op.top], node)
@@ -370,7 +398,10 @@ def parallel_sums(graph: Graph) -> tuple[Stage, ...]:
         stage
         for stage in graph
         if isinstance(stage.op, Add)
-        and all(isinstance(reader.op, Add) for reader in readers.get(stage.key, ()))
+        and all(
+            isinstance(reader.op, Add) and reader.op.total == 1.0
+            for reader in readers.get(stage.key, ())
+        )
         and readers.get(stage.key)
     )
 
@@ -389,8 +420,9 @@ def _derived(graph: Graph) -> dict[StageKey, list[Stage]]:
     activation, and the FFN's output where nothing is added to the experts'."""
     found: dict[StageKey, list[Stage]] = {}
     for stage in graph:
+        alone = len(stage.inputs) == 1 and not stage.op.weights
         if isinstance(stage.op, Activate | Clip) or (
-            isinstance(stage.op, Combine) and len(stage.inputs) == 1
+            isinstance(stage.op, Combine | Pick) and alone
         ):
             found.setdefault(stage.inputs[0], []).append(stage)
     return found
@@ -402,6 +434,8 @@ def _followed(value: torch.Tensor, op: Op) -> torch.Tensor:
     which it does compute."""
     if isinstance(op, Clip):
         return value.clamp(-op.limit, op.limit)
+    if isinstance(op, Pick):
+        return value[:, op.stream]
     return ops.ACTIVATIONS[op.name](value.double()).float() if isinstance(op, Activate) else value
 
 

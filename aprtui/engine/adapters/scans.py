@@ -20,18 +20,20 @@ __all__ = [
     "short_conv_of",
     "watch_conv",
     "watch_delta",
-    "watch_scan",
 ]
 
 # The stages that are seen where they are used, not at a module.
 INSIDE_SCANS = frozenset({
     "delta_qkv", "delta_gate", "delta_beta", "delta_decay", "delta_conv", "delta_out",
     "delta_state", "delta_norm", "conv_x", "conv",
-    "ssm_in", "ssm_conv", "ssm_dt", "ssm_scan", "ssm_state", "ssm_norm",
+    "ssm_in", "ssm_conv", "ssm_dt", "ssm_scan", "ssm_state", "ssm_norm", "ssm_gated",
+    "ssm_low", "ssm_low_norm", "ssm_b", "ssm_b_norm", "ssm_c", "ssm_c_norm",
 })  # fmt: skip
 _CONVS = ("causal_conv1d_fn", "causal_conv1d_update")
 _RULES = ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule")
 _SCAN, _STEP = "mamba2_chunk_scan", "mamba2_selective_state_update"
+_CHANNELS, _CHANNEL_STEP = "mamba_selective_scan", "mamba_selective_state_update"
+_OF_CHANNELS = ("ssm_low", "ssm_b", "ssm_c")  # what is made of the convolved channels
 
 Function = Callable[..., Any]
 
@@ -47,6 +49,8 @@ class Shown(Protocol):
 
     def put_state(self, stage: str, value: torch.Tensor, layer: int) -> None: ...
 
+    def scaled(self, stage: str, value: torch.Tensor, layer: int | None) -> torch.Tensor: ...
+
 
 def delta_of(layer: torch.nn.Module) -> torch.nn.Module | None:
     """The layer's gated delta rule, where it has one."""
@@ -58,9 +62,15 @@ def short_conv_of(layer: torch.nn.Module) -> torch.nn.Module | None:
     return _calling(layer, ("conv",), _CONVS[0])
 
 
-def scan_of(layer: torch.nn.Module) -> torch.nn.Module | None:
-    """The layer's scan, where it has one."""
-    return _calling(layer, ("mixer", "mamba"), _SCAN)
+def scan_of(
+    layer: torch.nn.Module, number: int, shown: Shown
+) -> AbstractContextManager[None] | None:
+    """What watches the layer's scan, where it has one."""
+    for function, watch in ((_SCAN, _watch_scan), (_CHANNELS, _watch_channels)):
+        module = _calling(layer, ("mixer", "mamba"), function)
+        if module is not None and hasattr(module, "A_log"):
+            return watch(module, number, shown)
+    return None
 
 
 def _calling(
@@ -166,7 +176,7 @@ def watch_conv(module: torch.nn.Module, number: int, shown: Shown) -> AbstractCo
 
 
 @contextmanager
-def watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
+def _watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
     """The stages inside the layer's scan; the steps are computed once more from its arguments."""
     parts = dict(module.named_children())
 
@@ -195,13 +205,82 @@ def watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[N
 
         return step
 
+    def first(_: Any, __: Any, made: torch.Tensor) -> None:
+        put("ssm_in", shown.scaled("ssm_in", made, number))
+
+    def ready(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        for stage in ("ssm_norm", "ssm_gated"):  # the one that the layer has
+            put(stage, inputs[0])
+
     with (
         _instead(
             module, {**_convs(shown, number, "", "ssm_conv"), _SCAN: scanning, _STEP: stepping}
         ),
         _hooked(
-            parts["in_proj"].register_forward_hook(lambda _, __, made: put("ssm_in", made)),
-            parts["norm"].register_forward_hook(lambda _, __, made: put("ssm_norm", made)),
+            parts["in_proj"].register_forward_hook(first),
+            parts["out_proj"].register_forward_pre_hook(ready),
+        ),
+    ):
+        yield
+
+
+@contextmanager
+def _watch_channels(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
+    """The stages inside the layer's scan of channels. The library gates what it scans in the same
+    function: its output before that is computed once more, and so are the steps."""
+    parts = dict(module.named_children())
+
+    def put(stage: str, value: torch.Tensor) -> None:
+        shown.put(stage, value, layer=number)
+
+    def told(stage: str) -> Callable[..., None]:
+        return lambda _, __, made: put(stage, made)
+
+    def split(_: Any, __: Any, made: torch.Tensor) -> None:
+        state: Any = module.ssm_state_size
+        sizes = [made.shape[-1] - 2 * state, state, state]
+        for stage, value in zip(_OF_CHANNELS, torch.split(made, sizes, dim=-1), strict=True):
+            put(stage, value)
+
+    def scanning(right: Function) -> Function:
+        def scan(x: torch.Tensor, dt: torch.Tensor, *given: Any, **named: Any) -> Any:
+            ungated = {**named, "z": None, "return_last_state": True}
+            out, state = right(x, dt, *given, **ungated)
+            put("ssm_dt", softplus(dt + named["delta_bias"][:, None]).transpose(1, 2))
+            put("ssm_scan", out.transpose(1, 2)[..., None])
+            shown.put_state("ssm_state", state[..., None], number)
+            return right(x, dt, *given, **named)
+
+        return scan
+
+    def stepping(right: Function) -> Function:
+        def step(
+            state: torch.Tensor, x: torch.Tensor, dt: torch.Tensor, *given: Any, **named: Any
+        ) -> Any:
+            before = state.clone()  # it is written over
+            ungated = right(before, x, dt, *given, **{**named, "z": None})
+            out = right(state, x, dt, *given, **named)
+            put("ssm_dt", softplus(dt + named["dt_bias"])[:, None])
+            put("ssm_scan", ungated[:, None, :, None])
+            shown.put_state("ssm_state", state[..., None], number)
+            return out
+
+        return step
+
+    norms = {"dt_layernorm": "ssm_low_norm", "b_layernorm": "ssm_b_norm",
+             "c_layernorm": "ssm_c_norm"}  # fmt: skip
+    functions = {_CHANNELS: scanning, _CHANNEL_STEP: stepping}
+    with (
+        _instead(module, {**_convs(shown, number, "", "ssm_conv"), **functions}),
+        _hooked(
+            parts["in_proj"].register_forward_hook(told("ssm_in")),
+            parts["x_proj"].register_forward_hook(split),
+            parts["out_proj"].register_forward_pre_hook(lambda _, x: put("ssm_gated", x[0])),
+            *(
+                parts[name].register_forward_hook(told(stage))
+                for name, stage in norms.items()
+                if name in parts
+            ),
         ),
     ):
         yield

@@ -21,10 +21,12 @@ from aprtui.graph.ops import (
     Activate,
     Add,
     Attend,
+    Bias,
     Clip,
     Combine,
     Norm,
     Op,
+    Product,
     Scores,
     Sigmoid,
     Softplus,
@@ -109,7 +111,7 @@ class Shown:
         inside = stage in INSIDE_SCANS  # seen where it is used
         if isinstance(node.op, Sigmoid) and not inside:  # the module is the product before it
             value = value.sigmoid()
-        elif isinstance(node.op, Softplus):
+        elif isinstance(node.op, Softplus) and not inside:
             value = torch.nn.functional.softplus(value.float()).to(value.dtype)
         if value.shape[0] % len(lanes) or (value.dim() > 2 and value.shape[0] != len(lanes)):
             raise self._other_shape(key, value, (len(lanes), *node.shape(lanes.width)))
@@ -192,6 +194,14 @@ class Shown:
         parts = (by_head[..., :-2, :], by_head[..., -2, :], by_head[..., -1, :])
         return torch.cat([part.flatten(value.dim() - 1) for part in parts], dim=-1)
 
+    def scaled(self, stage: str, value: torch.Tensor, layer: int | None) -> torch.Tensor:
+        """What a product's own module gives, times the scales of the parts, which its layer
+        multiplies by."""
+        node = self.graph.by_key.get(StageKey(layer, stage))
+        if node is None or not isinstance(node.op, Product | Bias):
+            return value
+        return ops.scale_columns(node.op.parts, value)
+
     def turns_first(self, layer: int | None) -> bool:
         """Whether the layer normalises heads [heads,T,d] once they are turned."""
         norm = self.graph.by_key.get(StageKey(layer, "q_norm"))
@@ -237,6 +247,9 @@ class Part:
 
     def put(self, stage: str, value: torch.Tensor, *, layer: int | None = None) -> None:
         """The stage, or both of a fused gate and up; the embedding is a stage of layer 0."""
+        if stage.endswith(modules.PLAIN):
+            stage = stage.removesuffix(modules.PLAIN)
+            value = self.shown.scaled(stage, value, self.layer)
         if stage.endswith(modules.TOGETHER):
             stage = stage.removesuffix(modules.TOGETHER)
             self.shown.put(stage, self.shown.in_order(value, self.layer), layer=self.layer)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import events, on
 from textual.app import App, ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.content import Content
 from textual.message import Message
@@ -15,9 +17,13 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
+from aprtui.errors import AprtuiError
+from aprtui.report.bookmarks import Bookmark, add, bookmarks
+from aprtui.text import clean
 from aprtui.tui.jumps import Goal, Jump
 from aprtui.tui.keys import Key, keys_at, remapped
 from aprtui.tui.widgets.frame import KeyLine, TitleLine
+from aprtui.tui.widgets.prompt import Prompt
 
 if TYPE_CHECKING:
     from aprtui.tui.messages import ReadSoFar
@@ -64,7 +70,8 @@ class BaseScreen(Screen[object]):
         self.state = "loading"
         self._message = Static("", id="message", markup=False)
         self._small = Static("", id="small", markup=False)
-        self._prompt = Input(id="prompt", compact=True)
+        self._prompt = Prompt()
+        self._typed: dict[str, str] = {}  # by purpose: a path that was typed is offered again
 
     def compose(self) -> ComposeResult:
         yield self.title_line
@@ -129,6 +136,54 @@ class BaseScreen(Screen[object]):
         keys = [key for place in places for key in keys_at(place)]
         self.key_line.show_keys(self.lead, self._mine(keys))
 
+    # Bookmarks.
+
+    def action_bookmark(self) -> None:
+        """Mark this place: ask for the note."""
+        here = self.here()
+        if here is None or self.state != "full":
+            self.say("there is no place to mark here")
+            return
+        self._marking = here
+        self.ask("mark this place; a note on it…", "bookmark")
+
+    def _mark(self, place: Jump, note: str) -> None:
+        try:
+            add(Bookmark(place.screen, tuple(map(str, place.absolute)), place.key, place.tensor,
+                         note, time.strftime("%Y-%m-%d")))  # fmt: skip
+        except AprtuiError as error:
+            self.say(f"! {clean(str(error), 300)}")
+        else:
+            self.say("marked; ' lists the places that are marked, a report takes them in")
+
+    def action_bookmarks(self) -> None:
+        """List the places that were marked, and go to the one that is chosen."""
+        from aprtui.tui.screens.bookmarks import BookmarksScreen
+
+        def go(to: Bookmark | None) -> None:
+            if to is not None:
+                place = Jump(to.screen, tuple(map(Path, to.paths)), to.key, to.tensor)
+                self.app.jump(place)  # type: ignore[attr-defined]
+
+        try:
+            self.app.push_screen(BookmarksScreen(bookmarks()), go)
+        except AprtuiError as error:
+            self.say(f"! {clean(str(error), 300)}")
+
+    @on(KeyLine.Pressed)
+    def _clicked(self, event: KeyLine.Pressed) -> None:
+        event.stop()
+        key = next(iter(Binding.make_bindings([Binding(event.key, "")]))).key  # "?": question_mark
+        self.app.call_later(self.app.simulate_key, key)  # sent from here it would end here
+
+    @on(TitleLine.Chosen)
+    async def _chosen_word(self, event: TitleLine.Chosen) -> None:
+        event.stop()
+        if event.word == "?":
+            await self.app.run_action("help")
+        else:
+            await self.app.run_action(f"go_mode({event.word!r})")
+
     @on(events.ScreenResume)
     def _offer_keys(self) -> None:
         """What other screens can be reached may have changed meanwhile."""
@@ -167,9 +222,20 @@ class BaseScreen(Screen[object]):
     def ask(self, question: str, purpose: str, value: str = "", *,
             how: str = "  ·  enter answers, esc leaves") -> None:  # fmt: skip
         """Open the input line; ``answered(purpose, text)`` gets every answer."""
-        self._purpose = purpose
-        self._prompt.value = value
-        self.say(question + how)
+        self._open_prompt(question + how, purpose, value, of_path=False)
+
+    def ask_path(self, question: str, purpose: str, value: str = "", *,
+                 again: bool = True) -> None:  # fmt: skip
+        """Ask for a path: it is completed, and ``again`` offers the one that was typed last."""
+        if again:
+            value = self._typed.get(purpose, value)
+        said = f"{question}  ·  tab completes, enter answers, esc leaves"
+        self._open_prompt(said, purpose, value, of_path=True)
+
+    def _open_prompt(self, said: str, purpose: str, value: str, *, of_path: bool) -> None:
+        self._purpose, self._question = purpose, said
+        self._prompt.begin(value, of_path=of_path)
+        self.say(said)
         self._asked_from = self.focused
         self._prompt.display = True
         self._prompt.focus()
@@ -184,15 +250,26 @@ class BaseScreen(Screen[object]):
     def _typing(self, event: Input.Changed) -> None:
         event.stop()
         if self._prompt.display:
+            self.say(self._question)
             self.answering(self._purpose, event.value)
+
+    @on(Prompt.Ways)
+    def _ways(self, event: Prompt.Ways) -> None:
+        event.stop()
+        self.say("  ".join(event.names) or "nothing there begins so")
 
     @on(Input.Submitted, "#prompt")
     def _submit(self, event: Input.Submitted) -> None:
         event.stop()
         self._close_prompt()
-        self.answered(self._purpose, event.value)
+        if self._purpose == "bookmark":
+            self._mark(self._marking, event.value)
+        else:
+            self.answered(self._purpose, event.value)
 
     def _close_prompt(self) -> None:
+        if self._prompt.of_path:
+            self._typed[self._purpose] = self._prompt.value
         self._prompt.display = False
         self.say("")
         if self._asked_from is not None:

@@ -21,9 +21,11 @@ from aprtui.tui.client import COMMAND_LINE, Child, objects_in
 from aprtui.tui.jumps import Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import RunnerEnded
+from aprtui.tui.paths import meant
 from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair_facts import finding_block, layers_block
 from aprtui.tui.screens.sides import Sides
+from aprtui.tui.session import remember_verdict
 from aprtui.tui.widgets.bars import bar
 from aprtui.tui.widgets.blocks import Block, wrapped
 from aprtui.tui.widgets.drift_chart import Drift
@@ -139,6 +141,8 @@ class BisectScreen(GridScreen):
             self.set_state("error", f"what the replay found cannot be read: {error}",
                            "q goes back; aprtui bisect says it without the UI")  # fmt: skip
             return
+        against = f" · against {clean(self.a.name, 60)}"
+        remember_verdict(self.b, clean(self.found.value.headline, 120) + against)
         self.sift()
         if self.found.culprits:
             self.select(self.found.culprits[0])
@@ -332,13 +336,13 @@ class BisectScreen(GridScreen):
         if self.running:
             self.say("x stops this replay first")
         elif self.pairs:
-            self.ask("the model that computed B (.gguf, .apr, .safetensors)", "model",
+            self.ask_path("the model that computed B (.gguf, .apr, .safetensors)", "model",
                      str(self.model))  # fmt: skip
 
     def answered(self, purpose: str, text: str) -> None:
         super().answered(purpose, text)
         if purpose == "model" and text:
-            self.model = Path(text).expanduser()
+            self.model = meant(text)
             self.set_state("full")
             self._begin()
             self.paint()

@@ -23,6 +23,7 @@ from aprtui.tui.lens import model_of
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.messages import LoadFailed, Surveyed, TraceLoaded
 from aprtui.tui.panes import places_of
+from aprtui.tui.paths import meant
 from aprtui.tui.running import running_pid
 from aprtui.tui.screens.measuring import PaneReady, Wish, fulfil, stated, survey
 from aprtui.tui.screens.sides import Sides
@@ -344,15 +345,19 @@ class BrowseScreen(StageKeysScreen):
         super().answered(purpose, text)
         table = self._seen.table if self._seen is not None else None
         if purpose == "export" and text and table is not None:
-            self.say(export(table, Path(text).expanduser()))
+            self.say(export(table, meant(text)))
         elif purpose == "model" and text:
             self.model = text
             self._show_stage()
         elif purpose == "diff" and text:
-            self.app.open_diff(self.path, Path(text).expanduser())
+            self.app.open_diff(self.path, meant(text))
 
     def action_next_match(self, step: int) -> None:
-        """The same stage in the next layer; with damage about, the next damaged file."""
+        """The same stage in the next layer; with damage about, the next damaged file; among values
+        that are looked for, the next of those."""
+        if self.among_hits:
+            self._values.action_hit(step)
+            return
         here, keys = self._key, self.stages.matching
         if here is None or here not in keys:
             return

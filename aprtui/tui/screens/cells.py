@@ -21,6 +21,7 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count
 from aprtui.tui.carry import copy, export_rows
 from aprtui.tui.keys import bindings
+from aprtui.tui.paths import meant
 from aprtui.tui.screens.base import MODES
 from aprtui.tui.screens.sides import Sides, SidesScreen
 from aprtui.tui.stage_filter import matcher
@@ -204,12 +205,14 @@ class CellsScreen(SidesScreen):
         self.detail.display = not self.detail.display
 
     def action_export(self) -> None:
-        self.ask("write the rows shown to (.csv)", "export", str(Path.cwd() / "matrix.csv"))
+        self.ask_path(
+            "write the rows shown to (.csv)", "export", str(Path.cwd() / "matrix.csv"), again=False
+        )
 
     def answered(self, purpose: str, text: str) -> None:
         super().answered(purpose, text)
         if purpose == "export" and text:
-            self.say(export_rows(self.table(), Path(text).expanduser()))
+            self.say(export_rows(self.table(), meant(text)))
 
     def table(self) -> Iterable[Sequence[str]]:
         """The rows that are shown, in that order, as text; the first names the columns."""

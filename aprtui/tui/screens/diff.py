@@ -38,6 +38,8 @@ from aprtui.tui.jumps import Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.lens import model_of
 from aprtui.tui.messages import LoadFailed
+from aprtui.tui.paths import meant
+from aprtui.tui.reporting import Reporting
 from aprtui.tui.screens import diff_text as text
 from aprtui.tui.screens.bisect import BisectScreen
 from aprtui.tui.screens.grid import GridScreen
@@ -345,6 +347,13 @@ class DiffScreen(GridScreen):
         return model_of(model_trace(*self.traces), self.model)
 
     @property
+    def reporting(self) -> Reporting | None:
+        if len(self.traces) != 2 or not self.done:
+            return None
+        results = tuple(self.results[key] for key in self.pairs if key in self.results)
+        return Reporting(*self.traces, results, None, self.job.any_prompt)
+
+    @property
     def sides(self) -> Sides:
         return Sides(self.job.a, self.job.b, self.find_model)
 
@@ -368,16 +377,16 @@ class DiffScreen(GridScreen):
         if event.model is not None:
             self.answered("model", str(event.model))
         else:
-            self.ask("the model that computed B (.gguf, .apr, .safetensors)", "model",
+            self.ask_path("the model that computed B (.gguf, .apr, .safetensors)", "model",
                      self.model)  # fmt: skip
 
     def action_diff_with(self) -> None:
-        self.ask("compare A with…", "diff", str(self.job.b.absolute().parent) + "/")
+        self.ask_path("compare A with…", "diff", str(self.job.b.absolute().parent) + "/")
 
     def answered(self, purpose: str, text: str) -> None:
         super().answered(purpose, text)
         if purpose == "diff" and text:
-            self.app.open_diff(self.job.a, Path(text).expanduser())
+            self.app.open_diff(self.job.a, meant(text))
         if purpose == "model" and text:
             self.model = text
             self.found = None

@@ -16,6 +16,7 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
+from aprtui.compare.bisection import Bisection
 from aprtui.compare.pairs import Pair, PairResult
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph.vocabulary import short_name
@@ -23,6 +24,7 @@ from aprtui.text import clean, count
 from aprtui.tui.bisected import Bisected
 from aprtui.tui.carry import copy, export_rows
 from aprtui.tui.jumps import Goal, Jump, stage_goals
+from aprtui.tui.paths import meant
 from aprtui.tui.screens.pair import PairScreen, stage_title
 from aprtui.tui.screens.sides import Sides, SidesScreen
 from aprtui.tui.stage_filter import matcher
@@ -218,6 +220,10 @@ class GridScreen(SidesScreen):
     # Places.
 
     @property
+    def replayed(self) -> Bisection | None:
+        return self.found.value if self.found is not None else None
+
+    @property
     def sides(self) -> Sides:
         raise NotImplementedError
 
@@ -362,12 +368,17 @@ class GridScreen(SidesScreen):
 
     def action_export(self) -> None:
         """Write the stages that are shown to a .csv file."""
-        self.ask("write the stages shown to (.csv)", "export", str(Path.cwd() / "stages.csv"))
+        self.ask_path(
+            "write the stages shown to (.csv)",
+            "export",
+            str(Path.cwd() / "stages.csv"),
+            again=False,
+        )
 
     def answered(self, purpose: str, text: str) -> None:
         super().answered(purpose, text)
         if purpose == "export" and text:
-            self.say(export_rows(self.table(), Path(text).expanduser()))
+            self.say(export_rows(self.table(), meant(text)))
 
     def action_filter(self) -> None:
         self.ask("show only some stages: ffn, layer 3, 3..6, differs …", "filter",

@@ -13,6 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input
 
 from aprtui.tui.keys import KEYS, PLACES, Key, remapped, shown
+from aprtui.tui.stage_filter import finder
 from aprtui.tui.widgets.lines import Part, RowList, fit
 
 __all__ = ["HelpScreen"]
@@ -34,12 +35,12 @@ class KeyList(RowList):
 
     def search(self, text: str) -> None:
         """Only keys whose name, place or description has ``text`` in it."""
-        wanted = text.lower()
+        found = finder(text)
         first = [*self.places, "move", "anywhere"]
         order = [*dict.fromkeys([*first, *PLACES])]
         self.rows = []
         for place in order:
-            keys = [key for key in self.table if key.where == place and wanted in _text(key)]
+            keys = [key for key in self.table if key.where == place and found(_text(key))]
             if keys:
                 self.rows += [PLACES[place], *keys]
         self.rows = self.rows or [NONE]

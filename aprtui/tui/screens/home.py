@@ -23,6 +23,7 @@ from aprtui.tui import following
 from aprtui.tui.jumps import Goal, Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import Found, Known, Learnt, LoadFailed, Place
+from aprtui.tui.paths import meant
 from aprtui.tui.places import (
     delete_trace,
     known_of,
@@ -61,6 +62,7 @@ class HomeScreen(BaseScreen):
         self.about = BlockPane(id="about-place")
         self._found: list[Place] = []
         self._looking, self._more = True, False
+        self._quietly = False  # what is shown stays until all was looked through again
         self._doomed: PlaceRow | None = None
 
     def body(self) -> Iterable[Widget]:
@@ -75,9 +77,10 @@ class HomeScreen(BaseScreen):
 
     @on(events.ScreenResume)
     def _again(self) -> None:
-        """Traces may have been compared, and written, since."""
-        if self.state == "full":
-            self._learn([row.place for row in self.list.rows])
+        """Traces may have been compared, and written, since: look again behind what is shown."""
+        if self.state == "full" and not self._looking:
+            self._found, self._looking, self._quietly = [], True, True
+            self.run_worker(self._look, thread=True, exclusive=True, group="look")
 
     def _follow(self) -> None:
         """A trace that runs, or that was stopped, may stand otherwise now."""
@@ -128,7 +131,7 @@ class HomeScreen(BaseScreen):
                        partial(self.app.open_path, path))  # type: ignore[attr-defined]  # fmt: skip
 
     def action_rescan(self) -> None:
-        self._found, self._looking = [], True
+        self._found, self._looking, self._quietly = [], True, False
         self.set_state("loading", "Looking for models and traces …", "q goes back")
         self._retitle()
         self.run_worker(self._look, thread=True, exclusive=True, group="look")
@@ -182,6 +185,9 @@ class HomeScreen(BaseScreen):
     def _add(self, event: Found) -> None:
         self._found += event.places
         self._looking, self._more = not event.done, event.more
+        if self._quietly and not event.done:
+            return
+        self._quietly = False
         if not self._found and event.done:
             self.set_state("empty", "No model and no trace below this folder yet.", EMPTY)
         elif self._found:
@@ -201,7 +207,7 @@ class HomeScreen(BaseScreen):
 
     def action_open_other(self) -> None:
         """Any folder or file, wherever it is."""
-        self.ask("open…", "open", f"{self.folder}/")
+        self.ask_path("open…", "open", f"{self.folder}/")
 
     def idle_keys(self) -> frozenset[str]:
         row = self.list.current
@@ -233,7 +239,7 @@ class HomeScreen(BaseScreen):
         elif len(marked) > 2:
             self._compare_many(tuple(map(Path, marked)))
         elif row is not None:
-            self.ask("compare it with…", "diff", str(Path(row.place.path).parent) + "/")
+            self.ask_path("compare it with…", "diff", str(Path(row.place.path).parent) + "/")
 
     def _compare(self, a: Path, b: Path) -> None:
         kinds = {row.place.path: row.place.kind for row in self.list.rows}
@@ -270,9 +276,9 @@ class HomeScreen(BaseScreen):
     def answered(self, purpose: str, text: str) -> None:
         row = self.list.current
         if purpose == "open" and text:
-            self.app.open_path(Path(text).expanduser())  # type: ignore[attr-defined]
+            self.app.open_path(meant(text))  # type: ignore[attr-defined]
         elif purpose == "diff" and text and row is not None:
-            self._compare(Path(row.place.path), Path(text).expanduser())
+            self._compare(Path(row.place.path), meant(text))
         elif purpose == "rename" and text and row is not None:
             self._change(lambda: f"renamed {rename_trace(Path(row.place.path), text).name}")
         elif purpose == "delete" and text.strip().lower() == "y" and self._doomed is not None:

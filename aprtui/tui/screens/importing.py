@@ -21,6 +21,7 @@ from aprtui.errors import AprtuiError
 from aprtui.text import clean, count
 from aprtui.tui.client import COMMAND_LINE, Child, Ended, objects_in
 from aprtui.tui.keys import bindings, keys_at, remapped, shown
+from aprtui.tui.paths import PathSuggester
 from aprtui.tui.widgets.bars import bar
 
 __all__ = ["ImportScreen"]
@@ -88,6 +89,7 @@ class ImportScreen(ModalScreen[Path]):
                     yield Input(
                         given.get(field, ""), id=f"field-{field}", compact=True,
                         select_on_focus=False, placeholder=_HOLDERS.get(field, ""),
+                        suggester=PathSuggester() if field in ("model", "into") else None,
                     )  # fmt: skip
             yield Static("", id="import-said", markup=False)
             yield Static(self._keys(), id="import-keys", markup=False)

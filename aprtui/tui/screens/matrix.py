@@ -17,6 +17,7 @@ from aprtui.compare.matrix import merged
 from aprtui.compare.pairs import FAILED, UNMEASURED, PairResult
 from aprtui.compare.reference import model_trace
 from aprtui.errors import UsageError
+from aprtui.formats.layout import prompts_in
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count, number
 from aprtui.tui.carry import copy
@@ -53,7 +54,8 @@ class MatrixScreen(CellsScreen):
     def __init__(self, paths: tuple[Path, ...], model: str = "", at: Jump | None = None) -> None:
         super().__init__()
         self.job = Many(paths, model)
-        self.follower = Follower(self, *paths)
+        traces = (each for path in paths for each in prompts_in(path).values() or (path,))
+        self.follower = Follower(self, *traces)
         self.metric = METRICS[0]
         self.lined: Lined | None = None
         self.results: dict[Place, PairResult] = {}

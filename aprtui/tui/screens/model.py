@@ -26,6 +26,7 @@ from aprtui.tui.keys import bindings
 from aprtui.tui.messages import LoadFailed
 from aprtui.tui.model_facts import TensorRow, layer_facts, tensor_rows
 from aprtui.tui.panes import places_of
+from aprtui.tui.paths import meant
 from aprtui.tui.screens.model_text import summary
 from aprtui.tui.screens.paned import PanedScreen
 from aprtui.tui.widgets.facts import Fact
@@ -256,11 +257,11 @@ class ModelScreen(PanedScreen):
         self.app.open_trace(self.path)
 
     def action_diff_with(self) -> None:
-        self.ask("compare with the model…", "diff", str(self.path.absolute().parent) + "/")
+        self.ask_path("compare with the model…", "diff", str(self.path.absolute().parent) + "/")
 
     def answered(self, purpose: str, text: str) -> None:
         if purpose == "diff" and text:
-            other = Path(text).expanduser()
+            other = meant(text)
             self.app.open_models(self.path, other)
 
     def action_sort(self) -> None:
@@ -275,7 +276,7 @@ class ModelScreen(PanedScreen):
     def answering(self, purpose: str, text: str) -> None:
         if purpose != "filter":
             return
-        self.tensors.filter = text.lower()
+        self.tensors.filter = text.strip()
         self.tensors.rebuild()
         self._retitle()
         self._show_tensor()

@@ -21,8 +21,10 @@ from aprtui.text import clean, count, number, size
 from aprtui.tui.carry import copy, export_rows
 from aprtui.tui.client import COMMAND_LINE, Child
 from aprtui.tui.keys import bindings
+from aprtui.tui.paths import meant
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.pair_facts import layers_block
+from aprtui.tui.stage_filter import matcher
 from aprtui.tui.widgets.blocks import BlockPane, wrapped
 from aprtui.tui.widgets.drift_chart import Drift
 from aprtui.tui.widgets.lines import Part, RowList, fit, right
@@ -67,9 +69,13 @@ class ComparedList(RowList):
         self.filter, self.sort = "", SORTS[0]
 
     def rebuild(self) -> None:
-        self.rows = [row for row in self.tensors if self.filter in f"{row.role} {row.kind}".lower()]
+        """The rows anew; the cursor stays on its tensor, where that is shown."""
+        here, matches = self.current, matcher(self.filter)
+        self.rows = [row for row in self.tensors if matches(row.key, f"{row.role} {row.kind}")]
         if self.sort == "layer":
             self.rows.sort(key=lambda row: (row.key.layer is not None, row.key.layer or 0))
+        if here in self.rows:
+            self.cursor = self.rows.index(here)
         self.rows_changed()
 
     @property
@@ -196,7 +202,7 @@ class ModelsScreen(BaseScreen):
     def answering(self, purpose: str, text: str) -> None:
         if purpose != "filter":
             return
-        self.list.filter = text.lower()
+        self.list.filter = text.strip()
         self.list.rebuild()
         self._retitle()
         self._show_tensor()
@@ -217,14 +223,19 @@ class ModelsScreen(BaseScreen):
             self.say(copy(self.app, " · ".join((row.role, row.kind, row.message, *facts))))
 
     def action_export(self) -> None:
-        self.ask("write the tensors shown to (.csv)", "export", str(Path.cwd() / "tensors.csv"))
+        self.ask_path(
+            "write the tensors shown to (.csv)",
+            "export",
+            str(Path.cwd() / "tensors.csv"),
+            again=False,
+        )
 
     def answered(self, purpose: str, text: str) -> None:
         if purpose == "export" and text:
             rows = [(each.role, each.kind, "" if each.rel_l2 is None else repr(each.rel_l2),
                      each.types) for each in self.list.rows]  # fmt: skip
             table = [("tensor", "class", "rel_l2", "types"), *rows]
-            self.say(export_rows(table, Path(text).expanduser()))
+            self.say(export_rows(table, meant(text)))
 
     def step_back(self) -> bool:
         if not self.list.filter:

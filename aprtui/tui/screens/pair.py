@@ -25,6 +25,7 @@ from aprtui.tui.jumps import Goal, Jump, stage_goals
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import LoadFailed
 from aprtui.tui.pair_view import SORTS, SPANS, Difference, PairView, view_of
+from aprtui.tui.paths import meant
 from aprtui.tui.screens.sides import Sides, SidesScreen
 from aprtui.tui.widgets.lines import Part, PartLine, RowList
 from aprtui.tui.widgets.pair_pane import PairPicture, WorstList
@@ -272,13 +273,15 @@ class PairScreen(SidesScreen):
 
     def action_export(self) -> None:
         name = clean(str(self.key)).replace("/", "-")
-        self.ask("write A, B and d to (.npz)", "export", str(Path.cwd() / f"{name}.npz"))
+        self.ask_path(
+            "write A, B and d to (.npz)", "export", str(Path.cwd() / f"{name}.npz"), again=False
+        )
 
     def answered(self, purpose: str, text: str) -> None:
         super().answered(purpose, text)
         view = self.worst.view
         if purpose == "export" and text and view is not None:
-            self.say(export_pair(view.a, view.b, Path(text).expanduser()))
+            self.say(export_pair(view.a, view.b, meant(text)))
 
 
 def stage_title(key: StageKey) -> str:

@@ -10,7 +10,7 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Static
 
-from aprtui.tui.panes import made, place_of
+from aprtui.tui.panes import keys_of, made, place_of
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.widgets.frame import NamedFrame, PaneTabs
 from aprtui.tui.widgets.lines import RowList
@@ -26,7 +26,7 @@ class PanedScreen(BaseScreen):
         super().__init__()
         self.panes = made(self.mode)
         self.pane = next(iter(self.panes))  # the name of the one that is shown
-        self.tabs = PaneTabs([*self.panes])
+        self.tabs = PaneTabs(keys_of(self.mode))
         self.note = Static("", id="note", markup=False)  # in place of a pane that has nothing
 
     # What a screen says.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,13 @@ from textual import on
 from textual.message import Message
 from textual.worker import get_current_worker
 
+from aprtui.compare.bisection import Bisection
 from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageKey
+from aprtui.text import clean
 from aprtui.tui.jumps import Jump
+from aprtui.tui.paths import meant
+from aprtui.tui.reporting import Reporting, Written, report_to
 from aprtui.tui.screens.base import BaseScreen
 
 if TYPE_CHECKING:
@@ -65,8 +69,42 @@ class SidesScreen(BaseScreen):
         """The model behind the stages. Raises AprtuiError where nothing names one."""
         raise NotImplementedError
 
+    @property
+    def reporting(self) -> Reporting | None:
+        """What a report is made of, where this screen compares two traces and is done."""
+        return None
+
+    @property
+    def replayed(self) -> Bisection | None:
+        """What a replay found, where one was run from here."""
+        return None
+
+    def _reporting(self) -> Reporting | None:
+        """What is compared here, or in the Diff that shows this trace, with the replay of it."""
+        sides = self.sides
+        screens = [s for s in self.app.open_screens() if isinstance(s, SidesScreen)]
+        same = [s for s in screens if sides is not None and s.sides and s.sides.both == sides.both]
+        job = next((s.reporting for s in same if s.reporting is not None), None)
+        found = next((s.replayed for s in same if s.replayed is not None), None)
+        return None if job is None else replace(job, found=found)
+
+    def action_report(self) -> None:
+        """Ask where a report of the comparison goes."""
+        job = self._reporting()
+        if job is None:
+            self.say("a report is of two traces that are compared, once all of both was measured")
+            return
+        named = f"{clean(job.b.root.name, 60) or 'comparison'}-report.html"
+        self.ask_path("write the report to (.html, .md, .json)", "report",
+                      str(Path.cwd() / named), again=False)  # fmt: skip
+
+    @on(Written)
+    def _written(self, event: Written) -> None:
+        event.stop()
+        self.say(event.said)
+
     def idle_keys(self) -> frozenset[str]:
-        nobody = {"side-a", "side-b"} if self.sides is None else set[str]()
+        nobody = {"side-a", "side-b", "report"} if self.sides is None else set[str]()
         return super().idle_keys() | nobody | ({"weight"} if self.stage_here is None else set())
 
     def action_side(self, number: int) -> None:
@@ -98,8 +136,13 @@ class SidesScreen(BaseScreen):
         if event.model is not None:
             self.app.jump(Jump("model", (event.model,), event.key))
         else:
-            self.ask("the weight is in the model (.gguf, .apr, .safetensors)…", "weight")
+            self.ask_path("the weight is in the model (.gguf, .apr, .safetensors)…", "weight")
 
     def answered(self, purpose: str, text: str) -> None:
+        job = self._reporting() if purpose == "report" and text else None
+        if job is not None:
+            self.say("writing the report …")
+            self.run_worker(lambda: self.post_message(Written(report_to(job, meant(text)))),
+                            thread=True, group="report")  # fmt: skip
         if purpose == "weight" and text and self.stage_here is not None:
-            self.app.jump(Jump("model", (Path(text).expanduser(),), self.stage_here))
+            self.app.jump(Jump("model", (meant(text),), self.stage_here))

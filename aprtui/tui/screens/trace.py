@@ -33,7 +33,9 @@ from aprtui.text import clean
 from aprtui.tui.client import TraceClient, plan
 from aprtui.tui.keys import Key, bindings, keys_at
 from aprtui.tui.messages import RunnerEnded, RunnerEvents
+from aprtui.tui.paths import meant
 from aprtui.tui.screens.base import BaseScreen
+from aprtui.tui.screens.trace_against import Against, Compared, Faced, StopWanted, face
 from aprtui.tui.screens.trace_text import (
     hint_here,
     outcome_content,
@@ -45,6 +47,7 @@ from aprtui.tui.screens.trace_text import (
     residual_content,
 )
 from aprtui.tui.session import remember_running
+from aprtui.tui.widgets.filling import Filling
 from aprtui.tui.widgets.lines import Part
 from aprtui.tui.widgets.stage_grid import StageGrid
 from aprtui.tui.widgets.trace_form import TraceForm
@@ -59,9 +62,9 @@ TYPING = (  # the letters are text there
 EDIT = Key("", ("enter",), "", "trace", "edit", "")
 OPEN = Key("", ("enter",), "", "trace", "open a cell", "")
 # What the foot offers: before a run, while it goes on, after it.
-FORM, RUNS = ("run",), ("stop", "trace-pause", "trace-log", "trace-browse")
-OVER = ("trace-browse", "run", "trace-log")
-WRITTEN = "█!"  # signs of cells whose files are there
+FORM = ("run",)
+RUNS = ("stop", "trace-pause", "trace-log", "trace-browse", "trace-diff", "trace-colours")
+OVER = ("trace-browse", "trace-diff", "run", "trace-log", "trace-colours")
 SETTLE_S = 0.3  # a plan is made when typing rests this long
 
 
@@ -80,6 +83,7 @@ class TraceScreen(BaseScreen):
         self.planned: Planned | None = None
         self.ended: Event | None = None
         self.running = self.paused = self.stopped = False
+        self._planning = self._wanted = False  # ``_wanted``: it starts as soon as the plan is there
         self._last: StageWritten | None = None
         self._passed: PassDone | None = None
         self._rms: dict[int, tuple[float, str]] = {}
@@ -89,11 +93,13 @@ class TraceScreen(BaseScreen):
         self._held: list[Event] = []
         self._to_come: list[StageKey] = []  # in order of computation
         self._output = ""  # the stage that is each layer's output
+        self.against: Against | None = None  # what the trace is compared with as it lands
         self.form = TraceForm(default_directory(self.path))
-        self.grid = StageGrid(id="grid")
+        self.filling = Filling(id="filling")
+        self.grid = self.filling.grid
         self.plan_text = Static("", id="plan", markup=False, classes="frame")
         self.progress = Static("", id="progress", markup=False)
-        self.side = Static("", id="side", markup=False)
+        self.against_line = Static("", id="against", markup=False)
         self.log_text = Static("", id="log", markup=False, classes="frame")
         self.outcome = Static("", id="outcome", markup=False, classes="frame")
 
@@ -107,17 +113,15 @@ class TraceScreen(BaseScreen):
                 yield self.form
                 yield self.plan_text
             yield self.progress
-            with Horizontal(id="filling"):
-                yield self.grid
-                yield self.side
+            yield self.against_line
+            yield self.filling
             yield self.outcome
             yield self.log_text
 
     def started(self) -> None:
         self.set_title(clean(self.path.name, 60))
         self.set_state("full")
-        self.progress.display = False
-        self.side.display = False
+        self.progress.display = self.against_line.display = False
         self.grid.can_focus = False
         self.form.focus()
         self._replan()
@@ -156,7 +160,7 @@ class TraceScreen(BaseScreen):
         return TraceJob(
             model=str(self.path.absolute()),
             # Untouched, the folder is the engine's own: two engines' traces lie side by side.
-            directory="" if untouched else str(Path(said["into"]).expanduser()),
+            directory="" if untouched else str(meant(said["into"])),
             prompt=None if tokens is not None else said["prompt"],
             tokens=tokens,
             stages=said["stages"] or "all",
@@ -164,7 +168,7 @@ class TraceScreen(BaseScreen):
             device=said["device"] or "auto",
             dtype=said["dtype"] or "float32",
             engine=said["engine"].strip() or "aprtui",
-            adapter=said["adapter"].strip() and str(Path(said["adapter"].strip()).expanduser()),
+            adapter=said["adapter"].strip() and str(meant(said["adapter"])),
             overwrite=replace,
             steps=_number(said["steps"]),
             chunk=_number(said["chunk"]),
@@ -182,6 +186,7 @@ class TraceScreen(BaseScreen):
             self.form.focus()
 
     def _replan(self) -> None:
+        self._planning, self._wanted = True, False
         self._plan()
 
     @work(exclusive=True, group="plan")
@@ -198,6 +203,7 @@ class TraceScreen(BaseScreen):
         self.post_message(RunnerEvents((answer,)))
 
     def _show_plan(self, event: Planned | Failed) -> None:
+        self._planning, wanted, self._wanted = False, self._wanted, False
         self.plan_text.border_title = "Plan"
         if isinstance(event, Failed):
             self.planned = None
@@ -215,11 +221,18 @@ class TraceScreen(BaseScreen):
         self.plan_text.update(plan_content(event, width, taken))
         if not self.running and self.ended is None:
             self.grid.set_stages(planned_stages(event))
+            if wanted:
+                self.say("")
+                self.action_run()
 
     # Running.
 
     def action_run(self) -> None:
         if self.running:
+            return
+        if self._planning:
+            self._wanted = True
+            self.say("the trace starts as soon as the plan is there; a change of the form stops it")
             return
         if self.planned is None:
             self.say("nothing to run yet: the plan says why")
@@ -229,23 +242,45 @@ class TraceScreen(BaseScreen):
             name = clean(folder.name, 40)
             self.ask(f"y replaces the trace in {name}, esc keeps it", "replace", how="")
             return
-        self._start(self.job())
+        self._face(self.job())
 
     def answering(self, purpose: str, text: str) -> None:
         """The first letter is the answer."""
         if purpose == "replace" and text:
             self.close_question()
             if text.lower() == "y":
-                self._start(self.job(replace=True))
+                self._face(self.job(replace=True))
 
-    def _start(self, job: TraceJob) -> None:
+    def _face(self, job: TraceJob) -> None:
+        """Start, once the trace to compare with was read, where one is named."""
+        said, planned = self.form.said(), self.planned
+        if not said["against"].strip() or planned is None:
+            self._start(job)
+            return
+        path = Path(said["against"].strip()).expanduser()
+
+        def read() -> None:
+            self.post_message(face(job, planned, path, said["until"], self.post_message))
+
+        self.run_worker(read, thread=True, exclusive=True, group="face")
+
+    @on(Faced)
+    def _faced(self, event: Faced) -> None:
+        if event.against is None:
+            self.say(f"! not started: {event.why}")
+        elif not self.running:
+            self._start(event.job, event.against)
+
+    def _start(self, job: TraceJob, against: Against | None = None) -> None:
         assert self.planned is not None
+        self.against = against
+        self.against_line.update("")
         self.running, self.stopped, self.ended = True, False, None
         self._last, self._passed = None, None
         self._rms, self._log, self._shown_rms = {}, [], -1
         self._cards = {}
         stages = planned_stages(self.planned)
-        self.grid.set_stages(stages)
+        self.filling.begin(stages, self.planned.token_texts)
         self._to_come = sorted(stages, key=order_of, reverse=True)
         self._output = output_stage(self.planned)
         self._arrange()
@@ -290,13 +325,17 @@ class TraceScreen(BaseScreen):
         self.log_text.display = not self.log_text.display
         self._show_progress()
 
+    def action_colours(self) -> None:
+        """The grid's colours mean something else."""
+        self.filling.recolour()
+
     def action_browse(self) -> None:
         if self.planned is not None:
             self.app.open_browse(Path(self.planned.directory))  # type: ignore[attr-defined]
 
     @on(StageGrid.Opened)
     def _open_stage(self, event: StageGrid.Opened) -> None:
-        if self.planned is not None and self.grid.cells[event.key][0] in WRITTEN:
+        if self.planned is not None and self.filling.has(event.key):
             self.app.open_browse(  # type: ignore[attr-defined]
                 Path(self.planned.directory), event.key
             )
@@ -311,9 +350,10 @@ class TraceScreen(BaseScreen):
     def _apply(self, batch: Iterable[Event]) -> None:
         cells: dict[StageKey, tuple[str, str]] = {}
         for event in batch:
-            if isinstance(event, StageWritten):
-                bad = event.nan or event.inf
-                cells[StageKey(event.layer, event.stage)] = ("!", "bad") if bad else ("█", "good")
+            if isinstance(event, StageWritten) and self.planned is not None:
+                bad, folder = event.nan or event.inf, Path(self.planned.directory)
+                key = StageKey(event.layer, event.stage)
+                cells[key] = self.filling.landed(event, folder)
                 self._last = event
                 if event.layer is not None and event.stage == self._output:
                     self._rms[event.layer] = float(event.rms), f"NaN {event.nan}" if bad else ""
@@ -330,18 +370,44 @@ class TraceScreen(BaseScreen):
                 self._log.append(pass_text(event))
             elif isinstance(event, Started):
                 self._log.append(f"engine started, process {event.pid}")
+                if self.against is not None:
+                    self.against.begin()
         if unplanned := cells.keys() - self.grid.cells.keys():  # names of an engine's own
             before = dict(self.grid.cells)
             self.grid.set_stages([*before, *unplanned])
             self.grid.put(before)
         if cells:
-            self.grid.put(cells | self._computing(cells))
+            compared = self.against.cells(cells) if self.against is not None else {}
+            self.grid.put(cells | compared | self._computing(cells))
+            if self.grid.current in cells:
+                self.filling.show_cell()
         self._show_progress()
+
+    @on(Compared)
+    def _compared(self, event: Compared) -> None:
+        """Stages were compared: their cells say how, and a line how all of it stands."""
+        if event.against is self.against:
+            self.grid.put(self.against.cells(key for key in event.keys if key in self.grid.cells))
+            self.against_line.update(self.against.line())
+
+    @on(StopWanted)
+    def _stop_wanted(self, event: StopWanted) -> None:
+        if event.against is self.against:
+            self.action_stop()
+
+    def action_diff(self) -> None:
+        """Both traces in Diff."""
+        if self.against is not None and self.planned is not None:
+            live = self.against.live
+            self.app.open_diff(live.against.root, live.directory)  # type: ignore[attr-defined]
+
+    def idle_keys(self) -> frozenset[str]:
+        return super().idle_keys() | (set() if self.against is not None else {"trace-diff"})
 
     def _computing(self, written: Mapping[StageKey, Part]) -> dict[StageKey, Part]:
         """The stage that is being computed: the first in order that has not been written."""
         while self._to_come and (
-            self._to_come[-1] in written or self.grid.cells[self._to_come[-1]][0] in WRITTEN
+            self._to_come[-1] in written or self.filling.has(self._to_come[-1])
         ):
             self._to_come.pop()
         return {self._to_come[-1]: ("▒", "accent")} if self._to_come and self.running else {}
@@ -364,6 +430,8 @@ class TraceScreen(BaseScreen):
                                 "o shows its log; what is written stays", 4)  # fmt: skip
         if self._to_come:
             self.grid.put({self._to_come[-1]: ("·", "dim")})
+        if self.against is not None:
+            self.against.end(whole=isinstance(self.ended, Finished), stopped=self.stopped)
         self._arrange()
 
     def _arrange(self) -> None:
@@ -373,6 +441,7 @@ class TraceScreen(BaseScreen):
         self.grid.can_focus = runs
         (self.grid if runs else self.form).focus()
         self.progress.display = runs
+        self.against_line.display = runs and self.against is not None
         self.outcome.display = self.ended is not None
         if self.ended is not None and self.planned is not None:
             self.outcome.border_title = {Finished: "Next tokens", Stopped: "Stopped"}.get(
@@ -380,7 +449,7 @@ class TraceScreen(BaseScreen):
             )
             self.outcome.update(outcome_content(self.planned, self.ended, self._log))
         self.show_keys()
-        self.side.display = runs and self.size.width >= 100
+        self.filling.set_running(runs)
         self._show_progress()
 
     def step_back(self) -> bool:
@@ -398,6 +467,10 @@ class TraceScreen(BaseScreen):
         if not self.running or self.planned is None or self.ended is not None:
             return ""  # with its last event told, the engine is on its way out
         return clean(self.planned.directory, 80)
+
+    def on_unmount(self) -> None:
+        if self.against is not None:
+            self.against.leave()
 
     async def release(self, answer: str) -> None:
         if answer == "leave":
@@ -428,7 +501,7 @@ class TraceScreen(BaseScreen):
         )
         if len(self._rms) != self._shown_rms:  # it grows by a line a layer
             self._shown_rms = len(self._rms)
-            self.side.update(residual_content(self._rms))
+            self.filling.side.update(residual_content(self._rms))
         where = clean(Path(self.planned.directory).name, 60)
         words = {Finished: "complete", Stopped: "stopped: what is written stays", Failed: "failed"}
         state = words[type(self.ended)] if self.ended else f"running on {self.planned.device}"

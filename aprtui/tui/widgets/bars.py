@@ -12,7 +12,9 @@ from aprtui.compare.statistics import Histogram
 from aprtui.text import number
 from aprtui.tui.widgets.lines import Part, right
 
-__all__ = ["axis_parts", "bar", "columns_of", "histogram_rows", "profile", "sparkline"]
+__all__ = [
+    "axis_parts", "bar", "columns_of", "histogram_rows", "profile", "signed_columns", "sparkline",
+]  # fmt: skip
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 _SIDEWAYS = " ▏▎▍▌▋▊▉█"
@@ -89,3 +91,45 @@ def axis_parts(counts: Histogram, lead: int) -> list[Part]:
             continue  # it would run into the one before
         line[start : start + len(text)] = text
     return [(" " * lead, ""), ("".join(line), "dim")]
+
+
+def signed_columns(values: Sequence[float], height: int, wide: int) -> tuple[list[list[Part]], int]:
+    """Columns up and down from zero in ``height`` lines, and the line that zero is the foot of.
+
+    What is no number is a letter on that line.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    high, low = max([0.0, *finite]), min([0.0, *finite])
+    span = (high - low) or 1.0
+    up = height if not low else max(1, min(height - 1, round(height * high / span)))
+    up = 1 if not high and low else up
+    down = height - up
+    rows: list[list[Part]] = []
+    for y in range(height):
+        row: list[Part] = []
+        for value in values:
+            if not math.isfinite(value):
+                letter = ("N" if value != value else "I") if y == up - 1 else " "
+                row.append((letter * wide, "bad"))
+            elif y < up:
+                eighths = round(value / high * up * 8) if value > 0 else 0
+                eighths = max(eighths, 1) if value > 0 else 0
+                filled = max(0, min(eighths - (up - 1 - y) * 8, 8))
+                row.append((_EIGHTHS[filled] * wide, "b"))
+            else:
+                halves = max(round(value / low * down * 2), 1) if value < 0 else 0
+                filled = max(0, min(halves - (y - up) * 2, 2))
+                row.append((" ▀█"[filled] * wide, "a"))
+        rows.append(_joined(row))
+    return rows, up - 1
+
+
+def _joined(parts: Sequence[Part]) -> list[Part]:
+    """Neighbours of one style in one part; blanks join what stands before them."""
+    found: list[Part] = []
+    for text, style in parts:
+        if found and (found[-1][1] == style or not text.strip()):
+            found[-1] = (found[-1][0] + text, found[-1][1])
+        else:
+            found.append((text, style))
+    return found

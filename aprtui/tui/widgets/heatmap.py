@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from typing import ClassVar
 
-from rich.cells import cell_len
 from rich.segment import Segment
 from textual import events
 from textual.binding import BindingType
@@ -21,8 +20,9 @@ from aprtui.text import count, number
 from aprtui.tui.heat import Ask, Heat, painted
 from aprtui.tui.keys import bindings
 from aprtui.tui.reduce import Window
-from aprtui.tui.widgets.lines import Lines, Part, fit, joined, right, whole_fields
+from aprtui.tui.widgets.lines import Lines, Part, fit, joined, right, spaced, whole_fields
 from aprtui.tui.widgets.palette import palette_of, shade
+from aprtui.tui.widgets.pane import Pane
 
 __all__ = ["HeatMap", "over_ssh"]
 
@@ -39,18 +39,8 @@ class HeatMap(Lines):
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("move")  # type: ignore[assignment]
 
-    class Wanted(Message):
-        """A picture is to be made again: of other size, window or way of reducing."""
-
     class Moved(Message):
         """The cursor stands on another cell."""
-
-    class Opened(Message):
-        """Enter was pressed on a cell, which stands for ``block`` of the table."""
-
-        def __init__(self, block: Window) -> None:
-            super().__init__()
-            self.block = block
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -89,6 +79,10 @@ class HeatMap(Lines):
         """How many lines the names of the columns take."""
         return 1
 
+    def remake(self) -> None:
+        """The picture is to be made again: its size, its window or its scale changed."""
+        self.post_message(Pane.Wanted())
+
     # State.
 
     @property
@@ -105,7 +99,7 @@ class HeatMap(Lines):
             self.window, self.thrifty,
         )  # fmt: skip
 
-    def give(self, heat: Heat | None) -> None:
+    def draw_heat(self, heat: Heat | None) -> None:
         """Draw this picture."""
         before, self.heat = self._at, heat
         if heat is None or not heat.levels.size:
@@ -144,18 +138,22 @@ class HeatMap(Lines):
         self._at = (block.top, block.left)
         if before == (self.row, self.column):
             return
-        for old_row, old_column in (before, (self.row, self.column)):
-            y = 1 + self.axis_lines + heat.line_of(old_row)
-            x = self.label_width + old_column * heat.wide
-            self.refresh(Region(x, y, heat.wide, max(heat.tall, 1)))
-            if before[0] != self.row:
-                self.refresh(Region(0, y, self.label_width, 1))
+        for place in (before, (self.row, self.column)):
+            self._refresh_at(heat, *place, label=before[0] != self.row)
         if before[1] != self.column:
             self.refresh(Region(0, 1, self.size.width, self.axis_lines))
         self.refresh(Region(0, self.size.height - 1, self.size.width, 1))
         self.post_message(self.Moved())
 
-    def go(self, row: int, column: int) -> None:
+    def _refresh_at(self, heat: Heat, row: int, column: int, *, label: bool) -> None:
+        """Draw a cell again, and its row's label."""
+        y = 1 + self.axis_lines + heat.line_of(row)
+        x = self.label_width + column * heat.wide
+        self.refresh(Region(x, y, heat.wide, max(heat.tall, 1)))
+        if label:
+            self.refresh(Region(0, y, self.label_width, 1))
+
+    def go_to(self, row: int, column: int) -> None:
         """To a value of the table; a window that does not hold it gives way to the whole."""
         self._at = (row, column)
         heat = self.heat
@@ -166,7 +164,7 @@ class HeatMap(Lines):
             self.move_to(*heat.reduced.place(row, column))
         else:
             self.window = None
-            self.post_message(self.Wanted())
+            self.remake()
 
     def zoom(self, nearer: bool) -> None:
         """Half as much of the table around the cursor, or twice as much."""
@@ -184,12 +182,33 @@ class HeatMap(Lines):
             whole = self.whole
             wider = whole.nearer(block.top, block.left, 2 * rows, 2 * columns)
             self.window = None if wider == whole else wider
-        self.post_message(self.Wanted())
+        self.remake()
 
     @property
     def whole(self) -> Window:
         """All of the table."""
         return self.heat.window if self.heat is not None else Window(0, 0, 0, 0)
+
+    def action_nearer(self) -> None:
+        self.zoom(True)
+
+    def action_farther(self) -> None:
+        self.zoom(False)
+
+    def action_reduce(self) -> None:
+        """The largest of each cell, or the mean of magnitudes."""
+        self.how = "mean" if self.how == "largest" else "largest"
+        self.remake()
+
+    def action_scale(self) -> None:
+        """Logarithmic or linear."""
+        self.logarithmic = not self.logarithmic
+        self.remake()
+
+    def action_finer(self) -> None:
+        """A colour for every cell, whatever it costs; or what a page may take."""
+        self.thrifty = not self.thrifty
+        self.remake()
 
     def action_down(self) -> None:
         self.move_to(self.row + 1, self.column)
@@ -225,10 +244,7 @@ class HeatMap(Lines):
     def action_line_end(self) -> None:
         self.move_to(self.row, 1 << 30)
 
-    def action_open(self) -> None:
-        block = self.block
-        if block is not None:
-            self.post_message(self.Opened(block))
+    def action_open(self) -> None: ...
 
     def on_click(self, event: events.Click) -> None:
         place, heat = event.get_content_offset(self), self.heat
@@ -239,19 +255,22 @@ class HeatMap(Lines):
             self.move_to(heat.rows_at(line)[0], across // heat.wide)
 
     def on_resize(self) -> None:
-        self.post_message(self.Wanted())
+        self.remake()
 
     def on_focus(self) -> None:
-        self.refresh()
+        """The cursor is drawn, or no more: the rest of the picture is as it was."""
+        if self.heat is not None and self.heat.levels.size:
+            self._refresh_at(self.heat, self.row, self.column, label=True)
+            self.refresh(Region(0, 1, self.size.width, self.axis_lines))
 
     def on_blur(self) -> None:
-        self.refresh()
+        self.on_focus()
 
     def notify_style_update(self) -> None:
         """Another theme: the picture's colours are made for its background."""
         super().notify_style_update()
         if self.heat is not None and self.heat.palette != palette_of(self.app):
-            self.post_message(self.Wanted())
+            self.remake()
 
     # Drawing.
 
@@ -338,32 +357,19 @@ class HeatMap(Lines):
 
     def _axis(self, heat: Heat, line: int) -> Strip:
         """Names of columns where there is room, that of the cursor's first."""
-        width = self.size.width
-        room = width - self.label_width
-        marks: dict[int, tuple[str, str]] = {}
-        taken = [False] * (room + 1)
         columns = heat.levels.shape[1]
         step = max(1, 8 // heat.wide)
-        order = [self.column, *range(0, columns, step), columns - 1]
-        for column in order:
+
+        def mark(column: int) -> tuple[int, str, str]:
             name = self.column_name(int(heat.reduced.column_edges[column]))
-            if heat.wide > 3:
-                name = fit(name, heat.wide - 1).rstrip()
-            start = column * heat.wide
-            end = start + cell_len(name)
-            start -= max(end - room, 0)
-            if start < 0 or any(taken[max(start - 1, 0) : end + 1]):
-                continue
-            taken[start:end] = [True] * (end - start)
+            name = fit(name, heat.wide - 1).rstrip() if heat.wide > 3 else name
             here = column == self.column and self.has_focus
-            marks[start] = (name, "accent" if here else "dim")
-        parts: list[Part] = [(right(self.axis_name(), self.label_width - 1) + " ", "dim")]
-        used = 0
-        for start in sorted(marks):
-            name, tone = marks[start]
-            parts += [(" " * (start - used), "dim"), (name, tone)]
-            used = start + cell_len(name)
-        return self.strip(parts, width)
+            return column * heat.wide, name, "accent" if here else "dim"
+
+        order = (self.column, *range(0, columns, step), columns - 1)
+        lead: Part = (right(self.axis_name(), self.label_width - 1) + " ", "dim")
+        room = self.size.width - self.label_width
+        return self.strip([lead, *spaced(map(mark, order), room)], self.size.width)
 
 
 def _span(first: int, last: int) -> str:

@@ -1,157 +1,122 @@
-"""The Heatmap pane: rows by columns as shades, each cell the max or mean of |x|."""
+"""The Heatmap pane: positions by channels, each cell the value of largest magnitude or the mean."""
 
 from __future__ import annotations
 
-import math
-import mmap
-
 import numpy as np
-import numpy.typing as npt
-from textual.strip import Strip
 
-from aprtui.compare.metrics import Cancelled
-from aprtui.formats.maps import mapping
-from aprtui.text import number
-from aprtui.tui.measure import Hook, Measured
+from aprtui.tui.heat import Heat, heat_of
+from aprtui.tui.measure import Measured
+from aprtui.tui.reduce import Window
 from aprtui.tui.stage_table import StageTable
-from aprtui.tui.widgets.lines import Lines, Part, fit, right
-from aprtui.tui.widgets.stage_pane import StagePane, Work
+from aprtui.tui.widgets.heatmap import HeatMap
+from aprtui.tui.widgets.lines import Part
+from aprtui.tui.widgets.stage_pane import StagePane, StageSeen, Work
 
-__all__ = ["HeatmapPane", "downsample"]
-
-# A colour for every cell would be 44 KB a picture over SSH; a sign in one of two colours is 12.
-SHADES = " ·░▒▓██"  # the last one in another colour
-TOP = len(SHADES) - 1
-LABEL = 8
-BLOCK_VALUES, RELEASE_VALUES = 1 << 18, 1 << 24  # at once; before a map's pages are given back
+__all__ = ["HeatmapPane", "largest_in"]
 
 
-def downsample(
-    table: StageTable, rows: int, columns: int, how: str, cancelled: Hook = lambda: False
-) -> npt.NDArray[np.float64]:
-    """[rows, columns] of max or mean |x| over equal stretches; NaN where any value is not finite.
+class HeatmapPane(HeatMap, StagePane):
+    """The cursor stays on its value from stage to stage; enter shows it in Values."""
 
-    At most ``rows`` x ``columns``; fewer when the table has fewer. Raises metrics.Cancelled.
-    """
-    rows, columns = min(rows, table.rows), min(columns, table.columns)
-    if rows < 1 or columns < 1:
-        return np.zeros((0, 0))
-    row_edges = np.linspace(0, table.rows, rows + 1).astype(np.int64)
-    starts = np.linspace(0, table.columns, columns + 1).astype(np.int64)[:-1]
-    widths = np.diff(np.append(starts, table.columns))
-    found = np.zeros((rows, columns))
-    grid = table.values[: table.rows * table.columns]
-    step = max(1, BLOCK_VALUES // table.columns)
-    mapped = mapping(grid) if grid.size > RELEASE_VALUES else None
-    for row in range(rows):
-        total = np.zeros(columns)
-        last = int(row_edges[row + 1])
-        for source in range(int(row_edges[row]), last, step):
-            if cancelled():
-                raise Cancelled
-            block = np.abs(grid[source * table.columns : min(source + step, last) * table.columns])
-            if block.size % table.columns:
-                block = np.pad(block, (0, -block.size % table.columns))
-            wide = np.where(np.isfinite(block), block, np.float32(np.nan)).astype(np.float64)
-            wide = wide.reshape(-1, table.columns)
-            if how == "max":
-                total = np.maximum(total, np.maximum.reduceat(wide, starts, axis=1).max(axis=0))
-            else:
-                total += (np.add.reduceat(wide, starts, axis=1) / widths).sum(axis=0)
-        if mapped is not None:
-            mapped.madvise(mmap.MADV_DONTNEED)
-        found[row] = total if how == "max" else total / max(row_edges[row + 1] - row_edges[row], 1)
-    return found
-
-
-class HeatmapPane(Lines, StagePane):
-    """Shades on a logarithmic scale up to the largest; the hottest and NaN cells stand out."""
-
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.cells: npt.NDArray[np.float64] | None = None
-        self.how = "max"
+    def show(self, seen: StageSeen) -> None:
+        old, new = self.table, seen.table
+        if old is None or new is None or (old.rows, old.columns) != (new.rows, new.columns):
+            self.window, self._at = None, None
+        super().show(seen)
 
     def work(self) -> Work:
-        extent, how = self.extent, self.how
-        return Work((extent, how), lambda table, hook: downsample(table, *extent, how, hook))
+        ask = self.ask
+        return Work(ask, lambda table, hook: heat_of(table.values, table.columns, ask, hook))
 
     def forget(self) -> None:
-        self.cells = None
+        self.heat = None
         self.refresh()
 
     def give(self, measured: Measured | None, made: object) -> None:
-        if isinstance(made, np.ndarray):
-            self.cells, self.drawn = made, self.seen
-            self.refresh()
+        if isinstance(made, Heat):
+            self.drawn = self.seen
+            self.draw_heat(made)
 
-    def action_reduce(self) -> None:
-        self.how = "mean" if self.how == "max" else "max"
-        self.post_message(self.Wanted())
+    def copied(self) -> str:
+        return repr(self.value) if self.value is not None and self.has_focus else ""
 
     @property
-    def extent(self) -> tuple[int, int]:
-        """How many rows and columns can be shown."""
-        return max(self.size.height - 1, 2), max(self.size.width - LABEL - 2, 8)
+    def place(self) -> int | None:
+        table = self.table
+        if table is None or self._at is None:
+            return None
+        return min(self._at[0] * table.columns + self._at[1], table.values.size - 1)
 
-    def on_resize(self) -> None:
-        self.post_message(self.Wanted())
+    def go(self, index: int) -> None:
+        if self.table is not None:
+            self.go_to(*divmod(index, self.table.columns))
 
-    def render_line(self, y: int) -> Strip:
-        width, cells = self.size.width, self.cells
-        table = self.drawn.table if self.drawn is not None else None
-        if table is None or cells is None or not cells.size:
-            return self.strip([("  shading …" if y == 1 else "", "dim")], width)
-        low, high = self._scale(cells)
-        if y == 0:
-            return self._head(table, cells, low, high, width)
-        rows, lines = cells.shape[0], self.extent[0]
-        tall = max(1, min(lines // rows, 3))  # few rows: some lines for each
-        row = (y - 1) // tall
-        if row >= rows:
-            return Strip.blank(width, self.rich_style)
-        label = table.row_label(row * table.rows // rows) if (y - 1) % tall == 0 else ""
-        stretch = max((width - LABEL) // cells.shape[1], 1)
-        parts: list[Part] = [(" " + fit(label, LABEL - 2) + " ", "dim")]
-        parts += _shaded(cells[row], low, high, stretch)
-        return self.strip(parts, width)
+    def action_open(self) -> None:
+        block, table, seen = self.block, self.table, self.seen
+        if block is not None and table is not None and seen is not None:
+            index = largest_in(table, block)
+            self._at = divmod(index, table.columns)
+            self.post_message(self.ValueWanted(seen.record.key, index))
 
-    def _scale(self, cells: npt.NDArray[np.float64]) -> tuple[float, float]:
-        finite = cells[np.isfinite(cells) & (cells > 0)]
-        if not finite.size:
-            return 0.0, 1.0
-        high = math.log10(float(finite.max()))
-        low = max(math.log10(float(np.percentile(finite, 5))), high - 4)
-        return low, max(high, low + 0.3)
+    # What the table's rows and columns are called.
 
-    def _head(
-        self, table: StageTable, cells: npt.NDArray[np.float64], low: float, high: float, width: int
-    ) -> Strip:
-        nan = int(np.count_nonzero(~np.isfinite(cells)))
-        each = f"{-(-table.rows // cells.shape[0])} x {-(-table.columns // cells.shape[1])}"
-        parts: list[Part] = [
-            (f" {self.how} of |x| over {each}  {number(10**low, 2)} ", "head"),
-            (SHADES[1:-1], "a"), (SHADES[-1], "warn"), (f" {number(10**high, 3)}", "head"),
-            (f"  {nan} cells hold NaN or Inf" if nan else "", "bad"),
-        ]  # fmt: skip
-        left = width - sum(len(text) for text, _ in parts)
-        tail = f"{table.columns:,} {table.axes[-1] if table.axes else ''} → "
-        if len(tail) + 1 < left:
-            parts.append((right(tail, left), "dim"))
-        return self.strip(parts, width)
+    @property
+    def _named(self) -> StageTable | None:
+        """The table that the picture is of: another may be on its way."""
+        return self.drawn.table if self.drawn is not None else self.table
+
+    @property
+    def whole(self) -> Window:
+        table = self._named
+        return super().whole if table is None else Window(0, table.rows, 0, table.columns)
+
+    def row_name(self, row: int) -> str:
+        return self._named.row_label(row) if self._named is not None else ""
+
+    def column_name(self, column: int) -> str:
+        return self._named.column_label(column) if self._named is not None else ""
+
+    def axis_name(self) -> str:
+        table = self._named
+        return table.axes[-1] if table is not None and table.axes and not table.folded else ""
+
+    def place_name(self, row: int, column: int) -> str:
+        table = self._named
+        index = row * table.columns + column if table is not None else 0
+        return table.name_of(index) if table and index < table.values.size else "past the end"
+
+    def longest_label(self) -> int:
+        table = self._named
+        if table is None or not table.rows:
+            return 6
+        sample = [*range(min(table.rows, 40)), table.rows - 1]
+        return max(len(table.row_label(row)) for row in sample)
+
+    def told(self, heat: Heat) -> list[Part]:
+        parts = super().told(heat)
+        table, block = self._named, self.block
+        if table is None or block is None or block.rows * block.columns <= 1:
+            return parts
+        if heat.reduced.how != "largest" or block.rows * block.columns > MOST_LOOKED_THROUGH:
+            return parts
+        return [*parts, ("at ", "dim"), (f"{table.name_of(largest_in(table, block))}  ", "")]
 
 
-def _shaded(values: npt.NDArray[np.float64], low: float, high: float, stretch: int) -> list[Part]:
-    """A sign of ``stretch`` cells for each value, neighbours of one colour in one part."""
-    with np.errstate(divide="ignore"):
-        shares = (np.log10(values) - low) / (high - low)
-    levels = np.where(np.isfinite(values), np.clip(np.ceil(shares * TOP), 0, TOP), -1)
-    parts: list[Part] = []
-    for level in levels.astype(int):
-        sign = "!" if level < 0 else SHADES[level]
-        tone = "bad" if level < 0 else "warn" if level == TOP else "a"
-        if parts and (parts[-1][1] == tone or sign == " "):
-            parts[-1] = (parts[-1][0] + sign * stretch, parts[-1][1])
-        else:
-            parts.append((sign * stretch, tone))
-    return parts
+MOST_LOOKED_THROUGH = 1 << 16  # values: of larger cells it is not told where in them
+
+
+def largest_in(table: StageTable, block: Window) -> int:
+    """The index of the value that a cell shows: a NaN, else the largest magnitude."""
+    best, place = -1.0, block.top * table.columns + block.left
+    for row in range(block.top, block.bottom):
+        start = row * table.columns
+        values = np.abs(table.values[start + block.left : start + block.right])
+        if not values.size:
+            continue
+        at = int(values.argmax())  # numpy gives the first NaN, where there is one
+        found = float(values[at])
+        if found != found:
+            return start + block.left + at
+        if found > best:
+            best, place = found, start + block.left + at
+    return place

@@ -18,7 +18,17 @@ from textual.widget import Widget
 from aprtui.tui.keys import bindings
 from aprtui.tui.widgets.palette import INF, palette_of
 
-__all__ = ["Lines", "Part", "PartLine", "Picture", "RowList", "fit", "right", "whole_fields"]
+__all__ = [
+    "Lines",
+    "Part",
+    "PartLine",
+    "Picture",
+    "RowList",
+    "fit",
+    "right",
+    "spaced",
+    "whole_fields",
+]
 
 Part = tuple[str, str]  # text, and the name of a style: "", "dim", "accent", "good", ...
 
@@ -36,6 +46,26 @@ def right(text: str, width: int) -> str:
     """``text`` at the right of exactly ``width`` cells."""
     short = cell_len(text)
     return " " * (width - short) + text if short <= width else fit(text, width)
+
+
+def spaced(marks: Iterable[tuple[int, str, str]], width: int) -> list[Part]:
+    """Names at their places (column, name, style) in a line; of two that touch the first stays."""
+    taken = [False] * (width + 1)
+    kept: list[tuple[int, str, str]] = []
+    for start, name, style in marks:
+        end = start + cell_len(name)
+        start -= max(end - width, 0)
+        end = start + cell_len(name)
+        if start < 0 or any(taken[max(start - 1, 0) : end + 1]):
+            continue
+        taken[start:end] = [True] * (end - start)
+        kept.append((start, name, style))
+    parts: list[Part] = []
+    used = 0
+    for start, name, style in sorted(kept):
+        parts += [(" " * (start - used), "dim"), (name, style)]
+        used = start + cell_len(name)
+    return parts
 
 
 def whole_fields(parts: Iterable[Part], width: int) -> list[Part]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from aprtui.text import clean, count, duration, size
 from aprtui.tui.messages import Known, Place
+from aprtui.tui.stage_filter import finder
 from aprtui.tui.widgets.blocks import Block, named, wrapped
 from aprtui.tui.widgets.lines import Part, RowList, fit, right
 
@@ -69,8 +70,9 @@ class PlaceList(RowList):
 
     def set_filter(self, text: str) -> None:
         here = self.current
-        self.filter = text.lower()
-        self.rows = [row for row in self._all if self.filter in row.words]
+        self.filter = text.strip()
+        found = finder(self.filter)
+        self.rows = [row for row in self._all if found(row.words)]
         if self.sort == "name":
             self.rows.sort(key=lambda row: row.name)
         else:

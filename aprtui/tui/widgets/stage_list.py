@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from aprtui.formats.tracedir import StageKey, StageRecord
 from aprtui.graph.vocabulary import facts_of, order_of, stage_of
 from aprtui.text import count, number
+from aprtui.tui.stage_filter import matcher
 from aprtui.tui.widgets.lines import Part, RowList, fit
 
 __all__ = ["StageList"]
@@ -38,6 +39,7 @@ class StageList(RowList):
         self.filter = ""
         self.by_stage = False
         self._unfolded: set[str] = set()
+        self._last: StageKey | None = None  # that the cursor stood on when a filter was typed
         self._rows: list[_Row] = []
 
     # State.
@@ -57,9 +59,12 @@ class StageList(RowList):
             self.move_to(row)
 
     def set_filter(self, text: str) -> None:
-        """Only stages whose name has ``text`` in it; groups unfold while a filter is set."""
-        here = self.current
-        self.filter = text.lower()
+        """Only stages that ``text`` means; groups unfold while a filter is set. The cursor stays on
+        its stage, or goes to the next one that is left."""
+        here = self._last = self.current or self._last
+        self.filter = text.strip()
+        if here is not None:
+            self._unfolded.add(_group(here, self.by_stage))
         self._rebuild(here)
 
     def sort_by_stage(self, by_stage: bool) -> None:
@@ -90,8 +95,14 @@ class StageList(RowList):
     @property
     def matching(self) -> list[StageKey]:
         """The stages that the filter lets through, in the order shown."""
-        keys = [key for key in self.records if self.filter in str(key).lower()]
+        matches = matcher(self.filter)
+        keys = [key for key in self.records if matches(key, self._words_of(key))]
         return sorted(keys, key=self._sort_key)
+
+    def _words_of(self, key: StageKey) -> str:
+        """What a filter finds besides the name."""
+        broken = "nan" if math.isnan(self.rms.get(key, 0.0)) else ""
+        return f"{'damaged' if key in self.damage else ''} {broken}"
 
     def select(self, key: StageKey) -> None:
         """Put the cursor on ``key``, unfolding its group."""
@@ -126,11 +137,17 @@ class StageList(RowList):
                 ]
         self._rows = rows
         if here is not None:
-            for number_, row in enumerate(rows):
-                if row.key == here:
-                    self.cursor = number_
-                    break
+            self.cursor = self._nearest(here)
         self.rows_changed()
+
+    def _nearest(self, here: StageKey) -> int:
+        """The row of ``here``; where it is not shown, of the next stage that is, or the last."""
+        shown = {row.key: n for n, row in enumerate(self._rows) if row.key is not None}
+        if here in shown:
+            return shown[here]
+        wanted = self._sort_key(here)
+        after = (n for key, n in shown.items() if self._sort_key(key) > wanted)
+        return next(after, max(shown.values(), default=0))
 
     # What RowList asks.
 
@@ -179,7 +196,8 @@ class StageList(RowList):
         return "" if value is None else word + _short(value, 3 if width >= 24 else 2)
 
     def _groups_cache(self) -> dict[str, list[StageKey]]:
-        mark = (id(self.records), len(self.records), self.filter, self.by_stage)
+        mark = (id(self.records), len(self.records), self.filter, self.by_stage, len(self.rms),
+                len(self.damage))  # fmt: skip
         if getattr(self, "_cache_mark", None) != mark:
             self._cache_mark, self._cached = mark, self._groups()
         return self._cached

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from aprtui.formats.tracedir import StageRecord, TraceDir
+from textual.message import Message
+
+from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
 from aprtui.tui.measure import Hook, Measured
 from aprtui.tui.stage_table import StageTable
 from aprtui.tui.widgets.pane import Nothing, Pane
@@ -38,6 +40,13 @@ class Work:
 
 class StagePane(Pane[StageSeen]):
     """A pane of Browse. One that only draws ``work`` says what is to be made; ``give`` gets it."""
+
+    class ValueWanted(Message):
+        """Show value ``index`` of a stage in Values; enter leads back to this pane from there."""
+
+        def __init__(self, key: StageKey, index: int) -> None:
+            super().__init__()
+            self.key, self.index = key, index
 
     seen: StageSeen | None = None
     drawn: StageSeen | None = None  # the one that the picture is of
@@ -73,6 +82,14 @@ class StagePane(Pane[StageSeen]):
     def give(self, measured: Measured | None, made: object) -> None:
         """What is known of the stage: its numbers, None or those of a sample at first, and what
         ``work`` makes, None until it is there."""
+
+    @property
+    def place(self) -> int | None:
+        """The value of the stage that is seen on which the pane's cursor stands."""
+        return None
+
+    def go(self, index: int) -> None:
+        """Put the cursor on a value of the stage that is seen, where the pane has one."""
 
     def forget(self) -> None:
         """The picture is not of the stage that is seen."""

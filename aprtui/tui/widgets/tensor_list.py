@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean
 from aprtui.tui.model_facts import TensorRow
+from aprtui.tui.stage_filter import matcher
 from aprtui.tui.widgets.lines import Part, RowList, fit, right
 
 __all__ = ["SORTS", "TensorList"]
@@ -69,13 +71,24 @@ class TensorList(RowList):
 
     @property
     def matching(self) -> list[TensorRow]:
+        matches = matcher(self.filter)
         return [
             row
             for row in self._tensors
-            if self.filter in row.label or self.filter in row.entry.name.lower()
+            if matches(StageKey(row.layer, row.label), f"{row.entry.name} {row.entry.type}")
         ]
 
     def rebuild(self) -> None:
+        """The rows anew; the cursor stays on its tensor, where that is shown."""
+        here = self.current
+        if here is not None and here.layer is not None:
+            self._unfolded.add(here.layer)
+        self._list()
+        places = [n for n, row in enumerate(self._rows) if row.tensor is here and here is not None]
+        self.cursor = places[0] if places else self.cursor
+        self.rows_changed()
+
+    def _list(self) -> None:
         found = self.matching
         if self.sort == "size":
             found.sort(key=lambda row: -row.entry.size_bytes)
@@ -85,7 +98,6 @@ class TensorList(RowList):
             self._rows = [_Row(row.layer, row, row.entry.size_bytes) for row in found]
         else:
             self._rows = self._folded(found)
-        self.rows_changed()
 
     def _folded(self, found: list[TensorRow]) -> list[_Row]:
         layers: dict[int, list[TensorRow]] = {}
@@ -137,7 +149,8 @@ class TensorList(RowList):
         if layer is None or self.sort != "role" or self.filter:
             return
         (self._unfolded.add if open_ else self._unfolded.discard)(layer)
-        self.rebuild()
+        self._list()
+        self.rows_changed()
         heads = (n for n, row in enumerate(self._rows) if row.layer == layer)
         if not open_:
             self.move_to(next(heads))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,22 +10,19 @@ from textual import on, work
 from textual.message import Message
 from textual.worker import get_current_worker
 
-from aprtui.child import command_of
 from aprtui.compare.reference import named_adapter
 from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.graph.vocabulary import STAGES, facts_of, order_of
-from aprtui.text import clean
-from aprtui.tui.client import Child, objects_in
-from aprtui.tui.lens import Lens, model_of, of_logits, read_lens
+from aprtui.text import clean, told_token
+from aprtui.tui.lens import LENS, Lens, ask_lens, model_of, of_logits
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.widgets.lines import Part, RowList, fit
 from aprtui.tui.widgets.pane import Nothing
 from aprtui.tui.widgets.stage_pane import StagePane, StageSeen
 
-__all__ = ["LENS", "TokensPane"]
+__all__ = ["TokensPane"]
 
-LENS = command_of("aprtui.engine.lens")
 LABEL, CELL = 14, 20
 MOST_FILES = 400
 
@@ -134,29 +130,13 @@ class TokensPane(RowList, StagePane):
 
     @work(exclusive=True, group="lens")
     async def _compute(self, model: Path, adapter: Path | None, files: list[Path]) -> None:
-        places = {str(path): identity(path) for path in files}
-        said_why = False
+        places = {path: identity(path) for path in files}
 
-        def tell(lines: tuple[bytes, ...]) -> None:
-            nonlocal said_why
-            for said in objects_in(lines):
-                lens, place = read_lens(said), places.get(str(said.get("file")))
-                if lens is not None and place is not None:
-                    self.post_message(Ready(place, lens))
-                elif said.get("event") == "error":
-                    said_why = True
-                    why, hint = clean(str(said.get("message"))), clean(str(said.get("hint")))
-                    about = place or places[str(files[0])]
-                    self.post_message(Ready(about, None, why, hint))
+        def tell(path: Path, lens: Lens | None, why: str, hint: str) -> None:
+            self.post_message(Ready(places[path], lens, why, hint))
 
-        laid = () if adapter is None else ("--adapter", str(adapter))
-        arguments = ("--parent", str(os.getpid()), "--model", str(model), *laid, *map(str, files))
-        ended = await Child(self.command).run(arguments, tell)
+        await ask_lens(self.command, model, adapter, files, tell)
         self._asked = set()
-        if ended.exit_code and not said_why:
-            last = (ended.log_tail().splitlines() or [""])[-1]
-            why = f"the engine ended by itself ({ended.exit_code}) {last}".rstrip()
-            self.post_message(Ready(places[str(files[0])], None, why))
 
     @on(Ready)
     def _ready(self, event: Ready) -> None:
@@ -205,7 +185,7 @@ class TokensPane(RowList, StagePane):
         if not guesses:
             return [*parts, ("NaN or infinity: no tokens", "bad")]
         for guess in guesses[: max((width - LABEL) // CELL, 1)]:
-            name = f"'{guess.text}'" if guess.text else f"id {guess.id}"
+            name = told_token(guess.text, guess.id)
             style = "good" if guess.id == came else ""
             parts += [(fit(name, CELL - 9) + " ", style),
                       (f"{100 * guess.probability:5.1f} %" + " ", "dim")]  # fmt: skip

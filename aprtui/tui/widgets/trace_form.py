@@ -16,14 +16,16 @@ from textual.widgets import Input, Label
 from aprtui.engine.cards import Cards, look
 from aprtui.engine.stretches import KV_TYPES
 from aprtui.tui.keys import bindings
+from aprtui.tui.paths import PathSuggester
 
 __all__ = ["TraceForm", "other_engines"]
 
 ROWS = (
     ("prompt",), ("tokens",), ("stages", "layers"), ("steps", "chunk", "cache"),
-    ("device", "dtype"), ("engine", "adapter"), ("into",),
+    ("device", "dtype"), ("engine", "adapter"), ("against", "until"), ("into",),
 )  # fmt: skip
 FIELDS = tuple(name for row in ROWS for name in row)
+PATHS = ("adapter", "into")
 PROMPT = "What is 2+2?"
 
 
@@ -48,7 +50,7 @@ class TraceForm(Vertical, can_focus=True):
     def compose(self) -> ComposeResult:
         holders = {
             "tokens": "or token ids: 1,2,3", "steps": "0", "chunk": "all", "cache": "f32",
-            "adapter": "none",
+            "adapter": "none", "against": "no other trace", "until": "the end",
         }  # fmt: skip
         for row in ROWS:
             with Horizontal(classes="field"):
@@ -57,6 +59,7 @@ class TraceForm(Vertical, can_focus=True):
                     yield Input(
                         self._values.get(name, ""), id=f"field-{name}", compact=True,
                         select_on_focus=False, placeholder=holders.get(name, ""),
+                        suggester=PathSuggester() if name in PATHS else None,
                     )  # fmt: skip
 
     def said(self) -> dict[str, str]:
@@ -126,10 +129,12 @@ def hint(name: str, cards: Cards) -> str:
         "layers": "all, 3, 0..4 or 0,2,5",
         "steps": "tokens to decode behind the prompt, the likeliest each",
         "chunk": "the prompt in pieces of so many tokens",
-        "cache": f"what keys and values are kept in: {', '.join(KV_TYPES)}",
+        "cache": f"keys and values as {' '.join(KV_TYPES)}",
         "device": "auto (a GPU where there is one), cpu, cuda:1, mps",
         "dtype": "float32, bfloat16 or float16",
         "adapter": "a LoRA to lay on the weights: a peft folder, or a GGUF file",
+        "against": "a trace to compare with, stage by stage as this one's files land",
+        "until": "first: stop at the first divergence; culprit: where a replay finds one",
         "into": "a folder of its own",
     }[name]
 

@@ -52,6 +52,17 @@ class ValueGrid(Lines):
         def control(self) -> ValueGrid:
             return self.grid
 
+    class Opened(Message):
+        """Enter was pressed on a cell."""
+
+        def __init__(self, grid: ValueGrid) -> None:
+            super().__init__()
+            self.grid = grid
+
+        @property
+        def control(self) -> ValueGrid:
+            return self.grid
+
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.table: Table | None = None
@@ -139,7 +150,8 @@ class ValueGrid(Lines):
         if self.table:
             self.move_to(self.row, self.table.columns - 1)
 
-    def action_open(self) -> None: ...
+    def action_open(self) -> None:
+        self.post_message(self.Opened(self))
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
         event.stop()

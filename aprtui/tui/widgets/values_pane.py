@@ -18,6 +18,7 @@ from aprtui.formats.maps import check_maps
 from aprtui.text import count
 from aprtui.tui.measure import Float32, Hook, Measured, largest_at, nonfinite_after
 from aprtui.tui.stage_table import StageTable
+from aprtui.tui.value_search import Hit, Sought, nearest_hit, sought
 from aprtui.tui.widgets.lines import PartLine
 from aprtui.tui.widgets.stage_pane import StagePane, StageSeen
 from aprtui.tui.widgets.value_grid import ValueGrid
@@ -28,12 +29,14 @@ LOUD = 6.0  # times the rms: values beyond stand out
 
 
 @dataclass
-class Sought(Message):
-    """The value that was looked for in a table, or that there is none."""
+class Found(Message):
+    """The value that was looked for in a table, or that there is none; ``hit`` of those that a
+    person looks for."""
 
     table: StageTable
     index: int | None
     nothing: str
+    hit: Hit | None = None
 
 
 class ValuesPane(Vertical, StagePane):
@@ -43,6 +46,8 @@ class ValuesPane(Vertical, StagePane):
         super().__init__(id=id)
         self.grid = ValueGrid()
         self._cell = PartLine(id="cell")
+        self.wanted: Sought | None = None  # what n and N look for
+        self.hit: Hit | None = None
 
     def compose(self) -> ComposeResult:
         yield self.grid
@@ -57,6 +62,7 @@ class ValuesPane(Vertical, StagePane):
             and (old.rows, old.columns) == (table.rows, table.columns)
         )
         if table is not old:
+            self.hit = None
             self.grid.show(table, keep_cursor=same)
         self._tell()
 
@@ -79,6 +85,10 @@ class ValuesPane(Vertical, StagePane):
         return 0 if table is None else self.grid.row * table.columns + self.grid.column
 
     @property
+    def place(self) -> int | None:
+        return self.index if self.table is not None else None
+
+    @property
     def value(self) -> float | None:
         if self.table is None or not self.table.rows:
             return None
@@ -93,8 +103,11 @@ class ValuesPane(Vertical, StagePane):
         place = table.name_of(min(self.index, table.values.size - 1))
         axes = "" if table.folded else f"({', '.join(table.axes)})  "
         said = str(np.float32(value)) if value is not None else "—"
+        hit, looked = self.hit, ""
+        if self.wanted is not None and hit is not None and hit.index == self.index:
+            looked = f"{self.wanted.text}: hit {count(hit.number)} of {count(hit.total)} (n N)  "
         self._cell.show([
-            (f" {place}  ", "head"), (f"{said}  ", "accent"), (axes, "dim"),
+            (f" {place}  ", "head"), (f"{said}  ", "accent"), (looked, "good"), (axes, "dim"),
             (f"value {count(self.index + 1)} of {count(table.values.size)}", "dim"),
         ])  # fmt: skip
 
@@ -132,11 +145,45 @@ class ValuesPane(Vertical, StagePane):
             lambda values, cancelled: nonfinite_after(values, after, cancelled),
         )
 
-    def _seek(self, nothing: str, find: Callable[[Float32, Hook], int | None]) -> None:
-        """Go to the value that ``find`` finds; a large tensor takes a while, so in a thread."""
-        table = self.table
-        if table is None:
+    def find(self, text: str) -> str:
+        """Look for the values that ``text`` means, from the cursor on; why not, if it means none.
+
+        An empty text ends the search.
+        """
+        self.wanted = self.hit = None
+        self._tell()
+        if not text.strip():
+            return ""
+        try:
+            self.wanted = sought(text)
+        except UsageError as error:
+            return f"{error.message}: {error.hint}"
+        self.action_hit(0)
+        return ""
+
+    def action_hit(self, step: int) -> None:
+        """The next hit, or the one before."""
+        table, wanted, at = self.table, self.wanted, self.index
+        if table is None or wanted is None:
             return
+
+        def look(values: Float32, cancelled: Hook) -> Message:
+            hit = nearest_hit(values, wanted, at, step, cancelled)
+            nothing = f"no value here is {wanted.text}"
+            return Found(table, None if hit is None else hit.index, nothing, hit)
+
+        self._search(table, look)
+
+    def _seek(self, nothing: str, find: Callable[[Float32, Hook], int | None]) -> None:
+        """Go to the value that ``find`` finds."""
+        table = self.table
+        if table is not None:
+            self._search(
+                table, lambda values, cancelled: Found(table, find(values, cancelled), nothing)
+            )
+
+    def _search(self, table: StageTable, find: Callable[[Float32, Hook], Message]) -> None:
+        """A large tensor takes a while, so in a thread."""
 
         def look() -> None:
             worker = get_current_worker()
@@ -146,18 +193,19 @@ class ValuesPane(Vertical, StagePane):
             except Cancelled:
                 return
             except BadFileError as error:
-                self.post_message(Sought(table, None, error.message))
-                return
-            self.post_message(Sought(table, found, nothing))
+                found = Found(table, None, error.message)
+            self.post_message(found)
 
         self.run_worker(look, thread=True, exclusive=True, group="seek")
 
-    @on(Sought)
-    def _sought(self, event: Sought) -> None:
+    @on(Found)
+    def _found(self, event: Found) -> None:
         event.stop()
         if event.table is not self.table:
             return
         if event.index is None:
             self.post_message(self.Said(event.nothing))
-        else:
-            self.go(event.index)
+            return
+        self.hit = event.hit
+        self.go(event.index)
+        self._tell()

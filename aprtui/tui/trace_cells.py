@@ -1,0 +1,165 @@
+"""The cells of a trace's grid, coloured by what the files hold; the same scale for every trace.
+
+``growth`` is the rms against that of the same stage in the layer above it: what grows or dies away
+along the pass stands out, an honest pass is quiet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from aprtui.formats.tracedir import StageKey
+from aprtui.text import clean, number, size
+from aprtui.tui.widgets.lines import Part
+from aprtui.tui.widgets.palette import HALF, LEVELS, shade
+
+__all__ = ["COLOURED_BY", "Held", "Holdings", "holdings_of", "rms_of"]
+
+COLOURED_BY = ("growth", "rms", "size")
+_STEPS = (1.25, 2.0, 4.0, 10.0)  # factors of the rms at which a layer's cell is of another level
+_DARKEST = 3  # level: a file that is there is seen, however little it holds
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is known of one stage's file. ``rms`` is NaN where it is not known or not a number."""
+
+    rms: float
+    nan: int = 0
+    inf: int = 0
+    size_bytes: int = 0
+    shape: tuple[int, ...] = ()
+
+
+@dataclass
+class Holdings:
+    """What the files of a trace hold, and how the grid shows it."""
+
+    by: str = COLOURED_BY[0]
+    held: dict[StageKey, Held] = field(default_factory=dict)
+
+    def next_way(self) -> None:
+        self.by = COLOURED_BY[(COLOURED_BY.index(self.by) + 1) % len(COLOURED_BY)]
+
+    def above(self, key: StageKey) -> StageKey | None:
+        """The same stage in the nearest layer above that has it with a number."""
+        if key.layer is None:
+            return None
+        for layer in range(key.layer - 1, -1, -1):
+            other = StageKey(layer, key.stage)
+            if other in self.held and _is_number(self.held[other].rms):
+                return other
+        return None
+
+    def growth(self, key: StageKey) -> float | None:
+        """By which factor the rms is larger than in the layer above; None where that is not known.
+
+        Infinity where there was nothing above, and something is here.
+        """
+        above, here = self.above(key), self.held[key].rms
+        if above is None or not _is_number(here):
+            return None
+        before = self.held[above].rms
+        if before == 0.0:
+            return 1.0 if here == 0.0 else math.inf
+        return here / before
+
+    def level(self, key: StageKey) -> int:
+        held = self.held[key]
+        if self.by == "growth":
+            return _growth_level(self.growth(key))
+        top = LEVELS - 1 - _DARKEST
+        if self.by == "size":
+            share = (math.log2(max(held.size_bytes, 1)) - 10) / 20  # 1 KiB .. 1 GiB
+        elif not held.rms > 0 or not _is_number(held.rms):
+            return _DARKEST
+        else:
+            share = (math.log10(held.rms) + 3) / 6  # 1e-3 .. 1e3
+        return _DARKEST + round(top * min(max(share, 0.0), 1.0))
+
+    def cell(self, key: StageKey, coloured: bool) -> Part:
+        """The sign and the style of a stage whose file is there; ``coloured`` where levels can be
+        told by colour."""
+        held = self.held[key]
+        if held.nan or held.inf:
+            return ("N" if held.nan else "I", "bad")
+        level, signed = self.level(key), self.by == "growth"
+        if coloured:
+            if signed and level == 0:
+                return "█", "dim"
+            return "█", f"{'sign' if signed else 'size'} {level}"
+        if signed:
+            return (shade(level, True), "a" if level < 0 else "b") if level else ("░", "")
+        return shade(level, False), "a"
+
+    def legend(self, coloured: bool) -> list[Part]:
+        """What the colours mean."""
+        signed = self.by == "growth"
+        ends = {"growth": ("rms against the layer above: 1/10", "x10"),
+                "rms": ("rms: 0.001", "1000"), "size": ("size: 1 kB", "1 GB")}[self.by]  # fmt: skip
+        grown = (*range(-HALF, -1), 0, *range(2, HALF + 1))
+        levels = grown if signed else range(_DARKEST, LEVELS)
+        parts: list[Part] = [(f" {ends[0]} ", "dim")]
+        for level in levels:
+            kind = "sign" if signed else "size"
+            if signed and level == 0:
+                parts.append(("█" if coloured else "░", "dim" if coloured else ""))
+            elif coloured:
+                parts.append(("█", f"{kind} {level}"))
+            else:
+                parts.append((shade(level, signed), "b" if signed and level > 0 else "a"))
+        return [*parts, (f" {ends[1]}  ", "dim"), ("N", "bad"), (" NaN  ", "dim")]
+
+    def told(self, key: StageKey) -> list[Part]:
+        """One stage in words."""
+        held = self.held.get(key)
+        where = "" if key.layer is None else f"layer {key.layer} "
+        parts: list[Part] = [(f" {where}{clean(key.stage, 40)}  ", "head")]
+        if held is None:
+            return [*parts, ("not written yet  ", "dim")]
+        broken = [
+            f"{count} {name}" for count, name in ((held.nan, "NaN"), (held.inf, "Inf")) if count
+        ]
+        if broken:
+            parts.append((f"{', '.join(broken)}  ", "bad"))
+        if _is_number(held.rms):
+            parts += [("rms ", "dim"), (f"{number(held.rms, 3)}  ", "")]
+        growth = self.growth(key)
+        if growth is not None and math.isfinite(growth):
+            tone = "" if _growth_level(growth) == 0 else "accent"
+            parts += [(f"{number(growth, 3)} x ", tone), ("the layer above  ", "dim")]
+        if held.shape:
+            parts.append((f"{' x '.join(map(str, held.shape))}  ", "dim"))
+        return [*parts, (f"{size(held.size_bytes)}  ", "dim")] if held.size_bytes else parts
+
+
+def _growth_level(factor: float | None) -> int:
+    if factor is None:
+        return 0
+    if factor == 0.0 or math.isinf(factor):
+        return HALF if factor else -HALF
+    far = max(factor, 1 / factor)
+    step = sum(far >= edge for edge in _STEPS)
+    step += step > 0  # the first level beside zero is hardly seen
+    return step if factor > 1 else -step
+
+
+def _is_number(value: float) -> bool:
+    return math.isfinite(value)
+
+
+def rms_of(said: object) -> float:
+    """A file's rms as an event or a manifest says it: JSON has no NaN, so that is a string."""
+    try:
+        return float(said)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def holdings_of(stats: Mapping[str, object]) -> Held:
+    """What a manifest's numbers of a stage say."""
+    counts = [stats.get(name) for name in ("nan", "inf")]
+    nan, inf = (count if isinstance(count, int) else 0 for count in counts)
+    return Held(rms_of(stats.get("rms")), nan, inf)

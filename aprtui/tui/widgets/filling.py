@@ -1,0 +1,164 @@
+"""The grid that a trace fills, coloured by what its files hold; below it the stage of the cursor.
+
+Where a small model leaves room, that stage's numbers, histogram and heatmap fill it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.message import Message
+from textual.widgets import Static
+from textual.worker import get_current_worker
+
+from aprtui.compare.metrics import Cancelled
+from aprtui.engine.events import StageWritten
+from aprtui.errors import BadFileError
+from aprtui.formats.tracedir import StageKey, StageRecord, relative_path
+from aprtui.tui.heat import Ask
+from aprtui.tui.trace_cells import Held, Holdings, rms_of
+from aprtui.tui.widgets.lines import Part, PartLine
+from aprtui.tui.widgets.palette import palette_of
+from aprtui.tui.widgets.preview import LEAST_LINES, Preview, StagePreview, preview_of
+from aprtui.tui.widgets.stage_grid import StageGrid
+
+__all__ = ["Filling"]
+
+SIDE_COLUMNS = 100  # from so many columns on there is room beside the grid
+
+
+@dataclass
+class Previewed(Message):
+    """A stage was looked at; None: it is too large to be looked at unasked."""
+
+    key: StageKey
+    preview: Preview | None
+
+
+class Filling(Vertical):
+    """``grid`` with what has landed in it so far; ``side`` is whatever else is told beside it."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.grid = StageGrid(id="grid")
+        self.side = Static("", id="side", markup=False)
+        self.holdings = Holdings()
+        self.preview = StagePreview(id="preview")
+        self._told = PartLine(id="cellline")
+        self._legend = PartLine(id="celllegend")
+        self._records: dict[StageKey, StageRecord] = {}
+        self._texts: tuple[str, ...] = ()
+        self._runs = False
+
+    def compose(self) -> ComposeResult:
+        with Horizontal(id="gridrow"):
+            yield self.grid
+            yield self.side
+        yield self._told
+        yield self._legend
+        yield self.preview
+
+    def on_mount(self) -> None:
+        self.set_running(False)
+
+    # What has landed.
+
+    def begin(self, stages: Iterable[StageKey], texts: tuple[str, ...]) -> None:
+        """Nothing has landed yet of these; ``texts`` are the tokens'."""
+        self.holdings.held.clear()
+        self._records.clear()
+        self._texts = texts
+        self.preview.give(None)
+        self.grid.set_stages(stages)
+
+    def has(self, key: StageKey) -> bool:
+        """Whether the stage's file is there."""
+        return key in self._records
+
+    def landed(self, event: StageWritten, folder: Path) -> Part:
+        """Note what a file holds; how its cell looks."""
+        key = StageKey(event.layer, event.stage)
+        self.holdings.held[key] = Held(
+            rms_of(event.rms), event.nan, event.inf, event.bytes, event.shape
+        )
+        self._records[key] = StageRecord(
+            key, folder / relative_path(key), event.bytes, event.shape or None,
+            event.axes or None, event.positions, shape_source="events",
+        )  # fmt: skip
+        return self.holdings.cell(key, self._coloured)
+
+    @property
+    def _coloured(self) -> bool:
+        return palette_of(self.app).depth.blends
+
+    def recolour(self) -> None:
+        """The colours mean something else now."""
+        self.holdings.next_way()
+        self._paint()
+
+    def _paint(self) -> None:
+        coloured = self._coloured
+        self.grid.put({key: self.holdings.cell(key, coloured) for key in self.holdings.held})
+        self.show_cell()
+
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        if self._records:  # another theme may have other colours, or none
+            self._paint()
+
+    # Room.
+
+    def set_running(self, runs: bool) -> None:
+        """``runs``: a trace runs or ran here; else the grid only shows the plan."""
+        self._runs = runs
+        self.side.display = runs and self.app.size.width >= SIDE_COLUMNS
+        self._told.display = self._legend.display = runs
+        self._make_room()
+
+    @on(events.Resize)
+    def _make_room(self) -> None:
+        free = self.size.height - self.grid.lines - 3
+        self.preview.display = self._runs and free >= LEAST_LINES
+        lines = self.grid.lines + 1 if self.preview.display else "1fr"
+        self.query_one("#gridrow").styles.height = lines
+        self.show_cell()
+
+    # The stage under the cursor.
+
+    @on(StageGrid.Moved)
+    @on(StagePreview.Wanted)
+    def show_cell(self) -> None:
+        """Say and draw what is known of the stage under the cursor."""
+        key = self.grid.current
+        if not self._runs or key is None:
+            return
+        self._told.show(self.holdings.told(key))
+        self._legend.show(self.holdings.legend(self._coloured))
+        shown = self.preview.preview
+        record = self._records.get(key)
+        if record is None or not self.preview.display:
+            self.workers.cancel_group(self, "preview")
+            if shown is not None:
+                self.preview.give(None)
+        else:
+            self._look(record, self.preview.bins, self.preview.ask)
+
+    @work(thread=True, exclusive=True, group="preview")
+    def _look(self, record: StageRecord, bins: int, ask: Ask | None) -> None:
+        worker = get_current_worker()
+        try:
+            made = preview_of(record, self._texts, bins, ask, lambda: bool(worker.is_cancelled))
+        except (Cancelled, BadFileError):
+            return  # another stage by now; or its folder is gone, which Browse explains
+        self.post_message(Previewed(record.key, made))
+
+    @on(Previewed)
+    def _looked(self, event: Previewed) -> None:
+        event.stop()
+        if event.key == self.grid.current:
+            self.preview.give(event.preview)

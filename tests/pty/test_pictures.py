@@ -1,0 +1,103 @@
+"""Pictures in a real pseudo-terminal: what a page and a cursor move cost over SSH; colours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aprtui.writer import CaptureWriter
+from tests.pty.terminal import Terminal, in_terminal
+
+PAGE_BYTES, MOVE_BYTES = 15_000, 1024
+FAR = "10.0.0.1 5022 10.0.0.2 22"  # what ssh tells of both ends
+HEADS, TOKENS = 4, 48
+# A machine that is busy shows that a picture takes its time, which costs some bytes more.
+PATIENT = "import aprtui.tui.widgets.stage_pane as panes; panes.PATIENCE_S = 60"
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers of noise, which is the dearest there is to draw, and of attention."""
+    root = tmp_path_factory.mktemp("noisy") / "t"
+    rng = np.random.default_rng(4)
+    with CaptureWriter(root, tokens=[*range(TOKENS)], engine={"name": "mine"}) as out:
+        for layer in range(2):
+            scores = np.exp(2 * rng.standard_normal((HEADS, TOKENS, TOKENS)))
+            scores *= np.tril(np.ones((TOKENS, TOKENS)))
+            weights = (scores / scores.sum(axis=2, keepdims=True)).astype(np.float32)
+            out.put("attn_softmax", weights, layer=layer)
+            gate = rng.standard_normal((TOKENS, 900)).astype(np.float32)
+            out.put("ffn_gate", gate, layer=layer)
+    return root
+
+
+def _sent(terminal: Terminal, keys: str) -> int:
+    before = len(terminal.raw)
+    terminal.press(keys)
+    terminal.until_quiet()
+    return len(terminal.raw) - before
+
+
+@pytest.mark.parametrize("colours", ["truecolor", ""])
+@pytest.mark.parametrize("size", [(120, 40), (80, 24)])
+def test_over_ssh_a_picture_is_a_page_and_a_cursor_move_a_kilobyte(
+    noisy: Path, size: tuple[int, int], colours: str
+) -> None:
+    with in_terminal(
+        str(noisy), size=size, first=PATIENT, COLORTERM=colours, SSH_CONNECTION=FAR
+    ) as terminal:
+        terminal.until_text("attn_softmax")
+        terminal.press("4")
+        terminal.until_text("largest of")
+        terminal.until_quiet()
+        before = len(terminal.raw)
+        terminal.press("j")  # another stage
+        terminal.until_text("ffn_gate · [48")
+        terminal.until_quiet()
+        assert 2_000 < len(terminal.raw) - before <= PAGE_BYTES
+        terminal.press("\t")
+        terminal.until_text("j k move")
+        terminal.press("jlkh")  # Textual draws a pane once more after it got the focus
+        terminal.until_quiet()
+        assert all(_sent(terminal, key) <= MOVE_BYTES for key in "jlkh")
+        assert not terminal.read(1.5)  # idle
+        terminal.press("7")
+        terminal.until_text("head 0 of 4")
+        terminal.until_quiet()
+        assert _sent(terminal, "p") <= PAGE_BYTES  # another head
+        assert all(_sent(terminal, key) <= MOVE_BYTES for key in "jlkh")
+        terminal.press("\x11")
+        assert terminal.wait() == 0
+
+
+def test_f_draws_every_cell_in_its_colour_and_back(noisy: Path) -> None:
+    with in_terminal(
+        str(noisy), first=PATIENT, COLORTERM="truecolor", SSH_CONNECTION=FAR
+    ) as terminal:
+        terminal.until_text("attn_softmax")
+        terminal.press("j4\t")
+        terminal.until_text("f finer,")
+        terminal.until_quiet()
+        assert "▀" not in terminal.text and "▄" not in terminal.text
+        before = len(terminal.raw)
+        terminal.press("f")
+        terminal.until(lambda: "▀" in terminal.text or "▄" in terminal.text)
+        terminal.until_quiet()
+        assert len(terminal.raw) - before > PAGE_BYTES
+        terminal.press("f")
+        terminal.until_text("f finer,")
+        terminal.press("\x11")
+        assert terminal.wait() == 0
+
+
+def test_without_colour_a_picture_is_drawn_with_signs_alone(noisy: Path) -> None:
+    with in_terminal(str(noisy), NO_COLOR="1", COLORTERM="truecolor") as terminal:
+        terminal.until_text("attn_softmax")
+        terminal.press("j4")
+        terminal.until(lambda: "≡" in terminal.text and "█" in terminal.text)
+        colours = (b"[38;2;", b"[38;5;", b"[48;2;", b"[48;5;", b";38;5;", b";48;5;")
+        assert not any(colour in terminal.raw for colour in colours)
+        terminal.press("\x11")
+        assert terminal.wait() == 0
