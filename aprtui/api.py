@@ -217,7 +217,7 @@ def trace(
     )
     modules = module_plan(job)
     if modules is not None:
-        return trace_modules(modules)
+        return trace_modules(modules, on_event)
     opened = _opened(model, overrides, adapter)
     laid = "" if opened.file.adapter is None else str(opened.file.adapter.path)
     whole = dataclasses.replace(
@@ -228,7 +228,7 @@ def trace(
     return open_capture(plan.directory)
 
 
-def trace_modules(plan: ModulePlan) -> TraceDir:
+def trace_modules(plan: ModulePlan, on_event: Callable[[Event], None] | None = None) -> TraceDir:
     """A planned trace of transformers' modules, or of llama.cpp's nodes, written and opened. Raises
     as ``trace`` does."""
     from aprtui.engine.folder import check_folder
@@ -239,6 +239,7 @@ def trace_modules(plan: ModulePlan) -> TraceDir:
     with CaptureWriter(
         plan.directory, tokens=plan.tokens, engine=running.engine, prompt=plan.prompt,
         overwrite=plan.job.overwrite, model=plan.opened, described=running.described,
+        planned=plan.foreseen(running.described), on_event=on_event,
     ) as capture:  # fmt: skip
         for note in plan.notes:
             capture.note(note)

@@ -21,6 +21,7 @@ __all__ = [
     "quoted",
     "ranges",
     "size",
+    "told_token",
 ]
 
 # Cc controls, Cf format (bidi overrides, zero width), Cs surrogates, Co private use, Zl/Zp breaks.
@@ -37,6 +38,11 @@ _FILLERS = frozenset(
 )
 _MARKS = frozenset({"Mn", "Me"})  # drawn over what stands before them
 MAX_MARKS = 4  # over one character: the most that a living script needs
+
+
+def told_token(text: str, id: object) -> str:
+    """A token as it is written everywhere: ``' the'``, or ``id 5`` where no text is known."""
+    return f"'{text}'" if text else f"id {id}"
 
 
 def clean(text: str, limit: int = 200) -> str:

@@ -33,10 +33,20 @@ from typing import Any
 
 from aprtui.engine.arrays import Float32, as_float32
 from aprtui.engine.behind import Behind
-from aprtui.engine.events import Event, Failed, Finished, Planned, StageWritten, Started, Stopped
+from aprtui.engine.events import (
+    Emit,
+    Event,
+    Failed,
+    Finished,
+    Planned,
+    StageWritten,
+    Started,
+    Stopped,
+)
 from aprtui.engine.folder import TraceFolder, trace_folder
 from aprtui.engine.manifest import Written, build_manifest, model_entry
 from aprtui.engine.spool import Spool
+from aprtui.engine.stopping import TraceStopped, raise_if_stopped
 from aprtui.errors import AprtuiError, UsageError
 from aprtui.formats.rows import Rows
 from aprtui.formats.summary import summarise
@@ -73,7 +83,8 @@ class CaptureWriter:
     sequences each is a capture of its own, put row by row: ``sequence`` is its number.
 
     ``described`` is what the manifest says of a model that no family here knows, or whose engine
-    has names of its own.
+    has names of its own. ``planned`` is the first event, where the trace was planned before;
+    ``on_event`` is told each as it happens.
 
     When the body raises, the files stay, ``events.jsonl`` says why, and there is no manifest: the
     trace counts as incomplete. Raises UsageError for what cannot be asked, EngineError for a disk.
@@ -91,8 +102,11 @@ class CaptureWriter:
         sequence: int | None = None,
         overwrite: bool = False,
         described: Mapping[str, Any] | None = None,
+        planned: Planned | None = None,
+        on_event: Emit | None = None,
     ) -> None:
         self.directory = Path(directory)
+        self._planned, self._on_event = planned, on_event
         self._described = dict(described or {})
         self._engine = _engine_entry(engine)
         opened = open_model(Path(model)) if isinstance(model, (str, Path)) else model
@@ -139,6 +153,7 @@ class CaptureWriter:
         if self._folder is None:
             raise UsageError("the capture is not open", hint="with CaptureWriter(...) as capture:")
         self._raise_failure()
+        raise_if_stopped()
         key = self._key(stage, layer, again=positions is not None)
         on_device = getattr(value, "is_cuda", False) and not value.is_complex()
         values = None if on_device else as_float32(value, str(key))
@@ -233,7 +248,9 @@ class CaptureWriter:
         folder = trace_folder(self.directory, overwrite=self._overwrite)
         self._folder = self._open.enter_context(folder)
         self._start = time.monotonic()
-        if self._graph is not None:
+        if self._planned is not None:
+            self._tell(self._planned)
+        elif self._graph is not None:
             self._tell(self._plan(self._graph))
         self._tell(Started(pid=os.getpid()))
         return self
@@ -349,7 +366,11 @@ class CaptureWriter:
 
     def _end(self, error: BaseException) -> Event:
         if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, TraceStopped):
+                error.told = True
             return Stopped(files=len(self._written), directory=str(self.directory))
+        if isinstance(error, AprtuiError) and self._on_event is not None:
+            error.told = True
         message = clean(str(error).split("\n", 1)[0], 500)
         hint = clean(error.hint, 500) if isinstance(error, AprtuiError) else ""
         code = error.exit_code if isinstance(error, AprtuiError) else 4
@@ -426,6 +447,8 @@ class CaptureWriter:
     def _tell(self, event: Event) -> None:
         assert self._folder is not None
         self._folder.tell(event)
+        if self._on_event is not None:
+            self._on_event(event)
 
     def _announce(self, file: Written) -> None:
         self._tell(

@@ -27,7 +27,7 @@ from aprtui.engine.resuming import resumed_plan
 from aprtui.engine.stretches import KV_TYPES
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import MANIFEST
-from aprtui.text import clean, count, duration, quoted, size
+from aprtui.text import clean, count, duration, quoted, size, told_token
 
 if TYPE_CHECKING:
     from rich.progress import Progress  # imported only where a bar is drawn
@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
         emit = event_printer()
     try:
         if (modules := trace_modules.plan_of(args, _job)) is not None:
-            return trace_modules.run(modules, args)
+            return trace_modules.run(modules, args, emit)
         plans = _plans(args)
         check_space(plans)
         if args.dry_run:
@@ -438,7 +438,8 @@ def _show_summary(done: Finished) -> None:
         print(f"decoded: '{clean(done.generated, 500)}'")
     if done.top_tokens:
         likely = "   ".join(
-            f"'{clean(token['text'])}' {token['probability']:.1%}" for token in done.top_tokens
+            f"{told_token(clean(token['text']), token['id'])} {token['probability']:.1%}"
+            for token in done.top_tokens
         )
         print(f"next token: {likely}")
     if done.nonfinite:

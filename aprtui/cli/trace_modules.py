@@ -4,15 +4,18 @@ llama.cpp."""
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from aprtui import api
 from aprtui.cli.output import print_json
+from aprtui.engine.events import Emit
 from aprtui.engine.job import TraceJob
 from aprtui.engine.module_job import ModulePlan, module_plan
+from aprtui.engine.resuming import resumed_modules
 from aprtui.errors import UsageError
-from aprtui.formats.tracedir import MANIFEST
+from aprtui.formats.tracedir import MANIFEST, TraceDir
 from aprtui.text import clean, count, duration, quoted, size
 
 __all__ = ["plan_of", "run"]
@@ -22,36 +25,49 @@ def plan_of(
     args: argparse.Namespace, job: Callable[[argparse.Namespace], TraceJob]
 ) -> ModulePlan | None:
     """The plan where modules are what is traced; None where stages are. Raises UsageError."""
-    if args.resume is not None or args.model is None:
+    if args.resume is not None:
+        return resumed_modules(Path(args.resume))
+    if args.model is None:
         return None
-    asked = job(args)
-    found = module_plan(asked)
+    found = module_plan(job(args))
     if found is None:
         return None
     if args.prompts is not None or args.batch is not None or len(args.texts or ()) > 1:
         raise UsageError(
             "modules and nodes are traced of one prompt at a time", hint="--prompt TEXT"
         )
-    if args.against is not None:
-        raise UsageError("a trace of modules is compared when it is whole", hint="aprtui diff A B")
-    if args.events:
-        raise UsageError("a trace of modules tells no events", hint="--json")
     return found
 
 
-def run(plan: ModulePlan, args: argparse.Namespace) -> int:
-    """Show the plan, or trace and say what was written."""
+def run(plan: ModulePlan, args: argparse.Namespace, emit: Emit | None) -> int:
+    """Show the plan, or trace and say what was written; with ``emit`` by events alone."""
+    from aprtui.engine.stopping import TraceStopped, stopping_on_signals
+
     if args.dry_run:
         _show_plan(plan, args)
         return 0
-    found = api.trace_modules(plan)
+    try:
+        with stopping_on_signals():
+            found = api.trace_modules(plan, emit)
+    except TraceStopped as stop:
+        where = clean(str(plan.directory))
+        print(f"aprtui: stopped; what was written stays in {where}, without a manifest",
+              file=sys.stderr)  # fmt: skip
+        return 128 + stop.number
+    if emit is None:
+        _show(plan, found, args)
+    return 0
+
+
+def _show(plan: ModulePlan, found: TraceDir, args: argparse.Namespace) -> None:
+    """What was written."""
     manifest = found.manifest or {}
     written = sum(record.size_bytes for record in found.records.values())
     if args.json:
         files = {"files": len(found), "written_bytes": written}
         where = {"directory": str(found.root), "manifest": str(found.root / MANIFEST)}
         print_json({**where, **files, "notes": list(manifest.get("notes", ()))})
-        return 0
+        return
     for note in manifest.get("notes", ()):
         print(f"note    {clean(note, 500)}")
     took = duration(float(manifest.get("elapsed_s", 0.0)))
@@ -61,11 +77,10 @@ def run(plan: ModulePlan, args: argparse.Namespace) -> int:
     print(f"look at it: aprtui {quoted(Path(found.root))}")
     if plan.job.engine == "hf" or plan.opened is not None:
         print(f"replay it: aprtui bisect {quoted(Path(found.root))}")
-    return 0
 
 
 def _show_plan(plan: ModulePlan, args: argparse.Namespace) -> None:
-    if args.json:
+    if args.json or args.events:
         print_json(
             {
                 "model": str(plan.model),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +19,7 @@ from aprtui.compare.bisection import (
     Unmeasured,
     Within,
 )
-from aprtui.compare.blamed import broken_weight, otherwise_held, reads_of
+from aprtui.compare.blamed import broken_weight, misplaced, otherwise_held, reads_of
 from aprtui.compare.captured import Captured, Source, open_captured
 from aprtui.compare.case import Case, open_case
 from aprtui.compare.causes import Read, causes_of
@@ -36,12 +35,13 @@ from aprtui.compare.numerics import Numerics
 from aprtui.compare.padding import without_padding
 from aprtui.compare.pairs import FAILED, check_tokens, compare_traces
 from aprtui.compare.spans import ExactTypes, may_be_rounding
+from aprtui.compare.suited import check_ids, check_positions
 from aprtui.engine.replay import Replay, one_core, representable
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, TraceDir
-from aprtui.graph import Graph, Node
-from aprtui.graph.ops import Choose, Embed, Op, Positions, Product, Rope
+from aprtui.graph import Node
+from aprtui.graph.ops import Embed, Op, Product, Rope
 from aprtui.model.health import empty_note
 from aprtui.model.open import Model
 from aprtui.text import clean
@@ -64,7 +64,6 @@ of prompts beyond LONG_PROMPT tokens a little less. The worst row may have ten t
 
 _NEIGHBOURS = 8  # whose arithmetic is tried first
 _NAMED = 3  # of other names that a note says
-_MISPLACED = 2  # stages of one layer that are made with another's weights
 
 Float64 = npt.NDArray[np.float64]
 Progress = Callable[[int, int, StageKey], None]
@@ -107,9 +106,9 @@ def bisect(
     if a is not None:
         check_tokens(a, b)
     ids = tokens if tokens is not None else b.token_ids
-    _check_ids(ids, model)
+    check_ids(ids, model)
     captured = open_captured(b, model.graph, ids)
-    _check_positions(captured)
+    check_positions(captured)
     check_overrides(options.overrides, (*captured.graph.by_key, *b.records))
     found = replayed(Worker(model, captured, ids, a, options), progress, cancelled)
     reference = None if a is None else str(a.root)
@@ -143,29 +142,6 @@ def in_turn(
     if progress is not None and chosen:
         progress(len(chosen), len(chosen), chosen[-1].key)
     return worker.result()
-
-
-def _check_ids(ids: tuple[int, ...] | None, model: Model) -> None:
-    size = model.graph.vocab_size
-    outside = next((each for each in ids or () if not 0 <= each < size), None)
-    if outside is not None:
-        raise UsageError(
-            f"token {outside:,} lies outside the vocabulary of {size:,} tokens",
-            hint="are these tokens of another model?",
-        )
-
-
-def _check_positions(captured: Captured) -> None:
-    """Raises UsageError for rows at positions that the model has never learned."""
-    tables = [node.op for node in captured.graph if isinstance(node.op, Positions)]
-    last = max(captured.rows.positions, default=0)
-    for op in tables:
-        if last + op.first >= op.rows:
-            raise UsageError(
-                f"{clean(str(captured.trace.root))}: a row stands at position {last:,}, and the "
-                f"model has learned {op.rows - op.first:,} positions",
-                hint="are the rows of its manifest those of this model?",
-            )
 
 
 def _first_divergence(
@@ -317,7 +293,7 @@ class Worker:
         except BadFileError as error:
             self._skip(node.key, clean(str(error), 300), damaged=True)
             return
-        wrong = _wrong_experts(case)
+        wrong = case.wrong_experts
         if wrong:
             self._skip(node.key, wrong)
             return
@@ -388,7 +364,7 @@ class Worker:
                 (),
                 found.residual.rel_l2,
                 found.residual.worst_row_rel_l2,
-                _place(case, outlier.place),
+                case.place(outlier.place),
                 (outlier.part,) if outlier.part else (),
                 outlier.text,
                 outlier.mistake,
@@ -464,7 +440,7 @@ class Worker:
                 tuple(each.key.stage for each in case.between),
                 error.rel_l2,
                 error.worst_row_rel_l2,
-                _place(case, found.residual.worst),
+                case.place(found.residual.worst),
                 tuple(part for part in found.unexplained if part != case.key.stage),
                 looks,
                 mistake,
@@ -509,7 +485,7 @@ class Worker:
             )
             are = "is no stage" if len(others) == 1 else "are no stages"
             self.notes.append(f"{named} {are} of this model: not replayed")
-        self.notes += _misplaced(self.culprits, self.captured.graph)
+        self.notes += misplaced(self.culprits, self.captured.graph)
         rotated = [node.key for node in self.captured.graph if isinstance(node.op, Rope)]
         rotated = [key for key in rotated if key in trace.records]
         self.culprits, padded = without_padding(self.culprits, len(rotated))
@@ -530,24 +506,6 @@ class Worker:
         )
 
 
-def _misplaced(culprits: Sequence[Culprit], graph: Graph) -> list[str]:
-    """Layers of B whose tensors are another layer's, by the weights that they were made with."""
-    layers = {str(role): role.layer for role in graph.weights}
-    found: Counter[tuple[int, int]] = Counter()
-    for culprit in culprits:
-        own = culprit.key.layer
-        used = None if culprit.mistake is None else culprit.mistake.parameters.get("weight")
-        other = layers.get(str(used))
-        if own is not None and other is not None and other != own:
-            found[own, other] += 1
-    return [
-        f"layer {own} of B holds what layer {other} computes, in {count} stages: try it as layer "
-        f"{other} (are its layers counted from one, or is the map off?)"
-        for (own, other), count in sorted(found.items())
-        if count >= _MISPLACED
-    ]
-
-
 def _one_weight(case: Case, found: Explanation) -> Mistake | None:
     """The single weight that a product's whole error comes from, where it does."""
     if not isinstance(case.op, Product) or found.residual.born or len(found.unexplained) > 1:
@@ -558,27 +516,3 @@ def _one_weight(case: Case, found: Explanation) -> Mistake | None:
 
 def _reference(a: TraceDir, b: Captured) -> Captured:
     return Captured(with_shapes(a, b.graph), b.graph, b.tokens, b.logits)
-
-
-def _wrong_experts(case: Case) -> str:
-    """Why B's expert ids cannot be used as an input; empty when they can, or are none."""
-    for key, ids in case.given.items():
-        op = case.captured.graph[key].op
-        if isinstance(op, Choose) and not ((ids >= 0) & (ids < op.experts)).all():
-            return f"its input {key} names experts that the model (with {op.experts}) does not have"
-    return ""
-
-
-def _place(case: Case, index: tuple[int, ...]) -> dict[str, int]:
-    """An index named by the stage's axes: position, head, channel."""
-    names = {"token": "position", "query": "position", "kv_head": "head", "hidden": "channel",
-             "ffn": "channel", "qkv": "channel", "vocab": "channel"}  # fmt: skip
-    found = {names.get(axis, axis): i for axis, i in zip(case.axes, index, strict=False)}
-    if "position" in found:
-        row = found["position"] if case.rows is None else case.rows[found["position"]]
-        found["position"] = case.captured.rows.positions[row]
-    if "channel" in found and "head" not in found:  # heads side by side: of Q, K or V in turn
-        for heads in (window.heads for window in case.captured.windows.get(case.key, ())):
-            if heads.columns.start <= found["channel"] < heads.columns.stop:
-                found["head"] = (found["channel"] - heads.first) // heads.size
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,10 +12,14 @@ from aprtui.compare.captured import Captured
 from aprtui.compare.case import Case
 from aprtui.compare.causes import Read
 from aprtui.compare.localerror import LocalError
+from aprtui.graph import Graph
 from aprtui.model.health import broken_weights
 from aprtui.text import clean, count
 
-__all__ = ["broken_weight", "otherwise_held", "reads_of"]
+__all__ = ["broken_weight", "misplaced", "otherwise_held", "reads_of"]
+
+
+_MISPLACED = 2  # stages of one layer that are made with another's weights
 
 
 def reads_of(case: Case, wrong: Sequence[str] = ()) -> tuple[Read, ...]:
@@ -82,3 +87,21 @@ def broken_weight(case: Case, error: LocalError) -> Culprit | None:
         Mistake("weight_nonfinite", text, parameters, error.rel_l2),
         reads=tuple(read for read in reads_of(case, (case.key.stage,)) if read.tensor in named),
     )
+
+
+def misplaced(culprits: Sequence[Culprit], graph: Graph) -> list[str]:
+    """Layers of B whose tensors are another layer's, by the weights that they were made with."""
+    layers = {str(role): role.layer for role in graph.weights}
+    found: Counter[tuple[int, int]] = Counter()
+    for culprit in culprits:
+        own = culprit.key.layer
+        used = None if culprit.mistake is None else culprit.mistake.parameters.get("weight")
+        other = layers.get(str(used))
+        if own is not None and other is not None and other != own:
+            found[own, other] += 1
+    return [
+        f"layer {own} of B holds what layer {other} computes, in {count} stages: try it as layer "
+        f"{other} (are its layers counted from one, or is the map off?)"
+        for (own, other), count in sorted(found.items())
+        if count >= _MISPLACED
+    ]

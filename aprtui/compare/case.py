@@ -13,7 +13,7 @@ from aprtui.compare.localerror import LocalError, local_error
 from aprtui.engine.replay import EXACT, Arithmetic, Replay, representable
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Node
-from aprtui.graph.ops import Op, Part, Product
+from aprtui.graph.ops import Choose, Op, Part, Product
 
 __all__ = ["Case", "open_case"]
 
@@ -106,6 +106,32 @@ class Case:
         assert isinstance(self.op, Product)
         rows = self.y[None] if self.y.ndim == 1 else self.y.reshape(self.y.shape[0], -1)
         return rows[:, self.op.columns(part)]
+
+    @property
+    def wrong_experts(self) -> str:
+        """Why B's expert ids cannot be used as an input; empty when they can, or are none."""
+        for key, ids in self.given.items():
+            op = self.captured.graph[key].op
+            if isinstance(op, Choose) and not ((ids >= 0) & (ids < op.experts)).all():
+                return (
+                    f"its input {key} names experts that the model (with {op.experts}) does not "
+                    "have"
+                )
+        return ""
+
+    def place(self, index: tuple[int, ...]) -> dict[str, int]:
+        """An index of y named by the stage's axes: position, head, channel."""
+        names = {"token": "position", "query": "position", "kv_head": "head", "hidden": "channel",
+                 "ffn": "channel", "qkv": "channel", "vocab": "channel"}  # fmt: skip
+        found = {names.get(axis, axis): i for axis, i in zip(self.axes, index, strict=False)}
+        if "position" in found:
+            row = found["position"] if self.rows is None else self.rows[found["position"]]
+            found["position"] = self.captured.rows.positions[row]
+        if "channel" in found and "head" not in found:  # heads side by side: of Q, K or V in turn
+            for heads in (window.heads for window in self.captured.windows.get(self.key, ())):
+                if heads.columns.start <= found["channel"] < heads.columns.stop:
+                    found["head"] = (found["channel"] - heads.first) // heads.size
+        return found
 
     def error(self, made: Float64, rounded: str = "") -> LocalError:
         """How far y lies from an output, however it was made."""

@@ -163,7 +163,7 @@ def _flat(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
 
 def _slight(name: str, a: Any, b: Any, *, same_eps: bool) -> bool:
     """What two programs do in their own ways whatever the files say, and numbers hardly feel: the
-    form of GELU (5e-4 at most), the least sum that a router divides by, or size that a stream does,
+    form of GELU (5e-4 at most), the least sum that a router divides by, the least size of a stream,
     a norm's own eps."""
     if name == "activate.name":
         return {a, b} == _GELUS

@@ -17,6 +17,7 @@ from aprtui.compare.bisection import Mistake
 from aprtui.compare.case import Case
 from aprtui.compare.explain import Explanation
 from aprtui.compare.fits import Fit
+from aprtui.compare.floor_groups import head_apart, rows_of_an_expert
 from aprtui.compare.localerror import beyond_rounding
 from aprtui.engine.replay import EXACT, Activations, Arithmetic, halfway, terms_norm, types_of
 from aprtui.graph.ops import Add, Bias, Embed, Multiply, Norm, Part, Product
@@ -69,6 +70,9 @@ def judge_finely(case: Case, found: Explanation) -> Judged:
         return _product(case, case.op, found)
     if case.between or found.how != EXACT or found.numerics.output:
         return Judged()
+    apart = head_apart(case, found.best) or rows_of_an_expert(case, found.best)
+    if apart is not None:
+        return Judged(Outlier(*apart))
     spread = _spread(case)
     return Judged() if spread is None else Judged(_elementwise(case, found.best, spread))
 

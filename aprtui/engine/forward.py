@@ -5,7 +5,7 @@ Scores, softmax and their product with V are computed together, by blocks of que
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Protocol
@@ -88,10 +88,13 @@ def _forward(
     for place, node in enumerate(graph):
         if isinstance(node.op, Scores | Softmax):
             continue
+        device = ar.weights.device_of(node.key.layer)
         if isinstance(node.op, Attend):
+            scored = graph[graph[node.inputs[0]].inputs[0]]
+            _bring((*scored.inputs, node.inputs[1]), values, device)
             value = attend(graph, ar, node, values, tap)
         else:
-            _bring(node, values, ar.weights.device_of(node.key.layer))
+            _bring(node.inputs, values, device)
             value = ops.compute(ar, node, [values[key] for key in node.inputs])
         values[node.key] = value
         tap.put(node.key, value)
@@ -100,9 +103,12 @@ def _forward(
     return value
 
 
-def _bring(node: Node, values: dict[StageKey, torch.Tensor], device: torch.device) -> None:
-    """A node's inputs on the device that computes it: the residual, where a layer begins."""
-    for key in node.inputs:
+def _bring(
+    keys: Sequence[StageKey], values: dict[StageKey, torch.Tensor], device: torch.device
+) -> None:
+    """A node's inputs on the device that computes it: the residual, where a layer begins, and
+    keys and values of another layer."""
+    for key in keys:
         if values[key].device != device:
             values[key] = values[key].to(device)
 

@@ -6,13 +6,16 @@ No torch.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aprtui.engine import adapters
+from aprtui.engine.events import Planned
 from aprtui.engine.job import TraceJob, default_directory
-from aprtui.engine.plan import DEFAULT_PROMPT
+from aprtui.engine.plan import DEFAULT_PROMPT, free_bytes
 from aprtui.errors import UnknownFamilyError, UsageError
 from aprtui.families.registry import identify
 from aprtui.formats.modelfile import ModelFile
@@ -53,6 +56,33 @@ class ModulePlan:
         """The layers that are captured; None for all of them."""
         found = only_layers(self.job.layers, layers)
         return None if found is None else frozenset(found)
+
+    def foreseen(self, described: Mapping[str, Any] | None = None) -> Planned:
+        """The plan as an event. How many files there will be is not known before they are there."""
+        layers = (described or {}).get("config", {}).get("num_layers", 0)
+        alone = dataclasses.replace(self.job, directory="", overwrite=False, resume=False)
+        model = str(self.model.absolute())
+        return Planned(
+            directory=str(self.directory),
+            model=str(self.model),
+            architecture=self.architecture,
+            num_layers=layers,
+            tokens=self.tokens,
+            token_texts=(),
+            stages=(),
+            layers=tuple(range(layers)),
+            files=0,
+            write_bytes=0,
+            free_bytes=free_bytes(self.directory),
+            read_bytes=self.file.size_bytes,
+            memory_bytes=self.file.size_bytes,
+            device=self.job.device,
+            device_name="",
+            dtype=self.job.dtype,
+            notes=self.notes,
+            manifest={"model": dict(described or {}), "engine": {}, "prompt": self.prompt},
+            job=dataclasses.asdict(dataclasses.replace(alone, model=model)),
+        )
 
     def described(self, layers: int, hidden: int, vocabulary: int) -> dict[str, Any]:
         """The model as the manifest names it."""

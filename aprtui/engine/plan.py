@@ -34,6 +34,7 @@ __all__ = [
     "PlannedFile",
     "check_resident",
     "check_space",
+    "free_bytes",
     "make_batch",
     "make_plan",
     "make_plans",
@@ -337,7 +338,7 @@ def _plan(job: TraceJob, model: Model) -> Plan:
         files=files,
         absent=absent,
         notes=tuple(notes),
-        free_bytes=_free_bytes(directory),
+        free_bytes=free_bytes(directory),
         stretches=passes,
     )
 
@@ -475,7 +476,7 @@ def _of_steps(file: PlannedFile, rows: int, steps: int) -> PlannedFile:
     return PlannedFile(file.key, shape, ("token", *file.axes), positions, bytes_)
 
 
-def _free_bytes(directory: Path) -> int:
+def free_bytes(directory: Path) -> int:
     """Free bytes on the disk that ``directory`` is or would be on."""
     for folder in (directory.absolute(), *directory.absolute().parents):
         if folder.is_dir():

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from aprtui.engine.job import TraceJob
+from aprtui.engine.module_job import ModulePlan, module_plan
 from aprtui.engine.plan import Plan, PlannedFile, make_plan
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.aprt import read_header, read_values
 from aprtui.formats.journal import Journal, read_journal
+from aprtui.formats.modelfile import ModelFile
 from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import EVENTS, MANIFEST, StageKey, relative_path
 from aprtui.text import clean, count
 
-__all__ = ["Kept", "kept_files", "note_of", "resumed_plan"]
+__all__ = ["Kept", "kept_files", "note_of", "resumed_modules", "resumed_plan"]
 
 # Of the engine that computed; the number of threads changes no bit.
 _DECIDES = ("name", "version", "device", "device_name", "dtype", "torch", "tf32", "settings")
@@ -65,12 +67,31 @@ def resumed_plan(directory: Path) -> Plan:
     return plan
 
 
+def resumed_modules(directory: Path) -> ModulePlan | None:
+    """The plan of a trace of modules or nodes that was stopped in ``directory``, which begins anew;
+    None where it was none.
+
+    Raises as ``resumed_plan`` does.
+    """
+    journal = read_journal(directory / EVENTS)
+    if (directory / MANIFEST).exists() or not journal.job:
+        return None
+    job = TraceJob.from_fields(dict(journal.job))
+    plan = module_plan(dataclasses.replace(job, directory=str(directory), overwrite=True))
+    if plan is not None:
+        _check_digest(clean(str(directory)), plan.file, journal)
+    return plan
+
+
+def _check_digest(shown: str, file: ModelFile, journal: Journal) -> None:
+    if journal.planned.get("model", {}).get("digest") != f"sha256:{file.digest}":
+        path = clean(str(file.path))
+        raise UsageError(f"{shown}: {path} has changed since the trace was begun", hint=_AGAIN)
+
+
 def _check_same(shown: str, plan: Plan, journal: Journal) -> None:
     """Raises UsageError where the model or the prompt is another one than it was."""
-    digest = journal.planned.get("model", {}).get("digest")
-    if digest != f"sha256:{plan.model.file.digest}":
-        path = clean(str(plan.model.path))
-        raise UsageError(f"{shown}: {path} has changed since the trace was begun", hint=_AGAIN)
+    _check_digest(shown, plan.model.file, journal)
     tokens = journal.planned.get("tokens", {}).get("ids")
     if tokens is None or tuple(tokens) != plan.tokens or journal.files != len(plan.files):
         raise UsageError(f"{shown}: the prompt now makes other tokens or files", hint=_AGAIN)

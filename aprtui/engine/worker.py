@@ -21,6 +21,7 @@ from collections.abc import Callable
 from aprtui.crash import told_of
 from aprtui.engine.events import Emit, Event, Failed, Stopped
 from aprtui.engine.job import TraceJob
+from aprtui.engine.module_job import module_plan
 from aprtui.engine.plan import Plan, make_plan
 from aprtui.engine.stopping import TraceStopped, stopping_on_signals
 
@@ -64,7 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     emit = event_printer()
     try:
-        plan = make_plan(TraceJob.from_json(options.job))
+        job = TraceJob.from_json(options.job)
+        if (modules := module_plan(job)) is not None:
+            if options.plan:
+                emit(modules.foreseen())
+                return 0
+            return _by_command(job)
+        plan = make_plan(job)
         if options.plan:
             emit(plan.foreseen())
             return 0
@@ -74,6 +81,24 @@ def main(arguments: list[str] | None = None) -> int:
         if not told.told:
             emit(Failed(told.message, told.hint, told.exit_code))
         return told.exit_code
+
+
+def _by_command(job: TraceJob) -> int:
+    """A trace of modules or nodes, which is written where other programs' are: this process becomes
+    the command's, whose events go where its own would."""
+    said = {
+        "--engine": job.engine, "--stages": job.stages, "--layers": job.layers,
+        "--logits": job.logits, "--device": job.device, "--dtype": job.dtype,
+        "--save-tensor-dir": job.directory,
+        "--tokens": None if job.tokens is None else ",".join(map(str, job.tokens)),
+        "--prompt": job.prompt if job.tokens is None else None,
+    }  # fmt: skip
+    options = [f"{name}={text}" for name, text in said.items() if text]
+    options += [f"--engine-arg={key}={text}" for key, text in job.engine_args.items()]
+    options += ["--overwrite"] * job.overwrite
+    command = (sys.executable, "-m", "aprtui", "trace", "--events", *options, "--", job.model)
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
 
 
 def _trace(plan: Plan, parent: int | None, emit: Emit) -> int:

@@ -40,7 +40,7 @@ _HF = {
     "rope_theta": 1e6, "rope_theta_local": 1e4, "attention_bias": False, "sliding_window": 512,
     "logit_softcap": 30.0, "vocab_size_per_layer_input": 262_144,
     "hidden_size_per_layer_input": 256, "altup_active_idx": 0, "altup_correct_scale": True,
-    "altup_num_inputs": 4, "num_kv_shared_layers": 15, "laurel_rank": 64,
+    "altup_coef_clip": 120.0, "altup_num_inputs": 4, "num_kv_shared_layers": 15, "laurel_rank": 64,
     "activation_sparsity_pattern": None,
 }  # fmt: skip
 _PERIOD = 5  # of layers, the last of which has no window
@@ -100,7 +100,8 @@ def _altup(s: Settings, sizes: Sizes) -> AltUp:
         raise s.fail(f"altup has {streams} streams, {active} active: llama.cpp's has 4, the first")
     if active:
         raise s.fail(f"altup_active_idx is {active}, and only the first stream is computed here")
-    s.take("altup_coef_clip", None)  # of training
+    if in_folder(s) and type(s.take("altup_coef_clip")) is not float:  # of training alone
+        raise s.fail("altup_coef_clip is no number with a fraction, which transformers refuses")
     scaled = s.flag("altup_correct_scale")
     rows = s.shape("laurel_left")
     rank = s.integer("laurel_rank") if in_folder(s) else (rows[0] if rows else 64)
@@ -109,7 +110,7 @@ def _altup(s: Settings, sizes: Sizes) -> AltUp:
 
 
 def build(s: Settings) -> Graph:
-    sizes = decoder.read_sizes(s)
+    sizes = decoder.read_sizes(s, nulls=())
     layers = sizes.layers
     windows = decoder.windows_by_pattern(s, layers, _PERIOD, stated=False)
     types = [FULL if window is None else SLIDING for window in windows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aprtui.families import decoder, deepseek_v3, routers
+from aprtui.families.classic import pass_over
 from aprtui.families.family import Family
 from aprtui.families.glm4moe import read_sparse_ffn
 from aprtui.families.settings import Defaults, Settings
@@ -30,6 +31,7 @@ def _ffn(s: Settings, layers: int) -> decoder.Mixer:
 
 def build(s: Settings) -> Graph:
     adjacent = s.flag("rope_interleave")
+    pass_over(s, "num_kv_heads", null=False)
     return deepseek_v3.build_with(s, _ffn, adjacent=adjacent)
 
 

@@ -113,6 +113,8 @@ def _rope(s: Settings, turned: int, key: int, *, grown: bool) -> tuple[RopeTable
     kind = keys.get("rope_type", keys.get("type", "default"))
     all_dims, factor = keys.get("mscale_all_dim"), keys.get("factor", 1.0)
     if kind != "default" and all_dims:
+        if type(factor) not in (int, float):
+            raise s.fail(f"mscale_all_dim is stated and factor is {factor!r:.40}, not a number")
         scale *= yarn_growth(factor, all_dims) ** 2
     return table, scale
 

@@ -9,14 +9,9 @@ from pathlib import Path
 from textual.message import Message
 
 from aprtui.compare.bisection import Bisection
-from aprtui.compare.diff import faced
 from aprtui.compare.pairs import PairResult
 from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import TraceDir
-from aprtui.model.open import open_model
-from aprtui.report.bookmarks import bookmarks_on
-from aprtui.report.build import build_report
-from aprtui.report.write import commands_of, write_report
 from aprtui.text import clean, size
 
 __all__ = ["Reporting", "Written", "report_to"]
@@ -42,6 +37,12 @@ class Written(Message):
 
 def report_to(job: Reporting, output: Path) -> str:
     """Write the report; a note that says what happened."""
+    from aprtui.compare.diff import faced  # here: a screen comes sooner without a report's rooms
+    from aprtui.model.open import open_model
+    from aprtui.report.bookmarks import bookmarks_on
+    from aprtui.report.build import build_report
+    from aprtui.report.write import commands_of, write_report
+
     where = clean(output.name if output.parent == Path.cwd() else str(output))
     if os.path.lexists(output):
         return f"{where} is there already: nothing written"

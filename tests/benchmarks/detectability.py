@@ -1,11 +1,13 @@
 """The smallest wrong weight that `aprtui bisect` finds, by size and type of the matrix.
 
     python -m tests.benchmarks.detectability [--columns 256,3584,18944]
+    python -m tests.benchmarks.detectability --honest 1e9
 
 For each inner size and type a model of one layer, its ffn_out of that many columns; B's product is
 summed by numpy in float32 (one running sum, and BLAS), with one weight of a typical row off by a
 fraction of its block's step. Halved until it is no longer named with its row and column. Seven
-tokens.
+tokens. ``--honest``: so many outputs of honest float32 products are judged as the floor does,
+and the largest error in medians of its matrix is told beside the bar: none may reach it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +36,9 @@ Sum = Callable[[Array, Array], Array]
 
 _TOKENS = (3, 17, 40, 99, 5, 61, 7)
 _KEY, _ROW = StageKey(0, "ffn_out"), 101
-_LEAST = 2.0**-20
+_SMALLEST = 2.0**-20
+_U, _LEAST = 2.0**-24, 0.3  # as compare/floor.py has them
+_HONEST_ROWS, _HONEST_OUTPUTS = 64, 4096
 
 
 def one_running_sum(x: Array, weight: Array) -> Array:
@@ -77,7 +81,7 @@ def _smallest(model: Model, folder: Path, summed: Sum) -> tuple[list[float], flo
     step = float(np.diff(np.unique(block)).min())
     right = summed(x, weight)
     size, last = 1.0, [0.0, 0.0]
-    while size > _LEAST:
+    while size > _SMALLEST:
         wrong = weight[_ROW : _ROW + 1].copy()
         wrong[0, column] += size * step
         y = right.copy()
@@ -90,10 +94,43 @@ def _smallest(model: Model, folder: Path, summed: Sum) -> tuple[list[float], flo
     return last, step / float(np.sqrt(np.square(weight).mean()))
 
 
+def _honest(outputs: int, columns: int) -> Iterator[tuple[str, int, float]]:
+    """(how it was summed, how many outputs were looked at, the largest in medians of its matrix).
+
+    Activations with one channel in a hundred thirty times as large, as models have.
+    """
+    rng = np.random.default_rng(columns)
+    for name, summed in (("one running sum", one_running_sum), ("BLAS", blas)):
+        done, worst = 0, 0.0
+        while done < outputs:
+            x = rng.normal(size=(_HONEST_ROWS, columns))
+            x[:, ::100] *= 30.0
+            weight = rng.normal(size=(_HONEST_OUTPUTS, columns)).astype(np.float32).astype(float)
+            x = x.astype(np.float32).astype(float)
+            y = summed(x, weight)
+            spread = _U * (np.sqrt(np.square(x) @ np.square(weight).T) + np.abs(y))
+            z = np.abs(y - x @ weight.T) / spread
+            worst = max(worst, float(z.max() / max(np.median(z), _LEAST)))
+            done += z.size
+        yield name, done, worst
+
+
+def _tell_honest(outputs: int, columns: list[int]) -> int:
+    print("| inner size | summed | outputs | largest, in medians (bar 40) |")
+    print("|---|---|---|---|")
+    for inner in columns:
+        for name, done, worst in _honest(outputs // (2 * len(columns)), inner):
+            print(f"| {inner:,} | {name} | {done:,} | {worst:.1f} |", flush=True)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--columns", default="256,3584,18944")
+    parser.add_argument("--honest", type=float, metavar="OUTPUTS", help="judge honest outputs")
     options = parser.parse_args(arguments)
+    if options.honest:
+        return _tell_honest(int(options.honest), [*map(int, options.columns.split(","))])
     print("| inner size | type, its step in typical weights | summed | row named at | column too |")
     print("|---|---|---|---|---|")
     for columns in map(int, options.columns.split(",")):

@@ -2,8 +2,10 @@
 
     python -m tests.benchmarks.sparse_experts /tmp/30b-a3b.gguf
     python -m tests.benchmarks.sparse_experts /tmp/30b-a3b.gguf --tokens 7,21 --layers 4
+    python -m tests.benchmarks.sparse_experts /tmp/35b-a3b.gguf --family qwen35moe
 
-The file is made where it is not there: 48 layers of 128 experts, 8 for a token, Q4_K_M's types.
+The file is made where it is not there: 48 layers of 128 experts, 8 for a token, Q4_K_M's types; or
+of Qwen3.5-35B-A3B's shape: 40 layers of 256 experts, three of four a delta rule, one attention.
 What the experts hold are the file system's holes (zeros, as much to decode as anything else), so
 that most of it takes no disk. All else is random, so that tokens choose different experts. What was
 read is what of the experts' tensors lies in the page cache after the pass, from which the file was
@@ -40,7 +42,26 @@ from tests.unit.gguf_writer import Tensor, array_of, gguf_bytes, key, text
 
 _ALIGNMENT, _PAGE = 32, mmap.PAGESIZE
 _HIDDEN, _HEADS, _KV_HEADS, _HEAD, _VOCAB = 2048, 32, 4, 128, 151_936
-_EXPERTS, _TOP, _FFN, _LAYERS = 128, 8, 768, 48
+_EXPERTS, _TOP, _FFN = 128, 8, 768
+_RECURRENT_VOCAB = 248_320
+_LAYERS = {"qwen3moe": 48, "qwen35moe": 40}
+_KEYS = {
+    "qwen3moe": {
+        "context_length": 32_768, "embedding_length": _HIDDEN,
+        "feed_forward_length": 6144, "attention.head_count": _HEADS,
+        "attention.head_count_kv": _KV_HEADS, "attention.key_length": _HEAD,
+        "attention.value_length": _HEAD, "expert_count": _EXPERTS,
+        "expert_used_count": _TOP, "expert_feed_forward_length": _FFN,
+    },
+    "qwen35moe": {
+        "context_length": 32_768, "embedding_length": _HIDDEN, "attention.head_count": 16,
+        "attention.head_count_kv": 2, "attention.key_length": 256, "attention.value_length": 256,
+        "expert_count": 256, "expert_used_count": _TOP, "expert_feed_forward_length": 512,
+        "expert_shared_feed_forward_length": 512, "ssm.conv_kernel": 4, "ssm.state_size": 128,
+        "ssm.group_count": 16, "ssm.time_step_rank": 32, "ssm.inner_size": 4096,
+        "full_attention_interval": 4, "rope.dimension_count": 64, "feed_forward_length": 512,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,41 @@ class Read:
     experts_bytes: int
     of_bytes: int
     own_bytes: int
+
+
+def recurrent_weights(layers: int) -> Iterator[Weight]:
+    """Of Qwen3.5-35B-A3B's shape."""
+    hidden, values, channels, ffn, count = 2048, 4096, 8192, 512, 256
+    yield Weight("token_embd.weight", "Q4_K", (_RECURRENT_VOCAB, hidden))
+    rule = (
+        ("attn_qkv.weight", "Q4_K", (channels, hidden)),
+        ("attn_gate.weight", "Q4_K", (values, hidden)),
+        ("ssm_alpha.weight", "Q8_0", (32, hidden)), ("ssm_beta.weight", "Q8_0", (32, hidden)),
+        ("ssm_a", "F32", (32,)), ("ssm_dt.bias", "F32", (32,)),
+        ("ssm_conv1d.weight", "F32", (channels, 4)), ("ssm_norm.weight", "F32", (128,)),
+        ("ssm_out.weight", "Q4_K", (hidden, values)),
+    )  # fmt: skip
+    attention = (
+        ("attn_q.weight", "Q4_K", (2 * values, hidden)), ("attn_k.weight", "Q4_K", (512, hidden)),
+        ("attn_v.weight", "Q6_K", (512, hidden)), ("attn_q_norm.weight", "F32", (256,)),
+        ("attn_k_norm.weight", "F32", (256,)), ("attn_output.weight", "Q4_K", (hidden, values)),
+    )  # fmt: skip
+    always = (
+        ("attn_norm.weight", "F32", (hidden,)), ("post_attention_norm.weight", "F32", (hidden,)),
+        ("ffn_gate_inp.weight", "Q8_0", (count, hidden)),
+        ("ffn_gate_inp_shexp.weight", "F32", (hidden,)),
+        ("ffn_gate_shexp.weight", "Q4_K", (ffn, hidden)),
+        ("ffn_up_shexp.weight", "Q4_K", (ffn, hidden)),
+        ("ffn_down_shexp.weight", "Q6_K", (hidden, ffn)),
+        ("ffn_gate_exps.weight", "Q4_K", (count, ffn, hidden)),
+        ("ffn_up_exps.weight", "Q4_K", (count, ffn, hidden)),
+        ("ffn_down_exps.weight", "Q6_K", (count, hidden, ffn)),
+    )  # fmt: skip
+    for layer in range(layers):
+        for name, kind, shape in (*(rule if (layer + 1) % 4 else attention), *always):
+            yield Weight(f"blk.{layer}.{name}", kind, shape)
+    yield Weight("output_norm.weight", "F32", (hidden,))
+    yield Weight("output.weight", "Q6_K", (_RECURRENT_VOCAB, hidden))
 
 
 def weights(layers: int) -> Iterator[Weight]:
@@ -77,25 +133,17 @@ def weights(layers: int) -> Iterator[Weight]:
     yield Weight("output.weight", "Q6_K", (_VOCAB, _HIDDEN))
 
 
-def write_model(path: Path, layers: int) -> None:
-    keys = [text("general.architecture", "qwen3moe")]
+def write_model(path: Path, family: str, layers: int) -> None:
+    listed = list((weights if family == "qwen3moe" else recurrent_weights)(layers))
+    keys = [text("general.architecture", family), key(f"{family}.block_count", 4, layers)]
+    keys += [key(f"{family}.{name}", 4, value) for name, value in _KEYS[family].items()]
+    vocabulary = [f"t{n}".encode() for n in range(listed[0].shape[0])]
     keys += [
-        key(f"qwen3moe.{name}", 4, value)
-        for name, value in {
-            "block_count": layers, "context_length": 32_768, "embedding_length": _HIDDEN,
-            "feed_forward_length": 6144, "attention.head_count": _HEADS,
-            "attention.head_count_kv": _KV_HEADS, "attention.key_length": _HEAD,
-            "attention.value_length": _HEAD, "expert_count": _EXPERTS,
-            "expert_used_count": _TOP, "expert_feed_forward_length": _FFN,
-        }.items()
-    ]  # fmt: skip
-    keys += [
-        key("qwen3moe.attention.layer_norm_rms_epsilon", 6, 1e-6),
-        key("qwen3moe.rope.freq_base", 6, 1e6),
+        key(f"{family}.attention.layer_norm_rms_epsilon", 6, 1e-6),
+        key(f"{family}.rope.freq_base", 6, 1e6),
         text("tokenizer.ggml.model", "gpt2"),
-        key("tokenizer.ggml.tokens", 9, array_of(8, [f"t{n}".encode() for n in range(_VOCAB)])),
+        key("tokenizer.ggml.tokens", 9, array_of(8, vocabulary)),
     ]
-    listed = list(weights(layers))
     index, offset = [], 0
     for each in listed:
         code = BLOCK_TYPES[each.type].ggml_code
@@ -183,14 +231,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("path", type=Path, help="a .gguf file, made where it is not there")
     parser.add_argument("--tokens", default="7,21", help="prompts of so many (default %(default)s)")
-    parser.add_argument("--layers", type=int, default=_LAYERS, help="of a file that is made")
+    parser.add_argument("--family", choices=sorted(_LAYERS), default="qwen3moe",
+                        help="of a file that is made (default %(default)s)")  # fmt: skip
+    parser.add_argument("--layers", type=int, help="of a file that is made")
     parser.add_argument("--stages", default="all")
     options = parser.parse_args(arguments)
+    layers = options.layers or _LAYERS[options.family]
     if not options.path.exists():
-        write_model(options.path, options.layers)
+        write_model(options.path, options.family, layers)
     for note in make_plan(TraceJob(model=str(options.path), tokens=(1,) * 7)).notes:
         print(f"of 7 tokens the plan says: {note}")
-    print(f"| tokens | pass | planned at most | experts read of {options.layers} layers' | own |")
+    print(f"| tokens | pass | planned at most | experts read of {layers} layers' | own |")
     print("|---|---|---|---|---|")
     for tokens in map(int, options.tokens.split(",")):
         with multiprocessing.get_context("spawn").Pool(1) as alone:  # one pass a process

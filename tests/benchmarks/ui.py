@@ -25,6 +25,7 @@ from aprtui.formats.aprt import create_stage, write_stage
 from aprtui.formats.tracedir import SCHEMA, write_manifest
 from aprtui.graph.vocabulary import STAGES, WHOLE_MODEL_STAGES
 from aprtui.tui.running import running_pid
+from aprtui.writer import CaptureWriter
 from tests.pty.terminal import Terminal, in_terminal
 
 FILES = 10_000
@@ -112,6 +113,29 @@ def diff_keys(folder: Path) -> Iterator[Row]:
         quit_app(terminal)
 
 
+def pictures(folder: Path) -> Iterator[Row]:
+    """Heatmaps of noise, the dearest there is, and of attention: as over SSH, in true colour."""
+    trace = noisy_stages(folder / "noisy")
+    far = "10.0.0.1 5022 10.0.0.2 22"
+    with in_terminal(str(trace), COLORTERM="truecolor", SSH_CONNECTION=far) as terminal:
+        terminal.until_text("attn_softmax")
+        terminal.press("j4")
+        terminal.until_text("f finer,")
+        terminal.until_quiet()
+        yield from moves(terminal, "stage to stage, heatmap over SSH", "j", "k", 15_000)
+        terminal.press("\t")
+        terminal.until_text("j k move")
+        terminal.press("jk")
+        terminal.until_quiet()
+        yield from moves(terminal, "cursor in the heatmap", "l", "h", 1024)
+        terminal.press("7")
+        terminal.until_text("head 0 of")
+        terminal.until_quiet()
+        yield from moves(terminal, "cursor in a head", "j", "k", 1024)
+        yield from moves(terminal, "head to head", "p", "P", 15_000)
+        quit_app(terminal)
+
+
 def big_file(folder: Path) -> Iterator[Row]:
     """Memory while every pane of an 800 MB file is looked at."""
     file = folder / "layer-0" / "ffn_gate.bin"
@@ -189,6 +213,20 @@ def many_files(root: Path) -> Path:
             "bytes": 108, "stats": {"min": 0.0, "max": 23.0, "rms": 13.5, "nan": 0, "inf": 0},
         })  # fmt: skip
     write_manifest(root, {"schema": SCHEMA, "stages": entries})
+    return root
+
+
+def noisy_stages(root: Path) -> Path:
+    """A layer of attention of 64 tokens and two stages of 3,584 channels."""
+    if (root / "trace.json").exists():
+        return root
+    rng = np.random.default_rng(2)
+    with CaptureWriter(root, tokens=[*range(64)], engine={"name": "noise"}) as out:
+        scores = np.exp(2 * rng.standard_normal((8, 64, 64))) * np.tril(np.ones((64, 64)))
+        weights = scores / scores.sum(axis=2, keepdims=True)
+        out.put("attn_softmax", weights.astype(np.float32), layer=0)
+        for stage in ("ffn_gate", "ffn_up"):
+            out.put(stage, rng.standard_normal((64, 3584)).astype(np.float32), layer=0)
     return root
 
 
@@ -271,6 +309,7 @@ def main() -> None:
         "first": first_frame,
         "keys": keys_and_bytes,
         "diff": diff_keys,
+        "pictures": pictures,
         "big": big_file,
         "trace": lambda folder: during_a_trace(folder, options.model),
     }

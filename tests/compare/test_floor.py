@@ -121,3 +121,47 @@ def test_a_weight_of_a_norm_that_is_a_unit_off_is_named(tmp_path: Path, model: M
     assert str(culprit.key) == "layer-2/ffn_norm"
     assert culprit.worst["channel"] == 77
     assert f"so it is at {len(TOKENS)} of {len(TOKENS)} positions" in culprit.looks_like
+
+
+def a_head_off(head: int, axis: int, by: float) -> Plant:
+    def plant(scene: Scene) -> Array:
+        made = scene.right.astype(np.float32).astype(np.float64)
+        made[(slice(None),) * axis + (head,)] *= 1 + by
+        return made
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    ("name", "axis", "head"),
+    [("layer-0/attn_scores", 0, 5), ("layer-3/attn_scores", 0, 0), ("layer-2/attention", 1, 7)],
+)
+def test_a_head_that_is_a_little_off_is_named(
+    tmp_path: Path, model: Model, name: str, axis: int, head: int
+) -> None:
+    """By far less than the bar of the whole."""
+    found = bisected(tmp_path, model, {name: a_head_off(head, axis, 2.0**-17)})
+    (culprit,) = found.culprits
+    assert (str(culprit.key), culprit.local_rel_l2 and culprit.local_rel_l2 < 1e-5) == (name, True)
+    assert culprit.looks_like.startswith(f"only head {head}: ")
+    assert culprit.worst["head"] == head
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_an_expert_that_is_a_little_off_is_named(tmp_path: Path, layer: int) -> None:
+    opened = open_model(FIXTURES / "models" / "qwen3moe-q4_k_m.gguf")
+    chosen: list[int] = []
+
+    def plant(scene: Scene) -> Array:
+        """The rows of an expert that not all rows chose are off by a part of it."""
+        ids, made = scene.inputs[2].astype(int), scene.right.copy()
+        counts = np.bincount(ids.reshape(-1), minlength=8)
+        expert = int(np.argmin(np.where(counts > 1, counts, 99)))
+        chosen.append(expert)
+        made[(ids == expert).any(1)] *= 1 + 1.5e-5
+        return made
+
+    name = f"layer-{layer}/moe_ffn_out"
+    (culprit,) = bisected(tmp_path, opened, {name: plant}).culprits
+    assert (str(culprit.key), culprit.local_rel_l2 and culprit.local_rel_l2 < 1e-5) == (name, True)
+    assert f"that chose expert {chosen[0]}: " in culprit.looks_like

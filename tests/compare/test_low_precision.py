@@ -184,7 +184,9 @@ FAULTS: list[Callable[[Array], Array]] = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=["honest", "scaled", "three channels"])
 @pytest.mark.parametrize(
-    ("name", "stage", "before", "plant", "by"), MADE, ids=lambda x: str(x)[:28]
+    ("name", "stage", "before", "plant", "by"),
+    MADE,
+    ids=lambda x: getattr(x, "__name__", str(x))[:28],
 )
 def test_what_runtimes_round_is_told_from_a_fault(
     name: str,

@@ -207,3 +207,31 @@ async def test_the_app_browses_and_compares_modules_as_any_stages(tmp_path: Path
     async with opened(found.root, tmp_path / "bad") as pilot:
         await settle(pilot)
         assert "mlp.c_fc" in frame(pilot)
+
+
+def test_its_progress_is_told_as_events_and_a_stopped_one_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = saved("codegen", tmp_path / "model"), tmp_path / "t"
+    words = ["trace", str(model), "--engine", "hf", "--tokens", "1,2,3", "-o", str(out)]
+    capsys.readouterr()
+    assert main([*words, "--events"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for event in events:
+        jsonschema.validate(event, schema("events.schema.json"))
+    assert [events[0]["event"], events[-1]["event"]] == ["plan", "done"]
+    whole = {path.name: path.read_bytes() for path in out.rglob("*.bin")}
+    assert sum(event["event"] == "stage" for event in events) == len(list(out.rglob("*.bin")))
+    assert main(["trace", "--resume", str(out)]) == 2
+    assert "the trace is whole" in capsys.readouterr().err
+    (out / "trace.json").unlink()
+    next(out.rglob("*.bin")).unlink()
+    assert main(["trace", "--resume", str(out)]) == 0
+    assert {path.name: path.read_bytes() for path in out.rglob("*.bin")} == whole
+    assert open_trace(out).status == "complete"
+    (out / "trace.json").unlink()
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "n_layer": 1}))
+    assert main([*words, "--events", "--stages", "nothing", "--overwrite"]) == 2
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line[:1] == "{"]
+    assert [event["event"] for event in events].count("error") == 1

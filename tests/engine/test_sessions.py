@@ -122,12 +122,12 @@ def test_a_value_crosses_once_and_stays() -> None:
     node = next(node for node in graph if node.key == StageKey(1, "attn_norm"))
     values: dict[Any, Any] = {key: _Crossing(HERE) for key in node.inputs}
     before = dict(values)
-    _bring(node, values, HERE)
+    _bring(node.inputs, values, HERE)
     assert values == before
-    _bring(node, values, THERE)
+    _bring(node.inputs, values, THERE)
     moved = dict(values)
     assert all(value.device == THERE for value in moved.values())
-    _bring(node, values, THERE)
+    _bring(node.inputs, values, THERE)
     assert values == moved
 
 

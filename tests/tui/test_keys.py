@@ -50,7 +50,6 @@ OWNERS: dict[str, tuple[type, ...]] = {
 
 
 # What has keys of its own over the app's: a question, and numbers that the palette goes to.
-LOOKED_FOR = ("n", "N")  # the next one, of the stages or, among the values, of these
 ASKING = ("leave", "bookmarks", "browse:values", "pair", "import")
 
 
@@ -72,7 +71,6 @@ def test_no_key_means_two_things_in_one_place(place: str) -> None:
     if place == "many":
         together |= {"matrix", "sides"}
     keys = [name for key in KEYS if key.where in together for name in key.keys]
-    keys = [name for name in keys if name not in LOOKED_FOR or keys.count(name) != 2]
     assert len(set(keys)) == len(keys)
 
 
@@ -94,16 +92,7 @@ def test_no_key_that_tmux_or_a_terminal_takes_is_the_only_way() -> None:
 
 
 def test_bindings_carry_ids_so_that_a_config_can_remap_them() -> None:
-    ids = [
-        "maximum",
-        "next-nonfinite",
-        "values-pass",
-        "values-pass-back",
-        "find",
-        "hit-next",
-        "hit-previous",
-        "values-go",
-    ]
+    ids = ["maximum", "next-nonfinite", "values-pass", "values-pass-back", "find", "values-go"]
     assert [b.id for b in bindings("browse:values")] == ids
 
 

@@ -306,6 +306,6 @@ async def test_on_a_layers_own_row_the_last_stage_stays_and_its_keys_work(tmp_pa
         text = await press(pilot, "h")
         assert _browse(pilot).stages.current is None and "layer 0 · attn_norm" in text
         assert "token 0 of 3" in await press(pilot, "p")
-        assert "max of |x|" in await press(pilot, "4")
+        assert "each value" in await press(pilot, "4")
         await press(pilot, "n")
         assert _browse(pilot).stages.current == StageKey(1, "attn_norm")

@@ -73,7 +73,7 @@ async def test_the_plan_stands_there_before_the_start(
     async with AprtuiApp(folder=tmp_path).run_test(size=size) as pilot:
         trace = await _form(pilot, tmp_path, RUN)
         text = frame(pilot)
-        assert "2 tokens x 2 layers x 4 stages = 6 files" in text
+        assert "2 tokens · 6 files: 2 in each of 2 layers and 2 more" in text
         assert "writes 1.0 kB · 1.0 GB free" in text
         assert len(trace.grid.cells) == 6
 

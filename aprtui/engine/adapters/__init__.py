@@ -22,16 +22,7 @@ from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Absent, Graph
 from aprtui.graph.altup import Modes, Outliers, StreamProduct, Streams
-from aprtui.graph.ops import (
-    Activate,
-    Norm,
-    Product,
-    Rope,
-    Scores,
-    SharedRope,
-    Softmax,
-    Softplus,
-)
+from aprtui.graph.ops import Activate, Norm, Product, Rope, Scores, SharedRope, Softmax, Softplus
 from aprtui.graph.recurrent import (
     CausalConv,
     ChannelScan,

@@ -25,6 +25,7 @@ from aprtui.tui.paths import meant
 from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair_facts import finding_block, layers_block
 from aprtui.tui.screens.sides import Sides
+from aprtui.tui.session import remember_verdict
 from aprtui.tui.widgets.bars import bar
 from aprtui.tui.widgets.blocks import Block, wrapped
 from aprtui.tui.widgets.drift_chart import Drift
@@ -140,6 +141,8 @@ class BisectScreen(GridScreen):
             self.set_state("error", f"what the replay found cannot be read: {error}",
                            "q goes back; aprtui bisect says it without the UI")  # fmt: skip
             return
+        against = f" · against {clean(self.a.name, 60)}"
+        remember_verdict(self.b, clean(self.found.value.headline, 120) + against)
         self.sift()
         if self.found.culprits:
             self.select(self.found.culprits[0])

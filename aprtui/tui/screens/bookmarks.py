@@ -26,6 +26,8 @@ __all__ = ["BookmarksScreen"]
 class MarkedList(RowList):
     """The newest first."""
 
+    key = ""  # that marks a place
+
     def __init__(self, marked: Sequence[Bookmark]) -> None:
         super().__init__(id="marked")
         self.rows = [*reversed(marked)]
@@ -39,7 +41,8 @@ class MarkedList(RowList):
 
     def row_parts(self, row: int, width: int) -> list[Part]:
         if not self.rows:
-            return [(" Nothing is marked yet: + on any screen marks the place with a note.", "dim")]
+            said = f" Nothing is marked yet: {self.key} on any screen marks the place with a note."
+            return [(said, "dim")]
         entry = self.rows[row]
         place, note, of = self._columns(width)
         where = " and ".join(clean(Path(each).name, 60) for each in entry.paths)
@@ -64,7 +67,10 @@ class BookmarksScreen(ModalScreen[Bookmark]):
 
     def compose(self) -> ComposeResult:
         config = getattr(self.app, "config", None)
-        keys = remapped(keys_at("bookmarks"), config.keys if config else {})
+        other = config.keys if config else {}
+        keys = remapped(keys_at("bookmarks"), other)
+        marks = next(key for key in remapped(keys_at("anywhere"), other) if key.id == "bookmark")
+        self.list.key = shown(marks.keys[0])
         told = [Content.assemble((f" {shown(key.keys[0])}", "bold $text-accent"),
                                  (f" {key.label} ", "dim")) for key in keys]  # fmt: skip
         with Vertical(id="bookmarks", classes="frame") as frame:

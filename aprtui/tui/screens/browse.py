@@ -353,7 +353,11 @@ class BrowseScreen(StageKeysScreen):
             self.app.open_diff(self.path, meant(text))
 
     def action_next_match(self, step: int) -> None:
-        """The same stage in the next layer; with damage about, the next damaged file."""
+        """The same stage in the next layer; with damage about, the next damaged file; among values
+        that are looked for, the next of those."""
+        if self.among_hits:
+            self._values.action_hit(step)
+            return
         here, keys = self._key, self.stages.matching
         if here is None or here not in keys:
             return

@@ -62,6 +62,7 @@ class HomeScreen(BaseScreen):
         self.about = BlockPane(id="about-place")
         self._found: list[Place] = []
         self._looking, self._more = True, False
+        self._quietly = False  # what is shown stays until all was looked through again
         self._doomed: PlaceRow | None = None
 
     def body(self) -> Iterable[Widget]:
@@ -76,9 +77,10 @@ class HomeScreen(BaseScreen):
 
     @on(events.ScreenResume)
     def _again(self) -> None:
-        """Traces may have been compared, and written, since."""
-        if self.state == "full":
-            self._learn([row.place for row in self.list.rows])
+        """Traces may have been compared, and written, since: look again behind what is shown."""
+        if self.state == "full" and not self._looking:
+            self._found, self._looking, self._quietly = [], True, True
+            self.run_worker(self._look, thread=True, exclusive=True, group="look")
 
     def _follow(self) -> None:
         """A trace that runs, or that was stopped, may stand otherwise now."""
@@ -129,7 +131,7 @@ class HomeScreen(BaseScreen):
                        partial(self.app.open_path, path))  # type: ignore[attr-defined]  # fmt: skip
 
     def action_rescan(self) -> None:
-        self._found, self._looking = [], True
+        self._found, self._looking, self._quietly = [], True, False
         self.set_state("loading", "Looking for models and traces …", "q goes back")
         self._retitle()
         self.run_worker(self._look, thread=True, exclusive=True, group="look")
@@ -183,6 +185,9 @@ class HomeScreen(BaseScreen):
     def _add(self, event: Found) -> None:
         self._found += event.places
         self._looking, self._more = not event.done, event.more
+        if self._quietly and not event.done:
+            return
+        self._quietly = False
         if not self._found and event.done:
             self.set_state("empty", "No model and no trace below this folder yet.", EMPTY)
         elif self._found:

@@ -98,11 +98,11 @@ class StageKeysScreen(PanedScreen, SidesScreen):
             self.say(self._values.find(text))
             self.show_keys()
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Among values n and N go from hit to hit, elsewhere from stage to stage."""
-        if action == "next_match" and self.pane == "values" and self._values.wanted is not None:
-            return not self._values.grid.has_focus
-        return super().check_action(action, parameters)
+    @property
+    def among_hits(self) -> bool:
+        """The cursor is among values of which some are looked for: n and N mean those."""
+        values = self._values
+        return self.pane == "values" and values.wanted is not None and values.grid.has_focus
 
     def action_ask_model(self) -> None:
         self.ask_path("read tokens with the model…", "model", self.model)

@@ -374,6 +374,10 @@ class TraceScreen(BaseScreen):
                 self._log.append(f"engine started, process {event.pid}")
                 if self.against is not None:
                     self.against.begin()
+        if unplanned := cells.keys() - self.grid.cells.keys():  # names of an engine's own
+            before = dict(self.grid.cells)
+            self.grid.set_stages([*before, *unplanned])
+            self.grid.put(before)
         if cells:
             compared = self.against.cells(cells) if self.against is not None else {}
             self.grid.put(cells | compared | self._computing(cells))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 from textual.content import Content
@@ -20,7 +22,7 @@ from aprtui.engine.events import (
 )
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph.vocabulary import WHOLE_MODEL_STAGES, facts_of
-from aprtui.text import clean, count, duration, number, size
+from aprtui.text import clean, count, duration, number, size, told_token
 from aprtui.tui.carry import from_home
 from aprtui.tui.widgets.bars import bar
 
@@ -73,9 +75,8 @@ def plan_content(event: Planned, width: int, taken: bool) -> Content:
     together = Content.assemble(writes, " · ", reads)
     lines = [
         Content.assemble(
-            count(len(event.tokens), "token"), " x ", count(len(event.layers), "layer"), " x ",
-            count(len(event.stages), "stage"), " = ",
-            (count(event.files, "file"), "bold $text-accent"),
+            count(len(event.tokens), "token"), " · ",
+            (count(event.files, "file"), "bold $text-accent"), counted(event),
         ),
         *((together,) if together.cell_length <= width else (writes, reads)),
     ]  # fmt: skip
@@ -88,6 +89,17 @@ def plan_content(event: Planned, width: int, taken: bool) -> Content:
     lines += token_lines(event.token_texts, event.tokens, width)
     lines += [Content.styled(f"! {clean(note, 300)}", "$text-warning") for note in event.notes[:6]]
     return Content("\n").join(lines)
+
+
+def counted(event: Planned) -> str:
+    """``: 17 in each of 6 layers and 3 more``: what the files are; empty where it is not so."""
+    cells, layers = planned_stages(event), len(event.layers)
+    if len(cells) != event.files or layers < 2:
+        return ""
+    found = Counter(key.stage for key in cells if key.layer is not None)
+    alike = sum(times == layers for times in found.values())
+    more = event.files - alike * layers
+    return f": {alike} in each of {layers} layers" + (f" and {more} more" if more else "")
 
 
 def token_lines(texts: Sequence[str], ids: Sequence[int], width: int) -> list[Content]:
@@ -127,7 +139,7 @@ def progress_content(
     )
     line = Content.assemble(" ", ("━" * full, tone), ("─" * (width - full), "dim"))
     if isinstance(ended, Finished):
-        top = "|".join(clean(str(t.get("text", "")), 20) for t in ended.top_tokens[:5])
+        top = " ".join(_next_token(t) for t in ended.top_tokens[:5])
         text = Content.assemble(
             (f" {count(ended.files)} files · {size(ended.written_bytes)} · "
              f"{duration(ended.elapsed_s)} · peak {size(ended.peak_memory_bytes)}", "bold"),
@@ -208,7 +220,7 @@ def outcome_content(planned: Planned, ended: Event, log: Sequence[str]) -> Conte
         for entry in ended.top_tokens[:5]:
             share = float(entry.get("probability", 0.0))
             lines.append(Content.assemble(
-                (f"{set_cell_size(repr(clean(str(entry.get('text', '')), 20)), 14)} ", "bold"),
+                (f"{set_cell_size(_next_token(entry), 14)} ", "bold"),
                 (f"{bar(share, 24)} ", "$text-primary"), f"{100 * share:5.1f} %",
                 (f"  id {entry.get('id')}  logit {float(entry.get('logit', 0.0)):.4g}", "dim"),
             ))  # fmt: skip
@@ -227,6 +239,11 @@ def outcome_content(planned: Planned, ended: Event, log: Sequence[str]) -> Conte
     folder = from_home(Path(planned.directory))
     lines.append(Content.styled(clean(folder, 300), "dim"))
     return Content("\n").join(lines)
+
+
+def _next_token(entry: Mapping[str, Any]) -> str:
+    """A token of the next ones, as everywhere: its text in quotes, or its id where it has none."""
+    return told_token(clean(str(entry.get("text") or ""), 20), entry.get("id"))
 
 
 def hint_here(hint: str) -> str:

@@ -10,7 +10,8 @@ from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
 
-from aprtui.tui.widgets.lines import Lines, Part, fit
+from aprtui.tui.widgets.lines import Part, fit
+from aprtui.tui.widgets.scrolled import Scrolled
 
 __all__ = ["Block", "BlockPane", "Line", "named", "wrapped"]
 
@@ -34,8 +35,8 @@ def wrapped(text: str, style: str, width: int, lead: str = "") -> Block:
     return [[(lead, "head"), (first, style)], *([(" " * len(lead), ""), (x, style)] for x in rest)]
 
 
-class BlockPane(Lines, can_focus=False):
-    """A picture of blocks, most important first; what does not fit is left out at the end."""
+class BlockPane(Scrolled, can_focus=False):
+    """A picture of blocks, most important first; what does not fit is reached with Tab."""
 
     class Changed(Message):
         """There is more or less room now: the blocks flow otherwise."""
@@ -56,6 +57,10 @@ class BlockPane(Lines, can_focus=False):
     def show(self, blocks: Sequence[Block]) -> None:
         """Draw other blocks; only lines that look different are drawn again."""
         before, self._lines = self._lines, self._flow([block for block in blocks if block])
+        if self.first and not self.has_focus:
+            self.go_to_line(0)
+        self.can_focus = len(self._lines) > self.size.height
+        self.tell_more()
         for y in range(max(len(before), len(self._lines))):
             if _at(before, y) != _at(self._lines, y):
                 self.refresh(Region(0, y, self.size.width, 1))
@@ -67,15 +72,18 @@ class BlockPane(Lines, can_focus=False):
         left, right = [blocks[0]], list(blocks[1:])
         while right and len(_stacked([*left, right[0]])) <= height and len(right) > 1:
             left.append(right.pop(0))
-        columns = [_stacked(left)[:height], _stacked(right)[:height]]
+        columns = [_stacked(left), _stacked(right)]
         return [
             [*_padded(_at(columns[0], y), self.column + 2), *_at(columns[1], y)]
             for y in range(max(map(len, columns)))
         ]
 
+    def all_lines(self) -> list[Line]:
+        return self._lines
+
     def render_line(self, y: int) -> Strip:
         width = self.size.width
-        return self.strip([(" ", ""), *_at(self._lines, y)], width)
+        return self.strip([(" ", ""), *_at(self._lines, self.first + y)], width)
 
 
 def _at(lines: Sequence[Line], y: int) -> Line:

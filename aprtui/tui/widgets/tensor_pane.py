@@ -19,8 +19,9 @@ from aprtui.tui.model_facts import TensorRow, tensor_facts, value_facts
 from aprtui.tui.weight_sample import WeightLook, look_at_all, look_at_weight
 from aprtui.tui.widgets.bars import axis_parts, histogram_rows
 from aprtui.tui.widgets.facts import Fact, fact_lines
-from aprtui.tui.widgets.lines import Lines, Part
+from aprtui.tui.widgets.lines import Part
 from aprtui.tui.widgets.model_pane import ModelPane, ModelSeen
+from aprtui.tui.widgets.scrolled import Scrolled
 from aprtui.tui.widgets.stats_pane import beside
 
 __all__ = ["TensorPane"]
@@ -51,7 +52,7 @@ class WeightCounted(Message):
         return isinstance(message, WeightCounted)
 
 
-class TensorPane(Lines, ModelPane):
+class TensorPane(Scrolled, ModelPane):
     """Facts, and a histogram between the 0.1st and 99.9th percentiles below or beside them."""
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -141,6 +142,9 @@ class TensorPane(Lines, ModelPane):
 
     def _changed(self) -> None:
         before, self._made = self._made, self._make()
+        if not self.has_focus:
+            self.first = 0
+        self.tell_more()
         self.refresh_changed(before or [], self._made)
 
     def on_resize(self) -> None:
@@ -164,14 +168,13 @@ class TensorPane(Lines, ModelPane):
     def _facts_width(self) -> int:
         return max(self.size.width * 12 // 20, 40) if self._wide else self.size.width
 
-    def render_line(self, y: int) -> Strip:
+    def all_lines(self) -> list[list[Part]]:
         if self._made is None:
             self._made = self._make()
-        width = self.size.width
-        lines = self._made
-        return (
-            self.strip(lines[y], width) if y < len(lines) else Strip.blank(width, self.rich_style)
-        )
+        return self._made
+
+    def render_line(self, y: int) -> Strip:
+        return self.scrolled_line(y)
 
     def _make(self) -> list[list[Part]]:
         values = value_facts(self.look) if self.look else []

@@ -14,7 +14,7 @@ from aprtui.compare.reference import named_adapter
 from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.graph.vocabulary import STAGES, facts_of, order_of
-from aprtui.text import clean
+from aprtui.text import clean, told_token
 from aprtui.tui.lens import LENS, Lens, ask_lens, model_of, of_logits
 from aprtui.tui.measure import Store, identity
 from aprtui.tui.widgets.lines import Part, RowList, fit
@@ -185,7 +185,7 @@ class TokensPane(RowList, StagePane):
         if not guesses:
             return [*parts, ("NaN or infinity: no tokens", "bad")]
         for guess in guesses[: max((width - LABEL) // CELL, 1)]:
-            name = f"'{guess.text}'" if guess.text else f"id {guess.id}"
+            name = told_token(guess.text, guess.id)
             style = "good" if guess.id == came else ""
             parts += [(fit(name, CELL - 9) + " ", style),
                       (f"{100 * guess.probability:5.1f} %" + " ", "dim")]  # fmt: skip

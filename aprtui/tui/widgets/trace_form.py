@@ -129,7 +129,7 @@ def hint(name: str, cards: Cards) -> str:
         "layers": "all, 3, 0..4 or 0,2,5",
         "steps": "tokens to decode behind the prompt, the likeliest each",
         "chunk": "the prompt in pieces of so many tokens",
-        "cache": f"what keys and values are kept in: {', '.join(KV_TYPES)}",
+        "cache": f"keys and values as {' '.join(KV_TYPES)}",
         "device": "auto (a GPU where there is one), cpu, cuda:1, mps",
         "dtype": "float32, bfloat16 or float16",
         "adapter": "a LoRA to lay on the weights: a peft folder, or a GGUF file",

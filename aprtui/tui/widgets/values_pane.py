@@ -105,7 +105,7 @@ class ValuesPane(Vertical, StagePane):
         said = str(np.float32(value)) if value is not None else "—"
         hit, looked = self.hit, ""
         if self.wanted is not None and hit is not None and hit.index == self.index:
-            looked = f"{self.wanted.text}: hit {count(hit.number)} of {count(hit.total)}  "
+            looked = f"{self.wanted.text}: hit {count(hit.number)} of {count(hit.total)} (n N)  "
         self._cell.show([
             (f" {place}  ", "head"), (f"{said}  ", "accent"), (looked, "good"), (axes, "dim"),
             (f"value {count(self.index + 1)} of {count(table.values.size)}", "dim"),
@@ -173,9 +173,6 @@ class ValuesPane(Vertical, StagePane):
             return Found(table, None if hit is None else hit.index, nothing, hit)
 
         self._search(table, look)
-
-    def idle_keys(self) -> frozenset[str]:
-        return frozenset() if self.wanted is not None else frozenset({"hit-next", "hit-previous"})
 
     def _seek(self, nothing: str, find: Callable[[Float32, Hook], int | None]) -> None:
         """Go to the value that ``find`` finds."""
