@@ -115,9 +115,13 @@ async def test_what_differs_is_marked_while_the_engine_works(
         trace = await _form(pilot, tmp_path, waits=True)
         await pilot.press("r")
         await until(pilot, "4 compared · 1 beyond bar · first layer-1/attn_norm")
+        await until(pilot, "4 of 6 files")
         assert trace.running
         assert trace.grid.cells[PARTS] == ("▶█", "bad")
         assert trace.grid.cells[StageKey(0, "attn_norm")] == ("=", "dim")
+        await pilot.press("c")
+        await pilot.pause()
+        assert trace.grid.cells[PARTS] == ("▶█", "bad")  # other colours hide no difference
         assert_frame(pilot, "trace-against", hide={r"· [0-9.]+ s ·": "· T ·"})
         await press(pilot, "x")
 
@@ -171,14 +175,3 @@ async def test_other_prompts_are_refused(tmp_path: Path) -> None:
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         trace = await _form(pilot, tmp_path)
         assert "different prompts" in await press(pilot, "r") and not trace.running
-
-
-async def test_r_waits_for_the_plan(tmp_path: Path) -> None:
-    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
-        trace = await _form(pilot, tmp_path, other=False)
-        trace.query_one("#field-against", Input).value = ""
-        trace.query_one("#field-stages", Input).value = "attn_norm"
-        await pilot.pause()
-        await pilot.press("r")
-        assert not trace.running and "starts when the plan is made" in frame(pilot)
-        await until(pilot, "complete")

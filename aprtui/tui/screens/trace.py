@@ -326,8 +326,10 @@ class TraceScreen(BaseScreen):
         self._show_progress()
 
     def action_colours(self) -> None:
-        """The grid's colours mean something else."""
+        """The grid's colours mean something else; what was compared keeps its sign."""
         self.filling.recolour()
+        if self.against is not None:
+            self.grid.put(self.against.cells(tuple(self.grid.cells)))
 
     def action_browse(self) -> None:
         if self.planned is not None:
