@@ -17,7 +17,7 @@ from aprtui.sweep.cluster import SHARE, alive_nodes, on_node, unmet
 from aprtui.sweep.matrix import Cell
 from aprtui.sweep.plan import ModelSpec, SweepPlan
 from aprtui.sweep.run import Surveys, upstream_of
-from aprtui.sweep.scratch import Scratch
+from aprtui.sweep.scratch import remove_scratch, sweep_scratch
 from aprtui.sweep.survey import Surveyed, survey
 from aprtui.sweep.work import Outcome, compute
 from aprtui.text import clean
@@ -30,20 +30,8 @@ _GRACE_S = 60.0  # that a node may be away before what needs it is given up
 _TIDY_S = 15.0
 
 
-def _survey(plan: SweepPlan, spec: ModelSpec, scratch: str) -> Surveyed:
-    return survey(plan, spec, Scratch(scratch))
-
-
 def _compute(job: CellJob, upstream: Cell | Outcome | None) -> Outcome:
     return compute(job, upstream.cell if isinstance(upstream, Outcome) else upstream)
-
-
-def _sweep(scratch: str) -> None:
-    Scratch(scratch).sweep()
-
-
-def _remove(scratch: str) -> None:
-    Scratch(scratch).remove()
 
 
 class OnRay:
@@ -54,7 +42,7 @@ class OnRay:
         self._errors: Any = importlib.import_module("ray.exceptions")
 
     def survey(self, plan: SweepPlan, scratch: str) -> Surveys:
-        self._on_every_node(_sweep, scratch)
+        self._on_every_node(sweep_scratch, scratch)
         asked: dict[str, Any] = {}
         found: dict[str, Surveyed] = {}
         for model in plan.models:
@@ -62,7 +50,7 @@ class OnRay:
             if why := unmet(self._ray, needs):
                 found[model.name] = Surveyed(error=why)
             else:
-                task = self._ray.remote(_survey).options(
+                task = self._ray.remote(survey).options(
                     num_cpus=1, resources=_holding(model), max_retries=_RETRIES
                 )
                 asked[model.name] = task.remote(plan, model, scratch)
@@ -90,7 +78,7 @@ class OnRay:
             waiting.cancel()
 
     def close(self, scratch: str) -> None:
-        self._on_every_node(_remove, scratch)
+        self._on_every_node(remove_scratch, scratch)
 
     def _on_every_node(self, task: Any, scratch: str) -> None:
         """A deed whose failure harms nobody: the next sweep there does it."""

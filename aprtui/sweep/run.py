@@ -62,7 +62,7 @@ class Serial:
 
     def survey(self, plan: SweepPlan, scratch: str) -> Surveys:
         Scratch(scratch).sweep()
-        return {model.name: survey(plan, model, Scratch(scratch)) for model in plan.models}
+        return {model.name: survey(plan, model, scratch) for model in plan.models}
 
     def compute(self, jobs: Sequence[CellJob], known: Mapping[str, Cell]) -> Iterator[Outcome]:
         done = dict(known)

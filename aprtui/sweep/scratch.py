@@ -19,7 +19,7 @@ from pathlib import Path
 from aprtui.errors import EngineError
 from aprtui.text import clean
 
-__all__ = ["Scratch"]
+__all__ = ["Scratch", "remove_scratch", "sweep_scratch"]
 
 _LOCK = ".lock"
 
@@ -92,6 +92,19 @@ class Scratch:
                 if os.path.samestat(os.fstat(fd), (self.root / _LOCK).stat()):
                     return fd
             os.close(fd)
+
+
+# What a cluster has done on each node: importing this module is all that it takes there.
+
+
+def sweep_scratch(run: str) -> None:
+    """``Scratch.sweep``, beside the folder of ``run``."""
+    Scratch(run).sweep()
+
+
+def remove_scratch(run: str) -> None:
+    """``Scratch.remove``."""
+    Scratch(run).remove()
 
 
 def _remove_unheld(folder: Path) -> None:

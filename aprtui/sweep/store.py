@@ -14,7 +14,7 @@ import posixpath
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +149,6 @@ class FolderStore(Store):
             shutil.copyfileobj(source, file, 1 << 20)
 
     def get_file(self, name: str, path: Path) -> None:
-        with suppress(OSError):
-            path.hardlink_to(self.root / name)
-            return
         shutil.copyfile(self.root / name, path)
 
     @contextmanager

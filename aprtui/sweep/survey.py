@@ -70,8 +70,12 @@ class Surveyed:
         return self.estimates[prompt.name, engine.name]
 
 
-def survey(plan: SweepPlan, spec: ModelSpec, scratch: Scratch) -> Surveyed:
-    """Read one model where it lies; what is wrong with it is in the value, nothing is raised."""
+def survey(plan: SweepPlan, spec: ModelSpec, run: str) -> Surveyed:
+    """Read one model where it lies; what is wrong with it is in the value, nothing is raised.
+
+    ``run`` names the node's scratch.
+    """
+    scratch = Scratch(run)
     try:
         with scratch.held():
             path = local_model(spec, scratch)
