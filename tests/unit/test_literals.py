@@ -40,6 +40,8 @@ DECLARED_IN = (
 )
 
 ALLOWED = {
+    "tui/keys.py": ({"attention"}, "the pane's name"),
+    "tui/panes.py": ({"attention"}, "the pane's name"),
     "engine/module_trace.py": ({"attention"}, "a setting of the engine, in the manifest"),
     "engine/modules.py": (
         {"attn_scores", "lm_head"},

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from aprtui.errors import BadFileError
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
+from aprtui.graph.vocabulary import STAGES
 from aprtui.text import clean, count
 from aprtui.tui.measure import Hook, Measured, identity
 from aprtui.tui.stage_table import StageTable
@@ -21,7 +22,10 @@ from aprtui.tui.widgets.stage_pane import StagePane, StageSeen, Work
 
 __all__ = ["ExpertsPane", "Routed"]
 
-IDS, WEIGHTS, LOGITS = "moe_router_indices", "moe_router", "router_logits"
+_OF_RANKS = [stage for stage in STAGES if stage.experts and stage.axes == ("token", "rank")]
+IDS = next(stage.name for stage in _OF_RANKS if stage.integers)
+WEIGHTS = next(stage.name for stage in _OF_RANKS if not stage.integers)
+LOGITS = next(stage.name for stage in STAGES if stage.axes == ("token", "expert"))
 LABEL, CELL = 16, 12
 
 
