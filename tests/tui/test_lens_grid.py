@@ -52,7 +52,7 @@ async def test_t_follows_a_token_and_tells_its_rank_and_probability_everywhere()
         assert lens is not None and lens.asked[-1] is not None
         assert abs(lens.asked[-1][0] - rank) <= 1
         assert lens.asked[-1][1] == pytest.approx(wanted[guess.id], rel=1e-2)
-        assert f"{guess.text!r} is followed  here rank {lens.asked[-1][0]:,}" in frame(pilot)
+        assert f"'{guess.text}' is followed  here rank {lens.asked[-1][0]:,}" in frame(pilot)
         text = await press(pilot, "g", "t")
         assert grid.chosen is None and "is followed" not in text
 

@@ -279,7 +279,7 @@ async def test_a_question_stays_in_sight_while_it_is_answered(tmp_path: Path) ->
     async with opened(small_trace(tmp_path)) as pilot:
         text = await press(pilot, "e")
         assert "layer-0-attn_norm.npy" in text
-        assert "write to (.npy or .csv)  ·  enter answers, esc leaves" in text
+        assert "write to (.npy or .csv)  ·  tab completes, enter answers, esc leaves" in text
         assert "enter answers" not in await press(pilot, "escape")
 
 

@@ -24,7 +24,7 @@ from aprtui.compare.reference import named_adapter
 from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.graph.vocabulary import facts_of, order_of
-from aprtui.text import clean, count
+from aprtui.text import clean, count, told_token
 from aprtui.tui.keys import bindings
 from aprtui.tui.lens import LENS, Guess, Lens, ask_lens, model_of
 from aprtui.tui.measure import Store, identity
@@ -402,7 +402,7 @@ class LensPane(Lines, StagePane):
         if self.chosen is None:
             return [(" t follows the token under the cursor: its rank and probability everywhere",
                      "dim")]  # fmt: skip
-        name = repr(self.chosen.text) if self.chosen.text else f"id {self.chosen.id}"
+        name = told_token(self.chosen.text, self.chosen.id)
         asked = lens.asked[at] if lens and at is not None and at < len(lens.asked) else None
         if asked is None:
             return [(f" {name} is followed  ", "accent")]
