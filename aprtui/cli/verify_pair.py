@@ -13,6 +13,7 @@ from aprtui.cli.verify_paths import folder_of, job_of
 from aprtui.compare.bisect import Options, bisect
 from aprtui.compare.diff import diff_traces
 from aprtui.compare.one_model import OneModel
+from aprtui.compare.weight_heads import dealt_columns
 from aprtui.compare.weights import diff_models
 from aprtui.engine.plan import make_plan
 from aprtui.errors import AprtuiError, UsageError
@@ -22,7 +23,9 @@ from aprtui.text import clean, count, number
 
 if TYPE_CHECKING:
     from aprtui.compare.verified import Verified
+    from aprtui.compare.weight_results import ModelComparison
     from aprtui.engine.plan import Plan
+    from aprtui.graph import Graph
 
 __all__ = ["SCHEMA", "opened", "verify_pair"]
 
@@ -47,7 +50,7 @@ def verify_pair(
         traces = [trace(_OURS, plan, args) for plan in plans]
         one = OneModel(
             files, models[1].graph, diff_traces(traces[0], traces[1]),
-            _replayed(files.counts, models[0], traces),
+            _replayed(files, models[0], models[1].graph, traces),
         )  # fmt: skip
         others: dict[str, Verified] = {}
         for side, model, plan, ours in zip("AB", models, plans, traces, strict=True):
@@ -83,11 +86,12 @@ def _plans(args: argparse.Namespace, models: tuple[Model, Model], folder: Path) 
     return [plan, make_plan(second)]
 
 
-def _replayed(counts: Mapping[str, int], model: Model, traces: list[TraceDir]) -> Any:
-    """B's pass by A's file; not where weights were rounded: every product would differ."""
-    if "rounding" in counts:
+def _replayed(files: ModelComparison, model: Model, other: Graph, traces: list[TraceDir]) -> Any:
+    """B's pass by A's file; not where weights were rounded, or value heads are dealt otherwise:
+    every product would differ."""
+    if files.rounded or dealt_columns(model.graph, other) or dealt_columns(other, model.graph):
         return None
-    return bisect(model, traces[1], traces[0], options=Options(reference=False))
+    return bisect(model, traces[1], traces[0], options=Options(reference=False, whole_heads=True))
 
 
 def _other_tokens(args: argparse.Namespace, models: tuple[Model, Model], plan: Plan) -> str:
@@ -169,7 +173,7 @@ def _show(
     far = "" if apart is None else f"; the logits are {number(apart, 2)} apart (relative L2)"
     print(f"\nboth passes: {one.passes.headline}{far}")
     if one.replayed is None:
-        print("B's weights are rounded: its pass is not replayed by A's file")
+        print("B's weights are rounded, or lie otherwise: its pass is not replayed by A's file")
     for name, each in others.items():
         print(f"{name[2:]} on {name[0]}: {each.verdict}")
         for cause in each.replay.causes:

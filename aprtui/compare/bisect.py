@@ -75,12 +75,15 @@ class Options:
     """What of the capture is replayed; None means all. ``overrides`` move the bars.
 
     ``reference``: A is replayed too where B has no culprit and they differ all the same.
+    ``whole_heads``: B is the pass of another file of the model, whose converter ordered all rows of
+    q and k (``Captured``).
     """
 
     stages: tuple[str, ...] | None = None
     layers: tuple[int, ...] | None = None
     overrides: tuple[Override, ...] = ()
     reference: bool = True
+    whole_heads: bool = False
 
 
 def bisect(
@@ -107,7 +110,7 @@ def bisect(
         check_tokens(a, b)
     ids = tokens if tokens is not None else b.token_ids
     check_ids(ids, model)
-    captured = open_captured(b, model.graph, ids)
+    captured = open_captured(b, model.graph, ids, whole_heads=options.whole_heads)
     check_positions(captured)
     check_overrides(options.overrides, (*captured.graph.by_key, *b.records))
     found = replayed(Worker(model, captured, ids, a, options), progress, cancelled)

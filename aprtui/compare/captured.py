@@ -52,11 +52,15 @@ class Captured:
 
     "whole", "last" (the last position only), "some" (those that its record names), "size" (its
     count contradicts the model), "unreadable", "absent". ``rows``: where the positions stand, and
-    which pass made each.
+    which pass made each. ``whole_heads``: where B's q and k are in the other order of pairs, all
+    channels are, turned or not, as llama.cpp's converter orders rows.
     """
 
-    def __init__(self, trace: TraceDir, graph: Graph, tokens: int, logits: str) -> None:
+    def __init__(
+        self, trace: TraceDir, graph: Graph, tokens: int, logits: str, *, whole_heads: bool = False
+    ) -> None:
         self.trace, self.graph, self.tokens, self.logits = trace, graph, tokens, logits
+        self.whole_heads = whole_heads
         stated = trace.rows
         fits = stated is not None and len(stated) == tokens
         self.rows = stated if fits and stated is not None else Rows.plain(tokens)
@@ -112,18 +116,18 @@ class Captured:
         return f"B rotates {said} pairs, this model {right}: q and k were reordered in each head"
 
     def _reordered(self, key: StageKey, values: Float64) -> Float64:
-        """Channels of each head that is turned in the model's order, where B's is the other one;
-        ``values`` are changed."""
+        """Channels of each head that is turned in the model's order, where B's is the other one (of
+        ``whole_heads`` all channels of q and k); ``values`` are changed."""
         if not self.reordered:
             return values
         rows = values.reshape(len(values), -1)
-        for heads, table in ((each.heads, each.table) for each in self.windows.get(key, ())):
-            if table is None:
-                continue
-            pair = (2, -1) if table.pairs == "adjacent" else (-1, 2)
-            order = np.arange(table.dims).reshape(pair).T.reshape(-1)
+        pair = (2, -1) if self.graph.rope_layout == "adjacent" else (-1, 2)
+        for window in self.windows.get(key, ()):
+            heads, turned = window.heads, 0 if window.table is None else window.table.dims
+            dims = heads.size if self.whole_heads and window.ordered else turned
+            order = np.arange(dims).reshape(pair).T.reshape(-1)
             cut = rows[:, heads.columns].reshape(len(rows), heads.count, heads.size)
-            cut[..., : table.dims] = cut[..., order]
+            cut[..., :dims] = cut[..., order]
             rows[:, heads.columns] = cut.reshape(len(rows), heads.width)
         return rows.reshape(values.shape)
 
@@ -231,7 +235,9 @@ def common(one: tuple[int, ...] | None, other: tuple[int, ...] | None) -> tuple[
     return tuple(sorted(set(one) & set(other)))
 
 
-def open_captured(trace: TraceDir, graph: Graph, tokens: tuple[int, ...] | None) -> Captured:
+def open_captured(
+    trace: TraceDir, graph: Graph, tokens: tuple[int, ...] | None, *, whole_heads: bool = False
+) -> Captured:
     """The capture through the model's graph; the number of positions from ``tokens`` or the counts.
 
     Raises UsageError when the model does not fit the capture, or ``tokens`` do not.
@@ -271,7 +277,7 @@ def open_captured(trace: TraceDir, graph: Graph, tokens: tuple[int, ...] | None)
     whole = head is not None and length > 1 and head.count == length * graph.vocab_size
     if head is not None and isinstance(head.positions, tuple):  # logits of some: as rows, too
         whole = True
-    return Captured(trace, graph, length, "all" if whole else "last")
+    return Captured(trace, graph, length, "all" if whole else "last", whole_heads=whole_heads)
 
 
 def _tokens_in(record: StageRecord, node: Node) -> int | None:

@@ -93,7 +93,8 @@ Run = Callable[[Sequence[Piece]], Iterable[tuple[Found, ...]]]
 def replay_piece(piece: Piece) -> tuple[Found, ...]:
     """The stages of a piece, in this process. Raises BadFileError, UsageError, EngineError."""
     model = _opened(piece.model, tuple(sorted(piece.overrides.items())), piece.adapter)
-    captured = open_captured(piece.b, model.graph, piece.tokens)
+    whole_heads = piece.options.whole_heads
+    captured = open_captured(piece.b, model.graph, piece.tokens, whole_heads=whole_heads)
     worker = Worker(model, captured, piece.tokens, piece.a, piece.options)
     worker.learnt, worker.numerics = dict(piece.known.learnt), dict(piece.known.numerics)
     worker.honest, worker.naming = piece.known.honest, piece.naming

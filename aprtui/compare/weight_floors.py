@@ -13,10 +13,10 @@ from aprtui.engine.weight_blocks import WeightReader
 from aprtui.formats.modelfile import tensor_bytes
 from aprtui.model.operand import Operand
 
-__all__ = ["ROUNDING_FACTOR", "passed_through", "rounding_limit"]
+__all__ = ["EXACT", "ROUNDING_FACTOR", "passed_through", "rounding_limit"]
 
 ROUNDING_FACTOR = 1.5  # of the formats' floors together (docs/compare.md 6)
-_EXACT = 1e-6  # what float32 arithmetic of an importer may leave, 1 + w of a norm above all
+EXACT = 1e-6  # what float32 arithmetic of an importer may leave, 1 + w of a norm above all
 _WIDE = ("F32", "F64")
 
 
@@ -37,7 +37,7 @@ def rounding_limit(a: Operand, b: Operand, sums: RowSums | None = None) -> float
             if rms and math.isfinite(step):
                 floor = abs(step) / math.sqrt(12) / rms
         floors.append(floor)
-    return max(ROUNDING_FACTOR * math.hypot(*floors), _EXACT)
+    return max(ROUNDING_FACTOR * math.hypot(*floors), EXACT)
 
 
 def passed_through(operand: Operand, reader: WeightReader) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 from aprtui.compare.causes import shared_by
 from aprtui.compare.computation import Otherwise
 from aprtui.compare.model_settings import Setting
+from aprtui.compare.weight_floors import EXACT
 from aprtui.formats.summary import finite_json
 from aprtui.graph import Role
 from aprtui.notebook import html_table
@@ -128,6 +129,15 @@ class ModelComparison:
         """How many tensors are of each class; classes without one are left out."""
         found = Counter(result.kind for result in self.tensors)
         return {kind: found[kind] for kind in CLASSES if found[kind]}
+
+    @property
+    def rounded(self) -> bool:
+        """Whether a tensor of either file is only near the other's, as a narrower format leaves it:
+        a product by one is then not the product by the other."""
+        return any(
+            each.kind == "rounding" and (each.metrics is None or each.metrics.rel_l2 > EXACT)
+            for each in self.tensors
+        )
 
     @property
     def settings(self) -> tuple[Setting, ...]:

@@ -75,7 +75,7 @@ class WeightSide:
     @property
     def rope_layout(self) -> str:
         """How the rows of q and k lie, of a model that turns nothing too."""
-        return self.graph.rope_layout or str(self.settings.get("rope_layout", ""))
+        return self.graph.rope_layout
 
     @property
     def norm_offset(self) -> float:

@@ -80,7 +80,8 @@ def settle(
             if role.name in family.tensors.constants
         },
     )
-    return Settled(family.build(settings), settings)
+    graph = family.build(settings)
+    return Settled(replace(graph, rows=str(settings.values.get("rope_layout", ""))), settings)
 
 
 def has_gguf_rows(file: ModelFile, gguf_names: bool) -> bool:

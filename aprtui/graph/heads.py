@@ -16,10 +16,13 @@ __all__ = ["HeadWindow", "head_windows"]
 @dataclass(frozen=True)
 class HeadWindow:
     """Heads in the columns of a row. ``table`` is what turns them, here or later: their channels
-    lie in the order of its pairs. None for what is not turned: values, queries of a NoPE layer."""
+    lie in the order of its pairs. None for what is not turned: values, queries of a NoPE layer.
+    ``ordered``: whether they are queries or keys, which a file may hold in either order of pairs.
+    """
 
     heads: Heads
     table: RopeTable | None = None
+    ordered: bool = True
 
 
 def head_windows(graph: Graph) -> Mapping[StageKey, tuple[HeadWindow, ...]]:
@@ -47,7 +50,7 @@ def _cut_by(node: Node, own: tuple[HeadWindow, ...]) -> list[tuple[StageKey, Hea
     if isinstance(op, Bias | Clip):
         return [(inputs[0], window) for window in own]
     if isinstance(op, Attend):
-        return [(inputs[1], HeadWindow(op.values))]
+        return [(inputs[1], HeadWindow(op.values, ordered=False))]
     if isinstance(op, Scores):
         cut = zip(inputs, (op.queries, op.keys), strict=True)
         return [(key, HeadWindow(heads)) for key, heads in cut if heads is not None]

@@ -80,10 +80,12 @@ class Absent:
 
 @dataclass(frozen=True, repr=False)
 class Graph:
-    """Every node of a model's forward pass, in order of computation."""
+    """Every node of a model's forward pass, in order of computation. ``rows``: the pairs that the
+    rows of q and k are ordered for, which nothing else tells where nothing is turned."""
 
     nodes: tuple[Node, ...]
     absent: tuple[Absent, ...] = ()
+    rows: str = ""
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
@@ -123,9 +125,9 @@ class Graph:
 
     @cached_property
     def rope_layout(self) -> str:
-        """The pairs that RoPE turns: "halves" or "adjacent"; "" where nothing is turned."""
+        """The pairs that RoPE turns, or q and k are ordered for: "halves" or "adjacent", or ""."""
         tables = (node.op.table for node in self.nodes if isinstance(node.op, Rope | SharedRope))
-        return next((table.pairs for table in tables), "")
+        return next((table.pairs for table in tables), self.rows)
 
     @cached_property
     def weights(self) -> Mapping[Role, tuple[int, ...]]:

@@ -109,8 +109,11 @@ def test_what_is_no_way_of_the_same_engine_is_refused(
     shutil.copytree(ways[1].root, copy)
     manifest = json.loads((copy / "trace.json").read_text())
     manifest["engine"] = {"name": "mine"}
+    manifest["tokens"]["ids"][0] += 1  # which is told after what is no way at all
     (copy / "trace.json").write_text(json.dumps(manifest))
     with pytest.raises(UsageError, match="another engine"):
         compare_paths([ways[0], open_trace(copy)])
+    assert main(["diff", "--paths", str(ways[0].root), str(copy)]) == 2
+    assert "--paths asks one engine" in capsys.readouterr().err
     assert main(["diff", *(str(way.root) for way in ways)]) == 2
-    assert "--paths compares several" in capsys.readouterr().err
+    assert "decoded: the captures are of different prompts" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from aprtui.engine.adapters.ggml import Node
 from aprtui.engine.job import TraceJob
 from aprtui.engine.module_job import module_plan
 from aprtui.engine.node_trace import NodeWatch
-from aprtui.errors import UnknownFamilyError, UsageError
+from aprtui.errors import UsageError
 from aprtui.formats.modulecalls import nodes_of, order_of_calls
 from aprtui.formats.tracedir import StageKey, TraceDir, open_trace
 from aprtui.model.open import open_model
@@ -30,7 +30,6 @@ from tests.engine.test_adapters_llamacpp import nodes_of as recorded_of
 from tests.support import FIXTURES, needs_fixtures
 
 CASE = FIXTURES / "families" / "falcon_h1"
-MODEL = CASE / "model.gguf"
 
 
 def recorded(case: Path) -> list[tuple[Node, Any]]:
@@ -77,29 +76,30 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     return llama
 
 
-def traced(out: Path, **job: Any) -> TraceDir:
+@pytest.fixture
+def nameless(tmp_path: Path) -> Path:
+    """The model under the name of an architecture that nobody described."""
+    path = tmp_path / "nameless.gguf"
+    path.write_bytes((CASE / "model.gguf").read_bytes().replace(b"falcon-h1", b"unheardof"))
+    return path
+
+
+def traced(model: Path, out: Path, **job: Any) -> TraceDir:
     with np.load(CASE / "expected.npz") as expected:
         tokens = tuple(map(int, expected["tokens"]))
-    return api.trace(MODEL, engine="llamacpp", tokens=tokens, directory=out, **job)
-
-
-def unknown() -> bool:
-    try:
-        open_model(MODEL)
-    except UnknownFamilyError:
-        return True
-    return False
+    return api.trace(model, engine="llamacpp", tokens=tokens, directory=out, **job)
 
 
 @needs_fixtures
-def test_a_model_without_a_family_is_captured_node_by_node(played: Played, tmp_path: Path) -> None:
-    arguments = {} if unknown() else {"nodes": "on"}
-    found = traced(tmp_path / "t", engine_args=arguments)
+def test_a_model_without_a_family_is_captured_node_by_node(
+    played: Played, nameless: Path, tmp_path: Path
+) -> None:
+    found = traced(nameless, tmp_path / "t")
     assert found.manifest is not None
     told = " ".join(found.manifest["notes"])
     assert "stages are llama.cpp's nodes under its own names" in told
     held = {(node.name, node.op): values for node, values in recorded(CASE)}
-    norm = found["layer-1/attn_norm.node" if unknown() else "layer-1/attn_norm"]
+    norm = found["layer-1/attn_norm.node"]
     np.testing.assert_array_equal(np.asarray(norm), held["attn_norm-1", "MUL"])
     assert norm.axes is not None and norm.axes[0] == "token"
     assert StageKey(None, "lm_head") in found.records
@@ -110,13 +110,12 @@ def test_a_model_without_a_family_is_captured_node_by_node(played: Played, tmp_p
 
 
 @needs_fixtures
-@pytest.mark.skipif(FIXTURES.is_dir() and not unknown(), reason="a family file describes it now")
 def test_such_captures_are_compared_and_bisect_says_that_nothing_is_replayed(
-    played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    played: Played, nameless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    traced(tmp_path / "a")
+    traced(nameless, tmp_path / "a")
     played.change = ("ffn_norm-1", 1.5)
-    traced(tmp_path / "b")
+    traced(nameless, tmp_path / "b")
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     assert main(["diff", a, b]) == 1
     assert "First divergence: layer-1/ffn_norm.node (differs)" in capsys.readouterr().out
@@ -129,14 +128,14 @@ def test_such_captures_are_compared_and_bisect_says_that_nothing_is_replayed(
 
 
 @needs_fixtures
-def test_stages_and_layers_choose_nodes(played: Played, tmp_path: Path) -> None:
-    arguments = {} if unknown() else {"nodes": "on"}
-    few = traced(tmp_path / "t", engine_args=arguments, stages="ffn_*", layers="1")
+def test_stages_and_layers_choose_nodes(played: Played, nameless: Path, tmp_path: Path) -> None:
+    few = traced(nameless, tmp_path / "t", stages="ffn_*", layers="1")
     assert few.records and all(key.layer == 1 for key in few.records)
     assert all(key.stage.startswith("ffn_") for key in few.records)
     with pytest.raises(UsageError, match="no node has a name like that"):
-        traced(tmp_path / "none", engine_args=arguments, stages="nothing")
-    job = TraceJob(str(MODEL), engine="llamacpp", engine_args={"nodes": "on"}, tokens=(1,), steps=2)
+        traced(nameless, tmp_path / "none", stages="nothing")
+    known = str(CASE / "model.gguf")
+    job = TraceJob(known, engine="llamacpp", engine_args={"nodes": "on"}, tokens=(1,), steps=2)
     with pytest.raises(UsageError, match="nodes are traced in one prefill"):
         module_plan(job)
 

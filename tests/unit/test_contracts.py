@@ -395,6 +395,10 @@ def sample_events() -> Iterator[events.Event]:
         None, "lm_head", "lm_head.bin", 20, 8, 8, 99, 0.5, "NaN", 2, 0, 1, 2,
         (2,), ("vocab",), "last",
     )  # fmt: skip
+    yield events.StageCompared(0, "ffn_out", "differs", 0.25, "rel_l2 0.25 > 1e-3", True)
+    yield events.StageCompared(None, "lm_head", "unreadable", None, "cut short", False)
+    yield events.Replay(0, "ffn_out", "computes wrongly")
+    yield events.Replay(None, None, "no stage computes wrongly")
     yield events.PassDone(1, 3, "decode", 9, 1, 7, " the", 0.25)
     yield events.CardSeen("cuda:0", 10**9, 8 * 10**9, 97, 310.5, None)
     yield events.CardSeen("cuda:1", 0, 16_000_000_000, None, None, None)
