@@ -39,6 +39,7 @@ from aprtui.graph.ops import (
     Scores,
     SharedRope,
 )
+from aprtui.graph.recurrent import ChannelScan
 
 __all__ = [
     "Numerics",
@@ -138,6 +139,8 @@ def limits_of(case: Case, numerics: Numerics, part: Part | None = None) -> tuple
     how, inner = numerics.how, ""
     if how.attention in (SUMMED, *FLASH):
         inner = numerics.output or "F16"
+    elif how.stage in _UNITS and not numerics.output and _scanned(case):
+        inner = how.stage
     elif numerics.output and numerics.output == how.partial:
         inner = how.partial if how.ranks > 1 else ""
     elif numerics.output and numerics.output == how.stage:
@@ -149,6 +152,11 @@ def limits_of(case: Case, numerics: Numerics, part: Part | None = None) -> tuple
         return case.limits
     loose = _UNITS[inner] / 8
     return max(case.limits[0], loose), max(case.limits[1], 4 * loose)
+
+
+def _scanned(case: Case) -> bool:
+    """Whether a scan gives out what it rounds inside; its state it does not round."""
+    return any(isinstance(node.op, ChannelScan) and not node.op.last for node in case.chain)
 
 
 def numerics_of(case: Case, likely: Sequence[Numerics] = ()) -> Iterator[Numerics]:

@@ -40,8 +40,9 @@ from aprtui.graph.ops import (
 from aprtui.graph.recurrent import Decay, GatedNorm, Steps
 
 __all__ = [
-    "BRANCHES_FIRST", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE", "STEPPED",
-    "STEPS", "SUMMED", "TILED", "UNROUNDED", "Arithmetic", "Rounded", "Way", "product_rounding",
+    "BRANCHES_FIRST", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE", "KEPT_WIDE",
+    "STEPPED", "STEPS", "SUMMED", "TILED", "UNROUNDED", "Arithmetic", "Rounded", "Way",
+    "product_rounding",
 ]  # fmt: skip
 
 Tensor = torch.Tensor
@@ -86,6 +87,9 @@ STEPS = (
     Embed, Norm, Rope, SharedRope, Activate, Xielu, Softmax, Route, Decay, GatedNorm, Steps,
 )  # fmt: skip
 """Operations of elementary steps, each of which some engines round."""
+
+KEPT_WIDE = frozenset({"ssm_scan"})
+"""Stages that an engine of 16 bits keeps and reads in float32."""
 
 
 @dataclass(frozen=True)

@@ -210,17 +210,21 @@ def scan_channels(ar: Pass, op: ChannelScan, x: Tensor, dt: Tensor, b: Tensor, c
     def made() -> tuple[Tensor, Tensor]:
         a, values = _rates(ar, op).reshape(op.channels, op.state), _wide(x)
         state = ar.recall(values.new_zeros(op.channels, op.state, 1))[:, :, 0]
-        out, state = channel_scan(values, _wide(dt), _wide(b), _wide(c), a, state, ar.stride)
+        out, state = channel_scan(
+            values, _wide(dt), _wide(b), _wide(c), a, state, ar.stride, ar.cut
+        )
         return (out + values * _wide(ar.vector(op.skip)))[:, :, None], state[:, :, None]
 
     return _once(ar, (x, dt, b, c), made, last=op.last)
 
 
 def channel_scan(
-    x: Tensor, dt: Tensor, b: Tensor, c: Tensor, a: Tensor, state: Tensor, chunk: int
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, dt: Tensor, b: Tensor, c: Tensor, a: Tensor, state: Tensor, chunk: int,
+    cut: Callable[[Tensor], Tensor] = lambda x: x,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """S = exp(a dt) S + dt x b', of which S c comes out [T,C], and the S behind it [C,state]. What
-    a token brings is computed ``chunk`` tokens at a time, the states one after the other."""
+    a token brings is computed ``chunk`` tokens at a time, the states one after the other. ``cut``:
+    of the states that meet c, and of what comes out."""
     out = []
     for first in range(0, len(x), chunk):
         some = slice(first, first + chunk)
@@ -228,7 +232,7 @@ def channel_scan(
         states = (dt[some] * x[some])[:, :, None] * b[some, None, :]
         for place in range(len(states)):
             state = states[place].add_(kept[place] * state)
-        out.append((states @ c[some, :, None])[:, :, 0])
+        out.append(cut(cut(states) @ c[some, :, None])[:, :, 0])
         state = state.clone()
     return torch.cat(out), state
 

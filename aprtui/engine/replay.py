@@ -21,6 +21,7 @@ from aprtui.engine.arithmetic import (
     FLASH,
     FUSED,
     INSIDE,
+    KEPT_WIDE,
     STEPPED,
     STEPS,
     SUMMED,
@@ -305,12 +306,13 @@ class Replay:
 
 def _given(node: Node, inputs: Sequence[Float64], how: Arithmetic) -> list[Tensor]:
     """The inputs as an engine that computes in the type of ``how.stage`` holds them; a residual
-    sum, and what stays inside a fused attention, it does not write."""
+    sum, what stays inside a fused attention and what a scan computes, it does not write."""
     round_to = ROUND_TO["" if how.before == UNROUNDED else how.stage]
     inside = how.attention in FLASH and isinstance(node.op, Softmax | Attend)
     given = []
     for place, (key, value) in enumerate(zip(node.inputs, inputs, strict=True)):
-        kept = facts_of(key.stage).integers or (inside and place == 0)
+        whole = facts_of(key.stage).integers or key.stage in KEPT_WIDE
+        kept = whole or (inside and place == 0)
         given.append(_tensor(value) if kept else round_to(_tensor(value)))
     return given
 

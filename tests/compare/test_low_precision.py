@@ -43,10 +43,14 @@ BY_TRANSFORMERS = {
     "apertus": ("ffn_silu", "rounding of inputs and outputs"),
     "bamba": ("ssm_dt", "rounding of inputs and outputs"),
     "deepseek_v3": ("k_post_rope", "rounding of inputs and outputs"),
+    "falcon_h1": ("ssm_gated", "rounding of inputs and outputs"),
+    "falcon_mamba": ("ssm_gated", "rounding of inputs and outputs"),
     "gemma2": ("embedding", "rounding of inputs and outputs"),
     "gpt_neox": ("post_ffn_residual", "both branches added before the residual"),
     "gpt_oss": ("attn_softmax", "rounding of inputs and outputs"),
+    "jamba": ("ssm_dt", "rounding of inputs and outputs"),
     "lfm2_moe": ("moe_router", "rounding of inputs and outputs"),
+    "mamba": ("ssm_scan", "rounding of inputs"),
     "mpt": ("attn_scores", "rounding"),
     "qwen3_next": ("delta_norm", "rounding of inputs and outputs"),
 }
@@ -76,9 +80,11 @@ def test_an_engine_of_16_bits_is_cleared_and_a_fault_in_it_is_not(
     told = [each.by for each in found.explained if each.key.stage == stage]
     assert told and all(by in each for each in told)
     where = next(key for key in trace.records if key.stage == stage)
-    scale(trace, where, 1.02, dtype)
-    again = bisect(model, open_trace(trace.root))
-    assert where in {each.key for each in again.culprits}
+    whole = trace.records[where].values().astype(np.float64)
+    for fault in (lambda x: x * 1.01, three_channels):
+        rewrite(trace, where, fault(whole), dtype)
+        again = bisect(model, open_trace(trace.root))
+        assert where in {each.key for each in again.culprits}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -95,15 +101,20 @@ def test_a_quantised_cache_under_16_bits_is_explained(kv: str, dtype: str, tmp_p
         assert told and all(f"{kv} KV cache" in each for each in told)
 
 
-def scale(trace: TraceDir, key: StageKey, factor: float, dtype: str) -> None:
-    """A stage's values times ``factor``, in the type of the runtime; its file alone, as a runtime
-    without a manifest leaves it."""
-    values = trace.records[key].values().astype(np.float64) * factor
+def three_channels(values: Array) -> Array:
+    """The first three of each token times one and a half."""
+    rows = values.reshape(len(TOKENS) if values.size % len(TOKENS) == 0 else 1, -1)
+    return np.concatenate((rows[:, :3] * 1.5, rows[:, 3:]), 1)
+
+
+def rewrite(trace: TraceDir, key: StageKey, values: Array, dtype: str) -> None:
+    """A stage with other values, in the type of the runtime; its file alone, as a runtime without a
+    manifest leaves it."""
     cut = bf16(values) if dtype == "bfloat16" else values.astype(np.float16)
     path = trace.root / relative_path(key)
     head = path.read_bytes()[: -4 * values.size]
     path.write_bytes(head + cut.astype("<f4").tobytes())
-    (trace.root / "trace.json").unlink()
+    (trace.root / "trace.json").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", ["pycode-5m", "bloom"])

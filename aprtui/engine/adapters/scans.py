@@ -246,7 +246,8 @@ def _watch_channels(module: torch.nn.Module, number: int, shown: Shown) -> Itera
         def scan(x: torch.Tensor, dt: torch.Tensor, *given: Any, **named: Any) -> Any:
             ungated = {**named, "z": None, "return_last_state": True}
             out, state = right(x, dt, *given, **ungated)
-            put("ssm_dt", softplus(dt + named["delta_bias"][:, None]).transpose(1, 2))
+            bias = named["delta_bias"].to(dt.dtype)
+            put("ssm_dt", softplus(dt + bias[:, None]).transpose(1, 2))
             put("ssm_scan", out.transpose(1, 2)[..., None])
             shown.put_state("ssm_state", state[..., None], number)
             return right(x, dt, *given, **named)
@@ -260,7 +261,7 @@ def _watch_channels(module: torch.nn.Module, number: int, shown: Shown) -> Itera
             before = state.clone()  # it is written over
             ungated = right(before, x, dt, *given, **{**named, "z": None})
             out = right(state, x, dt, *given, **named)
-            put("ssm_dt", softplus(dt + named["dt_bias"])[:, None])
+            put("ssm_dt", softplus(dt + named["dt_bias"].to(dt.dtype))[:, None])
             put("ssm_scan", ungated[:, None, :, None])
             shown.put_state("ssm_state", state[..., None], number)
             return out
