@@ -40,7 +40,7 @@ async def test_t_follows_a_token_and_tells_its_rank_and_probability_everywhere()
     logits = read_values(CAPTURE / "lm_head.bin").astype(np.float64)
     wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     async with opened(CAPTURE, model=MODEL) as pilot:
-        await press(pilot, "8", "tab", "g")
+        await press(pilot, "8", "tab", "g", "dollar_sign")
         grid = pane(pilot, LensPane)
         guess = grid.guess
         assert guess is not None
