@@ -40,7 +40,7 @@ async def test_t_follows_a_token_and_tells_its_rank_and_probability_everywhere()
     logits = read_values(CAPTURE / "lm_head.bin").astype(np.float64)
     wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     async with opened(CAPTURE, model=MODEL) as pilot:
-        await press(pilot, "8", "tab", "g", "dollar_sign")
+        await press(pilot, "8", "tab", "g")
         grid = pane(pilot, LensPane)
         guess = grid.guess
         assert guess is not None
@@ -52,6 +52,7 @@ async def test_t_follows_a_token_and_tells_its_rank_and_probability_everywhere()
         assert lens is not None and lens.asked[-1] is not None
         assert abs(lens.asked[-1][0] - rank) <= 1
         assert lens.asked[-1][1] == pytest.approx(wanted[guess.id], rel=1e-2)
+        assert grid.column == grid.columns - 1  # as before it was followed
         assert f"'{guess.text}' is followed  here rank {lens.asked[-1][0]:,}" in frame(pilot)
         text = await press(pilot, "g", "t")
         assert grid.chosen is None and "is followed" not in text

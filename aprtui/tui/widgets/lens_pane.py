@@ -110,17 +110,23 @@ class LensPane(Lines, StagePane):
 
     # What the engine says.
 
-    def _key(self, path: Path) -> object:
-        token = self.chosen.id if self.chosen is not None else None
-        return (identity(path), token, self.seen.model if self.seen is not None else "")
-
-    def lens(self, row: int) -> Lens | None:
-        """What is known of a row by now."""
-        found = self.store.get(self._key(self.rows[row].path))
+    def _known(self, path: Path, token: int | None) -> Lens | None:
+        model = self.seen.model if self.seen is not None else ""
+        found = self.store.get((identity(path), token, model))
         return found if isinstance(found, Lens) else None
 
+    def _told_of(self, path: Path) -> Lens | None:
+        """What is known of a file with the token that is followed."""
+        return self._known(path, self.chosen.id if self.chosen is not None else None)
+
+    def lens(self, row: int) -> Lens | None:
+        """What is known of a row by now: of the token that is followed, as long as nothing is said
+        of it, only what each position would say."""
+        path = self.rows[row].path
+        return self._told_of(path) or self._known(path, None)
+
     def _ask_for_missing(self) -> None:
-        missing = [r.path for n, r in enumerate(self.rows) if self.lens(n) is None]
+        missing = [row.path for row in self.rows if self._told_of(row.path) is None]
         if missing and self._trace is not None and self.seen is not None:
             self.note = ("reading tokens …", "")
             token = self.chosen.id if self.chosen is not None else None
