@@ -28,26 +28,27 @@ __all__ = ["ALTUP"]
 Tensor = torch.Tensor
 
 
-def _size(x: Tensor, floor: float = 0.0) -> Tensor:
+def _size(ar: Pass, x: Tensor, floor: float = 0.0) -> Tensor:
     """The root mean square over the last axis."""
-    return x.square().mean(-1, keepdim=True).clamp(min=floor).sqrt()
+    mean = ar.cut(ar.cut(x.square()).mean(-1, keepdim=True))
+    return ar.cut(mean.clamp(min=floor).sqrt())
 
 
-def _alike(x: Tensor, parts: Tensor, streams: int, floor: float) -> Tensor:
+def _alike(ar: Pass, x: Tensor, parts: Tensor, streams: int, floor: float) -> Tensor:
     """x [T,H] and the parts at its size: [T,S,H]."""
     rows = parts.reshape(len(x), streams - 1, -1)
-    sized = rows * _size(x)[:, None] / _size(rows, floor)
+    sized = ar.cut(rows * _size(ar, x)[:, None]) / _size(ar, rows, floor)
     return torch.cat((x[:, None], sized), dim=1)
 
 
 def streams(ar: Pass, op: Streams, x: Tensor, parts: Tensor) -> Tensor:
     """[T,S,H]."""
-    return _alike(x, parts, op.streams, op.floor)
+    return _alike(ar, x, parts, op.streams, op.floor)
 
 
 def merge(ar: Pass, op: Merge, x: Tensor, parts: Tensor) -> Tensor:
     """[T,H]."""
-    return _alike(x[:, 0], parts, op.streams, op.floor).mean(1)
+    return ar.cut(_alike(ar, x[:, 0], parts, op.streams, op.floor)).mean(1)
 
 
 def modes(ar: Pass, op: Modes, x: Tensor) -> Tensor:
@@ -62,14 +63,14 @@ def modes(ar: Pass, op: Modes, x: Tensor) -> Tensor:
 def predict(ar: Pass, op: Predict, x: Tensor, modes: Tensor) -> Tensor:
     """[T,S,H]: row j of a token's coefficients [S,S] mixes what is added to stream j."""
     mixed = ar.product(modes, op.part.weight).reshape(len(x), op.streams, op.streams)
-    return x + torch.bmm(mixed, x)
+    return x + ar.cut(torch.bmm(mixed, x))
 
 
 def correct(ar: Pass, op: Correct, x: Tensor, made: Tensor, modes: Tensor) -> Tensor:
     """[T,S,H]."""
-    weights = ar.product(modes, op.part.weight) + 1.0
-    new = made - x[:, op.active]
-    return x + new[:, None] * weights[:, :, None]
+    weights = ar.cut(ar.product(modes, op.part.weight) + 1.0)
+    new = ar.cut(made - x[:, op.active])
+    return x + ar.cut(new[:, None] * weights[:, :, None])
 
 
 def pick(ar: Pass, op: Pick, x: Tensor) -> Tensor:
@@ -93,8 +94,9 @@ def stream_product(ar: Pass, op: StreamProduct, x: Tensor) -> Tensor:
 
 def outliers(ar: Pass, op: Outliers, x: Tensor) -> Tensor:
     """[T,F]."""
-    deviation = x.std(-1, keepdim=True, unbiased=op.unbiased)
-    return (x - (x.mean(-1, keepdim=True) + deviation * op.times)).clamp(min=0.0)
+    deviation = ar.cut(x.std(-1, keepdim=True, unbiased=op.unbiased))
+    above = ar.cut(deviation * ar.number(op.times))
+    return (x - ar.cut(ar.cut(x.mean(-1, keepdim=True)) + above)).clamp(min=0.0)
 
 
 ALTUP: dict[type[Op], Callable[..., Tensor]] = {

@@ -25,6 +25,7 @@ from aprtui.engine.rounding import (
 )
 from aprtui.engine.wide import F16_SCALES, STEPPED, Activations, Way, WideStream
 from aprtui.graph import Role
+from aprtui.graph.altup import Outliers
 from aprtui.graph.ops import (
     Activate,
     Embed,
@@ -85,6 +86,7 @@ INSIDE = (Scores, Experts)
 
 STEPS = (
     Embed, Norm, Rope, SharedRope, Activate, Xielu, Softmax, Route, Decay, GatedNorm, Steps,
+    Outliers,
 )  # fmt: skip
 """Operations of elementary steps, each of which some engines round."""
 

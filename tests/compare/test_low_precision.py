@@ -57,6 +57,7 @@ BY_TRANSFORMERS = {
 BY_US = {
     "apertus": ("ffn_silu", "rounding of inputs and outputs"),
     "gemma2": ("lm_head", "rounding of inputs and outputs"),
+    "gemma3n_text": ("altup_corrected", "rounding of inputs and outputs"),
     "gpt2": ("attn_out", "rounding of inputs and outputs"),
     "gpt_oss": ("router_logits", "rounding of inputs and outputs"),
     "minicpm3": ("lm_head", "rounding of inputs"),
