@@ -78,7 +78,7 @@ SHOTS = (
         "75 rounding",
     ),
     Shot("trace-plan", ("models/pycode-5m-q4_k_m.gguf",), ("t",), "files"),
-    Shot("trace-done", ("models/pycode-5m-q4_k_m.gguf",), ("t", "r"), "b browses it"),
+    Shot("trace-done", ("models/pycode-5m-q4_k_m.gguf",), ("t", "r"), "peak"),
     Shot("help", (FLOAT64,), ("question_mark",)),
     Shot("home", ()),
 )
