@@ -41,7 +41,7 @@ from aprtui.graph.ops import (
 from aprtui.graph.recurrent import Decay, GatedNorm, Steps
 
 __all__ = [
-    "BRANCHES_FIRST", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE", "KEPT_WIDE",
+    "BRANCHES_FIRST", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE",
     "STEPPED", "STEPS", "SUMMED", "TILED", "UNROUNDED", "Arithmetic", "Rounded", "Way",
     "product_rounding",
 ]  # fmt: skip
@@ -89,9 +89,6 @@ STEPS = (
     Outliers,
 )  # fmt: skip
 """Operations of elementary steps, each of which some engines round."""
-
-KEPT_WIDE = frozenset({"ssm_scan"})
-"""Stages that an engine of 16 bits keeps and reads in float32."""
 
 
 @dataclass(frozen=True)

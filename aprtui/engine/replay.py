@@ -21,7 +21,6 @@ from aprtui.engine.arithmetic import (
     FLASH,
     FUSED,
     INSIDE,
-    KEPT_WIDE,
     STEPPED,
     STEPS,
     SUMMED,
@@ -311,7 +310,7 @@ def _given(node: Node, inputs: Sequence[Float64], how: Arithmetic) -> list[Tenso
     inside = how.attention in FLASH and isinstance(node.op, Softmax | Attend)
     given = []
     for place, (key, value) in enumerate(zip(node.inputs, inputs, strict=True)):
-        whole = facts_of(key.stage).integers or key.stage in KEPT_WIDE
+        whole = facts_of(key.stage).integers or facts_of(key.stage).wide
         kept = whole or (inside and place == 0)
         given.append(_tensor(value) if kept else round_to(_tensor(value)))
     return given

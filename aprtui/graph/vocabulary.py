@@ -24,7 +24,8 @@ class Stage:
     Facts: ``scope`` is "layer", "first" (only in layer 0) or "model"; ``integers``: compared as
     such; ``rotated``: channels of its query and key heads lie in the order that RoPE's pairs need;
     ``residual``: the stream that layers add to; ``shares``: each row sums to one; ``experts``: of
-    the routing and the experts, which some tools show of the last position alone.
+    the routing and the experts, which some tools show of the last position alone; ``wide``: an
+    engine of 16 bits keeps and reads it in float32.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Stage:
     residual: bool = False
     shares: bool = False
     experts: bool = False
+    wide: bool = False
 
     @property
     def logits(self) -> bool:
@@ -167,7 +169,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("ssm_dt", "sdt", ("token", "state_head"), "how far the state goes at each token",
           _NO_SCAN),
     Stage("ssm_scan", "ssc", _STATES, "what the scan reads of its state, and what it skips",
-          _NO_SCAN),
+          _NO_SCAN, wide=True),
     Stage("ssm_state", "sst", ("state_head", "row", "channel"), "the state behind the last token",
           _NO_SCAN),
     Stage("ssm_gated", "s*g", _WIDE, "the scan's output times its gate",

@@ -226,7 +226,7 @@ def test_7b_file_sizes_follow_from_the_graph() -> None:
 def test_full_disk_is_refused_beforehand(
     qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("aprtui.engine.plan._free_bytes", lambda directory: 1000)
+    monkeypatch.setattr("aprtui.engine.plan.free_bytes", lambda directory: 1000)
     assert trace(qwen2, tmp_path / "t") == 4
     assert "are free" in capsys.readouterr().err
     assert not (tmp_path / "t").exists()

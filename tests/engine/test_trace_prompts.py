@@ -95,7 +95,7 @@ def test_the_disk_must_have_room_for_all_of_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Each alone would fit."""
-    monkeypatch.setattr("aprtui.engine.plan._free_bytes", lambda directory: 1_000_000)
+    monkeypatch.setattr("aprtui.engine.plan.free_bytes", lambda directory: 1_000_000)
     assert trace(qwen2, tmp_path / "alone", "--prompt", PROMPTS[0]) == 0
     capsys.readouterr()
     assert trace(qwen2, tmp_path / "t", "--prompts", str(prompts)) == 4
