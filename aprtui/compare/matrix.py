@@ -152,7 +152,7 @@ def labels_of(paths: Sequence[Path]) -> tuple[str, ...]:
     parts = [path.absolute().parts for path in paths]
     most = max(map(len, parts), default=1)
     for length in range(1, most + 1):
-        names = ["/".join(each[-length:]) for each in parts]
+        names = [str(Path(*each[-length:])) for each in parts]
         if len(set(names)) == len(names):
             break
     return tuple(clean(name, 120) for name in names) if paths else ()
