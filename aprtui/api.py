@@ -282,8 +282,7 @@ def diff(
     from aprtui.compare.infer import with_shapes
     from aprtui.compare.pairs import DiffOptions, check_tokens
 
-    if positions not in ("all", "last"):
-        raise UsageError(f"--positions {clean(positions)}", hint="all or last")
+    _check_positions(positions)
     overrides = tuple(map(parse_bar, bars))
     graph = _graph(model)
     files = [Path(side) for side in (a, b) if not isinstance(side, TraceDir | None)]
@@ -294,13 +293,7 @@ def diff(
     if not ignore_tokens:
         check_tokens(*sides, _OTHER_PROMPTS)
     left, right = (with_shapes(side if graph is None else unshaped(side), graph) for side in sides)
-    num_layers = 1 + max((key.layer or 0 for side in sides for key in side), default=-1)
-    options = DiffOptions(
-        parse_stages(_words(stages)),
-        only_layers(_words(layers), num_layers),
-        positions == "last",
-        top,
-    )
+    options = _options(sides, stages, layers, positions, top)
     return diff_traces(
         left, right, options, overrides, ignore_tokens=ignore_tokens, progress=progress
     )
@@ -328,10 +321,8 @@ def diff_many(
     from aprtui.compare.facing import faced_sides
     from aprtui.compare.infer import with_shapes
     from aprtui.compare.matrix import line_up, matrix_of, measure
-    from aprtui.compare.pairs import DiffOptions
 
-    if positions not in ("all", "last"):
-        raise UsageError(f"--positions {clean(positions)}", hint="all or last")
+    _check_positions(positions)
     graph = _graph(model)
 
     def read(side: AnyPath | TraceDir) -> TraceDir:
@@ -339,16 +330,31 @@ def diff_many(
         return with_shapes(found if graph is None else unshaped(found), graph)
 
     sides = faced_sides((first, *others), read)
-    layers_there = [key.layer or 0 for side in sides for each in (side.a, side.b) for key in each]
-    options = DiffOptions(
-        parse_stages(_words(stages)),
-        only_layers(_words(layers), 1 + max(layers_there, default=-1)),
-        positions == "last",
-        top,
-    )
+    both = [each for side in sides for each in (side.a, side.b)]
+    options = _options(both, stages, layers, positions, top)
     overrides = tuple(map(parse_bar, bars))
     columns = line_up(sides, options, overrides, ignore_tokens=ignore_tokens)
     return matrix_of(columns, measure(columns, options, cancelled=cancelled, progress=progress))
+
+
+def _check_positions(positions: str) -> None:
+    if positions not in ("all", "last"):
+        raise UsageError(f"--positions {clean(positions)}", hint="all or last")
+
+
+def _options(
+    sides: Iterable[TraceDir], stages: Stages, layers: Layers, positions: str, top: int
+) -> DiffOptions:
+    """What is compared of these traces, in the words of ``diff``."""
+    from aprtui.compare.pairs import DiffOptions
+
+    num_layers = 1 + max((key.layer or 0 for side in sides for key in side), default=-1)
+    return DiffOptions(
+        parse_stages(_words(stages)),
+        only_layers(_words(layers), num_layers),
+        positions == "last",
+        top,
+    )
 
 
 def diff_models(

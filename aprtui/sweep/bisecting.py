@@ -13,11 +13,10 @@ from typing import Any
 from aprtui.compare.bisect import Replayer
 from aprtui.compare.spread import Found, Piece, replay_piece, spread_over
 from aprtui.errors import AprtuiError, EngineError
+from aprtui.sweep.cluster import RETRIES, first_line
 from aprtui.text import clean
 
 __all__ = ["over_ray"]
-
-_RETRIES = 3
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,15 @@ def over_ray(ray: Any) -> Replayer:
     errors: Any = importlib.import_module("ray.exceptions")
 
     def run(pieces: Sequence[Piece]) -> Iterator[tuple[Found, ...]]:
-        task = ray.remote(_replay).options(num_cpus=1, max_retries=_RETRIES)
+        task = ray.remote(_replay).options(num_cpus=1, max_retries=RETRIES)
         left = [task.remote(piece, Path.cwd()) for piece in pieces]
         try:
             while left:
                 ready, left = ray.wait(left)
                 yield _found(ray.get(ready[0]))
         except errors.RayError as error:
-            first = next((line for line in str(error).splitlines() if line.strip()), "")
             raise EngineError(
-                f"layers could not be replayed on the cluster: {clean(first, 300)}",
+                f"layers could not be replayed on the cluster: {first_line(error)}",
                 hint="leave --ray out: this process replays them",
             ) from error
         finally:

@@ -20,11 +20,23 @@ from aprtui.engine.processors import processors
 from aprtui.errors import EngineError, UsageError
 from aprtui.text import clean, size
 
-__all__ = ["LOCAL", "SHARE", "alive_nodes", "connected", "on_node", "unmet"]
+__all__ = [
+    "LOCAL",
+    "RETRIES",
+    "SHARE",
+    "alive_nodes",
+    "connected",
+    "first_line",
+    "on_node",
+    "unmet",
+]
 
 LOCAL = "local"
 SHARE = 0.001
 """Of a node's resource that says what it holds: as many tasks as like may run beside it."""
+
+RETRIES = 3
+"""Of a task whose process or node dies."""
 
 _STORE_BYTES = 100_000_000  # of objects in memory: only small values pass between processes
 
@@ -105,6 +117,11 @@ def _amount(name: str, value: float) -> str:
     if name == "memory":
         return f"{size(value)} of memory"
     return f"{value:g} {name}" + "s" * (name in ("CPU", "GPU") and value != 1)
+
+
+def first_line(error: object) -> str:
+    """What one of Ray's errors says, in a line: the rest is where in Ray it was raised."""
+    return clean(next((line for line in str(error).splitlines() if line.strip()), ""), 300)
 
 
 def on_node(ray: Any, node: str, task: Any) -> Any:

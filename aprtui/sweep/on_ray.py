@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from aprtui.sweep.cells import CellJob
-from aprtui.sweep.cluster import SHARE, alive_nodes, on_node, unmet
+from aprtui.sweep.cluster import RETRIES, SHARE, alive_nodes, first_line, on_node, unmet
 from aprtui.sweep.matrix import Cell
 from aprtui.sweep.plan import ModelSpec, SweepPlan
 from aprtui.sweep.run import Surveys, upstream_of
@@ -24,7 +24,6 @@ from aprtui.text import clean
 
 __all__ = ["OnRay"]
 
-_RETRIES = 3  # of a cell whose process or node dies
 _LOOK_S = 5.0  # between two looks at whether what waits can still run
 _GRACE_S = 60.0  # that a node may be away before what needs it is given up
 _TIDY_S = 15.0
@@ -43,6 +42,7 @@ class OnRay:
 
     def survey(self, plan: SweepPlan, scratch: str) -> Surveys:
         self._on_every_node(sweep_scratch, scratch)
+        task = self._ray.remote(survey)
         asked: dict[str, Any] = {}
         found: dict[str, Surveyed] = {}
         for model in plan.models:
@@ -50,10 +50,8 @@ class OnRay:
             if why := unmet(self._ray, needs):
                 found[model.name] = Surveyed(error=why)
             else:
-                task = self._ray.remote(survey).options(
-                    num_cpus=1, resources=_holding(model), max_retries=_RETRIES
-                )
-                asked[model.name] = task.remote(plan, model, scratch)
+                placed = task.options(num_cpus=1, resources=_holding(model), max_retries=RETRIES)
+                asked[model.name] = placed.remote(plan, model, scratch)
         for name, ref in asked.items():
             try:
                 found[name] = self._ray.get(ref)
@@ -92,17 +90,18 @@ class _Waiting:
 
     def __init__(self, ray: Any, errors: Any) -> None:
         self._ray, self._errors = ray, errors
+        self._task = ray.remote(_compute)  # once: each makes Ray send the function anew
         self._jobs: dict[Any, CellJob] = {}
         self._unmet_since: dict[Any, float] = {}
 
     def submit(self, job: CellJob, upstream: Any) -> Any:
         engine = job.side.engine
-        task = self._ray.remote(_compute).options(
+        task = self._task.options(
             num_cpus=engine.cpus,
             num_gpus=engine.gpus,
             memory=job.estimate.memory_bytes,
             resources=_holding(job.side.model),
-            max_retries=_RETRIES,
+            max_retries=RETRIES,
             name=" / ".join(job.place),
         )
         ref = task.remote(job, upstream)
@@ -163,6 +162,5 @@ def _needs(job: CellJob) -> dict[str, float]:
 
 def _died(error: Exception) -> str:
     """What Ray says of a task that did not end by itself."""
-    cause = getattr(error, "cause", None) or error
-    first = next((line for line in str(cause).splitlines() if line.strip()), "")
-    return f"its process or its node died {_RETRIES + 1} times: {clean(first, 300)}"
+    said = first_line(getattr(error, "cause", None) or error)
+    return f"its process or its node died {RETRIES + 1} times: {said}"

@@ -4,19 +4,16 @@ located, and named with its parameters."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from aprtui.compare.bisect import bisect
-from tests.compare.planting import Plant, Scene, compute, model_of, write
-from tests.families import TINY, save_tiny
+from tests.compare.family_planting import Planted, cases, located, same
+from tests.compare.planting import Plant, Scene
 
 pytest.importorskip("transformers", reason="transformers is a dev dependency")
 
@@ -24,19 +21,6 @@ Array = npt.NDArray[np.float64]
 TOKENS = tuple((11 * place + 3) % 96 for place in range(12))
 HERE = np.arange(len(TOKENS), dtype=float)
 CAUSAL = HERE[None, :] <= HERE[:, None]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Where the tiny model of a family lies; made once."""
-    root = tmp_path_factory.mktemp("families")
-
-    def made(family: str) -> Path:
-        if not (root / family).exists():
-            save_tiny(TINY[family], root / family)
-        return root / family
-
-    return made
 
 
 # -- the mistakes ----------------------------------------------------------------------------------
@@ -194,19 +178,6 @@ YARN = 0.1 * math.log(4.0) + 1.0  # the magnitude of factor 4
 MINISTRAL3 = YARN / (0.05 * math.log(4.0) + 1.0)  # of mscale 1 and mscale_all_dim 0.5
 
 
-@dataclass(frozen=True)
-class Planted:
-    """A mistake in three places: (family, stage), each with what is told of it."""
-
-    id: str
-    places: tuple[tuple[str, str, Plant], ...]
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-
-def same(plant: Plant, *places: tuple[str, str]) -> tuple[tuple[str, str, Plant], ...]:
-    return tuple((family, stage, plant) for family, stage in places)
-
-
 PLANTED = (
     Planted("rope_partial", same(
         lambda s: all_turned(s, 10000.0), ("glm4moe", "layer-0/q_post_rope"),
@@ -287,25 +258,14 @@ PLANTED = (
             s.inputs[0], s.own.positive, s.own.negative, 0.0)),
         ("apertus", "layer-2/ffn_silu", lambda s: silu(s.inputs[0])))),
 )  # fmt: skip
-CASES = [
-    pytest.param(planted, *place, id=f"{planted.id}-{place[0]}-{place[1].replace('/', '-')}")
-    for planted in PLANTED
-    for place in planted.places
-]
 
 
-@pytest.mark.parametrize(("planted", "family", "stage", "plant"), CASES)
+@pytest.mark.parametrize(("planted", "family", "stage", "plant"), cases(PLANTED))
 def test_a_familys_mistake_is_located_and_named(
     planted: Planted, family: str, stage: str, plant: Plant,
     folder: Callable[[str], Path], tmp_path: Path,
 ) -> None:  # fmt: skip
-    model = model_of(folder(family))
-    trace = write(tmp_path, compute(model, {stage: plant}, tokens=TOKENS))
-    found = bisect(model, trace, tokens=TOKENS)
-    assert [str(culprit.key) for culprit in found.culprits] == [stage]
-    mistake = found.culprits[0].mistake
-    assert mistake is not None
-    assert (mistake.id, mistake.residual_rel_l2 <= 1e-5) == (planted.id, True)
+    mistake = located(planted, folder(family), stage, plant, TOKENS, tmp_path)
     for name, value in planted.parameters.items():
         assert mistake.parameters[name] == (
             pytest.approx(value, rel=1e-6) if isinstance(value, float) else value

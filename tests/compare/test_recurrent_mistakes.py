@@ -3,19 +3,16 @@ three places by numpy, located, and named."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from aprtui.compare.bisect import bisect
-from tests.compare.planting import Plant, Scene, compute, model_of, write
-from tests.families import TINY, save_tiny
+from tests.compare.family_planting import Planted, cases, located, same
+from tests.compare.planting import Plant, Scene
 
 pytest.importorskip("transformers", reason="transformers is a dev dependency")
 
@@ -153,19 +150,6 @@ def unscaled(s: Scene, name: str) -> Array:
 # -- where they are planted ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Planted:
-    """A mistake in three places or more: (family, stage), each with what is told of it."""
-
-    id: str
-    places: tuple[tuple[str, str, Plant], ...]
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-
-def same(plant: Plant, *places: tuple[str, str]) -> tuple[tuple[str, str, Plant], ...]:
-    return tuple((family, stage, plant) for family, stage in places)
-
-
 SCANS = (("mamba2", "layer-1/ssm_scan"), ("granitemoehybrid", "layer-2/ssm_state"),
          ("falcon_h1", "layer-0/ssm_scan"))  # fmt: skip
 OF_CHANNELS = (("mamba", "layer-0/ssm_scan"), ("falcon_mamba", "layer-2/ssm_state"),
@@ -230,38 +214,14 @@ PLANTED = (
         ("falcon_h1", "layer-2/ssm_out", partial(unscaled, name="ssm_out")),
         ("falcon_h1", "layer-0/attn_out", partial(unscaled, name="o"))), {"used": 1.0}),
 )  # fmt: skip
-CASES = [
-    pytest.param(planted, *place, id=f"{planted.id}-{place[0]}-{place[1].replace('/', '-')}")
-    for planted in PLANTED
-    for place in planted.places
-]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Where the tiny model of a family lies; made once."""
-    root = tmp_path_factory.mktemp("recurrent")
-
-    def made(family: str) -> Path:
-        if not (root / family).exists():
-            save_tiny(TINY[family], root / family)
-        return root / family
-
-    return made
-
-
-@pytest.mark.parametrize(("planted", "family", "stage", "plant"), CASES)
+@pytest.mark.parametrize(("planted", "family", "stage", "plant"), cases(PLANTED))
 def test_a_mistake_is_located_and_named(
     planted: Planted, family: str, stage: str, plant: Plant,
     folder: Callable[[str], Path], tmp_path: Path,
 ) -> None:  # fmt: skip
-    model = model_of(folder(family))
-    trace = write(tmp_path, compute(model, {stage: plant}, tokens=TOKENS))
-    found = bisect(model, trace, tokens=TOKENS)
-    assert [str(culprit.key) for culprit in found.culprits] == [stage]
-    mistake = found.culprits[0].mistake
-    assert mistake is not None
-    assert (mistake.id, mistake.residual_rel_l2 <= 1e-5) == (planted.id, True)
+    mistake = located(planted, folder(family), stage, plant, TOKENS, tmp_path)
     for name, value in planted.parameters.items():
         assert mistake.parameters[name] == value
 

@@ -60,7 +60,7 @@ def swept(plan: Path, results: Path, runner: Any, tell: Any = None) -> Matrix:
 def test_what_no_node_can_run_is_a_row_and_the_rest_goes_on(
     tmp_path: Path, ray: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_ray, "_RETRIES", 1)
+    monkeypatch.setattr(on_ray, "RETRIES", 1)
     folder = tmp_path / "plan"
     text = AGAINST_OURS + '[[models]]\npath = "a.apr"\n'
     text += '[[models]]\npath = "b.apr"\nresource = "holds-b"\nengines = ["ours", "theirs"]\n'

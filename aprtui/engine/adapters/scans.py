@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -179,9 +180,7 @@ def watch_conv(module: torch.nn.Module, number: int, shown: Shown) -> AbstractCo
 def _watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
     """The stages inside the layer's scan; the steps are computed once more from its arguments."""
     parts = dict(module.named_children())
-
-    def put(stage: str, value: torch.Tensor) -> None:
-        shown.put(stage, value, layer=number)
+    put = partial(shown.put, layer=number)
 
     def scanning(right: Function) -> Function:
         def scan(x: torch.Tensor, dt: torch.Tensor, *given: Any, **named: Any) -> Any:
@@ -224,23 +223,10 @@ def _watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[
         yield
 
 
-@contextmanager
-def _watch_channels(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
-    """The stages inside the layer's scan of channels. The library gates what it scans in the same
-    function: its output before that is computed once more, and so are the steps."""
-    parts = dict(module.named_children())
-
-    def put(stage: str, value: torch.Tensor) -> None:
-        shown.put(stage, value, layer=number)
-
-    def told(stage: str) -> Callable[..., None]:
-        return lambda _, __, made: put(stage, made)
-
-    def split(_: Any, __: Any, made: torch.Tensor) -> None:
-        state: Any = module.ssm_state_size
-        sizes = [made.shape[-1] - 2 * state, state, state]
-        for stage, value in zip(_OF_CHANNELS, torch.split(made, sizes, dim=-1), strict=True):
-            put(stage, value)
+def _scans(shown: Shown, number: int) -> dict[str, Callable[[Function], Function]]:
+    """Shows a scan of channels, of many rows or of a step. The library gates what it scans in the
+    same function: its output before that is computed once more, and so are the steps."""
+    put = partial(shown.put, layer=number)
 
     def scanning(right: Function) -> Function:
         def scan(x: torch.Tensor, dt: torch.Tensor, *given: Any, **named: Any) -> Any:
@@ -268,11 +254,28 @@ def _watch_channels(module: torch.nn.Module, number: int, shown: Shown) -> Itera
 
         return step
 
+    return {_CHANNELS: scanning, _CHANNEL_STEP: stepping}
+
+
+@contextmanager
+def _watch_channels(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
+    """The stages of the layer's scan of channels, and those before and behind it."""
+    parts = dict(module.named_children())
+    put = partial(shown.put, layer=number)
+
+    def told(stage: str) -> Callable[..., None]:
+        return lambda _, __, made: put(stage, made)
+
+    def split(_: Any, __: Any, made: torch.Tensor) -> None:
+        state: Any = module.ssm_state_size
+        sizes = [made.shape[-1] - 2 * state, state, state]
+        for stage, value in zip(_OF_CHANNELS, torch.split(made, sizes, dim=-1), strict=True):
+            put(stage, value)
+
     norms = {"dt_layernorm": "ssm_low_norm", "b_layernorm": "ssm_b_norm",
              "c_layernorm": "ssm_c_norm"}  # fmt: skip
-    functions = {_CHANNELS: scanning, _CHANNEL_STEP: stepping}
     with (
-        _instead(module, {**_convs(shown, number, "", "ssm_conv"), **functions}),
+        _instead(module, {**_convs(shown, number, "", "ssm_conv"), **_scans(shown, number)}),
         _hooked(
             parts["in_proj"].register_forward_hook(told("ssm_in")),
             parts["x_proj"].register_forward_hook(split),

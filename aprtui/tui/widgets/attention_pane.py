@@ -158,14 +158,16 @@ class AttentionPane(HeatMap, StagePane):
         return super().whole if shown is None else Window(0, shown.queries, 0, shown.keys)
 
     def _text(self, position: int) -> str:
-        texts = self.drawn.trace.token_texts or () if self.drawn is not None else ()
+        texts = self.seen.trace.token_texts or () if self.seen is not None else ()
         return clean(texts[position], TEXT_CELLS) if position < len(texts) else ""
 
     def row_name(self, row: int) -> str:
-        shown = self.shown
-        numbers = shown.record.row_numbers() if shown is not None else None
+        return self._query_name(self.shown.record if self.shown is not None else None, row)
+
+    def _query_name(self, record: StageRecord | None, row: int) -> str:
+        numbers = record.row_numbers() if record is not None else None
         at = numbers[row] if numbers is not None and row < len(numbers) else row
-        rows = shown.record.rows if shown is not None else None
+        rows = record.rows if record is not None else None
         place = rows.label(at) if rows is not None and at < len(rows) else str(at)
         return f"{place} {self._text(at)}".rstrip()
 
@@ -179,9 +181,10 @@ class AttentionPane(HeatMap, StagePane):
         return f"query {row}, key {column}"
 
     def longest_label(self) -> int:
-        shape = self._record.shape if self._record is not None else None
-        queries = min(shape[1], 64) if shape else 0
-        return max((cell_len(self.row_name(row)) for row in range(queries)), default=6)
+        record = self._record
+        queries = min(record.shape[1], 64) if record is not None and record.shape else 0
+        names = (self._query_name(record, row) for row in range(queries))
+        return max(map(cell_len, names), default=6)
 
     @property
     def axis_lines(self) -> int:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
-from textual.binding import BindingType
 from textual.strip import Strip
 
 from aprtui.compare.metrics import Cancelled
 from aprtui.errors import BadFileError
 from aprtui.formats.tracedir import StageRecord
 from aprtui.text import number
-from aprtui.tui.keys import bindings
 from aprtui.tui.measure import Hook, Measured, identity
 from aprtui.tui.stage_table import StageTable
 from aprtui.tui.widgets.bars import signed_columns
-from aprtui.tui.widgets.lines import Lines, Part, fit, right, spaced, whole_fields
+from aprtui.tui.widgets.cell_cursor import CellCursor
+from aprtui.tui.widgets.lines import Part, fit, right, spaced, whole_fields
 from aprtui.tui.widgets.stage_pane import StagePane, StageSeen, Work
 
 __all__ = ["Along", "ChannelPane"]
@@ -57,15 +55,12 @@ def _along(
     return Along(row, column, positions, tuple(layers), tuple(values))
 
 
-class ChannelPane(Lines, StagePane):
+class ChannelPane(CellCursor, StagePane):
     """h and l step through the channels, j and k through the positions."""
-
-    BINDINGS: ClassVar[list[BindingType]] = bindings("move")  # type: ignore[assignment]
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.along: Along | None = None
-        self.row = self.column = 0
         self._before: list[list[Part]] = []
 
     def show(self, seen: StageSeen) -> None:
@@ -114,48 +109,24 @@ class ChannelPane(Lines, StagePane):
 
     def go(self, index: int) -> None:
         if self.table is not None:
-            self._to(*divmod(index, self.table.columns))
+            self.move_to(*divmod(index, self.table.columns))
 
     def copied(self) -> str:
         found = self.along
         return repr(found.positions[found.row]) if found is not None and self.has_focus else ""
 
-    def _to(self, row: int, column: int) -> None:
+    def move_to(self, row: int, column: int) -> None:
         before = (self.row, self.column)
         self.row, self.column = row, column
         self._clamp()
         if before != (self.row, self.column):
             self.post_message(self.Wanted())
 
-    def action_down(self) -> None:
-        self._to(self.row + 1, self.column)
-
-    def action_up(self) -> None:
-        self._to(self.row - 1, self.column)
-
-    def action_left(self) -> None:
-        self._to(self.row, self.column - 1)
-
-    def action_right(self) -> None:
-        self._to(self.row, self.column + 1)
-
     def action_page_down(self) -> None:
-        self._to(self.row, self.column + 16)
+        self.move_to(self.row, self.column + 16)
 
     def action_page_up(self) -> None:
-        self._to(self.row, self.column - 16)
-
-    def action_top(self) -> None:
-        self._to(0, self.column)
-
-    def action_bottom(self) -> None:
-        self._to(1 << 30, self.column)
-
-    def action_line_start(self) -> None:
-        self._to(self.row, 0)
-
-    def action_line_end(self) -> None:
-        self._to(self.row, 1 << 30)
+        self.move_to(self.row, self.column - 16)
 
     def action_open(self) -> None:
         if self.seen is not None and self.place is not None:

@@ -7,20 +7,18 @@ picture itself is made elsewhere, in a thread (``heat``), and given.
 from __future__ import annotations
 
 import os
-from typing import ClassVar
 
 from rich.segment import Segment
 from textual import events
-from textual.binding import BindingType
 from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
 
 from aprtui.text import count, number
 from aprtui.tui.heat import Ask, Heat, painted
-from aprtui.tui.keys import bindings
 from aprtui.tui.reduce import Window
-from aprtui.tui.widgets.lines import Lines, Part, fit, joined, right, spaced, whole_fields
+from aprtui.tui.widgets.cell_cursor import CellCursor
+from aprtui.tui.widgets.lines import Part, fit, joined, right, spaced, whole_fields
 from aprtui.tui.widgets.palette import palette_of, shade
 from aprtui.tui.widgets.pane import Pane
 
@@ -34,10 +32,8 @@ def over_ssh() -> bool:
     return any(os.environ.get(name) for name in ("SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY"))
 
 
-class HeatMap(Lines):
+class HeatMap(CellCursor):
     """Draws what it is given; the cursor stays on the same value while pictures change."""
-
-    BINDINGS: ClassVar[list[BindingType]] = bindings("move")  # type: ignore[assignment]
 
     class Moved(Message):
         """The cursor stands on another cell."""
@@ -46,10 +42,10 @@ class HeatMap(Lines):
         super().__init__(id=id)
         self.heat: Heat | None = None
         self.window: Window | None = None  # all of it
-        self.row = self.column = 0  # the cursor, in cells
         self.how = "largest"
         self.logarithmic = True
         self.thrifty = over_ssh()
+        self.label_width = 0  # of the picture that is drawn
         self._at: tuple[int, int] | None = None  # the value that the cursor keeps to
 
     # What a subclass says.
@@ -71,7 +67,7 @@ class HeatMap(Lines):
         return f"({row}, {column})"
 
     def longest_label(self) -> int:
-        """The cells that labels of rows want."""
+        """The cells that labels of rows want, of what is to be drawn next."""
         return 6
 
     @property
@@ -85,15 +81,14 @@ class HeatMap(Lines):
 
     # State.
 
-    @property
-    def label_width(self) -> int:
+    def _label_room(self) -> int:
         return min(self.longest_label(), MOST_LABEL, self.size.width // 4) + 2
 
     @property
     def ask(self) -> Ask:
         """What picture fits here."""
         lines = self.size.height - 2 - self.axis_lines
-        columns = self.size.width - self.label_width - 1
+        columns = self.size.width - self._label_room() - 1
         return Ask(
             max(lines, 1), max(columns, 1), palette_of(self.app), self.how, self.logarithmic,
             self.window, self.thrifty,
@@ -102,6 +97,7 @@ class HeatMap(Lines):
     def draw_heat(self, heat: Heat | None) -> None:
         """Draw this picture."""
         before, self.heat = self._at, heat
+        self.label_width = self._label_room()
         if heat is None or not heat.levels.size:
             self.row = self.column = 0
         elif before is not None:
@@ -125,6 +121,10 @@ class HeatMap(Lines):
         return float(self.heat.reduced.cells[self.row, self.column])
 
     # Moving.
+
+    @property
+    def page_rows(self) -> int:
+        return max(len(self.heat.levels) // 4, 1) if self.heat is not None else 1
 
     def move_to(self, row: int, column: int) -> None:
         """Put the cursor on a cell (clamped); only what looks different is drawn again."""
@@ -209,42 +209,6 @@ class HeatMap(Lines):
         """A colour for every cell, whatever it costs; or what a page may take."""
         self.thrifty = not self.thrifty
         self.remake()
-
-    def action_down(self) -> None:
-        self.move_to(self.row + 1, self.column)
-
-    def action_up(self) -> None:
-        self.move_to(self.row - 1, self.column)
-
-    def action_left(self) -> None:
-        self.move_to(self.row, self.column - 1)
-
-    def action_right(self) -> None:
-        self.move_to(self.row, self.column + 1)
-
-    def action_page_down(self) -> None:
-        self.move_to(
-            self.row + max((len(self.heat.levels) if self.heat else 0) // 4, 1), self.column
-        )
-
-    def action_page_up(self) -> None:
-        self.move_to(
-            self.row - max((len(self.heat.levels) if self.heat else 0) // 4, 1), self.column
-        )
-
-    def action_top(self) -> None:
-        self.move_to(0, self.column)
-
-    def action_bottom(self) -> None:
-        self.move_to(1 << 30, self.column)
-
-    def action_line_start(self) -> None:
-        self.move_to(self.row, 0)
-
-    def action_line_end(self) -> None:
-        self.move_to(self.row, 1 << 30)
-
-    def action_open(self) -> None: ...
 
     def on_click(self, event: events.Click) -> None:
         place, heat = event.get_content_offset(self), self.heat

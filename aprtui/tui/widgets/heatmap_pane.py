@@ -86,7 +86,7 @@ class HeatmapPane(HeatMap, StagePane):
         return table.name_of(index) if table and index < table.values.size else "past the end"
 
     def longest_label(self) -> int:
-        table = self._named
+        table = self.table
         if table is None or not table.rows:
             return 6
         sample = [*range(min(table.rows, 40)), table.rows - 1]

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from rich.segment import Segment
 from rich.style import Style
 from textual import events, on, work
-from textual.binding import BindingType
 from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
@@ -25,10 +23,10 @@ from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageRecord, TraceDir
 from aprtui.graph.vocabulary import facts_of, order_of
 from aprtui.text import clean, count, told_token
-from aprtui.tui.keys import bindings
 from aprtui.tui.lens import LENS, Guess, Lens, ask_lens, model_of
 from aprtui.tui.measure import Store, identity
-from aprtui.tui.widgets.lines import Lines, Part, fit, right, whole_fields
+from aprtui.tui.widgets.cell_cursor import CellCursor, scrolled
+from aprtui.tui.widgets.lines import Part, fit, right, whole_fields
 from aprtui.tui.widgets.palette import LEVELS, palette_of
 from aprtui.tui.widgets.pane import Nothing
 from aprtui.tui.widgets.stage_pane import StagePane, StageSeen
@@ -70,17 +68,14 @@ def lens_rows(trace: TraceDir) -> list[StageRecord]:
     return list(chosen.values())
 
 
-class LensPane(Lines, StagePane):
+class LensPane(CellCursor, StagePane):
     """Cells are read by the engine, layer by layer; the cursor moves over layers and positions."""
-
-    BINDINGS: ClassVar[list[BindingType]] = bindings("move")  # type: ignore[assignment]
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.command: Sequence[str] = LENS
         self.store = Store(4000)
         self.chosen: Guess | None = None
-        self.row = self.column = 0
         self.first_row = self.first_column = 0
         self.rows: list[StageRecord] = []
         self.note: tuple[str, str] = ("", "")
@@ -197,12 +192,11 @@ class LensPane(Lines, StagePane):
         return max((self.size.width - LABEL) // CELL, 1)
 
     def _clamp(self) -> None:
-        self.row = max(0, min(self.row, len(self.rows) - 1))
-        self.column = max(0, min(self.column, self.columns - 1))
-        first = max(min(self.first_row, self.row), self.row - self.page_rows + 1)
-        self.first_row = max(0, min(first, len(self.rows) - self.page_rows))
-        first = max(min(self.first_column, self.column), self.column - self.page_columns + 1)
-        self.first_column = max(0, min(first, self.columns - self.page_columns))
+        rows, columns = len(self.rows), self.columns
+        self.row = max(0, min(self.row, rows - 1))
+        self.column = max(0, min(self.column, columns - 1))
+        self.first_row = scrolled(self.first_row, self.row, self.page_rows, rows)
+        self.first_column = scrolled(self.first_column, self.column, self.page_columns, columns)
 
     def move_to(self, row: int, column: int) -> None:
         before = (self.row, self.column, self.first_row, self.first_column)
@@ -217,36 +211,6 @@ class LensPane(Lines, StagePane):
             for region in (Region(x, y, CELL, 1), Region(0, y, LABEL, 1), Region(x, 0, CELL, 1)):
                 self.refresh(region)
         self.refresh(Region(0, self.size.height - 2, self.size.width, 2))
-
-    def action_down(self) -> None:
-        self.move_to(self.row + 1, self.column)
-
-    def action_up(self) -> None:
-        self.move_to(self.row - 1, self.column)
-
-    def action_left(self) -> None:
-        self.move_to(self.row, self.column - 1)
-
-    def action_right(self) -> None:
-        self.move_to(self.row, self.column + 1)
-
-    def action_page_down(self) -> None:
-        self.move_to(self.row + self.page_rows, self.column)
-
-    def action_page_up(self) -> None:
-        self.move_to(self.row - self.page_rows, self.column)
-
-    def action_top(self) -> None:
-        self.move_to(0, self.column)
-
-    def action_bottom(self) -> None:
-        self.move_to(len(self.rows) - 1, self.column)
-
-    def action_line_start(self) -> None:
-        self.move_to(self.row, 0)
-
-    def action_line_end(self) -> None:
-        self.move_to(self.row, self.columns - 1)
 
     def action_open(self) -> None:
         """The stage behind the row, in Values."""

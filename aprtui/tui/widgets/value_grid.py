@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from rich.segment import Segment
 from textual import events
-from textual.binding import BindingType
 from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
 
 from aprtui.text import number
-from aprtui.tui.keys import bindings
-from aprtui.tui.widgets.lines import Lines, fit, right
+from aprtui.tui.widgets.cell_cursor import CellCursor, scrolled
+from aprtui.tui.widgets.lines import fit, right
 
 __all__ = ["CELL", "Table", "ValueGrid"]
 
@@ -36,10 +35,8 @@ class Table(Protocol):
     def cell(self, row: int, column: int) -> float | None: ...
 
 
-class ValueGrid(Lines):
+class ValueGrid(CellCursor):
     """A cursor over ``table``; several grids can be kept on one cell (the pair view does)."""
-
-    BINDINGS: ClassVar[list[BindingType]] = bindings("move")  # type: ignore[assignment]
 
     class Moved(Message):
         """The cursor stands on another cell."""
@@ -66,7 +63,6 @@ class ValueGrid(Lines):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.table: Table | None = None
-        self.row = self.column = 0
         self.first_row = self.first_column = 0
         self.loud = float("inf")  # magnitudes from here on stand out
 
@@ -90,10 +86,6 @@ class ValueGrid(Lines):
         return max(3, min(longest, 16, self.size.width // 4)) + 2
 
     @property
-    def page_rows(self) -> int:
-        return max(self.size.height - 1, 1)
-
-    @property
     def page_columns(self) -> int:
         return max((self.size.width - self.label_width) // CELL, 1)
 
@@ -106,8 +98,8 @@ class ValueGrid(Lines):
         before = (self.row, self.column, self.first_row, self.first_column)
         self.row = max(0, min(row, self.table.rows - 1))
         self.column = max(0, min(column, self.table.columns - 1))
-        self.first_row = _scrolled(self.first_row, self.row, self.page_rows, self.table.rows)
-        self.first_column = _scrolled(
+        self.first_row = scrolled(self.first_row, self.row, self.page_rows, self.table.rows)
+        self.first_column = scrolled(
             self.first_column, self.column, self.page_columns, self.table.columns
         )
         if before[2:] != (self.first_row, self.first_column) or before[1] != self.column:
@@ -117,38 +109,6 @@ class ValueGrid(Lines):
                 self.refresh(Region(0, changed - self.first_row + 1, self.size.width, 1))
         if tell and before[:2] != (self.row, self.column):
             self.post_message(self.Moved(self, self.row, self.column))
-
-    def action_down(self) -> None:
-        self.move_to(self.row + 1, self.column)
-
-    def action_up(self) -> None:
-        self.move_to(self.row - 1, self.column)
-
-    def action_right(self) -> None:
-        self.move_to(self.row, self.column + 1)
-
-    def action_left(self) -> None:
-        self.move_to(self.row, self.column - 1)
-
-    def action_page_down(self) -> None:
-        self.move_to(self.row + self.page_rows, self.column)
-
-    def action_page_up(self) -> None:
-        self.move_to(self.row - self.page_rows, self.column)
-
-    def action_top(self) -> None:
-        self.move_to(0, self.column)
-
-    def action_bottom(self) -> None:
-        if self.table:
-            self.move_to(self.table.rows - 1, self.column)
-
-    def action_line_start(self) -> None:
-        self.move_to(self.row, 0)
-
-    def action_line_end(self) -> None:
-        if self.table:
-            self.move_to(self.row, self.table.columns - 1)
 
     def action_open(self) -> None:
         self.post_message(self.Opened(self))
@@ -213,8 +173,3 @@ class ValueGrid(Lines):
         if value != value or abs(value) == float("inf"):
             return "bad"
         return "warn" if abs(value) >= self.loud else ""
-
-
-def _scrolled(first: int, cursor: int, page: int, count: int) -> int:
-    first = max(min(first, cursor), cursor - page + 1)
-    return max(0, min(first, count - page))
