@@ -158,7 +158,8 @@ def place_facts(row: PlaceRow, width: int) -> list[Block]:
     """All that is known of a place, in whole sentences."""
     known, path = row.known, clean(row.place.path, 300)
     if known is None:
-        return [named((("path", path), (row.place.kind, row.place.remark)))]
+        size_of = named(((row.place.kind, row.place.remark),))
+        return [size_of, [[("path", "head")], *wrapped(path, "", width)]]
     of = f" of {count(known.expected)}" if known.expected else ""
     ran = " · ".join(part for part in (known.engine, known.device, known.dtype) if part)
     what = " · ".join(part for part in (known.model, known.architecture) if part)
