@@ -238,8 +238,8 @@ def test_results_behind_a_url_are_those_of_a_folder(
         if "costs" not in name and name.startswith("/sweep-serial/")
     }
     assert there == tree(tmp_path / "plan" / "results")
-    results = open_results("memory://sweep-serial")
-    copy = results.capture(found.cells[0].capture, tmp_path / "copies")
+    results = open_results("memory://sweep-serial", tmp_path / "copies")
+    copy = results.capture(found.cells[0].capture)
     assert (copy / MANIFEST).is_file()
     store.clear()
 
