@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aprtui.formats.aprt import write_stage
-from aprtui.formats.tracedir import StageKey
+from aprtui.formats.tracedir import MANIFEST, StageKey, write_manifest
 from aprtui.sweep.matrix import Cell, Matrix
 from aprtui.sweep.results import place_for
 from aprtui.sweep.store import open_store
@@ -19,6 +19,7 @@ from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.home import HomeScreen
 from aprtui.tui.screens.pair import PairScreen
 from aprtui.tui.screens.results import ResultsScreen
+from aprtui.tui.source import name_of
 from tests.tui.support import (
     NARROW,
     WIDE,
@@ -186,3 +187,13 @@ async def test_home_lists_results_with_their_headline(results: Path, size: tuple
         rows.move_to([row.name for row in rows.rows].index("nightly"))
         await press(pilot, "enter")
         assert isinstance(screen(pilot), ResultsScreen)
+
+
+def test_a_capture_that_lies_under_a_key_is_called_by_its_model_and_engine(results: Path) -> None:
+    capture = results / "captures" / KEYS["hf"]
+    assert name_of(capture) == KEYS["hf"]  # its manifest does not say
+    said = {"model": {"path": "/models/qwen2"}, "engine": {"name": "hf"}}
+    small_trace(results / "captures" / ("f" * 32))
+    other = results / "captures" / ("f" * 32)
+    write_manifest(other, json.loads((other / MANIFEST).read_text()) | said)
+    assert name_of(other) == "qwen2 by hf" and name_of(results) == "nightly"
