@@ -100,6 +100,10 @@ class Pass:
         """A norm's weight, a bias or sinks."""
         return self.weights.vector(role)
 
+    def addend(self, role: Role) -> Tensor:
+        """A vector that is added in float32, which some keep in it whatever the others are."""
+        return self.vector(role)
+
     def number(self, x: float) -> float:
         """A scale or another number of an operation's own, which some keep in their type too."""
         return x

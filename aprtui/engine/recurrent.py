@@ -65,7 +65,7 @@ def decay(ar: Pass, op: Decay, x: Tensor) -> Tensor:
     """[T,N], or [T,N,each]."""
     a = _wide(ar.vector(op.a))
     a = -a.exp() if op.logged else a
-    steps = ar.step(_wide(ar.product(x, op.part.weight)) + _wide(ar.vector(op.dt)))
+    steps = ar.step(_wide(ar.product(x, op.part.weight)) + _wide(ar.addend(op.dt)))
     steps = ar.step(ar.map(functional.softplus, steps))
     if not op.each:
         return (a * steps).to(x.dtype)
