@@ -39,7 +39,7 @@ from aprtui.graph.ops import (
     Scores,
     SharedRope,
 )
-from aprtui.graph.recurrent import ChannelScan
+from aprtui.graph.recurrent import ChannelScan, Decay
 
 __all__ = [
     "Numerics",
@@ -224,6 +224,8 @@ def _in_type(case: Case, kind: str, products: bool, output: str) -> Iterator[Ari
     if output or products:
         yield Arithmetic(product=product, weights=kind)  # one rounding of all, biases included
     if not output:
+        if has(case, Decay):  # transformers' Kimi Linear
+            yield Arithmetic(product=product, weights=kind, stage=kind, addends=True)
         return
     if has(case, Rope, SharedRope):
         yield Arithmetic(product=product, weights=kind, tables=kind)

@@ -104,7 +104,7 @@ class Arithmetic:
     stage wherever an engine that computes in that type does (``steps``: after each elementary step
     of a norm, a rotation or SiLU too; ``exponential``: and SiLU's exponential); "F32" computes a
     norm in float32, which may overflow. ``tables``: the type that RoPE's cosines and sines are kept
-    in. ``before``: UNROUNDED or BRANCHES_FIRST, what is read in place of the sum or product that
+    in; ``addends``: vectors that a step adds in float32 are kept in it. ``before``: UNROUNDED or BRANCHES_FIRST, what is read in place of the sum or product that
     was written.
     """
 
@@ -122,6 +122,7 @@ class Arithmetic:
     partial: str = ""
     scaled_query: bool = False
     exponential: bool = False
+    addends: bool = False
 
     def way(self, kind: str) -> Way:
         """How it multiplies by a matrix stored in a type."""
@@ -172,6 +173,9 @@ class Rounded(Pass):
 
     def vector(self, role: Role) -> Tensor:
         return self.kept(super().vector(role))
+
+    def addend(self, role: Role) -> Tensor:
+        return super().vector(role) if self.how.addends else self.vector(role)
 
     def kept(self, x: Tensor) -> Tensor:
         """Weights that are vectors, as they are kept where matrices are kept so."""

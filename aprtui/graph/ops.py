@@ -37,6 +37,7 @@ __all__ = [
     "Rope",
     "Route",
     "Scores",
+    "SharedKeys",
     "SharedRope",
     "Sigmoid",
     "Softmax",
@@ -45,7 +46,9 @@ __all__ = [
     "Xielu",
 ]
 
-ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2", "none")
+ACTIVATIONS = (
+    "silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2", "sigmoid", "none",
+)  # fmt: skip
 """The activations that are met, by name."""
 
 
@@ -301,9 +304,17 @@ class SharedRope(Op):
 
 
 @dataclass(frozen=True)
+class SharedKeys(Op):
+    """The same where nothing turns."""
+
+    shared: Heads
+    own: Heads
+
+
+@dataclass(frozen=True)
 class Scores(Op):
     """q.k * scale, then tanh(s / cap) * cap, then what ``alibi`` adds: [A,T,T], 0 where the mask
-    hides the key.
+    hides the key, or a third input [1,T,T] that is 0 there.
 
     Query head h reads key/value head h div (A/K). ``queries`` and ``keys`` are the windows of the
     inputs that hold them, None where an input is these heads and no more. ``temperature``: q is
@@ -325,7 +336,8 @@ class Scores(Op):
 
 @dataclass(frozen=True)
 class Softmax(Op):
-    """Softmax of each row over the keys that the mask shows, 0 elsewhere: [A,T,T].
+    """Softmax of each row over the keys that the mask shows, and a second input [1,T,T] where there
+    is one, 0 elsewhere: [A,T,T].
 
     ``sinks`` [A]: a logit a head that takes its share and is thrown away.
     """
