@@ -19,6 +19,7 @@ from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.files import first_bytes
 from aprtui.formats.locate import holds_model
 from aprtui.formats.safetensors import read_safetensors
+from aprtui.formats.strict_json import read_object
 from aprtui.formats.tracedir import EVENTS, MANIFEST, holds_stage_files
 from aprtui.text import clean, quoted
 
@@ -32,6 +33,9 @@ _CONTAINERS = {
 _DUMPED = re.compile(r"_inputs_|_outputs|\.forward\.|^pass[0-9]", re.IGNORECASE)
 _RANK = re.compile(r"(TP|step|proc|rank|dump_tensor_data)_?[0-9]*", re.IGNORECASE)
 _BESIDE = frozenset({".json", ".md", ".txt", ".csv", ".toml"})
+_CALLBACK = re.compile(rb"^(ggml_debug|common_debug_cb_eval): +\S+ = \(", re.MULTILINE)
+_STATISTICS = "dump.json"  # of msprobe, beside the values where there are some
+_MAX_JSON_BYTES = 64 << 20
 _MAX_DEPTH = 5  # of folders below the one that was named
 _SAFETENSORS = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
@@ -103,6 +107,7 @@ def open_dump(path: Path, ranks: Sequence[str] = ()) -> Dump:
         return Dump(path, _CONTAINERS.get(path.suffix, "an archive"), (rank,))
     files = list(_files(path))
     if not files:
+        _refuse_statistics(path)
         raise BadFileError(
             path,
             "holds no dump: no .npz, .npy, .safetensors or .pt file",
@@ -126,6 +131,18 @@ def open_dump(path: Path, ranks: Sequence[str] = ()) -> Dump:
         raise BadFileError(path, f"mixes {' and '.join(kinds)} files: name one of them")
     read = [(place, _rank(folder, folders[folder])) for folder, place in places.items()]
     return Dump(path, f"a folder of {_CONTAINERS[kinds[0]]}", in_order(read))
+
+
+def _refuse_statistics(folder: Path) -> None:
+    """Raise BadFileError for what msprobe writes where it is asked for statistics alone."""
+    for above in ("", "*/", "*/*/"):
+        for said in folder.glob(f"{above}{_STATISTICS}"):
+            if read_object(said, "the dump", _MAX_JSON_BYTES).get("task") == "statistics":
+                raise BadFileError(
+                    folder,
+                    "msprobe's statistics, which hold no values",
+                    hint='dump them with task="tensor"',
+                )
 
 
 def _above(folders: Iterable[Path]) -> set[Path]:
@@ -163,6 +180,12 @@ def _read(path: Path, name: str) -> tuple[Pass, bool]:
             path,
             "a pickle without torch's zip around it, which can run code as it is opened",
             hint="save it anew with a current torch.save",
+        )
+    if _CALLBACK.search(first_bytes(path, 1 << 20)):
+        raise BadFileError(
+            path,
+            "what llama.cpp's eval-callback prints: sums and the first and last values of each row",
+            hint="aprtui trace MODEL --engine llamacpp captures all of them",
         )
     raise BadFileError(
         path,
