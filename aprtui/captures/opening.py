@@ -99,6 +99,7 @@ def open_dump(path: Path, ranks: Sequence[str] = ()) -> Dump:
     A folder holds one tensor a file, or one pass a file; several of them are the ranks or the steps
     of one run, told by their names. ``ranks``: the names of those to read, in their order.
     """
+    _refuse_ours(path)
     if not path.is_dir():
         if ranks:
             raise UsageError(f"--ranks: {clean(str(path))} is one file")
@@ -131,6 +132,21 @@ def open_dump(path: Path, ranks: Sequence[str] = ()) -> Dump:
         raise BadFileError(path, f"mixes {' and '.join(kinds)} files: name one of them")
     read = [(place, _rank(folder, folders[folder])) for folder, place in places.items()]
     return Dump(path, f"a folder of {_CONTAINERS[kinds[0]]}", in_order(read))
+
+
+def _refuse_ours(path: Path) -> None:
+    """Raise BadFileError for a trace, and for a model."""
+    if path.is_dir() and ((path / MANIFEST).exists() or (path / EVENTS).exists()):
+        raise BadFileError(path, "a trace already, no dump", hint=f"aprtui {quoted(path)} opens it")
+    a_model = path.suffix in (".gguf", ".apr")
+    if path.is_dir():
+        a_model = (path / "config.json").is_file() and holds_model(path) and not is_dump(path)
+    if a_model:
+        raise BadFileError(
+            path,
+            "a model, not a dump of what one computed",
+            hint="--model names it; SOURCE is what a runtime wrote while it ran",
+        )
 
 
 def _refuse_statistics(folder: Path) -> None:

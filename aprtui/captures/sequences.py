@@ -126,6 +126,8 @@ def sequences_of(
         if padding:
             notes[f"pass {number}: {count(padding, 'row')} of padding dropped"] = None
         _link(found, runs, likeliest)
+    if not found:
+        raise UsageError("no pass holds a row of any sequence, by their lengths and token ids")
     return found, list(notes)
 
 
@@ -264,7 +266,7 @@ def _of_columns(batches: Sequence[Batch], notes: dict[str, None]) -> list[CutSeq
         if dropped:
             notes[f"pass {number}: {dropped} columns of padding dropped"] = None
     if any(not sequence.runs for sequence in found):
-        raise UsageError("a sequence of the batch is nothing but padding, by its mask")
+        raise UsageError("a sequence of the batch has no rows: none, or nothing but padding")
     return found
 
 
