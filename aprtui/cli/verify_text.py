@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from aprtui.compare.texts import TextFound, compare_templates, compare_tokens
+from aprtui.compare.texts import TextFound, compare_chats, compare_templates, compare_tokens
 from aprtui.engine.adapters.texts import read_by
 from aprtui.errors import EngineError, UsageError
 from aprtui.model.chat_template import chat_template_of
@@ -21,6 +21,7 @@ class Texts:
 
     found: tuple[TextFound, ...] = ()
     notes: tuple[str, ...] = ()
+    chats: Mapping[str, str] = field(default_factory=dict)  # as each engine renders the prompt
 
     @property
     def differing(self) -> tuple[TextFound, ...]:
@@ -34,7 +35,7 @@ def read_texts(model: Model, engines: Sequence[str], prompt: str, where: str = "
         ours = model.tokenizer.encode(prompt)
     except UsageError:
         return Texts()
-    found, notes = [], []
+    found, notes, chats = [], [], {}
     for engine in engines:
         try:
             read = read_by(engine, model.path, prompt)
@@ -43,6 +44,8 @@ def read_texts(model: Model, engines: Sequence[str], prompt: str, where: str = "
             continue
         found.append(_told(model, f"{engine}{where}", ours, read.ids, read.bos))
         if read.chat is not None:
+            first = "" if read.bos is None else model.tokenizer.text_of(read.bos)
+            chats[f"{engine}{where}"] = read.chat.removeprefix(first)
             given = model.tokenizer.encode(read.chat)
             chat = _told(model, f"{engine}{where}", given, read.chat_ids, read.bos)
             if not chat.same:
@@ -50,7 +53,7 @@ def read_texts(model: Model, engines: Sequence[str], prompt: str, where: str = "
                     f"a rendered chat given as --prompt is not what the template means: "
                     f"{chat.sentence} (--tokens gives its own ids)"
                 )
-    return Texts(tuple(found), tuple(notes))
+    return Texts(tuple(found), tuple(notes), chats)
 
 
 def read_files(
@@ -74,10 +77,15 @@ def read_files(
     begin = {*ours[:1], *theirs[:1]}
     bos = next((each for m in models if (each := m.tokenizer.bos_id) in begin), None)
     found.append(_told(first, "B", ours, theirs, bos, "A"))
+    chats: dict[str, str] = {}
     for side, model in zip("AB", models, strict=True):
         own = read_texts(model, engines[side], prompt, f" on {side}")
         found += own.found
         notes += own.notes
+        chats.update(own.chats)
+    us = next(iter(chats), "")
+    rendered = (compare_chats(who, us, chats[us], chat) for who, chat in chats.items())
+    notes += filter(None, rendered)
     return Texts(tuple(found), tuple(notes))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from aprtui.text import clean, count
 
-__all__ = ["TextFound", "compare_templates", "compare_tokens"]
+__all__ = ["TextFound", "compare_chats", "compare_templates", "compare_tokens"]
 
 _SHOWN = 30  # characters of a template around where two part
 
@@ -72,11 +72,23 @@ def compare_templates(engine: str, us: str, ours: str | None, theirs: str | None
     if ours is None or theirs is None:
         has, lacks = (us, engine) if theirs is None else (engine, us)
         return TextFound(engine, "template", f"{has} has a chat template and {lacks} has none", ())
+    said = f"the chat templates part at {_parting(us, engine, ours, theirs)}"
+    return TextFound(engine, "template", said, ())
+
+
+def compare_chats(engine: str, us: str, ours: str, theirs: str) -> str:
+    """How two engines render the same chat otherwise, each from its own file; empty where they do
+    not. ``ours`` and ``theirs`` begin without BOS."""
+    if ours == theirs:
+        return ""
+    return f"a chat of the prompt is rendered otherwise, from {_parting(us, engine, ours, theirs)}"
+
+
+def _parting(us: str, engine: str, ours: str, theirs: str) -> str:
     pairs = zip(ours, theirs, strict=False)
     at = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
     here, there = (clean(side[at : at + _SHOWN], 60) for side in (ours, theirs))
-    said = f"the chat templates part at character {at}: {us} has '{here}', {engine} '{there}'"
-    return TextFound(engine, "template", said, ())
+    return f"character {at}: {us} has '{here}', {engine} '{there}'"
 
 
 def _shown(ids: Sequence[int], at: int, text_of: Callable[[int], str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from aprtui.cli.main import main
 from aprtui.cli.verify_text import read_texts
-from aprtui.compare.texts import compare_templates, compare_tokens
+from aprtui.compare.texts import compare_chats, compare_templates, compare_tokens
 from aprtui.engine.adapters import texts
 from aprtui.engine.adapters.texts import Read
 from aprtui.model.chat_template import chat_template_of
@@ -168,6 +169,9 @@ def test_chat_templates_are_compared_where_both_files_have_one() -> None:
         "the chat templates part at character 7: A has 'm in messages %}', B 'x in messages %}'"
     )
     assert compare_templates("B", "A", "x", "x").same
+    said_otherwise = compare_chats("llamacpp on B", "hf on A", "<s>a", "<s>b")
+    assert said_otherwise.endswith("from character 3: hf on A has 'a', llamacpp on B 'b'")
+    assert compare_chats("x", "y", "a", "a") == ""
     lacking = compare_templates("B", "A", None, "x")
     assert lacking.sentence == "B has a chat template and A has none"
 
@@ -194,3 +198,43 @@ def test_a_template_is_found_wherever_a_file_keeps_it(
     words[1] = str(FOLDER)
     assert main(words) == 0
     assert "B has a chat template and A has none" in capsys.readouterr().out
+
+
+needs_llamacpp = pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed"
+)
+CHATML = (
+    "{{ bos_token }}{% for m in messages %}{{'<|im_start|>' + m['role'] + '\\n' + m['content'] + "
+    "'<|im_end|>' + '\\n'}}{% endfor %}"
+)
+
+
+@needs_llamacpp
+@needs_fixtures
+def test_llamacpp_reads_a_text_and_its_chat_by_itself_in_silence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"tokenizer.chat_template": CHATML, "tokenizer.ggml.add_bos_token": True}
+    other = with_keys(QUANTISED, tmp_path / "model.gguf", keys)
+    model = open_model(other)
+    read = texts.read_by("llamacpp", other, CHAT)
+    assert read.ids == model.tokenizer.encode(CHAT) and read.bos == model.tokenizer.bos_id
+    assert read.ids[0] == read.bos
+    assert read.chat is not None and read.chat.startswith("<|im_start|>user\n" + CHAT)
+    assert read.chat_ids == model.tokenizer.encode(read.chat)
+    found = read_texts(model, ["llamacpp"], CHAT)
+    assert not found.notes and not found.differing
+    assert "llama_model_loader" not in capfd.readouterr().err
+
+
+@needs_llamacpp
+@needs_fixtures
+def test_each_engine_reads_its_own_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 5}
+    other = with_keys(QUANTISED, tmp_path / "model.gguf", keys)
+    words = pair(other)
+    words[words.index("ours")] = "ours,llamacpp"
+    assert main(words) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("text differs (bos): B puts one BOS (token 5)")
+    assert told[1].startswith("text: llamacpp on B reads the same ")
