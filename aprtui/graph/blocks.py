@@ -57,8 +57,8 @@ class Attention:
     head where ``gate_heads``, else of each channel. ``clip``: the limit of q, k and v.
     ``value_norm``: of each value head; ``keys_as_values``: values are the keys before their norm;
     ``shares``: the layer whose turned keys and normalised values it reads, having none.
-    ``scale_in``: the factor on their products, ``scale_k``: that on K, ``scale_out``: on the
-    output."""
+    ``scale_in``: the factor on what their products are given, ``scale_k``: that on K,
+    ``scale_out``: on the output."""
 
     heads: int
     kv_heads: int
@@ -273,7 +273,7 @@ class Builder:
         )  # fmt: skip
         width = sum(part.rows for part in parts)
         plain = tuple(replace(part, bias=None) for part in parts)
-        qkv = self.put("qkv_matmul", Product(plain, how.scale_in), x, qkv=width)
+        qkv = self.put("qkv_matmul", Product(plain, given=how.scale_in), x, qkv=width)
         if how.qkv_bias:
             qkv = self.put("qkv_bias", Bias(parts), qkv, qkv=width)
         if how.clip is not None:

@@ -195,7 +195,8 @@ class Positions(Op):
 
 @dataclass(frozen=True)
 class Norm(Op):
-    """x / sqrt(mean(x^2) + eps) * (offset + w): over the last axis, or over each of ``heads``.
+    """x / sqrt(mean(x^2) + eps) * (offset + w): over the last axis, or over each of ``heads``; x is
+    multiplied by ``scale`` before.
 
     ``whole``: over all of the heads together; ``each``: every head has a weight of its own.
     ``centred``: the mean is taken off first (LayerNorm). Without ``weight`` the factor is one.
@@ -209,6 +210,7 @@ class Norm(Op):
     each: bool = False
     centred: bool = False
     bias: Role | None = None
+    scale: float = 1.0
 
     @property
     def weights(self) -> tuple[Role, ...]:
@@ -222,14 +224,15 @@ class Norm(Op):
 
 @dataclass(frozen=True)
 class Product(_OfParts):
-    """x times each part's matrix transposed, side by side, plus its bias; times the part's scale
-    and ``scale``; then tanh(y / cap) * cap. ``last``: of the last position alone, unless all
-    logits are asked for."""
+    """x times ``given``, times each part's matrix transposed, side by side, plus its bias; times
+    the part's scale and ``scale``; then tanh(y / cap) * cap. ``last``: of the last position alone,
+    unless all logits are asked for."""
 
     parts: tuple[Part, ...]
     scale: float = 1.0
     cap: float | None = None
     last: bool = False
+    given: float = 1.0
 
     @property
     def weights(self) -> tuple[Role, ...]:
@@ -245,8 +248,12 @@ class Product(_OfParts):
         return replace(self, parts=(part,))
 
     def factor(self, part: Part) -> float:
-        """What the columns of ``part`` are multiplied by."""
+        """What the columns that ``part`` makes are multiplied by."""
         return self.scale * part.scale
+
+    def whole_factor(self, part: Part) -> float:
+        """The same, and what its matrix is given."""
+        return self.given * self.factor(part)
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         matrices = {part.weight: (part.rows, width) for part in self.parts}

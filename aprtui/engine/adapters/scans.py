@@ -52,8 +52,6 @@ class Shown(Protocol):
 
     def put_state(self, stage: str, value: torch.Tensor, layer: int) -> None: ...
 
-    def scaled(self, stage: str, value: torch.Tensor, layer: int | None) -> torch.Tensor: ...
-
 
 def delta_of(layer: torch.nn.Module) -> torch.nn.Module | None:
     """The layer's gated delta rule, where it has one."""
@@ -210,7 +208,8 @@ def _watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[
         return step
 
     def first(_: Any, __: Any, made: torch.Tensor) -> None:
-        put("ssm_in", shown.scaled("ssm_in", made, number))
+        factors = getattr(module, "mup_vector", None)  # of its columns, which follow at once
+        put("ssm_in", made if factors is None else made * factors)
 
     def ready(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         for stage in ("ssm_norm", "ssm_gated"):  # the one that the layer has
