@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from aprtui.engine.adapters.adapted import ADAPTED, watch_adapters
 from aprtui.engine.adapters.nodes import parallel_sums
 from aprtui.engine.adapters.shown import Shown
 from aprtui.engine.adapters.streams import STREAMS, watch_streams
@@ -63,6 +64,8 @@ def beyond(layer: Any, number: int, shown: Shown, functions: Functions) -> Itera
     if norm is not None:
         stages = {f"{which}_{step}" for which in "qk" for step in ("norm", "post_rope")}
         yield frozenset(stages), _one_norm(norm, number, shown)
+    if hasattr(layer, "shared_transformer"):
+        yield ADAPTED, watch_adapters(layer.shared_transformer, number, shown)
     if hasattr(layer, "altup"):
         yield STREAMS, watch_streams(layer, number, shown)
     ffn = getattr(layer, "feed_forward", None)
