@@ -316,6 +316,12 @@ TINY: dict[str, Tiny] = {
     }, ("qwen3_5_moe_text",)),
     "minicpm3": Tiny("MiniCPM3", {**_LATENT, "dim_model_base": 24}, ("minicpm3",)),
 }  # fmt: skip
+TINY |= {
+    "nemotron_h-latent": Tiny("NemotronH", {
+        **TINY["nemotron_h"].settings, "moe_latent_size": 20,
+    }),
+}  # fmt: skip
+"""And models of a family that have other operations than its row."""
 
 
 def save_tiny(tiny: Tiny, folder: Path) -> Any:

@@ -99,7 +99,7 @@ class Routing:
     expert that every token goes through, weighed by a sigmoid where ``shared_gate``; 0 without one.
     ``biased``: the router and the experts' products have biases. ``on_input``: of ``Experts``;
     ``cap``: of the router's ``Product``. ``gated`` false: neither they nor the shared one have a
-    gate.
+    gate. ``latent``: the channels of what they are given and make, 0 where those are the layer's.
     """
 
     choose: Choose
@@ -114,6 +114,7 @@ class Routing:
     on_input: bool = False
     cap: float | None = None
     gated: bool = True
+    latent: int = 0
 
 
 class Builder:
@@ -374,7 +375,12 @@ class Builder:
             self.role("expert_down"), count, routing.size, routing.activation, routing.biased,
             routing.clamp, routing.on_input,
         )  # fmt: skip
-        routed = self.put("moe_ffn_out", sum_of, x, weights, ids)
+        given, width = x, routing.latent or self.hidden_size
+        if routing.latent:
+            given = self.put("moe_latent", self._matrix("latent_down", width), x, width=width)
+        routed = self.put("moe_ffn_out", sum_of, given, weights, ids, hidden=width)
+        if routing.latent:
+            routed = self.put("moe_latent_out", self._matrix("latent_up", self.hidden_size), routed)
         if not routing.shared_size:
             return self.put("ffn_out", Combine(), routed)
         mlp = self.gated_mlp if routing.gated else self.plain_mlp

@@ -87,6 +87,7 @@ _NO_ATTN_GATE = "the attention's output has no gate"
 _NO_DENSE = "the FFN is made of experts"
 _NO_GATE = "the FFN has no gate, or is made of experts"
 _NO_SHARED = "the model has no shared expert"
+_NO_MOE_LATENT = "the experts work on what the layer is given"
 _NO_EXPERTS = "the FFN is dense: the model has no experts"
 
 STAGES: tuple[Stage, ...] = (
@@ -223,8 +224,11 @@ STAGES: tuple[Stage, ...] = (
           integers=True, experts=True),
     Stage("moe_router", "rtr", ("token", "rank"), "weights of the chosen ids, in their order",
           _NO_EXPERTS, experts=True),
+    Stage("moe_latent", "mla", _WIDE, "what the experts are given, in a low rank", _NO_MOE_LATENT,
+          experts=True),
     Stage("moe_ffn_out", "moe", _HIDDEN, "weighted sum of the experts", _NO_EXPERTS,
           experts=True),
+    Stage("moe_latent_out", "mlo", _HIDDEN, "and back", _NO_MOE_LATENT, experts=True),
     Stage("shared_ffn_gate", "sga", _FFN, "gate projection of the shared expert", _NO_SHARED),
     Stage("shared_ffn_up", "sup", _FFN, "up projection of the shared expert", _NO_SHARED),
     Stage("shared_ffn_silu", "sac", _FFN, "the activation of its gate", _NO_SHARED),
