@@ -23,9 +23,11 @@ from aprtui.graph import Role
 from aprtui.graph.node import Node
 from aprtui.graph.ops import (
     Activate,
+    Adapt,
     Add,
     Alibi,
     Attend,
+    Beside,
     Bias,
     Choose,
     Clip,
@@ -534,6 +536,19 @@ def xielu(ar: Pass, op: Xielu, x: Tensor) -> Tensor:
     return torch.where(x > 0, above, below)
 
 
+def adapt(ar: Pass, op: Adapt, x: Tensor, low: Tensor) -> Tensor:
+    """x [T, rows] plus each part's columns of ``low`` times its matrix transposed."""
+    latents = torch.split(low, op.rank, dim=1)
+    parts = zip(op.parts, latents, strict=True)
+    made = [ar.product(latent.contiguous(), part.weight) for part, latent in parts]
+    return x + torch.cat(made, dim=1)
+
+
+def beside(ar: Pass, op: Beside, x: Tensor, y: Tensor) -> Tensor:
+    """[T,W]."""
+    return torch.cat((x, y), dim=1)
+
+
 def clip(ar: Pass, op: Clip, x: Tensor) -> Tensor:
     """Element by element."""
     return x.clamp(-op.limit, op.limit)
@@ -681,6 +696,8 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Positions: positions,
     Norm: norm,
     Product: product,
+    Adapt: adapt,
+    Beside: beside,
     Bias: bias,
     Clip: clip,
     Rope: rope,

@@ -16,9 +16,11 @@ from aprtui.graph.rope import RopeTable
 __all__ = [
     "ACTIVATIONS",
     "Activate",
+    "Adapt",
     "Add",
     "Alibi",
     "Attend",
+    "Beside",
     "Bias",
     "Choose",
     "Clamp",
@@ -275,6 +277,26 @@ class Bias(_OfParts):
         return _bias_shapes(self.parts)
 
 
+@dataclass(frozen=True)
+class Adapt(_OfParts):
+    """x plus what is adapted of it: in the columns of each part its own ``rank`` columns of the
+    second input, a latent of low rank, times its matrix transposed."""
+
+    parts: tuple[Part, ...]
+    rank: int
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return tuple(part.weight for part in self.parts)
+
+    @property
+    def matrices(self) -> tuple[Role, ...]:
+        return self.weights
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return {part.weight: (part.rows, self.rank) for part in self.parts}
+
+
 def _bias_shapes(parts: tuple[Part, ...]) -> dict[Role, tuple[int, ...]]:
     return {part.bias: (part.rows,) for part in parts if part.bias is not None}
 
@@ -407,6 +429,11 @@ class Add(Op):
 
     scale: float = 1.0
     total: float = 1.0
+
+
+@dataclass(frozen=True)
+class Beside(Op):
+    """The rows of both inputs, side by side: [T,W]."""
 
 
 @dataclass(frozen=True)

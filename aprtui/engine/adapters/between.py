@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from aprtui.engine.adapters.adapted import ADAPTED, watch_adapters
 from aprtui.engine.adapters.indexers import INDEX, watch_indexer
 from aprtui.engine.adapters.nodes import parallel_sums
 from aprtui.engine.adapters.shown import Part, Shown
@@ -68,6 +69,8 @@ def beyond(layer: Any, number: int, shown: Shown, functions: Functions) -> Itera
         yield frozenset(stages), _one_norm(norm, number, shown)
     if getattr(_attention_of(layer), "indexer", None) is not None:
         yield INDEX, watch_indexer(_attention_of(layer).indexer, number, shown)
+    if hasattr(layer, "shared_transformer"):
+        yield ADAPTED, watch_adapters(layer.shared_transformer, number, shown)
     if hasattr(layer, "altup"):
         yield STREAMS, watch_streams(layer, number, shown)
     ffn = getattr(layer, "feed_forward", None)

@@ -68,7 +68,8 @@ def short_conv_of(layer: torch.nn.Module) -> torch.nn.Module | None:
 def scan_of(
     layer: torch.nn.Module, number: int, shown: Shown
 ) -> AbstractContextManager[None] | None:
-    """What watches the layer's scan, where it has one."""
+    """What watches the layer's scan, where it has one; it may stand in a layer inside."""
+    layer = getattr(layer, "mamba_decoder", layer)
     for function, watch in ((_SCAN, _watch_scan), (_CHANNELS, _watch_channels)):
         module = _calling(layer, ("mixer", "mamba"), function)
         if module is not None and hasattr(module, "A_log"):
