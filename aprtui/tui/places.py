@@ -1,4 +1,4 @@
-"""Models and traces on the disk: where they lie, and what each says of itself."""
+"""Models, traces and sweeps' results on the disk: where they lie, and what each says of itself."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from aprtui.formats.tracedir import (
     list_stage_files,
     open_trace,
 )
+from aprtui.sweep.results import MATRIX, open_results
 from aprtui.text import clean, count, size
 from aprtui.tui.messages import Known, Place
 from aprtui.tui.running import running_pid
@@ -30,6 +31,7 @@ __all__ = [
     "delete_trace",
     "held_of",
     "known_of",
+    "known_of_results",
     "left_places",
     "model_words",
     "places_below",
@@ -42,7 +44,7 @@ _SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages"})
 
 
 def places_below(root: Path) -> Iterator[Place]:
-    """Models and traces under ``root``, MAX_DEPTH folders deep; hidden folders are passed over.
+    """Models, traces and results under ``root``, MAX_DEPTH folders deep, not in hidden folders.
 
     What lies in one of them belongs to it, but what lies in ``root`` is shown whatever that is.
     """
@@ -64,6 +66,10 @@ def places_below(root: Path) -> Iterator[Place]:
             continue
         if names & {MANIFEST, EVENTS} or any(_is_layer(entry) for entry in entries):
             yield _trace_place(folder, names, entries)
+            if depth:
+                continue
+        if MATRIX in names and "runs" in names:
+            yield Place(str(folder), "results", "of a sweep", folder.stat().st_mtime)
             if depth:
                 continue
         models = [entry for entry in entries if entry.name.endswith(MODEL_SUFFIXES)]
@@ -154,6 +160,16 @@ def model_words(path: Path) -> tuple[str, ...]:
     except AprtuiError as error:
         said = summary(file, None, error.message)
     return tuple(said.plain.split("\n"))
+
+
+def known_of_results(path: Path) -> Known:
+    """What a sweep came to so far."""
+    try:
+        matrix = open_results(path).matrix()
+    except AprtuiError as error:
+        return Known("damaged", note=clean(str(error), 300))
+    state = "done" if matrix.done else "unfinished"
+    return Known(state, verdict=clean(matrix.headline, 300), right=not matrix.exit_code)
 
 
 def _stated(

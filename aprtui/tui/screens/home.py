@@ -1,4 +1,4 @@
-"""Home: models and traces below the current folder, the newest first."""
+"""Home: models, traces and sweeps' results below the current folder, the newest first."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from aprtui.tui.places import (
     delete_trace,
     held_of,
     known_of,
+    known_of_results,
     left_places,
     model_words,
     places_below,
@@ -128,7 +129,11 @@ class HomeScreen(BaseScreen):
             path = Path(place.path)
             if _is_trace(place):
                 verdict = verdicts.get(str(path.absolute()), "")
-                known[place.path] = replace(known_of(path), verdict=verdict)
+                known[place.path] = replace(
+                    known_of(path), verdict=verdict, right=verdict.startswith("within")
+                )
+            elif place.kind == "results":
+                known[place.path] = known_of_results(path)
             if time.monotonic() - told > LEARN_S:
                 self.post_message(Learnt(known))
                 known, told = {}, time.monotonic()
@@ -154,7 +159,7 @@ class HomeScreen(BaseScreen):
             coloured = palette_of(self.app).depth.blends
             facts[:0] = [wrapped(line, "", column) for line in self._preview.words]
             facts.append(thumbnail(self._preview.holdings, column, height, coloured))
-        elif row is not None and height >= PREVIEW_LINES:
+        elif row is not None and row.place.kind != "results" and height >= PREVIEW_LINES:
             self._look_into(row.place)
         self.about.show(facts)
         self.show_keys()
@@ -269,7 +274,7 @@ class HomeScreen(BaseScreen):
     # Keys.
 
     def action_open_other(self) -> None:
-        """Any folder or file, wherever it is."""
+        """Any folder or file, wherever it is; a sweep's results behind a URL, too."""
         self.ask_path("open…", "open", f"{self.folder}/")
 
     def idle_keys(self) -> frozenset[str]:
@@ -307,6 +312,9 @@ class HomeScreen(BaseScreen):
     def _compare(self, a: Path, b: Path) -> None:
         kinds = {row.place.path: row.place.kind for row in self.list.rows}
         sides = [kinds.get(str(path), kinds.get(str(a))) for path in (a, b)]
+        if "results" in sides:
+            self.say("results of sweeps are compared by aprtui sweep PLAN --against RESULTS")
+            return
         if sides[0] != sides[1]:
             self.say("a model and a trace: mark two models, or two traces")
             return
