@@ -317,6 +317,9 @@ TINY: dict[str, Tiny] = {
     "minicpm3": Tiny("MiniCPM3", {**_LATENT, "dim_model_base": 24}, ("minicpm3",)),
 }  # fmt: skip
 TINY |= {
+    "stablelm-heads": Tiny("StableLm", {
+        "hidden_size": 64, "qk_layernorm": True, "use_parallel_residual": True,
+    }),
     "nemotron_h-latent": Tiny("NemotronH", {
         **TINY["nemotron_h"].settings, "moe_latent_size": 20,
     }),

@@ -240,6 +240,10 @@ def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
         weight = _wide(ar.vector(op.weight))
         weight = weight.reshape(x.shape[1:]) if op.each else weight
         made = ar.step(made) * (weight + op.offset)
+    if op.own:
+        made = ar.step(made) * (
+            torch.stack([_wide(ar.vector(role)) for role in op.own]) + op.offset
+        )
     if op.bias is not None:
         made = made + _wide(ar.vector(op.bias))
     return made.to(x.dtype)

@@ -196,7 +196,8 @@ class Positions(Op):
 class Norm(Op):
     """x / sqrt(mean(x^2) + eps) * (offset + w): over the last axis, or over each of ``heads``.
 
-    ``whole``: over all of the heads together; ``each``: every head has a weight of its own.
+    ``whole``: over all of the heads together; ``each``: every head has a weight of its own;
+    ``own``: they are tensors of their own.
     ``centred``: the mean is taken off first (LayerNorm). Without ``weight`` the factor is one.
     """
 
@@ -208,10 +209,11 @@ class Norm(Op):
     each: bool = False
     centred: bool = False
     bias: Role | None = None
+    own: tuple[Role, ...] = ()
 
     @property
     def weights(self) -> tuple[Role, ...]:
-        return tuple(role for role in (self.weight, self.bias) if role is not None)
+        return tuple(role for role in (self.weight, *self.own, self.bias) if role is not None)
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         if self.heads is not None:

@@ -163,6 +163,14 @@ def lowered(s: Scene, *, layer: int) -> Array:
     return np.concatenate(made, axis=1)
 
 
+def unweighed(s: Scene) -> Array:
+    """LayerNorm of each head, without the head's own weight."""
+    window = s.own.heads
+    heads = s.inputs[0].reshape(len(s.right), -1)[:, window.columns].reshape(s.right.shape)
+    apart = heads - heads.mean(-1, keepdims=True)
+    return np.asarray(apart / np.sqrt((apart**2).mean(-1, keepdims=True) + s.own.eps))
+
+
 def matrix(s: Scene, name: str, layer: int) -> Array:
     role = Role(name, layer)
     return s.replay.rows(role, range(s.replay.shape(role)[0]))
@@ -233,6 +241,9 @@ PLANTED = (
     Planted("branch_missing", same(
         lambda s: s.inputs[0], ("zamba2", "layer-1/qkv_adapted"),
         ("zamba2", "layer-3/block_gate_adapted"), ("zamba2", "layer-4/block_up_adapted"))),
+    Planted("norm_no_weight", same(
+        unweighed, ("stablelm-heads", "layer-0/q_norm"), ("stablelm-heads", "layer-1/k_norm"),
+        ("stablelm-heads", "layer-2/q_norm"))),
     Planted("other_layer", (
         ("zamba2", "layer-1/qkv_adapted", partial(raised, layer=4)),
         ("zamba2", "layer-4/block_gate_adapted", partial(raised, layer=3)),
