@@ -393,9 +393,11 @@ def key_biases(op: Alibi | None, keys: Tensor, end: int | None = None) -> Tensor
     if op is None:
         return None
     last = (len(keys) if end is None else end) - 1
-    slopes = torch.tensor(op.slopes, dtype=keys.dtype, device=keys.device)
-    placed = torch.arange(len(keys), dtype=keys.dtype, device=keys.device)
-    return slopes[:, None, None] * (placed - last if op.from_last else placed)
+    dtype = torch.bfloat16 if op.narrow else keys.dtype
+    slopes = torch.tensor(op.slopes, device=keys.device, dtype=keys.dtype).to(dtype)
+    placed = torch.arange(len(keys), device=keys.device).to(dtype)
+    made = slopes[:, None, None] * (placed - last if op.from_last else placed)
+    return made.to(keys.dtype) * op.scale
 
 
 def softmax_block(ar: Pass, scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> Tensor:

@@ -107,10 +107,13 @@ class Temperature:
 @dataclass(frozen=True)
 class Alibi:
     """What is added to the scores of each head's keys: its slope times the key's position, counted
-    from the first token, or from the last one where ``from_last`` (the softmax is the same)."""
+    from the first token, or from the last one where ``from_last`` (the softmax is the same), times
+    ``scale``. ``narrow``: slopes, positions and their products are bfloat16."""
 
     slopes: tuple[float, ...]
     from_last: bool = False
+    narrow: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
