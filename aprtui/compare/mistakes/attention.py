@@ -91,6 +91,15 @@ def alibi_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
         yield Candidate(made, "the biases of ALiBi are not added to the scores")
 
 
+def alibi_scaled(at: Attempt[Scores]) -> Iterator[Candidate]:
+    if at.op.alibi is None or at.y is None:
+        return
+    plain = at.remade(replace(at.op, alibi=None))
+    for factor in fitted_scales(at.y - plain, at.base - plain, at.rounded):
+        text = f"the biases of ALiBi are multiplied by {factor:g}"
+        yield Candidate(plain + factor * (at.base - plain), text, {"factor": factor})
+
+
 def temperature_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
     if at.op.temperature is not None:
         made = at.remade(replace(at.op, temperature=None))
@@ -245,6 +254,7 @@ ATTENTION = (
     Entry("score_scale", (Scores,), score_scale),
     Entry("temperature_missing", (Scores,), temperature_missing),
     Entry("alibi_missing", (Scores,), alibi_missing),
+    Entry("alibi_scaled", (Scores,), alibi_scaled),
     Entry("nope_rotated", (Scores,), turned),
     Entry("heads_zero", (Scores, Softmax, Attend, Rope, Norm), heads_zero),
     *CACHE,
