@@ -104,8 +104,8 @@ class Arithmetic:
     stage wherever an engine that computes in that type does (``steps``: after each elementary step
     of a norm, a rotation or SiLU too; ``exponential``: and SiLU's exponential); "F32" computes a
     norm in float32, which may overflow. ``tables``: the type that RoPE's cosines and sines are kept
-    in; ``addends``: vectors that a step adds in float32 are kept in it. ``before``: UNROUNDED or BRANCHES_FIRST, what is read in place of the sum or product that
-    was written.
+    in; ``addends``: vectors that a step adds in float32 are kept in it. ``before``: UNROUNDED or
+    BRANCHES_FIRST, what is read in place of the sum or product that was written.
     """
 
     product: str = ""
