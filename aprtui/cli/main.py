@@ -20,7 +20,7 @@ __all__ = ["COMMANDS", "EXIT_CODES", "entry", "heed_signals", "main"]
 
 _USAGE = """\
 usage: aprtui [--version [-v]] [--help] COMMAND ...
-       aprtui MODEL | TRACE_DIR | FILE.bin | DIR_A DIR_B ... | MODEL_A MODEL_B
+       aprtui MODEL | TRACE_DIR | FILE.bin | DIR_A DIR_B ... | MODEL_A MODEL_B | RESULTS
 
 A terminal inspector for the forward pass of language models.
 
@@ -32,6 +32,7 @@ Opens the terminal UI on:
   aprtui DIR_A DIR_B          two traces side by side
   aprtui DIR_A DIR_B DIR_C    many traces, each against the first: a matrix
   aprtui MODEL_A MODEL_B      two models side by side: their weights, the worst first
+  aprtui RESULTS              the matrix of a sweep, a folder or a URL
 
 Commands that need no terminal UI:
 {commands}

@@ -1,4 +1,5 @@
-"""Open the terminal UI on nothing, a model, a trace, a stage file, two of them, or many traces."""
+"""Open the terminal UI on nothing, a model, a trace, a stage file, two of them, many traces, or
+a sweep's results."""
 
 from __future__ import annotations
 
@@ -17,11 +18,22 @@ __all__ = ["configure", "run"]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "paths", nargs="*", type=Path, metavar="PATH",
-        help="a model, a trace folder or a stage file; two to compare, of traces also more",
+        "paths", nargs="*", type=_place, metavar="PATH",
+        help="a model, a trace folder or a stage file; two to compare, of traces also more; "
+        "a sweep's results, also behind a URL",
     )  # fmt: skip
     parser.add_argument("--model", type=Path, metavar="MODEL",
                         help="the model of a foreign trace: it tells the shapes")  # fmt: skip
+
+
+def _place(text: str) -> Path:
+    """A path; for a URL a folder that stands for what lies there."""
+    text = text.removeprefix("file://")
+    if "://" not in text:
+        return Path(text)
+    from aprtui.sweep.results import place_for
+
+    return place_for(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,8 +98,12 @@ def _check(one: Opened) -> None:
     from aprtui.compare.infer import open_any
     from aprtui.formats.aprt import read_header
     from aprtui.model.open import read_model_file
+    from aprtui.sweep.results import open_results
 
-    if one.kind in ("prompts", "results"):
+    if one.kind == "prompts":
+        return
+    if one.kind == "results":
+        open_results(one.path).matrix()
         return
     if one.kind == "model":
         read_model_file(one.path)

@@ -136,6 +136,8 @@ def run(args: argparse.Namespace) -> int:
     if args.tokens is None:
         foreign = [name for name in names if name != _OURS]
         texts = read_texts(model, foreign, args.prompt or DEFAULT_PROMPT)
+        if not args.json:
+            show_texts(texts)
     with folder_of(args.output) as folder:
         plans = {name: make_plan(job_of(args, name, folder / name)) for name in names}
         traces = {name: _trace(name, plan, args) for name, plan in plans.items()}
@@ -143,7 +145,6 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print_json(_json(engines, args, texts))
         else:
-            show_texts(texts)
             _show(engines, args)
         if args.report is not None:
             _report(engines, traces, model, args)
@@ -200,7 +201,8 @@ def _trace(name: str, plan: Plan, args: argparse.Namespace) -> TraceDir:
 
 def _verify(name: str, traces: Mapping[str, TraceDir], model: Model) -> Verified:
     """One capture against the first one, and replayed."""
-    from aprtui.compare.bisect import Options, bisect
+    from aprtui.compare.bisect import bisect
+    from aprtui.compare.worker import Options
 
     reference = next(iter(traces.values()))
     trace = traces[name]

@@ -23,9 +23,11 @@ from aprtui.graph import Role
 from aprtui.graph.node import Node
 from aprtui.graph.ops import (
     Activate,
+    Adapt,
     Add,
     Alibi,
     Attend,
+    Beside,
     Bias,
     Choose,
     Clip,
@@ -108,13 +110,21 @@ class Pass:
         """A scale or another number of an operation's own, which some keep in their type too."""
         return x
 
+    def numbers(self, x: Tensor) -> Tensor:
+        """The same of several."""
+        return x
+
     def softened(self, x: float) -> float:
         """A number that is stored as it is before its softplus."""
         return x
 
     def looked_up(self, role: Role, rows: int) -> Tensor:
         """The tokens' rows of a table; of tokens beyond its ``rows`` the first."""
-        return self.weights.rows(role, self.within(rows))
+        return self.rows(role, self.within(rows))
+
+    def rows(self, role: Role, indices: tuple[int, ...]) -> Tensor:
+        """Rows of a table, as it is kept."""
+        return self.weights.rows(role, indices)
 
     def within(self, rows: int) -> tuple[int, ...]:
         """The tokens, of those beyond ``rows`` the first one."""
@@ -123,6 +133,10 @@ class Pass:
     def cut(self, x: Tensor) -> Tensor:
         """An inner result that an engine of low precision writes in its type."""
         return x
+
+    def unbiased(self, x: Tensor) -> Tensor:
+        """A product before its bias, which some add to its sum before that is rounded."""
+        return self.cut(x)
 
     def step(self, x: Tensor) -> Tensor:
         """An elementary step of a norm or a rotation, which some write in their type too."""
@@ -225,7 +239,7 @@ def embed(ar: Pass, op: Embed) -> Tensor:
 def positions(ar: Pass, op: Positions, x: Tensor) -> Tensor:
     """x plus the rows of its positions: [T,H]."""
     placed = ar.positions or range(len(x))
-    rows = ar.weights.rows(op.table, tuple(op.first + int(place) for place in placed))
+    rows = ar.rows(op.table, tuple(op.first + int(place) for place in placed))
     return x + send(rows, x.device)
 
 
@@ -240,9 +254,11 @@ def norm(ar: Pass, op: Norm, x: Tensor) -> Tensor:
 
 
 def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * (offset + w) + bias over the last axis; x less its mean where
-    ``centred``."""
+    """x / sqrt(mean(x^2) + eps) * (offset + w) + bias over the last axis; x times ``scale`` before,
+    and less its mean where ``centred``."""
     wide = _wide(x)
+    if op.scale != 1.0:
+        wide = ar.cut(wide * ar.number(op.scale))
     if op.centred:
         wide = wide - wide.mean(-1, keepdim=True)
     made = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + op.eps)
@@ -257,9 +273,10 @@ def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
 
 def product(ar: Pass, op: Product, x: Tensor) -> Tensor:
     """cap * tanh((x W' + b) * scales / cap) with the parts side by side: [T, rows], or [rows]
-    where only the last position is asked for. x [T,...] is taken as rows."""
+    where only the last position is asked for. x [T,...] is taken as rows, times ``given``."""
     rows = x.reshape(x.shape[0], -1)
     rows = ar.asked(rows) if op.last else rows
+    rows = rows if op.given == 1.0 else ar.cut(rows * op.given)
     made = [ar.product(rows, part.weight) for part in op.parts]
     out = finish(ar, op, made[0] if len(made) == 1 else torch.cat(made, dim=1))
     return out[0] if op.last and ar.logits == "last" else out
@@ -271,9 +288,9 @@ def finish(ar: Pass, op: Product, out: Tensor, biases: Tensor | None = None) -> 
     if biases is None and any(part.bias is not None for part in op.parts):
         biases = _biases(ar, op)
     if biases is not None:
-        out = ar.cut(out) + biases
+        out = ar.unbiased(out) + biases
     if any(part.scale != 1.0 for part in op.parts):
-        out = scale_columns(op.parts, ar.cut(out))
+        out = scale_columns(op.parts, ar.cut(out), ar.number)
     if op.scale != 1.0:
         out = ar.cut(out) * op.scale
     if op.cap is None:
@@ -281,11 +298,16 @@ def finish(ar: Pass, op: Product, out: Tensor, biases: Tensor | None = None) -> 
     return ar.cut(ar.map(torch.tanh, ar.cut(ar.cut(out) / op.cap))) * op.cap
 
 
-def scale_columns(parts: Sequence[Part], x: Tensor) -> Tensor:
-    """x [...,rows] with the columns of each of ``parts`` times its scale."""
+def scale_columns(
+    parts: Sequence[Part], x: Tensor, number: Callable[[float], float] = float
+) -> Tensor:
+    """x [...,rows] with the columns of each of ``parts`` times its scale, as ``number`` keeps
+    it."""
     if all(part.scale == 1.0 for part in parts):
         return x
-    return x * torch.cat([x.new_full((part.rows,), part.scale) for part in parts])
+    columns = torch.split(x, [part.rows for part in parts], dim=-1)
+    scaled = (each * number(part.scale) for each, part in zip(columns, parts, strict=True))
+    return torch.cat(tuple(scaled), dim=-1)
 
 
 def _biases(ar: Pass, op: Product | Bias) -> Tensor:
@@ -449,7 +471,7 @@ def query_key_heads(
     k = k if op.keys is None else heads_of(k, op.keys)
     if op.temperature is not None:
         warm = temperatures(op.temperature, ar.positions or range(len(q)))
-        q = ar.cut(q * send(warm.to(q.dtype), q.device))
+        q = ar.cut(q * send(ar.numbers(warm).to(q.dtype), q.device))
     return q, k
 
 
@@ -514,6 +536,19 @@ def xielu(ar: Pass, op: Xielu, x: Tensor) -> Tensor:
     return torch.where(x > 0, above, below)
 
 
+def adapt(ar: Pass, op: Adapt, x: Tensor, low: Tensor) -> Tensor:
+    """x [T, rows] plus each part's columns of ``low`` times its matrix transposed."""
+    latents = torch.split(low, op.rank, dim=1)
+    parts = zip(op.parts, latents, strict=True)
+    made = [ar.product(latent.contiguous(), part.weight) for part, latent in parts]
+    return x + torch.cat(made, dim=1)
+
+
+def beside(ar: Pass, op: Beside, x: Tensor, y: Tensor) -> Tensor:
+    """[T,W]."""
+    return torch.cat((x, y), dim=1)
+
+
 def clip(ar: Pass, op: Clip, x: Tensor) -> Tensor:
     """Element by element."""
     return x.clamp(-op.limit, op.limit)
@@ -529,7 +564,7 @@ def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
     """(hidden + scale * branch) * total, in hidden's shape."""
     branch = branch.reshape(hidden.shape)
     made = hidden + (branch if op.scale == 1.0 else ar.cut(branch * op.scale))
-    return made if op.total == 1.0 else ar.cut(made) * op.total
+    return made if op.total == 1.0 else ar.cut(made) * ar.number(op.total)
 
 
 def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
@@ -661,6 +696,8 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Positions: positions,
     Norm: norm,
     Product: product,
+    Adapt: adapt,
+    Beside: beside,
     Bias: bias,
     Clip: clip,
     Rope: rope,

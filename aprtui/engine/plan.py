@@ -203,7 +203,7 @@ def check_space(plans: Sequence[Plan]) -> None:
         traces = "the trace needs" if len(plans) == 1 else f"{len(plans)} traces need"
         raise EngineError(
             f"{clean(str(where))}: {traces} {size(needed)} and {size(free)} are free",
-            hint="fewer --stages or --layers, or another --save-tensor-dir",
+            hint="fewer --stages or --layers, or another folder with -o DIR",
         )
 
 
@@ -262,7 +262,7 @@ def _plans(
     if holds_trace(root):
         raise UsageError(
             f"{clean(str(root))}: a trace is there itself, where a folder a prompt shall be made",
-            hint="choose another folder with --save-tensor-dir",
+            hint="choose another folder with -o DIR",
         )
     plans = [
         _plan(

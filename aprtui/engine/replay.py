@@ -170,7 +170,8 @@ class Replay:
     def product_input(self, op: Product, x: Float64) -> Float64:
         """The rows [n, columns] that a product multiplies."""
         rows = x.reshape(x.shape[0], -1)
-        return rows[-1:] if op.last and self.logits == "last" else rows
+        rows = rows[-1:] if op.last and self.logits == "last" else rows
+        return rows if op.given == 1.0 else rows * op.given
 
     def products(self, role: Role, x: Float64, names: Sequence[str] = ("",)) -> list[Float64]:
         """x [n, columns] rounded as each name says, times the matrix transposed: [n, rows]."""

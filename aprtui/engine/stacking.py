@@ -125,7 +125,7 @@ def _room(capture: Capture, files: tuple[PlannedFile, ...]) -> list[Float32]:
     except OSError as error:
         raise EngineError(
             f"{clean(str(folder))}: no room for the rows of all passes: {error.strerror or error}",
-            hint="fewer --stages or --layers, or another --save-tensor-dir",
+            hint="fewer --stages or --layers, or another folder with -o DIR",
         ) from error
     parts, start = [], 0
     for file_, size in zip(files, sizes, strict=True):

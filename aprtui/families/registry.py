@@ -130,6 +130,7 @@ _OURS = (
         ("granitehybrid",),
     ),
     Row("bamba", "aprtui.families.bamba", ("bamba",)),
+    Row("zamba2", "aprtui.families.zamba2", ("zamba2",)),
     Row(
         "nemotron_h",
         "aprtui.families.nemotron_h",

@@ -243,7 +243,7 @@ def _reached(where: str) -> Iterator[None]:
         said = clean(f"{type(error).__name__}: {error}", 300)
         raise EngineError(
             f"{clean(where)}: the results cannot be reached: {said}",
-            hint="--resume goes on when they can be",
+            hint="again when they can be: a sweep goes on with --resume",
         ) from error
 
 

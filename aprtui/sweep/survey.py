@@ -99,8 +99,8 @@ def local_model(spec: ModelSpec, scratch: Scratch) -> Path:
         path = Path(spec.source)
         if not path.exists():
             raise EngineError(
-                f"{spec.source}: this node does not hold the model",
-                hint="resource names the nodes that do, or its path is a URL that all can fetch",
+                f"{spec.source}: no model is there on this machine",
+                hint="on a cluster: resource names the nodes that hold it, or its path is a URL",
             )
         return path
     name = hashlib.sha256(spec.source.encode()).hexdigest()[:16]

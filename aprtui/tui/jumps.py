@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from aprtui.formats.tracedir import StageKey
+from aprtui.formats.layout import StageKey
 from aprtui.text import clean
 
 __all__ = ["Goal", "Jump", "Jumps", "stage_goals"]

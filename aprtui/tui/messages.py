@@ -53,7 +53,8 @@ class Surveyed(Message):
 @dataclass(frozen=True)
 class Known:
     """What a trace says of itself, clean, and its ``state``: "complete", "running", "stopped" (by
-    a person or by a fault: it has no manifest), "foreign" or "damaged" (``note`` says how)."""
+    a person or by a fault: it has no manifest), "foreign" or "damaged" (``note`` says how). Of a
+    sweep's results: "done" or "unfinished", and their headline as ``verdict``."""
 
     state: str
     prompt: str = ""
@@ -69,14 +70,15 @@ class Known:
     size_bytes: int = 0
     note: str = ""
     verdict: str = ""  # of the last comparison
+    right: bool = False  # nothing is wrong by that verdict
 
 
 @dataclass(frozen=True)
 class Place:
-    """A model or a trace on the disk; ``path`` is raw, ``remark`` is ours."""
+    """A model, a trace or a sweep's results on the disk; ``path`` is raw, ``remark`` is ours."""
 
     path: str
-    kind: str  # "model" or "trace"
+    kind: str  # "model", "trace" or "results"
     remark: str
     mtime: float
 

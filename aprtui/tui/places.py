@@ -1,4 +1,4 @@
-"""Models and traces on the disk: where they lie, and what each says of itself."""
+"""Models, traces and sweeps' results on the disk: where they lie, and what each says of itself."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ from aprtui.formats.journal import read_journal
 from aprtui.formats.manifest import read_manifest
 from aprtui.formats.perop import is_per_op_side
 from aprtui.formats.tracedir import EVENTS, MANIFEST, clear_trace, list_stage_files
+from aprtui.sweep.results import MATRIX, open_results
 from aprtui.text import clean, count, size
 from aprtui.tui.messages import Known, Place
 from aprtui.tui.running import running_pid
 from aprtui.tui.session import left_running
 from aprtui.tui.source import MODEL_SUFFIXES
 
-__all__ = ["delete_trace", "known_of", "left_places", "places_below", "rename_trace"]
+__all__ = [
+    "delete_trace",
+    "known_of",
+    "known_of_results",
+    "left_places",
+    "places_below",
+    "rename_trace",
+]
 
 MAX_DEPTH = 4
 MAX_FOLDERS = 4000
@@ -26,7 +34,7 @@ _SKIPPED = frozenset({"node_modules", "__pycache__", "site-packages"})
 
 
 def places_below(root: Path) -> Iterator[Place]:
-    """Models and traces under ``root``, MAX_DEPTH folders deep; hidden folders are passed over.
+    """Models, traces and results under ``root``, MAX_DEPTH folders deep, not in hidden folders.
 
     What lies in one of them belongs to it, but what lies in ``root`` is shown whatever that is.
     """
@@ -48,6 +56,10 @@ def places_below(root: Path) -> Iterator[Place]:
             continue
         if names & {MANIFEST, EVENTS} or any(_is_layer(entry) for entry in entries):
             yield _trace_place(folder, names, entries)
+            if depth:
+                continue
+        if MATRIX in names and "runs" in names:
+            yield Place(str(folder), "results", "of a sweep", folder.stat().st_mtime)
             if depth:
                 continue
         models = [entry for entry in entries if entry.name.endswith(MODEL_SUFFIXES)]
@@ -110,6 +122,16 @@ def known_of(path: Path) -> Known:
         return Known("foreign", files=len(files), size_bytes=written)
     state = "running" if running_pid(path) is not None else "stopped"
     return _stated(journal.planned, state, len(files), written, journal.files)
+
+
+def known_of_results(path: Path) -> Known:
+    """What a sweep came to so far."""
+    try:
+        matrix = open_results(path).matrix()
+    except AprtuiError as error:
+        return Known("damaged", note=clean(str(error), 300))
+    state = "done" if matrix.done else "unfinished"
+    return Known(state, verdict=clean(matrix.headline, 300), right=not matrix.exit_code)
 
 
 def _stated(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from textual.message import Message
 
-from aprtui.compare.bisection import Bisection
-from aprtui.compare.pairs import PairResult
 from aprtui.errors import AprtuiError
-from aprtui.formats.tracedir import TraceDir
 from aprtui.text import clean, size
+
+if TYPE_CHECKING:
+    from aprtui.compare.bisection import Bisection
+    from aprtui.compare.pairs import PairResult
+    from aprtui.formats.tracedir import TraceDir
 
 __all__ = ["Reporting", "Written", "report_to"]
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aprtui.errors import AprtuiError
-from aprtui.formats.atomic import whole_file
-from aprtui.formats.tracedir import StageKey
+from aprtui.formats.layout import StageKey
 from aprtui.state import state_folder
 from aprtui.text import clean
 
@@ -135,6 +134,8 @@ def _read() -> dict[str, Any]:
 
 def _write(session: Mapping[str, Any]) -> None:
     """Replace the file whole; a state folder that cannot be written is no reason to complain."""
+    from aprtui.formats.atomic import whole_file  # numpy, which the first frame does without
+
     try:
         with whole_file(session_file(), parents=True) as file:
             file.write(json.dumps(session).encode())

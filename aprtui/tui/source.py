@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from pathlib import Path
 
 from aprtui.captures.opening import is_dump
 from aprtui.compare.opening import open_capture
-from aprtui.errors import BadFileError
+from aprtui.errors import AprtuiError, BadFileError
 from aprtui.formats.aprt import MAGIC
 from aprtui.formats.files import first_bytes
 from aprtui.formats.layout import prompts_in
 from aprtui.formats.locate import holds_model
+from aprtui.formats.manifest import read_manifest
 from aprtui.formats.perop import is_per_op_side
 from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import (
@@ -27,7 +30,7 @@ from aprtui.sweep.results import holds_results
 from aprtui.text import clean
 from aprtui.tui.opened import Opened
 
-__all__ = ["MODEL_SUFFIXES", "Opened", "kind_of", "load_trace", "title_of"]
+__all__ = ["MODEL_SUFFIXES", "Opened", "kind_of", "load_trace", "name_of", "title_of"]
 
 MODEL_SUFFIXES = (".apr", ".gguf", ".safetensors")
 
@@ -101,6 +104,29 @@ def _damaged(path: Path) -> StageRecord:
         raise BadFileError(path, f"cannot be read: {error.strerror}") from error
 
 
+_KEY = re.compile(r"[0-9a-f]{32}")
+
+
+def name_of(path: Path) -> str:
+    """What a trace is called, clean: its folder; where that is the key of a capture in a sweep's
+    results, the model and the engine that its manifest names."""
+    return (_KEY.fullmatch(path.name) and _stated_name(path)) or clean(
+        path.name or str(path.absolute().name), 60
+    )
+
+
+@lru_cache(256)
+def _stated_name(path: Path) -> str:
+    try:
+        said = read_manifest(path / MANIFEST) or {}
+    except AprtuiError:
+        return ""
+    model, engine = said.get("model", {}).get("path"), said.get("engine", {}).get("name")
+    if not isinstance(model, str) or not isinstance(engine, str):
+        return ""
+    return f"{clean(Path(model).name, 40)} by {clean(engine, 20)}"
+
+
 def _made(rows: Rows) -> str:
     """`` in 4 passes of sequence 1``, as far as it is so."""
     passes = len(set(rows.passes))
@@ -110,7 +136,7 @@ def _made(rows: Rows) -> str:
 
 def title_of(trace: TraceDir, path: Path) -> str:
     """Where we are, honestly: name, status, how many files of how many, what was inferred."""
-    name = clean(path.name or str(path.absolute().name), 60)
+    name = name_of(path)
     found = len(trace.records)
     sources = {record.shape_source for record in trace.records.values()}
     flat = sum(record.shape is None for record in trace.records.values())

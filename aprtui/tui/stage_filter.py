@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from aprtui.formats.tracedir import StageKey
+from aprtui.formats.layout import StageKey
 
 __all__ = ["finder", "matcher"]
 

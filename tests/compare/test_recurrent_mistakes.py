@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from aprtui.graph import Role
 from tests.compare.family_planting import Planted, cases, located, same
 from tests.compare.planting import Plant, Scene
 
@@ -147,6 +148,26 @@ def unscaled(s: Scene, name: str) -> Array:
     return out
 
 
+def raised(s: Scene, *, layer: int) -> Array:
+    """What is adapted, by the adapters of another layer."""
+    x, low = s.inputs
+    latents = np.split(low, len(s.own.parts), axis=1)
+    made = [latent @ matrix(s, part.weight.name, layer).T
+            for latent, part in zip(latents, s.own.parts, strict=True)]  # fmt: skip
+    return np.asarray(x + np.concatenate(made, axis=1))
+
+
+def lowered(s: Scene, *, layer: int) -> Array:
+    """The latents of another layer's adapters."""
+    made = [s.inputs[0] @ matrix(s, part.weight.name, layer).T for part in s.own.parts]
+    return np.concatenate(made, axis=1)
+
+
+def matrix(s: Scene, name: str, layer: int) -> Array:
+    role = Role(name, layer)
+    return s.replay.rows(role, range(s.replay.shape(role)[0]))
+
+
 # -- where they are planted ------------------------------------------------------------------------
 
 
@@ -210,6 +231,13 @@ PLANTED = (
         ("falcon_h1", "layer-0/mixer_out", lambda s: s.inputs[0]),
         ("falcon_h1", "layer-1/mixer_out", lambda s: s.inputs[1]),
         ("falcon_h1", "layer-2/mixer_out", lambda s: s.inputs[0]))),
+    Planted("branch_missing", same(
+        lambda s: s.inputs[0], ("zamba2", "layer-1/qkv_adapted"),
+        ("zamba2", "layer-3/block_gate_adapted"), ("zamba2", "layer-4/block_up_adapted"))),
+    Planted("other_layer", (
+        ("zamba2", "layer-1/qkv_adapted", partial(raised, layer=4)),
+        ("zamba2", "layer-4/block_gate_adapted", partial(raised, layer=3)),
+        ("zamba2", "layer-3/block_low", partial(lowered, layer=1)))),
     Planted("multiplier_missing", (
         ("falcon_h1", "layer-1/ffn_gate", partial(unscaled, name="gate")),
         ("falcon_h1", "layer-2/ssm_out", partial(unscaled, name="ssm_out")),

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from tests.engine.mutations import BAR, mutations_of, try_mutation
+from aprtui.errors import BadFileError
+from tests.engine.mutations import BAR, mutations_of, our_logits, their_logits, try_mutation
 from tests.families import TINY, save_tiny
 
 transformers = pytest.importorskip("transformers", reason="transformers is a dev dependency")
@@ -78,6 +80,24 @@ def found_wrong(family: str, folder: Path, *, older: bool, every: int) -> list[s
 @pytest.mark.parametrize("family", sorted(TINY))
 def test_a_sample_of_keys_changes_logits_alike_or_is_refused(family: str, tmp_path: Path) -> None:
     assert found_wrong(family, tmp_path, older=False, every=_EVERY) == []
+
+
+def test_a_shared_block_is_read_where_transformers_reads_it(tmp_path: Path) -> None:
+    """Of the first layer that has it, but of a layer itself where the folder holds it there."""
+    save_tiny(TINY["zamba2"], tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    first, own = "model.layers.1.shared_transformer.", "model.layers.4.shared_transformer."
+    assert not any(name.startswith(own) for name in tensors)
+    found = {name.replace(first, own): 1.5 * tensors[name] for name in tensors if first in name}
+    save_file({**tensors, **found}, path, {"format": "pt"})
+    theirs = their_logits(tmp_path)
+    assert not isinstance(theirs, str)
+    assert float((our_logits(tmp_path) - theirs).norm() / theirs.norm()) <= BAR
+    del tensors[f"{first}self_attn.q_proj.weight"]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(BadFileError, match="the tensor for layer 1 q is missing"):
+        our_logits(tmp_path)
 
 
 @pytest.mark.mutation

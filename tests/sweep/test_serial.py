@@ -238,8 +238,8 @@ def test_results_behind_a_url_are_those_of_a_folder(
         if "costs" not in name and name.startswith("/sweep-serial/")
     }
     assert there == tree(tmp_path / "plan" / "results")
-    results = open_results("memory://sweep-serial")
-    copy = results.capture(found.cells[0].capture, tmp_path / "copies")
+    results = open_results("memory://sweep-serial", tmp_path / "copies")
+    copy = results.capture(found.cells[0].capture)
     assert (copy / MANIFEST).is_file()
     store.clear()
 
@@ -277,7 +277,7 @@ def test_a_model_that_is_not_there_fails_its_cells_alone(
     text = MODELS + '[[models]]\npath = "gone.gguf"\n' + SHORT + OURS
     found = swept(capsys, write_plan(tmp_path / "plan", text), code=4)
     assert found.counts == {"failed": 1, "same": 2}
-    assert "this node does not hold the model" in found.cells[-1].error
+    assert "no model is there on this machine" in found.cells[-1].error
 
 
 def test_what_is_held_against_a_failed_cell_says_so(

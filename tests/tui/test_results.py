@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 
 from aprtui.formats.aprt import write_stage
-from aprtui.formats.tracedir import StageKey
+from aprtui.formats.tracedir import MANIFEST, StageKey, write_manifest
 from aprtui.sweep.matrix import Cell, Matrix
+from aprtui.sweep.results import place_for
+from aprtui.sweep.store import open_store
+from aprtui.tui.app import AprtuiApp
 from aprtui.tui.screens.browse import BrowseScreen
+from aprtui.tui.screens.home import HomeScreen
 from aprtui.tui.screens.pair import PairScreen
 from aprtui.tui.screens.results import ResultsScreen
+from aprtui.tui.source import name_of
 from tests.tui.support import (
     NARROW,
     WIDE,
@@ -23,6 +28,7 @@ from tests.tui.support import (
     opened,
     press,
     screen,
+    settle,
     small_trace,
     until,
 )
@@ -134,3 +140,60 @@ async def test_damaged_results_say_so(results: Path) -> None:
     (results / "matrix.json").write_text('{"schema": "aprtui-sweep-v1"}')
     async with opened(results) as pilot:
         assert screen(pilot).state == "error" and "KeyError" in frame(pilot)
+
+
+async def test_results_behind_a_url_are_copied_as_they_are_opened(results: Path) -> None:
+    url = "memory://sweep-in-the-app/nightly"
+    store = open_store(url)
+    for key in KEYS.values():
+        store.put_folder(f"captures/{key}", results / "captures" / key)
+    store.put_document("matrix.json", _matrix().to_json())
+    async with opened(place_for(url)) as pilot:
+        matrix = screen(pilot)
+        assert f"{url} · a sweep · running or stopped" in frame(pilot)
+        await press(pilot, "$", "enter")
+        await until(pilot, "layer 1 · attn_out")
+        pair = pilot.app.screen
+        assert isinstance(pair, PairScreen) and pair.key == StageKey(1, "attn_out")
+        await press(pilot, "<")
+        assert pilot.app.screen is matrix
+        store.write(f"captures/{KEYS['hf']}.json", b"{}")
+        text = await press(pilot, "0", "l", "enter")
+        assert "the results hold no such capture" in text and pilot.app.screen is matrix
+
+
+async def test_a_url_where_nothing_is_says_so() -> None:
+    async with opened(place_for("memory://sweep-nowhere")) as pilot:
+        await settle(pilot)
+        assert screen(pilot).state == "error" and "no sweep's results are here" in frame(pilot)
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+async def test_home_lists_results_with_their_headline(results: Path, size: tuple[int, int]) -> None:
+    (results / "runs").mkdir()
+    small_trace(results.parent / "one")
+    async with AprtuiApp(folder=results.parent).run_test(size=size) as pilot:
+        await until(pilot, "unfinished")
+        home = screen(pilot)
+        assert isinstance(home, HomeScreen)
+        rows = home.list
+        assert {(row.name, row.place.kind) for row in rows.rows} == {
+            ("nightly", "results"), ("one", "trace"),
+        }  # fmt: skip
+        rows.move_to([row.name for row in rows.rows].index("nightly"))
+        text = await press(pilot, "space")
+        assert "12 cells: 1 failed, 4 culprits" in text
+        assert "aprtui sweep PLAN --against RESULTS" in await press(pilot, "up", "space", "d")
+        rows.move_to([row.name for row in rows.rows].index("nightly"))
+        await press(pilot, "enter")
+        assert isinstance(screen(pilot), ResultsScreen)
+
+
+def test_a_capture_that_lies_under_a_key_is_called_by_its_model_and_engine(results: Path) -> None:
+    capture = results / "captures" / KEYS["hf"]
+    assert name_of(capture) == KEYS["hf"]  # its manifest does not say
+    said = {"model": {"path": "/models/qwen2"}, "engine": {"name": "hf"}}
+    small_trace(results / "captures" / ("f" * 32))
+    other = results / "captures" / ("f" * 32)
+    write_manifest(other, json.loads((other / MANIFEST).read_text()) | said)
+    assert name_of(other) == "qwen2 by hf" and name_of(results) == "nightly"

@@ -23,6 +23,7 @@ DECLARED_IN = (
     "graph/vocabulary.py",
     "graph/blocks.py",  # the blocks place stages by name
     "families/",
+    "engine/adapters/adapted.py",
     "engine/adapters/between.py",
     "engine/adapters/huggingface.py",
     "engine/adapters/modules.py",
@@ -37,6 +38,7 @@ DECLARED_IN = (
     "graph/shortconv.py",
     "graph/mamba.py",
     "graph/mamba2.py",
+    "graph/shared_block.py",
     "engine/adapters/nodes.py",
     "engine/adapters/shown.py",
 )

@@ -52,8 +52,6 @@ class Shown(Protocol):
 
     def put_state(self, stage: str, value: torch.Tensor, layer: int) -> None: ...
 
-    def scaled(self, stage: str, value: torch.Tensor, layer: int | None) -> torch.Tensor: ...
-
 
 def delta_of(layer: torch.nn.Module) -> torch.nn.Module | None:
     """The layer's gated delta rule, where it has one."""
@@ -70,7 +68,8 @@ def short_conv_of(layer: torch.nn.Module) -> torch.nn.Module | None:
 def scan_of(
     layer: torch.nn.Module, number: int, shown: Shown
 ) -> AbstractContextManager[None] | None:
-    """What watches the layer's scan, where it has one."""
+    """What watches the layer's scan, where it has one; it may stand in a layer inside."""
+    layer = getattr(layer, "mamba_decoder", layer)
     for function, watch in ((_SCAN, _watch_scan), (_CHANNELS, _watch_channels)):
         module = _calling(layer, ("mixer", "mamba"), function)
         if module is not None and hasattr(module, "A_log"):
@@ -210,7 +209,8 @@ def _watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[
         return step
 
     def first(_: Any, __: Any, made: torch.Tensor) -> None:
-        put("ssm_in", shown.scaled("ssm_in", made, number))
+        factors = getattr(module, "mup_vector", None)  # of its columns, which follow at once
+        put("ssm_in", made if factors is None else made * factors)
 
     def ready(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         for stage in ("ssm_norm", "ssm_gated"):  # the one that the layer has

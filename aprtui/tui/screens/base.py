@@ -18,7 +18,6 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from aprtui.errors import AprtuiError
-from aprtui.report.bookmarks import Bookmark, add, bookmarks
 from aprtui.text import clean
 from aprtui.tui.jumps import Goal, Jump
 from aprtui.tui.keys import Key, keys_at, remapped
@@ -26,6 +25,7 @@ from aprtui.tui.widgets.frame import KeyLine, TitleLine
 from aprtui.tui.widgets.prompt import Prompt
 
 if TYPE_CHECKING:
+    from aprtui.report.bookmarks import Bookmark
     from aprtui.tui.messages import ReadSoFar
 
 __all__ = ["MODES", "BaseScreen", "outliving"]
@@ -148,6 +148,8 @@ class BaseScreen(Screen[object]):
         self.ask("mark this place; a note on it…", "bookmark")
 
     def _mark(self, place: Jump, note: str) -> None:
+        from aprtui.report.bookmarks import Bookmark, add
+
         try:
             add(Bookmark(place.screen, tuple(map(str, place.absolute)), place.key, place.tensor,
                          note, time.strftime("%Y-%m-%d")))  # fmt: skip
@@ -158,6 +160,7 @@ class BaseScreen(Screen[object]):
 
     def action_bookmarks(self) -> None:
         """List the places that were marked, and go to the one that is chosen."""
+        from aprtui.report.bookmarks import bookmarks
         from aprtui.tui.screens.bookmarks import BookmarksScreen
 
         def go(to: Bookmark | None) -> None:

@@ -26,6 +26,7 @@ from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair_facts import finding_block, layers_block
 from aprtui.tui.screens.sides import Sides
 from aprtui.tui.session import remember_verdict
+from aprtui.tui.source import name_of
 from aprtui.tui.widgets.bars import bar
 from aprtui.tui.widgets.blocks import Block, wrapped
 from aprtui.tui.widgets.drift_chart import Drift
@@ -141,7 +142,7 @@ class BisectScreen(GridScreen):
             self.set_state("error", f"what the replay found cannot be read: {error}",
                            "q goes back; aprtui bisect says it without the UI")  # fmt: skip
             return
-        against = f" · against {clean(self.a.name, 60)}"
+        against = f" · against {name_of(self.a)}"
         remember_verdict(self.b, clean(self.found.value.headline, 120) + against)
         self.sift()
         if self.found.culprits:
@@ -302,7 +303,7 @@ class BisectScreen(GridScreen):
         return block
 
     def retitle(self) -> None:
-        b, model = clean(self.b.name, 50), clean(self.model.name, 50)
+        b, model = name_of(self.b), clean(self.model.name, 50)
         self.set_title(f"{self.narrowed}local error of {b} · model {model}")
         if self.found is not None:
             self._show_head(self.found)

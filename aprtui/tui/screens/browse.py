@@ -29,7 +29,7 @@ from aprtui.tui.screens.measuring import PaneReady, Wish, fulfil, stated, survey
 from aprtui.tui.screens.sides import Sides
 from aprtui.tui.screens.stage_keys import StageKeysScreen
 from aprtui.tui.session import Spot, recall, remember
-from aprtui.tui.source import load_trace, title_of
+from aprtui.tui.source import load_trace, name_of, title_of
 from aprtui.tui.stage_table import StageTable, describe_shape, table_of
 from aprtui.tui.widgets.frame import NamedFrame
 from aprtui.tui.widgets.lines import PartLine, RowList
@@ -79,7 +79,7 @@ class BrowseScreen(StageKeysScreen):
     # Loading and following.
 
     def started(self) -> None:
-        name = clean(self.path.name or str(self.path), 60)
+        name = name_of(self.path)
         self.set_title(name)
         self.set_state("loading", f"Reading {name} …", "q goes back")
         self.follower.read(self._read)
@@ -102,7 +102,7 @@ class BrowseScreen(StageKeysScreen):
     def _failed(self, event: LoadFailed) -> None:
         if self.trace is None:
             self.set_state("error", event.what, event.hint)
-            self.set_title(clean(self.path.name, 60), loud=True)
+            self.set_title(name_of(self.path), loud=True)
         else:
             self.say(event.what)
 

@@ -171,10 +171,17 @@ class CellsScreen(SidesScreen):
     def _open(self) -> None:
         place = self.grid.current
         cell = self.grid.cells.get(place) if place is not None else None
-        if cell is not None and cell.target is not None:
+        if place is None or cell is None:
+            self.say("nothing to open here yet")
+        else:
+            self.open_cell(place, cell)
+
+    def open_cell(self, place: Place, cell: Cell) -> None:
+        """Go where the cell under the cursor leads."""
+        if cell.target is not None:
             self.app.jump(cell.target)
         else:
-            self.say("nothing to open here yet" if cell is None else f"{cell.verdict}: no more")
+            self.say(f"{cell.verdict}: no more")
 
     def action_sort(self) -> None:
         """As they come, or the worst first."""

@@ -46,6 +46,7 @@ from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair_facts import finding_block, layers_block, pair_blocks, top_block
 from aprtui.tui.screens.sides import Sides
 from aprtui.tui.session import Spot, recall, remember, remember_verdict
+from aprtui.tui.source import name_of
 from aprtui.tui.stage_table import pass_words
 from aprtui.tui.widgets.blocks import Block
 from aprtui.tui.widgets.drift_chart import Drift
@@ -162,7 +163,7 @@ class DiffScreen(GridScreen):
         failed = sum(_fails(result) for result in self.results.values())
         found = f"{count(failed)} of {count(len(self.pairs))} beyond" if failed else "within bar"
         first = f", first {self.first.key}" if self.first is not None else ""
-        remember_verdict(self.job.b, f"{found}{first} · against {clean(self.job.a.name, 50)}")
+        remember_verdict(self.job.b, f"{found}{first} · against {name_of(self.job.a)}")
 
     def _take(self, paired: Paired) -> None:
         """Both sides were read, for the first time or again."""
@@ -245,8 +246,8 @@ class DiffScreen(GridScreen):
 
     def retitle(self) -> None:
         a, b = self.job.a, self.job.b
-        names = [clean(path.name, 50) for path in (a, b)]
-        if a.name == b.name:
+        names = [name_of(path) for path in (a, b)]
+        if names[0] == names[1]:
             names = [clean("/".join(path.absolute().parts[-2:]), 60) for path in (a, b)]
         remark = " · the prompts differ" if self.other_prompts else ""
         if self._in_passes is not None and self.job.of_pass is not None:

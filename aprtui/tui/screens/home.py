@@ -1,4 +1,4 @@
-"""Home: models and traces below the current folder, the newest first."""
+"""Home: models, traces and sweeps' results below the current folder, the newest first."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from aprtui.tui.paths import meant
 from aprtui.tui.places import (
     delete_trace,
     known_of,
+    known_of_results,
     left_places,
     places_below,
     rename_trace,
@@ -101,7 +102,11 @@ class HomeScreen(BaseScreen):
             path = Path(place.path)
             if _is_trace(place):
                 verdict = verdicts.get(str(path.absolute()), "")
-                known[place.path] = replace(known_of(path), verdict=verdict)
+                known[place.path] = replace(
+                    known_of(path), verdict=verdict, right=verdict.startswith("within")
+                )
+            elif place.kind == "results":
+                known[place.path] = known_of_results(path)
             if time.monotonic() - told > LEARN_S:
                 self.post_message(Learnt(known))
                 known, told = {}, time.monotonic()
@@ -206,7 +211,7 @@ class HomeScreen(BaseScreen):
     # Keys.
 
     def action_open_other(self) -> None:
-        """Any folder or file, wherever it is."""
+        """Any folder or file, wherever it is; a sweep's results behind a URL, too."""
         self.ask_path("open…", "open", f"{self.folder}/")
 
     def idle_keys(self) -> frozenset[str]:
@@ -244,6 +249,9 @@ class HomeScreen(BaseScreen):
     def _compare(self, a: Path, b: Path) -> None:
         kinds = {row.place.path: row.place.kind for row in self.list.rows}
         sides = [kinds.get(str(path), kinds.get(str(a))) for path in (a, b)]
+        if "results" in sides:
+            self.say("results of sweeps are compared by aprtui sweep PLAN --against RESULTS")
+            return
         if sides[0] != sides[1]:
             self.say("a model and a trace: mark two models, or two traces")
             return

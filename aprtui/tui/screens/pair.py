@@ -27,6 +27,7 @@ from aprtui.tui.messages import LoadFailed
 from aprtui.tui.pair_view import SORTS, SPANS, Difference, PairView, view_of
 from aprtui.tui.paths import meant
 from aprtui.tui.screens.sides import Sides, SidesScreen
+from aprtui.tui.source import name_of
 from aprtui.tui.widgets.lines import Part, PartLine, RowList
 from aprtui.tui.widgets.pair_pane import PairPicture, WorstList
 from aprtui.tui.widgets.value_grid import ValueGrid
@@ -90,7 +91,7 @@ class PairScreen(SidesScreen):
 
     def _load(self) -> None:
         sides = (self.results[self.key].path_a, self.results[self.key].path_b)
-        a, b = (clean(_capture(Path(side), self.key), 40) for side in sides)
+        a, b = (name_of(_capture(Path(side), self.key)) for side in sides)
         self.set_title(f"{stage_title(self.key)}   A {a}   B {b}")
         self.run_worker(self._read, thread=True, exclusive=True, group="pair")
 
@@ -290,10 +291,9 @@ def stage_title(key: StageKey) -> str:
     return name if key.layer is None else f"layer {key.layer} · {name}"
 
 
-def _capture(path: Path, key: StageKey) -> str:
-    """The name of the folder that the stage's file is of."""
-    folder = path.parent
-    return (folder if key.layer is None else folder.parent).name or str(path)
+def _capture(path: Path, key: StageKey) -> Path:
+    """The folder that the stage's file is of."""
+    return path.parent if key.layer is None else path.parent.parent
 
 
 def verdict(result: PairResult, finding: Finding | None) -> list[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from textual.binding import BindingType
 from textual.content import Content
 from textual.message import Message
 
+from aprtui.errors import AprtuiError
 from aprtui.formats.tracedir import StageKey, key_of
 from aprtui.sweep.matrix import VERDICTS, Matrix, Table
 from aprtui.sweep.results import Results, open_results
@@ -42,11 +44,23 @@ _WRONG = ("failed", "culprits", "differs", "unmeasured")
 _CHANGED = "»"
 
 
+AWAY_S = 5.0  # between two looks at results behind a URL, while their sweep runs
+
+
 @dataclass
 class MatrixRead(Message):
     """The results as they stand now."""
 
+    results: Results
     matrix: Matrix
+
+
+@dataclass
+class Fetched(Message):
+    """What a cell opens was copied; or why it could not be."""
+
+    target: Jump | None
+    wrong: str = ""
 
 
 class ResultsScreen(CellsScreen):
@@ -58,10 +72,11 @@ class ResultsScreen(CellsScreen):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self.results: Results = open_results(path)
+        self.results: Results | None = None
         self.follower = Follower(self, path)
         self.matrix: Matrix | None = None
         self.layout_ = 0
+        self._looked = 0.0
         self.found: dict[Place, Found] = {}
 
     def started(self) -> None:
@@ -70,21 +85,29 @@ class ResultsScreen(CellsScreen):
         self.follower.follow(self._follow)
 
     def _read(self) -> None:
+        self._looked = time.monotonic()
         post: Callable[[Message], object] = self.post_message
-        self.follower.read(partial(_read, self.results, post))
+        self.follower.read(partial(_read, self.path, self.results, post))
 
     def _follow(self) -> None:
-        """A sweep that goes on puts its matrix anew."""
+        """A sweep that goes on puts its matrix anew; behind a URL only asking tells."""
+        away = self.results is not None and self.results.away
+        going = self.matrix is not None and not self.matrix.done
+        if away and going and time.monotonic() - self._looked > AWAY_S:
+            self.follower.forget()
         if self.follower.changed:
             self._read()
 
     @on(LoadFailed)
     def _failed(self, event: LoadFailed) -> None:
-        self.set_state("error", event.what, event.hint or "q goes back")
+        if self.matrix is not None:  # what was read stands
+            self.say(f"! {event.what}")
+        else:
+            self.set_state("error", event.what, event.hint or "q goes back")
 
     @on(MatrixRead)
     def _take(self, event: MatrixRead) -> None:
-        self.matrix = event.matrix
+        self.results, self.matrix = event.results, event.matrix
         if not event.matrix.cells:
             self.set_state("empty", "The sweep has no cell.", "q goes back")
             return
@@ -115,25 +138,35 @@ class ResultsScreen(CellsScreen):
             found.culprit or found.verdict,
             words,
             float(worst if found.verdict in _WRONG else 0),
-            self._target(found),
+            None if self.results is None or self.results.away else target(self.results, found),
         )
 
-    def _target(self, found: Found) -> Jump | None:
-        """The pair, at its culprit; of one capture alone that."""
-        if found.capture is None:
-            return None
-        capture = self.results.capture(found.capture)
-        key = key_of(f"{found.culprit}.bin") if found.culprit else None
-        if found.reference is None or found.reference == found.capture:
-            return Jump("browse", (capture,), key)
-        sides = self.results.capture(found.reference), capture
-        return Jump("diff" if key is None else "pair", sides, key)
+    def open_cell(self, place: Place, cell: Cell) -> None:
+        found, results = self.found[place], self.results
+        if cell.target is not None or results is None or found.capture is None:
+            super().open_cell(place, cell)
+            return
+        self.say(
+            f"copying {clean(' / '.join(found.place), 80)} from {clean(results.store.where)} …"
+        )
+        post: Callable[[Message], object] = self.post_message
+        work = partial(_fetch, results, found, post)
+        self.run_worker(work, thread=True, exclusive=True, group="fetch")
+
+    @on(Fetched)
+    def _fetched(self, event: Fetched) -> None:
+        self.say(event.wrong)
+        if event.target is not None and self.is_current:
+            self.app.jump(event.target)
 
     # What stands around the cells.
 
     def title_of(self) -> str:
         going = "" if self.matrix is None or self.matrix.done else " · running or stopped"
-        return f"{clean(self.path.name or str(self.path), 60)} · a sweep{going}"
+        name = self.path.name or str(self.path)
+        if self.results is not None and self.results.away:
+            name = self.results.store.where
+        return f"{clean(name, 60)} · a sweep{going}"
 
     def head_lines(self) -> list[Content]:
         if self.matrix is None:
@@ -195,8 +228,28 @@ class ResultsScreen(CellsScreen):
         self.say("paused: space goes on following" if self.follower.paused else "")
 
 
-def _read(results: Results, post: Callable[[Message], object]) -> None:
-    post(MatrixRead(results.matrix()))
+def _read(path: Path, opened: Results | None, post: Callable[[Message], object]) -> None:
+    results = opened or open_results(path)
+    post(MatrixRead(results, results.matrix()))
+
+
+def target(results: Results, found: Found) -> Jump | None:
+    """The pair of a cell, at its culprit; of one capture alone that. Raises AprtuiError."""
+    if found.capture is None:
+        return None
+    capture = results.capture(found.capture)
+    key = key_of(f"{found.culprit}.bin") if found.culprit else None
+    if found.reference is None or found.reference == found.capture:
+        return Jump("browse", (capture,), key)
+    sides = results.capture(found.reference), capture
+    return Jump("diff" if key is None else "pair", sides, key)
+
+
+def _fetch(results: Results, found: Found, post: Callable[[Message], object]) -> None:
+    try:
+        post(Fetched(target(results, found)))
+    except AprtuiError as error:
+        post(Fetched(None, f"! {clean(str(error), 300)}"))
 
 
 def _places(table: Table) -> Iterable[tuple[Place, Found]]:

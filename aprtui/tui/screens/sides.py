@@ -11,9 +11,7 @@ from textual import on
 from textual.message import Message
 from textual.worker import get_current_worker
 
-from aprtui.compare.bisection import Bisection
 from aprtui.errors import AprtuiError
-from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean
 from aprtui.tui.jumps import Jump
 from aprtui.tui.paths import meant
@@ -21,6 +19,8 @@ from aprtui.tui.reporting import Reporting, Written, report_to
 from aprtui.tui.screens.base import BaseScreen
 
 if TYPE_CHECKING:
+    from aprtui.compare.bisection import Bisection
+    from aprtui.formats.tracedir import StageKey
     from aprtui.tui.app import AprtuiApp
 
 __all__ = ["Sides", "SidesScreen"]

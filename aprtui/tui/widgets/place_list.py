@@ -1,4 +1,4 @@
-"""Models and traces as a list, and what is known of the one under the cursor."""
+"""Models, traces and sweeps' results as a list, and what is known of the one under the cursor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aprtui.tui.widgets.lines import Part, RowList, fit, right
 __all__ = ["SORTS", "PlaceList", "PlaceRow", "place_facts"]
 
 SORTS = ("newest", "name")
-TONES = {"running": "accent", "stopped": "warn", "damaged": "bad"}
+TONES = {"running": "accent", "stopped": "warn", "unfinished": "warn", "damaged": "bad"}
 WIDE = 100
 
 
@@ -89,7 +89,8 @@ class PlaceList(RowList):
     @property
     def unsettled(self) -> list[str]:
         """Paths of the traces that may stand otherwise in a moment."""
-        return [row.place.path for row in self._all if row.state in ("running", "stopped")]
+        may_change = ("running", "stopped", "unfinished")
+        return [row.place.path for row in self._all if row.state in may_change]
 
     def mark(self) -> None:
         """Mark the row, or take its mark away; then the next row."""
@@ -116,14 +117,17 @@ class PlaceList(RowList):
         known = entry.known or Known("")
         age = duration(max(time.time() - entry.place.mtime, 0)) if entry.place.mtime else ""
         model = entry.place.kind == "model"
-        bytes_ = size(known.size_bytes) if entry.known else entry.place.remark if model else ""
+        trace = entry.place.kind == "trace"
+        bytes_ = entry.place.remark if model else ""
+        if trace and entry.known is not None:
+            bytes_ = size(known.size_bytes)
         mark = "*" if entry.place.path in self.marked else " "
         texts = self._cells(width, (
             f" {mark} {entry.place.kind}", entry.name, known.model, known.prompt, known.dtype,
             known.engine, entry.state or ("" if model else entry.place.remark), bytes_,
             known.verdict, " ".join(age.split(" ")[:2]),
         ))  # fmt: skip
-        if model:  # its name takes the columns that a trace alone fills
+        if not trace:  # its name takes the columns that a trace alone fills
             room = sum(map(len, texts[1:6]))
             texts[1:6] = [fit(entry.name, room - 1) + " ", "", "", "", ""]
         tones = ["accent" if model else "good", "", "dim", "dim", "dim", "dim",
@@ -151,7 +155,7 @@ class PlaceList(RowList):
 
 
 def _judged(known: Known) -> str:
-    return "good" if known.verdict.startswith("within") else "bad"
+    return "good" if known.right else "bad"
 
 
 def place_facts(row: PlaceRow, width: int) -> list[Block]:
@@ -159,6 +163,13 @@ def place_facts(row: PlaceRow, width: int) -> list[Block]:
     known, path = row.known, clean(row.place.path, 300)
     if known is None:
         return [named((("path", path), (row.place.kind, row.place.remark)))]
+    if row.place.kind == "results":
+        said = wrapped(known.note or known.verdict, "bad" if known.note else _judged(known), width)
+        return [
+            named((("state", known.state),)),
+            said,
+            [[("path", "head")], *wrapped(path, "", width)],
+        ]
     of = f" of {count(known.expected)}" if known.expected else ""
     ran = " · ".join(part for part in (known.engine, known.device, known.dtype) if part)
     what = " · ".join(part for part in (known.model, known.architecture) if part)

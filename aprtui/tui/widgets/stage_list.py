@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from aprtui.formats.tracedir import StageKey, StageRecord
@@ -41,13 +41,14 @@ class StageList(RowList):
         self._unfolded: set[str] = set()
         self._last: StageKey | None = None  # that the cursor stood on when a filter was typed
         self._rows: list[_Row] = []
+        self._grouped: tuple[tuple[object, ...], dict[str, list[StageKey]]] | None = None
 
     # State.
 
     def set_records(self, records: Mapping[StageKey, StageRecord]) -> None:
         """Show these; the cursor stays on its stage, and layer 0 is open at first."""
         here, fresh = self.current, not self.records
-        self.records = records
+        self.records, self._grouped = records, None
         if fresh:
             first = next(iter(self._groups()), None)
             if first:
@@ -95,8 +96,10 @@ class StageList(RowList):
     @property
     def matching(self) -> list[StageKey]:
         """The stages that the filter lets through, in the order shown."""
-        matches = matcher(self.filter)
-        keys = [key for key in self.records if matches(key, self._words_of(key))]
+        keys: Iterable[StageKey] = self.records
+        if self.filter:
+            matches = matcher(self.filter)
+            keys = (key for key in keys if matches(key, self._words_of(key)))
         return sorted(keys, key=self._sort_key)
 
     def _words_of(self, key: StageKey) -> str:
@@ -118,10 +121,15 @@ class StageList(RowList):
         return (rank, 0, name, layer) if self.by_stage else (layer, rank, name, 0)
 
     def _groups(self) -> dict[str, list[StageKey]]:
-        groups: dict[str, list[StageKey]] = {}
-        for key in self.matching:
-            groups.setdefault(_group(key, self.by_stage), []).append(key)
-        return groups
+        """The stages shown by their groups, made again only where something else is shown."""
+        found = (len(self.rms), len(self.damage)) if self.filter else ()
+        mark = (self.filter, self.by_stage, *found)
+        if self._grouped is None or self._grouped[0] != mark:
+            groups: dict[str, list[StageKey]] = {}
+            for key in self.matching:
+                groups.setdefault(_group(key, self.by_stage), []).append(key)
+            self._grouped = (mark, groups)
+        return self._grouped[1]
 
     def _rebuild(self, here: StageKey | None) -> None:
         rows: list[_Row] = []
@@ -172,7 +180,7 @@ class StageList(RowList):
         ]  # fmt: skip
 
     def _head_parts(self, entry: _Row, width: int) -> list[Part]:
-        keys = self._groups_cache().get(entry.group, [])
+        keys = self._groups().get(entry.group, [])
         open_ = bool(self.filter) or entry.group in self._unfolded
         damaged = sum(key in self.damage for key in keys)
         broken = sum(math.isnan(self.rms.get(key, 0.0)) for key in keys)
@@ -194,13 +202,6 @@ class StageList(RowList):
         value = self.rms.get(keys[-1])
         word = "rms " if width >= 24 else ""
         return "" if value is None else word + _short(value, 3 if width >= 24 else 2)
-
-    def _groups_cache(self) -> dict[str, list[StageKey]]:
-        mark = (id(self.records), len(self.records), self.filter, self.by_stage, len(self.rms),
-                len(self.damage))  # fmt: skip
-        if getattr(self, "_cache_mark", None) != mark:
-            self._cache_mark, self._cached = mark, self._groups()
-        return self._cached
 
     # Folding.
 
