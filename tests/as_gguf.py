@@ -175,6 +175,6 @@ def _tensors(family: str, config: dict[str, Any], stored: dict[str, Array]) -> d
     for (layer, part), by_expert in experts.items():
         stacked = np.stack([by_expert[number] for number in sorted(by_expert)])
         made[f"blk.{layer}.ffn_{part}_exps.weight"] = stacked
-    for name, by_head in held.items():
-        made[name] = np.stack([by_head[number] for number in sorted(by_head)])
+    for name, heads_of in held.items():
+        made[name] = np.stack([heads_of[number] for number in sorted(heads_of)])
     return made
