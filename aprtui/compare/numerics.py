@@ -219,6 +219,8 @@ def _arithmetics(case: Case, output: str) -> Iterator[Arithmetic]:
                     how = Arithmetic(product, choice, "", kind, table)
                     if how != EXACT:
                         yield how
+    if isinstance(case.op, Norm | Bias):
+        yield from (Arithmetic(weights=kind) for kind in _UNITS)  # as the runtime keeps them
     if isinstance(case.op, Norm):
         yield Arithmetic(stage="F32")
     if isinstance(case.op, Embed):
