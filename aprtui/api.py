@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from aprtui.compare.matrix import Matrix
     from aprtui.compare.pairs import DiffOptions
     from aprtui.compare.weight_results import ModelComparison
+    from aprtui.compare.worker import Options
     from aprtui.engine.events import Event
     from aprtui.engine.job import TraceJob
     from aprtui.engine.module_job import ModulePlan
@@ -460,13 +461,11 @@ def bisect(
 
     ``a``, a reference, adds where the two first differ, and is replayed where b has no culprit.
     ``model``: what b should have computed; else what a manifest names, with ``adapter`` on its
-    weights, or the one that b's manifest names. ``tokens`` or ``prompt``
-    where b does not say. A per-op folder alone is its gpu against its cpu. ``progress`` is told
-    stages done, of how many, and which. ``replayer`` has the stages measured elsewhere
-    (``aprtui.sweep.bisecting``). Raises UsageError, BadFileError, EngineError.
+    weights, or the one that b's manifest names. ``tokens`` or ``prompt`` where b does not say. A
+    per-op folder alone is its gpu against its cpu. ``progress``: stages done, of how many, which.
+    ``replayer`` measures elsewhere (``aprtui.sweep.bisecting``). Raises UsageError, BadFileError,
+    EngineError.
     """
-    from aprtui.compare.bars import parse_bar
-    from aprtui.compare.bisect import Options
     from aprtui.compare.bisect import bisect as replay
     from aprtui.compare.nodes import bisect_nodes
     from aprtui.compare.reference import find_model, named_adapter
@@ -491,14 +490,21 @@ def bisect(
         if nodes_of(suspect):
             return bisect_nodes(str(named), suspect, reference)
         raise
-    ids = _given_ids(opened, prompt, tokens)
-    options = Options(
-        parse_stages(_words(stages)),
-        only_layers(_words(layers), opened.graph.num_layers),
-        tuple(map(parse_bar, bars)),
-    )
+    ids, options = _given_ids(opened, prompt, tokens), _replayed(opened, stages, layers, bars)
     return replay(opened, suspect, reference, tokens=ids, options=options, progress=progress,
                   replayer=replayer)  # fmt: skip
+
+
+def _replayed(model: Model, stages: Stages, layers: Layers, bars: Iterable[str]) -> Options:
+    """What of a capture of the model is replayed."""
+    from aprtui.compare.bars import parse_bar
+    from aprtui.compare.worker import Options
+
+    return Options(
+        parse_stages(_words(stages)),
+        only_layers(_words(layers), model.graph.num_layers),
+        tuple(map(parse_bar, bars)),
+    )
 
 
 def _bisect_modules(

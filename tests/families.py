@@ -273,6 +273,14 @@ TINY: dict[str, Tiny] = {
         "hidden_size": 64, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_n_groups": 2,
         "mamba_d_state": 16, "mamba_d_head": 16, "attention_bias": True,
     }, ("bamba_full", "bamba")),
+    "zamba2": Tiny("Zamba2", {
+        "num_hidden_layers": 5, "layers_block_type": [
+            "linear_attention", "hybrid", "linear_attention", "hybrid", "hybrid",
+        ], "num_mem_blocks": 2, "use_shared_attention_adapter": True, "adapter_rank": 6,
+        "use_mem_rope": True, "add_bias_linear": True, "n_mamba_heads": 8, "mamba_ngroups": 2,
+        "mamba_d_state": 16, "num_key_value_heads": 4, "time_step_min": 0.02,
+        "initializer_range": 0.1,
+    }),
     "falcon_h1": Tiny("FalconH1", {
         "head_dim": 16, "mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_n_groups": 2,
         "mamba_d_state": 16, "mamba_norm_before_gate": False, "mamba_rms_norm": True,
@@ -306,8 +314,31 @@ TINY: dict[str, Tiny] = {
         **_DELTA, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
         "shared_expert_intermediate_size": 40,
     }, ("qwen3_5_moe_text",)),
+    "deepseek_v32": Tiny("DeepseekV32", {
+        **_LATENT, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 3, "topk_group": 2,
+        "moe_intermediate_size": 32, "first_k_dense_replace": 1, "attention_bias": True,
+        "index_topk": 5, "index_head_dim": 12, "index_n_heads": 24,
+    }, ("deepseek_v32",)),
+    "glm_moe_dsa": Tiny("GlmMoeDsa", {
+        **_LATENT, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1, "index_topk": 5, "index_head_dim": 12, "index_n_heads": 24,
+        "indexer_types": ["full", "shared", "full"],
+    }, ("glm_moe_dsa",)),
+    "kimi_linear": Tiny("KimiLinear", {
+        **_LATENT, "num_experts": 6, "num_experts_per_token": 2, "num_shared_experts": 2,
+        "num_expert_group": 3, "topk_group": 2, "moe_intermediate_size": 32, "linear_head_dim": 8,
+        "linear_num_heads": 4, "linear_conv_kernel_dim": 3, "rms_norm_eps": 1e-6,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "pad_token_id": 0,
+    }, (), ("model_max_length",)),
     "minicpm3": Tiny("MiniCPM3", {**_LATENT, "dim_model_base": 24}, ("minicpm3",)),
 }  # fmt: skip
+TINY |= {
+    "nemotron_h-latent": Tiny("NemotronH", {
+        **TINY["nemotron_h"].settings, "moe_latent_size": 20,
+    }),
+}  # fmt: skip
+"""And models of a family that have other operations than its row."""
 
 
 def save_tiny(tiny: Tiny, folder: Path) -> Any:

@@ -201,7 +201,8 @@ def _trace(name: str, plan: Plan, args: argparse.Namespace) -> TraceDir:
 
 def _verify(name: str, traces: Mapping[str, TraceDir], model: Model) -> Verified:
     """One capture against the first one, and replayed."""
-    from aprtui.compare.bisect import Options, bisect
+    from aprtui.compare.bisect import bisect
+    from aprtui.compare.worker import Options
 
     reference = next(iter(traces.values()))
     trace = traces[name]

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from aprtui.cli.output import print_json, print_notes
 from aprtui.cli.verify_paths import folder_of, job_of
 from aprtui.cli.verify_text import Texts, read_files, show_texts
-from aprtui.compare.bisect import Options, bisect
+from aprtui.compare.bisect import bisect
 from aprtui.compare.diff import diff_traces
 from aprtui.compare.one_model import OneModel
 from aprtui.compare.weight_heads import dealt_columns
 from aprtui.compare.weights import diff_models
+from aprtui.compare.worker import Options
 from aprtui.engine.plan import DEFAULT_PROMPT, make_plan
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import TraceDir

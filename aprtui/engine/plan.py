@@ -115,12 +115,12 @@ class Plan:
     def activation_bytes(self) -> int:
         """An estimate of one layer's activations, and the logits."""
         graph, tokens = self.model.graph, len(self.tokens)
-        widths: Counter[int | None] = Counter()
+        values: Counter[int | None] = Counter()
         for node in graph:
             if not node.last and not isinstance(node.op, Scores | Softmax):
-                widths[node.key.layer] += math.prod(node.shape(1))
+                values[node.key.layer] += math.prod(node.shape(tokens))
         rows = tokens if self.job.logits == "all" or self.job.engine == "llamacpp" else 1
-        return 4 * tokens * max(widths.values()) + 4 * graph.vocab_size * rows
+        return 4 * max(values.values()) + 4 * graph.vocab_size * rows
 
     @property
     def _cache_bytes(self) -> int:

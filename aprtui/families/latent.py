@@ -38,8 +38,11 @@ TENSORS = (
 )
 
 
-def read_sizes(s: Settings) -> tuple[decoder.Sizes, dict[str, int | None]]:
-    """The common sizes, and those of the latents: q_rank, kv_rank, still, turned, value."""
+def read_sizes(s: Settings, *, bound: bool = True) -> tuple[decoder.Sizes, dict[str, int | None]]:
+    """The common sizes, and those of the latents: q_rank, kv_rank, still, turned, value.
+
+    ``bound``: config.json's ``head_dim`` and ``qk_head_dim`` must say what follows from the parts.
+    """
     if in_folder(s):
         found = {
             "q_rank": s.integer("q_lora_rank", null=None),
@@ -47,10 +50,10 @@ def read_sizes(s: Settings) -> tuple[decoder.Sizes, dict[str, int | None]]:
             "still": s.integer("qk_nope_head_dim"),
             "turned": s.integer("qk_rope_head_dim"),
         }
-        turned = found["turned"]
-        s.must_be("head_dim", (turned,), f"{turned} channels turn")
-        whole = found["still"] + turned
-        s.must_be("qk_head_dim", (whole,), f"{whole} channels are a key")
+        turned, whole = found["turned"], found["still"] + found["turned"]
+        if bound:
+            s.must_be("head_dim", (turned,), f"{turned} channels turn")
+            s.must_be("qk_head_dim", (whole,), f"{whole} channels are a key")
         heads, stated = s.integer("num_heads"), s.integer("num_kv_heads", null=None)
         if stated not in (None, heads):
             raise s.fail(f"num_kv_heads is {stated} of {heads}: each head has keys of its own")
@@ -60,9 +63,9 @@ def read_sizes(s: Settings) -> tuple[decoder.Sizes, dict[str, int | None]]:
         found = _gguf_sizes(s)
     if found["turned"] % 2 or found["turned"] < 2:
         raise s.fail(f"RoPE over {found['turned']} channels: it needs pairs")
-    sizes = decoder.read_sizes(s, head_dim=found["still"] + found["turned"], kv_heads=0)
-    s.say("num_kv_heads", sizes.heads)  # GGUF says 1, of the latents
-    return sizes, found
+    heads = s.integer("num_heads")  # GGUF says 1 key/value head, of the latents
+    key = found["still"] + found["turned"]
+    return decoder.read_sizes(s, head_dim=key, kv_heads=heads), found
 
 
 def _gguf_sizes(s: Settings) -> dict[str, int | None]:
@@ -85,10 +88,13 @@ def _gguf_sizes(s: Settings) -> dict[str, int | None]:
 
 def read_latent(
     s: Settings, sizes: decoder.Sizes, parts: dict[str, int | None], *, biased: bool = False,
-    grown: bool = False,
+    grown: bool = False, turns: bool = True,
 ) -> LatentAttention:  # fmt: skip
-    """The attention of every layer. ``grown``: a scaling of RoPE in a GGUF lets the scores grow."""
-    table, scale = _rope(s, parts["turned"] or 0, sizes.head_dim, grown=grown)
+    """The attention of every layer. ``grown``: a scaling of RoPE in a GGUF lets the scores grow;
+    ``turns``: there is RoPE."""
+    table, scale = None, sizes.head_dim**-0.5
+    if turns:
+        table, scale = _rope(s, parts["turned"] or 0, sizes.head_dim, grown=grown)
     norm = sizes.norm()
     norm = replace(norm, eps=_LATENT_EPS) if in_folder(s) else norm
     s.say("score_scale", scale)

@@ -35,7 +35,8 @@ def read_sigmoid(
     if s.file.format == "gguf":
         if s.take("expert_gating_func") != _SIGMOID:
             raise s.fail("expert_gating_func is not 2, a sigmoid, which the family needs")
-        renormalise = s.flag("expert_weights_norm", renormalise)
+        known = s.known("expert_weights_norm")
+        renormalise = s.flag("expert_weights_norm", *(() if known else (renormalise,)))
         factor = s.number("expert_weights_scale", 1.0)
         route = Route("sigmoid", renormalise, factor, floor=LEAST_SUM)
     else:

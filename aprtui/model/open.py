@@ -251,6 +251,7 @@ def open_model(
     ignore = overrides.get("ignore_keys", "").replace(" ", "")
     settings.finish(frozenset(filter(None, ignore.split(","))))
     family = load_family(who.name)
+    found = _with_lent(found, settings)
     weights = _matrices(file, settled, family.tensors, found)
     _check_adapted_head(file, settings, weights)
     notes += [*settings.notes, *_left_out(who, found)]
@@ -349,6 +350,16 @@ def _left_out(who: Identity, found: Sorted) -> list[str]:
 def _told(entries: Sequence[TensorEntry]) -> str:
     size_bytes = sum(entry.size_bytes for entry in entries)
     return f"{size(size_bytes)}, the first {clean(entries[0].name)}"
+
+
+def _with_lent(found: Sorted, settings: Settings) -> Sorted:
+    """The tensors with those that several layers have in common under each of them."""
+    entries = dict(found.entries)
+    for role, others in settings.lent.items():
+        holder = next((each for each in (role, *others) if each in entries), None)
+        if holder is not None:
+            entries[role] = entries[holder]
+    return replace(found, entries=entries)
 
 
 def _matrices(file: ModelFile, settled: Settled, table: Table, found: Sorted) -> dict[Role, Matrix]:
