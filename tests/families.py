@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["COMMON", "TINY", "Tiny", "save_tiny"]
+__all__ = ["COMMON", "TINY", "Tiny", "mended", "save_tiny"]
 
 COMMON: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
@@ -273,6 +274,14 @@ TINY: dict[str, Tiny] = {
         "hidden_size": 64, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_n_groups": 2,
         "mamba_d_state": 16, "mamba_d_head": 16, "attention_bias": True,
     }, ("bamba_full", "bamba")),
+    "zamba2": Tiny("Zamba2", {
+        "num_hidden_layers": 5, "layers_block_type": [
+            "linear_attention", "hybrid", "linear_attention", "hybrid", "hybrid",
+        ], "num_mem_blocks": 2, "use_shared_attention_adapter": True, "adapter_rank": 6,
+        "use_mem_rope": True, "add_bias_linear": True, "n_mamba_heads": 8, "mamba_ngroups": 2,
+        "mamba_d_state": 16, "num_key_value_heads": 4, "time_step_min": 0.02,
+        "initializer_range": 0.1,
+    }),
     "falcon_h1": Tiny("FalconH1", {
         "head_dim": 16, "mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_n_groups": 2,
         "mamba_d_state": 16, "mamba_norm_before_gate": False, "mamba_rms_norm": True,
@@ -306,8 +315,38 @@ TINY: dict[str, Tiny] = {
         **_DELTA, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
         "shared_expert_intermediate_size": 40,
     }, ("qwen3_5_moe_text",)),
+    "deepseek_v32": Tiny("DeepseekV32", {
+        **_LATENT, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 3, "topk_group": 2,
+        "moe_intermediate_size": 32, "first_k_dense_replace": 1, "attention_bias": True,
+        "index_topk": 5, "index_head_dim": 12, "index_n_heads": 24,
+    }, ("deepseek_v32",)),
+    "glm_moe_dsa": Tiny("GlmMoeDsa", {
+        **_LATENT, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1, "index_topk": 5, "index_head_dim": 12, "index_n_heads": 24,
+        "indexer_types": ["full", "shared", "full"],
+    }, ("glm_moe_dsa",)),
+    "kimi_linear": Tiny("KimiLinear", {
+        **_LATENT, "num_experts": 6, "num_experts_per_token": 2, "num_shared_experts": 2,
+        "num_expert_group": 3, "topk_group": 2, "moe_intermediate_size": 32, "linear_head_dim": 8,
+        "linear_num_heads": 4, "linear_conv_kernel_dim": 3, "rms_norm_eps": 1e-6,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "pad_token_id": 0,
+    }, (), ("model_max_length",)),
     "minicpm3": Tiny("MiniCPM3", {**_LATENT, "dim_model_base": 24}, ("minicpm3",)),
 }  # fmt: skip
+TINY |= {
+    "falcon-alibi": Tiny("Falcon", {
+        "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True,
+        "num_attention_heads": 6,
+    }),
+    "stablelm-heads": Tiny("StableLm", {
+        "hidden_size": 64, "qk_layernorm": True, "use_parallel_residual": True,
+    }),
+    "nemotron_h-latent": Tiny("NemotronH", {
+        **TINY["nemotron_h"].settings, "moe_latent_size": 20,
+    }),
+}  # fmt: skip
+"""And models of a family that have other operations than its row."""
 
 
 def save_tiny(tiny: Tiny, folder: Path) -> Any:
@@ -320,7 +359,7 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
     config = getattr(transformers, f"{tiny.config}Config")(**{**COMMON, **tiny.settings})
     torch.manual_seed(7)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    model = model.to(torch.float32).eval()
+    model = mended(model.to(torch.float32).eval())
     with torch.no_grad():
         for key, value in (*model.named_parameters(), *model.named_buffers()):
             noisy = "norm" in key or key.endswith("bias") or not value.any()
@@ -328,3 +367,18 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
                 value.add_(torch.randn_like(value) * 0.2)
     model.save_pretrained(folder)
     return model
+
+
+def mended(model: Any) -> Any:
+    """The model without what transformers 5.24 computes otherwise than the model means: its eager
+    attention of falcon adds ALiBi to the scores, and the mask that follows holds it once more (its
+    SDPA adds the mask alone)."""
+    if model.config.model_type == "falcon" and model.config.alibi:
+        for layer in model.transformer.h:
+            attention = layer.self_attention
+            attention.forward = partial(_once, attention.forward)
+    return model
+
+
+def _once(forward: Any, *given: Any, alibi: torch.Tensor, **named: Any) -> Any:
+    return forward(*given, alibi=alibi * 0, **named)

@@ -40,7 +40,7 @@ from aprtui.graph.ops import (
     Scores,
     SharedRope,
 )
-from aprtui.graph.recurrent import ChannelScan
+from aprtui.graph.recurrent import ChannelScan, Decay
 
 __all__ = [
     "Numerics",
@@ -219,6 +219,8 @@ def _arithmetics(case: Case, output: str) -> Iterator[Arithmetic]:
                     how = Arithmetic(product, choice, "", kind, table)
                     if how != EXACT:
                         yield how
+    if isinstance(case.op, Norm | Bias):
+        yield from (Arithmetic(weights=kind) for kind in _UNITS)  # as the runtime keeps them
     if isinstance(case.op, Norm):
         yield Arithmetic(stage="F32")
     if isinstance(case.op, Embed):
@@ -249,6 +251,8 @@ def _in_type(case: Case, kind: str, products: bool, output: str) -> Iterator[Ari
     if output or any(node.op.weights for node in case.chain):
         yield Arithmetic(product=product, weights=kind)  # one rounding of all, biases included
     if not output:
+        if has(case, Decay):  # transformers' Kimi Linear
+            yield Arithmetic(product=product, weights=kind, stage=kind, addends=True)
         if any(isinstance(node.op, STEPS) for node in case.between):  # what they make is rounded
             yield from (Arithmetic(product, weights=w, stage=kind, steps=True) for w in ("", kind))
         return

@@ -105,9 +105,9 @@ class Arithmetic:
     does (``steps``: after each elementary step of a norm, a rotation or SiLU too; ``exponential``:
     and SiLU's exponential); "F32" computes a norm in float32, which may overflow. ``numbers``: an
     operation's factor is kept as the weights are. ``fused_bias``: a bias is added to its product
-    before that is rounded. ``tables``: the type that RoPE's cosines and sines are kept in.
-    ``before``: UNROUNDED or BRANCHES_FIRST, what is read in place of the sum or product that was
-    written.
+    before that is rounded. ``addends``: vectors that a step adds in float32 are kept in it.
+    ``tables``: the type that RoPE's cosines and sines are kept in. ``before``: UNROUNDED or
+    BRANCHES_FIRST, what is read in place of the sum or product that was written.
     """
 
     product: str = ""
@@ -124,6 +124,7 @@ class Arithmetic:
     partial: str = ""
     scaled_query: bool = False
     exponential: bool = False
+    addends: bool = False
     numbers: bool = False
     fused_bias: bool = False
 
@@ -176,6 +177,9 @@ class Rounded(Pass):
 
     def vector(self, role: Role) -> Tensor:
         return self.kept(super().vector(role))
+
+    def addend(self, role: Role) -> Tensor:
+        return super().vector(role) if self.how.addends else self.vector(role)
 
     def kept(self, x: Tensor) -> Tensor:
         """Weights that are vectors, as they are kept where matrices are kept so."""

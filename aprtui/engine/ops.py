@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as functional
 
 from aprtui.engine.altup import ALTUP
+from aprtui.engine.indexer import INDEXER
 from aprtui.engine.recurrent import RECURRENT
 from aprtui.engine.staging import send
 from aprtui.engine.weights import WeightStream
@@ -22,9 +23,11 @@ from aprtui.graph import Role
 from aprtui.graph.node import Node
 from aprtui.graph.ops import (
     Activate,
+    Adapt,
     Add,
     Alibi,
     Attend,
+    Beside,
     Bias,
     Choose,
     Clip,
@@ -42,6 +45,7 @@ from aprtui.graph.ops import (
     Rope,
     Route,
     Scores,
+    SharedKeys,
     SharedRope,
     Sigmoid,
     Softmax,
@@ -52,7 +56,8 @@ from aprtui.graph.ops import (
 from aprtui.graph.rope import RopeTable
 
 __all__ = [
-    "ACTIVATIONS", "KERNELS", "Pass", "attention_blocks", "compute", "heads_of", "scale_columns",
+    "ACTIVATIONS", "KERNELS", "Pass", "attention_blocks", "compute", "heads_of", "looked_at",
+    "scale_columns",
     "visible",
 ]  # fmt: skip
 
@@ -96,6 +101,10 @@ class Pass:
     def vector(self, role: Role) -> Tensor:
         """A norm's weight, a bias or sinks."""
         return self.weights.vector(role)
+
+    def addend(self, role: Role) -> Tensor:
+        """A vector that is added in float32, which some keep in it whatever the others are."""
+        return self.vector(role)
 
     def number(self, x: float) -> float:
         """A scale or another number of an operation's own, which some keep in their type too."""
@@ -154,7 +163,8 @@ class Pass:
         return x
 
     def along(self, node: Node, kernel: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
-        """The output of a node that carries something from each token to the next."""
+        """The output of a node that carries something from each token to the next, or whose rows
+        are those of one sequence."""
         return kernel(self, node.op, *inputs)
 
     def recall(self, empty: Tensor) -> Tensor:
@@ -164,6 +174,10 @@ class Pass:
 
     def keep(self, carried: Tensor) -> None:
         """What such a node carries to the rows behind these."""
+
+    def met(self, q: Tensor, k: Tensor) -> Tensor:
+        """q [t,d] times keys [S,d]: [t,S]."""
+        return q @ k.T
 
     def mix(self, weights: Tensor, v: Tensor) -> Tensor:
         """Softmax weights [a,t,S] times values [S,b,d], a/b heads a value head: [t,a,d]."""
@@ -252,6 +266,10 @@ def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
         weight = _wide(ar.vector(op.weight))
         weight = weight.reshape(x.shape[1:]) if op.each else weight
         made = ar.step(made) * (weight + op.offset)
+    if op.own:
+        made = ar.step(made) * (
+            torch.stack([_wide(ar.vector(role)) for role in op.own]) + op.offset
+        )
     if op.bias is not None:
         made = made + _wide(ar.vector(op.bias))
     return made.to(x.dtype)
@@ -339,9 +357,18 @@ def rope(ar: Pass, op: Rope, x: Tensor) -> Tensor:
 
 def shared_rope(ar: Pass, op: SharedRope, x: Tensor, y: Tensor) -> Tensor:
     """Keys [T,A,d] of own channels, which stand still, and shared ones, which turn."""
-    shared, own = heads_of(x, op.shared), heads_of(y, op.own)
-    turned = rotate(ar, shared, *ar.angles(op.table, shared), op.table)
-    return torch.cat((own, turned.expand(-1, own.shape[1], -1)), dim=-1)
+    shared = heads_of(x, op.shared)
+    return _joined(op, y, rotate(ar, shared, *ar.angles(op.table, shared), op.table))
+
+
+def shared_keys(ar: Pass, op: SharedKeys, x: Tensor, y: Tensor) -> Tensor:
+    """Keys [T,A,d] of own channels and shared ones."""
+    return _joined(op, y, heads_of(x, op.shared))
+
+
+def _joined(op: SharedRope | SharedKeys, y: Tensor, shared: Tensor) -> Tensor:
+    own = heads_of(y, op.own)
+    return torch.cat((own, shared.expand(-1, own.shape[1], -1)), dim=-1)
 
 
 def rotate(ar: Pass, x: Tensor, cos: Tensor, sin: Tensor, table: RopeTable) -> Tensor:
@@ -407,9 +434,11 @@ def key_biases(op: Alibi | None, keys: Tensor, end: int | None = None) -> Tensor
     if op is None:
         return None
     last = (len(keys) if end is None else end) - 1
-    slopes = torch.tensor(op.slopes, dtype=keys.dtype, device=keys.device)
-    placed = torch.arange(len(keys), dtype=keys.dtype, device=keys.device)
-    return slopes[:, None, None] * (placed - last if op.from_last else placed)
+    dtype = torch.bfloat16 if op.narrow else keys.dtype
+    slopes = torch.tensor(op.slopes, device=keys.device, dtype=keys.dtype).to(dtype)
+    placed = torch.arange(len(keys), device=keys.device).to(dtype)
+    made = slopes[:, None, None] * (placed - last if op.from_last else placed)
+    return made.to(keys.dtype) * op.scale
 
 
 def softmax_block(ar: Pass, scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> Tensor:
@@ -440,7 +469,9 @@ def attention_blocks(heads: int, tokens: int) -> list[tuple[int, int]]:
     return [(first, min(first + step, tokens)) for first in range(0, tokens, step)]
 
 
-def query_key_heads(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+def query_key_heads(
+    ar: Pass, op: Scores, q: Tensor, k: Tensor, chosen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Queries [T,A,d], at their temperature, and keys [T,K,d] out of the inputs of scores."""
     q = q if op.queries is None else heads_of(q, op.queries)
     k = k if op.keys is None else heads_of(k, op.keys)
@@ -457,16 +488,23 @@ def temperatures(how: Temperature, positions: Sequence[float]) -> Tensor:
     return (1.0 + how.strength * grown)[:, None, None]
 
 
-def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> Tensor:
+def looked_at(seen: Tensor, chosen: Tensor | None) -> Tensor:
+    """Of the keys that are seen [t,S] those that are chosen, where some are [1,t,S]."""
+    return seen if chosen is None else seen & (chosen[0] != 0)
+
+
+def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor, chosen: Tensor | None = None) -> Tensor:
     """All scores at once [A,T,T]; for replay. The pass itself goes block by block."""
     q, k = query_key_heads(ar, op, q, k)
     seen = visible(op.mask, 0, q.shape[0], k.shape[0], q.device, ar.start)
+    seen = looked_at(seen, chosen)
     return score_block(ar, op, q, k, seen, key_biases(op.alibi, k))
 
 
-def softmax(ar: Pass, op: Softmax, x: Tensor) -> Tensor:
+def softmax(ar: Pass, op: Softmax, x: Tensor, chosen: Tensor | None = None) -> Tensor:
     """All rows at once [A,T,T]; for replay."""
     seen = visible(op.mask, 0, x.shape[-1], x.shape[-1], x.device, ar.start)
+    seen = looked_at(seen, chosen)
     return softmax_block(ar, x, seen, None if op.sinks is None else ar.vector(op.sinks))
 
 
@@ -482,6 +520,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": functional.relu,
     "relu2": lambda x: functional.relu(x).square(),
+    "sigmoid": torch.sigmoid,
     "none": lambda x: x,
 }
 """The functions of ``graph.ops.ACTIVATIONS``."""
@@ -501,6 +540,19 @@ def xielu(ar: Pass, op: Xielu, x: Tensor) -> Tensor:
     grown = ar.step(ar.map(torch.expm1, x.clamp(max=ar.number(op.eps))))
     below = ar.step(ar.step(grown - x) * negative) + line
     return torch.where(x > 0, above, below)
+
+
+def adapt(ar: Pass, op: Adapt, x: Tensor, low: Tensor) -> Tensor:
+    """x [T, rows] plus each part's columns of ``low`` times its matrix transposed."""
+    latents = torch.split(low, op.rank, dim=1)
+    parts = zip(op.parts, latents, strict=True)
+    made = [ar.product(latent.contiguous(), part.weight) for part, latent in parts]
+    return x + torch.cat(made, dim=1)
+
+
+def beside(ar: Pass, op: Beside, x: Tensor, y: Tensor) -> Tensor:
+    """[T,W]."""
+    return torch.cat((x, y), dim=1)
 
 
 def clip(ar: Pass, op: Clip, x: Tensor) -> Tensor:
@@ -650,9 +702,12 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Positions: positions,
     Norm: norm,
     Product: product,
+    Adapt: adapt,
+    Beside: beside,
     Bias: bias,
     Clip: clip,
     Rope: rope,
+    SharedKeys: shared_keys,
     SharedRope: shared_rope,
     Scores: scores,
     Softmax: softmax,
@@ -669,13 +724,14 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Combine: combine,
     **RECURRENT,
     **ALTUP,
+    **INDEXER,
 }
 
 
 def compute(ar: Pass, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """A node's output from its inputs."""
     kernel: Any = KERNELS[type(node.op)]
-    if node.op.remembers:
+    if node.op.remembers or node.position_axis:
         return ar.along(node, kernel, inputs)
     out: Tensor = kernel(ar, node.op, *inputs)
     return out

@@ -69,6 +69,7 @@ _GGUF = {
             "full_attention_interval",
             "interleave_moe_layer_step",
             "leading_dense_block_count",
+            "moe_latent_size",
             "nextn_predict_layers",
         )
     },
@@ -131,6 +132,9 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "logit_scale": (1e-6, 1e9),
     "route_scale": (1e-6, 1e9),
     "moe_norm_min": (1e-30, 1.0),
+    "adapter_rank": (1, 65_536),
+    "moe_latent_size": (1, 65_536),
+    "num_mem_blocks": (1, 256),
     "routed_scaling_factor": (1e-6, 1e9),
     "moe_routed_scaling_factor": (1e-6, 1e9),
     "attention_value_scale": (1e-6, 1e9),

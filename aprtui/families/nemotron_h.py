@@ -107,7 +107,6 @@ def _read_scan(s: Settings, eps: float) -> Mamba2:
 
 def _read_experts(s: Settings) -> decoder.Mixer:
     activation = s.activation("mlp_hidden_act", "relu2")
-    s.must_be("moe_latent_size", (None,), "experts work on a latent")
     renormalise = in_folder(s) and s.flag("norm_topk_prob")
     routing = decoder.read_experts(
         s, "moe_intermediate_size", activation, renormalise=renormalise,
@@ -121,7 +120,8 @@ def _read_experts(s: Settings) -> decoder.Mixer:
         routing = replace(routing, shared_size=size, shared_gate=False)
     else:
         routing = routers.read_shared(s, routing, "")
-    routing = replace(routing, gated=False)
+    latent = s.integer("moe_latent_size", None, null=None) or 0
+    routing = replace(routing, gated=False, latent=latent)
     return lambda b, x: b.experts(x, routing)
 
 
@@ -198,6 +198,8 @@ FAMILY = Family(
         *(layer_tensor(n, f"mixer.{n}_proj.weight", f"attn_{n}.weight") for n in "qkv"),
         layer_tensor("o", "mixer.o_proj.weight", "attn_output.weight"),
         *(t for n in ("up", "down") for t in both(n, f"mixer.{n}_proj", f"ffn_{n}")),
+        layer_tensor("latent_down", "mixer.fc1_latent_proj.weight", "ffn_latent_down.weight"),
+        layer_tensor("latent_up", "mixer.fc2_latent_proj.weight", "ffn_latent_up.weight"),
         layer_tensor("router", "mixer.gate.weight", "ffn_gate_inp.weight"),
         layer_tensor("correction_bias", "mixer.gate.e_score_correction_bias", "exp_probs_b.bias"),
         *(

@@ -115,7 +115,10 @@ _OURS = (
     Row("exaone", "aprtui.families.exaone", ("exaone",), ("exaone",)),
     Row("deepseek_v2", "aprtui.families.deepseek_v2", ("deepseek_v2",)),
     Row("deepseek_v3", "aprtui.families.deepseek_v3", ("deepseek_v3", "kimi_k2"), ("deepseek2",)),
+    Row("deepseek_v32", "aprtui.families.deepseek_v32", ("deepseek_v32",), ("deepseek32",)),
+    Row("glm_moe_dsa", "aprtui.families.glm_moe_dsa", ("glm_moe_dsa",), ("glm-dsa",)),
     Row("glm4_moe_lite", "aprtui.families.glm4_moe_lite", ("glm4_moe_lite",)),
+    Row("kimi_linear", "aprtui.families.kimi_linear", ("kimi_linear",), ("kimi-linear",)),
     Row("minicpm3", "aprtui.families.minicpm3", ("minicpm3",), ("minicpm3",)),
     Row("lfm2", "aprtui.families.lfm2", ("lfm2",), ("lfm2",)),
     Row("lfm2_moe", "aprtui.families.lfm2_moe", ("lfm2_moe",), ("lfm2moe",)),
@@ -127,6 +130,7 @@ _OURS = (
         ("granitehybrid",),
     ),
     Row("bamba", "aprtui.families.bamba", ("bamba",)),
+    Row("zamba2", "aprtui.families.zamba2", ("zamba2",)),
     Row(
         "nemotron_h",
         "aprtui.families.nemotron_h",

@@ -96,6 +96,7 @@ class Settings:
         self.values: dict[str, Any] = {"architecture": family}
         self.notes: list[str] = []
         self.unread_roles: set[Role] = set()  # whose tensors may lie in the file all the same
+        self.lent: dict[Role, tuple[Role, ...]] = {}  # whose tensor a role without one has
         self.doubts: list[Doubt] = []
         self._stated = dict(stated)
         by_format = {"safetensors": defaults.hf, "gguf": defaults.gguf, "apr": defaults.apr}

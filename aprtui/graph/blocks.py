@@ -9,6 +9,7 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.graph.node import Absent, Axis, Graph, Node
 from aprtui.graph.ops import (
     Activate,
+    Adapt,
     Add,
     Alibi,
     Attend,
@@ -50,15 +51,16 @@ Branch = Callable[[StageKey], StageKey]
 
 @dataclass(frozen=True)
 class Attention:
-    """One layer's attention. ``norms``: the QK norm's parameters (weight and window are set
-    where it is placed), None without one; ``table`` None: nothing is rotated; ``norm_after_rope``:
-    heads are normalised once they are turned; ``value_dim``: of the values' heads, 0 for
-    ``head_dim``, and ``value_scale`` the factor on them. ``gate``: what weighs the output, of each
-    head where ``gate_heads``, else of each channel. ``clip``: the limit of q, k and v.
-    ``value_norm``: of each value head; ``keys_as_values``: values are the keys before their norm;
-    ``shares``: the layer whose turned keys and normalised values it reads, having none.
-    ``scale_in``: the factor on what their products are given, ``scale_k``: that on K,
-    ``scale_out``: on the output."""
+    """One layer's attention. ``norms``: the QK norm's parameters (weight, or heads' own where it
+    has some, and window are set where it is placed), None without one; ``table`` None: nothing is
+    rotated; ``norm_after_rope``: heads are normalised once they are turned; ``value_dim``: of the
+    values' heads, 0 for ``head_dim``, and ``value_scale`` the factor on them. ``gate``: what
+    weighs the output, of each head where ``gate_heads``, else of each channel. ``clip``: the limit
+    of q, k and v. ``value_norm``: of each value head; ``keys_as_values``: values are the keys
+    before their norm; ``shares``: the layer whose turned keys and normalised values it reads,
+    having none. ``scale_in``: the factor on what their products are given, ``scale_k``: that on K,
+    ``scale_out``: on the output. ``rank``: that of what is added to their products by the layer's
+    own adapters, 0 without them."""
 
     heads: int
     kv_heads: int
@@ -86,6 +88,7 @@ class Attention:
     scale_in: float = 1.0
     scale_k: float = 1.0
     scale_out: float = 1.0
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Routing:
     expert that every token goes through, weighed by a sigmoid where ``shared_gate``; 0 without one.
     ``biased``: the router and the experts' products have biases. ``on_input``: of ``Experts``;
     ``cap``: of the router's ``Product``. ``gated`` false: neither they nor the shared one have a
-    gate.
+    gate. ``latent``: the channels of what they are given and make, 0 where those are the layer's.
     """
 
     choose: Choose
@@ -111,6 +114,7 @@ class Routing:
     on_input: bool = False
     cap: float | None = None
     gated: bool = True
+    latent: int = 0
 
 
 class Builder:
@@ -228,8 +232,8 @@ class Builder:
             "post_ffn_residual", self.residual("post_attn_residual", hidden, mixed), made
         )
 
-    def attention(self, x: StageKey, how: Attention) -> StageKey:
-        """From the normalised input to the output projection."""
+    def attention(self, x: StageKey, how: Attention, last: str = "attn_out") -> StageKey:
+        """From the normalised input to the output projection, whose stage is ``last``."""
         value_dim = how.value_dim or how.head_dim
         qkv, windows = self._projected(x, how)
         placed = self._turned(qkv, windows, how)
@@ -254,7 +258,7 @@ class Builder:
             mixed = self.put("attn_gated", Multiply(), mixed, gate, **extents)
         bias = self.role("o_bias") if how.output_bias else None
         out = Part("o", self.role("o"), self.hidden_size, bias, how.scale_out)
-        return self.put("attn_out", Product((out,)), mixed)
+        return self.put(last, Product((out,)), mixed)
 
     def _projected(self, x: StageKey, how: Attention) -> tuple[StageKey, dict[str, Heads]]:
         """Q, K and V as they are projected, and the window of each; only Q where the layer shares
@@ -274,6 +278,11 @@ class Builder:
         width = sum(part.rows for part in parts)
         plain = tuple(replace(part, bias=None) for part in parts)
         qkv = self.put("qkv_matmul", Product(plain, given=how.scale_in), x, qkv=width)
+        if how.rank:
+            latents = tuple(self._part(f"{part.name}_low", how.rank) for part in parts)
+            low = self.put("qkv_low", Product(latents), x, width=len(parts) * how.rank)
+            raised = tuple(self._part(f"{part.name}_high", part.rows) for part in parts)
+            qkv = self.put("qkv_adapted", Adapt(raised, how.rank), qkv, low, qkv=width)
         if how.qkv_bias:
             qkv = self.put("qkv_bias", Bias(parts), qkv, qkv=width)
         if how.clip is not None:
@@ -289,9 +298,12 @@ class Builder:
         placed = {which: (qkv, heads) for which, heads in windows.items()}
         steps: list[tuple[str, Callable[[str, Heads], Op]]] = []
         if (norm := how.norms) is not None:
+            weighed = how.norm_weights and not norm.own
             steps.append(("norm", lambda which, heads: replace(
-                norm, heads=heads, weight=self.role(f"{which}_norm") if how.norm_weights else None,
+                norm, heads=heads, weight=self.role(f"{which}_norm") if weighed else None,
                 bias=self.role(f"{which}_norm_bias") if norm.bias is not None else None,
+                own=tuple(self.role(f"{which}_norm")._replace(expert=head)
+                          for head in range(heads.count if norm.own else 0)),
             )))  # fmt: skip
         if (table := how.table) is not None:
             place = 0 if how.norm_after_rope else len(steps)
@@ -345,6 +357,9 @@ class Builder:
         matrix = self._matrix(f"{roles}down", self.hidden_size, biased)
         return self.put(f"{stages}_out", matrix, act)
 
+    def _part(self, name: str, rows: int) -> Part:
+        return Part(name, self.role(name), rows)
+
     def _matrix(self, name: str, rows: int, biased: bool = False, scale: float = 1.0) -> Product:
         bias = self.role(f"{name}_bias") if biased else None
         return Product((Part(name, self.role(name), rows, bias, scale),))
@@ -363,7 +378,12 @@ class Builder:
             self.role("expert_down"), count, routing.size, routing.activation, routing.biased,
             routing.clamp, routing.on_input,
         )  # fmt: skip
-        routed = self.put("moe_ffn_out", sum_of, x, weights, ids)
+        given, width = x, routing.latent or self.hidden_size
+        if routing.latent:
+            given = self.put("moe_latent", self._matrix("latent_down", width), x, width=width)
+        routed = self.put("moe_ffn_out", sum_of, given, weights, ids, hidden=width)
+        if routing.latent:
+            routed = self.put("moe_latent_out", self._matrix("latent_up", self.hidden_size), routed)
         if not routing.shared_size:
             return self.put("ffn_out", Combine(), routed)
         mlp = self.gated_mlp if routing.gated else self.plain_mlp

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph.node import Graph, Node
-from aprtui.graph.ops import Attend, Bias, Clip, Heads, Norm, Rope, Scores
+from aprtui.graph.ops import Adapt, Attend, Bias, Clip, Heads, Norm, Rope, Scores
 from aprtui.graph.rope import RopeTable
 
 __all__ = ["HeadWindow", "head_windows"]
@@ -47,11 +47,11 @@ def _cut_by(node: Node, own: tuple[HeadWindow, ...]) -> list[tuple[StageKey, Hea
     if isinstance(op, Norm) and op.heads is not None:
         tables = {window.table: None for window in own} or {None: None}
         return [(inputs[0], HeadWindow(op.heads, table)) for table in tables]
-    if isinstance(op, Bias | Clip):
+    if isinstance(op, Adapt | Bias | Clip):
         return [(inputs[0], window) for window in own]
     if isinstance(op, Attend):
         return [(inputs[1], HeadWindow(op.values, ordered=False))]
     if isinstance(op, Scores):
-        cut = zip(inputs, (op.queries, op.keys), strict=True)
+        cut = zip(inputs[:2], (op.queries, op.keys), strict=True)
         return [(key, HeadWindow(heads)) for key, heads in cut if heads is not None]
     return []

@@ -16,9 +16,11 @@ from aprtui.graph.rope import RopeTable
 __all__ = [
     "ACTIVATIONS",
     "Activate",
+    "Adapt",
     "Add",
     "Alibi",
     "Attend",
+    "Beside",
     "Bias",
     "Choose",
     "Clamp",
@@ -37,6 +39,7 @@ __all__ = [
     "Rope",
     "Route",
     "Scores",
+    "SharedKeys",
     "SharedRope",
     "Sigmoid",
     "Softmax",
@@ -45,7 +48,9 @@ __all__ = [
     "Xielu",
 ]
 
-ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2", "none")
+ACTIVATIONS = (
+    "silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2", "sigmoid", "none",
+)  # fmt: skip
 """The activations that are met, by name."""
 
 
@@ -105,10 +110,13 @@ class Temperature:
 @dataclass(frozen=True)
 class Alibi:
     """What is added to the scores of each head's keys: its slope times the key's position, counted
-    from the first token, or from the last one where ``from_last`` (the softmax is the same)."""
+    from the first token, or from the last one where ``from_last`` (the softmax is the same), times
+    ``scale``. ``narrow``: slopes, positions and their products are bfloat16."""
 
     slopes: tuple[float, ...]
     from_last: bool = False
+    narrow: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -195,7 +203,8 @@ class Norm(Op):
     """x / sqrt(mean(x^2) + eps) * (offset + w): over the last axis, or over each of ``heads``; x is
     multiplied by ``scale`` before.
 
-    ``whole``: over all of the heads together; ``each``: every head has a weight of its own.
+    ``whole``: over all of the heads together; ``each``: every head has a weight of its own;
+    ``own``: they are tensors of their own.
     ``centred``: the mean is taken off first (LayerNorm). Without ``weight`` the factor is one.
     """
 
@@ -208,10 +217,11 @@ class Norm(Op):
     centred: bool = False
     bias: Role | None = None
     scale: float = 1.0
+    own: tuple[Role, ...] = ()
 
     @property
     def weights(self) -> tuple[Role, ...]:
-        return tuple(role for role in (self.weight, self.bias) if role is not None)
+        return tuple(role for role in (self.weight, *self.own, self.bias) if role is not None)
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         if self.heads is not None:
@@ -272,6 +282,26 @@ class Bias(_OfParts):
         return _bias_shapes(self.parts)
 
 
+@dataclass(frozen=True)
+class Adapt(_OfParts):
+    """x plus what is adapted of it: in the columns of each part its own ``rank`` columns of the
+    second input, a latent of low rank, times its matrix transposed."""
+
+    parts: tuple[Part, ...]
+    rank: int
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return tuple(part.weight for part in self.parts)
+
+    @property
+    def matrices(self) -> tuple[Role, ...]:
+        return self.weights
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return {part.weight: (part.rows, self.rank) for part in self.parts}
+
+
 def _bias_shapes(parts: tuple[Part, ...]) -> dict[Role, tuple[int, ...]]:
     return {part.bias: (part.rows,) for part in parts if part.bias is not None}
 
@@ -308,9 +338,17 @@ class SharedRope(Op):
 
 
 @dataclass(frozen=True)
+class SharedKeys(Op):
+    """The same where nothing turns."""
+
+    shared: Heads
+    own: Heads
+
+
+@dataclass(frozen=True)
 class Scores(Op):
     """q.k * scale, then tanh(s / cap) * cap, then what ``alibi`` adds: [A,T,T], 0 where the mask
-    hides the key.
+    hides the key, or a third input [1,T,T] that is 0 there.
 
     Query head h reads key/value head h div (A/K). ``queries`` and ``keys`` are the windows of the
     inputs that hold them, None where an input is these heads and no more. ``temperature``: q is
@@ -332,7 +370,8 @@ class Scores(Op):
 
 @dataclass(frozen=True)
 class Softmax(Op):
-    """Softmax of each row over the keys that the mask shows, 0 elsewhere: [A,T,T].
+    """Softmax of each row over the keys that the mask shows, and a second input [1,T,T] where there
+    is one, 0 elsewhere: [A,T,T].
 
     ``sinks`` [A]: a logit a head that takes its share and is thrown away.
     """
@@ -395,6 +434,11 @@ class Add(Op):
 
     scale: float = 1.0
     total: float = 1.0
+
+
+@dataclass(frozen=True)
+class Beside(Op):
+    """The rows of both inputs, side by side: [T,W]."""
 
 
 @dataclass(frozen=True)

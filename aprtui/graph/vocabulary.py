@@ -74,7 +74,11 @@ _STATES = ("token", "state_head", "channel")
 _NO_SCAN = "no layer is a scan"
 _NO_CHANNELS = "no layer is a scan of single channels, or has this norm"
 _NO_CONV = "no layer is a short convolution"
+_NO_BLOCK = "the layers share no block"
+_NO_ADAPTERS = "no layer adapts what it shares with others"
 _NO_DELTA = "no layer has a delta rule"
+_NO_LOW_GATES = "no layer has a delta rule, or its gates have no latent"
+_NO_INDEXER = "the attention looks at all keys, or at those that another layer chose"
 _NO_PER_LAYER = "the layers have no embedding of their own"
 _NO_ROPE = "the layer turns nothing by its position"
 _NO_PRE_NORM = "the family normalises only after its branches"
@@ -85,6 +89,7 @@ _NO_ATTN_GATE = "the attention's output has no gate"
 _NO_DENSE = "the FFN is made of experts"
 _NO_GATE = "the FFN has no gate, or is made of experts"
 _NO_SHARED = "the model has no shared expert"
+_NO_MOE_LATENT = "the experts work on what the layer is given"
 _NO_EXPERTS = "the FFN is dense: the model has no experts"
 
 STAGES: tuple[Stage, ...] = (
@@ -110,6 +115,8 @@ STAGES: tuple[Stage, ...] = (
           _NO_ALTUP),
     Stage("altup_predicted", "alp", _STREAMS, "the streams as they are predicted", _NO_ALTUP),
     Stage("altup_active", "ala", _HIDDEN, "the stream that the layer computes", _NO_ALTUP),
+    Stage("block_in", "bin", _WIDE, "the layer's input and the embedding, side by side", _NO_BLOCK),
+    Stage("block_norm", "bnm", _WIDE, "both normalised: what a shared block is given", _NO_BLOCK),
     Stage("attn_norm", "nrm", _HIDDEN, "normalised layer input", _NO_PRE_NORM),
     Stage("laurel_in", "lri", _WIDE, "the layer's input in a low rank", _NO_LAUREL),
     Stage("laurel_out", "lro", _HIDDEN, "and back", _NO_LAUREL),
@@ -117,6 +124,10 @@ STAGES: tuple[Stage, ...] = (
     Stage("laurel", "lrl", _HIDDEN, "plus the layer's input", _NO_LAUREL),
     Stage("qkv_matmul", "qkv", _QKV, "Q, then K, then V of each token, before bias",
           "queries, keys and values are made of latents", rotated=True),
+    Stage("qkv_low", "ql", _WIDE, "of Q, K and V the latent of the layer's own adapter",
+          _NO_ADAPTERS),
+    Stage("qkv_adapted", "+ad", _QKV, "Q, K and V plus what the adapters make", _NO_ADAPTERS,
+          rotated=True),
     Stage("qkv_bias", "+b", _QKV, "Q, K and V after bias", "the layers have no q/k/v bias",
           rotated=True),
     Stage("qkv_clip", "clp", _QKV, "Q, K and V kept within a limit",
@@ -134,7 +145,19 @@ STAGES: tuple[Stage, ...] = (
     Stage("q_post_rope", "q", _QUERIES, "Q after RoPE", _NO_ROPE, rotated=True),
     Stage("k_post_rope", "k", _KEYS, "K after RoPE, heads not repeated", _NO_ROPE,
           rotated=True),
+    Stage("k_joined", "k", _KEYS, "K of each head: its own channels, then those that all share",
+          "the layer turns its keys, or has no latent"),
     Stage("v_norm", "vn", _KEYS, "RMSNorm of each value head", "the family has no norm of values"),
+    Stage("index_q", "iq", _WIDE, "queries of the indexer, of the queries' latent", _NO_INDEXER),
+    Stage("index_q_rope", "iqr", _QUERIES, "the same after RoPE", _NO_INDEXER),
+    Stage("index_k", "ik", _WIDE, "keys of the indexer, one head", _NO_INDEXER),
+    Stage("index_k_norm", "ikn", _KEYS, "the same, normalised", _NO_INDEXER),
+    Stage("index_k_rope", "ikr", _KEYS, "the same after RoPE", _NO_INDEXER),
+    Stage("index_weights", "iw", _WIDE, "what each head of the indexer counts", _NO_INDEXER),
+    Stage("index_scores", "isc", _SCORES, "by what keys are chosen, of all heads; 0 where masked",
+          _NO_INDEXER, wide=True),
+    Stage("index_keys", "idk", _SCORES, "1 for each key that is looked at, else 0", _NO_INDEXER,
+          integers=True),
     Stage("attn_scores", "sco", _SCORES, "q.k scaled (soft-capped, ALiBi added), 0 where masked"),
     Stage("attn_softmax", "smx", _SCORES, "softmax over the visible keys, 0 elsewhere",
           shares=True),
@@ -142,17 +165,36 @@ STAGES: tuple[Stage, ...] = (
     Stage("attn_gate", "agt", ("token", "gates"), "what weighs the attention, by head or channel",
           _NO_ATTN_GATE),
     Stage("attn_gated", "a*g", _QUERIES, "attention times its gate", _NO_ATTN_GATE),
+    Stage("block_attn_out", "bao", _HIDDEN, "the shared block's attention after its projection",
+          _NO_BLOCK),
+    Stage("block_ffn_norm", "bfn", _HIDDEN, "the same normalised, for the block's FFN", _NO_BLOCK),
+    Stage("block_gate", "bga", _FFN, "its gate projection", _NO_BLOCK),
+    Stage("block_up", "bup", _FFN, "its up projection", _NO_BLOCK),
+    Stage("block_low", "blo", _WIDE, "the latent of the layer's own adapter of both", _NO_BLOCK),
+    Stage("block_gate_adapted", "bg+", _FFN, "gate plus what the adapter makes", _NO_BLOCK),
+    Stage("block_up_adapted", "bu+", _FFN, "up plus what the adapter makes", _NO_BLOCK),
+    Stage("block_silu", "bac", _FFN, "the activation of the gate", _NO_BLOCK),
+    Stage("block_swigl", "bgu", _FFN, "activation times up", _NO_BLOCK),
+    Stage("block_out", "bou", _HIDDEN, "what the shared block makes", _NO_BLOCK),
+    Stage("block_linear", "bli", _HIDDEN, "times a matrix of the layer's own", _NO_BLOCK),
+    Stage("scan_in", "sci", _HIDDEN, "the layer's input plus what the block made", _NO_BLOCK),
+    Stage("scan_norm", "scn", _HIDDEN, "normalised input of the scan, where some layers have a "
+          "block before it", _NO_BLOCK),
     Stage("conv_in", "cin", _WIDE, "two gates and what they gate of a short convolution", _NO_CONV),
     Stage("conv_x", "cx", _WIDE, "the first gate times what it gates", _NO_CONV),
     Stage("conv", "cnv", _WIDE, "the causal convolution", _NO_CONV),
     Stage("conv_out", "cou", _WIDE, "the convolution times the second gate", _NO_CONV),
     Stage("delta_qkv", "dqk", _WIDE, "Q, K and V of a delta rule, before the convolution",
           _NO_DELTA),
+    Stage("delta_gate_low", "dgl", _WIDE, "latent of what gates its output", _NO_LOW_GATES),
     Stage("delta_gate", "dgt", _WIDE, "what gates its output, before the activation", _NO_DELTA),
     Stage("delta_beta", "bet", ("token", "state_head"), "how much of each token is written",
           _NO_DELTA),
     Stage("delta_decay", "dec", ("token", "state_head"),
           "logarithm of what is kept at each token", _NO_DELTA),
+    Stage("delta_decay_low", "del", _WIDE, "latent of the decay", _NO_LOW_GATES),
+    Stage("delta_row_decay", "der", ("token", "state_head", "row"),
+          "logarithm of what each row of the state keeps at each token", _NO_LOW_GATES),
     Stage("delta_conv", "cnv", _WIDE, "Q, K and V after the causal convolution", _NO_DELTA),
     Stage("delta_out", "dou", _STATES, "what the rule reads of its state", _NO_DELTA),
     Stage("delta_state", "dst", ("state_head", "row", "channel"),
@@ -200,8 +242,11 @@ STAGES: tuple[Stage, ...] = (
           integers=True, experts=True),
     Stage("moe_router", "rtr", ("token", "rank"), "weights of the chosen ids, in their order",
           _NO_EXPERTS, experts=True),
+    Stage("moe_latent", "mla", _WIDE, "what the experts are given, in a low rank", _NO_MOE_LATENT,
+          experts=True),
     Stage("moe_ffn_out", "moe", _HIDDEN, "weighted sum of the experts", _NO_EXPERTS,
           experts=True),
+    Stage("moe_latent_out", "mlo", _HIDDEN, "and back", _NO_MOE_LATENT, experts=True),
     Stage("shared_ffn_gate", "sga", _FFN, "gate projection of the shared expert", _NO_SHARED),
     Stage("shared_ffn_up", "sup", _FFN, "up projection of the shared expert", _NO_SHARED),
     Stage("shared_ffn_silu", "sac", _FFN, "the activation of its gate", _NO_SHARED),

@@ -25,7 +25,7 @@ from aprtui.formats.quantised import assembled, refuse_unreadable
 from aprtui.formats.safetensors import read_safetensors
 from aprtui.formats.tracedir import holds_stage_files
 from aprtui.graph import Graph, Role
-from aprtui.graph.ops import Experts
+from aprtui.graph.ops import Experts, Norm
 from aprtui.model.tokenizer import (
     Tokenizer,
     TokenizerSpec,
@@ -251,6 +251,7 @@ def open_model(
     ignore = overrides.get("ignore_keys", "").replace(" ", "")
     settings.finish(frozenset(filter(None, ignore.split(","))))
     family = load_family(who.name)
+    found = _with_lent(found, settings)
     weights = _matrices(file, settled, family.tensors, found)
     _check_adapted_head(file, settings, weights)
     notes += [*settings.notes, *_left_out(who, found)]
@@ -351,6 +352,16 @@ def _told(entries: Sequence[TensorEntry]) -> str:
     return f"{size(size_bytes)}, the first {clean(entries[0].name)}"
 
 
+def _with_lent(found: Sorted, settings: Settings) -> Sorted:
+    """The tensors with those that several layers have in common under each of them."""
+    entries = dict(found.entries)
+    for role, others in settings.lent.items():
+        holder = next((each for each in (role, *others) if each in entries), None)
+        if holder is not None:
+            entries[role] = entries[holder]
+    return replace(found, entries=entries)
+
+
 def _matrices(file: ModelFile, settled: Settled, table: Table, found: Sorted) -> dict[Role, Matrix]:
     """The window of a tensor for every weight the pass needs. Raises BadFileError."""
     graph, settings = settled.graph, settled.settings
@@ -434,6 +445,8 @@ def _locate(
         each = graph.query_heads if tensor.by_query else graph.kv_heads
         heads = each.get(role.layer, 1)
         experts = reader.op.count if reader and isinstance(reader.op, Experts) else heads
+        if reader and isinstance(reader.op, Norm) and reader.op.own:
+            experts = len(reader.op.own)
         if role.layer is None:
             experts = sum(other.name == role.name for other in needed)
         window = held_window(tensor, entry, parts, place, role.expert or 0, heads)

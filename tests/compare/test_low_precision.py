@@ -16,6 +16,7 @@ from aprtui.compare.bisection import Bisection
 from aprtui.formats.tracedir import StageKey, TraceDir, open_trace, relative_path
 from aprtui.model.open import Model, open_model
 from tests.compare.planting import Plant, Scene, compute, write
+from tests.families import TINY, save_tiny
 from tests.support import FIXTURES, needs_fixtures
 
 Array = npt.NDArray[np.float64]
@@ -32,6 +33,9 @@ def traced(name: str, engine: str, dtype: str, folder: Path) -> tuple[Model, Tra
     if engine == "hf":
         pytest.importorskip("transformers", reason="transformers is a dev dependency")
     path = model_at(name)
+    if not path.exists():  # no fixture of the family
+        path = folder.with_name("model")
+        save_tiny(TINY[name], path)
     trace = api.trace(path, tokens=TOKENS, engine=engine, dtype=dtype, directory=folder)
     return open_model(path), trace
 
@@ -46,12 +50,14 @@ BY_TRANSFORMERS = {
     "falcon_h1": ("ssm_gated", "rounding of inputs and outputs"),
     "falcon_mamba": ("ssm_gated", "rounding of inputs and outputs"),
     "gemma2": ("embedding", "rounding of inputs and outputs"),
+    "glm_moe_dsa": ("index_scores", "float32"),
     "gemma3n_text": ("per_layer_input", "its factor in"),
     "gemma4_text": ("per_layer_input", "rounding of inputs and outputs"),
     "gpt2": ("qkv_bias", "rounding of inputs and outputs"),
     "gpt_neox": ("post_ffn_residual", "both branches added before the residual"),
     "gpt_oss": ("attn_softmax", "rounding of inputs and outputs"),
     "jamba": ("ssm_dt", "rounding of inputs and outputs"),
+    "kimi_linear": ("delta_row_decay", "rounding of inputs"),
     "lfm2_moe": ("moe_router", "rounding of inputs and outputs"),
     "mamba": ("ssm_scan", "rounding of inputs"),
     "mpt": ("attn_scores", "rounding"),

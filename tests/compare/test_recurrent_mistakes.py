@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from aprtui.graph import Role
 from tests.compare.family_planting import Planted, cases, located, same
 from tests.compare.planting import Plant, Scene
 
@@ -43,7 +44,7 @@ def delta(s: Scene, *, lost: int = 0, dealt: bool = False, **instead: float) -> 
         state = np.zeros_like(state) if lost and t % lost == 0 else state
         for h in range(op.heads):
             of = h % op.key_heads if dealt else h // (op.heads // op.key_heads)
-            state[h] = np.exp(g[t, h]) * state[h]
+            state[h] = np.exp(g[t, h]).reshape(-1, 1) * state[h]
             state[h] += np.outer(k[t, of], beta[t, h] * (v[t, h] - k[t, of] @ state[h]))
             out[t, h] = q[t, of] @ state[h] / np.sqrt(op.key)
     return state if op.state else out
@@ -147,6 +148,50 @@ def unscaled(s: Scene, name: str) -> Array:
     return out
 
 
+def raised(s: Scene, *, layer: int) -> Array:
+    """What is adapted, by the adapters of another layer."""
+    x, low = s.inputs
+    latents = np.split(low, len(s.own.parts), axis=1)
+    made = [latent @ matrix(s, part.weight.name, layer).T
+            for latent, part in zip(latents, s.own.parts, strict=True)]  # fmt: skip
+    return np.asarray(x + np.concatenate(made, axis=1))
+
+
+def lowered(s: Scene, *, layer: int) -> Array:
+    """The latents of another layer's adapters."""
+    made = [s.inputs[0] @ matrix(s, part.weight.name, layer).T for part in s.own.parts]
+    return np.concatenate(made, axis=1)
+
+
+def alibi_twice(s: Scene) -> Array:
+    """ALiBi once more, on the keys that a query sees; bfloat16 by the bits of a float32."""
+    alibi, keys = s.own.alibi, s.right.shape[2]
+    placed = np.arange(keys) - (keys - 1 if alibi.from_last else 0)
+    slopes = np.array(alibi.slopes)
+    made = np.outer(in_bf16(slopes) if alibi.narrow else slopes, placed)
+    made = (in_bf16(made) if alibi.narrow else made) * alibi.scale
+    return np.asarray(s.right + np.tril(np.ones((keys, keys))) * made[:, None])
+
+
+def in_bf16(x: Array) -> Array:
+    bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
+    kept = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16
+    return kept.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def unweighed(s: Scene) -> Array:
+    """LayerNorm of each head, without the head's own weight."""
+    window = s.own.heads
+    heads = s.inputs[0].reshape(len(s.right), -1)[:, window.columns].reshape(s.right.shape)
+    apart = heads - heads.mean(-1, keepdims=True)
+    return np.asarray(apart / np.sqrt((apart**2).mean(-1, keepdims=True) + s.own.eps))
+
+
+def matrix(s: Scene, name: str, layer: int) -> Array:
+    role = Role(name, layer)
+    return s.replay.rows(role, range(s.replay.shape(role)[0]))
+
+
 # -- where they are planted ------------------------------------------------------------------------
 
 
@@ -156,20 +201,21 @@ OF_CHANNELS = (("mamba", "layer-0/ssm_scan"), ("falcon_mamba", "layer-2/ssm_stat
                ("jamba", "layer-2/ssm_scan"))  # fmt: skip
 RULES = (("qwen3_next", "layer-0/delta_out"), ("qwen3_5", "layer-2/delta_state"),
          ("qwen3_5_moe", "layer-2/delta_out"))  # fmt: skip
+BY_ROWS = (("kimi_linear", "layer-0/delta_out"), ("kimi_linear", "layer-2/delta_state"))
 SKIPS = (("mamba2", "layer-0/ssm_scan"), ("bamba", "layer-0/ssm_scan"),
          ("nemotron_h", "layer-4/ssm_scan"))  # fmt: skip
 PLANTED = (
     Planted("decay_missing", (
-        *same(partial(delta, g=0.0), *RULES), *same(partial(scan, plain="decay"), *SCANS),
+        *same(partial(delta, g=0.0), *RULES, *BY_ROWS), *same(partial(scan, plain="decay"), *SCANS),
         *same(partial(channels, plain="decay"), *OF_CHANNELS))),
-    Planted("beta_missing", same(partial(delta, beta=1.0), *RULES)),
+    Planted("beta_missing", same(partial(delta, beta=1.0), *RULES, *BY_ROWS)),
     Planted("steps_missing", (
         *same(partial(scan, plain="steps"), *SCANS),
         *same(partial(channels, plain="steps"), *OF_CHANNELS))),
     Planted("value_heads_dealt", (
         *same(partial(delta, dealt=True), *RULES), *same(partial(scan, dealt=True), *SCANS))),
     Planted("state_lost", (
-        *same(partial(delta, lost=16), *RULES[::2], ("qwen3_5", "layer-0/delta_out")),
+        *same(partial(delta, lost=16), *RULES[::2], ("qwen3_5", "layer-0/delta_out"), *BY_ROWS),
         *same(partial(scan, lost=16), *SKIPS),
         *same(partial(channels, lost=16), *OF_CHANNELS)), {"chunk": 16}),
     Planted("scan_skip_missing", (
@@ -209,6 +255,19 @@ PLANTED = (
         ("falcon_h1", "layer-0/mixer_out", lambda s: s.inputs[0]),
         ("falcon_h1", "layer-1/mixer_out", lambda s: s.inputs[1]),
         ("falcon_h1", "layer-2/mixer_out", lambda s: s.inputs[0]))),
+    Planted("branch_missing", same(
+        lambda s: s.inputs[0], ("zamba2", "layer-1/qkv_adapted"),
+        ("zamba2", "layer-3/block_gate_adapted"), ("zamba2", "layer-4/block_up_adapted"))),
+    Planted("alibi_scaled", same(
+        alibi_twice, ("bloom", "layer-1/attn_scores"), ("mpt", "layer-0/attn_scores"),
+        ("falcon-alibi", "layer-2/attn_scores")), {"factor": 2.0}),
+    Planted("norm_no_weight", same(
+        unweighed, ("stablelm-heads", "layer-0/q_norm"), ("stablelm-heads", "layer-1/k_norm"),
+        ("stablelm-heads", "layer-2/q_norm"))),
+    Planted("other_layer", (
+        ("zamba2", "layer-1/qkv_adapted", partial(raised, layer=4)),
+        ("zamba2", "layer-4/block_gate_adapted", partial(raised, layer=3)),
+        ("zamba2", "layer-3/block_low", partial(lowered, layer=1)))),
     Planted("multiplier_missing", (
         ("falcon_h1", "layer-1/ffn_gate", partial(unscaled, name="gate")),
         ("falcon_h1", "layer-2/ssm_out", partial(unscaled, name="ssm_out")),

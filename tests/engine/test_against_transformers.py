@@ -55,6 +55,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 500.0}}}),
     "mimo-plain": ("mimo", {"attention_bias": False, "attention_value_scale": None,
                             "norm_topk_prob": False}),
+    "zamba2-plain": ("zamba2", {"use_shared_attention_adapter": False, "use_mem_rope": False,
+                                "add_bias_linear": False, "num_mem_blocks": 1,
+                                "num_key_value_heads": 2, "rms_norm_eps": 1e-3}),
+    "zamba2-apart": ("zamba2", {"tie_word_embeddings": False}),
     "gemma3-scaled": ("gemma3", {"rope_parameters": {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 5e3}}}),

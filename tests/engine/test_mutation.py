@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from tests.engine.mutations import BAR, mutations_of, try_mutation
+from aprtui.errors import BadFileError
+from tests.engine.mutations import BAR, mutations_of, our_logits, their_logits, try_mutation
 from tests.families import TINY, save_tiny
 
 transformers = pytest.importorskip("transformers", reason="transformers is a dev dependency")
@@ -26,6 +28,20 @@ def published(config: dict[str, Any]) -> dict[str, Any]:
         own = made.pop("per_layer_config")
         (whole,) = {(each["head_dim"], each["num_key_value_heads"]) for each in own.values()}
         return {**made, "global_head_dim": whole[0], "num_global_key_value_heads": whole[1]}
+    if config["model_type"] == "kimi_linear":
+        kinds = made.pop("layer_types")
+        made["first_k_dense_replace"] = made.pop("mlp_layer_types").count("dense")
+        full, delta = (
+            [layer + 1 for layer, kind in enumerate(kinds) if kind == name]
+            for name in ("full_attention", "linear_attention")
+        )
+        names = {"head_dim": "linear_head_dim", "num_heads": "linear_num_heads",
+                 "short_conv_kernel_size": "linear_conv_kernel_dim"}  # fmt: skip
+        sizes = {older: made.pop(name) for older, name in names.items()}
+        made["linear_attn_config"] = {"full_attn_layers": full, "kda_layers": delta, **sizes}
+        return {**made, "head_dim": 72, "mla_use_nope": True, "use_grouped_topk": True,
+                "moe_router_activation_func": "sigmoid", "moe_layer_freq": 1,
+                "num_nextn_predict_layers": 0}  # fmt: skip
     if config["model_type"] in NESTED:
         return made
     parameters = made.pop("rope_parameters", None) or {}
@@ -64,6 +80,24 @@ def found_wrong(family: str, folder: Path, *, older: bool, every: int) -> list[s
 @pytest.mark.parametrize("family", sorted(TINY))
 def test_a_sample_of_keys_changes_logits_alike_or_is_refused(family: str, tmp_path: Path) -> None:
     assert found_wrong(family, tmp_path, older=False, every=_EVERY) == []
+
+
+def test_a_shared_block_is_read_where_transformers_reads_it(tmp_path: Path) -> None:
+    """Of the first layer that has it, but of a layer itself where the folder holds it there."""
+    save_tiny(TINY["zamba2"], tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    first, own = "model.layers.1.shared_transformer.", "model.layers.4.shared_transformer."
+    assert not any(name.startswith(own) for name in tensors)
+    found = {name.replace(first, own): 1.5 * tensors[name] for name in tensors if first in name}
+    save_file({**tensors, **found}, path, {"format": "pt"})
+    theirs = their_logits(tmp_path)
+    assert not isinstance(theirs, str)
+    assert float((our_logits(tmp_path) - theirs).norm() / theirs.norm()) <= BAR
+    del tensors[f"{first}self_attn.q_proj.weight"]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(BadFileError, match="the tensor for layer 1 q is missing"):
+        our_logits(tmp_path)
 
 
 @pytest.mark.mutation

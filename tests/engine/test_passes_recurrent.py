@@ -29,13 +29,14 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"mamba_proj_bias": False},
     "falcon_h1": UNBOUNDED,
     "nemotron_h": {"use_bias": False, "time_step_min": 1e-9},
+    "zamba2": {"add_bias_linear": False, "time_step_min": 1e-9},
     "mamba": {"use_bias": False},
     "jamba": {"mamba_proj_bias": False},
 }
 """What transformers itself computes otherwise in passes (docs/numerics.md 6)."""
 FAMILIES = (
     "lfm2", "mamba2", "granitemoehybrid", "bamba", "qwen3_next", "qwen3_5", "falcon_h1",
-    "nemotron_h",
+    "nemotron_h", "zamba2",
 )  # fmt: skip
 OF_CHANNELS = ("mamba", "falcon_mamba", "jamba")
 

@@ -23,6 +23,7 @@ DECLARED_IN = (
     "graph/vocabulary.py",
     "graph/blocks.py",  # the blocks place stages by name
     "families/",
+    "engine/adapters/adapted.py",
     "engine/adapters/between.py",
     "engine/adapters/huggingface.py",
     "engine/adapters/modules.py",
@@ -32,9 +33,12 @@ DECLARED_IN = (
     "graph/per_layer.py",
     "engine/adapters/streams.py",
     "graph/delta.py",
+    "graph/indexer.py",
+    "engine/adapters/indexers.py",
     "graph/shortconv.py",
     "graph/mamba.py",
     "graph/mamba2.py",
+    "graph/shared_block.py",
     "engine/adapters/nodes.py",
     "engine/adapters/shown.py",
 )

@@ -28,7 +28,7 @@ _BEFORE = 4  # keys up to the first wrong position that may be the stale one
 
 def _queries_and_keys(op: Scores, inputs: Sequence[Float64]) -> tuple[Float64, Float64]:
     """Queries [T,A,d] and keys [T,K,d] out of the inputs of scores."""
-    q, k = inputs
+    q, k = inputs[:2]
     return (
         q if op.queries is None else heads_of(q, op.queries),
         k if op.keys is None else heads_of(k, op.keys),
@@ -67,7 +67,9 @@ def scores_dealt(at: Attempt[Scores]) -> Iterator[Candidate]:
     order = _dealt(at.op.heads, at.op.kv_heads)
     if order is not None:
         q, k = _queries_and_keys(at.op, at.inputs)
-        made = at.remade(replace(at.op, queries=None, keys=None), inputs=(q[:, order], k))
+        made = at.remade(
+            replace(at.op, queries=None, keys=None), inputs=(q[:, order], k, *at.inputs[2:])
+        )
         yield Candidate(made[np.argsort(order)], _DEALT)
 
 
@@ -91,6 +93,15 @@ def alibi_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
         yield Candidate(made, "the biases of ALiBi are not added to the scores")
 
 
+def alibi_scaled(at: Attempt[Scores]) -> Iterator[Candidate]:
+    if at.op.alibi is None or at.y is None:
+        return
+    plain = at.remade(replace(at.op, alibi=None))
+    for factor in fitted_scales(at.y - plain, at.base - plain, at.rounded):
+        text = f"the biases of ALiBi are multiplied by {factor:g}"
+        yield Candidate(plain + factor * (at.base - plain), text, {"factor": factor})
+
+
 def temperature_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
     if at.op.temperature is not None:
         made = at.remade(replace(at.op, temperature=None))
@@ -109,7 +120,8 @@ def turned(at: Attempt[Scores]) -> Iterator[Candidate]:
         at.elsewhere(turns[0], replace(rope, heads=Heads(0, *x.shape[1:])), x)
         for x in _queries_and_keys(at.op, at.inputs)
     ]
-    scores = at.remade(replace(at.op, queries=None, keys=None), inputs=made)
+    plain = replace(at.op, queries=None, keys=None)
+    scores = at.remade(plain, inputs=(*made, *at.inputs[2:]))
     yield Candidate(scores, "q and k are rotated in a layer that turns nothing by its position")
 
 
@@ -192,7 +204,7 @@ def _with_kv_head(at: Attempt[Scores | Softmax | Attend], head: int, kv_head: in
     assert isinstance(op, Scores)
     q, k = _queries_and_keys(op, at.inputs)
     single = replace(op, heads=1, kv_heads=1, queries=None, keys=None)
-    made = at.remade(single, inputs=(q[:, [head]], k[:, [kv_head]]))[0]
+    made = at.remade(single, inputs=(q[:, [head]], k[:, [kv_head]], *at.inputs[2:]))[0]
     return made
 
 
@@ -252,6 +264,7 @@ ATTENTION = (
     Entry("score_scale", (Scores,), score_scale),
     Entry("temperature_missing", (Scores,), temperature_missing),
     Entry("alibi_missing", (Scores,), alibi_missing),
+    Entry("alibi_scaled", (Scores,), alibi_scaled),
     Entry("nope_rotated", (Scores,), turned),
     Entry("heads_zero", (Scores, Softmax, Attend, Rope, Norm), heads_zero),
     *CACHE,

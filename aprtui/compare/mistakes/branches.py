@@ -12,7 +12,18 @@ import numpy.typing as npt
 from aprtui.compare.mistakes.anywhere import fitted_scales, shifted
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
 from aprtui.engine.replay import ACTIVATIONS, activate
-from aprtui.graph.ops import Activate, Add, Bias, Clip, Embed, Multiply, Norm, Part, Positions
+from aprtui.graph.ops import (
+    Activate,
+    Adapt,
+    Add,
+    Bias,
+    Clip,
+    Embed,
+    Multiply,
+    Norm,
+    Part,
+    Positions,
+)
 
 __all__ = ["BRANCHES"]
 
@@ -222,6 +233,30 @@ def branch_scaled(at: Attempt[Add]) -> Iterator[Candidate]:
         yield Candidate(made, text, {"of": "hidden", "factor": factor})
 
 
+# -- adapters of low rank that are part of a model -------------------------------------------------
+
+
+def adapter_missing(at: Attempt[Adapt]) -> Iterator[Candidate]:
+    x, name = at.inputs[0], at.node.inputs[1].stage
+    yield Candidate(x, f"what the adapters make of {name} is not added", {"missing": name})
+    for part in at.op.parts if len(at.op.parts) > 1 else ():
+        made, columns = at.base.copy(), at.op.columns(part)
+        made[:, columns] = x[:, columns]
+        yield Candidate(made, f"the adapter of {part.name} is left out", {"missing": part.name})
+
+
+def other_adapter(at: Attempt[Adapt]) -> Iterator[Candidate]:
+    """The latents raised by another layer's matrices."""
+    own = at.op.matrices[0]
+    for node in at.graph:
+        same = node.key.stage == at.node.key.stage and node.key.layer != at.node.key.layer
+        if same and isinstance(node.op, Adapt) and node.op.rank == at.op.rank:
+            role = node.op.matrices[0]
+            text = f"adapted by {role} in place of {own}"
+            parameters = {"weight": str(role), "own": str(own)}
+            yield Candidate(at.remade(node.op), text, parameters)
+
+
 # -- activations -----------------------------------------------------------------------------------
 
 
@@ -294,6 +329,8 @@ BRANCHES = (
     Entry("bias_missing", (Bias,), bias_missing),
     Entry("bias_scaled", (Bias,), bias_scaled),
     Entry("branch_missing", (Add,), branch_missing),
+    Entry("branch_missing", (Adapt,), adapter_missing),
+    Entry("other_layer", (Adapt,), other_adapter),
     Entry("branch_scale_missing", (Add,), scale_missing),
     Entry("branch_twice", (Add,), branch_twice),
     Entry("residual_shift", (Add,), residual_shift),

@@ -24,6 +24,7 @@ from aprtui.compare.mistakes.attempt import (
 from aprtui.compare.mistakes.attention import ATTENTION
 from aprtui.compare.mistakes.branches import BRANCHES
 from aprtui.compare.mistakes.experts import EXPERTS
+from aprtui.compare.mistakes.indexer import INDEXER
 from aprtui.compare.mistakes.norms import NORMS
 from aprtui.compare.mistakes.products import PRODUCTS
 from aprtui.compare.mistakes.proof import Proof
@@ -42,7 +43,8 @@ __all__ = ["CATALOGUE", "name_mistake"]
 Float64 = npt.NDArray[np.float64]
 
 CATALOGUE: tuple[Entry, ...] = (
-    *VARIANTS, *BRANCHES, *NORMS, *ROPE, *ATTENTION, *EXPERTS, *RECURRENT, *RANGES, *ANYWHERE
+    *VARIANTS, *BRANCHES, *NORMS, *ROPE, *INDEXER, *ATTENTION, *EXPERTS, *RECURRENT, *RANGES,
+    *ANYWHERE,
 )  # fmt: skip
 """Entries in the order in which they are tried: what is special before what is general."""
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from aprtui.engine.adapters.adapted import ADAPTED, watch_adapters
+from aprtui.engine.adapters.indexers import INDEX, watch_indexer
 from aprtui.engine.adapters.nodes import parallel_sums
 from aprtui.engine.adapters.shown import Part, Shown
 from aprtui.engine.adapters.streams import STREAMS, watch_streams
@@ -65,6 +67,10 @@ def beyond(layer: Any, number: int, shown: Shown, functions: Functions) -> Itera
     if norm is not None:
         stages = {f"{which}_{step}" for which in "qk" for step in ("norm", "post_rope")}
         yield frozenset(stages), _one_norm(norm, number, shown)
+    if getattr(_attention_of(layer), "indexer", None) is not None:
+        yield INDEX, watch_indexer(_attention_of(layer).indexer, number, shown)
+    if hasattr(layer, "shared_transformer"):
+        yield ADAPTED, watch_adapters(layer.shared_transformer, number, shown)
     if hasattr(layer, "altup"):
         yield STREAMS, watch_streams(layer, number, shown)
     ffn = getattr(layer, "feed_forward", None)

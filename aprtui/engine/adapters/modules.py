@@ -33,14 +33,19 @@ class Source:
 
 _PROJECTIONS = tuple(
     (f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj")
-    for name in ("self_attn", "attn", "mixer")
+    for name in ("self_attn", "attn", "mixer", "shared_transformer.self_attn")
 )
 # Of which the rows of q, k and v stand by key/value head, and those where they never do.
 _BY_HEAD = tuple(f"{name}.query_key_value" for name in ("attention", "self_attn", "self_attention"))
 _FUSED = (*_BY_HEAD, "self_attn.qkv_proj", "attn.c_attn", "attn.Wqkv")
 _QKV: tuple[str | tuple[str, ...], ...] = (*_PROJECTIONS, *_FUSED)
 _SHARED = "shared_mlp.input_linear"
-HALVES = {"mlp.gate_up_proj": "ffn", _SHARED: "shared_ffn"}  # gate and up, side by side, of these
+_BLOCK = "shared_transformer"
+HALVES = {  # gate and up, side by side, of these
+    "mlp.gate_up_proj": "ffn",
+    _SHARED: "shared_ffn",
+    f"{_BLOCK}.feed_forward.gate_up_proj": "block",
+}
 
 _MOST_STREAMS = 8
 TOGETHER, QUERY_GATE = " by head", "q, k and v with a gate"
@@ -76,6 +81,12 @@ SOURCES = (
             "kv_a": "kv_a_proj_with_mqa",
             "kv_a_norm": "kv_a_layernorm",
             "kv_b": "kv_b_proj",
+            "delta_gate_low": "g_a_proj",
+            "delta_decay_low": "forget_gate.f_a_proj",
+            "index_q": "indexer.wq_b",
+            "index_k": "indexer.wk",
+            "index_k_norm": "indexer.k_norm",
+            "index_weights": "indexer.weights_proj",
         }.items()
     ),
     Source("q_b", "self_attn.q_b_proj"),
@@ -89,6 +100,22 @@ SOURCES = (
     Source("k_post_rope", "self_attn.key_layernorm:input"),
     Source("q_norm", "self_attn.q_layernorm"),
     Source("k_norm", "self_attn.k_layernorm"),
+    *(
+        Source(stage, f"{_BLOCK}{module}")
+        for stage, module in {
+            "block_in": ".input_layernorm:input",
+            "block_norm": ".input_layernorm",
+            "block_attn_out": ".self_attn.o_proj",
+            "block_ffn_norm": ".pre_ff_layernorm",
+            "block_silu": ".feed_forward.act_fn",
+            "block_swigl": ".feed_forward.down_proj:input",
+            "block_out": "",
+        }.items()
+    ),
+    Source("block_linear", "linear", beside=_BLOCK),
+    Source("scan_in", "mamba_decoder.input_layernorm:input"),
+    Source("scan_norm", "mamba_decoder.input_layernorm"),
+    Source("scan_norm", "input_layernorm"),
     Source("attn_gate", "self_attn.gate_proj"),
     Source("attn_gate", "self_attn.g_proj"),
     Source("conv_in", "conv.in_proj"),
@@ -98,7 +125,8 @@ SOURCES = (
     *(
         Source("attn_out", name)
         for name in ("self_attn.o_proj", "mixer.o_proj", "linear_attn.out_proj", "conv.out_proj",
-                     "mixer.out_proj", "mamba.out_proj", "self_attn.dense",
+                     "mixer.out_proj", "mamba.out_proj", "mamba_decoder.mamba.out_proj",
+                     "self_attn.dense",
                      "attention.dense", "attn.c_proj", "attn.out_proj", "self_attn.out_proj",
                      "self_attention.dense")
     ),
@@ -128,7 +156,9 @@ SOURCES = (
     Source("router_logits", "mixer.gate[0]"),
     Source("moe_router", "mixer.gate[1]"),
     Source("moe_router_indices", "mixer.gate[2]"),
+    Source("moe_latent", "mixer.fc1_latent_proj"),
     Source("moe_ffn_out", "mixer.experts"),
+    Source("moe_latent_out", "mixer.fc2_latent_proj"),
     Source("ffn_out", "mixer", beside="mixer.experts"),
     Source("ffn_norm", "pre_feedforward_layernorm"),
     Source("ffn_norm", "pre_mlp_layernorm"),
