@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["COMMON", "TINY", "Tiny", "save_tiny"]
+__all__ = ["COMMON", "TINY", "Tiny", "mended", "save_tiny"]
 
 COMMON: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
@@ -341,6 +342,13 @@ TINY: dict[str, Tiny] = {
     "minicpm3": Tiny("MiniCPM3", {**_LATENT, "dim_model_base": 24}, ("minicpm3",)),
 }  # fmt: skip
 TINY |= {
+    "falcon-alibi": Tiny("Falcon", {
+        "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True,
+        "num_attention_heads": 6,
+    }),
+    "stablelm-heads": Tiny("StableLm", {
+        "hidden_size": 64, "qk_layernorm": True, "use_parallel_residual": True,
+    }),
     "nemotron_h-latent": Tiny("NemotronH", {
         **TINY["nemotron_h"].settings, "moe_latent_size": 20,
     }),
@@ -361,7 +369,7 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
     config = getattr(transformers, f"{tiny.config}Config")(**{**COMMON, **tiny.settings})
     torch.manual_seed(7)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    model = model.to(torch.float32).eval()
+    model = mended(model.to(torch.float32).eval())
     with torch.no_grad():
         for key, value in (*model.named_parameters(), *model.named_buffers()):
             noisy = "norm" in key or key.endswith(_NOISY) or not value.any()
@@ -369,3 +377,18 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
                 value.add_(torch.randn_like(value) * 0.2)
     model.save_pretrained(folder)
     return model
+
+
+def mended(model: Any) -> Any:
+    """The model without what transformers 5.24 computes otherwise than the model means: its eager
+    attention of falcon adds ALiBi to the scores, and the mask that follows holds it once more (its
+    SDPA adds the mask alone)."""
+    if model.config.model_type == "falcon" and model.config.alibi:
+        for layer in model.transformer.h:
+            attention = layer.self_attention
+            attention.forward = partial(_once, attention.forward)
+    return model
+
+
+def _once(forward: Any, *given: Any, alibi: torch.Tensor, **named: Any) -> Any:
+    return forward(*given, alibi=alibi * 0, **named)

@@ -51,14 +51,14 @@ Branch = Callable[[StageKey], StageKey]
 
 @dataclass(frozen=True)
 class Attention:
-    """One layer's attention. ``norms``: the QK norm's parameters (weight and window are set
-    where it is placed), None without one; ``table`` None: nothing is rotated; ``norm_after_rope``:
-    heads are normalised once they are turned; ``value_dim``: of the values' heads, 0 for
-    ``head_dim``, and ``value_scale`` the factor on them. ``gate``: what weighs the output, of each
-    head where ``gate_heads``, else of each channel. ``clip``: the limit of q, k and v.
-    ``value_norm``: of each value head; ``keys_as_values``: values are the keys before their norm;
-    ``shares``: the layer whose turned keys and normalised values it reads, having none.
-    ``scale_in``: the factor on what their products are given, ``scale_k``: that on K,
+    """One layer's attention. ``norms``: the QK norm's parameters (weight, or heads' own where it
+    has some, and window are set where it is placed), None without one; ``table`` None: nothing is
+    rotated; ``norm_after_rope``: heads are normalised once they are turned; ``value_dim``: of the
+    values' heads, 0 for ``head_dim``, and ``value_scale`` the factor on them. ``gate``: what
+    weighs the output, of each head where ``gate_heads``, else of each channel. ``clip``: the limit
+    of q, k and v. ``value_norm``: of each value head; ``keys_as_values``: values are the keys
+    before their norm; ``shares``: the layer whose turned keys and normalised values it reads,
+    having none. ``scale_in``: the factor on what their products are given, ``scale_k``: that on K,
     ``scale_out``: on the output. ``rank``: that of what is added to their products by the layer's
     own adapters, 0 without them."""
 
@@ -300,9 +300,12 @@ class Builder:
         placed = {which: (qkv, heads) for which, heads in windows.items()}
         steps: list[tuple[str, Callable[[str, Heads], Op]]] = []
         if (norm := how.norms) is not None:
+            weighed = how.norm_weights and not norm.own
             steps.append(("norm", lambda which, heads: replace(
-                norm, heads=heads, weight=self.role(f"{which}_norm") if how.norm_weights else None,
+                norm, heads=heads, weight=self.role(f"{which}_norm") if weighed else None,
                 bias=self.role(f"{which}_norm_bias") if norm.bias is not None else None,
+                own=tuple(self.role(f"{which}_norm")._replace(expert=head)
+                          for head in range(heads.count if norm.own else 0)),
             )))  # fmt: skip
         if (table := how.table) is not None:
             place = 0 if how.norm_after_rope else len(steps)

@@ -110,10 +110,13 @@ class Temperature:
 @dataclass(frozen=True)
 class Alibi:
     """What is added to the scores of each head's keys: its slope times the key's position, counted
-    from the first token, or from the last one where ``from_last`` (the softmax is the same)."""
+    from the first token, or from the last one where ``from_last`` (the softmax is the same), times
+    ``scale``. ``narrow``: slopes, positions and their products are bfloat16."""
 
     slopes: tuple[float, ...]
     from_last: bool = False
+    narrow: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,8 @@ class Norm(Op):
     """x / sqrt(mean(x^2) + eps) * (offset + w): over the last axis, or over each of ``heads``; x is
     multiplied by ``scale`` before, and all by ``factor``.
 
-    ``whole``: over all of the heads together; ``each``: every head has a weight of its own.
+    ``whole``: over all of the heads together; ``each``: every head has a weight of its own;
+    ``own``: they are tensors of their own.
     ``centred``: the mean is taken off first (LayerNorm). Without ``weight`` the factor is one.
     """
 
@@ -214,10 +218,11 @@ class Norm(Op):
     bias: Role | None = None
     scale: float = 1.0
     factor: float = 1.0
+    own: tuple[Role, ...] = ()
 
     @property
     def weights(self) -> tuple[Role, ...]:
-        return tuple(role for role in (self.weight, self.bias) if role is not None)
+        return tuple(role for role in (self.weight, *self.own, self.bias) if role is not None)
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         if self.heads is not None:

@@ -180,11 +180,8 @@ def three_channels(values: Array) -> Array:
 def rewrite(trace: TraceDir, key: StageKey, values: Array, dtype: str) -> None:
     """A stage with other values, in the type of the runtime; its file alone, as a runtime without a
     manifest leaves it."""
-    cut = values
-    if dtype == "bfloat16":
-        cut = bf16(values)
-    elif dtype == "float16":
-        cut = values.astype(np.float16).astype(np.float32)
+    cut = bf16(values) if dtype == "bfloat16" else values
+    cut = values.astype(np.float16) if dtype == "float16" else cut
     path = trace.root / relative_path(key)
     head = path.read_bytes()[: -4 * values.size]
     path.write_bytes(head + cut.astype("<f4").tobytes())
