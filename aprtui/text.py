@@ -134,13 +134,20 @@ def count(value: int, noun: str = "") -> str:
 
 def ranges(numbers: Iterable[int]) -> str:
     """Whole numbers in order, neighbours joined: ``0-3, 5``."""
+    if isinstance(numbers, range) and numbers and numbers.step == 1:  # of any length
+        return span(numbers[0], numbers[-1])
     runs: list[list[int]] = []
     for each in sorted(numbers):
         if runs and each == runs[-1][-1] + 1:
             runs[-1].append(each)
         else:
             runs.append([each])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return ", ".join(span(run[0], run[-1]) for run in runs)
+
+
+def span(first: int, last: int) -> str:
+    """Neighbouring whole numbers: ``0-3``, or ``5`` alone."""
+    return f"{first}-{last}" if last > first else str(first)
 
 
 def duration(seconds: float) -> str:

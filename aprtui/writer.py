@@ -517,7 +517,9 @@ def _engine_entry(engine: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked_tokens(tokens: Sequence[int], graph: Graph | None) -> tuple[int, ...]:
     ids = tuple(int(token) for token in tokens)
-    if not ids or min(ids) < 0:
+    if ids and min(ids) < 0:
+        raise UsageError(f"{min(ids)} is no token id: they count from 0")
+    if not ids:
         raise UsageError("a capture needs the token ids of its prompt", hint="tokens=[1, 2, 3]")
     if graph is not None and max(ids) >= graph.vocab_size:
         raise UsageError(

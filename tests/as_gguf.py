@@ -22,6 +22,7 @@ Array = npt.NDArray[Any]
 ARCHITECTURES = {
     "gemma": "GEMMA", "granitemoe": "GRANITE_MOE", "olmo3": "OLMO2", "glm4moe": "GLM4_MOE",
     "ernie4_5_moe": "ERNIE4_5_MOE", "starcoder2": "STARCODER2", "exaone": "EXAONE",
+    "kimi_linear": "KIMI_LINEAR",
     "stablelm-heads": "STABLELM",
 }  # fmt: skip
 """gguf's name of what the converter makes of each family's folder."""
@@ -44,8 +45,13 @@ _COMMON = {
     "moe_layer_start_index": "leading_dense_block_count",
     "moe_layer_interval": "interleave_moe_layer_step", "attention_multiplier": "attention.scale",
     "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
-    "logits_scaling": "logit_scale",
+    "logits_scaling": "logit_scale", "model_max_length": "context_length",
+    "num_experts": "expert_count", "num_experts_per_token": "expert_used_count",
+    "num_expert_group": "expert_group_count", "num_shared_experts": "expert_shared_count",
 }  # fmt: skip
+_EXPERT = re.compile(
+    r"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+?)(?:_proj)?\.weight"
+)
 _PERMUTED = ("granitemoe",)  # q and k rows so that RoPE's pairs are adjacent
 
 
@@ -83,8 +89,28 @@ def _draft(config: dict[str, Any], made: dict[str, Array]) -> dict[str, Array]:
     return {**found, **norms, f"{own}nextn.eh_proj.weight": joined}
 
 
+def _of_kimi(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a delta rule and of latents without RoPE."""
+    key = config["qk_nope_head_dim"] + config["qk_rope_head_dim"]
+    whole = [int(kind == "full_attention") for kind in config["layer_types"]]
+    return {
+        "attention.head_count_kv": whole,
+        "ssm.conv_kernel": config["linear_conv_kernel_dim"],
+        "kda.head_dim": config["linear_head_dim"],
+        "attention.q_lora_rank": config["q_lora_rank"],
+        "attention.kv_lora_rank": config["kv_lora_rank"],
+        "rope.dimension_count": config["qk_rope_head_dim"],
+        "attention.key_length": config["kv_lora_rank"] + config["qk_rope_head_dim"],
+        "attention.key_length_mla": key, "attention.value_length_mla": config["v_head_dim"],
+        "leading_dense_block_count": config["mlp_layer_types"].count("dense"),
+        "expert_gating_func": 2,
+    }  # fmt: skip
+
+
 def _keys(family: str, config: dict[str, Any]) -> dict[str, Any]:
     found = {ours: config[key] for key, ours in _COMMON.items() if config.get(key) is not None}
+    if family == "kimi_linear":
+        return found | _of_kimi(config)
     rope = config["rope_parameters"]
     whole = rope.get("full_attention", rope)
     found["rope.freq_base"] = float(whole["rope_theta"])
@@ -114,10 +140,11 @@ def _tensors(family: str, config: dict[str, Any], stored: dict[str, Array]) -> d
     experts: dict[tuple[str, str], dict[int, Array]] = {}
     held: dict[str, dict[int, Array]] = {}  # norms of each head, which are one tensor there
     for name, values in stored.items():
-        found = re.fullmatch(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.(\w+)_proj\.weight", name)
+        found = _EXPERT.fullmatch(name)
         layer = name.split(".")[2] if ".layers." in name else ""
         if found is not None:
-            experts.setdefault((found[1], found[3]), {})[int(found[2])] = values
+            part = {"w1": "gate", "w3": "up", "w2": "down"}.get(found[3], found[3])
+            experts.setdefault((found[1], part), {})[int(found[2])] = values
         elif (of_head := re.fullmatch(r"(.+_layernorm)\.norms\.(\d+)\.weight", name)) is not None:
             held.setdefault(f"{of_head[1]}.weight", {})[int(of_head[2])] = values
         elif name.endswith("e_score_correction_bias"):
@@ -126,6 +153,17 @@ def _tensors(family: str, config: dict[str, Any], stored: dict[str, Array]) -> d
             halves = np.split(values, 2, axis=1)
             for part, half in zip(("gate", "up"), halves, strict=True):
                 made[f"blk.{layer}.ffn_{part}_exps.weight"] = half
+        elif name.endswith("kv_b_proj.weight"):  # in two, for queries that meet the latent
+            by_head = values.reshape(config["num_attention_heads"], -1, values.shape[1])
+            k_b, v_b = np.split(by_head, [config["qk_nope_head_dim"]], axis=1)
+            made[f"blk.{layer}.attn_k_b.weight"] = k_b.swapaxes(1, 2).copy()
+            made[f"blk.{layer}.attn_v_b.weight"] = v_b
+        elif name.endswith("A_log"):
+            made[name] = -np.exp(values)
+        elif name.endswith(".dt_bias"):
+            made[f"blk.{layer}.ssm_dt.bias"] = values
+        elif "_conv1d." in name:
+            made[name] = values.reshape(1, values.shape[0], 1, -1)
         elif family == "gemma" and name.endswith("norm.weight"):
             made[name] = values + 1
         elif family in _PERMUTED and re.search(r"\.[qk]_proj\.", name):
@@ -137,6 +175,6 @@ def _tensors(family: str, config: dict[str, Any], stored: dict[str, Array]) -> d
     for (layer, part), by_expert in experts.items():
         stacked = np.stack([by_expert[number] for number in sorted(by_expert)])
         made[f"blk.{layer}.ffn_{part}_exps.weight"] = stacked
-    for name, by_head in held.items():
-        made[name] = np.stack([by_head[number] for number in sorted(by_head)])
+    for name, heads_of in held.items():
+        made[name] = np.stack([heads_of[number] for number in sorted(heads_of)])
     return made

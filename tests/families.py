@@ -315,6 +315,23 @@ TINY: dict[str, Tiny] = {
         **_DELTA, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
         "shared_expert_intermediate_size": 40,
     }, ("qwen3_5_moe_text",)),
+    "deepseek_v32": Tiny("DeepseekV32", {
+        **_LATENT, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 3, "topk_group": 2,
+        "moe_intermediate_size": 32, "first_k_dense_replace": 1, "attention_bias": True,
+        "index_topk": 5, "index_head_dim": 12, "index_n_heads": 24,
+    }, ("deepseek_v32",)),
+    "glm_moe_dsa": Tiny("GlmMoeDsa", {
+        **_LATENT, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1, "index_topk": 5, "index_head_dim": 12, "index_n_heads": 24,
+        "indexer_types": ["full", "shared", "full"],
+    }, ("glm_moe_dsa",)),
+    "kimi_linear": Tiny("KimiLinear", {
+        **_LATENT, "num_experts": 6, "num_experts_per_token": 2, "num_shared_experts": 2,
+        "num_expert_group": 3, "topk_group": 2, "moe_intermediate_size": 32, "linear_head_dim": 8,
+        "linear_num_heads": 4, "linear_conv_kernel_dim": 3, "rms_norm_eps": 1e-6,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "pad_token_id": 0,
+    }, (), ("model_max_length",)),
     "minicpm3": Tiny("MiniCPM3", {**_LATENT, "dim_model_base": 24}, ("minicpm3",)),
 }  # fmt: skip
 TINY |= {

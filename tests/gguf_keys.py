@@ -13,12 +13,16 @@ __all__ = ["add_key", "with_keys"]
 
 
 def with_keys(source: Path, path: Path, keys: Mapping[str, Any]) -> Path:
-    """``keys`` without the architecture's name before them; None takes one away."""
+    """``keys`` without the architecture's name before them, the tokenizer's as they stand; None
+    takes one away."""
     reader = gguf.GGUFReader(source)
     arch = reader.fields["general.architecture"].contents()
     kept = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     writer = gguf.GGUFWriter(path, arch)
-    changed = {f"{arch}.{key}": value for key, value in keys.items()}
+    changed = {
+        key if key.startswith("tokenizer.") else f"{arch}.{key}": value
+        for key, value in keys.items()
+    }
     for name, field in kept.items():
         if name != "general.architecture" and name not in changed:
             kind = field.types[0]

@@ -22,7 +22,7 @@ from aprtui.captures.parameters import Parameters
 from aprtui.captures.prompt import batches_of
 from aprtui.captures.ranks import Shards, together
 from aprtui.captures.recognise import passes_of
-from aprtui.captures.sequences import CutSequence, Run, sequences_of
+from aprtui.captures.sequences import CutSequence, Run, sequences_of, with_prefix
 from aprtui.captures.values import Values
 from aprtui.captures.ways import Way, Ways
 from aprtui.errors import UsageError
@@ -131,7 +131,7 @@ def assemble(
 
     sequences, cut = sequences_of(batches, likeliest)
     at = _chosen(dump, sequences, sequence, tokens)
-    one = sequences[at]
+    one, cached = _whole_of(sequences, at, tokens)
     assembly = Assembly(
         convention,
         graph,
@@ -139,8 +139,8 @@ def assemble(
         len(sequences),
         one.rows(at if len(sequences) > 1 else None),
         Values(convention, graph, one.runs, ways.ranks),
-        ways.to_stages([run.number for run in one.runs]),
-        [*notes, *said, *cut],
+        ways.to_stages(one.runs),
+        [*notes, *said, *cut, *cached],
     )
     if not assembly.ways:
         raise UsageError(
@@ -159,7 +159,7 @@ def assemble(
 def _likeliest(run: Run, ways: Ways, convention: DumpMap, graph: Graph) -> int | None:
     """The likeliest token after a run, by the logits that its pass holds."""
     node = graph.nodes[-1]
-    way = ways.to_stages([run.number]).get(node.key)
+    way = ways.to_stages([run]).get(node.key)
     if way is None or not node.last:
         return None
     value, positions = Values(convention, graph, [run], ways.ranks).value(node, way[0], Copies())
@@ -176,19 +176,42 @@ def _chosen(
     if asked is not None and not 0 <= asked < len(found):
         raise UsageError(f"--sequence {asked}: {clean(str(dump.path))} holds {listed}")
     if asked is None and wanted is not None:
-        asked = next((at for at, one in enumerate(found) if one.tokens == wanted), None)
+        ends = [at for at, one in enumerate(found) if _ends(one, wanted)]
+        whole = [at for at in ends if found[at].tokens == wanted]
+        asked = next(iter([*whole, *ends]), None)
     if asked is None and len(found) > 1:
         raise UsageError(
             f"{clean(str(dump.path))}: a batch of {len(found)} sequences: {listed}",
             hint="--sequence 0 chooses one",
         )
     at = asked or 0
-    if wanted is not None and found[at].tokens != wanted:
+    if wanted is not None and not _ends(found[at], wanted):
         raise UsageError(
             f"the dump was run on {_few(found[at].tokens)}, not on {_few(wanted)}",
             hint="leave the tokens out: the dump holds them",
         )
     return at
+
+
+def _ends(one: CutSequence, tokens: Sequence[int]) -> bool:
+    """Whether a sequence holds these tokens, or what comes last of them at its positions."""
+    first = one.runs[0].positions[0]
+    return one.tokens == tuple(tokens) or one.tokens == tuple(tokens[first:])
+
+
+def _whole_of(
+    found: Sequence[CutSequence], at: int, tokens: Sequence[int] | None
+) -> tuple[CutSequence, list[str]]:
+    """The sequence ``at``; where it begins late and ``tokens`` say what came before, with the rows
+    that another sequence has of them."""
+    one = found[at]
+    if tokens is None or one.tokens == tuple(tokens):
+        return one, []
+    before, end = with_prefix(found, one, tokens), one.runs[0].positions[0] - 1
+    if before is None:
+        return one, [f"no sequence of the dump holds positions 0-{end} of these tokens"]
+    whole, donor = before
+    return whole, [f"positions 0-{end}: the rows of sequence {donor}, which has the same tokens"]
 
 
 def _few(numbers: Sequence[int]) -> str:

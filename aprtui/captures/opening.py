@@ -19,6 +19,7 @@ from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.files import first_bytes
 from aprtui.formats.locate import holds_model
 from aprtui.formats.safetensors import read_safetensors
+from aprtui.formats.strict_json import read_object
 from aprtui.formats.tracedir import EVENTS, MANIFEST, holds_stage_files
 from aprtui.text import clean, quoted
 
@@ -32,6 +33,9 @@ _CONTAINERS = {
 _DUMPED = re.compile(r"_inputs_|_outputs|\.forward\.|^pass[0-9]", re.IGNORECASE)
 _RANK = re.compile(r"(TP|step|proc|rank|dump_tensor_data)_?[0-9]*", re.IGNORECASE)
 _BESIDE = frozenset({".json", ".md", ".txt", ".csv", ".toml"})
+_CALLBACK = re.compile(rb"^(ggml_debug|common_debug_cb_eval): +\S+ = \(", re.MULTILINE)
+_STATISTICS = "dump.json"  # of msprobe, beside the values where there are some
+_MAX_JSON_BYTES = 64 << 20
 _MAX_DEPTH = 5  # of folders below the one that was named
 _SAFETENSORS = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
@@ -95,6 +99,7 @@ def open_dump(path: Path, ranks: Sequence[str] = ()) -> Dump:
     A folder holds one tensor a file, or one pass a file; several of them are the ranks or the steps
     of one run, told by their names. ``ranks``: the names of those to read, in their order.
     """
+    _refuse_ours(path)
     if not path.is_dir():
         if ranks:
             raise UsageError(f"--ranks: {clean(str(path))} is one file")
@@ -103,6 +108,7 @@ def open_dump(path: Path, ranks: Sequence[str] = ()) -> Dump:
         return Dump(path, _CONTAINERS.get(path.suffix, "an archive"), (rank,))
     files = list(_files(path))
     if not files:
+        _refuse_statistics(path)
         raise BadFileError(
             path,
             "holds no dump: no .npz, .npy, .safetensors or .pt file",
@@ -126,6 +132,33 @@ def open_dump(path: Path, ranks: Sequence[str] = ()) -> Dump:
         raise BadFileError(path, f"mixes {' and '.join(kinds)} files: name one of them")
     read = [(place, _rank(folder, folders[folder])) for folder, place in places.items()]
     return Dump(path, f"a folder of {_CONTAINERS[kinds[0]]}", in_order(read))
+
+
+def _refuse_ours(path: Path) -> None:
+    """Raise BadFileError for a trace, and for a model."""
+    if path.is_dir() and ((path / MANIFEST).exists() or (path / EVENTS).exists()):
+        raise BadFileError(path, "a trace already, no dump", hint=f"aprtui {quoted(path)} opens it")
+    a_model = path.suffix in (".gguf", ".apr")
+    if path.is_dir():
+        a_model = (path / "config.json").is_file() and holds_model(path) and not is_dump(path)
+    if a_model:
+        raise BadFileError(
+            path,
+            "a model, not a dump of what one computed",
+            hint="--model names it; SOURCE is what a runtime wrote while it ran",
+        )
+
+
+def _refuse_statistics(folder: Path) -> None:
+    """Raise BadFileError for what msprobe writes where it is asked for statistics alone."""
+    for above in ("", "*/", "*/*/"):
+        for said in folder.glob(f"{above}{_STATISTICS}"):
+            if read_object(said, "the dump", _MAX_JSON_BYTES).get("task") == "statistics":
+                raise BadFileError(
+                    folder,
+                    "msprobe's statistics, which hold no values",
+                    hint='dump them with task="tensor"',
+                )
 
 
 def _above(folders: Iterable[Path]) -> set[Path]:
@@ -163,6 +196,12 @@ def _read(path: Path, name: str) -> tuple[Pass, bool]:
             path,
             "a pickle without torch's zip around it, which can run code as it is opened",
             hint="save it anew with a current torch.save",
+        )
+    if _CALLBACK.search(first_bytes(path, 1 << 20)):
+        raise BadFileError(
+            path,
+            "what llama.cpp's eval-callback prints: sums and the first and last values of each row",
+            hint="aprtui trace MODEL --engine llamacpp captures all of them",
         )
     raise BadFileError(
         path,

@@ -105,7 +105,8 @@ def _whole(member: Member) -> Array:
     if count > _MAX_TOKENS:
         raise BadFileError(member.path, f"{clean(member.name)} has {count:,} values: no token ids")
     values = member.read()
-    whole = values.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # NaN is no whole number either
+        whole = values.astype(np.int64)
     if not np.array_equal(whole, values):
         raise BadFileError(member.path, f"{clean(member.name)} holds no whole numbers")
     return whole

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from aprtui.captures.dump import Dump, Member, Pass, Rank
@@ -20,6 +22,7 @@ _NUMBER = "(?:^|[/_.-]){}[_=-]?([0-9]{{1,4}})(?![0-9])"
 _TENSOR, _PIPELINE, _RANK, _STEP = (
     re.compile(_NUMBER.format(word), re.IGNORECASE) for word in ("tp", "pp", "rank", "step")
 )
+_NAMED = _TENSOR, _PIPELINE, _RANK, _STEP
 _COMPARED_BYTES = 1 << 20
 
 
@@ -40,15 +43,14 @@ def places_of(root: Path, folders: Sequence[Path], chosen: Sequence[str]) -> dic
     """
     names = {folder: folder.relative_to(root).as_posix() for folder in folders}
     if chosen:
-        return {_chosen(root, names, name): Place(tensor=at) for at, name in enumerate(chosen)}
+        found = {_chosen(root, names, name): Place(tensor=at) for at, name in enumerate(chosen)}
+        _check_chosen(found, names, chosen)
+        return found
     if len(folders) == 1:
         return {folders[0]: Place()}
-    found: dict[Path, Place] = {}
+    found = {}
     for folder, name in names.items():
-        tensor, pipeline, rank, step = (
-            int(match[1]) if (match := each.search(name)) else None
-            for each in (_TENSOR, _PIPELINE, _RANK, _STEP)
-        )
+        tensor, pipeline, rank, step = map(partial(_number, name), _NAMED)
         if tensor is None and pipeline is None and rank is None and step is None:
             raise _untold(root, list(names.values()), name)
         if tensor is None:
@@ -56,6 +58,27 @@ def places_of(root: Path, folders: Sequence[Path], chosen: Sequence[str]) -> dic
         found[folder] = Place(pipeline or 0, tensor or 0, step or 0)
     _check_whole(root, found, names)
     return found
+
+
+def _number(name: str, word: re.Pattern[str]) -> int | None:
+    found = word.search(name)
+    return None if found is None else int(found[1])
+
+
+def _check_chosen(
+    found: Mapping[Path, Place], names: Mapping[Path, str], chosen: Sequence[str]
+) -> None:
+    """Raise UsageError for a folder that is named twice, and for names that tell another order."""
+    if len(found) < len(chosen):
+        raise UsageError("--ranks names a folder twice", hint="each rank's folder once")
+    told = [(_number(names[folder], _TENSOR), folder) for folder in found]
+    for (before, one), (after, other) in pairwise(told):
+        if before is not None and after is not None and before >= after:
+            both = f"{clean(names[one], 60)} before {clean(names[other], 60)}"
+            raise UsageError(
+                f"--ranks puts {both}, and their names tell another order",
+                hint="leave --ranks out: the names tell it",
+            )
 
 
 def _chosen(root: Path, names: Mapping[Path, str], name: str) -> Path:

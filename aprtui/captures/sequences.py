@@ -9,7 +9,7 @@ token that was fed; never by their order in the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,7 +19,7 @@ from aprtui.errors import UsageError
 from aprtui.formats.rows import Rows
 from aprtui.text import count, ranges
 
-__all__ = ["Batch", "CutSequence", "Run", "sequences_of"]
+__all__ = ["Batch", "CutSequence", "Run", "sequences_of", "with_prefix"]
 
 NextToken = Callable[["Run"], "int | None"]
 """The likeliest token after a run's last row, by the logits that the dump holds of it."""
@@ -56,6 +56,7 @@ class Run:
     tokens: tuple[int, ...]
     first_key: int = 0
     columns: bool = False  # of a padded batch
+    cut: bool = False  # its last rows were left out
 
     @property
     def padded_behind(self) -> bool:
@@ -125,7 +126,34 @@ def sequences_of(
         if padding:
             notes[f"pass {number}: {count(padding, 'row')} of padding dropped"] = None
         _link(found, runs, likeliest)
+    if not found:
+        raise UsageError("no pass holds a row of any sequence, by their lengths and token ids")
     return found, list(notes)
+
+
+def with_prefix(
+    found: Sequence[CutSequence], late: CutSequence, tokens: Sequence[int]
+) -> tuple[CutSequence, int] | None:
+    """``late`` with the rows before it, of the sequence (its number) that had the same ``tokens``
+    there in passes before: what a prefix cache handed on. None where none has all of them."""
+    first, number = late.runs[0].positions[0], late.runs[0].number
+    for at, other in enumerate(found):
+        runs = [] if other is late else [_until(run, first) for run in other.runs]
+        before = CutSequence([run for run in runs if run.rows and run.number < number])
+        if before.runs and before.tokens == tuple(tokens[:first]):
+            stand = [position for run in before.runs for position in run.positions]
+            if stand == list(range(first)):
+                return CutSequence([*before.runs, *late.runs]), at
+    return None
+
+
+def _until(run: Run, position: int) -> Run:
+    """The rows of a run that stand before a position."""
+    count = sum(each < position for each in run.positions)
+    if count == len(run.rows):
+        return run
+    some = {name: getattr(run, name)[:count] for name in ("rows", "positions", "tokens")}
+    return replace(run, cut=True, **some)
 
 
 # -- a flat batch ----------------------------------------------------------------------------------
@@ -238,7 +266,7 @@ def _of_columns(batches: Sequence[Batch], notes: dict[str, None]) -> list[CutSeq
         if dropped:
             notes[f"pass {number}: {dropped} columns of padding dropped"] = None
     if any(not sequence.runs for sequence in found):
-        raise UsageError("a sequence of the batch is nothing but padding, by its mask")
+        raise UsageError("a sequence of the batch has no rows: none, or nothing but padding")
     return found
 
 

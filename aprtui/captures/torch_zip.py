@@ -27,6 +27,7 @@ _MAX_PICKLE_BYTES = 32 << 20
 _MAX_OPCODES = 4_000_000
 _MAX_DEPTH = 16
 _LONGEST_NAME = 1000
+_REBUILDS = "torch._utils._rebuild_"
 _STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
@@ -235,10 +236,12 @@ class _Unpickled:
     def _named_global(self, name: str) -> None:
         storage = name.removeprefix("torch.")
         if name not in _REBUILT and not (name.startswith("torch.") and storage in _STORAGES):
+            other = name.startswith(_REBUILDS)  # of float8, sparse, quantised tensors and the like
+            hint = "save tensors as float32" if other else "save tensors alone"
             raise BadFileError(
                 self._path,
                 f"its pickle would call {clean(name)}: refused, nothing was run",
-                hint="save tensors alone, in dicts, lists or tuples",
+                hint=f"{hint}, in dicts, lists or tuples",
             )
         self._stack.append(_Global(name))
 

@@ -9,6 +9,7 @@ from aprtui.captures.dump import Member
 from aprtui.captures.maps import DumpMap, Reading
 from aprtui.captures.naming import Names
 from aprtui.captures.ranks import Shards
+from aprtui.captures.sequences import Run
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph
@@ -48,15 +49,16 @@ class Ways:
             _check_layers(each, convention, graph)
         self.ranks = max((len(members) for each in passes for members in each.values()), default=1)
 
-    def to_stages(self, numbers: Sequence[int]) -> dict[StageKey, tuple[Way, ...]]:
-        """Every way to every stage that all of these passes have; to logits, that any has."""
+    def to_stages(self, runs: Sequence[Run]) -> dict[StageKey, tuple[Way, ...]]:
+        """Every way to every stage that the passes of all runs have; to logits, that any has: of a
+        run whose last rows were cut off they are those of a row that is gone."""
         by_stage = {name: rule for rule in self._convention.rules for name in rule.names}
         found: dict[StageKey, tuple[Way, ...]] = {}
         for node in self._graph:
             rule = by_stage.get(node.key.stage)
             if rule is None or self._named(node.key, rule.names) != node.key.stage:
                 continue
-            ways = (self._way(reading, node, numbers) for reading in rule.readings)
+            ways = (self._way(reading, node, runs) for reading in rule.readings)
             if there := tuple(way for way in ways if way is not None):
                 found[node.key] = there
         return found
@@ -65,7 +67,7 @@ class Ways:
         """The first of a rule's names that the layer has."""
         return next((name for name in names if StageKey(key.layer, name) in self._graph), None)
 
-    def _way(self, reading: Reading, node: Node, numbers: Sequence[int]) -> Way | None:
+    def _way(self, reading: Reading, node: Node, runs: Sequence[Run]) -> Way | None:
         layer = node.key.layer
         if reading.layer == "last" and layer != self._graph.num_layers - 1:
             return None
@@ -74,7 +76,7 @@ class Ways:
         if not _holds(reading.where, node.key, self._graph):
             return None
         parts: dict[int, tuple[tuple[Member, ...], ...]] = {}
-        for number in numbers:
+        for number in (run.number for run in runs if not (node.last and run.cut)):
             tensors, known = self._passes[number], self._names[number]
             found = [known.one(patterns, layer) for patterns in reading.parts]
             if None not in found:

@@ -49,7 +49,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
-        "--tokens", metavar="1,2,3", help="the token ids, where the dump does not hold them"
+        "--tokens",
+        metavar="1,2,3",
+        help="the token ids, where the dump does not hold them (or not those before a cache's hit)",
     )
     prompt.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt that they came from")
     parser.add_argument(

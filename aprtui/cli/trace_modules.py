@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aprtui import api
 from aprtui.cli.output import print_json
-from aprtui.engine.events import Emit
+from aprtui.engine.events import Emit, Stopped
 from aprtui.engine.job import TraceJob
 from aprtui.engine.module_job import ModulePlan, module_plan
 from aprtui.engine.resuming import resumed_modules
@@ -50,6 +50,8 @@ def run(plan: ModulePlan, args: argparse.Namespace, emit: Emit | None) -> int:
         with stopping_on_signals():
             found = api.trace_modules(plan, emit)
     except TraceStopped as stop:
+        if emit is not None and not stop.told:  # before anything was written
+            emit(Stopped(files=0, directory=str(plan.directory)))
         where = clean(str(plan.directory))
         print(f"aprtui: stopped; what was written stays in {where}, without a manifest",
               file=sys.stderr)  # fmt: skip

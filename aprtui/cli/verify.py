@@ -58,7 +58,7 @@ _EPILOG = """\
 examples:
   aprtui verify model.gguf
   aprtui verify model.gguf --engine-arg kv=f16 --report verify.html
-  aprtui verify checkpoint/ --engines ours,hf --json
+  aprtui verify checkpoint/ --engines aprtui,hf --json
   aprtui verify model.gguf --paths --steps 8
   aprtui verify checkpoint/ model.gguf
   aprtui verify model.gguf --prompts prompts.txt -o traces; aprtui traces/aprtui traces/llamacpp
@@ -75,7 +75,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "other", nargs="?", help="the same model in another file: are they one model?"
     )
     parser.add_argument(
-        "--engines", metavar="ours,llamacpp,hf",
+        "--engines", metavar="aprtui,llamacpp,hf",
         help="what to run (default: every engine that is installed and reads this model)",
     )  # fmt: skip
     prompt = parser.add_mutually_exclusive_group()
@@ -85,8 +85,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--prompts", metavar="FILE",
         help="a file with a prompt on each line; - is stdin: a matrix of prompts by engines",
     )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="for ours and hf (default: auto)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="for ours and hf")
+    parser.add_argument("--device", default="auto", help="for aprtui and hf (default: auto)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="for aprtui and hf")
     add_adapter(parser)
     parser.add_argument(
         "--engine-arg", dest="engine_args", action="append", default=[], metavar="KEY=VALUE",
@@ -136,6 +136,8 @@ def run(args: argparse.Namespace) -> int:
     if args.tokens is None:
         foreign = [name for name in names if name != _OURS]
         texts = read_texts(model, foreign, args.prompt or DEFAULT_PROMPT)
+        if not args.json:
+            show_texts(texts)
     with folder_of(args.output) as folder:
         plans = {name: make_plan(job_of(args, name, folder / name)) for name in names}
         traces = {name: _trace(name, plan, args) for name, plan in plans.items()}
@@ -143,7 +145,6 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print_json(_json(engines, args, texts))
         else:
-            show_texts(texts)
             _show(engines, args)
         if args.report is not None:
             _report(engines, traces, model, args)
@@ -159,10 +160,9 @@ def _engines(text: str | None, model: Model, *, alone: bool) -> tuple[str, ...]:
     choices = {choice.name: choice for choice in available()}
     if text is not None:
         names = [name.strip().lower() for name in text.split(",")]
-        names = [_OURS if name == "ours" else name for name in names]
         for name in names:
             if name not in choices:
-                raise UsageError(f"unknown engine {clean(name)!r}", hint="ours, llamacpp, hf")
+                raise UsageError(f"unknown engine {clean(name)!r}", hint=", ".join(choices))
         chosen = sorted(set(names), key=list(choices).index)
     else:
         chosen = [n for n, choice in choices.items() if choice.installed and not suits(n, model)]
@@ -200,7 +200,8 @@ def _trace(name: str, plan: Plan, args: argparse.Namespace) -> TraceDir:
 
 def _verify(name: str, traces: Mapping[str, TraceDir], model: Model) -> Verified:
     """One capture against the first one, and replayed."""
-    from aprtui.compare.bisect import Options, bisect
+    from aprtui.compare.bisect import bisect
+    from aprtui.compare.worker import Options
 
     reference = next(iter(traces.values()))
     trace = traces[name]

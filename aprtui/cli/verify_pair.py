@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from aprtui.cli.output import print_json, print_notes
 from aprtui.cli.verify_paths import folder_of, job_of
-from aprtui.compare.bisect import Options, bisect
+from aprtui.cli.verify_text import Texts, read_files, show_texts
+from aprtui.compare.bisect import bisect
 from aprtui.compare.diff import diff_traces
 from aprtui.compare.one_model import OneModel
 from aprtui.compare.weight_heads import dealt_columns
 from aprtui.compare.weights import diff_models
-from aprtui.engine.plan import make_plan
-from aprtui.errors import AprtuiError, UsageError
+from aprtui.compare.worker import Options
+from aprtui.engine.plan import DEFAULT_PROMPT, make_plan
+from aprtui.errors import UsageError
 from aprtui.formats.tracedir import TraceDir
 from aprtui.model.open import Model, open_model
 from aprtui.text import clean, count, number
@@ -44,6 +46,12 @@ def verify_pair(
 ) -> int:  # fmt: skip
     """Compare the files, run both and replay B's pass by A's file; other engines are held to the
     file that they read. Print, and tell by the exit code."""
+    reading = {side: engines(args.engines, model) for side, model in zip("AB", models, strict=True)}
+    foreign = {side: [n for n in names if n != _OURS] for side, names in reading.items()}
+    prompt = None if args.tokens is not None else args.prompt or DEFAULT_PROMPT
+    texts = read_files(models, foreign, prompt)
+    if not args.json:
+        show_texts(texts)
     files = diff_models(models[0].path, models[1].path)
     with folder_of(args.output) as folder:
         plans = _plans(args, models, folder)
@@ -54,21 +62,18 @@ def verify_pair(
         )  # fmt: skip
         others: dict[str, Verified] = {}
         for side, model, plan, ours in zip("AB", models, plans, traces, strict=True):
-            for name in engines(args.engines, model):
-                if name == _OURS:
-                    continue
+            for name in foreign[side]:
                 job = dataclasses.replace(
                     job_of(args, name, folder / side / name), model=str(model.path), prompt=None,
                     tokens=plan.tokens, logits="all",
                 )  # fmt: skip
                 captured = {_OURS: ours, name: trace(name, make_plan(job), args)}
                 others[f"{side} {name}"] = verify(name, captured, model)
-        code = _exit_code(one, others, args)
-        text = _other_tokens(args, models, plans[0])
+        code = _exit_code(one, others, args, texts)
         if args.json:
-            print_json(_json(one, others, args, text, code))
+            print_json(_json(one, others, args, texts, code))
         else:
-            _show(one, others, args, text)
+            _show(one, others, args)
         if args.report is not None:
             _report(one, traces, models[0], args)
     return code
@@ -94,26 +99,11 @@ def _replayed(files: ModelComparison, model: Model, other: Graph, traces: list[T
     return bisect(model, traces[1], traces[0], options=Options(reference=False, whole_heads=True))
 
 
-def _other_tokens(args: argparse.Namespace, models: tuple[Model, Model], plan: Plan) -> str:
-    """What B's tokenizer makes of the prompt, where that is something else."""
-    if args.tokens is not None:
-        return ""
-    job = dataclasses.replace(job_of(args, _OURS, Path()), model=str(models[1].path), directory="")
-    try:
-        theirs = make_plan(job).tokens
-    except AprtuiError as error:
-        return f"B's tokenizer cannot be asked: {error.message}"
-    if theirs == plan.tokens:
-        return ""
-    place = next((n for n, pair in enumerate(zip(theirs, plan.tokens, strict=False))
-                  if pair[0] != pair[1]), min(len(theirs), len(plan.tokens)))  # fmt: skip
-    return (
-        f"B's tokenizer reads the prompt as other ids, from position {place} on "
-        f"({len(plan.tokens)} ids in A, {len(theirs)} in B); both passes ran on A's"
-    )
-
-
-def _exit_code(one: OneModel, others: Mapping[str, Verified], args: argparse.Namespace) -> int:
+def _exit_code(
+    one: OneModel, others: Mapping[str, Verified], args: argparse.Namespace, texts: Texts
+) -> int:
+    if texts.differing:
+        return 1
     verdicts = {one.verdict, *(each.verdict for each in others.values())}
     if verdicts & {"fail", "culprits"}:
         return 1
@@ -121,7 +111,7 @@ def _exit_code(one: OneModel, others: Mapping[str, Verified], args: argparse.Nam
 
 
 def _json(
-    one: OneModel, others: Mapping[str, Verified], args: argparse.Namespace, text: str, code: int
+    one: OneModel, others: Mapping[str, Verified], args: argparse.Namespace, texts: Texts, code: int
 ) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
@@ -129,7 +119,7 @@ def _json(
         "b": str(args.other),
         **one.to_json(),
         "exit_code": code,
-        "text": text,
+        "text": [each.to_json() for each in texts.found],
         "engines": [
             {"file": name[0], "name": name[2:], "verdict": each.verdict,
              "explained_by": each.explained_by,
@@ -139,9 +129,7 @@ def _json(
     }  # fmt: skip
 
 
-def _show(
-    one: OneModel, others: Mapping[str, Verified], args: argparse.Namespace, text: str
-) -> None:
+def _show(one: OneModel, others: Mapping[str, Verified], args: argparse.Namespace) -> None:
     print(one.sentence)
     for name, path in (("A", args.model), ("B", args.other)):
         print(f"  {name}  {clean(str(path))}")
@@ -178,7 +166,7 @@ def _show(
         print(f"{name[2:]} on {name[0]}: {each.verdict}")
         for cause in each.replay.causes:
             print(f"  {clean(cause.where, 300)}: {clean(cause.text, 300)}")
-    print_notes([*([text] if text else []), *one.files.notes])
+    print_notes(one.files.notes)
 
 
 def _lines(lines: list[str]) -> None:

@@ -16,7 +16,9 @@ from aprtui.graph.vocabulary import STAGES, facts_of
 from aprtui.text import clean, nearest, number
 
 __all__ = [
+    "BAR",
     "FILE_BARS",
+    "LONG_BAR",
     "METRICS",
     "Bars",
     "Exceeded",
@@ -26,6 +28,7 @@ __all__ = [
     "describe",
     "floor_of",
     "judge",
+    "local_bars",
     "parse_bar",
 ]
 
@@ -44,7 +47,9 @@ _PLAIN_ROUNDING = {8: 0.0075, 6: 0.025, 5: 0.05, 4: 0.12, 3: 0.24, 2: 0.55}
 """Of GPTQ_4, AWQ_4, MLX_4, CT_INT4 and their like: integers with a scale a group of columns."""
 _FLOOR_BY_BITS = {8: 0.005, 6: 0.017, 5: 0.035, 4: 0.08, 3: 0.14, 2: 0.27, 1: 0.5}
 ROUNDS_ACTIVATIONS = frozenset({"llama.cpp", "apr"})
-LONG_PROMPT = 500  # tokens beyond which float32 sums agree to 3e-5 only (docs/numerics.md 1)
+BAR, LONG_BAR, LONG_PROMPT = 1e-5, 3e-5, 500
+"""float32 agrees with float64 to BAR, the longer sums of prompts beyond LONG_PROMPT tokens to
+LONG_BAR only (docs/numerics.md 1). The worst row may have ten times that."""
 
 # Metric -> how it is held against its bar.
 _AT_MOST = ("rel_l2", "worst_row_rel_l2", "max_abs", "rms", "kl", "mismatches")
@@ -240,10 +245,20 @@ def _of_known(a: _Side, b: _Side, overrides: tuple[Override, ...]) -> Bars:
         return Bars(
             causes[0][0], 4 * causes[0][0], known + "; ".join(t for _, t in causes), overrides
         )
-    bar = 3e-5 if max(a.tokens, b.tokens) > LONG_PROMPT else 1e-5
+    bar = _float32(max(a.tokens, b.tokens))
     what = "same model header" if same_weights else "same block types"
-    long = f", more than {LONG_PROMPT} tokens" if bar > 1e-5 else ""
+    long = f", more than {LONG_PROMPT} tokens" if bar > BAR else ""
     return Bars(bar, 10 * bar, f"{what}, both float32{long}", overrides)
+
+
+def local_bars(tokens: int, overrides: tuple[Override, ...] = ()) -> Bars:
+    """Those of a stage against the replay of its own inputs."""
+    bar = _float32(tokens)
+    return Bars(bar, 10 * bar, "local error", overrides)
+
+
+def _float32(tokens: int) -> float:
+    return LONG_BAR if tokens > LONG_PROMPT else BAR
 
 
 def _side(trace: TraceDir) -> _Side | None:

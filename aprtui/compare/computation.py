@@ -83,9 +83,9 @@ def _plain(op: Op, folded: frozenset[Role]) -> Op:
         return replace(op, scale=1.0)
     if not isinstance(op, Product):
         return op
-    scales = [1.0 if part.weight in folded else op.factor(part) for part in op.parts]
-    parts = zip(op.parts, scales, strict=True)
-    return replace(op, scale=1.0, parts=tuple(replace(part, scale=by) for part, by in parts))
+    scales = [1.0 if part.weight in folded else op.whole_factor(part) for part in op.parts]
+    parts = tuple(replace(part, scale=by) for part, by in zip(op.parts, scales, strict=True))
+    return replace(op, scale=1.0, given=1.0, parts=parts)
 
 
 def _grouped(parameter: str, kind: str, a: str, b: str, nodes: list[Node]) -> Otherwise:

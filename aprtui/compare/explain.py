@@ -18,6 +18,7 @@ from aprtui.engine.replay import (
     Arithmetic,
 )
 from aprtui.graph import Node
+from aprtui.graph.indexer import ChooseKeys
 from aprtui.graph.ops import Choose, Experts, Multiply, Product
 
 __all__ = ["Explanation", "explain"]
@@ -57,7 +58,7 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
 
     ``likely``: what explained such stages before; tried after plain float32.
     """
-    if isinstance(case.op, Choose):
+    if isinstance(case.op, Choose | ChooseKeys):
         return _explain_choice(case)
     if isinstance(case.op, Product) and not case.between:
         return _explain_product(case, case.op, likely)
@@ -158,7 +159,7 @@ def _partners(case: Case, how: Arithmetic) -> str:
 
 
 def _explain_choice(case: Case) -> Explanation:
-    """Expert ids are compared as integers; of equal logits either may come first."""
+    """Ids of experts, and keys, are compared as integers; of equal scores either may come first."""
     tried: list[tuple[LocalError, Float64, Numerics]] = []
     for how in _logit_arithmetics(case):
         try:
@@ -167,7 +168,10 @@ def _explain_choice(case: Case) -> Explanation:
             continue
         ids = case.replay.run(case.node, (logits,), how)
         scores = case.replay.choice_scores(case.node, logits)
-        wrong = _wrong_ids(case.y, scores, ids.shape[1])
+        if isinstance(case.op, ChooseKeys):
+            wrong = _wrong_keys(case.y, ids, scores)
+        else:
+            wrong = _wrong_ids(case.y, scores, ids.shape[1])
         tried.append((_ids_error(wrong), ids, Numerics(how)))
         if not wrong.any():
             break
@@ -200,10 +204,24 @@ def _wrong_ids(y: Float64, scores: Float64, rank: int) -> npt.NDArray[np.bool_]:
     return np.asarray(~valid | twice | (np.abs(chosen - best) > 1e-5 * np.maximum(1, abs(best))))
 
 
+def _wrong_keys(y: Float64, right: Float64, scores: Float64) -> npt.NDArray[np.bool_]:
+    """Which captured choices of keys [1,T,T] are not those of the largest scores, ties (to 1e-5 of
+    the row's largest) allowed."""
+    taken, best, valid = y == 1, right == 1, (y == 0) | (y == 1)
+    shown = np.isfinite(scores)
+    near = 1e-5 * np.abs(np.where(shown, scores, 0.0)).max(-1, keepdims=True)
+    least = np.where(best, scores, np.inf).min(-1, keepdims=True)
+    tied = shown & (np.abs(scores - least) <= near)
+    many = taken.sum(-1, keepdims=True) != best.sum(-1, keepdims=True)
+    return np.asarray(~valid | ((taken != best) & (~tied | many)))
+
+
 def _ids_error(wrong: npt.NDArray[np.bool_]) -> LocalError:
-    rows = wrong.mean(axis=1)
+    rows = wrong.mean(axis=-1).reshape(-1)
     worst = int(np.argmax(rows))
-    place = (worst, int(np.argmax(wrong[worst])))
+    place = tuple(int(at) for at in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
+    if rows.size:
+        place = (*place[:-2], worst, int(np.argmax(wrong.reshape(rows.size, -1)[worst])))
     return LocalError(float(wrong.mean()), float(rows[worst]), worst, place, 0, 0, wrong.size)
 
 

@@ -151,7 +151,7 @@ def _product(case: Case, op: Product, found: Explanation) -> Judged:
 
 def _part(case: Case, op: Product, part: Part, x: Activations, fit: Fit) -> Judged:
     how = fit.numerics.how
-    if how.running or how.ranks > 1:
+    if how.running or how.partial:
         return Judged()
     if how.stage and (op.factor(part) != 1.0 or op.cap is not None):
         return Judged()
@@ -161,48 +161,75 @@ def _part(case: Case, op: Product, part: Part, x: Activations, fit: Fit) -> Judg
     if not np.isfinite(error).all():
         return Judged()
     tie = _tie(case, part, made, how)
-    error = np.sign(error) * np.maximum(np.abs(error) - tie, 0.0)
-    suspects, sample = _outputs(error, made)
+    looked = _looked_at(case, op, part, x, fit, np.sign(error) * np.maximum(abs(error) - tie, 0.0))
+    if looked is None:
+        return Judged()
+    columns, right = [*looked.suspects, *looked.sample], looked.right
+    bar, hidden = _FACTOR * looked.median * looked.spread, np.zeros_like(looked.spread)
+    if fit.numerics.output:
+        hidden = halfway(y[:, columns], fit.numerics.output) + tie[:, columns]
+    beyond = np.where(right[:, None], looked.z[:, : len(looked.suspects)], 0.0)
+    times = float(beyond.max()) / looked.median
+    if times <= _FACTOR:
+        rest = slice(len(looked.suspects), None)
+        seen = (bar + hidden)[right][:, rest]
+        return Judged(None, _hidden(seen, looked.x[right], looked.weights[rest]))
+    at, column = np.unravel_index(int(np.argmax(beyond)), beyond.shape)
+    row = looked.suspects[column]
+    outlier = _one_output(
+        case,
+        part,
+        (int(at), row),
+        times,
+        (y - made)[right, row],
+        looked.x[right],
+        looked.weights[column],
+        (_HONEST * bar + hidden)[right, column],
+        int((beyond > _FACTOR * looked.median).any(0).sum()) == 1,
+    )
+    return Judged(outlier)
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """Outputs that are looked at: the ``suspects``, then the ``sample``, both as columns of y.
+
+    ``x`` [n, columns] as it is multiplied, ``weights`` their rows of the matrix; ``spread`` and
+    ``z`` (error / spread) [n, outputs]; ``median`` of the sample's z; ``right`` [n]: positions
+    whose activations did not round the other way.
+    """
+
+    suspects: list[int]
+    sample: list[int]
+    x: Float64
+    weights: Float64
+    spread: Float64
+    z: Float64
+    median: float
+    right: npt.NDArray[np.bool_]
+
+
+def _looked_at(
+    case: Case, op: Product, part: Part, x: Activations, fit: Fit, error: Float64
+) -> _Looked | None:
+    """The outputs whose ``error`` [n, rows] is held against the rest; None where it is no single
+    weight's: at no position, or in too much of the sample."""
+    how, y = fit.numerics.how, case.columns(part)
+    suspects, sample = _outputs(error, fit.made.reshape(y.shape))
+    columns = [*suspects, *sample]
     rounded = case.replay.rounded_rows(x, how.way(case.replay.type_of(part.weight)).activations)
-    weights = case.replay.rows(part.weight, [*suspects, *sample], how.weights)
+    weights = case.replay.rows(part.weight, columns, how.weights)
     factor = op.factor(part)
     weights = weights if factor == 1.0 else factor * weights
-    spread = _U * terms_norm(rounded, weights)
-    spread += _U * np.abs(y[:, [*suspects, *sample]]) + 1e-40
-    z = np.abs(error[:, [*suspects, *sample]]) / spread
+    spread = _U * terms_norm(rounded, weights) + _U * np.abs(y[:, columns]) + 1e-40
+    z = np.abs(error[:, columns]) / spread
     of_sample = z[:, len(suspects) :]
     least = _LEAST_NARROW * rounded.shape[1] ** 0.5 if fit.numerics.output else _LEAST
     median = max(float(np.median(of_sample)), least)
     right = np.median(of_sample, axis=1) <= _TIED * median
-    if not right.any():
-        return Judged()
-    if float((of_sample[right] > _FACTOR * median).mean()) > _COMMON:
-        return Judged()
-    bar, hidden = _FACTOR * median * spread, np.zeros_like(spread)
-    if fit.numerics.output:
-        hidden = halfway(y[:, [*suspects, *sample]], fit.numerics.output)
-        hidden += tie[:, [*suspects, *sample]]
-    beyond = np.where(right[:, None], z[:, : len(suspects)], 0.0)
-    times = float(beyond.max()) / median
-    if times > _FACTOR:
-        at, column = np.unravel_index(int(np.argmax(beyond)), beyond.shape)
-        row = int(suspects[column])
-        alone = int((beyond > _FACTOR * median).any(0).sum()) == 1
-        return Judged(
-            _one_output(
-                case,
-                part,
-                (int(at), row),
-                times,
-                (y - made)[right, row],
-                rounded[right],
-                weights[column],
-                (_HONEST * bar + hidden)[right, column],
-                alone,
-            )
-        )
-    rest = slice(len(suspects), None)
-    return Judged(None, _hidden((bar + hidden)[right][:, rest], rounded[right], weights[rest]))
+    if not right.any() or float((of_sample[right] > _FACTOR * median).mean()) > _COMMON:
+        return None
+    return _Looked(suspects, sample, rounded, weights, spread, z, median, right)
 
 
 def _tie(case: Case, part: Part, made: Float64, how: Arithmetic) -> Float64:

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from aprtui.compare.bars import Bars, Override, choose_bars
-from aprtui.compare.bisect import BAR, LONG_BAR, LONG_PROMPT
+from aprtui.compare.bars import BAR, Override, choose_bars, local_bars
 from aprtui.compare.bisection import Bisection, Culprit, Divergence, Explained, Unmeasured
 from aprtui.compare.causes import causes_of
 from aprtui.compare.localerror import LocalError, local_error
@@ -71,8 +70,7 @@ class _Worker:
     def __init__(self, model: Path, trace: TraceDir, overrides: tuple[Override, ...]) -> None:
         self._trace = trace
         self._tokens = len(trace.token_ids or ())
-        bar = LONG_BAR if self._tokens > LONG_PROMPT else BAR
-        self._bars = Bars(bar, 10 * bar, "local error", overrides)
+        self._bars = local_bars(self._tokens, overrides)
         engine = trace.stated.get("engine", {})
         self._dtype = str(engine.get("dtype", "float32")) if isinstance(engine, dict) else "float32"
         self._replay = ModuleReplay(model, self._values)

@@ -23,6 +23,7 @@ from aprtui.engine.replay import (
     Arithmetic,
 )
 from aprtui.graph import Node, Role
+from aprtui.graph.altup import Modes
 from aprtui.graph.ops import (
     Activate,
     Add,
@@ -39,7 +40,7 @@ from aprtui.graph.ops import (
     Scores,
     SharedRope,
 )
-from aprtui.graph.recurrent import ChannelScan
+from aprtui.graph.recurrent import ChannelScan, Decay
 
 __all__ = [
     "Numerics",
@@ -110,6 +111,8 @@ class Numerics:
             yield f"terms summed one by one in {_TYPES[how.running]}"
         if how.ranks > 1:
             yield f"sums of {how.ranks} ranks, each rounded to {_TYPES[how.partial]}"
+        elif how.partial:
+            yield f"a sum rounded to {_TYPES[how.partial]}"
 
     def _of_steps(self) -> Iterator[str]:
         how = self.how
@@ -126,6 +129,10 @@ class Numerics:
             yield "from the sum before it was rounded"
         elif how.before:
             yield "both branches added before the residual"
+        if how.numbers:
+            yield f"its factor in {_TYPES[how.weights]}"
+        if how.fused_bias:
+            yield "a bias added before the product was rounded"
         if how.tables:
             yield f"RoPE tables in {_TYPES[how.tables]}"
         if how.gelu_table:
@@ -139,10 +146,10 @@ def limits_of(case: Case, numerics: Numerics, part: Part | None = None) -> tuple
     how, inner = numerics.how, ""
     if how.attention in (SUMMED, *FLASH):
         inner = numerics.output or "F16"
-    elif how.stage in _UNITS and not numerics.output and _scanned(case):
+    elif how.stage in _UNITS and not numerics.output and _rounds_inside(case, how):
         inner = how.stage
-    elif numerics.output and numerics.output == how.partial:
-        inner = how.partial if how.ranks > 1 else ""
+    elif how.partial and numerics.output in ("", how.partial):
+        inner = how.partial
     elif numerics.output and numerics.output == how.stage:
         nested = (*INSIDE, *STEPS) if how.steps else INSIDE
         twice = part is not None and not _plain(case.op, part)
@@ -154,16 +161,34 @@ def limits_of(case: Case, numerics: Numerics, part: Part | None = None) -> tuple
     return max(case.limits[0], loose), max(case.limits[1], 4 * loose)
 
 
-def _scanned(case: Case) -> bool:
-    """Whether a scan gives out what it rounds inside; its state it does not round."""
-    return any(isinstance(node.op, ChannelScan) and not node.op.last for node in case.chain)
+def _rounds_inside(case: Case, how: Arithmetic) -> bool:
+    """Whether what comes out whole was rounded inside: by a scan of channels, which does not round
+    its state, or by the steps that lead to it."""
+    scanned = any(isinstance(node.op, ChannelScan) and not node.op.last for node in case.chain)
+    return scanned or (how.steps and any(isinstance(node.op, STEPS) for node in case.between))
+
+
+def _has_factor(op: Op) -> bool:
+    """Whether it multiplies by a number of its own, which some runtimes keep as a weight."""
+    if isinstance(op, Product):
+        return any(part.scale != 1.0 for part in op.parts)
+    return (
+        isinstance(op, Modes)
+        or (isinstance(op, Add) and op.total != 1.0)
+        or (isinstance(op, Norm) and op.scale != 1.0)
+    )
 
 
 def numerics_of(case: Case, likely: Sequence[Numerics] = ()) -> Iterator[Numerics]:
     """Every honest way to compute the whole of a stage that is not one product: plain first, then
-    ``likely``, those that explained such stages before, where they apply."""
+    ``likely``, those that explained such stages before, where they apply.
+
+    Last comes the type that the output was not rounded to: a few bits fit the other by chance."""
     kinds = ("", case.rounded) if case.rounded else ("",)
     found = [Numerics(how, output) for output in kinds for how in _arithmetics(case, output)]
+    products = any(node.op.matrices for node in case.chain)
+    for other in _UNITS.keys() - {case.rounded} if case.rounded else ():
+        found += [Numerics(how) for how in _in_type(case, other, products, "")]
     first = (found[0], *(each for each in likely if each in found))
     yield from dict.fromkeys((*first, *found))
 
@@ -194,6 +219,8 @@ def _arithmetics(case: Case, output: str) -> Iterator[Arithmetic]:
                     how = Arithmetic(product, choice, "", kind, table)
                     if how != EXACT:
                         yield how
+    if isinstance(case.op, Norm | Bias):
+        yield from (Arithmetic(weights=kind) for kind in _UNITS)  # as the runtime keeps them
     if isinstance(case.op, Norm):
         yield Arithmetic(stage="F32")
     if isinstance(case.op, Embed):
@@ -221,10 +248,16 @@ def _in_type(case: Case, kind: str, products: bool, output: str) -> Iterator[Ari
     ):
         yield Arithmetic(product, weights=STEPPED[kind], stage=kind, running=kind)
     yield Arithmetic(product=product, weights=kind, stage=kind)
-    if output or products:
+    if output or any(node.op.weights for node in case.chain):
         yield Arithmetic(product=product, weights=kind)  # one rounding of all, biases included
     if not output:
+        if has(case, Decay):  # transformers' Kimi Linear
+            yield Arithmetic(product=product, weights=kind, stage=kind, addends=True)
+        if any(isinstance(node.op, STEPS) for node in case.between):  # what they make is rounded
+            yield from (Arithmetic(product, weights=w, stage=kind, steps=True) for w in ("", kind))
         return
+    if any(_has_factor(node.op) for node in case.chain):
+        yield Arithmetic(product, weights=kind, stage=kind, numbers=True)
     if has(case, Rope, SharedRope):
         yield Arithmetic(product=product, weights=kind, tables=kind)
     if has(case, Scores) and has(case, Attend):
@@ -307,7 +340,12 @@ def other_ways(case: Case, op: Product) -> list[Arithmetic]:
     kinds = (case.rounded,) if case.rounded else ("TF32", TF32_AWAY, "F16", "BF16")
     found += [Arithmetic(kind, weights=kind) for kind in kinds]
     if case.rounded and not _plain(op, op.parts[0]):
-        found += [Arithmetic(case.rounded, weights=w, stage=case.rounded) for w in (*kinds, "")]
+        usual = Arithmetic(case.rounded, weights=case.rounded, stage=case.rounded)
+        found += [replace(usual, weights=w) for w in (*kinds, "")]
+        found += [replace(usual, numbers=True)] if _has_factor(op) else []
+        found += [replace(usual, fused_bias=True)] if _goes_on(op, op.parts[0]) else []
+    elif not _plain(op, op.parts[0]):  # of which the rest may be computed in float32
+        found += [Arithmetic(kind, weights=kind, partial=kind) for kind in _UNITS]
     found += [
         Arithmetic(name, weights=weights)
         for weights, (kind, _) in WEIGHTS_SCALED.items()
@@ -340,7 +378,14 @@ def _multiplying(how: Arithmetic, op: Product) -> Arithmetic:
         running=how.running,
         ranks=how.ranks,
         partial=how.partial,
+        numbers=how.numbers and _has_factor(op),
+        fused_bias=how.fused_bias and _goes_on(op, op.parts[0]),
     )
+
+
+def _goes_on(op: Product, part: Part) -> bool:
+    """Whether a bias is not the last that follows a part's product inside its stage."""
+    return part.bias is not None and (op.factor(part) != 1.0 or op.cap is not None)
 
 
 def _plain(op: Op, part: Part) -> bool:

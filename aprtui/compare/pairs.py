@@ -298,9 +298,25 @@ def compare_pair(
         return base
     try:
         sides = (pair.a.values() if left is None else left), pair.b.values()
+        measured = _measured(pair, pair.a, pair.b, sides, base, options, cancelled, progress)
+        check_maps(*sides)
     except BadFileError as error:
         return dataclasses.replace(base, kind="unreadable", message=clean(str(error), 500))
-    aligned = align(pair.a, pair.b, *sides, last=options.last_position)
+    return measured if measured.metrics is None else reclassify(measured, bars)
+
+
+def _measured(
+    pair: Pair,
+    a: StageRecord,
+    b: StageRecord,
+    sides: tuple[Float32, Float32],
+    base: PairResult,
+    options: DiffOptions,
+    cancelled: Callable[[], bool] | None,
+    progress: Callable[[int], None] | None,
+) -> PairResult:
+    """``base`` with the metrics of both sides; without, where they cannot be held together."""
+    aligned = align(a, b, *sides, last=options.last_position)
     if isinstance(aligned, str):
         return dataclasses.replace(base, kind="shape", message=aligned)
     rows = _rows_of(pair, aligned)
@@ -321,20 +337,15 @@ def compare_pair(
         cancelled=cancelled,
         progress=progress,
     )
-    try:
-        check_maps(*sides)
-    except BadFileError as error:
-        return dataclasses.replace(base, kind="unreadable", message=clean(str(error), 500))
-    metrics = _with_logits(pair.key, aligned, metrics)
-    measured = dataclasses.replace(
+    return dataclasses.replace(
         base,
         kind="within",
+        message=_misfiled(pair),
         shape=aligned.shape,
         axes=aligned.axes,
-        metrics=metrics,
+        metrics=_with_logits(pair.key, aligned, metrics),
         rows=rows,
     )
-    return reclassify(dataclasses.replace(measured, message=_misfiled(pair)), bars)
 
 
 def _with_logits(key: StageKey, aligned: Aligned, metrics: Metrics) -> Metrics:

@@ -16,13 +16,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from aprtui.compare.bisect import Options, Progress, Worker
+from aprtui.compare.bisect import Progress
 from aprtui.compare.bisection import Bisection, Culprit, Explained, Unmeasured, Within
 from aprtui.compare.captured import open_captured
 from aprtui.compare.causes import Read
 from aprtui.compare.metrics import Cancelled
 from aprtui.compare.numerics import Numerics
 from aprtui.compare.spans import ExactTypes
+from aprtui.compare.worker import Options, Worker
 from aprtui.engine.replay import one_core
 from aprtui.formats.tracedir import StageKey, TraceDir
 from aprtui.graph import Node

@@ -238,4 +238,5 @@ def _tensor_json(result: TensorResult) -> dict[str, Any]:
         "limit": result.limit,
         "metrics": result.metrics and dataclasses.asdict(result.metrics),
         "looks_like": result.looks_like and dataclasses.asdict(result.looks_like),
+        "folded": result.folded,
     }

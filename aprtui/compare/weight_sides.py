@@ -97,7 +97,7 @@ class WeightSide:
             if isinstance(node.op, Embed):
                 found[node.op.table] = node.op.scale
             elif isinstance(node.op, Product):
-                found |= {part.weight: node.op.factor(part) for part in node.op.parts}
+                found |= {part.weight: node.op.whole_factor(part) for part in node.op.parts}
         return found
 
     @cached_property

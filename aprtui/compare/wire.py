@@ -23,7 +23,7 @@ from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey, key_of, relative_path
 from aprtui.text import clean
 
-__all__ = ["from_json"]
+__all__ = ["Found", "from_json", "plain", "real", "text", "texts"]
 
 Found = Mapping[str, Any]
 
@@ -45,88 +45,86 @@ def _bisection(said: Found) -> Bisection:
         culprits,
         tuple(_explained(each) for each in said["explained"]),
         tuple(
-            Unmeasured(_key(each), _text(each["why"]), bool(each["damaged"]))
+            Unmeasured(_key(each), text(each["why"]), bool(each["damaged"]))
             for each in said["unmeasured"]
         ),
         None if divergence is None else _divergence(divergence),
         (float(said["bar"]["rel_l2"]), float(said["bar"]["worst_row_rel_l2"])),
         int(said["tokens"]["count"]),
-        _text(said["tokens"]["source"]),
-        _texts(said["notes"]),
+        text(said["tokens"]["source"]),
+        texts(said["notes"]),
         None if reference is None else _bisection(reference),
-        frozenset(_texts(said["weighted"])),
-        _text(said.get("model", "")),
-        None if a is None else _text(a),
-        _text(said.get("b", "")),
+        frozenset(texts(said["weighted"])),
+        text(said.get("model", "")),
+        None if a is None else text(a),
+        text(said.get("b", "")),
         tuple(_within(each) for each in said["within_rounding"]),
         tuple(_cause(each, culprits) for each in said["causes"]),
     )
 
 
 def _divergence(said: Found) -> Divergence:
-    return Divergence(_key(said), _text(said["class"]), _text(said["message"]))
+    return Divergence(_key(said), text(said["class"]), text(said["message"]))
 
 
 def _culprit(said: Found) -> Culprit:
     key, mistake, rows = _key(said), said["mistake"], said["rows"]
     return Culprit(
         key,
-        _text(said["kind"]),
-        _texts(said["span"]),
-        _real(said["local_rel_l2"]),
-        _real(said["worst_row_rel_l2"]),
-        {_text(axis): int(place) for axis, place in said["worst"].items()},
-        _texts(said["parts"]),
-        _text(said["looks_like"]),
+        text(said["kind"]),
+        texts(said["span"]),
+        real(said["local_rel_l2"]),
+        real(said["worst_row_rel_l2"]),
+        {text(axis): int(place) for axis, place in said["worst"].items()},
+        texts(said["parts"]),
+        text(said["looks_like"]),
         None if mistake is None else _mistake(mistake),
-        _real(said["inherited_rel_l2"]),
+        real(said["inherited_rel_l2"]),
         None if rows is None else Rows.read(rows),
-        _text(said["where"]),
+        text(said["where"]),
         tuple(_read(key, each) for each in said["tensors"]),
     )
 
 
 def _read(key: StageKey, said: Found) -> Read:
-    part, role, name, kind = (_text(said[each]) for each in ("part", "role", "name", "type"))
+    part, role, name, kind = (text(said[each]) for each in ("part", "role", "name", "type"))
     return Read(key, part, role, name, kind, bool(said["product"]), wrong=True)
 
 
 def _mistake(said: Found) -> Mistake:
-    parameters = {_text(name): _plain(value) for name, value in said["parameters"].items()}
-    return Mistake(
-        _text(said["id"]), _text(said["text"]), parameters, float(said["residual_rel_l2"])
-    )
+    parameters = {text(name): plain(value) for name, value in said["parameters"].items()}
+    return Mistake(text(said["id"]), text(said["text"]), parameters, float(said["residual_rel_l2"]))
 
 
 def _explained(said: Found) -> Explained:
     return Explained(
         _key(said),
-        _text(said["by"]),
-        {_text(part): _text(by) for part, by in said["parts"].items()},
+        text(said["by"]),
+        {text(part): text(by) for part, by in said["parts"].items()},
         float(said["residual_rel_l2"]),
         float(said["local_rel_l2"]),
-        _texts(said["span"]),
-        _real(said["inherited_rel_l2"]),
-        _real(said["hidden_weight"]),
+        texts(said["span"]),
+        real(said["inherited_rel_l2"]),
+        real(said["hidden_weight"]),
     )
 
 
 def _within(said: Found) -> Within:
     return Within(
         _key(said),
-        _text(said["type"]),
+        text(said["type"]),
         float(said["units"]),
         float(said["bar_units"]),
         float(said["local_rel_l2"]),
-        _texts(said["span"]),
-        _real(said["inherited_rel_l2"]),
+        texts(said["span"]),
+        real(said["inherited_rel_l2"]),
     )
 
 
 def _cause(said: Found, culprits: Iterable[Culprit]) -> Cause:
     keys = {_key(each) for each in said["culprits"]}
     held = tuple(each for each in culprits if each.key in keys)
-    return Cause(_text(said["id"] or ""), _text(said["text"]), held, _text(said["pattern"]))
+    return Cause(text(said["id"] or ""), text(said["text"]), held, text(said["pattern"]))
 
 
 def _key(said: Found) -> StageKey:
@@ -137,24 +135,26 @@ def _key(said: Found) -> StageKey:
     return key
 
 
-def _text(said: object) -> str:
+def text(said: object) -> str:
+    """Clean text of a document. Raises TypeError for what is none."""
     if not isinstance(said, str):
         raise TypeError(f"{said!r} is no text")
     return clean(said, 2000)
 
 
-def _texts(said: Iterable[object]) -> tuple[str, ...]:
-    return tuple(_text(each) for each in said)
+def texts(said: Iterable[object]) -> tuple[str, ...]:
+    return tuple(text(each) for each in said)
 
 
-def _real(said: Any) -> float | None:
+def real(said: Any) -> float | None:
+    """A number, by name where JSON has none, or null."""
     return None if said is None else float(said)
 
 
-def _plain(value: Any) -> Any:
-    """A parameter: a number or text, or several."""
+def plain(value: Any) -> Any:
+    """A parameter: a number or text, or several by place or by name; its text clean."""
     if isinstance(value, list):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, dict):
-        return {_text(name): _plain(each) for name, each in value.items()}
-    return _text(value) if isinstance(value, str) else value
+        return {text(name): plain(each) for name, each in value.items()}
+    return text(value) if isinstance(value, str) else value

@@ -56,7 +56,7 @@ def modes(ar: Pass, op: Modes, x: Tensor) -> Tensor:
     from aprtui.engine.ops import normalise
 
     x = x if op.stream is None else x[:, op.stream]
-    scaled = ar.cut(normalise(ar, op.norm, x)) / op.hidden
+    scaled = ar.cut(normalise(ar, op.norm, x)) * ar.number(1.0 / op.hidden)
     return ar.map(torch.tanh, ar.product(scaled, op.part.weight))
 
 

@@ -98,14 +98,16 @@ class Arithmetic:
     ``product``: a name of rounding.ROUNDINGS, or "partner" (by the weight's type, ``choice``-th
     of rounding.PARTNERS), applied to activations before a product; ``weights``: "BF16", "F16" or
     "TF32" when the weights are rounded too, of STEPPED's or F16_SCALES; ``running``, ``ranks`` and
-    ``partial``: how a product is summed (wide.Way). ``attention``: one of CACHED or, where one step
-    makes scores, softmax and attention, of FUSED or FLASH; ``scaled_query``: the scale multiplies
-    the query, which is rounded. ``gelu_table``: ggml's. ``stage``: "BF16" or "F16" rounds inside a
-    stage wherever an engine that computes in that type does (``steps``: after each elementary step
-    of a norm, a rotation or SiLU too; ``exponential``: and SiLU's exponential); "F32" computes a
-    norm in float32, which may overflow. ``tables``: the type that RoPE's cosines and sines are kept
-    in. ``before``: UNROUNDED or BRANCHES_FIRST, what is read in place of the sum or product that
-    was written.
+    ``partial``: how a product is summed and its sum rounded (wide.Way). ``attention``: one of
+    CACHED or, where one step makes scores, softmax and attention, of FUSED or FLASH;
+    ``scaled_query``: the scale multiplies the query, which is rounded. ``gelu_table``: ggml's.
+    ``stage``: "BF16" or "F16" rounds inside a stage wherever an engine that computes in that type
+    does (``steps``: after each elementary step of a norm, a rotation or SiLU too; ``exponential``:
+    and SiLU's exponential); "F32" computes a norm in float32, which may overflow. ``numbers``: an
+    operation's factor is kept as the weights are. ``fused_bias``: a bias is added to its product
+    before that is rounded. ``addends``: vectors that a step adds in float32 are kept in it.
+    ``tables``: the type that RoPE's cosines and sines are kept in. ``before``: UNROUNDED or
+    BRANCHES_FIRST, what is read in place of the sum or product that was written.
     """
 
     product: str = ""
@@ -122,6 +124,9 @@ class Arithmetic:
     partial: str = ""
     scaled_query: bool = False
     exponential: bool = False
+    addends: bool = False
+    numbers: bool = False
+    fused_bias: bool = False
 
     def way(self, kind: str) -> Way:
         """How it multiplies by a matrix stored in a type."""
@@ -173,23 +178,32 @@ class Rounded(Pass):
     def vector(self, role: Role) -> Tensor:
         return self.kept(super().vector(role))
 
+    def addend(self, role: Role) -> Tensor:
+        return super().vector(role) if self.how.addends else self.vector(role)
+
     def kept(self, x: Tensor) -> Tensor:
         """Weights that are vectors, as they are kept where matrices are kept so."""
         return ROUND_TO[_NUMBERS.get(self.how.weights, "")](x)
 
     def number(self, x: float) -> float:
-        return float(self.kept(torch.tensor(x, dtype=torch.float64))) if self.how.steps else x
+        return float(self.numbers(torch.tensor(x, dtype=torch.float64)))
+
+    def numbers(self, x: Tensor) -> Tensor:
+        return self.kept(x) if self.how.steps or self.how.numbers else x
 
     def softened(self, x: float) -> float:
         if not 0 < x < _SOFT:
             return self.number(x)
         return self.number(math.log1p(math.exp(self.number(math.log(math.expm1(x))))))
 
-    def looked_up(self, role: Role, rows: int) -> Tensor:
-        return self.weights.rows_as(role, self.within(rows), self.how.weights)
+    def rows(self, role: Role, indices: tuple[int, ...]) -> Tensor:
+        return self.weights.rows_as(role, indices, self.how.weights)
 
     def cut(self, x: Tensor) -> Tensor:
         return x if self.how.attention in FLASH else ROUND_TO[self.how.stage](x)
+
+    def unbiased(self, x: Tensor) -> Tensor:
+        return x if self.how.fused_bias else self.cut(x)
 
     def step(self, x: Tensor) -> Tensor:
         return ROUND_TO[self.how.stage](x) if self.how.steps else x

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 import torch
+import torch.nn.functional as functional
 
 from aprtui.engine import ops
 from aprtui.engine.forward import Given, Tap, forward
@@ -82,6 +83,10 @@ class _Lane:
         first = self.piece.stretch.first
         return range(first, first + self.piece.stretch.rows)
 
+    def own(self, x: Tensor, axis: int) -> Tensor:
+        """Its rows of x [rows,...], or of [1,rows,keys] with its own keys."""
+        return x[:, self.rows, : self.positions.stop] if axis else x[self.rows]
+
 
 class _Rows(Pass):
     """Exact arithmetic on the rows of several lanes, whose bits depend on no other row. A state is
@@ -89,26 +94,30 @@ class _Rows(Pass):
 
     stride = 1
 
-    def __init__(self, weights: WeightStream, lanes: Sequence[_Lane], logits: str) -> None:
+    def __init__(
+        self, graph: Graph, weights: WeightStream, lanes: Sequence[_Lane], logits: str
+    ) -> None:
         tokens = tuple(token for lane in lanes for token in lane.piece.tokens)
         positions = tuple(float(at) for lane in lanes for at in lane.positions)
         super().__init__(weights, tokens, "all", positions)
         self.every = logits == "all"
-        self._lanes = lanes
+        self._graph, self._lanes = graph, lanes
         self._before: Tensor | None = None
         self._behind: Tensor | None = None
 
     def along(self, node: Node, kernel: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
         """Each lane by itself, from what its rows before have left."""
-        made = []
+        made, axes = [], [self._graph[key].position_axis for key in node.inputs]
         for lane in self._lanes:
             carried = lane.cache.carried
             self._before, self._behind = carried.get(node.key), None
-            made.append(kernel(self, node.op, *(x[lane.rows] for x in inputs)))
-            if self._behind is None:
+            own = (lane.own(x, axis) for x, axis in zip(inputs, axes, strict=True))
+            made.append(kernel(self, node.op, *own))
+            if self._behind is not None:
+                carried[node.key] = self._behind
+            elif node.op.remembers:
                 raise EngineError(f"{node.key} hands nothing on from pass to pass")
-            carried[node.key] = self._behind
-        return torch.stack(made) if node.timeless else torch.cat(made)
+        return torch.stack(made) if node.timeless else _together(made, node.position_axis)
 
     def recall(self, empty: Tensor) -> Tensor:
         return empty if self._before is None else self._before
@@ -130,6 +139,10 @@ class _Rows(Pass):
         whole = flat.new_zeros(-(-flat.numel() // _VECTOR) * _VECTOR)
         whole[: flat.numel()] = flat
         return function(whole)[: flat.numel()].reshape(x.shape)
+
+    def met(self, q: Tensor, k: Tensor) -> Tensor:
+        keys = _at_least(k, -(-len(k) // _KEYS) * _KEYS)
+        return super().met(_at_least(q, _ROWS), keys)[: len(q), : len(k)]
 
     def mix(self, weights: Tensor, v: Tensor) -> Tensor:
         parts = (
@@ -163,7 +176,8 @@ class _Split:
         one_each = (node.last and not self._every) or node.timeless
         for at, lane in enumerate(self._lanes):
             if lane.stack.wants(key):
-                lane.stack.put(key, value[at] if one_each else value[lane.rows])
+                own = value[at] if one_each else lane.own(value, node.position_axis)
+                lane.stack.put(key, own)
 
     def open_blocks(self, key: StageKey) -> None:
         """Each lane's are opened where its attention is computed."""
@@ -190,7 +204,7 @@ class CachedRun:
             rows = slice(start, start + piece.stretch.rows)
             lanes.append(_Lane(piece, rows, self._caches[at], self._stacks[at]))
             start = rows.stop
-        ar = _Rows(self._weights, lanes, self._logits)
+        ar = _Rows(self._graph, self._weights, lanes, self._logits)
         tap = _Split(self._graph, lanes, ar.every)
 
         def attend(graph: Graph, ar: Pass, node: Node, values: Given, tap: Tap) -> Tensor:
@@ -207,25 +221,28 @@ def _attend(graph: Graph, ar: Pass, node: Node, values: Given, lanes: Sequence[_
     scored = graph[graph[node.inputs[0]].inputs[0]]
     assert isinstance(node.op, Attend) and isinstance(scored.op, Scores)
     q, k = ops.query_key_heads(ar, scored.op, *(values[key] for key in scored.inputs))
+    chosen = values[scored.inputs[2]] if len(scored.inputs) > 2 else None
     v = ops.value_heads(ar, node.op, values[node.inputs[1]])
     out = q.new_empty(q.shape[0], node.op.heads, node.op.values.size)
     for lane in lanes:
         first = lane.piece.stretch.first
         keys, vals = lane.cache.grown(scored.key, first, k[lane.rows], v[lane.rows])
-        _attend_lane(graph, ar, node, lane, (q[lane.rows], keys, vals), out[lane.rows])
+        some = None if chosen is None else lane.own(chosen, 1)
+        _attend_lane(graph, ar, node, lane, (q[lane.rows], keys, vals, some), out[lane.rows])
     return out
 
 
 def _attend_lane(
-    graph: Graph, ar: Pass, node: Node, lane: _Lane, qkv: tuple[Tensor, Tensor, Tensor], out: Tensor
-) -> None:
+    graph: Graph, ar: Pass, node: Node, lane: _Lane,
+    given: tuple[Tensor, Tensor, Tensor, Tensor | None], out: Tensor,
+) -> None:  # fmt: skip
     """One lane's attention into ``out`` [t,A,d], a block of queries in one key/value head at a
-    time; a device is given all heads at once."""
+    time; a device is given all heads at once. ``given``: q, k, v, and the keys that are chosen."""
     soft = graph[node.inputs[0]]
     scored = graph[soft.inputs[0]]
     softmax, score = soft.op, scored.op
     assert isinstance(softmax, Softmax) and isinstance(score, Scores)
-    q, k, v = qkv
+    q, k, v, chosen = given
     start, device = lane.piece.stretch.first, q.device
     lost = None if softmax.sinks is None else ar.vector(softmax.sinks)
     sinks = (lane.stack.open_blocks(scored.key), lane.stack.open_blocks(soft.key))
@@ -240,6 +257,10 @@ def _attend_lane(
         keys = -(-end // _KEYS) * _KEYS
         queries = _at_least(q[first:last, heads], _ROWS)
         seen = ops.visible(score.mask, start + first, start + first + len(queries), keys, device)
+        if chosen is not None:
+            some = torch.zeros_like(seen)
+            some[: last - first, :end] = chosen[0, first:last, :end] != 0
+            seen = seen & some
         added = None if biases is None else biases[heads, :, :keys]
         scores = ops.score_block(ar, score, queries, k[:keys, kv_heads], seen, added)
         weights = ops.softmax_block(ar, scores, seen, None if lost is None else lost[heads])
@@ -257,6 +278,13 @@ def _blocks(heads: int, queries: int, keys: int) -> list[tuple[int, int]]:
     """The blocks of queries (first, last): scores of one are never too many."""
     step = max(_ROWS, SCORE_BLOCK_VALUES // (heads * keys))
     return [(first, min(first + step, queries)) for first in range(0, queries, step)]
+
+
+def _together(made: Sequence[Tensor], axis: int) -> Tensor:
+    """The rows of all lanes; of [1,rows,keys] with zeros behind each lane's own keys."""
+    keys = max(each.shape[-1] for each in made)
+    same = [each if not axis else functional.pad(each, (0, keys - each.shape[-1])) for each in made]
+    return torch.cat(same, dim=axis)
 
 
 def _at_least(x: Tensor, rows: int) -> Tensor:

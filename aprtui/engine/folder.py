@@ -225,7 +225,7 @@ def check_folder(directory: Path, *, overwrite: bool) -> None:
         if directory.exists() and not directory.is_dir():
             raise UsageError(
                 f"{clean(str(directory))}: is a file, not a folder",
-                hint="choose another folder with --save-tensor-dir",
+                hint="choose another folder with -o DIR",
             )
         if holds_trace(directory):
             if not overwrite:
@@ -240,14 +240,14 @@ def _there_already(directory: Path) -> UsageError:
     go_on = "" if whole else ", --resume DIR goes on with it"
     return UsageError(
         f"{clean(str(directory))}: a trace is there already",
-        hint=f"--overwrite replaces it{go_on}, --save-tensor-dir DIR writes elsewhere",
+        hint=f"--overwrite replaces it{go_on}, -o DIR writes elsewhere",
     )
 
 
 def _unwritable(directory: Path, error: OSError) -> EngineError:
     return EngineError(
         f"{clean(str(directory))}: cannot be written: {error.strerror or error}",
-        hint="choose another folder with --save-tensor-dir",
+        hint="choose another folder with -o DIR",
     )
 
 
@@ -267,7 +267,7 @@ def _refuse_running(directory: Path) -> None:
 def _running(directory: Path) -> UsageError:
     return UsageError(
         f"{clean(str(directory))}: another process is writing a trace there",
-        hint="wait for it, stop it, or write elsewhere with --save-tensor-dir",
+        hint="wait for it, stop it, or write elsewhere with -o DIR",
     )
 
 

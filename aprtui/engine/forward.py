@@ -123,6 +123,7 @@ def _attention(graph: Graph, ar: Pass, node: Node, values: Given, tap: Tap) -> t
     attend, softmax, score = node.op, soft.op, scored.op
     assert isinstance(attend, Attend) and isinstance(softmax, Softmax) and isinstance(score, Scores)
     q, k = ops.query_key_heads(ar, score, *(values[key] for key in scored.inputs))
+    chosen = values[scored.inputs[2]] if len(scored.inputs) > 2 else None
     v = ops.value_heads(ar, attend, values[node.inputs[1]])
     sinks = (tap.open_blocks(scored.key), tap.open_blocks(soft.key))
     out = q.new_empty(q.shape[0], attend.heads, attend.values.size)
@@ -138,6 +139,8 @@ def _attention(graph: Graph, ar: Pass, node: Node, values: Given, tap: Tap) -> t
         kv_heads = slice(kv_head, kv_head + at_once)
         keys = min(last + score.mask.ahead, len(q)) if score.mask.causal else len(q)
         seen = ops.visible(score.mask, first, last, keys, q.device)
+        some = None if chosen is None else chosen[:, first:last, :keys]
+        seen = ops.looked_at(seen, some)
         added = None if biases is None else biases[heads, :, :keys]
         scores = ops.score_block(ar, score, q[first:last, heads], k[:keys, kv_heads], seen, added)
         sink = None if lost is None else lost[heads]

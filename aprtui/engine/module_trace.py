@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from aprtui.engine.adapters.hf_attention import SoftmaxInput, eager_of
+from aprtui.engine.adapters.hf_attention import SoftmaxInput, chosen_mask, eager_of
 from aprtui.engine.adapters.huggingface import load
 from aprtui.engine.device import deterministic, resolve_devices, torch_settings
 from aprtui.engine.module_job import ModulePlan
@@ -88,6 +88,7 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The model's own eager attention, told to the capture that is watching."""
     capture = watched()
+    attention_mask = chosen_mask(attention_mask, named.get("indices"))
     with SoftmaxInput() as inside:
         output, weights = eager_of(module)(module, query, key, value, attention_mask, **named)
     if capture is not None:

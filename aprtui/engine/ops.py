@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as functional
 
 from aprtui.engine.altup import ALTUP
+from aprtui.engine.indexer import INDEXER
 from aprtui.engine.recurrent import RECURRENT
 from aprtui.engine.staging import send
 from aprtui.engine.weights import WeightStream
@@ -44,6 +45,7 @@ from aprtui.graph.ops import (
     Rope,
     Route,
     Scores,
+    SharedKeys,
     SharedRope,
     Sigmoid,
     Softmax,
@@ -54,7 +56,8 @@ from aprtui.graph.ops import (
 from aprtui.graph.rope import RopeTable
 
 __all__ = [
-    "ACTIVATIONS", "KERNELS", "Pass", "attention_blocks", "compute", "heads_of", "scale_columns",
+    "ACTIVATIONS", "KERNELS", "Pass", "attention_blocks", "compute", "heads_of", "looked_at",
+    "scale_columns",
     "visible",
 ]  # fmt: skip
 
@@ -99,8 +102,16 @@ class Pass:
         """A norm's weight, a bias or sinks."""
         return self.weights.vector(role)
 
+    def addend(self, role: Role) -> Tensor:
+        """A vector that is added in float32, which some keep in it whatever the others are."""
+        return self.vector(role)
+
     def number(self, x: float) -> float:
         """A scale or another number of an operation's own, which some keep in their type too."""
+        return x
+
+    def numbers(self, x: Tensor) -> Tensor:
+        """The same of several."""
         return x
 
     def softened(self, x: float) -> float:
@@ -109,7 +120,11 @@ class Pass:
 
     def looked_up(self, role: Role, rows: int) -> Tensor:
         """The tokens' rows of a table; of tokens beyond its ``rows`` the first."""
-        return self.weights.rows(role, self.within(rows))
+        return self.rows(role, self.within(rows))
+
+    def rows(self, role: Role, indices: tuple[int, ...]) -> Tensor:
+        """Rows of a table, as it is kept."""
+        return self.weights.rows(role, indices)
 
     def within(self, rows: int) -> tuple[int, ...]:
         """The tokens, of those beyond ``rows`` the first one."""
@@ -118,6 +133,10 @@ class Pass:
     def cut(self, x: Tensor) -> Tensor:
         """An inner result that an engine of low precision writes in its type."""
         return x
+
+    def unbiased(self, x: Tensor) -> Tensor:
+        """A product before its bias, which some add to its sum before that is rounded."""
+        return self.cut(x)
 
     def step(self, x: Tensor) -> Tensor:
         """An elementary step of a norm or a rotation, which some write in their type too."""
@@ -144,7 +163,8 @@ class Pass:
         return x
 
     def along(self, node: Node, kernel: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
-        """The output of a node that carries something from each token to the next."""
+        """The output of a node that carries something from each token to the next, or whose rows
+        are those of one sequence."""
         return kernel(self, node.op, *inputs)
 
     def recall(self, empty: Tensor) -> Tensor:
@@ -154,6 +174,10 @@ class Pass:
 
     def keep(self, carried: Tensor) -> None:
         """What such a node carries to the rows behind these."""
+
+    def met(self, q: Tensor, k: Tensor) -> Tensor:
+        """q [t,d] times keys [S,d]: [t,S]."""
+        return q @ k.T
 
     def mix(self, weights: Tensor, v: Tensor) -> Tensor:
         """Softmax weights [a,t,S] times values [S,b,d], a/b heads a value head: [t,a,d]."""
@@ -215,7 +239,7 @@ def embed(ar: Pass, op: Embed) -> Tensor:
 def positions(ar: Pass, op: Positions, x: Tensor) -> Tensor:
     """x plus the rows of its positions: [T,H]."""
     placed = ar.positions or range(len(x))
-    rows = ar.weights.rows(op.table, tuple(op.first + int(place) for place in placed))
+    rows = ar.rows(op.table, tuple(op.first + int(place) for place in placed))
     return x + send(rows, x.device)
 
 
@@ -230,9 +254,11 @@ def norm(ar: Pass, op: Norm, x: Tensor) -> Tensor:
 
 
 def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * (offset + w) + bias over the last axis; x less its mean where
-    ``centred``."""
+    """x / sqrt(mean(x^2) + eps) * (offset + w) + bias over the last axis; x times ``scale`` before,
+    and less its mean where ``centred``."""
     wide = _wide(x)
+    if op.scale != 1.0:
+        wide = ar.cut(wide * ar.number(op.scale))
     if op.centred:
         wide = wide - wide.mean(-1, keepdim=True)
     made = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + op.eps)
@@ -251,9 +277,10 @@ def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
 
 def product(ar: Pass, op: Product, x: Tensor) -> Tensor:
     """cap * tanh((x W' + b) * scales / cap) with the parts side by side: [T, rows], or [rows]
-    where only the last position is asked for. x [T,...] is taken as rows."""
+    where only the last position is asked for. x [T,...] is taken as rows, times ``given``."""
     rows = x.reshape(x.shape[0], -1)
     rows = ar.asked(rows) if op.last else rows
+    rows = rows if op.given == 1.0 else ar.cut(rows * op.given)
     made = [ar.product(rows, part.weight) for part in op.parts]
     out = finish(ar, op, made[0] if len(made) == 1 else torch.cat(made, dim=1))
     return out[0] if op.last and ar.logits == "last" else out
@@ -265,9 +292,9 @@ def finish(ar: Pass, op: Product, out: Tensor, biases: Tensor | None = None) -> 
     if biases is None and any(part.bias is not None for part in op.parts):
         biases = _biases(ar, op)
     if biases is not None:
-        out = ar.cut(out) + biases
+        out = ar.unbiased(out) + biases
     if any(part.scale != 1.0 for part in op.parts):
-        out = scale_columns(op.parts, ar.cut(out))
+        out = scale_columns(op.parts, ar.cut(out), ar.number)
     if op.scale != 1.0:
         out = ar.cut(out) * op.scale
     if op.cap is None:
@@ -275,11 +302,16 @@ def finish(ar: Pass, op: Product, out: Tensor, biases: Tensor | None = None) -> 
     return ar.cut(ar.map(torch.tanh, ar.cut(ar.cut(out) / op.cap))) * op.cap
 
 
-def scale_columns(parts: Sequence[Part], x: Tensor) -> Tensor:
-    """x [...,rows] with the columns of each of ``parts`` times its scale."""
+def scale_columns(
+    parts: Sequence[Part], x: Tensor, number: Callable[[float], float] = float
+) -> Tensor:
+    """x [...,rows] with the columns of each of ``parts`` times its scale, as ``number`` keeps
+    it."""
     if all(part.scale == 1.0 for part in parts):
         return x
-    return x * torch.cat([x.new_full((part.rows,), part.scale) for part in parts])
+    columns = torch.split(x, [part.rows for part in parts], dim=-1)
+    scaled = (each * number(part.scale) for each, part in zip(columns, parts, strict=True))
+    return torch.cat(tuple(scaled), dim=-1)
 
 
 def _biases(ar: Pass, op: Product | Bias) -> Tensor:
@@ -325,9 +357,18 @@ def rope(ar: Pass, op: Rope, x: Tensor) -> Tensor:
 
 def shared_rope(ar: Pass, op: SharedRope, x: Tensor, y: Tensor) -> Tensor:
     """Keys [T,A,d] of own channels, which stand still, and shared ones, which turn."""
-    shared, own = heads_of(x, op.shared), heads_of(y, op.own)
-    turned = rotate(ar, shared, *ar.angles(op.table, shared), op.table)
-    return torch.cat((own, turned.expand(-1, own.shape[1], -1)), dim=-1)
+    shared = heads_of(x, op.shared)
+    return _joined(op, y, rotate(ar, shared, *ar.angles(op.table, shared), op.table))
+
+
+def shared_keys(ar: Pass, op: SharedKeys, x: Tensor, y: Tensor) -> Tensor:
+    """Keys [T,A,d] of own channels and shared ones."""
+    return _joined(op, y, heads_of(x, op.shared))
+
+
+def _joined(op: SharedRope | SharedKeys, y: Tensor, shared: Tensor) -> Tensor:
+    own = heads_of(y, op.own)
+    return torch.cat((own, shared.expand(-1, own.shape[1], -1)), dim=-1)
 
 
 def rotate(ar: Pass, x: Tensor, cos: Tensor, sin: Tensor, table: RopeTable) -> Tensor:
@@ -428,13 +469,15 @@ def attention_blocks(heads: int, tokens: int) -> list[tuple[int, int]]:
     return [(first, min(first + step, tokens)) for first in range(0, tokens, step)]
 
 
-def query_key_heads(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+def query_key_heads(
+    ar: Pass, op: Scores, q: Tensor, k: Tensor, chosen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Queries [T,A,d], at their temperature, and keys [T,K,d] out of the inputs of scores."""
     q = q if op.queries is None else heads_of(q, op.queries)
     k = k if op.keys is None else heads_of(k, op.keys)
     if op.temperature is not None:
         warm = temperatures(op.temperature, ar.positions or range(len(q)))
-        q = ar.cut(q * send(warm.to(q.dtype), q.device))
+        q = ar.cut(q * send(ar.numbers(warm).to(q.dtype), q.device))
     return q, k
 
 
@@ -445,16 +488,23 @@ def temperatures(how: Temperature, positions: Sequence[float]) -> Tensor:
     return (1.0 + how.strength * grown)[:, None, None]
 
 
-def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor) -> Tensor:
+def looked_at(seen: Tensor, chosen: Tensor | None) -> Tensor:
+    """Of the keys that are seen [t,S] those that are chosen, where some are [1,t,S]."""
+    return seen if chosen is None else seen & (chosen[0] != 0)
+
+
+def scores(ar: Pass, op: Scores, q: Tensor, k: Tensor, chosen: Tensor | None = None) -> Tensor:
     """All scores at once [A,T,T]; for replay. The pass itself goes block by block."""
     q, k = query_key_heads(ar, op, q, k)
     seen = visible(op.mask, 0, q.shape[0], k.shape[0], q.device, ar.start)
+    seen = looked_at(seen, chosen)
     return score_block(ar, op, q, k, seen, key_biases(op.alibi, k))
 
 
-def softmax(ar: Pass, op: Softmax, x: Tensor) -> Tensor:
+def softmax(ar: Pass, op: Softmax, x: Tensor, chosen: Tensor | None = None) -> Tensor:
     """All rows at once [A,T,T]; for replay."""
     seen = visible(op.mask, 0, x.shape[-1], x.shape[-1], x.device, ar.start)
+    seen = looked_at(seen, chosen)
     return softmax_block(ar, x, seen, None if op.sinks is None else ar.vector(op.sinks))
 
 
@@ -470,6 +520,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": functional.relu,
     "relu2": lambda x: functional.relu(x).square(),
+    "sigmoid": torch.sigmoid,
     "none": lambda x: x,
 }
 """The functions of ``graph.ops.ACTIVATIONS``."""
@@ -519,7 +570,7 @@ def add(ar: Pass, op: Add, hidden: Tensor, branch: Tensor) -> Tensor:
     """(hidden + scale * branch) * total, in hidden's shape."""
     branch = branch.reshape(hidden.shape)
     made = hidden + (branch if op.scale == 1.0 else ar.cut(branch * op.scale))
-    return made if op.total == 1.0 else ar.cut(made) * op.total
+    return made if op.total == 1.0 else ar.cut(made) * ar.number(op.total)
 
 
 def sigmoid(ar: Pass, op: Sigmoid, x: Tensor) -> Tensor:
@@ -656,6 +707,7 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Bias: bias,
     Clip: clip,
     Rope: rope,
+    SharedKeys: shared_keys,
     SharedRope: shared_rope,
     Scores: scores,
     Softmax: softmax,
@@ -672,13 +724,14 @@ KERNELS: dict[type[Op], Callable[..., Tensor]] = {
     Combine: combine,
     **RECURRENT,
     **ALTUP,
+    **INDEXER,
 }
 
 
 def compute(ar: Pass, node: Node, inputs: Sequence[Tensor]) -> Tensor:
     """A node's output from its inputs."""
     kernel: Any = KERNELS[type(node.op)]
-    if node.op.remembers:
+    if node.op.remembers or node.position_axis:
         return ar.along(node, kernel, inputs)
     out: Tensor = kernel(ar, node.op, *inputs)
     return out

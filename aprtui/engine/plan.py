@@ -115,12 +115,12 @@ class Plan:
     def activation_bytes(self) -> int:
         """An estimate of one layer's activations, and the logits."""
         graph, tokens = self.model.graph, len(self.tokens)
-        widths: Counter[int | None] = Counter()
+        values: Counter[int | None] = Counter()
         for node in graph:
             if not node.last and not isinstance(node.op, Scores | Softmax):
-                widths[node.key.layer] += math.prod(node.shape(1))
+                values[node.key.layer] += math.prod(node.shape(tokens))
         rows = tokens if self.job.logits == "all" or self.job.engine == "llamacpp" else 1
-        return 4 * tokens * max(widths.values()) + 4 * graph.vocab_size * rows
+        return 4 * max(values.values()) + 4 * graph.vocab_size * rows
 
     @property
     def _cache_bytes(self) -> int:
@@ -203,7 +203,7 @@ def check_space(plans: Sequence[Plan]) -> None:
         traces = "the trace needs" if len(plans) == 1 else f"{len(plans)} traces need"
         raise EngineError(
             f"{clean(str(where))}: {traces} {size(needed)} and {size(free)} are free",
-            hint="fewer --stages or --layers, or another --save-tensor-dir",
+            hint="fewer --stages or --layers, or another folder with -o DIR",
         )
 
 
@@ -262,7 +262,7 @@ def _plans(
     if holds_trace(root):
         raise UsageError(
             f"{clean(str(root))}: a trace is there itself, where a folder a prompt shall be made",
-            hint="choose another folder with --save-tensor-dir",
+            hint="choose another folder with -o DIR",
         )
     plans = [
         _plan(

@@ -39,7 +39,7 @@ def _wide(x: Tensor) -> Tensor:
 def causal_conv(ar: Pass, op: CausalConv, x: Tensor) -> Tensor:
     """[T,C]."""
     wide = _wide(x[:, op.first : op.first + op.channels])
-    weight = _wide(ar.vector(op.weight)).reshape(op.channels, op.taps)
+    weight = torch.cat([_wide(ar.vector(role)).reshape(-1, op.taps) for role in op.filters])
     padded = torch.cat((ar.recall(wide.new_zeros(op.taps - 1, op.channels)), wide))
     ar.keep(padded[len(x) :])
     made = torch.zeros_like(wide)
@@ -62,11 +62,14 @@ def gated(ar: Pass, op: Gated, x: Tensor, gate: Tensor) -> Tensor:
 
 
 def decay(ar: Pass, op: Decay, x: Tensor) -> Tensor:
-    """[T,N]."""
+    """[T,N], or [T,N,each]."""
     a = _wide(ar.vector(op.a))
     a = -a.exp() if op.logged else a
-    steps = ar.step(_wide(ar.product(x, op.part.weight)) + _wide(ar.vector(op.dt)))
-    return (a * ar.step(ar.map(functional.softplus, steps))).to(x.dtype)
+    steps = ar.step(_wide(ar.product(x, op.part.weight)) + _wide(ar.addend(op.dt)))
+    steps = ar.step(ar.map(functional.softplus, steps))
+    if not op.each:
+        return (a * steps).to(x.dtype)
+    return (a[:, None] * steps.reshape(len(x), -1, op.each)).to(x.dtype)
 
 
 def gated_norm(ar: Pass, op: GatedNorm, x: Tensor, gate: Tensor) -> Tensor:
@@ -93,7 +96,8 @@ def delta_rule(ar: Pass, op: DeltaRule, x: Tensor, g: Tensor, beta: Tensor) -> T
     def made() -> tuple[Tensor, Tensor]:
         q, k, v = _heads(op, x)
         state = ar.recall(v.new_zeros(op.heads, op.key, op.value))
-        return delta_scan(q, k, v, _wide(g), _wide(beta), state, ar.stride)
+        kept = _wide(g).reshape(len(g), op.heads, -1)
+        return delta_scan(q, k, v, kept, _wide(beta), state, ar.stride)
 
     return _once(ar, (x, g, beta), made, last=op.state)
 
@@ -133,6 +137,7 @@ def delta_scan(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """What comes out [T,N,value] and the state [N,key,value] behind it, ``chunk`` tokens at a time.
+    g [T,N,1], or of each row of the state its own [T,N,key].
 
     Within a chunk the corrections u_t = beta_t (v_t - k_t' S_t) depend on one another through a
     triangular system (arXiv 2406.06484), which is solved at once.
@@ -146,28 +151,38 @@ def delta_scan(
 
 
 def _between(kept: Tensor) -> Tensor:
-    """What is kept at token t of what token s wrote, 0 where s is later: [N,t,s]."""
+    """What is kept at token t of what token s wrote, 0 where s is later: [N,t,s], of kept [N,t]."""
     apart = kept[:, :, None] - kept[:, None, :]
     later = torch.ones(apart.shape[1:], dtype=torch.bool, device=kept.device).triu(1)
     return apart.masked_fill(later, float("-inf")).exp()
 
 
+def _met(x: Tensor, k: Tensor, kept: Tensor) -> Tensor:
+    """x [N,t,key] at token t times what is left of k [N,s,key] of token s: [N,t,s]. Of rows that
+    decay apart a head at a time: each of its products has a factor of its own."""
+    if kept.shape[-1] == 1:
+        return x @ k.transpose(1, 2) * _between(kept[..., 0])
+    rows = (
+        (x[head, :, None] * k[head, None] * _between(kept[head].T).permute(1, 2, 0)).sum(-1)
+        for head in range(len(kept))
+    )
+    return torch.stack(list(rows))
+
+
 def _chunk(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    q, k, v = (each.transpose(0, 1) for each in (q, k, v))  # [N,t,size]
-    kept = g.T.cumsum(1)  # of the state before the chunk, at each token: [N,t]
+    q, k, v, g = (each.transpose(0, 1) for each in (q, k, v, g))  # [N,t,size]
+    kept = g.cumsum(1)  # of the state before the chunk, at each token
     weight = beta.T[:, :, None]
     # What token s adds is decayed from s to t.
-    between = _between(kept)
-    system = (k @ k.transpose(1, 2) * between * weight).tril(-1)
-    right = weight * (v - kept.exp()[:, :, None] * (k @ state))
+    system = (_met(k, k, kept) * weight).tril(-1)
+    right = weight * (v - (kept.exp() * k) @ state)
     u = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-    out = kept.exp()[:, :, None] * (q @ state) + (q @ k.transpose(1, 2) * between) @ u
+    out = (kept.exp() * q) @ state + _met(q, k, kept) @ u
     last = kept[:, -1:]
-    state = last.exp()[:, :, None] * state + (
-        (last - kept).exp()[:, :, None] * k
-    ).transpose(1, 2) @ u  # fmt: skip
+    written = (last - kept).exp() * k
+    state = last.exp().transpose(1, 2) * state + written.transpose(1, 2) @ u
     return out.transpose(0, 1), state
 
 

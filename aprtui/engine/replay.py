@@ -31,6 +31,7 @@ from aprtui.engine.arithmetic import (
     product_rounding,
 )  # fmt: skip
 from aprtui.engine.expert_ties import expert_flips
+from aprtui.engine.indexer import hidden_keys
 from aprtui.engine.misread import (
     MISREADINGS,
     SUB_BLOCKS,
@@ -53,6 +54,7 @@ from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.quantised.coding import Affine
 from aprtui.formats.rows import Rows
 from aprtui.graph import Node, Role
+from aprtui.graph.indexer import ChooseKeys
 from aprtui.graph.ops import Attend, Choose, Heads, Op, Product, Softmax
 from aprtui.graph.vocabulary import facts_of
 from aprtui.model.open import Model
@@ -123,7 +125,10 @@ class Replay:
         return _array(expert_flips(ar, node, _given(node, inputs, how)))
 
     def choice_scores(self, node: Node, logits: Float64) -> Float64:
-        """What a node chooses experts by [T,E], of which a larger one is chosen first."""
+        """What a node chooses experts by [T,E], or keys [1,T,T], of which a larger one is chosen
+        first; -inf for keys that are hidden."""
+        if isinstance(node.op, ChooseKeys):
+            return _array(hidden_keys(node.op, _tensor(logits)))
         assert isinstance(node.op, Choose)
         if node.op.bias is None and node.op.groups == node.op.kept:
             return logits
@@ -165,7 +170,8 @@ class Replay:
     def product_input(self, op: Product, x: Float64) -> Float64:
         """The rows [n, columns] that a product multiplies."""
         rows = x.reshape(x.shape[0], -1)
-        return rows[-1:] if op.last and self.logits == "last" else rows
+        rows = rows[-1:] if op.last and self.logits == "last" else rows
+        return rows if op.given == 1.0 else rows * op.given
 
     def products(self, role: Role, x: Float64, names: Sequence[str] = ("",)) -> list[Float64]:
         """x [n, columns] rounded as each name says, times the matrix transposed: [n, rows]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -9,9 +10,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 __all__ = [
-    "TraceStopped", "raise_if_stopped", "stop_from_inside", "stopping_on_signals", "uninterrupted",
+    "TraceStopped", "ending_with", "raise_if_stopped", "stop_from_inside", "stopping_on_signals",
+    "uninterrupted",
 ]  # fmt: skip
 
+_PARENT_CHECK_S = 0.5
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _asked = threading.Event()
 _number = 0  # of the signal that asked
@@ -89,3 +92,24 @@ def stopping_on_signals() -> Iterator[None]:
         for each, handler in before.items():
             signal.signal(each, handler)
         _asked.clear()
+
+
+@contextmanager
+def ending_with(parent: int | None) -> Iterator[None]:
+    """While inside, this process asks itself to end (SIGTERM) once ``parent`` is no longer its
+    parent; SIGUSR1 says that it goes on alone. None: it always does."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_PARENT_CHECK_S):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    if parent is not None:
+        signal.signal(signal.SIGUSR1, lambda number, frame: done.set())
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()

@@ -48,7 +48,7 @@ class Way:
     ``activations``: a name of ROUNDINGS; ``weights``: a name of ROUND_TO or WEIGHTS_SCALED, or of
     the values of STEPPED and F16_SCALES; ``summed``: "F16" or "BF16", the type in which each term
     and the one running sum of them is rounded. ``ranks``: so many equal shares of the columns, each
-    of whose sums is rounded to ``partial`` before they are added.
+    of whose sums is rounded to ``partial`` before they are added; of one rank the sum itself.
     """
 
     activations: str = ""
@@ -252,9 +252,9 @@ class _Task:
         return self._cut
 
     def finished(self) -> Tensor:
-        if self.way.ranks == 1:
-            return self._out
         partial = ROUND_TO[self.way.partial](self._out)
+        if self.way.ranks == 1:
+            return partial
         return partial.reshape(self.way.ranks, -1, partial.shape[1]).sum(0)
 
 

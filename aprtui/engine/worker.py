@@ -13,21 +13,18 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import signal
+import runpy
 import sys
 import threading
-from collections.abc import Callable
 
 from aprtui.crash import told_of
 from aprtui.engine.events import Emit, Event, Failed, Stopped
 from aprtui.engine.job import TraceJob
 from aprtui.engine.module_job import module_plan
 from aprtui.engine.plan import Plan, make_plan
-from aprtui.engine.stopping import TraceStopped, stopping_on_signals
+from aprtui.engine.stopping import TraceStopped, ending_with, stopping_on_signals
 
 __all__ = ["event_printer", "main"]
-
-_PARENT_CHECK_S = 0.5
 
 
 def event_printer() -> Emit:
@@ -50,13 +47,6 @@ def event_printer() -> Emit:
     return emit
 
 
-def _watch_parent(pid: int, done: threading.Event, ended: Callable[[], None]) -> None:
-    while not done.wait(_PARENT_CHECK_S):
-        if os.getppid() != pid:
-            ended()
-            return
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m aprtui.engine.worker", description=__doc__)
     parser.add_argument("job", help="the TraceJob as JSON")
@@ -70,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.plan:
                 emit(modules.foreseen())
                 return 0
-            return _by_command(job)
+            return _by_command(job, options.parent)
         plan = make_plan(job)
         if options.plan:
             emit(plan.foreseen())
@@ -83,9 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
         return told.exit_code
 
 
-def _by_command(job: TraceJob) -> int:
-    """A trace of modules or nodes, which is written where other programs' are: this process becomes
-    the command's, whose events go where its own would."""
+def _by_command(job: TraceJob, parent: int | None) -> int:
+    """A trace of modules or nodes, which is written where other programs' are: the command runs in
+    this process, and its events go where the engine's own would."""
     said = {
         "--engine": job.engine, "--stages": job.stages, "--layers": job.layers,
         "--logits": job.logits, "--device": job.device, "--dtype": job.dtype,
@@ -96,9 +86,13 @@ def _by_command(job: TraceJob) -> int:
     options = [f"{name}={text}" for name, text in said.items() if text]
     options += [f"--engine-arg={key}={text}" for key, text in job.engine_args.items()]
     options += ["--overwrite"] * job.overwrite
-    command = (sys.executable, "-m", "aprtui", "trace", "--events", *options, "--", job.model)
-    sys.stdout.flush()
-    os.execv(sys.executable, command)
+    sys.argv = ["aprtui", "trace", "--events", *options, "--", job.model]
+    with ending_with(parent):
+        try:
+            runpy.run_module("aprtui", run_name="__main__")
+        except SystemExit as ended:
+            return ended.code if isinstance(ended.code, int) else 0
+    return 0
 
 
 def _trace(plan: Plan, parent: int | None, emit: Emit) -> int:
@@ -106,20 +100,12 @@ def _trace(plan: Plan, parent: int | None, emit: Emit) -> int:
     from aprtui.engine.run import run_trace
 
     gc.enable()
-
-    done = threading.Event()
-    if parent is not None:
-        end = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-        signal.signal(signal.SIGUSR1, lambda number, frame: done.set())
-        threading.Thread(target=_watch_parent, args=(parent, done, end), daemon=True).start()
     try:
-        with stopping_on_signals():
+        with ending_with(parent), stopping_on_signals():
             run_trace(plan, emit)
     except TraceStopped as stop:
         if not stop.told:  # before the pass began
             emit(Stopped(files=0, directory=str(plan.directory)))
-    finally:
-        done.set()
     return 0
 
 

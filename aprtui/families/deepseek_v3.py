@@ -3,6 +3,7 @@ shared ones, the first layers dense. Their GGUFs, V2's and GLM-4.7-Flash's bear 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -21,7 +22,7 @@ from aprtui.families.tensors import (
     Table,
 )
 from aprtui.graph import Graph
-from aprtui.graph.latent import place_latent
+from aprtui.graph.latent import LatentAttention, place_latent
 
 __all__ = ["FAMILY", "TABLE", "build_with", "pass_over_drafts", "softmax_ffn"]
 
@@ -90,17 +91,23 @@ def softmax_ffn(s: Settings, layers: int) -> decoder.Mixer:
     )
 
 
-def build_with(s: Settings, ffn: decoder.ReadFfn, *, adjacent: bool = True) -> Graph:
-    """``ffn``: of so many layers; ``adjacent``: neighbouring channels turn."""
+def build_with(
+    s: Settings, ffn: decoder.ReadFfn, *, adjacent: bool = True,
+    indexed: Callable[[Settings, LatentAttention, int], list[LatentAttention]] | None = None,
+) -> Graph:  # fmt: skip
+    """``ffn``: of so many layers; ``adjacent``: neighbouring channels turn; ``indexed``: the
+    attention of each of so many layers, where keys are chosen."""
     pass_over_drafts(s)
     sizes, parts = latent.read_sizes(s)
     biased = in_folder(s) and s.flag("attention_bias")
     how = latent.read_latent(s, sizes, parts, biased=biased, grown=True)
     pairs = "adjacent" if adjacent else "halves"
+    assert how.table is not None
     how = replace(how, table=replace(how.table, pairs=s.say("rope_layout", pairs)))
+    each = [how] * sizes.layers if indexed is None else indexed(s, how, sizes.layers)
     made = ffn(s, sizes.layers)
     decoder.read_tied(s)
-    return decoder.build_decoder(sizes, lambda layer: partial(place_latent, how=how), made)
+    return decoder.build_decoder(sizes, lambda layer: partial(place_latent, how=each[layer]), made)
 
 
 def build(s: Settings) -> Graph:
@@ -108,7 +115,9 @@ def build(s: Settings) -> Graph:
         adjacent = s.flag("rope_interleave", null=False)
         return build_with(s, sigmoid_ffn, adjacent=adjacent)
     flash = all(s.take(key) in values for key, values in _FLASH.items())
-    gating = s.take("expert_gating_func", _SIGMOID if flash else 1)
+    gating = s.take("expert_gating_func", 0) or (_SIGMOID if flash else 1)
+    if gating not in (1, _SIGMOID):
+        raise s.fail(f"expert_gating_func is {gating!r:.20}, which is not computed here")
     if gating == _SIGMOID:
         s.assume("expert_gating_func", _SIGMOID)
         return build_with(s, sigmoid_ffn)

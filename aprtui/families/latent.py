@@ -38,8 +38,11 @@ TENSORS = (
 )
 
 
-def read_sizes(s: Settings) -> tuple[decoder.Sizes, dict[str, int | None]]:
-    """The common sizes, and those of the latents: q_rank, kv_rank, still, turned, value."""
+def read_sizes(s: Settings, *, bound: bool = True) -> tuple[decoder.Sizes, dict[str, int | None]]:
+    """The common sizes, and those of the latents: q_rank, kv_rank, still, turned, value.
+
+    ``bound``: what follows from the parts must be said so, where it is said twice.
+    """
     if in_folder(s):
         found = {
             "q_rank": s.integer("q_lora_rank", null=None),
@@ -47,36 +50,41 @@ def read_sizes(s: Settings) -> tuple[decoder.Sizes, dict[str, int | None]]:
             "still": s.integer("qk_nope_head_dim"),
             "turned": s.integer("qk_rope_head_dim"),
         }
-        turned = found["turned"]
-        s.must_be("head_dim", (turned,), f"{turned} channels turn")
-        whole = found["still"] + turned
-        s.must_be("qk_head_dim", (whole,), f"{whole} channels are a key")
+        turned, whole = found["turned"], found["still"] + found["turned"]
+        if bound:
+            s.must_be("head_dim", (turned,), f"{turned} channels turn")
+            s.must_be("qk_head_dim", (whole,), f"{whole} channels are a key")
         heads, stated = s.integer("num_heads"), s.integer("num_kv_heads", null=None)
         if stated not in (None, heads):
             raise s.fail(f"num_kv_heads is {stated} of {heads}: each head has keys of its own")
         even = s.integer("hidden_size") // heads
         found["value"] = s.integer("v_head_dim", null=even)
     else:
-        found = _gguf_sizes(s)
+        found = _gguf_sizes(s, bound=bound)
     if found["turned"] % 2 or found["turned"] < 2:
         raise s.fail(f"RoPE over {found['turned']} channels: it needs pairs")
-    sizes = decoder.read_sizes(s, head_dim=found["still"] + found["turned"], kv_heads=0)
-    s.say("num_kv_heads", sizes.heads)  # GGUF says 1, of the latents
-    return sizes, found
+    heads = s.integer("num_heads")  # GGUF says 1 key/value head, of the latents
+    key = found["still"] + found["turned"]
+    return decoder.read_sizes(s, head_dim=key, kv_heads=heads), found
 
 
-def _gguf_sizes(s: Settings) -> dict[str, int | None]:
-    """Keys of a head as the model has them (``_mla``), or as older files do."""
-    key = s.integer("attention.key_length_mla", None) or s.take("head_dim")
-    heads = s.integer("num_heads")
+def _gguf_sizes(s: Settings, *, bound: bool) -> dict[str, int | None]:
+    """Keys of a head as the model has them (``_mla``, beside what llama.cpp's cache holds of the
+    latents, one head), or as older files do."""
+    inner = s.integer("attention.key_length_mla", None)
+    key, turned = inner or s.take("head_dim"), s.integer("rope_dim")
+    heads, rank = s.integer("num_heads"), s.integer("attention.kv_lora_rank")
     even = s.integer("hidden_size") // heads
     value = s.integer("attention.value_length_mla", None) or s.take("value_dim", even)
-    for name in ("head_dim", "value_dim", "num_kv_heads"):  # of the latents, where there is _mla
-        s.take(name, None)
-    turned = s.integer("rope_dim")
+    held = {"head_dim": rank + turned, "value_dim": rank, "num_kv_heads": 1}
+    held = held if inner else {"num_kv_heads": heads}
+    for name in ("head_dim", "value_dim", "num_kv_heads"):
+        stated = s.take(name, None)
+        if bound and name in held and stated != held[name]:
+            raise s.fail(f"{s.label(name)} is {stated}, and {held[name]} follows from the latents")
     return {
         "q_rank": s.integer("attention.q_lora_rank", None) or None,
-        "kv_rank": s.integer("attention.kv_lora_rank"),
+        "kv_rank": rank,
         "still": key - turned,
         "turned": turned,
         "value": value,
@@ -85,10 +93,13 @@ def _gguf_sizes(s: Settings) -> dict[str, int | None]:
 
 def read_latent(
     s: Settings, sizes: decoder.Sizes, parts: dict[str, int | None], *, biased: bool = False,
-    grown: bool = False,
+    grown: bool = False, turns: bool = True,
 ) -> LatentAttention:  # fmt: skip
-    """The attention of every layer. ``grown``: a scaling of RoPE in a GGUF lets the scores grow."""
-    table, scale = _rope(s, parts["turned"] or 0, sizes.head_dim, grown=grown)
+    """The attention of every layer. ``grown``: a scaling of RoPE in a GGUF lets the scores grow;
+    ``turns``: there is RoPE."""
+    table, scale = None, sizes.head_dim**-0.5
+    if turns:
+        table, scale = _rope(s, parts["turned"] or 0, sizes.head_dim, grown=grown)
     norm = sizes.norm()
     norm = replace(norm, eps=_LATENT_EPS) if in_folder(s) else norm
     s.say("score_scale", scale)

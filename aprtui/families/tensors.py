@@ -203,6 +203,7 @@ SHARED_EXPERT = tuple(
         f"mlp.shared_experts.{part}_proj.weight",
         f"mlp.shared_expert.{part}_proj.weight",
         f"mlp.shared_mlp.{part}_proj.weight",
+        f"block_sparse_moe.shared_experts.{part}_proj.weight",
         f"ffn_{part}_shexp.weight",
     )
     for part in _MIXTRAL_PARTS
@@ -217,6 +218,7 @@ CORRECTION_BIAS = (
         "mlp.moe_statics.e_score_correction_bias",
         "mlp.experts.e_score_correction_bias",
         "block_sparse_moe.e_score_correction_bias",
+        "block_sparse_moe.gate.e_score_correction_bias",
         "mlp.expert_bias",
         "exp_probs_b.bias",
     ),

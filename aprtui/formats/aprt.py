@@ -37,7 +37,7 @@ WHOLE_MODEL = 0xFFFFFFFF
 MAX_VALUES = 0xFFFFFFFF
 _HEADER = struct.Struct("<4sII")
 _COPIED_BYTES = 1 << 20  # a copy of so few costs less than a map
-_HINT = "free space or choose another folder with --save-tensor-dir"
+_HINT = "free space or choose another folder with -o DIR"
 
 Float32 = npt.NDArray[np.float32]
 

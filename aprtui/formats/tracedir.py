@@ -407,7 +407,7 @@ def clear_trace(root: Path) -> None:
     if links:
         raise UsageError(
             f"{clean(str(root))}: {clean(links[0])} is a link: it may hold another trace's files",
-            hint="remove the link, or choose another folder with --save-tensor-dir",
+            hint="remove the link, or choose another folder with -o DIR",
         )
     try:
         for file in (root / MANIFEST, *_our_files(root)):
@@ -418,7 +418,7 @@ def clear_trace(root: Path) -> None:
     except OSError as error:
         raise UsageError(
             f"{clean(str(root))}: the old trace cannot be removed: {error.strerror}",
-            hint="choose another folder with --save-tensor-dir",
+            hint="choose another folder with -o DIR",
         ) from error
 
 

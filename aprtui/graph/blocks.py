@@ -58,9 +58,9 @@ class Attention:
     weighs the output, of each head where ``gate_heads``, else of each channel. ``clip``: the limit
     of q, k and v. ``value_norm``: of each value head; ``keys_as_values``: values are the keys
     before their norm; ``shares``: the layer whose turned keys and normalised values it reads,
-    having none. ``scale_in``: the factor on their products, ``scale_k``: that on K, ``scale_out``:
-    on the output. ``rank``: that of what is added to their products by the layer's own adapters, 0
-    without them."""
+    having none. ``scale_in``: the factor on what their products are given, ``scale_k``: that on K,
+    ``scale_out``: on the output. ``rank``: that of what is added to their products by the layer's
+    own adapters, 0 without them."""
 
     heads: int
     kv_heads: int
@@ -296,7 +296,7 @@ class Builder:
         )  # fmt: skip
         width = sum(part.rows for part in parts)
         plain = tuple(replace(part, bias=None) for part in parts)
-        qkv = self.put("qkv_matmul", Product(plain, how.scale_in), x, qkv=width)
+        qkv = self.put("qkv_matmul", Product(plain, given=how.scale_in), x, qkv=width)
         if how.rank:
             latents = tuple(self._part(f"{part.name}_low", how.rank) for part in parts)
             low = self.put("qkv_low", Product(latents), x, width=len(parts) * how.rank)

@@ -52,6 +52,6 @@ def _cut_by(node: Node, own: tuple[HeadWindow, ...]) -> list[tuple[StageKey, Hea
     if isinstance(op, Attend):
         return [(inputs[1], HeadWindow(op.values, ordered=False))]
     if isinstance(op, Scores):
-        cut = zip(inputs, (op.queries, op.keys), strict=True)
+        cut = zip(inputs[:2], (op.queries, op.keys), strict=True)
         return [(key, HeadWindow(heads)) for key, heads in cut if heads is not None]
     return []

@@ -48,7 +48,7 @@ def place_mamba2(b: Builder, x: StageKey, how: Mamba2, last: str = "attn_out") -
     inner = scan.heads * scan.size
     channels = inner + 2 * scan.groups * scan.state
     width = inner + channels + scan.heads
-    into = b.put("ssm_in", Product(_first(b, how), how.scale_in), x, width=width)
+    into = b.put("ssm_in", Product(_first(b, how), given=how.scale_in), x, width=width)
     bias = b.role("ssm_conv_bias") if how.conv_bias else None
     conv = CausalConv(b.role("ssm_conv"), channels, how.taps, bias, how.activation, first=inner)
     mixed = b.put("ssm_conv", conv, into, width=channels)

@@ -39,6 +39,7 @@ __all__ = [
     "Rope",
     "Route",
     "Scores",
+    "SharedKeys",
     "SharedRope",
     "Sigmoid",
     "Softmax",
@@ -47,7 +48,9 @@ __all__ = [
     "Xielu",
 ]
 
-ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2", "none")
+ACTIVATIONS = (
+    "silu", "gelu_tanh", "gelu", "quick_gelu", "relu", "relu2", "sigmoid", "none",
+)  # fmt: skip
 """The activations that are met, by name."""
 
 
@@ -197,7 +200,8 @@ class Positions(Op):
 
 @dataclass(frozen=True)
 class Norm(Op):
-    """x / sqrt(mean(x^2) + eps) * (offset + w): over the last axis, or over each of ``heads``.
+    """x / sqrt(mean(x^2) + eps) * (offset + w): over the last axis, or over each of ``heads``; x is
+    multiplied by ``scale`` before.
 
     ``whole``: over all of the heads together; ``each``: every head has a weight of its own;
     ``own``: they are tensors of their own.
@@ -212,6 +216,7 @@ class Norm(Op):
     each: bool = False
     centred: bool = False
     bias: Role | None = None
+    scale: float = 1.0
     own: tuple[Role, ...] = ()
 
     @property
@@ -226,14 +231,15 @@ class Norm(Op):
 
 @dataclass(frozen=True)
 class Product(_OfParts):
-    """x times each part's matrix transposed, side by side, plus its bias; times the part's scale
-    and ``scale``; then tanh(y / cap) * cap. ``last``: of the last position alone, unless all
-    logits are asked for."""
+    """x times ``given``, times each part's matrix transposed, side by side, plus its bias; times
+    the part's scale and ``scale``; then tanh(y / cap) * cap. ``last``: of the last position alone,
+    unless all logits are asked for."""
 
     parts: tuple[Part, ...]
     scale: float = 1.0
     cap: float | None = None
     last: bool = False
+    given: float = 1.0
 
     @property
     def weights(self) -> tuple[Role, ...]:
@@ -249,8 +255,12 @@ class Product(_OfParts):
         return replace(self, parts=(part,))
 
     def factor(self, part: Part) -> float:
-        """What the columns of ``part`` are multiplied by."""
+        """What the columns that ``part`` makes are multiplied by."""
         return self.scale * part.scale
+
+    def whole_factor(self, part: Part) -> float:
+        """The same, and what its matrix is given."""
+        return self.given * self.factor(part)
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         matrices = {part.weight: (part.rows, width) for part in self.parts}
@@ -328,9 +338,17 @@ class SharedRope(Op):
 
 
 @dataclass(frozen=True)
+class SharedKeys(Op):
+    """The same where nothing turns."""
+
+    shared: Heads
+    own: Heads
+
+
+@dataclass(frozen=True)
 class Scores(Op):
     """q.k * scale, then tanh(s / cap) * cap, then what ``alibi`` adds: [A,T,T], 0 where the mask
-    hides the key.
+    hides the key, or a third input [1,T,T] that is 0 there.
 
     Query head h reads key/value head h div (A/K). ``queries`` and ``keys`` are the windows of the
     inputs that hold them, None where an input is these heads and no more. ``temperature``: q is
@@ -352,7 +370,8 @@ class Scores(Op):
 
 @dataclass(frozen=True)
 class Softmax(Op):
-    """Softmax of each row over the keys that the mask shows, 0 elsewhere: [A,T,T].
+    """Softmax of each row over the keys that the mask shows, and a second input [1,T,T] where there
+    is one, 0 elsewhere: [A,T,T].
 
     ``sinks`` [A]: a logit a head that takes its share and is thrown away.
     """

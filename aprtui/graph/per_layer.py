@@ -26,8 +26,7 @@ class PerLayer:
 
 
 def place_inputs(b: Builder, embedding: StageKey, how: PerLayer) -> StageKey:
-    """What the layers are given [T,layers,size]. The product is not divided: its norm's epsilon is
-    multiplied instead, which is the same."""
+    """What the layers are given [T,layers,size]."""
     width = how.layers * how.size
     table = Embed(Role("per_layer_embedding"), how.rows, how.size**0.5)
     rows = b.put("per_layer_embedding", table, width=width)
@@ -35,7 +34,7 @@ def place_inputs(b: Builder, embedding: StageKey, how: PerLayer) -> StageKey:
     made = b.put("per_layer_projection", Product((part,)), embedding, width=width)
     slots = {"slot": how.layers, "channel": how.size}
     norm = replace(
-        how.norm, weight=Role("per_layer_norm"), eps=how.norm.eps * b.hidden_size,
+        how.norm, weight=Role("per_layer_norm"), scale=b.hidden_size**-0.5,
         heads=Heads(0, how.layers, how.size),
     )  # fmt: skip
     normed = b.put("per_layer_norm", norm, made, **slots)

@@ -21,7 +21,8 @@ __all__ = [
 class CausalConv(Op):
     """Of each channel the sum of its last ``taps`` values, each times a weight of its own, then
     ``activation``: [T,C]. The last weight is that of the token itself; before the first there are
-    zeros. The channels are columns of the input, from ``first`` on."""
+    zeros. The channels are columns of the input, from ``first`` on. ``more``: weights of as many
+    channels each, where those of all are several tensors."""
 
     row_wise = False
     remembers = True
@@ -32,13 +33,20 @@ class CausalConv(Op):
     bias: Role | None = None
     activation: str = "silu"
     first: int = 0
+    more: tuple[Role, ...] = ()
+
+    @property
+    def filters(self) -> tuple[Role, ...]:
+        """The weights of all channels, one after the other."""
+        return (self.weight, *self.more)
 
     @property
     def weights(self) -> tuple[Role, ...]:
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+        return self.filters if self.bias is None else (*self.filters, self.bias)
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
-        shapes: dict[Role, tuple[int, ...]] = {self.weight: (self.channels * self.taps,)}
+        each = self.channels // len(self.filters) * self.taps
+        shapes: dict[Role, tuple[int, ...]] = dict.fromkeys(self.filters, (each,))
         return shapes if self.bias is None else {**shapes, self.bias: (self.channels,)}
 
 
@@ -55,12 +63,14 @@ class Columns(Op):
 @dataclass(frozen=True)
 class Decay(Op):
     """Logarithms [T,N] of what a state keeps at each token: a * softplus(x W' + dt), where a is
-    -exp(A) of the weight where it is ``logged``, else the weight as it is."""
+    -exp(A) of the weight where it is ``logged``, else the weight as it is. ``each``: of so many
+    rows of a state each its own [T,N,each], of one a."""
 
     part: Part
     a: Role
     dt: Role
     logged: bool = True
+    each: int = 0
 
     @property
     def weights(self) -> tuple[Role, ...]:
@@ -72,7 +82,8 @@ class Decay(Op):
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
         rows = self.part.rows
-        return {self.part.weight: (rows, width), self.a: (rows,), self.dt: (rows,)}
+        heads = rows // (self.each or 1)
+        return {self.part.weight: (rows, width), self.a: (heads,), self.dt: (rows,)}
 
 
 @dataclass(frozen=True)
@@ -81,9 +92,10 @@ class DeltaRule(Op):
     at each token S = exp(g) S, then S = S + k (beta (v - k'S))', and q'S / sqrt(``key``) comes
     out: [T,N,value]. ``state``: what comes out is the S behind the last token.
 
-    The inputs are q, k and v side by side [T, 2 * key_heads * key + heads * value], g and beta
-    [T,N]. q and k are of length one, as x / sqrt(x'x + ``eps``). Value head h has the q and k of
-    head h div (heads / key_heads), or h mod key_heads where they are ``dealt``.
+    The inputs are q, k and v side by side [T, 2 * key_heads * key + heads * value], g [T,N], or of
+    each row of the state its own [T,N,key] (arXiv 2510.26692), and beta [T,N]. q and k are of
+    length one, as x / sqrt(x'x + ``eps``). Value head h has the q and k of head h div
+    (heads / key_heads), or h mod key_heads where they are ``dealt``.
     """
 
     row_wise = False

@@ -78,6 +78,8 @@ _NO_CONV = "no layer is a short convolution"
 _NO_BLOCK = "the layers share no block"
 _NO_ADAPTERS = "no layer adapts what it shares with others"
 _NO_DELTA = "no layer has a delta rule"
+_NO_LOW_GATES = "no layer has a delta rule, or its gates have no latent"
+_NO_INDEXER = "the attention looks at all keys, or at those that another layer chose"
 _NO_PER_LAYER = "the layers have no embedding of their own"
 _NO_ROPE = "the layer turns nothing by its position"
 _NO_PRE_NORM = "the family normalises only after its branches"
@@ -146,7 +148,19 @@ STAGES: tuple[Stage, ...] = (
     Stage("q_post_rope", "q", _QUERIES, "Q after RoPE", _NO_ROPE, rotated=True),
     Stage("k_post_rope", "k", _KEYS, "K after RoPE, heads not repeated", _NO_ROPE,
           rotated=True),
+    Stage("k_joined", "k", _KEYS, "K of each head: its own channels, then those that all share",
+          "the layer turns its keys, or has no latent"),
     Stage("v_norm", "vn", _KEYS, "RMSNorm of each value head", "the family has no norm of values"),
+    Stage("index_q", "iq", _WIDE, "queries of the indexer, of the queries' latent", _NO_INDEXER),
+    Stage("index_q_rope", "iqr", _QUERIES, "the same after RoPE", _NO_INDEXER),
+    Stage("index_k", "ik", _WIDE, "keys of the indexer, one head", _NO_INDEXER),
+    Stage("index_k_norm", "ikn", _KEYS, "the same, normalised", _NO_INDEXER),
+    Stage("index_k_rope", "ikr", _KEYS, "the same after RoPE", _NO_INDEXER),
+    Stage("index_weights", "iw", _WIDE, "what each head of the indexer counts", _NO_INDEXER),
+    Stage("index_scores", "isc", _SCORES, "by what keys are chosen, of all heads; 0 where masked",
+          _NO_INDEXER, wide=True),
+    Stage("index_keys", "idk", _SCORES, "1 for each key that is looked at, else 0", _NO_INDEXER,
+          integers=True),
     Stage("attn_scores", "sco", _SCORES, "q.k scaled (soft-capped, ALiBi added), 0 where masked"),
     Stage("attn_softmax", "smx", _SCORES, "softmax over the visible keys, 0 elsewhere",
           shares=True),
@@ -175,11 +189,15 @@ STAGES: tuple[Stage, ...] = (
     Stage("conv_out", "cou", _WIDE, "the convolution times the second gate", _NO_CONV),
     Stage("delta_qkv", "dqk", _WIDE, "Q, K and V of a delta rule, before the convolution",
           _NO_DELTA),
+    Stage("delta_gate_low", "dgl", _WIDE, "latent of what gates its output", _NO_LOW_GATES),
     Stage("delta_gate", "dgt", _WIDE, "what gates its output, before the activation", _NO_DELTA),
     Stage("delta_beta", "bet", ("token", "state_head"), "how much of each token is written",
           _NO_DELTA),
     Stage("delta_decay", "dec", ("token", "state_head"),
           "logarithm of what is kept at each token", _NO_DELTA),
+    Stage("delta_decay_low", "del", _WIDE, "latent of the decay", _NO_LOW_GATES),
+    Stage("delta_row_decay", "der", ("token", "state_head", "row"),
+          "logarithm of what each row of the state keeps at each token", _NO_LOW_GATES),
     Stage("delta_conv", "cnv", _WIDE, "Q, K and V after the causal convolution", _NO_DELTA),
     Stage("delta_out", "dou", _STATES, "what the rule reads of its state", _NO_DELTA),
     Stage("delta_state", "dst", ("state_head", "row", "channel"),

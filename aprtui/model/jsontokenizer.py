@@ -27,7 +27,13 @@ from aprtui.model.vocabulary import (
 )
 from aprtui.text import clean, size
 
-__all__ = ["json_vocabulary", "library_failures", "load_library", "spec_from_folder"]
+__all__ = [
+    "folder_object",
+    "json_vocabulary",
+    "library_failures",
+    "load_library",
+    "spec_from_folder",
+]
 
 MAX_JSON_BYTES = 64 << 20
 # What the library builds takes 1.6 times as much: 0.4 GB of the largest file that is published,
@@ -45,8 +51,8 @@ def spec_from_folder(folder: Path) -> TokenizerSpec:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UsageError(f"{clean(str(folder))} holds no tokenizer.json", hint=TOKENS_HINT)
-    config = _read_object(folder / "tokenizer_config.json")
-    model_config = _read_object(folder / "config.json")
+    config = folder_object(folder / "tokenizer_config.json")
+    model_config = folder_object(folder / "config.json")
     add_bos, add_eos = config.get("add_bos_token"), config.get("add_eos_token")
     ids = {
         name: value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -79,7 +85,7 @@ def _read_tokenizer(path: Path) -> bytes:
     return raw
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def folder_object(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; empty where there is no such file."""
     return read_object(path, clean(path.name), MAX_JSON_BYTES) if path.exists() else {}
 

@@ -102,6 +102,11 @@ class Tokenizer:
         after = [spec.eos_id] if spec.add_eos and spec.eos_id is not None else []
         return (*before, *self._ids_of(text, special), *after)
 
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text, whether or not one is added."""
+        return self._spec.bos_id
+
     def text_of(self, token_id: int) -> str:
         """The token's own text; see ``Vocabulary.text_of``."""
         return self._vocabulary.text_of(token_id)

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from aprtui import api
-from aprtui.compare.bisect import Options, bisect
+from aprtui.compare.bisect import bisect
 from aprtui.compare.bisection import Bisection
 from aprtui.compare.diff import Comparison
 from aprtui.compare.opening import read_capture, unshaped
 from aprtui.compare.verified import Verified
+from aprtui.compare.worker import Options
 from aprtui.crash import told_of
 from aprtui.errors import AprtuiError, EngineError
 from aprtui.formats.manifest import read_manifest

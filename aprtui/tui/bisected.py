@@ -30,6 +30,12 @@ class Finding:
     lines: Lines
     by: str = ""  # what explains it
     text: str = ""  # of a culprit: what it does wrong, in a line; of what is within rounding: how
+    mistake: str = ""  # of a culprit: the id of the mistake that it was proved to be
+
+    def in_short(self, key: StageKey) -> str:
+        """All of it in one line, to be pasted somewhere."""
+        facts = " · ".join(f"{name} {said}".strip() for name, said in self.lines if said)
+        return f"{clean(str(key))} {self.kind} · {facts}"
 
 
 @dataclass(frozen=True)
@@ -108,10 +114,11 @@ def seen(value: Bisection) -> Bisected:
     for item in value.unmeasured:
         found[item.key] = Finding("unmeasured", None, (("why", clean(item.why)),))
     for culprit in value.culprits:
-        text = clean(culprit.text, 300)
+        mistake = "" if culprit.mistake is None else clean(culprit.mistake.id)
         found[culprit.key] = Finding(
-            "culprit", culprit.local_rel_l2, _culprit_lines(culprit), text=text
-        )
+            "culprit", culprit.local_rel_l2, _culprit_lines(culprit),
+            text=clean(culprit.text, 300), mistake=mistake,
+        )  # fmt: skip
     return Bisected(value, {key: found[key] for key in sorted(found, key=order_of)})
 
 

@@ -74,6 +74,7 @@ PLACES: dict[str, str] = {
     "diff": "Diff",
     "pair": "Diff: one pair",
     "bisect": "Diff: local error",
+    "mistake": "Diff: a mistake",
     "matrix": "Matrix",
     "many": "Matrix: many traces",
     "results": "Matrix: a sweep",
@@ -164,6 +165,9 @@ KEYS: tuple[Key, ...] = (
     Key("tokens-model", ("o",), "screen.ask_model", "browse:tokens", "model…",
         "read tokens with another model"),
 
+    Key("overview-colours", ("c",), "colours", "browse:overview", "colours",
+        "colours: rms against the layer above, rms, size of the files"),
+
     *_number_keys("model", "model-pane"),
     *_heat_keys("model:map", "map"),
     Key("trace-model", ("t",), "trace", "model", "trace", "trace this model"),
@@ -249,6 +253,13 @@ KEYS: tuple[Key, ...] = (
     Key("next-culprit", ("n",), "next(1)", "bisect", "next", "next culprit"),
     Key("previous-culprit", ("N",), "next(-1)", "bisect", "", "the culprit before"),
     Key("drift", ("v",), "drift", "bisect", "drift", "back to drift"),
+
+    Key("mistake-pair", ("enter",), "pair", "mistake", "pair",
+        "both sides of the stage: values, histograms, what is worst"),
+    Key("mistake-next", ("n",), "step(1)", "mistake", "next", "next culprit that has a name"),
+    Key("mistake-previous", ("N",), "step(-1)", "mistake", "", "the culprit before"),
+    Key("mistake-copy", ("y",), "copy_value", "mistake", "copy",
+        "copy what was found, and what to check"),
 
     Key("pair-focus", ("tab",), "focus_pane", "pair", "pane", "next pane"),
     Key("pair-sort", ("s",), "sort", "pair", "worst by", "worst elements, positions or channels"),

@@ -9,6 +9,7 @@ from textual.message import Message
 
 from aprtui.engine.events import Event
 from aprtui.formats.tracedir import StageKey, TraceDir
+from aprtui.tui.trace_cells import Held
 
 __all__ = [
     "Found", "Known", "Learnt", "LoadFailed", "Place", "ReadSoFar", "RunnerEnded",
@@ -44,8 +45,10 @@ class LoadFailed(Message):
 
 @dataclass
 class Surveyed(Message):
-    """Some files were looked at: rms by stage, and the damage that was found."""
+    """Some files were looked at: what each holds, the rms of those that were measured (NaN where a
+    value is no number), and the damage that was found."""
 
+    held: dict[StageKey, Held] = field(default_factory=dict)
     rms: dict[StageKey, float] = field(default_factory=dict)
     damage: dict[StageKey, str] = field(default_factory=dict)
 

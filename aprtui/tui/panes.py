@@ -47,6 +47,8 @@ PANES: dict[str, tuple[PaneRow, ...]] = {
                 "Channel: one channel along the positions and along the layers"),
         PaneRow("experts", "experts_pane:ExpertsPane",
                 "Experts: which experts each token is sent to", "E"),
+        PaneRow("overview", "overview_pane:OverviewPane",
+                "Overview: all layers by stages, coloured by what each file holds", "O"),
     ),
     "model": (
         PaneRow("tensor", "tensor_pane:TensorPane", "Tensor: facts, values, histogram"),

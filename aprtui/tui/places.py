@@ -11,19 +11,29 @@ from aprtui.errors import AprtuiError, UsageError
 from aprtui.formats.journal import read_journal
 from aprtui.formats.manifest import read_manifest
 from aprtui.formats.perop import is_per_op_side
-from aprtui.formats.tracedir import EVENTS, MANIFEST, clear_trace, list_stage_files
+from aprtui.formats.tracedir import (
+    EVENTS,
+    MANIFEST,
+    StageKey,
+    clear_trace,
+    list_stage_files,
+    open_trace,
+)
 from aprtui.sweep.results import MATRIX, open_results
 from aprtui.text import clean, count, size
 from aprtui.tui.messages import Known, Place
 from aprtui.tui.running import running_pid
 from aprtui.tui.session import left_running
 from aprtui.tui.source import MODEL_SUFFIXES
+from aprtui.tui.trace_cells import Held, holdings_of
 
 __all__ = [
     "delete_trace",
+    "held_of",
     "known_of",
     "known_of_results",
     "left_places",
+    "model_words",
     "places_below",
     "rename_trace",
 ]
@@ -122,6 +132,34 @@ def known_of(path: Path) -> Known:
         return Known("foreign", files=len(files), size_bytes=written)
     state = "running" if running_pid(path) is not None else "stopped"
     return _stated(journal.planned, state, len(files), written, journal.files)
+
+
+def held_of(path: Path) -> dict[StageKey, Held]:
+    """What a trace's files hold, as far as their writer told; of a damaged trace nothing."""
+    try:
+        records = open_trace(path).records
+    except AprtuiError:
+        return {}
+    return {
+        key: holdings_of(record.stats, record.size_bytes, record.shape or ())
+        for key, record in records.items()
+    }
+
+
+def model_words(path: Path) -> tuple[str, ...]:
+    """What a model is, a line each, or why it cannot be read."""
+    from aprtui.model.open import open_model, read_model_file  # Home is drawn before these are here
+    from aprtui.tui.screens.model_text import summary
+
+    try:
+        file = read_model_file(path)
+    except AprtuiError as error:
+        return (f"! {clean(str(error), 400)}",)
+    try:
+        said = summary(file, open_model(path), "")
+    except AprtuiError as error:
+        said = summary(file, None, error.message)
+    return tuple(said.plain.split("\n"))
 
 
 def known_of_results(path: Path) -> Known:

@@ -37,6 +37,8 @@ MODEL_SUFFIXES = (".apr", ".gguf", ".safetensors")
 
 def kind_of(path: Path) -> Opened:
     """What ``path`` is, from its name and first bytes. Raises BadFileError when it is none."""
+    if path.name in ("", ".."):  # ``.`` has no name to be shown by
+        path = path.resolve()
     if path.is_dir():
         return Opened(_folder_kind(path), path)
     head = first_bytes(path, 8)

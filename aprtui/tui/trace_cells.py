@@ -31,6 +31,12 @@ class Held:
     inf: int = 0
     size_bytes: int = 0
     shape: tuple[int, ...] = ()
+    damaged: bool = False
+
+    @property
+    def known(self) -> bool:
+        """Whether its values were looked at, by whoever wrote or read it."""
+        return _is_number(self.rms) or bool(self.nan or self.inf)
 
 
 @dataclass
@@ -83,6 +89,8 @@ class Holdings:
         """The sign and the style of a stage whose file is there; ``coloured`` where levels can be
         told by colour."""
         held = self.held[key]
+        if held.damaged:
+            return ("#", "bad")
         if held.nan or held.inf:
             return ("N" if held.nan else "I", "bad")
         level, signed = self.level(key), self.by == "growth"
@@ -122,6 +130,8 @@ class Holdings:
         broken = [
             f"{count} {name}" for count, name in ((held.nan, "NaN"), (held.inf, "Inf")) if count
         ]
+        if held.damaged:
+            parts.append(("damaged  ", "bad"))
         if broken:
             parts.append((f"{', '.join(broken)}  ", "bad"))
         if _is_number(held.rms):
@@ -158,8 +168,9 @@ def rms_of(said: object) -> float:
         return math.nan
 
 
-def holdings_of(stats: Mapping[str, object]) -> Held:
+def holdings_of(stats: Mapping[str, object], size_bytes: int = 0,
+                shape: tuple[int, ...] = ()) -> Held:  # fmt: skip
     """What a manifest's numbers of a stage say."""
     counts = [stats.get(name) for name in ("nan", "inf")]
     nan, inf = (count if isinstance(count, int) else 0 for count in counts)
-    return Held(rms_of(stats.get("rms")), nan, inf)
+    return Held(rms_of(stats.get("rms")), nan, inf, size_bytes, shape)

@@ -7,7 +7,8 @@ For each inner size and type a model of one layer, its ffn_out of that many colu
 summed by numpy in float32 (one running sum, and BLAS), with one weight of a typical row off by a
 fraction of its block's step. Halved until it is no longer named with its row and column. Seven
 tokens. ``--honest``: so many outputs of honest float32 products are judged as the floor does,
-and the largest error in medians of its matrix is told beside the bar: none may reach it.
+and the largest error in medians of its matrix is told beside the bar: none may reach it. Of each
+size as many terms are summed, so of the small one there are the most outputs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.compare.bisect import Options, bisect
+from aprtui.compare.bisect import bisect
+from aprtui.compare.worker import Options
 from aprtui.engine.replay import Replay
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import StageKey, open_trace
@@ -38,14 +40,19 @@ _TOKENS = (3, 17, 40, 99, 5, 61, 7)
 _KEY, _ROW = StageKey(0, "ffn_out"), 101
 _SMALLEST = 2.0**-20
 _U, _LEAST = 2.0**-24, 0.3  # as compare/floor.py has them
-_HONEST_ROWS, _HONEST_OUTPUTS = 64, 4096
+_HONEST_ROWS, _HONEST_OUTPUTS = 1024, 1024
+_SUMMED_AT_ONCE = 1 << 15  # running sums that stay in the cache
 
 
 def one_running_sum(x: Array, weight: Array) -> Array:
     total = np.zeros((len(x), len(weight)), dtype=np.float32)
     across, narrow = np.ascontiguousarray(weight.T, np.float32), x.astype(np.float32)
-    for column in range(x.shape[1]):
-        total += narrow[:, column, None] * across[column]
+    step = max(1, _SUMMED_AT_ONCE // len(weight))
+    for first in range(0, len(x), step):
+        some = total[first : first + step]
+        term, columns = np.empty_like(some), np.ascontiguousarray(narrow[first : first + step].T)
+        for column, row in zip(columns, across, strict=True):
+            some += np.multiply(column[:, None], row, out=term)
     return total.astype(np.float64)
 
 
@@ -116,11 +123,15 @@ def _honest(outputs: int, columns: int) -> Iterator[tuple[str, int, float]]:
 
 
 def _tell_honest(outputs: int, columns: list[int]) -> int:
+    """So many outputs in all, of each size so many that their terms are as many."""
     print("| inner size | summed | outputs | largest, in medians (bar 40) |")
     print("|---|---|---|---|")
+    whole, told = sum(1 / inner for inner in columns), 0
     for inner in columns:
-        for name, done, worst in _honest(outputs // (2 * len(columns)), inner):
+        for name, done, worst in _honest(int(outputs / (2 * inner * whole)), inner):
             print(f"| {inner:,} | {name} | {done:,} | {worst:.1f} |", flush=True)
+            told += done
+    print(f"| all | | {told:,} | |")
     return 0
 
 

@@ -14,10 +14,11 @@ from referencing import Registry, Resource
 
 from aprtui.cli.main import main
 from aprtui.compare.bars import parse_bar
-from aprtui.compare.bisect import Options, bisect
+from aprtui.compare.bisect import bisect
 from aprtui.compare.bisection import Bisection
 from aprtui.compare.infer import open_any
 from aprtui.compare.metrics import Cancelled
+from aprtui.compare.worker import Options
 from aprtui.errors import UsageError
 from aprtui.formats.aprt import read_values, write_stage
 from aprtui.formats.perop import PerOpDir

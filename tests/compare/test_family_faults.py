@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aprtui.compare.bisect import bisect
@@ -13,6 +14,7 @@ from aprtui.engine.plan import make_plan
 from aprtui.engine.run import run_trace
 from aprtui.formats.tracedir import StageKey, open_trace
 from aprtui.graph import Graph
+from aprtui.graph.indexer import ChooseKeys
 from aprtui.graph.ops import Choose, Combine
 from aprtui.model.open import open_model
 from tests.compare.planting import Array, Scene, compute, write
@@ -34,11 +36,15 @@ def one_of_each_kind(graph: Graph) -> dict[str, StageKey]:
 
 
 def faulty(s: Scene) -> Array:
-    """A third more in one row; of ids another expert."""
+    """A third more in one row; of ids another expert, of keys another one."""
     out, node = s.right.copy(), s.node
     if isinstance(node.op, Choose):
         unused = [n for n in range(node.op.experts) if n not in out[5]]
         out[5, -1] = unused[0]
+        return out
+    if isinstance(node.op, ChooseKeys):
+        row = out[0, -1]
+        row[[np.argmax(row), np.argmin(row)]] = 0, 1
         return out
     row = (slice(None),) * node.position_axis + (5,)
     out[(slice(0, len(out) // 2),) if node.last else row] *= 4 / 3

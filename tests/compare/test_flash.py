@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from aprtui.compare.bisect import Options, bisect
+from aprtui.compare.bisect import bisect
 from aprtui.compare.bisection import Bisection
+from aprtui.compare.worker import Options
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import StageKey, open_trace
 from aprtui.graph.select import parse_stages

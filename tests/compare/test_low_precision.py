@@ -3,7 +3,7 @@ making of what they round. A fault on top of it is found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from aprtui.compare.bisection import Bisection
 from aprtui.formats.tracedir import StageKey, TraceDir, open_trace, relative_path
 from aprtui.model.open import Model, open_model
 from tests.compare.planting import Plant, Scene, compute, write
+from tests.families import TINY, save_tiny
 from tests.support import FIXTURES, needs_fixtures
 
 Array = npt.NDArray[np.float64]
@@ -32,6 +33,9 @@ def traced(name: str, engine: str, dtype: str, folder: Path) -> tuple[Model, Tra
     if engine == "hf":
         pytest.importorskip("transformers", reason="transformers is a dev dependency")
     path = model_at(name)
+    if not path.exists():  # no fixture of the family
+        path = folder.with_name("model")
+        save_tiny(TINY[name], path)
     trace = api.trace(path, tokens=TOKENS, engine=engine, dtype=dtype, directory=folder)
     return open_model(path), trace
 
@@ -46,9 +50,14 @@ BY_TRANSFORMERS = {
     "falcon_h1": ("ssm_gated", "rounding of inputs and outputs"),
     "falcon_mamba": ("ssm_gated", "rounding of inputs and outputs"),
     "gemma2": ("embedding", "rounding of inputs and outputs"),
+    "glm_moe_dsa": ("index_scores", "float32"),
+    "gemma3n_text": ("per_layer_input", "its factor in"),
+    "gemma4_text": ("per_layer_input", "rounding of inputs and outputs"),
+    "gpt2": ("qkv_bias", "rounding of inputs and outputs"),
     "gpt_neox": ("post_ffn_residual", "both branches added before the residual"),
     "gpt_oss": ("attn_softmax", "rounding of inputs and outputs"),
     "jamba": ("ssm_dt", "rounding of inputs and outputs"),
+    "kimi_linear": ("delta_row_decay", "rounding of inputs"),
     "lfm2_moe": ("moe_router", "rounding of inputs and outputs"),
     "mamba": ("ssm_scan", "rounding of inputs"),
     "mpt": ("attn_scores", "rounding"),
@@ -63,6 +72,22 @@ BY_US = {
     "minicpm3": ("lm_head", "rounding of inputs"),
 }
 """Family -> a stage that rounds inside in a way of its own, and how that is said."""
+UNEVEN = {
+    "falcon_h1": {
+        "qkv_matmul": "",
+        "ssm_in": "its factor in",
+        "ssm_out": "a bias added before",
+        "attn_out": "",
+    },
+    "falcon_mamba": {"final_norm": "weights"},
+    "gemma3n": {"per_layer_norm": "its factor in", "altup_modes": "its factor in"},
+    "gemma4": {"per_layer_norm": "rounding of inputs and outputs"},
+    "gpt2": {"pos_embedding": "weights"},
+    "laguna": {"router_logits": "a sum rounded to"},
+    "ministral3": {"attn_scores": "rounding of inputs and outputs"},
+}
+"""Family -> stages of its tiny model, whose weights and factors no 16 bits hold, and how each is
+said: which are rounded is told by transformers' own code."""
 
 RUNS = [
     *(("hf", name, *row) for name, row in BY_TRANSFORMERS.items()),
@@ -76,16 +101,60 @@ def test_an_engine_of_16_bits_is_cleared_and_a_fault_in_it_is_not(
     engine: str, name: str, stage: str, by: str, dtype: str, tmp_path: Path
 ) -> None:
     model, trace = traced(name, engine, dtype, tmp_path / "t")
+    cleared(model, trace, {stage: by})
+    found_in(model, trace, stage, dtype)
+
+
+def cleared(model: Model, trace: TraceDir, stages: Mapping[str, str]) -> None:
+    """Nobody is accused, and these stages are explained so."""
     found = bisect(model, trace)
     assert (found.culprits, found.unmeasured) == ((), ())
-    told = [each.by for each in found.explained if each.key.stage == stage]
-    assert told and all(by in each for each in told)
+    for stage, by in stages.items():
+        told = [each.by for each in found.explained if each.key.stage == stage]
+        assert told and all(by in each for each in told), (stage, told)
+
+
+def found_in(model: Model, trace: TraceDir, stage: str, dtype: str) -> None:
+    """Faults on top of a stage are found."""
     where = next(key for key in trace.records if key.stage == stage)
     whole = trace.records[where].values().astype(np.float64)
     for fault in (lambda x: x * 1.01, three_channels):
         rewrite(trace, where, fault(whole), dtype)
-        again = bisect(model, open_trace(trace.root))
+        again = bisect(model, open_trace(trace.root), tokens=TOKENS)
         assert where in {each.key for each in again.culprits}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", UNEVEN)
+def test_factors_and_weights_that_16_bits_do_not_hold(
+    family: str, dtype: str, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers", reason="transformers is a dev dependency")
+    model = open_model(folder(family))
+    trace = api.trace(model, tokens=TOKENS, engine="hf", dtype=dtype, directory=tmp_path / "t")
+    cleared(model, trace, UNEVEN[family])
+    found_in(model, trace, next(iter(UNEVEN[family])), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["bamba", "falcon_h1", "mamba2"])
+def test_steps_that_a_dump_does_not_show_are_rounded_on_the_way(
+    family: str, dtype: str, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """No module of transformers gives them; the scan's output and state are in float32."""
+    pytest.importorskip("transformers", reason="transformers is a dev dependency")
+    model = open_model(folder(family))
+    trace = api.trace(model, tokens=TOKENS, engine="hf", dtype=dtype, directory=tmp_path / "t")
+    hidden = [key for key in trace.records if key.stage == "ssm_dt"]
+    for key in hidden:
+        trace.records[key].path.unlink()
+    (trace.root / "trace.json").unlink()
+    shown = open_trace(trace.root)
+    found = bisect(model, shown, tokens=TOKENS)
+    assert hidden and (found.culprits, found.unmeasured) == ((), ())
+    spans = {each.key.stage: each.span for each in found.explained if each.span}
+    assert {*spans} == {"ssm_scan", "ssm_state"}
+    found_in(model, shown, "ssm_scan", "float32")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -111,7 +180,8 @@ def three_channels(values: Array) -> Array:
 def rewrite(trace: TraceDir, key: StageKey, values: Array, dtype: str) -> None:
     """A stage with other values, in the type of the runtime; its file alone, as a runtime without a
     manifest leaves it."""
-    cut = bf16(values) if dtype == "bfloat16" else values.astype(np.float16)
+    cut = bf16(values) if dtype == "bfloat16" else values
+    cut = values.astype(np.float16) if dtype == "float16" else cut
     path = trace.root / relative_path(key)
     head = path.read_bytes()[: -4 * values.size]
     path.write_bytes(head + cut.astype("<f4").tobytes())

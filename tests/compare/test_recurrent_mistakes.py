@@ -44,7 +44,7 @@ def delta(s: Scene, *, lost: int = 0, dealt: bool = False, **instead: float) -> 
         state = np.zeros_like(state) if lost and t % lost == 0 else state
         for h in range(op.heads):
             of = h % op.key_heads if dealt else h // (op.heads // op.key_heads)
-            state[h] = np.exp(g[t, h]) * state[h]
+            state[h] = np.exp(g[t, h]).reshape(-1, 1) * state[h]
             state[h] += np.outer(k[t, of], beta[t, h] * (v[t, h] - k[t, of] @ state[h]))
             out[t, h] = q[t, of] @ state[h] / np.sqrt(op.key)
     return state if op.state else out
@@ -201,20 +201,21 @@ OF_CHANNELS = (("mamba", "layer-0/ssm_scan"), ("falcon_mamba", "layer-2/ssm_stat
                ("jamba", "layer-2/ssm_scan"))  # fmt: skip
 RULES = (("qwen3_next", "layer-0/delta_out"), ("qwen3_5", "layer-2/delta_state"),
          ("qwen3_5_moe", "layer-2/delta_out"))  # fmt: skip
+BY_ROWS = (("kimi_linear", "layer-0/delta_out"), ("kimi_linear", "layer-2/delta_state"))
 SKIPS = (("mamba2", "layer-0/ssm_scan"), ("bamba", "layer-0/ssm_scan"),
          ("nemotron_h", "layer-4/ssm_scan"))  # fmt: skip
 PLANTED = (
     Planted("decay_missing", (
-        *same(partial(delta, g=0.0), *RULES), *same(partial(scan, plain="decay"), *SCANS),
+        *same(partial(delta, g=0.0), *RULES, *BY_ROWS), *same(partial(scan, plain="decay"), *SCANS),
         *same(partial(channels, plain="decay"), *OF_CHANNELS))),
-    Planted("beta_missing", same(partial(delta, beta=1.0), *RULES)),
+    Planted("beta_missing", same(partial(delta, beta=1.0), *RULES, *BY_ROWS)),
     Planted("steps_missing", (
         *same(partial(scan, plain="steps"), *SCANS),
         *same(partial(channels, plain="steps"), *OF_CHANNELS))),
     Planted("value_heads_dealt", (
         *same(partial(delta, dealt=True), *RULES), *same(partial(scan, dealt=True), *SCANS))),
     Planted("state_lost", (
-        *same(partial(delta, lost=16), *RULES[::2], ("qwen3_5", "layer-0/delta_out")),
+        *same(partial(delta, lost=16), *RULES[::2], ("qwen3_5", "layer-0/delta_out"), *BY_ROWS),
         *same(partial(scan, lost=16), *SKIPS),
         *same(partial(channels, lost=16), *OF_CHANNELS)), {"chunk": 16}),
     Planted("scan_skip_missing", (

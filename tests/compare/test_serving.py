@@ -168,3 +168,32 @@ def test_a_layer_that_is_another_layers_is_named(tmp_path: Path, pycode: Model) 
     )
     said = [note for note in found.notes if "holds what layer" in note]
     assert len(said) == 2 and "try it as layer 2" in said[0] and "try it as layer 1" in said[1]
+
+
+@needs_fixtures
+def test_a_hit_of_the_prefix_cache_takes_its_first_rows_from_the_request_that_made_them(
+    tmp_path: Path, pycode: Model
+) -> None:
+    """The same request twice: the second one is computed from position 12 on."""
+    source = FIXTURES / "serving" / "01-prefill-decode-f32"
+    right = json.loads((source / "right.json").read_text())
+    (tokens,) = (each["tokens"] for each in right["sequences"].values())
+    (tmp_path / "dump").mkdir()
+    for number in range(9):
+        file = source / f"pass{number if number < 5 else number - 4}.pt"
+        (tmp_path / "dump" / f"pass{number}.pt").write_bytes(file.read_bytes())
+    how: dict[str, Any] = {"model": pycode, "sequence": 1}
+    late = api.import_trace(tmp_path / "dump", output=tmp_path / "late", **how)
+    assert late.tokens == 4 and any("positions 0-11 are not" in note for note in late.notes)
+    done = api.import_trace(tmp_path / "dump", tokens=tokens, output=tmp_path / "b", **how)
+    assert (done.tokens, done.stages, done.sequence) == (16, 81, 1)
+    said = "positions 0-11: the rows of sequence 0, which has the same tokens"
+    assert said in done.notes and not any("are not in the dump" in note for note in done.notes)
+    trace = open_trace(tmp_path / "b")
+    assert trace.rows is not None and trace.rows.passes == (0,) * 12 + (5, 6, 7, 8)
+    found = api.bisect(trace, model=pycode)
+    assert (found.culprits, found.unmeasured, len(found.explained)) == ((), (), 81)
+    other = [*tokens[:3], 7, *tokens[4:]]
+    done = api.import_trace(tmp_path / "dump", tokens=other, output=tmp_path / "c", **how)
+    assert done.tokens == 4
+    assert "no sequence of the dump holds positions 0-11 of these tokens" in done.notes

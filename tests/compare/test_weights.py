@@ -16,6 +16,7 @@ import pytest
 
 from aprtui.cli.main import main
 from aprtui.compare.weight_results import ModelComparison, TensorResult
+from aprtui.compare.weight_wire import from_json
 from aprtui.compare.weights import diff_models
 from aprtui.engine.native import NATIVE_TYPES
 from aprtui.engine.weight_blocks import WeightReader
@@ -433,6 +434,7 @@ def test_the_command_prints_the_worst_first_and_its_json_holds_the_schema(
     printed = json.loads(capsys.readouterr().out)
     jsonschema.validate(printed, json.loads(SCHEMA.read_text()))
     assert printed["tensors"][0]["looks_like"]["parameters"]["factor"] == pytest.approx(2)
+    assert from_json(printed).to_json() == printed
     assert main(["diff", a, b, "--bar", "rel_l2=1"]) == 2
 
 

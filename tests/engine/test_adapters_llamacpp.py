@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from aprtui import api
 from aprtui.cli.main import main
 from aprtui.engine import adapters
 from aprtui.engine.adapters import LlamaSettings
@@ -279,13 +280,19 @@ def test_the_capture_with_a_float16_cache_is_the_recorded_one(tmp_path: Path, qw
 
 
 def same_as(found: TraceDir, recorded: Path) -> None:
-    """Equal to 1e-6: other kernels (another processor, other threads) may add otherwise."""
+    """Equal to 1e-6, but for what follows from one step of a rounding that fell otherwise (other
+    kernels, of another processor or version, add otherwise): that is honest by its replay."""
     reference = open_trace(recorded)
-    assert found.records.keys() == reference.records.keys()
+    assert found.records.keys() >= reference.records.keys()
+    apart = {}
     for key, record in reference.records.items():
         x = np.asarray(record.values(), dtype=np.float64)
         y = np.asarray(found.records[key].values(), dtype=np.float64)
-        assert np.linalg.norm(y - x) <= 1e-6 * np.linalg.norm(x), key
+        apart[key] = np.linalg.norm(y - x) / np.linalg.norm(x)
+    assert max(apart.values()) < 1e-2
+    if any(each > 1e-6 for each in apart.values()):
+        replayed = api.bisect(found)
+        assert not replayed.culprits and not replayed.unmeasured
 
 
 @needs_llamacpp

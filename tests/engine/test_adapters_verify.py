@@ -51,7 +51,7 @@ def test_engines_that_agree_are_the_same(model: str, capsys: pytest.CaptureFixtu
 
 
 def test_a_lower_precision_is_explained(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, found = verify(capsys, model, "--dtype", "bfloat16", "--engines", "ours,hf")
+    code, found = verify(capsys, model, "--dtype", "bfloat16", "--engines", "aprtui,hf")
     assert (code, found["verdict"]) == (0, "explained")
     assert any("bfloat16" in by for each in found["engines"] for by in each["explained_by"])
 
@@ -121,8 +121,9 @@ def test_the_text_says_the_verdict_first(model: str, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--engines", "ours,vllm"), "unknown engine 'vllm'"),
-        (("--engines", "ours"), "two engines are needed"),
+        (("--engines", "aprtui,vllm"), "unknown engine 'vllm'"),
+        (("--engines", "ours,hf"), "unknown engine 'ours' (aprtui, llamacpp, hf)"),
+        (("--engines", "aprtui"), "two engines are needed"),
         (("--tokens", "1,x"), "cannot be read"),
         (("--tokens", "96"), "outside the vocabulary"),
         (("--report", "x.pdf"), "what kind of report"),
@@ -179,7 +180,7 @@ def test_every_path_of_every_engine_is_the_same(
     assert "aprtui: the same bits on every path" in told
     assert "batched  same: the same bits in all" in told
     assert "hf: the same numbers on every path, within the bar" in told
-    assert main(["verify", str(tmp_path / "model"), *options, "--engines", "ours", "--json"]) == 0
+    assert main(["verify", str(tmp_path / "model"), *options, "--engines", "aprtui", "--json"]) == 0
     (engine,) = json.loads(capsys.readouterr().out)["engines"]
     assert (engine["name"], engine["verdict"]) == ("aprtui", "same")
     assert [way["name"] for way in engine["ways"]] == ["chunked", "decoded", "batched"]

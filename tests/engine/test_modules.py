@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -235,3 +239,33 @@ def test_its_progress_is_told_as_events_and_a_stopped_one_begins_anew(
     assert main([*words, "--events", "--stages", "nothing", "--overwrite"]) == 2
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line[:1] == "{"]
     assert [event["event"] for event in events].count("error") == 1
+
+
+def worker(model: Path, out: Path, parent: int) -> subprocess.Popen[str]:
+    """The engine as the app starts it, on a model that no family file describes."""
+    job = {"model": str(model), "directory": str(out), "engine": "hf", "tokens": [1, 2, 3]}
+    command = (sys.executable, "-m", "aprtui.engine.worker", json.dumps(job))
+    return subprocess.Popen(
+        [*command, "--parent", str(parent)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def test_it_ends_when_the_app_that_runs_it_is_gone(tmp_path: Path) -> None:
+    nobody, out = os.getpid() + 1_000_000, tmp_path / "t"
+    child = worker(saved("codegen", tmp_path / "model"), out, nobody)
+    child.communicate(timeout=120)
+    assert child.returncode == 128 + signal.SIGTERM
+    assert not (out / "trace.json").exists()
+
+
+def test_it_goes_on_alone_when_the_app_lets_it_go(tmp_path: Path) -> None:
+    with worker(saved("codegen", tmp_path / "model"), tmp_path / "t", os.getpid()) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if json.loads(line)["event"] == "started":
+                child.send_signal(signal.SIGUSR1)
+                break
+        last = json.loads([*child.stdout][-1])
+    assert (child.returncode, last["event"]) == (0, "done")
+    assert open_trace(tmp_path / "t").status == "complete"

@@ -28,6 +28,20 @@ def published(config: dict[str, Any]) -> dict[str, Any]:
         own = made.pop("per_layer_config")
         (whole,) = {(each["head_dim"], each["num_key_value_heads"]) for each in own.values()}
         return {**made, "global_head_dim": whole[0], "num_global_key_value_heads": whole[1]}
+    if config["model_type"] == "kimi_linear":
+        kinds = made.pop("layer_types")
+        made["first_k_dense_replace"] = made.pop("mlp_layer_types").count("dense")
+        full, delta = (
+            [layer + 1 for layer, kind in enumerate(kinds) if kind == name]
+            for name in ("full_attention", "linear_attention")
+        )
+        names = {"head_dim": "linear_head_dim", "num_heads": "linear_num_heads",
+                 "short_conv_kernel_size": "linear_conv_kernel_dim"}  # fmt: skip
+        sizes = {older: made.pop(name) for older, name in names.items()}
+        made["linear_attn_config"] = {"full_attn_layers": full, "kda_layers": delta, **sizes}
+        return {**made, "head_dim": 72, "mla_use_nope": True, "use_grouped_topk": True,
+                "moe_router_activation_func": "sigmoid", "moe_layer_freq": 1,
+                "num_nextn_predict_layers": 0}  # fmt: skip
     if config["model_type"] in NESTED:
         return made
     parameters = made.pop("rope_parameters", None) or {}

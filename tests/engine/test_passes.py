@@ -62,9 +62,9 @@ def apart(a: TraceDir, b: TraceDir) -> list[str]:
 
 
 FAMILIES = ("qwen2", "gemma3", "mixtral", "qwen2moe", "gpt_oss", "llama4", "cohere2", "apertus",
-            "lfm2", "mamba2", "qwen3_5")  # fmt: skip
+            "lfm2", "mamba2", "qwen3_5", "kimi_linear", "glm_moe_dsa")  # fmt: skip
 """Sliding windows, chunks, sinks, experts, shared experts, NoPE layers, caps and xIELU; short
-convolutions, scans, delta rules. The others are tried with APRTUI_ALL_FAMILIES=1."""
+convolutions, scans, delta rules, chosen keys. The others are tried with APRTUI_ALL_FAMILIES=1."""
 TRIED = tuple(TINY) if os.environ.get("APRTUI_ALL_FAMILIES") else FAMILIES
 
 
@@ -88,7 +88,9 @@ def test_where_rope_changes_with_the_prompt_it_is_said(tmp_path: Path) -> None:
     assert not any(said in note for note in once.manifest["notes"])
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen2moe", "gemma3", "lfm2", "bamba", "qwen3_5"])
+@pytest.mark.parametrize(
+    "family", ["qwen2", "qwen2moe", "gemma3", "lfm2", "bamba", "qwen3_5", "glm_moe_dsa"]
+)
 def test_decoded_rows_have_the_bits_of_one_pass_and_the_tokens_of_transformers(
     family: str, tmp_path: Path
 ) -> None:
@@ -105,7 +107,7 @@ def test_decoded_rows_have_the_bits_of_one_pass_and_the_tokens_of_transformers(
     assert tuple(out[0].tolist()) == decoded.token_ids
 
 
-@pytest.mark.parametrize("family", ["qwen2", "mixtral", "qwen3_5"])
+@pytest.mark.parametrize("family", ["qwen2", "mixtral", "qwen3_5", "kimi_linear", "glm_moe_dsa"])
 def test_a_batch_has_the_bits_of_each_sequence_alone(family: str, tmp_path: Path) -> None:
     model = saved(family, tmp_path / "model")
     job = TraceJob(model=str(model), directory=str(tmp_path / "b"), logits="all", steps=3)
@@ -258,7 +260,8 @@ def test_what_cannot_come_in_passes_is_refused_before_anything_is_computed(
     assert not (tmp_path / "t").exists()
 
 
-HF = ("qwen2", "gemma3", "mixtral", "qwen2moe", "gpt_oss", "olmo2", "bloom", "gpt_neox", "llama4")
+HF = ("qwen2", "gemma3", "mixtral", "qwen2moe", "gpt_oss", "olmo2", "bloom", "gpt_neox", "llama4",
+      "kimi_linear", "glm_moe_dsa")  # fmt: skip
 
 
 @pytest.mark.parametrize("family", HF)

@@ -12,44 +12,47 @@ BAR = 1e-5  # docs/numerics.md 1
 TOKENS, HEADS, KEY, VALUE = 150, 3, 8, 12
 
 
-def given(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+def given(dtype: torch.dtype, rows: int = 1) -> tuple[torch.Tensor, ...]:
+    """q, k, v, g and beta; g of each of ``rows`` of the state."""
     made = torch.Generator().manual_seed(5)
     q, k, v = (
         torch.randn(TOKENS, HEADS, size, generator=made, dtype=torch.float64)
         for size in (KEY, KEY, VALUE)
     )
     k = k / k.norm(dim=-1, keepdim=True)
-    g = -torch.rand(TOKENS, HEADS, generator=made, dtype=torch.float64)
+    g = -torch.rand(TOKENS, HEADS, rows, generator=made, dtype=torch.float64)
     beta = torch.rand(TOKENS, HEADS, generator=made, dtype=torch.float64)
     return tuple(each.to(dtype) for each in (q, k, v, g, beta))
 
 
-def by_definition() -> tuple[np.ndarray, np.ndarray]:
+def by_definition(rows: int) -> tuple[np.ndarray, np.ndarray]:
     """The rule token by token, in numpy and float64."""
-    q, k, v, g, beta = (each.numpy() for each in given(torch.float64))
+    q, k, v, g, beta = (each.numpy() for each in given(torch.float64, rows))
     state, out = np.zeros((HEADS, KEY, VALUE)), np.zeros((TOKENS, HEADS, VALUE))
     for t in range(TOKENS):
         for h in range(HEADS):
-            state[h] *= np.exp(g[t, h])
+            state[h] *= np.exp(g[t, h])[:, None]
             missed = beta[t, h] * (v[t, h] - k[t, h] @ state[h])
             state[h] += np.outer(k[t, h], missed)
             out[t, h] = q[t, h] @ state[h]
     return out, state
 
 
+@pytest.mark.parametrize("rows", [1, KEY])
 @pytest.mark.parametrize("chunk", [1, 7, 64, TOKENS])
-def test_a_delta_rule_in_chunks_is_the_rule_token_by_token(chunk: int) -> None:
-    q, k, v, g, beta = given(torch.float32)
+def test_a_delta_rule_in_chunks_is_the_rule_token_by_token(chunk: int, rows: int) -> None:
+    q, k, v, g, beta = given(torch.float32, rows)
     state = torch.zeros(HEADS, KEY, VALUE)
     found = delta_scan(q, k, v, g, beta, state, chunk)
-    for made, expected in zip(found, by_definition(), strict=True):
+    for made, expected in zip(found, by_definition(rows), strict=True):
         away = np.linalg.norm(made.double().numpy() - expected)
         assert away <= BAR * np.linalg.norm(expected)
 
 
-def test_a_state_is_gone_on_with() -> None:
+@pytest.mark.parametrize("rows", [1, KEY])
+def test_a_state_is_gone_on_with(rows: int) -> None:
     """The last state is all that the tokens behind it need."""
-    q, k, v, g, beta = given(torch.float64)
+    q, k, v, g, beta = given(torch.float64, rows)
     zeros, cut = torch.zeros(HEADS, KEY, VALUE, dtype=torch.float64), 41
     whole, last = delta_scan(q, k, v, g, beta, zeros, 64)
     out, state = delta_scan(q[:cut], k[:cut], v[:cut], g[:cut], beta[:cut], zeros, 64)
@@ -61,11 +64,12 @@ def test_a_state_is_gone_on_with() -> None:
 @pytest.mark.parametrize("chunk", [1, 7, 64, TOKENS])
 def test_a_scan_in_chunks_is_the_scan_token_by_token(chunk: int) -> None:
     c, b, v, g, _ = given(torch.float32)
+    g = g[..., 0]
     found = linear_scan(c, b, v, g, torch.zeros(HEADS, KEY, VALUE), chunk)
     wide = [each.numpy() for each in given(torch.float64)[:4]]
     state, out = np.zeros((HEADS, KEY, VALUE)), np.zeros((TOKENS, HEADS, VALUE))
     for t, (c_t, b_t, v_t, g_t) in enumerate(zip(*wide, strict=True)):
-        state = np.exp(g_t)[:, None, None] * state + b_t[:, :, None] * v_t[:, None, :]
+        state = np.exp(g_t)[:, :, None] * state + b_t[:, :, None] * v_t[:, None, :]
         out[t] = np.einsum("nk,nkv->nv", c_t, state)
     for made, expected in zip(found, (out, state), strict=True):
         away = np.linalg.norm(made.double().numpy() - expected)

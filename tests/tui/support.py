@@ -44,13 +44,23 @@ def frame(pilot: Pilot[int]) -> str:
     return "\n".join(strip.text.rstrip() for strip in strips)
 
 
-def assert_frame(pilot: Pilot[int], name: str, *, hide: Mapping[str, str] | None = None) -> None:
+def part(pilot: Pilot[int], selector: str) -> str:
+    """Of the frame what a widget draws, its border left out; above it the title, below the foot."""
+    lines, box = frame(pilot).split("\n"), pilot.app.screen.query_one(selector).content_region
+    drawn = [line[box.x : box.right].rstrip() for line in lines[box.y : box.bottom]]
+    return "\n".join([lines[0], *"\n".join(drawn).rstrip().split("\n"), lines[-1]])
+
+
+def assert_frame(
+    pilot: Pilot[int], name: str, *, of: str = "", hide: Mapping[str, str] | None = None
+) -> None:
     """The frame is the one that a person looked at and kept, frames/<name>-<W>x<H>.txt.
 
-    ``hide`` maps patterns of what differs from run to run (a folder, a time) to what stands for it.
-    APRTUI_UPDATE_FRAMES=1 writes the file instead: look at it before it is committed.
+    ``of``: only that widget's part of it, where a test is about one pane. ``hide`` maps patterns of
+    what differs from run to run (a folder, a time) to what stands for it. APRTUI_UPDATE_FRAMES=1
+    writes the file instead: look at it before it is committed.
     """
-    found = frame(pilot) + "\n"
+    found = (part(pilot, of) if of else frame(pilot)) + "\n"
     for pattern, stand_in in (hide or {}).items():
         found = re.sub(pattern, stand_in, found)
     kept = _FRAMES / f"{name}-{pilot.app.size.width}x{pilot.app.size.height}.txt"

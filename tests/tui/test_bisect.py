@@ -7,12 +7,18 @@ import math
 import sys
 from pathlib import Path
 
+import pytest
+
 from aprtui.compare.bars import Bars
 from aprtui.compare.bisection import Culprit, Explained, Mistake, Unmeasured
+from aprtui.compare.mistakes.pages import pages
 from aprtui.compare.pairs import compare_pair, pair_up
 from aprtui.formats.tracedir import StageKey, open_trace
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.screens.bisect import BisectScreen
+from aprtui.tui.screens.browse import BrowseScreen
+from aprtui.tui.screens.mistake import MistakeScreen
+from aprtui.tui.screens.pair import PairScreen
 from tests.support import FIXTURES, needs_fixtures
 from tests.tui.support import (
     NARROW,
@@ -71,6 +77,69 @@ async def test_culprits_are_marked_by_sign_and_named(tmp_path: Path) -> None:
         assert bisect.grid.cells[StageKey(0, "attn_norm")] == ("=", "dim")
         assert bisect.grid.cells[StageKey(None, "final_norm")] == ("?", "dim")
         assert "bad_block" in text and "only channel 7" in text and "\x1b" not in text
+
+
+SECOND = Culprit(StageKey(0, "ffn_out"), "differs", (), 0.1, 0.3, {}, (), "",
+                 Mistake("bias_missing", "the bias was not added", {}, 1e-9))  # fmt: skip
+NAMELESS = Culprit(
+    StageKey(0, "attn_norm"), "differs", (), 0.2, 0.3, {}, (), "only channel 3", None
+)
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+async def test_enter_on_a_culprit_says_what_its_mistake_is_and_leads_on_to_its_values(
+    tmp_path: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page of `aprtui mistakes`, beside what was found; from there the pair, A, B and back."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    app = AprtuiApp(folder=tmp_path)
+    async with app.run_test(size=size) as pilot:
+        bisect = _screen(tmp_path, _command(tmp_path, RESULT))
+        app.go("diff", lambda: bisect)
+        text = await press(pilot, "enter")
+        assert isinstance(pilot.app.screen, MistakeScreen)
+        page = pages()["bad_block"]
+        assert "layer 1 · ffn_out · bad_block · 1 of 1" in text and page.title in text
+        assert all(heading in text for heading in ("How it looks", "Where it comes from"))
+        assert "local error 0.014" in " ".join(text.split()) and "only channel 7" in text
+        foot = text.splitlines()[-1]
+        assert "enter pair" in foot and "in Browse" in foot and "n next" not in foot
+        bottom = await press(pilot, "G")
+        said = " ".join((text + bottom).split())
+        assert "What to check" in said and page.check.split()[-1] in said
+        await press(pilot, "y")
+        assert page.check in (tmp_path / "aprtui/clipboard").read_text()
+        await press(pilot, "enter")
+        assert isinstance(pilot.app.screen, PairScreen)
+        await press(pilot, "n", "q")
+        assert isinstance(pilot.app.screen, MistakeScreen)
+        await press(pilot, "A")
+        browse = screen(pilot)
+        assert isinstance(browse, BrowseScreen) and browse.stage_here == StageKey(1, "ffn_out")
+        await press(pilot, "less_than_sign")
+        assert screen(pilot) is bisect and bisect.current == StageKey(1, "ffn_out")
+
+
+async def test_n_goes_from_one_page_to_the_next_and_a_culprit_without_a_name_to_its_pair(
+    tmp_path: Path,
+) -> None:
+    found = bisection((NAMELESS, SECOND, *FOUND.culprits), (), ())
+    said = {"event": "result", **found.to_json()}
+    app = AprtuiApp(folder=tmp_path)
+    async with app.run_test(size=WIDE) as pilot:
+        bisect = _screen(tmp_path, _command(tmp_path, said))
+        app.go("diff", lambda: bisect)
+        await settle(pilot)
+        assert bisect.current == NAMELESS.key
+        await press(pilot, "enter")
+        assert isinstance(pilot.app.screen, PairScreen)
+        await press(pilot, "q", "n", "enter")
+        mistake = screen(pilot)
+        assert isinstance(mistake, MistakeScreen) and mistake.key == SECOND.key
+        assert pages()["bad_block"].title in await press(pilot, "n")
+        assert "bias_missing · 1 of 2" in await press(pilot, "n")
+        await press(pilot, "N", "q")
+        assert screen(pilot) is bisect and bisect.current == StageKey(1, "ffn_out")
 
 
 async def test_an_engine_error_is_shown_with_what_to_do(tmp_path: Path) -> None:

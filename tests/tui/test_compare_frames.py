@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,19 @@ from textual.pilot import Pilot
 
 from aprtui.compare.bars import Bars
 from aprtui.compare.bisection import Culprit, Explained, Mistake, Unmeasured
+from aprtui.compare.model_settings import Setting
 from aprtui.compare.pairs import compare_pair, pair_up
+from aprtui.compare.weight_results import (
+    Look,
+    ModelComparison,
+    ModelSide,
+    TensorResult,
+    TensorSide,
+    WeightMetrics,
+)
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import SCHEMA, StageKey, open_trace, write_manifest
+from aprtui.graph import Role
 from aprtui.tui import comparing
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.bisected import seen
@@ -186,11 +197,11 @@ async def test_diff_in_full_as_grid_and_as_list(tmp_path: Path, size: Size) -> N
         await press(pilot, "s")
         assert_frame(pilot, "diff-list")
         await press(pilot, "slash", *"attn", "enter")
-        assert_frame(pilot, "diff-list-filtered")
+        assert_frame(pilot, "diff-list-filtered", of="#compared")
         await press(pilot, "s")
-        assert_frame(pilot, "diff-grid-filtered")
+        assert_frame(pilot, "diff-grid-filtered", of="#compared")
         await press(pilot, "slash", *"xyz", "enter")
-        assert_frame(pilot, "diff-nothing-matches")
+        assert_frame(pilot, "diff-nothing-matches", of="#compared")
 
 
 @SIZES
@@ -198,7 +209,7 @@ async def test_diff_of_an_honest_engine(size: Size) -> None:
     async with opened(FLOAT64, HONEST, size=size) as pilot:
         assert_frame(pilot, "diff-honest")
         await press(pilot, "G")
-        assert_frame(pilot, "diff-honest-logits")
+        assert_frame(pilot, "diff-honest-logits", of="#pairdetail")
 
 
 # -- one pair --------------------------------------------------------------------------------------
@@ -213,7 +224,7 @@ async def test_pair_in_full(size: Size) -> None:
         await press(pilot, "enter")
         assert_frame(pilot, "pair")
         await press(pilot, "s", "s", "z")
-        assert_frame(pilot, "pair-channels")
+        assert_frame(pilot, "pair-channels", of="#above")
 
 
 @SIZES
@@ -223,7 +234,7 @@ async def test_pair_where_a_nan_is_born(tmp_path: Path, size: Size) -> None:
         assert isinstance(diff, DiffScreen)
         diff.select(StageKey(2, "attn_norm"))
         await press(pilot, "enter")
-        assert_frame(pilot, "pair-nan")
+        assert_frame(pilot, "pair-nan", of="#above")
 
 
 @SIZES
@@ -308,9 +319,9 @@ async def test_local_error(
         assert_frame(pilot, f"bisect-{name}")
         if name == "full":
             await press(pilot, "s")
-            assert_frame(pilot, "bisect-list")
+            assert_frame(pilot, "bisect-list", of="#compared")
             await press(pilot, "slash", *"q8_k", "enter")
-            assert_frame(pilot, "bisect-filtered")
+            assert_frame(pilot, "bisect-filtered", of="#compared")
 
 
 @SIZES
@@ -337,31 +348,34 @@ async def test_diff_with_the_result_of_a_bisection(tmp_path: Path, size: Size) -
 # -- two models ------------------------------------------------------------------------------------
 
 
-def _weight(role: str, layer: int | None, kind: str, rel_l2: float | None, **more: Any) -> Any:
+def _weight(role: str, layer: int | None, kind: str, rel_l2: float | None, message: str = "",
+            look: str = "") -> TensorResult:  # fmt: skip
     name = f"blk.{layer}.{role}.weight" if layer is not None else f"{role}.weight"
-    side = {"name": name, "type": "Q4_K", "shape": [256, 256]}
-    numbers = None if rel_l2 is None else {"rel_l2": rel_l2, "cosine": 0.9925, "scale": 0.9974,
-                                           "max_abs": 0.03298, "worst_row_rel_l2": 2 * rel_l2,
-                                           "median_row_rel_l2": rel_l2}  # fmt: skip
-    return {"role": role, "layer": layer, "class": kind, "metrics": numbers, "limit": 0.12,
-            "a": side, "b": None if kind == "missing-b" else {**side, "type": "APR_Q4"},
-            "message": "", **more}  # fmt: skip
+    a, b = (TensorSide(name, type_, (256, 256)) for type_ in ("Q4_K", "APR_Q4"))
+    metrics = rel_l2 and WeightMetrics(
+        rel_l2, 0.9925, 0.9974, 0.03298, (17, 3), 2 * rel_l2, 17, rel_l2, 0, 0
+    )
+    looks = Look("other_tensor", look, None) if look else None
+    return TensorResult(Role(role, layer), kind, a, None if kind == "missing-b" else b, 0.12,
+                        metrics or None, looks, message)  # fmt: skip
 
 
-COMPARED = {
-    "a": {"path": "a.gguf", "format": "gguf", "architecture": "qwen2", "size_bytes": 3_200_000,
-          "types": ["F32", "Q4_K"]},
-    "b": {"path": "b.apr", "format": "apr", "architecture": "qwen2", "size_bytes": 3_100_000,
-          "types": ["F32", "APR_Q4"]},
-    "verdict": "fail", "counts": {"missing-b": 1, "differs": 1, "rounding": 2},
-    "config": [{"key": "rope_theta", "a": 10000.0, "b": 1000000.0, "kind": "differs"}],
-    "tensors": [
-        _weight("k_bias", 1, "missing-b", None, message="B has no such tensor"),
-        _weight("v", 1, "differs", 0.61, message="rel_l2 0.61 > 0.12",
-                looks_like={"text": "rows 0 to 63 are those of k"}),
-        _weight("v", 0, "rounding", 0.118), _weight("embedding", None, "rounding", 0.07),
-    ],
-}  # fmt: skip
+COMPARED = ModelComparison(
+    ModelSide("a.gguf", "gguf", "qwen2", 3_200_000, "d1", ("F32", "Q4_K"), False),
+    ModelSide("b.apr", "apr", "qwen2", 3_100_000, "d2", ("F32", "APR_Q4"), False),
+    (
+        _weight("k_bias", 1, "missing-b", None, "B has no such tensor"),
+        _weight("v", 1, "differs", 0.61, "rel_l2 0.61 > 0.12", "rows 0 to 63 are those of k"),
+        _weight("v", 0, "rounding", 0.118),
+        _weight("embedding", None, "rounding", 0.07),
+    ),
+    (),
+    (Setting("rope_theta", "differs", "10000", "1000000"),),
+    (),
+    (),
+    (),
+)
+NO_TENSORS = replace(COMPARED, tensors=())
 
 
 @SIZES
@@ -369,9 +383,9 @@ COMPARED = {
     ("name", "lines", "code", "log"),
     [
         ("loading", (), None, ""),
-        ("empty", ({"tensors": []},), 0, ""),
+        ("empty", (NO_TENSORS.to_json(),), 0, ""),
         ("error", (), 3, "aprtui: b.apr: the file is cut short\n"),
-        ("full", (COMPARED,), 1, ""),
+        ("full", (COMPARED.to_json(),), 1, ""),
     ],
 )
 async def test_two_models(
@@ -388,7 +402,7 @@ async def test_two_models(
         assert_frame(pilot, f"models-{name}")
         if name == "full":
             await press(pilot, "slash", *"rounding", "enter")
-            assert_frame(pilot, "models-filtered")
+            assert_frame(pilot, "models-filtered", of="#tensors")
 
 
 # -- home, help, palette ---------------------------------------------------------------------------
@@ -416,7 +430,7 @@ async def test_home(tmp_path: Path, size: Size, monkeypatch: pytest.MonkeyPatch)
         await settle(pilot)
         assert_frame(pilot, "home-full")
         await press(pilot, "s", "slash", *"trace", "enter")
-        assert_frame(pilot, "home-filtered")
+        assert_frame(pilot, "home-filtered", of="#places")
 
 
 @SIZES
@@ -449,9 +463,9 @@ async def test_help_and_palette(size: Size, monkeypatch: pytest.MonkeyPatch) -> 
         await press(pilot, "question_mark")
         assert_frame(pilot, "help-full")
         await press(pilot, *"divergence")
-        assert_frame(pilot, "help-searched")
+        assert_frame(pilot, "help-searched", of="#help")
         await press(pilot, *"xyz")
-        assert_frame(pilot, "help-empty")
+        assert_frame(pilot, "help-empty", of="#help")
         await press(pilot, "escape", "colon")
         assert_frame(pilot, "palette-full")
         await press(pilot, *"worst")

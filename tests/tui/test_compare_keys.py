@@ -402,7 +402,7 @@ async def test_n_in_two_models_goes_to_the_next_that_differs() -> None:
     async with app.run_test(size=WIDE) as pilot:
         await settle(pilot)
         models = ModelsScreen(Path("a.gguf"), Path("b.apr"))
-        models.child = Held(COMPARED, code=1)
+        models.child = Held(COMPARED.to_json(), code=1)
         app.go("model", lambda: models)
         await settle(pilot)
         await press(pilot, "n")

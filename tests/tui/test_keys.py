@@ -19,6 +19,7 @@ from aprtui.tui.screens.home import HomeScreen
 from aprtui.tui.screens.importing import ImportScreen
 from aprtui.tui.screens.leave import LeaveScreen
 from aprtui.tui.screens.matrix import MatrixScreen
+from aprtui.tui.screens.mistake import MistakeScreen
 from aprtui.tui.screens.model import ModelScreen
 from aprtui.tui.screens.models import ModelsScreen
 from aprtui.tui.screens.pair import PairScreen
@@ -41,10 +42,11 @@ OWNERS: dict[str, tuple[type, ...]] = {
     "diff": (DiffScreen,),
     "pair": (PairScreen,),
     "bisect": (BisectScreen,),
+    "mistake": (MistakeScreen,),
     "matrix": (CellsScreen,),
     "many": (MatrixScreen,),
     "results": (ResultsScreen,),
-    "sides": (MatrixScreen, DiffScreen, BisectScreen, PairScreen, BrowseScreen),
+    "sides": (MatrixScreen, DiffScreen, BisectScreen, MistakeScreen, PairScreen, BrowseScreen),
     "home": (HomeScreen,),
 } | {place_of(mode, row.name): (row.load(),) for mode, rows in PANES.items() for row in rows}
 
@@ -64,7 +66,7 @@ def test_no_key_means_two_things_in_one_place(place: str) -> None:
     together = {place, "anywhere"} - ({"anywhere"} if place in ASKING else set())
     screen = place.partition(":")[0]
     together.add(screen)
-    if screen in ("browse", "diff", "pair", "bisect", "matrix"):
+    if screen in ("browse", "diff", "pair", "bisect", "mistake", "matrix"):
         together.add("sides")
     if place == "results":
         together.add("matrix")

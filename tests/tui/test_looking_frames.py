@@ -19,7 +19,7 @@ from aprtui.formats.tracedir import SCHEMA, write_manifest
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.client import TraceClient
 from aprtui.tui.opened import Opened
-from aprtui.tui.panes import PANES
+from aprtui.tui.panes import PANES, keys_of
 from aprtui.tui.screens.trace import TraceScreen
 from tests.tui.support import (
     NARROW,
@@ -139,14 +139,14 @@ async def test_a_model_and_its_panes(here: Path, size: Size, pane: str) -> None:
     async with opened(small_model(here / "small.gguf"), size=size) as pilot:
         keys = str(1 + ("tensor", "header", "config", "metadata", "values").index(pane))
         await press(pilot, "j", "j", "j", keys)
-        assert_frame(pilot, f"model-{pane}")
+        assert_frame(pilot, f"model-{pane}", of="" if pane == "tensor" else "#panes")
 
 
 @sizes
 async def test_a_layer_of_a_model(here: Path, size: Size) -> None:
     async with opened(small_model(here / "small.gguf"), size=size) as pilot:
         await press(pilot, "j")
-        assert_frame(pilot, "model-layer")
+        assert_frame(pilot, "model-layer", of="#panes")
 
 
 @sizes
@@ -156,7 +156,7 @@ async def test_a_weight_whose_values_are_being_read(
     held = Held(monkeypatch, "aprtui.tui.widgets.tensor_pane.look_at_weight")
     async with _started(Opened("model", small_model(here / "small.gguf")), size) as pilot:
         await until(pilot, "reading values")
-        assert_frame(pilot, "model-tensor-loading")
+        assert_frame(pilot, "model-tensor-loading", of="#panes")
         held.let_go()
 
 
@@ -166,7 +166,7 @@ async def test_a_weight_that_was_cut_off_meanwhile(here: Path, size: Size) -> No
     async with opened(path, size=size) as pilot:
         path.write_bytes(path.read_bytes()[:2000])
         await press(pilot, "j", "j")
-        assert_frame(pilot, "model-tensor-error")
+        assert_frame(pilot, "model-tensor-error", of="#panes")
 
 
 # -- Trace -----------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ async def test_a_trace_that_is_being_planned(
     async def never(*_: Any) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("aprtui.tui.screens.trace.plan", never)
+    monkeypatch.setattr("aprtui.tui.widgets.planning.plan", never)
     async with _trace(here, RUN, size) as pilot:
         await until(pilot, "planning")
         assert_frame(pilot, "trace-loading")
@@ -221,7 +221,7 @@ async def test_a_trace_that_runs_and_the_question_before_it_is_left(here: Path, 
         assert_frame(pilot, "trace-running")
         await pilot.press("q")
         await until(pilot, "A trace is running")
-        assert_frame(pilot, "trace-leave")
+        assert_frame(pilot, "trace-leave", of="#leave")
         await pilot.press("q")
         await press(pilot, "x")
         assert_frame(pilot, "trace-stopped")
@@ -273,7 +273,7 @@ async def test_a_folder_that_holds_no_trace(here: Path, size: Size) -> None:
 
 
 def numbered(pane: str) -> str:
-    return str(1 + BROWSE.index(pane))
+    return keys_of("browse")[pane]
 
 
 def told_trace(root: Path) -> Path:
@@ -307,7 +307,8 @@ def told_trace(root: Path) -> Path:
 async def test_a_pane(here: Path, size: Size, pane: str) -> None:
     async with opened(told_trace(here / "t"), size=size) as pilot:
         await press(pilot, *("G" if pane == "tokens" else ""), numbered(pane))
-        assert_frame(pilot, f"browse-{pane}")
+        whole = pane == "values"
+        assert_frame(pilot, f"browse-{pane}", of="" if whole else "#panes")
 
 
 @sizes
@@ -318,7 +319,7 @@ async def test_a_pane_of_a_damaged_file(here: Path, size: Size, pane: str) -> No
     path.write_bytes(path.read_bytes()[:50])
     async with opened(trace, size=size) as pilot:
         await press(pilot, numbered(pane))
-        assert_frame(pilot, f"browse-{pane}-error")
+        assert_frame(pilot, f"browse-{pane}-error", of="#panes")
 
 
 @sizes
@@ -328,7 +329,7 @@ async def test_a_pane_of_a_stage_without_values(here: Path, size: Size, pane: st
     write_stage(trace / "layer-0" / "attn_norm.bin", 0, np.zeros(0, dtype=np.float32))
     async with opened(trace, size=size) as pilot:
         await press(pilot, numbered(pane))
-        assert_frame(pilot, f"browse-{pane}-empty")
+        assert_frame(pilot, f"browse-{pane}-empty", of="#panes")
 
 
 @sizes
@@ -347,5 +348,5 @@ async def test_a_pane_that_is_being_measured(
         await pilot.press(*("G" if pane == "tokens" else ""), numbered(pane))
         await until(pilot, said)
         await until(pilot, "─ final_norm ·" if pane == "tokens" else "─ layer 0 · attn_norm ·")
-        assert_frame(pilot, f"browse-{pane}-loading")
+        assert_frame(pilot, f"browse-{pane}-loading", of="#panes")
         held.let_go()

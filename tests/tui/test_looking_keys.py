@@ -249,7 +249,7 @@ async def test_a_trace_that_is_there_is_replaced_only_after_a_yes(tmp_path: Path
         await press(pilot, "n")
         assert not form._prompt.display
         assert not form.running and (trace / "trace.json").exists()
-        assert form.job(replace=True).overwrite and not form.job().overwrite
+        assert form.form.job(replace=True).overwrite and not form.form.job().overwrite
 
 
 def test_every_value_of_a_weight_is_counted_between_the_samples_edges(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from aprtui.tui.app import AprtuiApp
 from aprtui.tui.screens.models import ModelsScreen
 from tests.support import FIXTURES, needs_fixtures
 from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle
+from tests.tui.test_compare_frames import NO_TENSORS
 
 GGUF = FIXTURES / "models" / "pycode-5m-q4_k_m.gguf"
 INT4 = FIXTURES / "apr" / "models" / "pycode-int4.apr"
@@ -60,7 +62,8 @@ async def test_comparing_is_said_as_long_as_it_takes(tmp_path: Path, size: tuple
 @pytest.mark.parametrize(
     ("program", "state", "text"),
     [
-        ("print('{\\n\"tensors\": []}')", "empty", "Neither model has a tensor"),
+        (f"print({json.dumps(NO_TENSORS.to_json())!r})", "empty", "Neither model has a tensor"),
+        ("print('{}')", "error", "cannot be read: its schema is not aprtui-weights-v1"),
         ("import sys; sys.exit('aprtui: a.gguf: is cut short')", "error", "a.gguf: is cut short"),
         ("print('nonsense')", "error", "the comparison ended (0)"),
     ],
@@ -74,4 +77,4 @@ async def test_empty_and_error_say_so(
         app.go("model", lambda: ModelsScreen(tmp_path / "a", tmp_path / "b", command))
         await settle(pilot)
         assert screen(pilot).state == state
-        assert text in frame(pilot)
+        assert text in " ".join(frame(pilot).split())

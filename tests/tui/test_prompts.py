@@ -99,9 +99,9 @@ async def test_r_starts_the_trace_as_soon_as_the_plan_is_there(tmp_path: Path) -
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         trace = await _form(pilot, tmp_path, RUN)
         assert isinstance(trace, TraceScreen)
-        trace._replan()
+        trace.planning.begin()
         trace.action_run()  # what r does, before the plan can be there
-        assert trace._wanted and not trace.running
+        assert trace.planning.wanted and not trace.running
         await until(pilot, "as soon as the plan")
         await settle(pilot)
         assert "complete" in frame(pilot)
@@ -110,10 +110,10 @@ async def test_r_starts_the_trace_as_soon_as_the_plan_is_there(tmp_path: Path) -
 async def test_a_change_of_the_form_takes_the_run_back(tmp_path: Path) -> None:
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         trace = await _form(pilot, tmp_path, RUN)
-        trace._replan()
+        trace.planning.begin()
         trace.action_run()
-        trace._replan()  # what a letter in a field does
-        assert not trace._wanted
+        trace.planning.begin()  # what a letter in a field does
+        assert not trace.planning.wanted
         await settle(pilot)
         assert not trace.running and trace.ended is None
 

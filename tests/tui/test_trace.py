@@ -9,7 +9,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from aprtui.engine.adapters import EngineChoice
-from aprtui.engine.events import Stopped
+from aprtui.engine.events import Failed, Stopped
 from aprtui.formats.tracedir import StageKey
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.client import TraceClient
@@ -213,6 +213,62 @@ async def test_an_engine_that_dies_is_told_with_the_end_of_its_log(tmp_path: Pat
         assert "no memory left" in await press(pilot, "o")
 
 
+@pytest.mark.parametrize("first", [(), ("x",)], ids=["it goes on", "it is being stopped"])
+async def test_r_while_a_trace_runs_runs_it_again_when_it_is_over(
+    tmp_path: Path, first: tuple[str, ...]
+) -> None:
+    """Asked for while a run goes on, or is being stopped, it is neither lost nor refused."""
+    body = f"""
+import pathlib
+runs = pathlib.Path({str(tmp_path / "runs")!r})
+runs.mkdir(exist_ok=True)
+number = len(list(runs.iterdir()))
+(runs / f"{{number}} {{json.loads(sys.argv[1])['overwrite']}}").touch()
+stage(0, "embedding", 1)
+signal.signal(signal.SIGTERM, lambda *_: None)
+while number == 0 and not os.path.exists({str(tmp_path / "mark")!r}):
+    time.sleep(0.01)
+say(event="done", directory="/nowhere/t-trace", files=1, written_bytes=100, elapsed_s=0.6,
+    peak_memory_bytes=10**6, peak_device_bytes=0, nonfinite=[], top_tokens=[])
+"""
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        trace = await _form(pilot, tmp_path, body)
+        await pilot.press("r")
+        await until(pilot, "1 of 6 files")
+        assert "r again" in frame(pilot).splitlines()[-1]
+        await pilot.press(*first, "r", "y")
+        await until(pilot, "it runs again when this run is over")
+        await pilot.press("c")
+        assert "r not again" in frame(pilot).splitlines()[-1]
+        (tmp_path / "mark").touch()
+        await settle(pilot)
+        assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["0 False", "1 True"]
+        assert "complete" in frame(pilot) and not trace.running
+        assert "r again ·" in frame(pilot).splitlines()[-1]
+
+
+async def test_a_second_run_can_be_taken_back_and_does_not_follow_a_failure(tmp_path: Path) -> None:
+    body = f"""
+stage(0, "embedding", 1)
+while not os.path.exists({str(tmp_path / "mark")!r}):
+    time.sleep(0.01)
+sys.exit(9)
+"""
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        trace = await _form(pilot, tmp_path, body)
+        await pilot.press("r")
+        await until(pilot, "1 of 6 files")
+        await pilot.press("r", "n")
+        assert not trace._again
+        await pilot.press("r", "y", "r")
+        await until(pilot, "it does not run again")
+        await pilot.press("r", "y")
+        (tmp_path / "mark").touch()
+        await settle(pilot)
+        assert "it failed, and does not run again: r does" in frame(pilot)
+        assert not trace.running and isinstance(trace.ended, Failed)
+
+
 async def test_a_paused_display_catches_up(tmp_path: Path) -> None:
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         trace = await _form(pilot, tmp_path, WAIT)
@@ -275,13 +331,13 @@ async def test_the_form_offers_other_engines_and_says_how_to_get_them(
         trace.query_one("#field-engine", Input).focus()
         await settle(pilot)
         assert "or llamacpp · hf: pip install 'aprtui[hf]'" in frame(pilot)
-        assert trace.job().engine == "aprtui"
+        assert trace.form.job().engine == "aprtui"
         trace.query_one("#field-engine", Input).value = "llamacpp"
-        assert trace.job().engine == "llamacpp"
-        assert trace.job().directory == "", "each engine has a folder of its own"
-        assert trace.job().adapter == ""
+        assert trace.form.job().engine == "llamacpp"
+        assert trace.form.job().directory == "", "each engine has a folder of its own"
+        assert trace.form.job().adapter == ""
         trace.query_one("#field-adapter", Input).value = "~/lora "
-        assert trace.job().adapter == str(Path("~/lora").expanduser())
+        assert trace.form.job().adapter == str(Path("~/lora").expanduser())
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW])
@@ -325,7 +381,7 @@ async def test_steps_chunk_and_cache_of_the_form_are_the_jobs(tmp_path: Path) ->
         trace = await _form(pilot, tmp_path, RUN)
         for name, value in (("steps", "4"), ("chunk", " 3 "), ("cache", "Q8_0")):
             trace.query_one(f"#field-{name}", Input).value = value
-        job = trace.job()
+        job = trace.form.job()
         assert (job.steps, job.chunk, job.kv) == (4, 3, "q8_0")
         trace.query_one("#field-steps", Input).value = "many"
         await until(pilot, "steps and chunk are whole numbers")

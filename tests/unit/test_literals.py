@@ -33,6 +33,8 @@ DECLARED_IN = (
     "graph/per_layer.py",
     "engine/adapters/streams.py",
     "graph/delta.py",
+    "graph/indexer.py",
+    "engine/adapters/indexers.py",
     "graph/shortconv.py",
     "graph/mamba.py",
     "graph/mamba2.py",

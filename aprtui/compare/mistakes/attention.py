@@ -20,13 +20,15 @@ __all__ = ["ATTENTION"]
 
 Float64 = npt.NDArray[np.float64]
 
+_BEFORE = 4  # keys up to the first wrong position that may be the stale one
+
 
 # -- scores ----------------------------------------------------------------------------------------
 
 
 def _queries_and_keys(op: Scores, inputs: Sequence[Float64]) -> tuple[Float64, Float64]:
     """Queries [T,A,d] and keys [T,K,d] out of the inputs of scores."""
-    q, k = inputs
+    q, k = inputs[:2]
     return (
         q if op.queries is None else heads_of(q, op.queries),
         k if op.keys is None else heads_of(k, op.keys),
@@ -65,7 +67,9 @@ def scores_dealt(at: Attempt[Scores]) -> Iterator[Candidate]:
     order = _dealt(at.op.heads, at.op.kv_heads)
     if order is not None:
         q, k = _queries_and_keys(at.op, at.inputs)
-        made = at.remade(replace(at.op, queries=None, keys=None), inputs=(q[:, order], k))
+        made = at.remade(
+            replace(at.op, queries=None, keys=None), inputs=(q[:, order], k, *at.inputs[2:])
+        )
         yield Candidate(made[np.argsort(order)], _DEALT)
 
 
@@ -116,7 +120,8 @@ def turned(at: Attempt[Scores]) -> Iterator[Candidate]:
         at.elsewhere(turns[0], replace(rope, heads=Heads(0, *x.shape[1:])), x)
         for x in _queries_and_keys(at.op, at.inputs)
     ]
-    scores = at.remade(replace(at.op, queries=None, keys=None), inputs=made)
+    plain = replace(at.op, queries=None, keys=None)
+    scores = at.remade(plain, inputs=(*made, *at.inputs[2:]))
     yield Candidate(scores, "q and k are rotated in a layer that turns nothing by its position")
 
 
@@ -199,7 +204,7 @@ def _with_kv_head(at: Attempt[Scores | Softmax | Attend], head: int, kv_head: in
     assert isinstance(op, Scores)
     q, k = _queries_and_keys(op, at.inputs)
     single = replace(op, heads=1, kv_heads=1, queries=None, keys=None)
-    made = at.remade(single, inputs=(q[:, [head]], k[:, [kv_head]]))[0]
+    made = at.remade(single, inputs=(q[:, [head]], k[:, [kv_head]], *at.inputs[2:]))[0]
     return made
 
 
@@ -217,7 +222,7 @@ def stale_row(at: Attempt[Attend]) -> Iterator[Candidate]:
     groups = at.op.heads // kv_heads
     away = (at.y - at.base).reshape(tokens, kv_heads, groups, size)
     split = weights.reshape(kv_heads, groups, tokens, tokens)
-    for key in at.wrong_rows[:1]:  # its own query is the first that sees it
+    for key in _stale_keys(at):
         column = split[..., key]  # [K, groups, T]
         moved = np.einsum("kgt,tkgd->kd", column, away, optimize=True)
         moved /= np.maximum(np.square(column).sum(axis=(1, 2)), 1e-300)[:, None]
@@ -225,6 +230,14 @@ def stale_row(at: Attempt[Attend]) -> Iterator[Candidate]:
         if groups * (tokens - key) < 2 or np.linalg.norm(rest) > 0.1 * np.linalg.norm(away):
             continue
         yield from _stale(at, key, values, values[key] + moved)
+
+
+def _stale_keys(at: Attempt[Attend]) -> list[int]:
+    """The keys that may be stale, the likeliest first: its own query is the first that sees it,
+    and may hardly look at it."""
+    return [
+        key for first in at.wrong_rows[:1] for key in range(first, first - _BEFORE, -1) if key >= 0
+    ]
 
 
 def _stale(at: Attempt[Attend], key: int, values: Float64, used: Float64) -> Iterator[Candidate]:

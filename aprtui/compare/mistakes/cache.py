@@ -25,7 +25,7 @@ def keys_of(at: Attempt[Scores]) -> Float64:
 
 def with_keys(at: Attempt[Scores], keys: Float64) -> Float64:
     """The scores by other keys [T,K,d]."""
-    return at.remade(replace(at.op, keys=None), inputs=(at.inputs[0], keys))
+    return at.remade(replace(at.op, keys=None), inputs=(at.inputs[0], keys, *at.inputs[2:]))
 
 
 def _with_values(at: Attempt[Attend], values: Float64) -> Float64:

@@ -27,7 +27,7 @@ def _masked(at: Attempt[Scores | Softmax], mask: Mask) -> Iterator[tuple[Float64
         given = [value for value in made_of if value is not None]
         if isinstance(scored.op, Scores) and len(given) == len(made_of):
             scores = at.elsewhere(scored, replace(scored.op, mask=mask), *given)
-            yield at.remade(replace(at.op, mask=mask), inputs=(scores,)), ""
+            yield at.remade(replace(at.op, mask=mask), inputs=(scores, *at.inputs[1:])), ""
         yield at.remade(replace(at.op, mask=mask)), ", their scores taken as 0"
     else:
         yield at.remade(replace(at.op, mask=mask)), ""

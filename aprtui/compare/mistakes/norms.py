@@ -182,8 +182,8 @@ NORMS = (
     Entry("norm_one_plus", (Norm,), one_plus),
     Entry("norm_layernorm", (Norm,), layernorm),
     Entry("norm_rms", (Norm,), mean_left_in),
-    Entry("eps_scaled", (Norm,), eps_scaled),
     Entry("norm_eps", (Norm,), eps),
+    Entry("eps_scaled", (Norm,), eps_scaled),
     Entry("norm_other_weight", (Norm,), other_weight),
     Entry("norm_weight_shift", (Norm,), weight_shift),
 )

@@ -22,11 +22,25 @@ from aprtui.errors import EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Absent, Graph
 from aprtui.graph.altup import Modes, Outliers, StreamProduct, Streams
-from aprtui.graph.ops import Activate, Norm, Product, Rope, Scores, SharedRope, Softmax, Softplus
+from aprtui.graph.indexer import ChooseKeys, IndexScores
+from aprtui.graph.ops import (
+    Activate,
+    Norm,
+    Product,
+    Rope,
+    Scores,
+    SharedKeys,
+    SharedRope,
+    Sigmoid,
+    Softmax,
+    Softplus,
+)
 from aprtui.graph.recurrent import (
     CausalConv,
     ChannelScan,
     Columns,
+    Decay,
+    DeltaRule,
     Gated,
     GatedNorm,
     Scan,
@@ -257,10 +271,14 @@ def _llamacpp(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]
 
 
 def _not_made(model: Model) -> tuple[Absent, ...]:
-    """Stages that llama.cpp has no node for, or one without a name: gated norms, steps, states; and
-    queries are multiplied by the weights that would make keys of a latent."""
+    """Stages that llama.cpp has no node for, or one whose name is not known here: gated norms,
+    steps, states, Kimi Linear's rule, indexers; and queries are multiplied by the weights that
+    would make keys of a latent."""
     scans = {node.key.layer for node in model.graph if isinstance(node.op, Scan | ChannelScan)}
-    streams = set(_beside_streams(model.graph))
+    beside = {*_beside_streams(model.graph), *_beside_indexers(model.graph)}
+    by_rows = {
+        node.key.layer for node in model.graph if isinstance(node.op, Decay) and node.op.each
+    }
     unnamed = (
         node.key.stage
         for node in model.graph
@@ -270,9 +288,13 @@ def _not_made(model: Model) -> tuple[Absent, ...]:
         or (isinstance(node.op, CausalConv) and node.key.layer in scans)
         or (isinstance(node.op, Softplus) and node.op.part.bias is not None)
         or (isinstance(node.op, Norm) and not node.op.weights and node.key.layer in scans)
-        or node.key in streams
+        or (
+            isinstance(node.op, CausalConv | DeltaRule | Decay | Sigmoid)
+            and node.key.layer in by_rows
+        )
+        or node.key in beside
     )
-    expanded = any(isinstance(node.op, SharedRope) for node in model.graph) and any(
+    expanded = any(isinstance(node.op, SharedRope | SharedKeys) for node in model.graph) and any(
         role.expert is not None and isinstance(node.op, Product)
         for node in model.graph
         for role in node.op.weights
@@ -282,7 +304,7 @@ def _not_made(model: Model) -> tuple[Absent, ...]:
         for node in model.graph
         if expanded
         and (
-            isinstance(node.op, Rope | SharedRope)
+            isinstance(node.op, Rope | SharedRope | SharedKeys)
             or (isinstance(node.op, Product) and len(node.op.parts) > 1)
         )
     )
@@ -304,6 +326,18 @@ def _beside_streams(graph: Graph) -> Iterator[StageKey]:
         if isinstance(node.op, Streams):
             yield node.inputs[1]
         if isinstance(node.op, Activate) and isinstance(graph[node.inputs[0]].op, Outliers):
+            yield node.key
+
+
+def _beside_indexers(graph: Graph) -> Iterator[StageKey]:
+    """What an indexer makes behind its products and norms (llama.cpp turns its queries and keys
+    once more, by a Hadamard matrix), and scores of which the chosen ones alone are looked at."""
+    for node in graph:
+        if isinstance(node.op, IndexScores):
+            yield from (key for key in node.inputs if isinstance(graph[key].op, Rope))
+        if isinstance(node.op, IndexScores | ChooseKeys):
+            yield node.key
+        if isinstance(node.op, Scores) and len(node.inputs) > 2:
             yield node.key
 
 

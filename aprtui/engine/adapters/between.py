@@ -15,13 +15,16 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from aprtui.engine.adapters.adapted import ADAPTED, watch_adapters
+from aprtui.engine.adapters.indexers import INDEX, watch_indexer
 from aprtui.engine.adapters.nodes import parallel_sums
-from aprtui.engine.adapters.shown import Shown
+from aprtui.engine.adapters.shown import Part, Shown
 from aprtui.engine.adapters.streams import STREAMS, watch_streams
 from aprtui.graph import Node
 from aprtui.graph.ops import Add
 
-__all__ = ["Functions", "beyond"]
+__all__ = ["OWN_INPUTS", "Functions", "beyond", "own_inputs"]
+
+OWN_INPUTS = "per_layer_input"
 
 Watch = tuple[frozenset[str], AbstractContextManager[None]]
 """The stages that are shown so, and what shows them while it is entered."""
@@ -64,6 +67,8 @@ def beyond(layer: Any, number: int, shown: Shown, functions: Functions) -> Itera
     if norm is not None:
         stages = {f"{which}_{step}" for which in "qk" for step in ("norm", "post_rope")}
         yield frozenset(stages), _one_norm(norm, number, shown)
+    if getattr(_attention_of(layer), "indexer", None) is not None:
+        yield INDEX, watch_indexer(_attention_of(layer).indexer, number, shown)
     if hasattr(layer, "shared_transformer"):
         yield ADAPTED, watch_adapters(layer.shared_transformer, number, shown)
     if hasattr(layer, "altup"):
@@ -107,6 +112,23 @@ def _stream(layer: Any, stage: Node, shown: Shown) -> AbstractContextManager[Non
         layer.register_forward_pre_hook(began, with_kwargs=True),
         _attention_of(layer).register_forward_hook(attended),
     )
+
+
+@contextmanager
+def own_inputs(decoder: Any, shown: Shown) -> Iterator[None]:
+    """What the layers are given of embeddings of their own, as the decoder makes it."""
+    right, told = decoder.project_per_layer_inputs, Part(shown, None)
+
+    def project(*given: Any, **named: Any) -> torch.Tensor:
+        made: torch.Tensor = right(*given, **named)
+        told.put(OWN_INPUTS, made)
+        return made
+
+    decoder.project_per_layer_inputs = project
+    try:
+        yield
+    finally:
+        del decoder.project_per_layer_inputs
 
 
 def _one_norm(norm: torch.nn.Module, number: int, shown: Shown) -> AbstractContextManager[None]:

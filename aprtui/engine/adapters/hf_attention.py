@@ -16,7 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from aprtui.engine import ops
-from aprtui.engine.adapters.shown import KEY, MIXED, QUERY, SCORES, WEIGHTS, Shown
+from aprtui.engine.adapters.shown import JOINED, KEY, MIXED, QUERY, SCORES, WEIGHTS, Shown
 from aprtui.errors import EngineError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph.ops import Scores
@@ -26,6 +26,7 @@ __all__ = [
     "SoftmaxInput",
     "attention_shown",
     "by_itself",
+    "chosen_mask",
     "eager_of",
     "inside_attention",
     "register",
@@ -141,8 +142,9 @@ def attention_shown(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The model's own eager attention, its inside shown: query [B,heads,T,d], key [B,heads,S,d]."""
     inside = SoftmaxInput()
+    mask = chosen_mask(attention_mask, named.get("indices"))
     with inside:
-        output, weights = eager_of(module)(module, query, key, value, attention_mask, **named)
+        output, weights = eager_of(module)(module, query, key, value, mask, **named)
     if _watching:
         shown = _watching[-1]
         layer = int(getattr(module, "layer_idx"))  # noqa: B009 - a plain number, not a module
@@ -150,7 +152,9 @@ def attention_shown(
         if not shown.turns_first(layer):
             warm = _in_place(module, query).transpose(1, 2)
             shown.put(QUERY, _cooled(shown, layer, module, warm), layer=layer)
-            shown.put(KEY, _in_place(module, key[:, :, cached:]).transpose(1, 2), layer=layer)
+            keyed = _in_place(module, key[:, :, cached:]).transpose(1, 2)
+            shown.put(KEY, keyed, layer=layer)
+            shown.put(JOINED, keyed, layer=layer)
         if inside.scores is not None:  # behind the keys stand the sinks
             shown.put_scores(SCORES, inside.scores[..., :keys], layer)
         if weights is not None:
@@ -159,12 +163,21 @@ def attention_shown(
     return output, weights
 
 
+def chosen_mask(mask: torch.Tensor | None, indices: torch.Tensor | None) -> torch.Tensor | None:
+    """The mask [B,1,T,S] of an attention whose keys an indexer chose [B,T,k]: the library hides the
+    others by itself only where the attention bears its own name."""
+    if indices is None or mask is None:
+        return mask
+    chosen = torch.zeros_like(mask[:, 0], dtype=torch.bool).scatter(-1, indices.long(), True)
+    return mask.masked_fill(~chosen[:, None], torch.finfo(mask.dtype).min)
+
+
 def _in_place(module: Any, x: torch.Tensor) -> torch.Tensor:
     """Heads whose last channels were turned in neighbouring pairs and put into halves, as
     DeepSeek-V3's are: every channel back where its weights have it."""
     config = getattr(module, "config", None)
     turned = getattr(config, "qk_rope_head_dim", 0)
-    if not turned or not getattr(config, "rope_interleave", False):
+    if not turned or not getattr(config, "rope_interleave", hasattr(module, "indexer")):
         return x
     one, two = x[..., -turned:].chunk(2, dim=-1)
     return torch.cat((x[..., :-turned], torch.stack((one, two), dim=-1).flatten(-2)), dim=-1)

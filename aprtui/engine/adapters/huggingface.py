@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aprtui.engine.adapters import Put, Ran, modules
-from aprtui.engine.adapters.between import Functions, beyond
+from aprtui.engine.adapters.between import OWN_INPUTS, Functions, beyond, own_inputs
 from aprtui.engine.adapters.hf_attention import (
     ATTENTION,
     attention_shown,
@@ -228,7 +228,11 @@ def _watches(
     decoder: Any, shown: Shown, functions: Functions
 ) -> Iterator[AbstractContextManager[object]]:
     """The hooks that show what is wanted. Raises EngineError where a module for it is not there."""
-    yield hooks(decoder, _chosen(decoder, None, shown), Part(shown, None), batched=True)
+    seen: set[str] = set()
+    if hasattr(decoder, "project_per_layer_inputs"):
+        seen.add(OWN_INPUTS)
+        yield own_inputs(decoder, shown)
+    yield hooks(decoder, _chosen(decoder, None, shown, seen), Part(shown, None), batched=True)
     for number, layer in enumerate(_layers_of(decoder, shown)):
         if (attention := without_registry(layer)) is not None:
             yield by_itself(attention, number, shown)

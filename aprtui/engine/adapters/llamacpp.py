@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from aprtui.engine.plan import Plan
     from aprtui.engine.stacking import Stack
 
-__all__ = ["Llama", "Watches", "engine_of", "loaded", "passes", "run"]
+__all__ = ["Llama", "Watches", "engine_of", "loaded", "passes", "run", "said"]
 
 _KV_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2}  # ggml_type
 _LOG_ERROR, _LOG_CONTINUED = 4, 5  # ggml_log_level
@@ -160,7 +160,7 @@ def loaded(
         )
     version = str(llama_cpp.__version__)
     watch = _Watch(Ggml(lib._lib, version))
-    with _said(lib) as errors, _model(lib, path, settings, errors) as model:
+    with said(lib) as errors, _model(lib, path, settings, errors) as model:
         count = _check_vocabulary(lib, model, prompts)
         with _context(lib, model, prompts, rows, settings, watch, errors) as context:
             yield Llama(settings, version, count, lib, context, watch, errors)
@@ -247,7 +247,7 @@ class _Watch:
 
 
 @contextmanager
-def _said(lib: Any) -> Iterator[list[str]]:
+def said(lib: Any) -> Iterator[list[str]]:
     """The error lines that llama.cpp logs while inside; everything else it says is dropped."""
     errors: list[str] = []
 

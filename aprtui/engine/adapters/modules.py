@@ -83,6 +83,12 @@ SOURCES = (
             "kv_a": "kv_a_proj_with_mqa",
             "kv_a_norm": "kv_a_layernorm",
             "kv_b": "kv_b_proj",
+            "delta_gate_low": "g_a_proj",
+            "delta_decay_low": "forget_gate.f_a_proj",
+            "index_q": "indexer.wq_b",
+            "index_k": "indexer.wk",
+            "index_k_norm": "indexer.k_norm",
+            "index_weights": "indexer.weights_proj",
         }.items()
     ),
     Source("q_b", "self_attn.q_b_proj"),

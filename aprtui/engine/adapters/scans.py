@@ -25,13 +25,15 @@ __all__ = [
 
 # The stages that are seen where they are used, not at a module.
 INSIDE_SCANS = frozenset({
-    "delta_qkv", "delta_gate", "delta_beta", "delta_decay", "delta_conv", "delta_out",
+    "delta_qkv", "delta_gate", "delta_beta", "delta_decay", "delta_row_decay", "delta_conv",
+    "delta_out",
     "delta_state", "delta_norm", "conv_x", "conv",
     "ssm_in", "ssm_conv", "ssm_dt", "ssm_scan", "ssm_state", "ssm_norm", "ssm_gated",
     "ssm_low", "ssm_low_norm", "ssm_b", "ssm_b_norm", "ssm_c", "ssm_c_norm",
 })  # fmt: skip
 _CONVS = ("causal_conv1d_fn", "causal_conv1d_update")
 _RULES = ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule")
+_ROW_RULES = ("chunk_kimi_delta_attention", "recurrent_kimi_delta_attention")
 _SCAN, _STEP = "mamba2_chunk_scan", "mamba2_selective_state_update"
 _CHANNELS, _CHANNEL_STEP = "mamba_selective_scan", "mamba_selective_state_update"
 _OF_CHANNELS = ("ssm_low", "ssm_b", "ssm_c")  # what is made of the convolved channels
@@ -50,12 +52,12 @@ class Shown(Protocol):
 
     def put_state(self, stage: str, value: torch.Tensor, layer: int) -> None: ...
 
-    def scaled(self, stage: str, value: torch.Tensor, layer: int | None) -> torch.Tensor: ...
-
 
 def delta_of(layer: torch.nn.Module) -> torch.nn.Module | None:
     """The layer's gated delta rule, where it has one."""
-    return _calling(layer, ("linear_attn",), _RULES[0])
+    by_rows = _calling(layer, ("self_attn",), _ROW_RULES[0])
+    by_rows = by_rows if hasattr(by_rows, "forget_gate") else None
+    return by_rows or _calling(layer, ("linear_attn",), _RULES[0])
 
 
 def short_conv_of(layer: torch.nn.Module) -> torch.nn.Module | None:
@@ -149,7 +151,7 @@ def watch_delta(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[
         def rule(*given: Any, g: torch.Tensor, beta: torch.Tensor, **named: Any) -> Any:
             wanted = {**named, "output_final_state": True}
             out, state = right(*given, g=g, beta=beta, **wanted)
-            shown.put("delta_decay", g, layer=number)
+            shown.put("delta_decay" if g.dim() == 3 else "delta_row_decay", g, layer=number)
             shown.put("delta_beta", beta, layer=number)
             shown.put("delta_out", out, layer=number)
             shown.put_state("delta_state", state, number)
@@ -163,10 +165,11 @@ def watch_delta(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[
     def normed(_: Any, inputs: Any, output: torch.Tensor) -> None:
         shown.put("delta_norm", output, layer=number)
 
-    norm: Any = module.norm
+    norm: Any = getattr(module, "norm", None) or module.o_norm
+    rules = [name for name in (*_RULES, *_ROW_RULES) if hasattr(_file_of(module), name)]
     convs = _convs(shown, number, "delta_qkv", "delta_conv")
     with (
-        _instead(module, {**convs, **dict.fromkeys(_RULES, watching)}),
+        _instead(module, {**convs, **dict.fromkeys(rules, watching)}),
         _hooked(norm.register_forward_pre_hook(gate), norm.register_forward_hook(normed)),
     ):
         yield
@@ -206,7 +209,8 @@ def _watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[
         return step
 
     def first(_: Any, __: Any, made: torch.Tensor) -> None:
-        put("ssm_in", shown.scaled("ssm_in", made, number))
+        factors = getattr(module, "mup_vector", None)  # of its columns, which follow at once
+        put("ssm_in", made if factors is None else made * factors)
 
     def ready(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         for stage in ("ssm_norm", "ssm_gated"):  # the one that the layer has

@@ -36,14 +36,17 @@ from aprtui.graph.vocabulary import facts_of
 if TYPE_CHECKING:
     from aprtui.engine.plan import Plan
 
-__all__ = ["BIASED", "INSIDE_ATTENTION", "KEY", "MIXED", "PRODUCT", "QUERY", "SCORES", "WEIGHTS"]
-__all__ += ["Part", "Shown"]
+__all__ = [
+    "BIASED", "INSIDE_ATTENTION", "JOINED", "KEY", "MIXED", "PRODUCT", "QUERY", "SCORES",
+    "WEIGHTS", "Part", "Shown",
+]  # fmt: skip
 
 # The stages of what the attention function is given, meets and returns.
-QUERY, KEY, SCORES, WEIGHTS, MIXED = INSIDE_ATTENTION = (
-    "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention",
+QUERY, KEY, JOINED, SCORES, WEIGHTS, MIXED = INSIDE_ATTENTION = (
+    "q_post_rope", "k_post_rope", "k_joined", "attn_scores", "attn_softmax", "attention",
 )  # fmt: skip
 PRODUCT, BIASED = "qkv_matmul", "qkv_bias"
+_EXPANDED = "kv_b"  # made anew in every pass, of all latents in the cache
 _ROUTED = ("moe_router", "moe_ffn_out")
 
 
@@ -60,6 +63,7 @@ class Shown:
         self.lanes = Lanes([Lane(lambda key, value: None, 0, 1)])
         self.heads_first: dict[StageKey, bool] = {}
         self._version = version
+        self._chosen: dict[StageKey, list[torch.Tensor]] = {}  # keys, of the last layer that did
         self._followers: dict[StageKey, list[Node]] = {}
         for node in self.graph:
             if isinstance(node.op, Clip) and node.key in self.wanted:
@@ -113,6 +117,8 @@ class Shown:
             value = value.sigmoid()
         elif isinstance(node.op, Softplus) and not inside:
             value = torch.nn.functional.softplus(value.float()).to(value.dtype)
+        if stage == _EXPANDED:
+            value = value[..., -lanes.width :, :]
         if value.shape[0] % len(lanes) or (value.dim() > 2 and value.shape[0] != len(lanes)):
             raise self._other_shape(key, value, (len(lanes), *node.shape(lanes.width)))
         for place, lane in enumerate(lanes.lanes):
@@ -162,25 +168,36 @@ class Shown:
             lane.put(key, value[place])
 
     def put_scores(self, stage: str, value: torch.Tensor, layer: int) -> None:
-        """Scores [B,A,T,keys], or what softmax makes of them: of each sequence [A,rows,keys] with
-        those of its own, scores 0 where the layer's mask hides the key."""
+        """Scores [B,A,T,keys], or what softmax makes of them, or a choice of keys: of each sequence
+        [A,rows,keys] with those of its own, 0 where the layer's mask, or its choice, hides the
+        key."""
         key = StageKey(layer, stage)
         scored = self.graph.by_key.get(StageKey(layer, SCORES))
-        if key not in self.wanted or scored is None or not isinstance(scored.op, Scores):
+        choice = facts_of(stage).integers  # of keys, which the scores below need
+        if not (choice or key in self.wanted):
             return
-        mask, lanes = scored.op.mask, self.lanes
+        if scored is None or not isinstance(scored.op, Scores) or key not in self.graph:
+            return
+        node, mask, lanes = self.graph[key], scored.op.mask, self.lanes
         reach = mask.window if mask.chunk is None else mask.chunk
         held = lanes.columns if reach is None else min(lanes.columns, lanes.width + reach - 1)
-        expected = (len(lanes), scored.op.heads, lanes.width, held)
+        expected = (len(lanes), self.graph[key].axes[0].extent or 1, lanes.width, held)
         found = tuple(value.shape)
         if found[:-1] != expected[:-1] or not held <= found[-1] <= lanes.columns:
             raise self._other_shape(key, value, expected)
+        if choice:
+            self._chosen = {key: []}
         for place, lane in enumerate(lanes.lanes):
             whole = lanes.keys(value[place], lane)
-            if stage == SCORES:
+            if stage != WEIGHTS:
                 seen = ops.visible(mask, lane.first, lane.end, lane.end, value.device)
+                of_all = [each[place] for each in map(self._chosen.get, node.inputs[2:]) if each]
+                seen = ops.looked_at(seen, of_all[0] if of_all else None)
                 whole = whole.masked_fill(~seen, 0.0)
-            lane.put(key, whole)
+            if choice:
+                self._chosen[key].append(whole)
+            if key in self.wanted:
+                lane.put(key, whole)
 
     def in_order(self, value: torch.Tensor, layer: int | None) -> torch.Tensor:
         """Columns of q, k and v of each key/value head as those of all queries, keys, values."""

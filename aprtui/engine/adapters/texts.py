@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,19 +55,44 @@ def _transformers(model: Path, text: str) -> Read:
 def _llamacpp(model: Path, text: str) -> Read:
     from llama_cpp import llama_cpp as lib
 
+    from aprtui.engine.adapters.llamacpp import said
+
     lib.llama_backend_init()
     params = lib.llama_model_default_params()
     params.vocab_only = True
-    opened = lib.llama_model_load_from_file(os.fsencode(model), params)
+    with said(lib):
+        opened = lib.llama_model_load_from_file(os.fsencode(model), params)
     if not opened:
         raise EngineError("llama.cpp refuses the file's vocabulary")
     try:
-        raw = text.encode()
-        room = len(raw) + 8
-        ids = (lib.llama_token * room)()
         vocabulary = lib.llama_model_get_vocab(opened)
-        count = lib.llama_tokenize(vocabulary, raw, len(raw), ids, room, True, True)
         bos = int(lib.llama_vocab_bos(vocabulary))
-        return Read(tuple(ids[:count]), bos if bos >= 0 else None)
+        ids, first = _encoded(lib, vocabulary, text), bos if bos >= 0 else None
+        chat = _rendered(lib, opened, text)
+        return Read(ids, first, chat, () if chat is None else _encoded(lib, vocabulary, chat))
     finally:
         lib.llama_model_free(opened)
+
+
+def _encoded(lib: Any, vocabulary: Any, text: str) -> tuple[int, ...]:
+    """The ids of a text in which special tokens are those, with BOS as the file asks: as its
+    programs read a rendered chat, too."""
+    raw = text.encode()
+    room = len(raw) + 8
+    ids = (lib.llama_token * room)()
+    count = lib.llama_tokenize(vocabulary, raw, len(raw), ids, room, True, True)
+    return tuple(ids[:count])
+
+
+def _rendered(lib: Any, opened: Any, text: str) -> str | None:
+    """The chat as llama.cpp's own code renders it; None for a template that it does not know."""
+    template = lib.llama_model_chat_template(opened, None)
+    if not template:
+        return None
+    chat = (lib.llama_chat_message * 1)(lib.llama_chat_message(b"user", text.encode()))
+    size = lib.llama_chat_apply_template(template, chat, 1, True, None, 0)
+    if size < 0:
+        return None
+    room = ctypes.create_string_buffer(size + 1)
+    lib.llama_chat_apply_template(template, chat, 1, True, room, size + 1)
+    return room.raw[:size].decode("utf-8", "replace")

@@ -23,6 +23,7 @@ from aprtui.tui.keys import bindings
 from aprtui.tui.messages import RunnerEnded
 from aprtui.tui.paths import meant
 from aprtui.tui.screens.grid import GridScreen
+from aprtui.tui.screens.mistake import MistakeScreen, has_page
 from aprtui.tui.screens.pair_facts import finding_block, layers_block
 from aprtui.tui.screens.sides import Sides
 from aprtui.tui.session import remember_verdict
@@ -263,10 +264,7 @@ class BisectScreen(GridScreen):
 
     def in_short(self, key: StageKey) -> str:
         finding = self.found.findings.get(key) if self.found else None
-        if finding is None:
-            return ""
-        facts = " · ".join(f"{name} {said}".strip() for name, said in finding.lines if said)
-        return f"{clean(str(key))} {finding.kind} · {facts}"
+        return finding.in_short(key) if finding is not None else ""
 
     def drifts(self) -> list[Drift]:
         return [self._drift(key) for key in self.shown]
@@ -350,6 +348,14 @@ class BisectScreen(GridScreen):
             (self.rows if self.listed else self.grid).focus()
 
     def open_key(self, key: StageKey) -> None:
+        """What a culprit with a name is; of every other stage its values, which it leads on to."""
+        if self.found is not None and has_page(self.found, key):
+            self.lay_over(MistakeScreen(self.found, key, self.sides, self.pairs, self.results,
+                                        self.open_values))  # fmt: skip
+        else:
+            super().open_key(key)
+
+    def open_values(self, key: StageKey) -> None:
         result = self.results.get(key)
         if result is None:  # B is what is replayed
             self.app.jump(Jump("browse", (self.b,), key))

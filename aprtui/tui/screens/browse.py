@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -31,6 +33,7 @@ from aprtui.tui.screens.stage_keys import StageKeysScreen
 from aprtui.tui.session import Spot, recall, remember
 from aprtui.tui.source import load_trace, name_of, title_of
 from aprtui.tui.stage_table import StageTable, describe_shape, table_of
+from aprtui.tui.trace_cells import Held
 from aprtui.tui.widgets.frame import NamedFrame
 from aprtui.tui.widgets.lines import PartLine, RowList
 from aprtui.tui.widgets.pane import Pane
@@ -63,6 +66,7 @@ class BrowseScreen(StageKeysScreen):
         self.follower = Follower(self, path)
         self.pid: int | None = None  # the process that is writing this trace
         self.store = Store()
+        self.held: dict[StageKey, Held] = {}  # what is known of the files by now
         self._select = select
         self._key: StageKey | None = None
         self.stages = StageList(id="stages")
@@ -146,9 +150,17 @@ class BrowseScreen(StageKeysScreen):
     def _surveyed(self, event: Surveyed) -> None:
         new = event.damage.keys() - self.stages.damage.keys()
         self.stages.survey(event.rms, event.damage)
+        damaged = Held(math.nan, damaged=True)
+        self._learn(event.held | dict.fromkeys(event.damage, damaged))
         self._retitle()
         if self._key in new:  # it was cut short while it was shown
             self._show_stage()
+
+    def _learn(self, held: Mapping[StageKey, Held]) -> None:
+        self.held.update(held)
+        for pane in self.panes.values():
+            if isinstance(pane, StagePane):
+                pane.learn(held)
 
     def _retitle(self) -> None:
         assert self.trace is not None
@@ -245,8 +257,9 @@ class BrowseScreen(StageKeysScreen):
         except BadFileError as error:
             why = error.message
             self.stages.survey({}, {record.key: why})
+            self._learn({record.key: Held(math.nan, damaged=True)})
             self.line.show([(" ! " + why.partition(": ")[2], "bad")])
-        self._seen = StageSeen(record, self.trace, table, why, self.model)
+        self._seen = StageSeen(record, self.trace, table, why, self.model, self.held)
         self.show_pane()
         frame = self.query_one("#panes", NamedFrame)
         if table is None or not self._draws or not frame.border_title:
@@ -306,7 +319,12 @@ class BrowseScreen(StageKeysScreen):
             if not found.count:
                 return
             broken = found.nan or found.pos_inf or found.neg_inf  # the tree says so, not a number
-            self.stages.survey({event.wish.key: float("nan") if broken else found.rms}, {})
+            key, rms = event.wish.key, math.nan if broken else found.rms
+            self.stages.survey({key: rms}, {})
+            held = self.held.get(key)
+            if held is not None and not held.known and event.measured.exact:
+                infinite = found.pos_inf + found.neg_inf
+                self._learn({key: replace(held, rms=found.rms, nan=found.nan, inf=infinite)})
         pane = self.panes[event.wish.pane]
         if pane is self.shown_pane and isinstance(pane, StagePane):
             pane.give(event.measured, event.made)

@@ -422,7 +422,7 @@ class DiffScreen(GridScreen):
         else:
             self._open_bisect()
 
-    def open_key(self, key: StageKey) -> None:
+    def open_values(self, key: StageKey) -> None:
         result = self.results.get(key)
         if result is None:
             self.say("not measured yet")

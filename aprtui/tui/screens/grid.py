@@ -31,6 +31,7 @@ from aprtui.tui.stage_filter import matcher
 from aprtui.tui.widgets.blocks import Block, BlockPane
 from aprtui.tui.widgets.drift_chart import Drift, DriftChart
 from aprtui.tui.widgets.lines import Part, PartLine, RowList
+from aprtui.tui.widgets.pair_preview import LEAST_LINES, PairPreview
 from aprtui.tui.widgets.stage_grid import StageGrid
 from aprtui.tui.widgets.stage_rows import StageRows
 
@@ -54,7 +55,13 @@ class Room(Horizontal):
 
 
 class GridScreen(SidesScreen):
-    """A verdict above; grid or list, and the stage under the cursor beside it; a legend below."""
+    """A verdict above; grid or list, and the stage under the cursor beside it; a legend below.
+
+    ``pairs`` are what is compared, ``results`` what is known of them by now.
+    """
+
+    pairs: Mapping[StageKey, Pair]
+    results: Mapping[StageKey, PairResult]
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,6 +70,7 @@ class GridScreen(SidesScreen):
         self.rows = StageRows(self.row_head, self.row_parts, id="rows")
         self.chart = DriftChart(id="chart")
         self.names = Static("", id="names", markup=False)
+        self.preview = PairPreview(id="pairpreview")
         self.detail = BlockPane(id="pairdetail")
         self.legend = PartLine(id="legend")
         self.stages: tuple[StageKey, ...] = ()
@@ -71,7 +79,7 @@ class GridScreen(SidesScreen):
         self.filter = ""
         self.listed = self.zoomed = False
         self._key: StageKey | None = None
-        self._pair: PairScreen | None = None  # that was opened from here
+        self._over: SidesScreen | None = None  # a screen of one stage that was opened from here
 
     def body(self) -> Iterable[Widget]:
         with Vertical():
@@ -82,6 +90,7 @@ class GridScreen(SidesScreen):
                     yield self.rows
                     yield self.chart
                     yield self.names
+                    yield self.preview
                 yield self.detail
             yield self.legend
 
@@ -206,6 +215,8 @@ class GridScreen(SidesScreen):
             hint = f"No stage matches {clean(self.filter, 30)}: q shows all." if self.filter else ""
             self.detail.show([[[(hint, "warn")]]])
         self.chart.mark(key)
+        if self.preview.display and key is not None:
+            self.preview.look_at(self.pairs.get(key), self.results.get(key))
 
     def show_head(self, lines: Sequence[Content]) -> None:
         """The verdict: wrapped where the grid leaves room for it, else a line each."""
@@ -243,16 +254,20 @@ class GridScreen(SidesScreen):
         return to.screen in kinds and to.absolute == both
 
     def turn_to(self, to: Jump) -> None:
-        self._pair = None
+        self._over = None
         if to.key is not None:
             if to.key not in self.shown:
                 self.answering("filter", "")
             self.select(to.key)
             if to.screen == "pair":
-                self.open_key(to.key)
+                self.open_values(to.key)
 
     def open_key(self, key: StageKey) -> None:
-        """What there is to see of one stage: the pair, or the side that alone has it."""
+        """The detail of one stage, as enter asks for it."""
+        self.open_values(key)
+
+    def open_values(self, key: StageKey) -> None:
+        """The values of one stage: the pair, or the side that alone has it."""
         raise NotImplementedError
 
     def open_side(self, result: PairResult) -> None:
@@ -282,16 +297,22 @@ class GridScreen(SidesScreen):
 
     def open_pair(self, pairs: Mapping[StageKey, Pair], results: Mapping[StageKey, PairResult],
                   key: StageKey) -> None:  # fmt: skip
-        """Both sides of one stage; the cursor goes along to where one steps from there."""
+        """Both sides of one stage."""
         findings = self.found.findings if self.found is not None else None
-        self._pair = PairScreen(pairs, results, key, self.sides, findings)
-        self.app.push_screen(self._pair)
+        self.lay_over(PairScreen(pairs, results, key, self.sides, findings))
+
+    def lay_over(self, over: SidesScreen) -> None:
+        """Show a screen of one stage; the cursor goes along to where one steps from there."""
+        self._over = (
+            self._over or over
+        )  # a pair that was opened from a culprit's page goes back to it
+        self.app.push_screen(over)
 
     @on(events.ScreenResume)
     def _back(self) -> None:
-        if self._pair is not None:
-            self.select(self._pair.key)
-            self._pair = None
+        if self._over is not None and self._over.stage_here is not None:
+            self.select(self._over.stage_here)
+        self._over = None
 
     @on(StageGrid.Moved)
     @on(RowList.Moved, "#rows")
@@ -315,6 +336,8 @@ class GridScreen(SidesScreen):
         room_for_names = left > most + len(names) and self.grid.abbreviated
         self.names.display = self.chart.display and room_for_names
         self.names.update(Content("\n").join(names))
+        below_names = left - most - self.names.display * (len(names) + 1)
+        self.preview.display = self.chart.display and below_names >= LEAST_LINES
         self.grid.styles.height = lines + 1 if self.chart.display else "1fr"
         alone = self.listed or self.zoomed or not stacked
         below = min(lines, max(room - FACTS_LINES, 1))

@@ -6,14 +6,15 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from textual import events, on
+from textual import events, on, work
 from textual.binding import BindingType
 from textual.containers import Vertical
+from textual.message import Message
 from textual.widget import Widget
 from textual.worker import get_current_worker
 
@@ -26,17 +27,22 @@ from aprtui.tui.messages import Found, Known, Learnt, LoadFailed, Place
 from aprtui.tui.paths import meant
 from aprtui.tui.places import (
     delete_trace,
+    held_of,
     known_of,
     known_of_results,
     left_places,
+    model_words,
     places_below,
     rename_trace,
 )
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.session import last_verdicts
-from aprtui.tui.widgets.blocks import BlockPane
+from aprtui.tui.trace_cells import Holdings
+from aprtui.tui.widgets.blocks import BlockPane, wrapped
 from aprtui.tui.widgets.lines import RowList
+from aprtui.tui.widgets.palette import palette_of
 from aprtui.tui.widgets.place_list import SORTS, PlaceList, PlaceRow, place_facts
+from aprtui.tui.widgets.thumbnail import thumbnail
 
 __all__ = ["HomeScreen"]
 
@@ -46,6 +52,26 @@ EMPTY = (
     "aprtui demo makes a small model and two traces and opens them"
 )
 LEARN_S = 0.2  # what is learnt of traces is told five times a second at most
+LOW = 30  # lines of a screen below which there is less room for everything
+LEAST_ABOUT = (10, 7)  # lines for what is known of a row; of a low screen
+LEAST_ROWS, FRAME_LINES = 3, 3  # of the list; its frame and its head
+PREVIEW_LINES = 12  # from which on a place is looked into, beside what it says of itself
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What is in the place at ``path``: in the files of a trace, or a model in words."""
+
+    path: str = ""
+    holdings: Holdings = field(default_factory=Holdings)
+    words: tuple[str, ...] = ()
+
+
+@dataclass
+class Previewed(Message):
+    """The place under the cursor was looked into."""
+
+    preview: Preview
 
 
 class HomeScreen(BaseScreen):
@@ -65,6 +91,7 @@ class HomeScreen(BaseScreen):
         self._looking, self._more = True, False
         self._quietly = False  # what is shown stays until all was looked through again
         self._doomed: PlaceRow | None = None
+        self._preview = Preview()
 
     def body(self) -> Iterable[Widget]:
         self.list.add_class("frame")
@@ -114,7 +141,10 @@ class HomeScreen(BaseScreen):
 
     @on(Learnt)
     def _learnt(self, event: Learnt) -> None:
+        path, before = self._preview.path, {row.place.path: row.known for row in self.list.rows}
         self.list.learn(event.known)
+        if event.known.get(path, before.get(path)) != before.get(path):
+            self._preview = Preview()  # it holds more by now
         self._retitle()
         self._show_about()
 
@@ -123,8 +153,40 @@ class HomeScreen(BaseScreen):
     def _show_about(self) -> None:
         row = self.list.current
         self.about.border_title = row.name.replace("[", r"\[") if row is not None else ""
-        self.about.show(place_facts(row, self.about.column) if row is not None else [])
+        facts = place_facts(row, self.about.column) if row is not None else []
+        column, height = self.about.column, self.about.size.height
+        if row is not None and row.place.path == self._preview.path:
+            coloured = palette_of(self.app).depth.blends
+            facts[:0] = [wrapped(line, "", column) for line in self._preview.words]
+            facts.append(thumbnail(self._preview.holdings, column, height, coloured))
+        elif row is not None and row.place.kind != "results" and height >= PREVIEW_LINES:
+            self._look_into(row.place)
+        self.about.show(facts)
         self.show_keys()
+
+    @work(thread=True, exclusive=True, group="preview")
+    def _look_into(self, place: Place) -> None:
+        """What is in the place under the cursor."""
+        path = Path(place.path)
+        if place.kind == "model":
+            preview = Preview(place.path, words=model_words(path))
+        else:
+            preview = Preview(place.path, Holdings(held=held_of(path)))
+        if not get_current_worker().is_cancelled:
+            self.post_message(Previewed(preview))
+
+    @on(Previewed)
+    def _looked_into(self, event: Previewed) -> None:
+        event.stop()
+        self._preview = event.preview
+        self._show_about()
+
+    @on(events.Resize)
+    def _make_room(self) -> None:
+        """The list takes the lines that it needs; what is known of a row all that is left."""
+        least = LEAST_ABOUT[self.size.height < LOW]
+        needed = max(self.list.row_count(), LEAST_ROWS) + FRAME_LINES
+        self.list.styles.height = max(min(needed, self.size.height - 2 - least), 1)
 
     def here(self) -> Jump:
         return Jump("home", (self.folder,))
@@ -203,6 +265,7 @@ class HomeScreen(BaseScreen):
         if event.done and self._found:
             self._learn(self._found)
         self._retitle()
+        self._make_room()
 
     @on(RowList.Opened, "#places")
     def _open(self, event: RowList.Opened) -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
 from textual.message import Message
 from textual.worker import get_current_worker
 
 from aprtui.compare.metrics import Cancelled
 from aprtui.errors import BadFileError
 from aprtui.formats.maps import check_maps
+from aprtui.formats.summary import summarise
 from aprtui.formats.tracedir import StageKey, StageRecord
 from aprtui.text import clean, number
 from aprtui.tui.measure import Measured, Store, first_look, measure
 from aprtui.tui.messages import Surveyed
 from aprtui.tui.stage_table import StageTable
+from aprtui.tui.trace_cells import holdings_of
 from aprtui.tui.widgets.lines import Part
 from aprtui.tui.widgets.stage_pane import Work
 
@@ -114,26 +116,30 @@ def survey(records: Iterable[StageRecord], post: Callable[[Message], bool]) -> N
         if number_ % SURVEY_SLICE == 0:
             time.sleep(SURVEY_REST_S)
         look_at(record, found)
-        if len(found.rms) + len(found.damage) >= 200:
+        if len(found.held) + len(found.damage) >= 200:
             post(found)
             found = Surveyed()
-    if found.rms or found.damage:
+    if found.held or found.damage:
         post(found)
 
 
 def look_at(record: StageRecord, found: Surveyed) -> None:
-    """Put the record's rms or its damage into ``found``; the manifest's rms where it has one."""
+    """Put into ``found`` what the record's file holds, or its damage; the manifest's numbers where
+    it has some, and those of a small file that has none."""
+    key, stats = record.key, record.stats
     try:
         record.header()
-        rms = _number_of(record.stats.get("rms"))
-        if rms is None and record.count <= SMALL:
-            values = record.values().astype(np.float64)
-            rms = float(np.sqrt(np.mean(values * values))) if values.size else 0.0
+        if _number_of(stats.get("rms")) is None:
+            small = record.count <= SMALL
+            stats = summarise(record.values()) if small and record.count else {}
     except BadFileError as error:
-        found.damage[record.key] = error.message
+        found.damage[key] = error.message
         return
-    if rms is not None:
-        found.rms[record.key] = rms
+    held = found.held[key] = holdings_of(stats, record.size_bytes, record.shape or ())
+    if stats:
+        found.rms[key] = math.nan if held.nan or held.inf else held.rms
+    elif not record.count:
+        found.rms[key] = 0.0
 
 
 def _number_of(stat: object) -> float | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from textual import on, work
 from textual.binding import BindingType
@@ -16,6 +16,8 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
+from aprtui.compare.weight_results import ModelComparison, ModelSide, TensorResult
+from aprtui.compare.weight_wire import from_json
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count, number, size
 from aprtui.tui.carry import copy, export_rows
@@ -53,9 +55,9 @@ class Compared:
 
 @dataclass
 class ModelsEnded(Message):
-    """The child ended: what it printed, or why it could not."""
+    """The child ended: what it found, or why it could not."""
 
-    said: Mapping[str, Any] | None
+    found: ModelComparison | None
     why: str = ""
 
 
@@ -138,20 +140,24 @@ class ModelsScreen(BaseScreen):
             last = (ended.log_tail().strip().splitlines() or [""])[-1]
             why = last.removeprefix("aprtui: ") or f"the comparison ended ({ended.exit_code})"
             self.post_message(ModelsEnded(None, why))
-        else:
-            self.post_message(ModelsEnded(said if isinstance(said, dict) else None))
+            return
+        try:
+            self.post_message(ModelsEnded(from_json(said)))
+        except ValueError as error:
+            why = f"what the comparison found cannot be read: {error}"
+            self.post_message(ModelsEnded(None, why))
 
     @on(ModelsEnded)
     def _ended(self, event: ModelsEnded) -> None:
-        if event.said is None:
-            self.set_state("error", event.why or "the comparison said nothing", "q goes back")
+        if event.found is None:
+            self.set_state("error", event.why, "q goes back")
             return
-        self.list.tensors = tuple(_tensor(entry) for entry in _dicts(event.said.get("tensors")))
+        self.list.tensors = tuple(map(_tensor, event.found.tensors))
         if not self.list.tensors:
             self.set_state("empty", "Neither model has a tensor that plays a part in the pass.",
                            "q goes back")  # fmt: skip
             return
-        self.head.update(_head(event.said))
+        self.head.update(_head(event.found))
         self.list.rebuild()
         self.set_state("full")
         self.list.focus()
@@ -244,80 +250,54 @@ class ModelsScreen(BaseScreen):
         return True
 
 
-def _head(said: Mapping[str, Any]) -> Content:
+def _head(found: ModelComparison) -> Content:
     """Both files, the verdict, how many tensors of each class, and the settings that differ."""
-    lines = []
-    for name in "ab":
-        side = said.get(name)
-        if isinstance(side, dict):
-            types = side.get("types")
-            words = [_text(side, "format"), _text(side, "architecture"),
-                     size(int(side.get("size_bytes") or 0)),
-                     " ".join(map(str, types if isinstance(types, list) else ())),
-                     _text(side, "path", 200)]  # fmt: skip
-            lines.append(Content.assemble((f"{name.upper()}  ", "bold"), clean(" · ".join(words))))
-    verdict = _text(said, "verdict")
-    tone = "bold $text-success" if verdict == "pass" else "bold $text-error"
-    counts = said.get("counts")
-    found = counts.items() if isinstance(counts, dict) else ()
-    kinds = " · ".join(f"{count(int(n))} {clean(str(kind), 20)}" for kind, n in found)
-    lines.append(Content.assemble((verdict, tone), f" · {kinds}"))
-    apart = [
-        entry
-        for entry in (*_dicts(said.get("config")), *_dicts(said.get("tokenizer")))
-        if entry.get("kind") not in ("equal", "unstated")
+    lines = [
+        Content.assemble((f"{name}  ", "bold"), _side(side))
+        for name, side in (("A", found.a), ("B", found.b))
     ]
+    tone = "bold $text-success" if found.verdict == "pass" else "bold $text-error"
+    kinds = " · ".join(f"{count(number_of)} {kind}" for kind, number_of in found.counts.items())
+    lines.append(Content.assemble((found.verdict, tone), f" · {kinds}"))
+    apart = [setting for setting in found.settings if setting.kind != "unstated"]
     lines += [
-        Content.styled(f"! {_text(e, 'key')}: {_text(e, 'a', 60)} in A, {_text(e, 'b', 60)} in B",
+        Content.styled(f"! {each.key}: {clean(each.a, 60)} in A, {clean(each.b, 60)} in B",
                        "$text-warning")
-        for e in apart[:SETTINGS]
+        for each in apart[:SETTINGS]
     ]  # fmt: skip
     if len(apart) > SETTINGS:
         lines.append(Content.styled(f"  and {len(apart) - SETTINGS} more settings", "dim"))
     return Content("\n").join(lines)
 
 
-def _tensor(entry: Mapping[str, Any]) -> Compared:
-    part = _text(entry, "role").replace("_", " ")
-    layer, expert = entry.get("layer"), entry.get("expert")
-    if isinstance(expert, int):
-        part += f" of expert {expert}"
-    role = f"layer {layer} {part}" if isinstance(layer, int) else part
-    metrics = entry.get("metrics")
-    known: Mapping[str, Any] = metrics if isinstance(metrics, dict) else {}
-    sides = [side if isinstance(side := entry.get(name), dict) else {} for name in "ab"]
-    types = [_text(side, "type") or "none" for side in sides]
-    looks = entry.get("looks_like")
-    names = [
-        (f"in {name}", _text(side, "name", 100)) for name, side in zip("AB", sides, strict=True)
+def _side(side: ModelSide) -> str:
+    words = (side.format, side.architecture, size(side.size_bytes), " ".join(side.types), side.path)
+    return " · ".join(words)
+
+
+def _tensor(result: TensorResult) -> Compared:
+    part = result.role.name.replace("_", " ")
+    if result.role.expert is not None:
+        part += f" of expert {result.role.expert}"
+    layer, metrics = result.role.layer, result.metrics
+    sides = (result.a, result.b)
+    types = [side.type if side is not None else "none" for side in sides]
+    shapes = {" x ".join(map(str, side.shape)) for side in sides if side is not None}
+    names = [(f"in {name}", side.name) for name, side in zip("AB", sides, strict=True) if side]
+    numbers = [
+        (name.replace("_row_rel_l2", " row"), number(getattr(metrics, name), 4))
+        for name in METRICS
+        if metrics is not None
     ]
-    shapes = {" x ".join(map(str, side.get("shape") or ())) for side in sides if side}
-    limit = entry.get("limit")
+    limit = f"explains up to {number(result.limit, 4)}" if result.limit and metrics else ""
     groups = (
-        [("looks like", _text(looks, "text", 300) if isinstance(looks, dict) else ""),
-         *((name.replace("_row_rel_l2", " row"), _number(known[name])) for name in METRICS
-           if name in known),
-         ("rounding", f"explains up to {_number(limit)}" if limit and known else "")],
-        [("types", " / ".join(types)), ("shape", clean(" / ".join(sorted(shapes)))), *names],
+        [("looks like", result.looks_like.text if result.looks_like else ""), *numbers,
+         ("rounding", limit)],
+        [("types", " / ".join(types)), ("shape", " / ".join(sorted(shapes))), *names],
     )  # fmt: skip
-    rel_l2 = known.get("rel_l2")
-    number_of = layer if isinstance(layer, int) else None
     return Compared(
-        role, StageKey(number_of, part), _text(entry, "class"),
-        float(rel_l2) if isinstance(rel_l2, int | float) else None,
-        types[0] if types[0] == types[1] else " / ".join(types), _text(entry, "message", 300),
+        part if layer is None else f"layer {layer} {part}", StageKey(layer, part), result.kind,
+        metrics.rel_l2 if metrics is not None else None,
+        types[0] if types[0] == types[1] else " / ".join(types), result.message,
         tuple(tuple((name, text) for name, text in group if text) for group in groups),
     )  # fmt: skip
-
-
-def _dicts(value: object) -> list[Mapping[str, Any]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
-def _text(entry: Mapping[str, Any], name: str, limit: int = 40) -> str:
-    value = entry.get(name)
-    return "" if value is None else clean(str(value), limit)
-
-
-def _number(value: object) -> str:
-    return number(float(value), 4) if isinstance(value, int | float) else clean(str(value), 20)

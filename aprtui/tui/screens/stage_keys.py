@@ -69,6 +69,13 @@ class StageKeysScreen(PanedScreen, SidesScreen):
         values.go(event.index)
         values.grid.focus()
 
+    @on(StagePane.StageWanted)
+    def _follow_pane(self, event: StagePane.StageWanted) -> None:
+        """The pane's cursor went to another stage: the tree's goes along, where it is shown."""
+        event.stop()
+        if event.key in self.stages.matching:
+            self.stages.select(event.key)
+
     @on(ValueGrid.Opened)
     def _show_picture(self, event: ValueGrid.Opened) -> None:
         """From a value to the picture that one came from, or to the heatmap."""

@@ -248,7 +248,7 @@ def _next_token(entry: Mapping[str, Any]) -> str:
 
 def hint_here(hint: str) -> str:
     """A hint in the form's words: the engine speaks of the command line's options."""
-    if "--save-tensor-dir" in hint:
+    if "-o DIR" in hint:
         return "Into names another folder"
     if "--tokens" in hint:
         return "Tokens takes ids in place of the prompt"

@@ -1,17 +1,18 @@
-"""The grid that a trace fills, coloured by what its files hold; below it the stage of the cursor.
+"""A trace's grid, coloured by what its files hold; below it the stage of the cursor.
 
 Where a small model leaves room, that stage's numbers, histogram and heatmap fill it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from textual import events, on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
+from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 from textual.worker import get_current_worker
@@ -20,6 +21,8 @@ from aprtui.compare.metrics import Cancelled
 from aprtui.engine.events import StageWritten
 from aprtui.errors import BadFileError
 from aprtui.formats.tracedir import StageKey, StageRecord, relative_path
+from aprtui.graph.vocabulary import order_of, short_name, stage_of
+from aprtui.text import clean
 from aprtui.tui.heat import Ask
 from aprtui.tui.trace_cells import Held, Holdings, rms_of
 from aprtui.tui.widgets.lines import Part, PartLine
@@ -49,6 +52,8 @@ class Filling(Vertical):
         self.side = Static("", id="side", markup=False)
         self.holdings = Holdings()
         self.preview = StagePreview(id="preview")
+        self._names = Static("", id="stagenames", markup=False)  # before it runs
+        self._named = 0  # how many lines these are
         self._told = PartLine(id="cellline")
         self._legend = PartLine(id="celllegend")
         self._records: dict[StageKey, StageRecord] = {}
@@ -62,6 +67,7 @@ class Filling(Vertical):
         yield self._told
         yield self._legend
         yield self.preview
+        yield self._names
 
     def on_mount(self) -> None:
         self.set_running(False)
@@ -75,6 +81,15 @@ class Filling(Vertical):
         self._texts = texts
         self.preview.give(None)
         self.grid.set_stages(stages)
+
+    def plan(self, stages: Iterable[StageKey]) -> None:
+        """What a trace is going to write, and what each of its stages is."""
+        keys = list(stages)
+        self.grid.set_stages(keys)
+        names = [*dict.fromkeys(key.stage for key in sorted(keys, key=order_of))]
+        self._named = len(names) + 1
+        self._names.update(Content("\n").join(map(_explained, names)))
+        self._make_room()
 
     def has(self, key: StageKey) -> bool:
         """Whether the stage's file is there."""
@@ -91,6 +106,12 @@ class Filling(Vertical):
             event.axes or None, event.positions, shape_source="events",
         )  # fmt: skip
         return self.holdings.cell(key, self._coloured)
+
+    def hold(self, records: Mapping[StageKey, StageRecord], held: Mapping[StageKey, Held]) -> None:
+        """Files that lie there, and what is known of them by now."""
+        self._records.update(records)
+        self.holdings.held.update(held)
+        self._paint()
 
     @property
     def _coloured(self) -> bool:
@@ -116,15 +137,17 @@ class Filling(Vertical):
     def set_running(self, runs: bool) -> None:
         """``runs``: a trace runs or ran here; else the grid only shows the plan."""
         self._runs = runs
-        self.side.display = runs and self.app.size.width >= SIDE_COLUMNS
         self._told.display = self._legend.display = runs
         self._make_room()
 
     @on(events.Resize)
     def _make_room(self) -> None:
+        self.side.display = self._runs and self.size.width >= SIDE_COLUMNS
         free = self.size.height - self.grid.lines - 3
         self.preview.display = self._runs and free >= LEAST_LINES
-        lines = self.grid.lines + 1 if self.preview.display else "1fr"
+        self._names.display = not self._runs and free + 3 > self._named > 1
+        below = self.preview.display or self._names.display
+        lines = self.grid.lines + 1 if below else "1fr"
         self.query_one("#gridrow").styles.height = lines
         self.show_cell()
 
@@ -162,3 +185,13 @@ class Filling(Vertical):
         event.stop()
         if event.key == self.grid.current:
             self.preview.give(event.preview)
+
+
+def _explained(name: str) -> Content:
+    """A stage's letters, its name and what it is."""
+    known = stage_of(name)
+    return Content.assemble(
+        (f"  {short_name(name):<4}", "$text-primary") if short_name(name) != name else " " * 6,
+        f"{clean(name, 40):<22}",
+        (known.doc if known is not None else "", "dim"),
+    ).truncate(400, ellipsis=True)

@@ -162,7 +162,8 @@ def place_facts(row: PlaceRow, width: int) -> list[Block]:
     """All that is known of a place, in whole sentences."""
     known, path = row.known, clean(row.place.path, 300)
     if known is None:
-        return [named((("path", path), (row.place.kind, row.place.remark)))]
+        size_of = named(((row.place.kind, row.place.remark),))
+        return [size_of, [[("path", "head")], *wrapped(path, "", width)]]
     if row.place.kind == "results":
         said = wrapped(known.note or known.verdict, "bad" if known.note else _judged(known), width)
         return [

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from textual.message import Message
 
 from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
 from aprtui.tui.measure import Hook, Measured
 from aprtui.tui.stage_table import StageTable
+from aprtui.tui.trace_cells import Held
 from aprtui.tui.widgets.pane import Nothing, Pane
 
 __all__ = ["StagePane", "StageSeen", "Work"]
@@ -20,13 +21,15 @@ PATIENCE_S = 0.25  # the old picture stands so long: redrawing twice costs bytes
 @dataclass(frozen=True, eq=False)
 class StageSeen:
     """The stage under the cursor. ``table`` is None where ``wrong`` says why it cannot be read;
-    ``model`` is the one that a person named, empty: the manifest's."""
+    ``model`` is the one that a person named, empty: the manifest's. ``held``: what is known by now
+    of the trace's files, more with every file that is looked at."""
 
     record: StageRecord
     trace: TraceDir
     table: StageTable | None
     wrong: str = ""
     model: str = ""
+    held: Mapping[StageKey, Held] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,13 @@ class StagePane(Pane[StageSeen]):
         def __init__(self, key: StageKey, index: int) -> None:
             super().__init__()
             self.key, self.index = key, index
+
+    class StageWanted(Message):
+        """Put the tree's cursor on a stage: the pane's own cursor went there."""
+
+        def __init__(self, key: StageKey) -> None:
+            super().__init__()
+            self.key = key
 
     seen: StageSeen | None = None
     drawn: StageSeen | None = None  # the one that the picture is of
@@ -82,6 +92,9 @@ class StagePane(Pane[StageSeen]):
     def give(self, measured: Measured | None, made: object) -> None:
         """What is known of the stage: its numbers, None or those of a sample at first, and what
         ``work`` makes, None until it is there."""
+
+    def learn(self, keys: Iterable[StageKey]) -> None:
+        """More is known of what these files of the trace hold; called on every pane."""
 
     @property
     def place(self) -> int | None:

@@ -14,9 +14,10 @@ from textual.suggester import SuggestFromList
 from textual.widgets import Input, Label
 
 from aprtui.engine.cards import Cards, look
+from aprtui.engine.job import TraceJob, default_directory
 from aprtui.engine.stretches import KV_TYPES
 from aprtui.tui.keys import bindings
-from aprtui.tui.paths import PathSuggester
+from aprtui.tui.paths import PathSuggester, meant
 
 __all__ = ["TraceForm", "other_engines"]
 
@@ -37,14 +38,16 @@ class TraceForm(Vertical, can_focus=True):
         if binding.id in ("down", "up", "left", "right", "top", "bottom", "open")
     ]  # fmt: skip
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, model: Path) -> None:
         super().__init__(id="fields", classes="frame")
+        self._model = model
         self.border_title = "Trace"
         self._at = 0
         self._cards = Cards()
         self._values = {
             "prompt": PROMPT, "stages": "all", "layers": "all", "device": "auto",
-            "dtype": "float32", "engine": "aprtui", "adapter": "", "into": str(directory),
+            "dtype": "float32", "engine": "aprtui", "adapter": "",
+            "into": str(default_directory(model)),
         }  # fmt: skip
 
     def compose(self) -> ComposeResult:
@@ -65,6 +68,32 @@ class TraceForm(Vertical, can_focus=True):
     def said(self) -> dict[str, str]:
         """What stands in each field."""
         return {name: self.query_one(f"#field-{name}", Input).value for name in FIELDS}
+
+    def job(self, *, replace: bool = False) -> TraceJob:
+        """What the fields say; ``replace`` a trace that is there already. Raises ValueError where
+        numbers are wanted and something else stands."""
+        said = self.said()
+        untouched = said["into"] in ("", str(default_directory(self._model)))
+        tokens = None
+        if said["tokens"].strip():
+            tokens = tuple(int(part) for part in said["tokens"].replace(" ", "").split(","))
+        return TraceJob(
+            model=str(self._model.absolute()),
+            # Untouched, the folder is the engine's own: two engines' traces lie side by side.
+            directory="" if untouched else str(meant(said["into"])),
+            prompt=None if tokens is not None else said["prompt"],
+            tokens=tokens,
+            stages=said["stages"] or "all",
+            layers=said["layers"] or "all",
+            device=said["device"] or "auto",
+            dtype=said["dtype"] or "float32",
+            engine=said["engine"].strip() or "aprtui",
+            adapter=said["adapter"].strip() and str(meant(said["adapter"])),
+            overwrite=replace,
+            steps=_number(said["steps"]),
+            chunk=_number(said["chunk"]),
+            kv=said["cache"].strip().lower(),
+        )
 
     def on_mount(self) -> None:
         self._mark(0)
@@ -114,6 +143,14 @@ class TraceForm(Vertical, can_focus=True):
 
     def action_open(self) -> None:
         self.query_one(f"#field-{FIELDS[self._at]}").focus()
+
+
+def _number(text: str) -> int:
+    """A field that may be empty. Raises ValueError for what is no number from 0 on."""
+    number = int(text) if text.strip() else 0
+    if number < 0:
+        raise ValueError(text)
+    return number
 
 
 def hint(name: str, cards: Cards) -> str:
