@@ -19,7 +19,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aprtui.api import bisect, diff, diff_many, diff_models, import_trace, open_trace, trace
+    from aprtui.api import (
+        bisect,
+        diff,
+        diff_many,
+        diff_models,
+        import_trace,
+        open_trace,
+        trace,
+        trace_batch,
+    )
     from aprtui.captures.imported import ImportedTrace
     from aprtui.compare.bisection import Bisection
     from aprtui.compare.diff import Comparison
@@ -64,6 +73,7 @@ __all__ = [
     "open_model",
     "open_trace",
     "trace",
+    "trace_batch",
 ]
 
 __version__ = "0.1.0"
@@ -72,6 +82,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "aprtui.api": (
         "bisect", "diff", "diff_many", "diff_models", "import_trace", "open_trace", "trace",
+        "trace_batch",
     ),
     "aprtui.captures.imported": ("ImportedTrace",),
     "aprtui.compare.bisection": ("Bisection",),

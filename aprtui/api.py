@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from aprtui.compare.opening import (
     both_captures,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from aprtui.compare.weight_results import ModelComparison
     from aprtui.compare.worker import Options
     from aprtui.engine.events import Event
+    from aprtui.engine.job import TraceJob
     from aprtui.engine.module_job import ModulePlan
     from aprtui.engine.module_trace import ModuleRun
     from aprtui.engine.node_trace import NodeRun
@@ -49,13 +50,41 @@ if TYPE_CHECKING:
     from aprtui.model.open import Model
     from aprtui.writer import CaptureWriter
 
-__all__ = ["bisect", "diff", "diff_many", "diff_models", "import_trace", "open_trace", "trace"]
+__all__ = [
+    "bisect",
+    "diff",
+    "diff_many",
+    "diff_models",
+    "import_trace",
+    "open_trace",
+    "trace",
+    "trace_batch",
+]
 
 AnyPath = str | os.PathLike[str]
 Stages = str | Iterable[str]
 Layers = str | int | Iterable[int]
 
 _OTHER_PROMPTS = "trace both with the same --tokens, or compare all the same with --ignore-tokens"
+
+
+class _How(TypedDict, total=False):
+    """How a trace is run: the parameters of ``trace`` beside its prompt."""
+
+    directory: AnyPath
+    stages: Stages
+    layers: Layers
+    logits: str
+    engine: str
+    engine_args: Mapping[str, str]
+    device: str
+    dtype: str
+    overrides: Mapping[str, str]
+    adapter: AnyPath
+    overwrite: bool
+    steps: int
+    chunk: int
+    kv: str
 
 
 def open_trace(
@@ -191,42 +220,77 @@ def trace(
     (``aprtui.engine.events``). Raises UsageError, BadFileError, EngineError; the folder then holds
     whole files only and no manifest.
     """
-    from aprtui.engine.job import TraceJob
     from aprtui.engine.module_job import module_plan
     from aprtui.engine.plan import make_plan
     from aprtui.engine.run import run_trace
-    from aprtui.model.open import Model
 
-    job = TraceJob(
-        model=str(model.path) if isinstance(model, Model) else os.fspath(model),
-        adapter="" if adapter is None else os.fspath(adapter),
-        directory="" if directory is None else os.fspath(directory),
-        prompt=prompt,
-        tokens=_ids(tokens),
-        stages=_words(stages),
-        layers=_words(layers),
-        device=device,
-        dtype=dtype,
-        logits=logits,
-        overwrite=overwrite,
-        overrides=dict(overrides or {}),
-        engine=engine,
-        engine_args=dict(engine_args or {}),
-        steps=steps,
-        chunk=chunk,
-        kv=kv,
-    )
+    job = _job(
+        model, prompt=prompt, tokens=_ids(tokens), directory=directory, stages=stages,
+        layers=layers, logits=logits, engine=engine, engine_args=engine_args, device=device,
+        dtype=dtype, overrides=overrides, adapter=adapter, overwrite=overwrite, steps=steps,
+        chunk=chunk, kv=kv,
+    )  # fmt: skip
     modules = module_plan(job)
     if modules is not None:
         return trace_modules(modules, on_event)
+    plan = make_plan(*_settled(job, model, overrides, adapter))
+    run_trace(plan, on_event or (lambda event: None))
+    return open_capture(plan.directory)
+
+
+def trace_batch(
+    model: AnyPath | Model,
+    prompts: Iterable[str | Iterable[int]],
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    **how: Unpack[_How],
+) -> tuple[TraceDir, ...]:
+    """Run several prompts (texts, or token ids) together as one batch, a sequence each, and open
+    what was written: ``prompt-1``, ``prompt-2`` ... in ``directory``.
+
+    ``how`` is as in ``trace``: directory, stages, layers, logits, engine, engine_args, device,
+    dtype, overrides, adapter, overwrite, steps, chunk, kv. Raises as ``trace`` does.
+    """
+    from aprtui.engine.plan import make_batch
+    from aprtui.engine.run import run_traces
+
+    given = [each if isinstance(each, str) else _ids(each) or () for each in prompts]
+    if not given:
+        raise UsageError("a batch needs prompts", hint='trace_batch(model, ["one", [1, 2, 3]])')
+    overrides, adapter = how.get("overrides"), how.get("adapter")
+    job, opened = _settled(_job(model, **how), model, overrides, adapter)
+    plans = make_batch(job, given, opened)
+    run_traces(plans, on_event or (lambda event: None))
+    return tuple(open_capture(plan.directory) for plan in plans)
+
+
+def _job(model: AnyPath | Model, **how: Any) -> TraceJob:
+    """A job as the command line's options would make it."""
+    from aprtui.engine.job import TraceJob
+    from aprtui.model.open import Model
+
+    for key in ("directory", "adapter"):
+        how[key] = os.fspath(how.get(key) or "")
+    for key in ("stages", "layers"):
+        how[key] = _words(how.get(key, "all"))
+    for key in ("overrides", "engine_args"):
+        how[key] = dict(how.get(key) or {})
+    return TraceJob(model=str(model.path) if isinstance(model, Model) else os.fspath(model), **how)
+
+
+def _settled(
+    job: TraceJob,
+    model: AnyPath | Model,
+    overrides: Mapping[str, str] | None,
+    adapter: AnyPath | None,
+) -> tuple[TraceJob, Model]:
+    """The model opened, and the job with what it is opened by."""
     opened = _opened(model, overrides, adapter)
     laid = "" if opened.file.adapter is None else str(opened.file.adapter.path)
     whole = dataclasses.replace(
         job, model=str(opened.path), overrides=opened.overrides, adapter=laid
     )
-    plan = make_plan(whole, opened)
-    run_trace(plan, on_event or (lambda event: None))
-    return open_capture(plan.directory)
+    return whole, opened
 
 
 def trace_modules(plan: ModulePlan, on_event: Callable[[Event], None] | None = None) -> TraceDir:

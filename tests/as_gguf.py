@@ -23,6 +23,7 @@ ARCHITECTURES = {
     "gemma": "GEMMA", "granitemoe": "GRANITE_MOE", "olmo3": "OLMO2", "glm4moe": "GLM4_MOE",
     "ernie4_5_moe": "ERNIE4_5_MOE", "starcoder2": "STARCODER2", "exaone": "EXAONE",
     "kimi_linear": "KIMI_LINEAR",
+    "stablelm-heads": "STABLELM",
 }  # fmt: skip
 """gguf's name of what the converter makes of each family's folder."""
 
@@ -32,7 +33,8 @@ _COMMON = {
     "num_attention_heads": "attention.head_count", "vocab_size": "vocab_size",
     "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-    "norm_epsilon": "attention.layer_norm_epsilon", "num_local_experts": "expert_count",
+    "norm_epsilon": "attention.layer_norm_epsilon",
+    "layer_norm_eps": "attention.layer_norm_epsilon", "num_local_experts": "expert_count",
     "n_routed_experts": "expert_count", "moe_num_experts": "expert_count",
     "num_experts_per_tok": "expert_used_count", "moe_k": "expert_used_count",
     "moe_intermediate_size": "expert_feed_forward_length", "n_group": "expert_group_count",
@@ -136,12 +138,15 @@ def _tensors(family: str, config: dict[str, Any], stored: dict[str, Array]) -> d
     """The tensors under names that gguf's table knows, or under llama.cpp's own."""
     made: dict[str, Array] = {}
     experts: dict[tuple[str, str], dict[int, Array]] = {}
+    held: dict[str, dict[int, Array]] = {}  # norms of each head, which are one tensor there
     for name, values in stored.items():
         found = _EXPERT.fullmatch(name)
         layer = name.split(".")[2] if ".layers." in name else ""
         if found is not None:
             part = {"w1": "gate", "w3": "up", "w2": "down"}.get(found[3], found[3])
             experts.setdefault((found[1], part), {})[int(found[2])] = values
+        elif (of_head := re.fullmatch(r"(.+_layernorm)\.norms\.(\d+)\.weight", name)) is not None:
+            held.setdefault(f"{of_head[1]}.weight", {})[int(of_head[2])] = values
         elif name.endswith("e_score_correction_bias"):
             made[f"blk.{layer}.exp_probs_b.bias"] = values.reshape(-1)
         elif name.endswith("input_linear.weight"):
@@ -170,4 +175,6 @@ def _tensors(family: str, config: dict[str, Any], stored: dict[str, Array]) -> d
     for (layer, part), by_expert in experts.items():
         stacked = np.stack([by_expert[number] for number in sorted(by_expert)])
         made[f"blk.{layer}.ffn_{part}_exps.weight"] = stacked
+    for name, heads_of in held.items():
+        made[name] = np.stack([heads_of[number] for number in sorted(heads_of)])
     return made

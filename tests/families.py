@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["COMMON", "TINY", "Tiny", "save_tiny"]
+__all__ = ["COMMON", "TINY", "Tiny", "mended", "save_tiny"]
 
 COMMON: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
@@ -83,6 +84,13 @@ TINY: dict[str, Tiny] = {
         "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 96,
         "final_logit_softcapping": 4.0,
     }, ("gemma4_text", "gemma4_nocap")),
+    "gemma4_moe": Tiny("Gemma4Text", {
+        "head_dim": 12, "global_head_dim": 16, "num_hidden_layers": 3, "sliding_window": 4,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "attention_k_eq_v": True, "num_global_key_value_heads": 1, "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 6,
+        "top_k_experts": 3, "moe_intermediate_size": 32,
+    }),
     "olmo2": Tiny("Olmo2", {}, ("olmo2",)),
     "qwen2moe": Tiny("Qwen2Moe", {
         "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
@@ -334,11 +342,24 @@ TINY: dict[str, Tiny] = {
     "minicpm3": Tiny("MiniCPM3", {**_LATENT, "dim_model_base": 24}, ("minicpm3",)),
 }  # fmt: skip
 TINY |= {
+    "opt-behind": Tiny("OPT", {
+        "ffn_dim": 80, "word_embed_proj_dim": 32, "do_layer_norm_before": False,
+    }),
+    "falcon-alibi": Tiny("Falcon", {
+        "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True,
+        "num_attention_heads": 6,
+    }),
+    "stablelm-heads": Tiny("StableLm", {
+        "hidden_size": 64, "qk_layernorm": True, "use_parallel_residual": True,
+    }),
     "nemotron_h-latent": Tiny("NemotronH", {
         **TINY["nemotron_h"].settings, "moe_latent_size": 20,
     }),
 }  # fmt: skip
 """And models of a family that have other operations than its row."""
+
+
+_NOISY = ("bias", "router.scale", "per_expert_scale", "layer_scalar")
 
 
 def save_tiny(tiny: Tiny, folder: Path) -> Any:
@@ -351,11 +372,26 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
     config = getattr(transformers, f"{tiny.config}Config")(**{**COMMON, **tiny.settings})
     torch.manual_seed(7)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    model = model.to(torch.float32).eval()
+    model = mended(model.to(torch.float32).eval())
     with torch.no_grad():
         for key, value in (*model.named_parameters(), *model.named_buffers()):
-            noisy = "norm" in key or key.endswith("bias") or not value.any()
+            noisy = "norm" in key or key.endswith(_NOISY) or not value.any()
             if value.is_floating_point() and noisy:
                 value.add_(torch.randn_like(value) * 0.2)
     model.save_pretrained(folder)
     return model
+
+
+def mended(model: Any) -> Any:
+    """The model without what transformers 5.24 computes otherwise than the model means: its eager
+    attention of falcon adds ALiBi to the scores, and the mask that follows holds it once more (its
+    SDPA adds the mask alone)."""
+    if model.config.model_type == "falcon" and model.config.alibi:
+        for layer in model.transformer.h:
+            attention = layer.self_attention
+            attention.forward = partial(_once, attention.forward)
+    return model
+
+
+def _once(forward: Any, *given: Any, alibi: torch.Tensor, **named: Any) -> Any:
+    return forward(*given, alibi=alibi * 0, **named)

@@ -181,9 +181,14 @@ def _has_factor(op: Op) -> bool:
 
 def numerics_of(case: Case, likely: Sequence[Numerics] = ()) -> Iterator[Numerics]:
     """Every honest way to compute the whole of a stage that is not one product: plain first, then
-    ``likely``, those that explained such stages before, where they apply."""
+    ``likely``, those that explained such stages before, where they apply.
+
+    Last comes the type that the output was not rounded to: a few bits fit the other by chance."""
     kinds = ("", case.rounded) if case.rounded else ("",)
     found = [Numerics(how, output) for output in kinds for how in _arithmetics(case, output)]
+    products = any(node.op.matrices for node in case.chain)
+    for other in _UNITS.keys() - {case.rounded} if case.rounded else ():
+        found += [Numerics(how) for how in _in_type(case, other, products, "")]
     first = (found[0], *(each for each in likely if each in found))
     yield from dict.fromkeys((*first, *found))
 
@@ -214,6 +219,8 @@ def _arithmetics(case: Case, output: str) -> Iterator[Arithmetic]:
                     how = Arithmetic(product, choice, "", kind, table)
                     if how != EXACT:
                         yield how
+    if isinstance(case.op, Norm | Bias):
+        yield from (Arithmetic(weights=kind) for kind in _UNITS)  # as the runtime keeps them
     if isinstance(case.op, Norm):
         yield Arithmetic(stage="F32")
     if isinstance(case.op, Embed):

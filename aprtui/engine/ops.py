@@ -254,8 +254,8 @@ def norm(ar: Pass, op: Norm, x: Tensor) -> Tensor:
 
 
 def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * (offset + w) + bias over the last axis; x times ``scale`` before,
-    and less its mean where ``centred``."""
+    """x / sqrt(mean(x^2) + eps) * (offset + w) + bias over the last axis, times ``factor``; x times
+    ``scale`` before, and less its mean where ``centred``."""
     wide = _wide(x)
     if op.scale != 1.0:
         wide = ar.cut(wide * ar.number(op.scale))
@@ -266,8 +266,14 @@ def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
         weight = _wide(ar.vector(op.weight))
         weight = weight.reshape(x.shape[1:]) if op.each else weight
         made = ar.step(made) * (weight + op.offset)
+    if op.own:
+        made = ar.step(made) * (
+            torch.stack([_wide(ar.vector(role)) for role in op.own]) + op.offset
+        )
     if op.bias is not None:
         made = made + _wide(ar.vector(op.bias))
+    if op.factor != 1.0:
+        made = ar.step(made) * op.factor
     return made.to(x.dtype)
 
 
@@ -430,9 +436,11 @@ def key_biases(op: Alibi | None, keys: Tensor, end: int | None = None) -> Tensor
     if op is None:
         return None
     last = (len(keys) if end is None else end) - 1
-    slopes = torch.tensor(op.slopes, dtype=keys.dtype, device=keys.device)
-    placed = torch.arange(len(keys), dtype=keys.dtype, device=keys.device)
-    return slopes[:, None, None] * (placed - last if op.from_last else placed)
+    dtype = torch.bfloat16 if op.narrow else keys.dtype
+    slopes = torch.tensor(op.slopes, device=keys.device, dtype=keys.dtype).to(dtype)
+    placed = torch.arange(len(keys), device=keys.device).to(dtype)
+    made = slopes[:, None, None] * (placed - last if op.from_last else placed)
+    return made.to(keys.dtype) * op.scale
 
 
 def softmax_block(ar: Pass, scores: Tensor, seen: Tensor, sinks: Tensor | None = None) -> Tensor:
@@ -638,6 +646,8 @@ def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
         chosen = ar.step(chosen / total)
     if op.scale != 1.0:
         chosen = chosen * op.scale
+    if op.by_expert is not None:
+        chosen = ar.step(chosen) * _wide(ar.vector(op.by_expert))[ids]
     return chosen.to(logits.dtype)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from aprtui.engine.arrays import Float32
-from aprtui.errors import EngineError, UsageError
+from aprtui.engine.room import Room
+from aprtui.errors import UsageError
 from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageKey
 
@@ -21,20 +20,17 @@ __all__ = ["Spool"]
 @dataclass(frozen=True)
 class _Piece:
     positions: tuple[int, ...]
-    shape: tuple[int, ...]
-    offset: int
+    values: Float32
 
 
 class Spool:
     """Pieces of stages: some rows of one, the first axis, with their positions.
 
-    The file has no name in the folder, so nothing is left of it however the program ends. Memory
-    is that of the piece that is put, then of the stage that is read.
+    They lie on the disk. Memory is that of the piece that is put, then of the stage that is read.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._file: IO[bytes] | None = None
+        self._room = Room(directory)
         self._pieces: dict[StageKey, list[_Piece]] = {}
         self._passes: dict[tuple[int, ...], int] = {}  # positions -> their place in order of coming
 
@@ -60,14 +56,9 @@ class Spool:
             raise UsageError(f"{key} of position {min(again)} was put already")
         if not some:
             self._passes.setdefault(given, len(self._passes))
-        try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115
-            offset = self._file.seek(0, 2)
-            self._file.write(np.ascontiguousarray(values, dtype="<f4").tobytes())
-        except OSError as error:
-            raise EngineError(f"{key} cannot be kept: {error.strerror}") from error
-        pieces.append(_Piece(given, values.shape, offset))
+        kept = self._room.take(values.shape)
+        kept[...] = values
+        pieces.append(_Piece(given, kept))
 
     def rows(self) -> Rows:
         """The passes that came, one after the other. Raises UsageError where they overlap."""
@@ -82,20 +73,11 @@ class Spool:
         return Rows(tuple(positions), tuple(number for _, number in made))
 
     def whole(self, key: StageKey) -> tuple[tuple[int, ...], Float32]:
-        """A stage's positions, ascending, and its rows [n, ...]. Raises EngineError."""
+        """A stage's positions, ascending, and its rows [n, ...]."""
         pieces = sorted(self._pieces[key], key=lambda piece: piece.positions[0])
-        values = np.concatenate([self._read(key, piece) for piece in pieces])
+        values = np.concatenate([piece.values for piece in pieces])
         return tuple(p for piece in pieces for p in piece.positions), values
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def _read(self, key: StageKey, piece: _Piece) -> Float32:
-        assert self._file is not None
-        self._file.seek(piece.offset)
-        count = int(np.prod(piece.shape, dtype=np.int64))
-        raw = self._file.read(4 * count)
-        if len(raw) != 4 * count:
-            raise EngineError(f"{key}: its rows were lost before they were written")
-        return np.frombuffer(raw, dtype="<f4").reshape(piece.shape)
+        self._pieces.clear()
+        self._room.close()

@@ -1,30 +1,25 @@
 """Stages of a trace that comes in passes: rows of each put where they belong, whole at the end.
 
-Until then they lie in one file without a name, on the disk that the trace goes to.
+Until then they lie on the disk that the trace goes to (``Room``).
 """
 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from types import TracebackType
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from aprtui.engine.arrays import Float32
 from aprtui.engine.capture import Capture
 from aprtui.engine.plan import PlannedFile
+from aprtui.engine.room import Room
 from aprtui.engine.stretches import Stretch
 from aprtui.errors import EngineError
 from aprtui.formats.tracedir import StageKey
-from aprtui.text import clean
 
 __all__ = ["Stack"]
 
-Float32 = npt.NDArray[np.float32]
 _SCORES = ("query", "key")
 
 
@@ -34,7 +29,10 @@ class Stack:
     def __init__(self, capture: Capture, files: tuple[PlannedFile, ...]) -> None:
         self._capture = capture
         self._files = {file.key: file for file in files}
-        self._values = dict(zip(self._files, _room(capture, files), strict=True))
+        room = Room(capture.folder.path)
+        room.reserve(sum(math.prod(file.shape) for file in files))
+        self._values = {key: room.take(file.shape) for key, file in self._files.items()}
+        self._room = room
         self._now = Stretch("prefill", 0, 0)
 
     def __enter__(self) -> Stack:
@@ -46,9 +44,12 @@ class Stack:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            for key, file in self._files.items():
-                self._capture.put_whole(file, self._values[key])
+        try:
+            if error is None:
+                for key, file in self._files.items():
+                    self._capture.put_whole(file, self._values[key])
+        finally:
+            self._room.close()
 
     def begin(self, stretch: Stretch) -> None:
         """The next pass computes these rows."""
@@ -110,25 +111,3 @@ class _Blocks:
 
     def close(self) -> None:
         """Rows of the next pass may come."""
-
-
-def _room(capture: Capture, files: tuple[PlannedFile, ...]) -> list[Float32]:
-    """Zeros for every file, in a map of one file that is gone when nobody holds it any more."""
-    sizes = [math.prod(file.shape) for file in files]
-    flat: np.memmap[Any, np.dtype[np.float32]]
-    folder = capture.folder.path
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a SIGBUS later
-                os.posix_fallocate(file.fileno(), 0, max(4 * sum(sizes), 4))
-            flat = np.memmap(file, np.float32, "w+", shape=(max(sum(sizes), 1),))
-    except OSError as error:
-        raise EngineError(
-            f"{clean(str(folder))}: no room for the rows of all passes: {error.strerror or error}",
-            hint="fewer --stages or --layers, or another folder with -o DIR",
-        ) from error
-    parts, start = [], 0
-    for file_, size in zip(files, sizes, strict=True):
-        parts.append(np.asarray(flat[start : start + size]).reshape(file_.shape))
-        start += size
-    return parts

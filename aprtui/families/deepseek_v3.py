@@ -115,7 +115,9 @@ def build(s: Settings) -> Graph:
         adjacent = s.flag("rope_interleave", null=False)
         return build_with(s, sigmoid_ffn, adjacent=adjacent)
     flash = all(s.take(key) in values for key, values in _FLASH.items())
-    gating = s.take("expert_gating_func", _SIGMOID if flash else 1)
+    gating = s.take("expert_gating_func", 0) or (_SIGMOID if flash else 1)
+    if gating not in (1, _SIGMOID):
+        raise s.fail(f"expert_gating_func is {gating!r:.20}, which is not computed here")
     if gating == _SIGMOID:
         s.assume("expert_gating_func", _SIGMOID)
         return build_with(s, sigmoid_ffn)

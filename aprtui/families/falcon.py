@@ -1,7 +1,10 @@
 """Falcon: both branches of one hidden, each with a LayerNorm of its own or both with one; rows of
-q, k and v stand by key/value head. The models with ALiBi are not computed."""
+q, k and v stand by key/value head. Some turn nothing and have ALiBi, in bfloat16 and scaled as the
+scores are."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from aprtui.families import classic, decoder
 from aprtui.families.decoder import Frame, Sizes
@@ -45,7 +48,6 @@ def _sizes(s: Settings) -> Sizes:
     if not classic.in_folder(s):
         return decoder.read_sizes(s, "layer_norm_eps")
     classic.pass_over(s, "unread_kv_heads", "intermediate_size")
-    s.must_be("alibi", (False,), "positions are ALiBi's")
     newer, one = s.flag("new_decoder_architecture"), s.flag("multi_query")
     if newer:
         return decoder.read_sizes(s, "layer_norm_eps")
@@ -63,9 +65,13 @@ def build(s: Settings) -> Graph:
     table, biased = read_rope(s, sizes.head_dim), classic.in_folder(s) and s.flag("bias")
     mask = decoder.mask_of(decoder.read_causal(s), None)
     decoder.read_tied(s)
+    scale = sizes.head_dim**-0.5
+    alibi = replace(classic.alibi(sizes.heads), narrow=True, scale=scale)
+    sloped = classic.in_folder(s) and s.flag("alibi", null=False)
     how = decoder.attention_of(
-        s, sizes, table=table, mask=mask, qkv_bias=biased, output_bias=biased
-    )
+        s, sizes, table=None if sloped else table, alibi=alibi if sloped else None, mask=mask,
+        scale=scale, qkv_bias=biased, output_bias=biased,
+    )  # fmt: skip
     return decoder.build_decoder(
         sizes,
         lambda layer: how,

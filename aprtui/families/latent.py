@@ -41,7 +41,7 @@ TENSORS = (
 def read_sizes(s: Settings, *, bound: bool = True) -> tuple[decoder.Sizes, dict[str, int | None]]:
     """The common sizes, and those of the latents: q_rank, kv_rank, still, turned, value.
 
-    ``bound``: config.json's ``head_dim`` and ``qk_head_dim`` must say what follows from the parts.
+    ``bound``: what follows from the parts must be said so, where it is said twice.
     """
     if in_folder(s):
         found = {
@@ -60,7 +60,7 @@ def read_sizes(s: Settings, *, bound: bool = True) -> tuple[decoder.Sizes, dict[
         even = s.integer("hidden_size") // heads
         found["value"] = s.integer("v_head_dim", null=even)
     else:
-        found = _gguf_sizes(s)
+        found = _gguf_sizes(s, bound=bound)
     if found["turned"] % 2 or found["turned"] < 2:
         raise s.fail(f"RoPE over {found['turned']} channels: it needs pairs")
     heads = s.integer("num_heads")  # GGUF says 1 key/value head, of the latents
@@ -68,18 +68,23 @@ def read_sizes(s: Settings, *, bound: bool = True) -> tuple[decoder.Sizes, dict[
     return decoder.read_sizes(s, head_dim=key, kv_heads=heads), found
 
 
-def _gguf_sizes(s: Settings) -> dict[str, int | None]:
-    """Keys of a head as the model has them (``_mla``), or as older files do."""
-    key = s.integer("attention.key_length_mla", None) or s.take("head_dim")
-    heads = s.integer("num_heads")
+def _gguf_sizes(s: Settings, *, bound: bool) -> dict[str, int | None]:
+    """Keys of a head as the model has them (``_mla``, beside what llama.cpp's cache holds of the
+    latents, one head), or as older files do."""
+    inner = s.integer("attention.key_length_mla", None)
+    key, turned = inner or s.take("head_dim"), s.integer("rope_dim")
+    heads, rank = s.integer("num_heads"), s.integer("attention.kv_lora_rank")
     even = s.integer("hidden_size") // heads
     value = s.integer("attention.value_length_mla", None) or s.take("value_dim", even)
-    for name in ("head_dim", "value_dim", "num_kv_heads"):  # of the latents, where there is _mla
-        s.take(name, None)
-    turned = s.integer("rope_dim")
+    held = {"head_dim": rank + turned, "value_dim": rank, "num_kv_heads": 1}
+    held = held if inner else {"num_kv_heads": heads}
+    for name in ("head_dim", "value_dim", "num_kv_heads"):
+        stated = s.take(name, None)
+        if bound and name in held and stated != held[name]:
+            raise s.fail(f"{s.label(name)} is {stated}, and {held[name]} follows from the latents")
     return {
         "q_rank": s.integer("attention.q_lora_rank", None) or None,
-        "kv_rank": s.integer("attention.kv_lora_rank"),
+        "kv_rank": rank,
         "still": key - turned,
         "turned": turned,
         "value": value,

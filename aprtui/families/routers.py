@@ -54,7 +54,10 @@ def read_groups(s: Settings, routing: Routing) -> Routing:
     """``n_group`` groups of experts, of which ``topk_group`` are chosen from."""
     if s.file.format == "gguf":
         groups = s.integer("expert_group_count", 1) or 1
-        kept = s.integer("expert_group_used_count", 1) or 1
+        kept = s.integer("expert_group_used_count", 0) if groups > 1 else 1
+        s.take("expert_group_used_count", None)
+        if groups > 1 and kept >= groups:  # and 0 is refused below
+            raise s.fail(f"expert_group_used_count is {kept} of {groups}: llama.cpp takes fewer")
     else:
         groups, kept = s.integer("n_group"), s.integer("topk_group")
     count, top = routing.choose.experts, routing.choose.top

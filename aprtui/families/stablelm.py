@@ -1,7 +1,9 @@
 """StableLM: llama with LayerNorms, of which a quarter of each head turns; both branches may read
-one norm."""
+one norm, and each head of queries and keys have one of its own."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from aprtui.families import classic, decoder
 from aprtui.families.decoder import Frame
@@ -15,8 +17,9 @@ from aprtui.families.tensors import (
     QKV_BIAS,
     WHOLE,
     Table,
+    layer_tensor,
 )
-from aprtui.graph import Graph
+from aprtui.graph import Graph, Role
 
 __all__ = ["FAMILY"]
 
@@ -25,6 +28,7 @@ _HF = {
     "num_heads": 32, "num_kv_heads": 32, "hidden_act": "silu", "max_positions": 4096,
     "layer_norm_eps": 1e-5, "tie_word_embeddings": False, "rope_theta": 1e4,
     "partial_rotary_factor": 0.25, "use_qkv_bias": False, "use_parallel_residual": False,
+    "qk_layernorm": False,
 }  # fmt: skip
 
 
@@ -32,15 +36,19 @@ def build(s: Settings) -> Graph:
     sizes = decoder.read_sizes(s, "layer_norm_eps", nulls=())
     ffn, activation = decoder.read_ffn(s), s.activation("hidden_act", "silu")
     table = classic.read_part_rope(s, sizes.head_dim)
-    s.must_be("qk_layernorm", (False,), "each head has a norm of its own")
     if classic.in_folder(s):
         biased, parallel = s.flag("use_qkv_bias"), s.flag("use_parallel_residual")
+        normed = s.flag("qk_layernorm")
     else:  # as in llama.cpp: the tensors tell
         biased, parallel = s.shape("q_bias") is not None, s.shape("ffn_norm") is None
         s.take("stablelm.use_parallel_residual", None)
+        normed = s.shape("q_norms") is not None
     mask = decoder.mask_of(decoder.read_causal(s), None)
     decoder.read_tied(s)
-    how = decoder.attention_of(s, sizes, table=table, mask=mask, qkv_bias=biased)
+    norms = replace(classic.layer_norm(sizes, biased=False), own=(Role("own"),))
+    how = decoder.attention_of(
+        s, sizes, table=table, mask=mask, qkv_bias=biased, norms=norms if normed else None
+    )
     return decoder.build_decoder(
         sizes,
         lambda layer: how,
@@ -49,8 +57,17 @@ def build(s: Settings) -> Graph:
     )
 
 
+_NORMS = tuple(
+    tensor
+    for n in "qk"
+    for tensor in (
+        layer_tensor(f"{n}_norm", f"self_attn.{n}_layernorm.norms.{{expert}}.weight"),
+        layer_tensor(f"{n}_norms", f"attn_{n}_norm.weight", holds=(f"{n}_norm",), packed=True),
+    )
+)
+"""The norms of heads: a tensor each, or of all heads in one."""
 FAMILY = Family(
-    Table((*WHOLE, *PRE_NORMS, *NORM_BIASES, *ATTENTION, *QKV_BIAS, *DENSE)),
+    Table((*WHOLE, *PRE_NORMS, *NORM_BIASES, *ATTENTION, *QKV_BIAS, *DENSE, *_NORMS)),
     build,
     Defaults(hf=_HF, gguf={"rope_theta": 1e4}),
 )

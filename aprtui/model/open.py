@@ -25,7 +25,7 @@ from aprtui.formats.quantised import assembled, refuse_unreadable
 from aprtui.formats.safetensors import read_safetensors
 from aprtui.formats.tracedir import holds_stage_files
 from aprtui.graph import Graph, Role
-from aprtui.graph.ops import Experts
+from aprtui.graph.ops import Experts, Norm
 from aprtui.model.tokenizer import (
     Tokenizer,
     TokenizerSpec,
@@ -445,6 +445,8 @@ def _locate(
         each = graph.query_heads if tensor.by_query else graph.kv_heads
         heads = each.get(role.layer, 1)
         experts = reader.op.count if reader and isinstance(reader.op, Experts) else heads
+        if reader and isinstance(reader.op, Norm) and reader.op.own:
+            experts = len(reader.op.own)
         if role.layer is None:
             experts = sum(other.name == role.name for other in needed)
         window = held_window(tensor, entry, parts, place, role.expert or 0, heads)

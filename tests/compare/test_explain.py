@@ -6,14 +6,18 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import gguf
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from aprtui import api
 from aprtui.cli.main import main
 from aprtui.compare.bisect import bisect
 from aprtui.compare.bisection import Bisection
 from aprtui.compare.localerror import local_error
 from aprtui.engine.replay import Arithmetic
+from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import StageKey, open_trace
 from aprtui.model.open import open_model
 from tests.compare.planting import TOKENS, compute, model_of, write
@@ -105,6 +109,31 @@ def test_every_rounding_of_activations_is_told_apart(rounding: str, tmp_path: Pa
         assert by <= {name, "activations rounded to Q8_0"}
     else:
         assert by == {name}
+
+
+@needs_fixtures
+@pytest.mark.parametrize(("kind", "name"), [("<f2", "float16"), (None, "float32")])
+def test_norms_and_biases_that_a_runtime_keeps_in_16_bits(
+    kind: str | None, name: str, tmp_path: Path
+) -> None:
+    """As OpenVINO does with an F16 GGUF: computed in float32, by numpy here."""
+    path = FIXTURES / "models" / "pycode-5m-q4_k_m.gguf"
+    trace = api.trace(path, tokens=TOKENS, directory=tmp_path / "t")
+    held = {each.name: np.asarray(each.data) for each in gguf.GGUFReader(path).tensors}
+
+    def kept(weight: str) -> npt.NDArray[np.float32]:
+        stored = held[f"blk.1.{weight}"]
+        return stored.astype(kind or "<f4").astype("<f4")
+
+    x = np.asarray(trace["layer-0/post_ffn_residual"], np.float64)
+    normed = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * kept("attn_norm.weight")
+    bias = np.concatenate([kept(f"attn_{part}.bias") for part in "qkv"])
+    added = np.asarray(trace["layer-1/qkv_matmul"]) + bias
+    for stage, values in (("attn_norm", normed), ("qkv_bias", added)):
+        write_stage(trace.records[StageKey(1, stage)].path, 1, values.astype(np.float32))
+    found = api.bisect(tmp_path / "t", layers="1", stages="attn_norm,qkv_bias")
+    by = f"{name} weights" if kind else name
+    assert (found.culprits, found.explanations) == ((), {by: 2})
 
 
 @needs_fixtures

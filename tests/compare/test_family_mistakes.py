@@ -58,11 +58,17 @@ def all_turned(s: Scene, theta: float, pairs: str = "halves") -> Array:
     return turned(own, heads.size, theta, pairs)
 
 
+def turned_first(s: Scene, pairs: str) -> Array:
+    """RoPE over the first channels of each head in other pairs."""
+    heads = s.inputs[0].reshape(len(TOKENS), s.own.heads.count, -1)
+    return turned(heads, s.own.table.dims, s.own.table.theta, pairs)
+
+
 def queries_and_keys(s: Scene) -> tuple[Array, Array]:
     """Q and K [T,heads,d] of scores, whatever stage holds them."""
     op, cut = s.op("attn_scores"), list[Array]()
     node = s.graph[s.node.key._replace(stage="attn_scores")]
-    for key, heads in zip(node.inputs, (op.queries, op.keys), strict=True):
+    for key, heads in zip(node.inputs[:2], (op.queries, op.keys), strict=True):
         x = s.values[key].reshape(len(TOKENS), -1)
         x = x if heads is None else x[:, heads.columns]
         cut.append(x.reshape(len(TOKENS), op.heads if not cut else op.kv_heads, -1))
@@ -178,7 +184,37 @@ YARN = 0.1 * math.log(4.0) + 1.0  # the magnitude of factor 4
 MINISTRAL3 = YARN / (0.05 * math.log(4.0) + 1.0)  # of mscale 1 and mscale_all_dim 0.5
 
 
+def chosen(s: Scene, top: int) -> Array:
+    """The ``top`` best keys of each query."""
+    held = np.where(CAUSAL, s.inputs[0][0], -np.inf)
+    best = np.argsort(-held, axis=-1, kind="stable")[:, :top]
+    return np.where(CAUSAL & (best[:, None, :] == HERE[None, :, None]).any(-1), 1.0, 0.0)[None]
+
+
+def indexed(s: Scene, *, relu: bool = True, weighed: bool = True) -> Array:
+    q, k, weights = s.inputs
+    made = np.einsum("thd,sd->ths", q, k[:, 0])
+    made = np.maximum(made, 0) if relu else made
+    made = made * (weights if weighed else np.ones_like(weights))[:, :, None]
+    return np.where(CAUSAL, made.sum(1) / math.sqrt(q.shape[1] * q.shape[2]), 0.0)[None]
+
+
+OF_INDEX = (("deepseek_v32", "layer-0/index_scores"), ("deepseek_v32", "layer-2/index_scores"),
+            ("glm_moe_dsa", "layer-2/index_scores"))  # fmt: skip
+OF_CHOICE = (("deepseek_v32", "layer-1/index_keys"), ("glm_moe_dsa", "layer-0/index_keys"),
+             ("glm_moe_dsa", "layer-2/index_keys"))  # fmt: skip
 PLANTED = (
+    Planted("choice_ignored", (
+        ("deepseek_v32", "layer-0/attn_scores", plain),
+        ("glm_moe_dsa", "layer-1/attn_scores", plain),
+        ("glm_moe_dsa", "layer-2/attn_softmax", lambda s: softmax(plain(s), CAUSAL)))),
+    Planted("choice_count", same(partial(chosen, top=7), *OF_CHOICE), {"used": 7, "right": 5}),
+    Planted("index_relu_missing", same(partial(indexed, relu=False), *OF_INDEX)),
+    Planted("index_weights_missing", same(partial(indexed, weighed=False), *OF_INDEX)),
+    Planted("rope_style", (
+        ("glm_moe_dsa", "layer-0/index_q_rope", lambda s: turned_first(s, "halves")),
+        ("glm_moe_dsa", "layer-2/index_k_rope", lambda s: turned_first(s, "halves")),
+        ("deepseek_v32", "layer-1/index_k_rope", lambda s: turned_first(s, "adjacent")))),
     Planted("rope_partial", same(
         lambda s: all_turned(s, 10000.0), ("glm4moe", "layer-0/q_post_rope"),
         ("glm4moe", "layer-2/k_post_rope"), ("nemotron", "layer-1/q_post_rope")), {"used": 16}),
@@ -224,6 +260,10 @@ PLANTED = (
         ("afmoe", "layer-3/moe_router", lambda s: s.right / 1.7),
         ("laguna", "layer-1/moe_router", lambda s: s.right / 2.5),
         ("glm4moe", "layer-2/moe_router", lambda s: s.right / 2.5)), {"used": 1.0}),
+    Planted("router_scale_missing", tuple(
+        ("gemma4_moe", f"layer-{layer}/moe_router",
+         lambda s: s.right / s.vector("expert_factor")[s.inputs[1].astype(int)])
+        for layer in range(3))),
     Planted("router_bias_missing", same(
         unbiased_ids, ("afmoe", "layer-2/moe_router_indices"),
         ("laguna", "layer-1/moe_router_indices"), ("minimax_m2", "layer-1/moe_router_indices"))),

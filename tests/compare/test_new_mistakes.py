@@ -250,6 +250,13 @@ PLANTED = (
             {"type": "Q4_K"}),
     Planted("other_matrix", LLAMA, "layer-1/attn_out", lambda s: no_minima(s, "o"),
             {"type": "Q4_K"}),
+    Planted("other_matrix", MOE, "layer-2/qkv_matmul", lambda s: np.concatenate(
+            (no_minima(s, "q"), s.right[:, s.own.parts[0].rows :]), axis=1),
+            {"type": "Q4_K", "part": "q"}),
+    Planted("block_minimum", MOE, "layer-3/qkv_matmul", lambda s: without_minimum(s, 511, 5, 2.0),
+            {"row": 511, "block": 5, "factor": 2.0, "part": "q"}),
+    Planted("block_scale", MOE, "layer-0/qkv_matmul", lambda s: with_scale(s, "q", 33, 1, -1.0),
+            {"row": 33, "block": 1, "factor": -1.0, "part": "q"}),
     Planted("columns_dropped", QWEN2, "layer-1/ffn_out", lambda s: without_tail(s, "down", 32),
             {"columns": [480, 511], "count": 32}),
     Planted("columns_dropped", LLAMA, "layer-0/ffn_up", lambda s: without_tail(s, "up", 3),

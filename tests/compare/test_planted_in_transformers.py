@@ -185,3 +185,17 @@ def test_the_right_model_is_cleared(
 ) -> None:
     found = found_in(family, None, tmp_path, monkeypatch)
     assert [str(each.key) for each in found.culprits] == [] and not found.unmeasured
+
+
+def test_that_transformers_adds_falcons_alibi_twice_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is planted: the mask of its eager attention holds the biases too, its SDPA's alone
+    (5.24)."""
+    found = found_in("falcon-alibi", None, tmp_path, monkeypatch)
+    assert [str(each.key) for each in found.culprits] == [
+        f"layer-{layer}/attn_scores" for layer in range(3)
+    ]
+    named = [each.mistake for each in found.culprits if each.mistake is not None]
+    assert {(each.id, each.parameters["factor"]) for each in named} == {("alibi_scaled", 2.0)}
+    assert len(named) == 3 and not found.unmeasured

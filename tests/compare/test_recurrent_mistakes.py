@@ -163,6 +163,30 @@ def lowered(s: Scene, *, layer: int) -> Array:
     return np.concatenate(made, axis=1)
 
 
+def alibi_twice(s: Scene) -> Array:
+    """ALiBi once more, on the keys that a query sees; bfloat16 by the bits of a float32."""
+    alibi, keys = s.own.alibi, s.right.shape[2]
+    placed = np.arange(keys) - (keys - 1 if alibi.from_last else 0)
+    slopes = np.array(alibi.slopes)
+    made = np.outer(in_bf16(slopes) if alibi.narrow else slopes, placed)
+    made = (in_bf16(made) if alibi.narrow else made) * alibi.scale
+    return np.asarray(s.right + np.tril(np.ones((keys, keys))) * made[:, None])
+
+
+def in_bf16(x: Array) -> Array:
+    bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
+    kept = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16
+    return kept.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def unweighed(s: Scene) -> Array:
+    """LayerNorm of each head, without the head's own weight."""
+    window = s.own.heads
+    heads = s.inputs[0].reshape(len(s.right), -1)[:, window.columns].reshape(s.right.shape)
+    apart = heads - heads.mean(-1, keepdims=True)
+    return np.asarray(apart / np.sqrt((apart**2).mean(-1, keepdims=True) + s.own.eps))
+
+
 def matrix(s: Scene, name: str, layer: int) -> Array:
     role = Role(name, layer)
     return s.replay.rows(role, range(s.replay.shape(role)[0]))
@@ -234,6 +258,12 @@ PLANTED = (
     Planted("branch_missing", same(
         lambda s: s.inputs[0], ("zamba2", "layer-1/qkv_adapted"),
         ("zamba2", "layer-3/block_gate_adapted"), ("zamba2", "layer-4/block_up_adapted"))),
+    Planted("alibi_scaled", same(
+        alibi_twice, ("bloom", "layer-1/attn_scores"), ("mpt", "layer-0/attn_scores"),
+        ("falcon-alibi", "layer-2/attn_scores")), {"factor": 2.0}),
+    Planted("norm_no_weight", same(
+        unweighed, ("stablelm-heads", "layer-0/q_norm"), ("stablelm-heads", "layer-1/k_norm"),
+        ("stablelm-heads", "layer-2/q_norm"))),
     Planted("other_layer", (
         ("zamba2", "layer-1/qkv_adapted", partial(raised, layer=4)),
         ("zamba2", "layer-4/block_gate_adapted", partial(raised, layer=3)),

@@ -20,6 +20,7 @@ from aprtui.errors import AprtuiError
 from aprtui.families.keys import Stated, inert
 from aprtui.formats.tracedir import StageKey
 from aprtui.model.open import open_model
+from tests.families import mended
 
 __all__ = ["FOREIGN", "Mutation", "Outcome", "mutations_of", "our_logits", "try_mutation"]
 
@@ -197,7 +198,7 @@ def their_logits(folder: Path, tokens: tuple[int, ...] = TOKENS) -> torch.Tensor
         if told["missing_keys"] or told["mismatched_keys"]:
             return f"random weights: {sorted(told['missing_keys'])[:2]}"
         with torch.no_grad():
-            found: torch.Tensor = model.eval()(torch.tensor([tokens])).logits[0]
+            found: torch.Tensor = mended(model.eval())(torch.tensor([tokens])).logits[0]
             return found
     except Exception as error:  # whatever it raises, it has no numbers
         return f"{type(error).__name__}: {str(error)[:100]}"

@@ -54,7 +54,9 @@ def worst_error(a: TraceDir, b: TraceDir) -> float:
     return worst
 
 
-@pytest.mark.parametrize("case", sorted(set(CASES) - _UNSHOWN))
+# falcon-alibi: transformers' eager attention adds ALiBi twice, and bisect says so
+# (tests/compare/test_planted_in_transformers.py)
+@pytest.mark.parametrize("case", sorted(set(CASES) - _UNSHOWN - {"falcon-alibi"}))
 def test_every_stage_of_a_family_is_captured_and_agrees(case: str, tmp_path: Path) -> None:
     family, settings = CASES[case]
     tiny = TINY[family]

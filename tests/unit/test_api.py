@@ -79,6 +79,26 @@ def test_every_public_name_is_there_and_listed() -> None:
 # -- traces ----------------------------------------------------------------------------------------
 
 
+def test_a_batch_is_what_the_command_writes(model: aprtui.Model, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("What is 2+2?\nabc\n")
+    words = ["trace", str(model.path), "--batch", str(prompts), "--steps", "1", "-o"]
+    assert main([*words, str(tmp_path / "a")]) == 0
+    first, second = aprtui.trace_batch(
+        model, ["What is 2+2?", model.tokenizer.encode("abc")], directory=tmp_path / "b", steps=1
+    )
+    assert first.rows is not None and second.rows is not None
+    assert (first.rows.sequence, second.rows.sequence) == (0, 1)
+    for found in (first, second):
+        for record in found.records.values():
+            other = tmp_path / "a" / record.path.relative_to(tmp_path / "b")
+            assert record.path.read_bytes() == other.read_bytes()
+    with pytest.raises(aprtui.UsageError, match="a batch needs prompts"):
+        aprtui.trace_batch(model, [])
+    with pytest.raises(aprtui.UsageError, match="tokens are whole numbers"):
+        aprtui.trace_batch(model, [["a"]], directory=tmp_path / "c")  # type: ignore[list-item]
+
+
 def test_a_stage_is_an_array_with_its_axes(captured: aprtui.TraceDir) -> None:
     gate = captured["layer-3/ffn_gate"]
     assert (gate.shape, gate.axes, gate.positions) == ((3, 512), ("token", "ffn"), "all")

@@ -44,7 +44,7 @@ def test_facts_of_stages() -> None:
         fact: {stage.name for stage in STAGES if getattr(stage, fact)}
         for fact in ("integers", "residual", "logits", "scores", "shares")
     }
-    assert having["integers"] == {"moe_router_indices"}
+    assert having["integers"] == {"index_keys", "moe_router_indices"}
     assert having["residual"] == {
         "embedding", "pos_embedding", "embedding_norm", "post_attn_residual", "post_ffn_residual",
         "ffn_residual", "laurel_residual", "altup_merged",

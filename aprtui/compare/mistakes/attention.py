@@ -20,6 +20,8 @@ __all__ = ["ATTENTION"]
 
 Float64 = npt.NDArray[np.float64]
 
+_BEFORE = 4  # keys up to the first wrong position that may be the stale one
+
 
 # -- scores ----------------------------------------------------------------------------------------
 
@@ -89,6 +91,15 @@ def alibi_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
     if at.op.alibi is not None:
         made = at.remade(replace(at.op, alibi=None))
         yield Candidate(made, "the biases of ALiBi are not added to the scores")
+
+
+def alibi_scaled(at: Attempt[Scores]) -> Iterator[Candidate]:
+    if at.op.alibi is None or at.y is None:
+        return
+    plain = at.remade(replace(at.op, alibi=None))
+    for factor in fitted_scales(at.y - plain, at.base - plain, at.rounded):
+        text = f"the biases of ALiBi are multiplied by {factor:g}"
+        yield Candidate(plain + factor * (at.base - plain), text, {"factor": factor})
 
 
 def temperature_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
@@ -211,7 +222,7 @@ def stale_row(at: Attempt[Attend]) -> Iterator[Candidate]:
     groups = at.op.heads // kv_heads
     away = (at.y - at.base).reshape(tokens, kv_heads, groups, size)
     split = weights.reshape(kv_heads, groups, tokens, tokens)
-    for key in at.wrong_rows[:1]:  # its own query is the first that sees it
+    for key in _stale_keys(at):
         column = split[..., key]  # [K, groups, T]
         moved = np.einsum("kgt,tkgd->kd", column, away, optimize=True)
         moved /= np.maximum(np.square(column).sum(axis=(1, 2)), 1e-300)[:, None]
@@ -219,6 +230,14 @@ def stale_row(at: Attempt[Attend]) -> Iterator[Candidate]:
         if groups * (tokens - key) < 2 or np.linalg.norm(rest) > 0.1 * np.linalg.norm(away):
             continue
         yield from _stale(at, key, values, values[key] + moved)
+
+
+def _stale_keys(at: Attempt[Attend]) -> list[int]:
+    """The keys that may be stale, the likeliest first: its own query is the first that sees it,
+    and may hardly look at it."""
+    return [
+        key for first in at.wrong_rows[:1] for key in range(first, first - _BEFORE, -1) if key >= 0
+    ]
 
 
 def _stale(at: Attempt[Attend], key: int, values: Float64, used: Float64) -> Iterator[Candidate]:
@@ -245,6 +264,7 @@ ATTENTION = (
     Entry("score_scale", (Scores,), score_scale),
     Entry("temperature_missing", (Scores,), temperature_missing),
     Entry("alibi_missing", (Scores,), alibi_missing),
+    Entry("alibi_scaled", (Scores,), alibi_scaled),
     Entry("nope_rotated", (Scores,), turned),
     Entry("heads_zero", (Scores, Softmax, Attend, Rope, Norm), heads_zero),
     *CACHE,

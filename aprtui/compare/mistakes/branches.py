@@ -293,6 +293,8 @@ def clipped(at: Attempt[Activate | Multiply]) -> Iterator[Candidate]:
     if at.y is None:
         return
     low, high = float(at.y.min()), float(at.y.max())
+    if low == high:
+        return
     text = "the output is clipped to {:g} .. {:g}"
     yield Candidate(np.clip(at.base, low, high), text.format(low, high),
                     {"low": low, "high": high})  # fmt: skip

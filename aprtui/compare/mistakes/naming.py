@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from aprtui.compare.mistakes.attempt import (
 from aprtui.compare.mistakes.attention import ATTENTION
 from aprtui.compare.mistakes.branches import BRANCHES
 from aprtui.compare.mistakes.experts import EXPERTS
+from aprtui.compare.mistakes.indexer import INDEXER
 from aprtui.compare.mistakes.norms import NORMS
 from aprtui.compare.mistakes.products import PRODUCTS
 from aprtui.compare.mistakes.proof import Proof
@@ -41,7 +43,8 @@ __all__ = ["CATALOGUE", "name_mistake"]
 Float64 = npt.NDArray[np.float64]
 
 CATALOGUE: tuple[Entry, ...] = (
-    *VARIANTS, *BRANCHES, *NORMS, *ROPE, *ATTENTION, *EXPERTS, *RECURRENT, *RANGES, *ANYWHERE
+    *VARIANTS, *BRANCHES, *NORMS, *ROPE, *INDEXER, *ATTENTION, *EXPERTS, *RECURRENT, *RANGES,
+    *ANYWHERE,
 )  # fmt: skip
 """Entries in the order in which they are tried: what is special before what is general."""
 
@@ -235,11 +238,23 @@ def _part_mistake(case: Case, trials: list[_Trial], honest: float | None) -> _Fo
 
 
 def _proved(entry: Entry, trials: list[_Trial], proof: Proof) -> _Found | None:
-    for attempt, rounded in trials:
+    """The first candidate that holds in the first arithmetic, its output as it is before rounded;
+    each is made once for both."""
+    for attempt, group in itertools.groupby(trials, key=lambda trial: trial[0]):
+        plain, *others = [rounded for _, rounded in group]
+        second: _Found | None = None
         for candidate in entry.candidates(attempt):
-            error = local_error(attempt.y, candidate.made, 0, rounded)
-            if proof.holds(error):
-                return _Found(attempt.part, entry.id, candidate, error.rel_l2)
+            if not proof.near(attempt.y, candidate.made):
+                continue
+            for rounded in (plain, *others[: second is None]):
+                error = local_error(attempt.y, candidate.made, 0, rounded)
+                if proof.holds(error):
+                    found = _Found(attempt.part, entry.id, candidate, error.rel_l2)
+                    if rounded == plain:
+                        return found
+                    second = found
+        if second is not None:
+            return second
     return None
 
 
@@ -256,6 +271,8 @@ def _general(trials: list[_Trial], proof: Proof) -> _Found | None:
             for step in (by, -by):
                 for wrap in (True, False):
                     made = shifted(attempt.base, step, 0, wrap)
+                    if not proof.near(attempt.y, made):
+                        continue
                     error = local_error(attempt.y, made, 0, rounded)
                     if proof.holds(error):
                         text = f"each position holds the row of position p{-step:+d}"

@@ -32,6 +32,8 @@ def _rows(at: Attempt[Norm], values: Float64) -> Float64:
 def _factor(at: Attempt[Norm]) -> Float64 | None:
     """What each channel is multiplied by; None without a weight."""
     role = at.op.weight
+    if at.op.own:
+        return np.stack([at.case.replay.vector(each) for each in at.op.own]) + at.op.offset
     return None if role is None else _along(at, role) + at.op.offset
 
 
@@ -42,7 +44,7 @@ def _along(at: Attempt[Norm], role: Role) -> Float64:
 
 
 def _normalised(at: Attempt[Norm]) -> Float64:
-    return _rows(at, at.remade(replace(at.op, weight=None, bias=None)))
+    return _rows(at, at.remade(replace(at.op, weight=None, bias=None, own=())))
 
 
 def _weighed(at: Attempt[Norm], factor: Float64) -> Float64:
@@ -58,8 +60,8 @@ def missing(at: Attempt[Norm]) -> Iterator[Candidate]:
 
 
 def no_weight(at: Attempt[Norm]) -> Iterator[Candidate]:
-    if at.op.weight is not None:
-        made = at.remade(replace(at.op, weight=None))
+    if at.op.weight is not None or at.op.own:
+        made = at.remade(replace(at.op, weight=None, own=()))
         yield Candidate(made, "normalised, but not multiplied by the norm's weight")
 
 
@@ -180,8 +182,8 @@ NORMS = (
     Entry("norm_one_plus", (Norm,), one_plus),
     Entry("norm_layernorm", (Norm,), layernorm),
     Entry("norm_rms", (Norm,), mean_left_in),
-    Entry("eps_scaled", (Norm,), eps_scaled),
     Entry("norm_eps", (Norm,), eps),
+    Entry("eps_scaled", (Norm,), eps_scaled),
     Entry("norm_other_weight", (Norm,), other_weight),
     Entry("norm_weight_shift", (Norm,), weight_shift),
 )

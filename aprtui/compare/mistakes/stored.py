@@ -161,13 +161,14 @@ def columns_dropped(at: ProductAttempt) -> Iterator[Candidate]:
     first = (int(kept[-1]) + 1) * _TOGETHER if kept.size else 0
     tries = [first] if 0 < first < columns else []
     tries += [columns - by for by in range(1, min(_TOGETHER, columns))]
+    sample = _sample(at, 64)
+    weights, away = at.case.replay.rows(at.part.weight, sample), at.away[:, sample]
     for start in tries:
+        made = at.rounded_x[:, start:] @ weights[:, start:].T
+        if np.linalg.norm(away + made) > 0.2 * np.linalg.norm(away):
+            continue
         few = np.zeros_like(at.x)
         few[:, start:] = at.rounded_x[:, start:]
-        sample = _sample(at, 64)
-        made = few @ at.case.replay.rows(at.part.weight, sample).T
-        if np.linalg.norm(at.away[:, sample] + made) > 0.2 * np.linalg.norm(at.away[:, sample]):
-            continue
         whole = at.case.replay.products(at.part.weight, few)[0]
         text = f"the last {columns - start} columns of the input are left out"
         parameters = {"columns": [start, columns - 1], "count": columns - start}
