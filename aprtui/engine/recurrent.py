@@ -39,7 +39,7 @@ def _wide(x: Tensor) -> Tensor:
 def causal_conv(ar: Pass, op: CausalConv, x: Tensor) -> Tensor:
     """[T,C]."""
     wide = _wide(x[:, op.first : op.first + op.channels])
-    weight = torch.cat([_wide(ar.vector(role)).reshape(-1, op.taps) for role in op.parts])
+    weight = torch.cat([_wide(ar.vector(role)).reshape(-1, op.taps) for role in op.filters])
     padded = torch.cat((ar.recall(wide.new_zeros(op.taps - 1, op.channels)), wide))
     ar.keep(padded[len(x) :])
     made = torch.zeros_like(wide)

@@ -97,8 +97,9 @@ class Routing:
 
     ``corrected``: a bias of the layer's own takes part in the choice. ``shared_size``: F of an
     expert that every token goes through, weighed by a sigmoid where ``shared_gate``; 0 without one.
-    ``biased``: the router and the experts' products have biases. ``on_input``: of ``Experts``;
-    ``cap``: of the router's ``Product``. ``gated`` false: neither they nor the shared one have a
+    ``by_expert``: ``Route``'s numbers are a weight of the layer's own. ``biased``: the router and
+    the experts' products have biases. ``on_input``: of ``Experts``; ``cap``: of the router's
+    ``Product``. ``gated`` false: neither they nor the shared one have a
     gate. ``latent``: the channels of what they are given and make, 0 where those are the layer's.
     """
 
@@ -109,6 +110,7 @@ class Routing:
     shared_size: int = 0
     shared_gate: bool = True
     corrected: bool = False
+    by_expert: bool = False
     biased: bool = False
     clamp: Clamp | None = None
     on_input: bool = False
@@ -151,8 +153,14 @@ class Builder:
 
     # -- whole-model stages --
 
-    def embedding(self, vocab: int, scale: float = 1.0) -> StageKey:
-        return self.put("embedding", Embed(Role("embedding"), vocab, scale))
+    def embedding(self, vocab: int, scale: float = 1.0, narrow: int = 0) -> StageKey:
+        """Rows of the token table; ``narrow``: its width, where a product makes them the hidden."""
+        rows = Embed(Role("embedding"), vocab, scale)
+        if not narrow:
+            return self.put("embedding", rows)
+        table = self.put("embedding_narrow", rows, width=narrow)
+        part = Part("project_in", Role("project_in"), self.hidden_size)
+        return self.put("embedding", Product((part,)), table)
 
     def positions(self, hidden: StageKey, rows: int, first: int = 0) -> StageKey:
         """hidden plus a learned table of ``rows`` positions, of which ``first`` is position 0's."""
@@ -167,18 +175,23 @@ class Builder:
     def head(
         self,
         hidden: StageKey,
-        norm: Norm,
+        norm: Norm | None,
         vocab: int,
         cap: float | None = None,
         scale: float = 1.0,
         *,
         biased: bool = False,
+        narrow: int = 0,
     ) -> None:
-        """Final norm and logits; ``norm``'s weight is set here."""
+        """Final norm, where there is one, and logits; ``norm``'s weight is set here. ``narrow``:
+        of ``embedding``."""
         self.layer = None
-        normalised = self.norm("final_norm", hidden, norm)
+        read = hidden if norm is None else self.norm("final_norm", hidden, norm)
+        if narrow:
+            out = Part("project_out", Role("project_out"), narrow)
+            read = self.put("head_narrow", Product((out,)), read, width=narrow)
         part = Part("head", Role("head"), vocab, Role("head_bias") if biased else None)
-        self.put("lm_head", Product((part,), scale, cap, last=True), normalised, vocab=vocab)
+        self.put("lm_head", Product((part,), scale, cap, last=True), read, vocab=vocab)
 
     # -- parts of a layer --
 
@@ -231,6 +244,14 @@ class Builder:
         return self.residual(
             "post_ffn_residual", self.residual("post_attn_residual", hidden, mixed), made
         )
+
+    def normed_behind(self, hidden: StageKey, norm: Norm, mix: Branch, ffn: Branch) -> StageKey:
+        """norm(hidden + mix(hidden)), then the same with the FFN; the stream is what the norms
+        make, whose weights are those of the norms before the branches elsewhere."""
+        mixed = self.residual("post_attn_residual", hidden, mix(hidden))
+        hidden = self.norm("ffn_norm", mixed, norm, "attn_norm")
+        made = self.residual("ffn_residual", hidden, ffn(hidden))
+        return self.norm("post_ffn_residual", made, norm, "ffn_norm")
 
     def attention(self, x: StageKey, how: Attention, last: str = "attn_out") -> StageKey:
         """From the normalised input to the output projection, whose stage is ``last``."""
@@ -366,13 +387,29 @@ class Builder:
 
     def experts(self, x: StageKey, routing: Routing) -> StageKey:
         """Router, chosen experts and their sum, and the shared expert where there is one."""
+        routed = self.routed(x, x, routing)
+        if not routing.shared_size:
+            return self.put("ffn_out", Combine(), routed)
+        mlp = self.gated_mlp if routing.gated else self.plain_mlp
+        shared = mlp(x, routing.shared_size, routing.activation, "shared_ffn", "shared_expert_")
+        if not routing.shared_gate:
+            return self.put("ffn_out", Combine(), routed, shared)
+        part = Part("shared_gate", self.role("shared_gate"), 1)
+        gate = self.put("shared_gate", Sigmoid(part), x, gate=1)
+        return self.put("ffn_out", Combine(), routed, shared, gate)
+
+    def routed(self, asked: StageKey, x: StageKey, routing: Routing) -> StageKey:
+        """The sum of the experts that a router chooses by ``asked``, of x."""
         choose, count, top = routing.choose, routing.choose.experts, routing.choose.top
         if routing.corrected:
             choose = replace(choose, bias=self.role("correction_bias"))
         router = replace(self._matrix("router", count, routing.biased), cap=routing.cap)
-        logits = self.put("router_logits", router, x, expert=count)
+        logits = self.put("router_logits", router, asked, expert=count)
         ids = self.put("moe_router_indices", choose, logits, rank=top)
-        weights = self.put("moe_router", routing.route, logits, ids, rank=top)
+        route = routing.route
+        if routing.by_expert:
+            route = replace(route, by_expert=self.role("expert_factor"))
+        weights = self.put("moe_router", route, logits, ids, rank=top)
         sum_of = Experts(
             self.role("expert_gate") if routing.gated else None, self.role("expert_up"),
             self.role("expert_down"), count, routing.size, routing.activation, routing.biased,
@@ -384,12 +421,4 @@ class Builder:
         routed = self.put("moe_ffn_out", sum_of, given, weights, ids, hidden=width)
         if routing.latent:
             routed = self.put("moe_latent_out", self._matrix("latent_up", self.hidden_size), routed)
-        if not routing.shared_size:
-            return self.put("ffn_out", Combine(), routed)
-        mlp = self.gated_mlp if routing.gated else self.plain_mlp
-        shared = mlp(x, routing.shared_size, routing.activation, "shared_ffn", "shared_expert_")
-        if not routing.shared_gate:
-            return self.put("ffn_out", Combine(), routed, shared)
-        part = Part("shared_gate", self.role("shared_gate"), 1)
-        gate = self.put("shared_gate", Sigmoid(part), x, gate=1)
-        return self.put("ffn_out", Combine(), routed, shared, gate)
+        return routed

@@ -36,17 +36,17 @@ class CausalConv(Op):
     more: tuple[Role, ...] = ()
 
     @property
-    def parts(self) -> tuple[Role, ...]:
+    def filters(self) -> tuple[Role, ...]:
         """The weights of all channels, one after the other."""
         return (self.weight, *self.more)
 
     @property
     def weights(self) -> tuple[Role, ...]:
-        return self.parts if self.bias is None else (*self.parts, self.bias)
+        return self.filters if self.bias is None else (*self.filters, self.bias)
 
     def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
-        each = self.channels // len(self.parts) * self.taps
-        shapes: dict[Role, tuple[int, ...]] = dict.fromkeys(self.parts, (each,))
+        each = self.channels // len(self.filters) * self.taps
+        shapes: dict[Role, tuple[int, ...]] = dict.fromkeys(self.filters, (each,))
         return shapes if self.bias is None else {**shapes, self.bias: (self.channels,)}
 
 

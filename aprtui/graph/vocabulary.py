@@ -68,6 +68,7 @@ _WIDE = ("token", "width")
 _SLOTS = ("token", "slot", "channel")
 _STREAMS = ("token", "stream", "hidden")
 _NO_ALTUP = "the model has one stream"
+_NO_NARROW = "the token table is as wide as the hidden"
 _NO_LAUREL = "the model has no residual of low rank"
 _NO_LATENT = "the attention has no latent of low rank"
 _STATES = ("token", "state_head", "channel")
@@ -88,11 +89,14 @@ _NO_QK_NORM = "the family has no QK norm"
 _NO_ATTN_GATE = "the attention's output has no gate"
 _NO_DENSE = "the FFN is made of experts"
 _NO_GATE = "the FFN has no gate, or is made of experts"
+_NO_BESIDE = "the FFN and its experts have no norms of their own"
 _NO_SHARED = "the model has no shared expert"
 _NO_MOE_LATENT = "the experts work on what the layer is given"
 _NO_EXPERTS = "the FFN is dense: the model has no experts"
 
 STAGES: tuple[Stage, ...] = (
+    Stage("embedding_narrow", "emw", _WIDE, "rows of a table that is narrower than the hidden",
+          _NO_NARROW, scope="first"),
     Stage("embedding", "emb", _HIDDEN, "rows of the token table, scaled where the family scales",
           scope="first", residual=True),
     Stage("pos_embedding", "pos", _HIDDEN, "plus the rows of a learned table of positions",
@@ -236,22 +240,28 @@ STAGES: tuple[Stage, ...] = (
     Stage("ffn_silu", "act", _FFN, "the activation of the gate, or of up without one",
           _NO_DENSE),
     Stage("ffn_swigl", "gxu", _FFN, "activation times up", _NO_GATE),
+    Stage("router_norm", "rnm", _HIDDEN, "the router's own norm of the hidden", _NO_BESIDE,
+          experts=True),
     Stage("router_logits", "rlg", ("token", "expert"),
           "the router's product and its bias, before any softmax", _NO_EXPERTS, experts=True),
     Stage("moe_router_indices", "ids", ("token", "rank"), "ids of the chosen experts", _NO_EXPERTS,
           integers=True, experts=True),
     Stage("moe_router", "rtr", ("token", "rank"), "weights of the chosen ids, in their order",
           _NO_EXPERTS, experts=True),
+    Stage("moe_norm", "mnm", _HIDDEN, "the hidden normalised for the experts", _NO_BESIDE,
+          experts=True),
     Stage("moe_latent", "mla", _WIDE, "what the experts are given, in a low rank", _NO_MOE_LATENT,
           experts=True),
     Stage("moe_ffn_out", "moe", _HIDDEN, "weighted sum of the experts", _NO_EXPERTS,
           experts=True),
     Stage("moe_latent_out", "mlo", _HIDDEN, "and back", _NO_MOE_LATENT, experts=True),
+    Stage("moe_post_norm", "mpn", _HIDDEN, "their sum normalised", _NO_BESIDE, experts=True),
     Stage("shared_ffn_gate", "sga", _FFN, "gate projection of the shared expert", _NO_SHARED),
     Stage("shared_ffn_up", "sup", _FFN, "up projection of the shared expert", _NO_SHARED),
     Stage("shared_ffn_silu", "sac", _FFN, "the activation of its gate", _NO_SHARED),
     Stage("shared_ffn_swigl", "sgu", _FFN, "its activation times up", _NO_SHARED),
     Stage("shared_ffn_out", "sou", _HIDDEN, "the shared expert's output", _NO_SHARED),
+    Stage("shared_post_norm", "spn", _HIDDEN, "the same, normalised", _NO_BESIDE),
     Stage("shared_gate", "sgt", ("token", "gate"), "sigmoid that weighs the shared expert",
           _NO_SHARED),
     Stage("ffn_out", "out", _HIDDEN, "after the down projection; for experts their sum"),
@@ -276,7 +286,10 @@ STAGES: tuple[Stage, ...] = (
           _NO_ALTUP, scope="model"),
     Stage("altup_merged", "alg", _HIDDEN, "the mean of the streams", _NO_ALTUP, scope="model",
           residual=True),
-    Stage("final_norm", "fin", _HIDDEN, "normalised output of the last layer", scope="model"),
+    Stage("final_norm", "fin", _HIDDEN, "normalised output of the last layer",
+          "the layers end with a norm", scope="model"),
+    Stage("head_narrow", "hdw", _WIDE, "what the head reads, as narrow as the token table",
+          _NO_NARROW, scope="model"),
     Stage("lm_head", "log", ("vocab",), "logits of the last position", scope="model"),
 )  # fmt: skip
 """In order of computation."""

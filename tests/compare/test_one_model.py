@@ -32,7 +32,7 @@ def verified(
     with np.load(folder / "expected.npz") as expected:
         tokens = ",".join(str(int(token)) for token in expected["tokens"])
     pair = [str(folder), str(other or folder / "model.gguf")]
-    code = main(["verify", *pair, "--engines", "ours", "--tokens", tokens, "--json"])
+    code = main(["verify", *pair, "--engines", "aprtui", "--tokens", tokens, "--json"])
     return code, json.loads(capsys.readouterr().out)
 
 
@@ -89,7 +89,7 @@ def test_other_engines_are_held_to_the_file_that_they_read(
 ) -> None:
     pytest.importorskip("transformers", reason="transformers is a dev dependency")
     folder = FIXTURES / "families" / "gemma2_q20"
-    pair = ["verify", str(folder), str(folder / "model.gguf"), "--engines", "ours,hf"]
+    pair = ["verify", str(folder), str(folder / "model.gguf"), "--engines", "aprtui,hf"]
     assert main([*pair, "--tokens", "1,2,3,4,5", "--json"]) == 1
     (engine,) = json.loads(capsys.readouterr().out)["engines"]
     assert (engine["file"], engine["name"], engine["culprits"]) == ("A", "hf", [])
@@ -102,7 +102,7 @@ def test_the_verdict_stands_first_and_what_a_pair_has_not_is_refused(
 ) -> None:
     folder = FIXTURES / "families" / "mellum"
     pair = ["verify", str(folder), str(folder / "model.gguf")]
-    assert main([*pair, "--engines", "ours", "--tokens", "1,2,3,4,5"]) == 1
+    assert main([*pair, "--engines", "aprtui", "--tokens", "1,2,3,4,5"]) == 1
     text = capsys.readouterr().out
     assert text.startswith("not one model: q_post_rope, k_post_rope of layers 0, 2: table.theta")
     assert "base 500000 where the model says 10000 [table.theta]" in text
