@@ -3,7 +3,7 @@
     python -m tests.benchmarks.dumps_table [--write] [NAME ...]
 
 Prints one row a dump as it is done; ``--write`` puts the whole table into docs/captures.md. Seconds
-are those of the import and of the bisection, one thread, with whatever else the machine does.
+are the processor's for the import and for the bisection, one thread.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ def cases() -> Iterator[Case]:
 
 def row(case: Case, model: Model, folder: Path) -> tuple[str, ...]:
     """One dump's row."""
-    start = time.monotonic()
+    start = time.process_time()
     done = api.import_trace(case.source, model=model, output=folder, sequence=case.sequence)
-    imported = time.monotonic()
+    imported = time.process_time()
     found = api.bisect(folder, model=model)
-    seconds = f"{imported - start:.1f} + {time.monotonic() - imported:.1f}"
+    seconds = f"{imported - start:.1f} + {time.process_time() - imported:.1f}"
     made = f"{done.passes}, {done.ranks}"
     stages = f"{done.stages} of {done.of}"
     return case.name, done.map, stages, made, explained(found), culprits(found), seconds
