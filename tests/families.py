@@ -342,6 +342,9 @@ TINY: dict[str, Tiny] = {
     "minicpm3": Tiny("MiniCPM3", {**_LATENT, "dim_model_base": 24}, ("minicpm3",)),
 }  # fmt: skip
 TINY |= {
+    "opt-behind": Tiny("OPT", {
+        "ffn_dim": 80, "word_embed_proj_dim": 32, "do_layer_norm_before": False,
+    }),
     "falcon-alibi": Tiny("Falcon", {
         "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True,
         "num_attention_heads": 6,

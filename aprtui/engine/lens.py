@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from aprtui.crash import told_of
-from aprtui.engine.ops import Pass, normalise
+from aprtui.engine.ops import Pass, compute
 from aprtui.engine.weights import WeightStream
 from aprtui.errors import AprtuiError, BadFileError, UsageError
 from aprtui.formats.aprt import read_values
@@ -123,7 +123,7 @@ def _lines(model: Model, files: list[Path], asked: int | None) -> Iterator[dict[
     if asked is not None and not 0 <= asked < vocabulary:
         raise UsageError(f"token {asked} is none of {vocabulary:,}")
     stream = WeightStream(model, torch.device("cpu"), torch.float32)
-    arithmetic, norm = Pass(stream), _final_norm(model.graph)
+    arithmetic, end = Pass(stream), _end(model.graph)
     batch: list[_Held] = []
     for number, path in enumerate(files):
         try:
@@ -131,9 +131,9 @@ def _lines(model: Model, files: list[Path], asked: int | None) -> Iterator[dict[
         except AprtuiError as error:
             yield _error(error, str(path))
         else:
-            if norm is not None and path.stem != norm.key.stage:
-                assert isinstance(norm.op, Norm)
-                rows = normalise(arithmetic, norm.op, rows)
+            for node in end:
+                if path.stem != node.key.stage:
+                    rows = compute(arithmetic, node, (rows,))
             batch.append(_Held(path, first, rows))
         if batch and (number == 0 or sum(len(held.rows) for held in batch) >= BATCH_ROWS):
             yield from _read(stream, batch, asked)
@@ -142,10 +142,14 @@ def _lines(model: Model, files: list[Path], asked: int | None) -> Iterator[dict[
         yield from _read(stream, batch, asked)
 
 
-def _final_norm(graph: Graph) -> Node | None:
-    """What the head reads, where that is a norm of the residual stream."""
+def _end(graph: Graph) -> list[Node]:
+    """What stands between the residual stream and the head: a norm, a product, both, nothing."""
+    found: list[Node] = []
     before = graph[graph.nodes[-1].inputs[0]]
-    return before if isinstance(before.op, Norm) else None
+    while before.key.layer is None and isinstance(before.op, Norm | Product):
+        found.insert(0, before)
+        before = graph[before.inputs[0]]
+    return found
 
 
 def _read(stream: WeightStream, batch: list[_Held], asked: int | None) -> Iterator[dict[str, Any]]:

@@ -382,7 +382,9 @@ class Frame:
     its own of the one hidden, whose weights are ``two_norms``. ``bare_norms``: they have no
     weights. ``positions``:
     the rows of a learned table, and which is position 0's. ``embedding_norm``: the embedding is
-    normalised.
+    normalised. ``behind``: each sum of stream and branch is normalised and is the stream;
+    ``final``: there is a norm before the head; ``narrow``: the token table's width, 0 where that
+    is the hidden's.
     """
 
     before: bool = True
@@ -399,6 +401,9 @@ class Frame:
     bare_norms: bool = False
     positions: tuple[int, int] | None = None
     embedding_norm: bool = False
+    behind: bool = False
+    final: bool = True
+    narrow: int = 0
 
 
 def build_decoder(
@@ -419,7 +424,7 @@ def build_decoder(
         "after": frame.after,
         "scale": frame.branch_scale,
     }
-    hidden = build.embedding(sizes.vocab, frame.embedding_scale)
+    hidden = build.embedding(sizes.vocab, frame.embedding_scale, frame.narrow)
     if frame.positions is not None:
         hidden = build.positions(hidden, *frame.positions)
     if frame.embedding_norm:
@@ -432,12 +437,16 @@ def build_decoder(
             mixed = mix(build.norm("attn_norm", hidden, norm))
             hidden = build.residual("post_ffn_residual", hidden, mixed, frame.branch_scale)
             continue
+        if frame.behind:
+            hidden = build.normed_behind(hidden, norm, mix, partial(ffn, build))
+            continue
         if frame.parallel:
             hidden = build.parallel(hidden, norm, mix, partial(ffn, build), frame.two_norms)
             continue
         hidden = build.branch(hidden, "attn", norm, mix, **order)
         hidden = build.branch(hidden, "ffn", norm, partial(ffn, build), **order)
     build.head(
-        hidden, norm, sizes.vocab, frame.logit_cap, frame.logit_scale, biased=frame.head_bias
-    )
+        hidden, norm if frame.final else None, sizes.vocab, frame.logit_cap, frame.logit_scale,
+        biased=frame.head_bias, narrow=frame.narrow,
+    )  # fmt: skip
     return build.graph()

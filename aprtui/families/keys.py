@@ -133,6 +133,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
     "route_scale": (1e-6, 1e9),
     "moe_norm_min": (1e-30, 1.0),
     "adapter_rank": (1, 65_536),
+    "word_embed_proj_dim": (1, 65_536),
     "moe_latent_size": (1, 65_536),
     "num_mem_blocks": (1, 256),
     "routed_scaling_factor": (1e-6, 1e9),

@@ -153,8 +153,14 @@ class Builder:
 
     # -- whole-model stages --
 
-    def embedding(self, vocab: int, scale: float = 1.0) -> StageKey:
-        return self.put("embedding", Embed(Role("embedding"), vocab, scale))
+    def embedding(self, vocab: int, scale: float = 1.0, narrow: int = 0) -> StageKey:
+        """Rows of the token table; ``narrow``: its width, where a product makes them the hidden."""
+        rows = Embed(Role("embedding"), vocab, scale)
+        if not narrow:
+            return self.put("embedding", rows)
+        table = self.put("embedding_narrow", rows, width=narrow)
+        part = Part("project_in", Role("project_in"), self.hidden_size)
+        return self.put("embedding", Product((part,)), table)
 
     def positions(self, hidden: StageKey, rows: int, first: int = 0) -> StageKey:
         """hidden plus a learned table of ``rows`` positions, of which ``first`` is position 0's."""
@@ -169,18 +175,23 @@ class Builder:
     def head(
         self,
         hidden: StageKey,
-        norm: Norm,
+        norm: Norm | None,
         vocab: int,
         cap: float | None = None,
         scale: float = 1.0,
         *,
         biased: bool = False,
+        narrow: int = 0,
     ) -> None:
-        """Final norm and logits; ``norm``'s weight is set here."""
+        """Final norm, where there is one, and logits; ``norm``'s weight is set here. ``narrow``:
+        of ``embedding``."""
         self.layer = None
-        normalised = self.norm("final_norm", hidden, norm)
+        read = hidden if norm is None else self.norm("final_norm", hidden, norm)
+        if narrow:
+            out = Part("project_out", Role("project_out"), narrow)
+            read = self.put("head_narrow", Product((out,)), read, width=narrow)
         part = Part("head", Role("head"), vocab, Role("head_bias") if biased else None)
-        self.put("lm_head", Product((part,), scale, cap, last=True), normalised, vocab=vocab)
+        self.put("lm_head", Product((part,), scale, cap, last=True), read, vocab=vocab)
 
     # -- parts of a layer --
 
@@ -233,6 +244,14 @@ class Builder:
         return self.residual(
             "post_ffn_residual", self.residual("post_attn_residual", hidden, mixed), made
         )
+
+    def normed_behind(self, hidden: StageKey, norm: Norm, mix: Branch, ffn: Branch) -> StageKey:
+        """norm(hidden + mix(hidden)), then the same with the FFN; the stream is what the norms
+        make, whose weights are those of the norms before the branches elsewhere."""
+        mixed = self.residual("post_attn_residual", hidden, mix(hidden))
+        hidden = self.norm("ffn_norm", mixed, norm, "attn_norm")
+        made = self.residual("ffn_residual", hidden, ffn(hidden))
+        return self.norm("post_ffn_residual", made, norm, "ffn_norm")
 
     def attention(self, x: StageKey, how: Attention, last: str = "attn_out") -> StageKey:
         """From the normalised input to the output projection, whose stage is ``last``."""

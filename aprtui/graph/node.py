@@ -116,7 +116,8 @@ class Graph:
     @cached_property
     def hidden_size(self) -> int:
         """H, the width of the residual stream."""
-        return self.nodes[0].axes[-1].extent or 0
+        axes = (axis for node in self.nodes for axis in node.axes)
+        return next((axis.extent for axis in axes if axis.name == "hidden"), None) or 0
 
     @cached_property
     def vocab_size(self) -> int:

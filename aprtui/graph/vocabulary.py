@@ -68,6 +68,7 @@ _WIDE = ("token", "width")
 _SLOTS = ("token", "slot", "channel")
 _STREAMS = ("token", "stream", "hidden")
 _NO_ALTUP = "the model has one stream"
+_NO_NARROW = "the token table is as wide as the hidden"
 _NO_LAUREL = "the model has no residual of low rank"
 _NO_LATENT = "the attention has no latent of low rank"
 _STATES = ("token", "state_head", "channel")
@@ -94,6 +95,8 @@ _NO_MOE_LATENT = "the experts work on what the layer is given"
 _NO_EXPERTS = "the FFN is dense: the model has no experts"
 
 STAGES: tuple[Stage, ...] = (
+    Stage("embedding_narrow", "emw", _WIDE, "rows of a table that is narrower than the hidden",
+          _NO_NARROW, scope="first"),
     Stage("embedding", "emb", _HIDDEN, "rows of the token table, scaled where the family scales",
           scope="first", residual=True),
     Stage("pos_embedding", "pos", _HIDDEN, "plus the rows of a learned table of positions",
@@ -283,7 +286,10 @@ STAGES: tuple[Stage, ...] = (
           _NO_ALTUP, scope="model"),
     Stage("altup_merged", "alg", _HIDDEN, "the mean of the streams", _NO_ALTUP, scope="model",
           residual=True),
-    Stage("final_norm", "fin", _HIDDEN, "normalised output of the last layer", scope="model"),
+    Stage("final_norm", "fin", _HIDDEN, "normalised output of the last layer",
+          "the layers end with a norm", scope="model"),
+    Stage("head_narrow", "hdw", _WIDE, "what the head reads, as narrow as the token table",
+          _NO_NARROW, scope="model"),
     Stage("lm_head", "log", ("vocab",), "logits of the last position", scope="model"),
 )  # fmt: skip
 """In order of computation."""

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aprtui.engine.job import TraceJob
 from aprtui.engine.lens import main
+from aprtui.engine.plan import make_plan
+from aprtui.engine.run import run_trace
 from aprtui.formats.aprt import read_values
 from tests.support import FIXTURES, needs_fixtures
 
@@ -74,3 +77,20 @@ def test_a_token_that_the_model_does_not_have_is_refused(
     model = str(FIXTURES / "models" / "qwen2-q4_k_m.gguf")
     assert main(["--model", model, "--token", "99999999", "/nowhere.bin"]) == 2
     assert "token 99999999 is none of" in json.loads(capsys.readouterr().out)["message"]
+
+
+def test_a_head_that_reads_a_product_of_the_stream_is_given_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OPT-350m's: no final norm, and a token table that is narrower than the hidden."""
+    pytest.importorskip("transformers", reason="transformers is a dev dependency")
+    from tests.families import TINY, save_tiny
+
+    save_tiny(TINY["opt-behind"], tmp_path / "model")
+    job = TraceJob(str(tmp_path / "model"), str(tmp_path / "trace"), tokens=(5, 9, 33, 71))
+    run_trace(make_plan(job), lambda event: None)
+    logits = read_values(tmp_path / "trace" / "lm_head.bin")
+    residual = tmp_path / "trace" / "layer-2" / "post_ffn_residual.bin"
+    assert main(["--model", str(tmp_path / "model"), str(residual)]) == 0
+    last = json.loads(capsys.readouterr().out)["top"][-1]
+    assert [token for token, _, _ in last] == np.argsort(-logits)[: len(last)].tolist()

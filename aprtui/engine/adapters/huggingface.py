@@ -49,7 +49,8 @@ __all__ = ["load", "passes", "run"]
 _LAYERS = ("layers", "h", "blocks")  # what decoders call theirs
 _CACHES = ("cache", "past_key_values", "cache_params")  # its name, the newest first
 _OF_DECODER = frozenset({
-    "embedding", "pos_embedding", "embedding_norm", "final_norm", "per_layer_embedding",
+    "embedding_narrow", "embedding", "pos_embedding", "embedding_norm", "final_norm",
+    "head_narrow", "per_layer_embedding",
     "per_layer_projection", "per_layer_norm", "per_layer_input", "altup_projected",
     "altup_unprojected", "altup_merged",
 })  # fmt: skip

@@ -54,6 +54,8 @@ PLAIN = " unscaled"  # a product whose factors its layer multiplies by
 # The first that the model has the modules of is taken.
 SOURCES = (
     Source("embedding", "wte", beside="wpe"),
+    Source("embedding_narrow", "embed_tokens"),
+    Source("embedding", "project_in"),
     Source("embedding", "embed_tokens", beside="embed_positions"),
     Source("embedding", "embed_tokens", beside="altup_projections"),
     Source("embedding", "word_embeddings", beside="word_embeddings_layernorm"),
@@ -133,6 +135,10 @@ SOURCES = (
     Source("ssm_out", "mamba.out_proj"),
     Source("attn_post_norm", "post_self_attn_layernorm"),
     Source("attn_post_norm", "post_attention_layernorm"),
+    # Norms behind their branches.
+    Source("post_attn_residual", "self_attn_layer_norm:input", unless="attn_norm"),
+    Source("ffn_norm", "self_attn_layer_norm", unless="attn_norm"),
+    Source("ffn_residual", "final_layer_norm:input", unless="attn_norm"),
     Source("post_attn_residual", "pre_feedforward_layernorm:input"),
     Source("post_attn_residual", "pre_mlp_layernorm:input"),
     Source("post_attn_residual", "feedforward_layernorm:input"),
@@ -286,6 +292,7 @@ SOURCES = (
     Source("per_layer_out", "per_layer_projection"),
     Source("per_layer_post_norm", "post_per_layer_input_norm"),
     Source("post_ffn_residual", ""),
+    Source("head_narrow", "project_out"),
     *(
         Source("final_norm", name)
         for name in ("norm", "embedding_norm", "ln_f", "final_layer_norm", "final_layernorm",
