@@ -340,7 +340,7 @@ class SharedRope(Op):
 
 @dataclass(frozen=True)
 class SharedKeys(Op):
-    """The same where nothing turns."""
+    """Keys [T,A,d] as ``SharedRope`` joins them, of which nothing turns."""
 
     shared: Heads
     own: Heads

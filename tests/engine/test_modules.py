@@ -30,19 +30,23 @@ transformers = pytest.importorskip("transformers", reason="transformers is a dev
 
 TOKENS = tuple((11 * place + 3) % 96 for place in range(10))
 # Model types, each with something of its own; but for the KNOWN no family file describes them.
-KNOWN = ("gpt2", "gpt_neox", "deepseek_v3", "mamba2")
+KNOWN = ("gpt2", "gpt_neox", "deepseek_v3", "deepseek_v32", "mamba2")
+_LATENT: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "q_lora_rank": 12,
+    "num_key_value_heads": 2, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
+    "v_head_dim": 8, "intermediate_size": 48, "moe_intermediate_size": 16,
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+    "first_k_dense_replace": 1, "n_shared_experts": 1, "max_position_embeddings": 64,
+}  # fmt: skip
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
     "gpt_neox": ("GPTNeoX", {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
         "intermediate_size": 64, "max_position_embeddings": 64,
     }),
-    "deepseek_v3": ("DeepseekV3", {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "q_lora_rank": 12,
-        "num_key_value_heads": 2, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
-        "v_head_dim": 8, "intermediate_size": 48, "moe_intermediate_size": 16,
-        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
-        "first_k_dense_replace": 1, "n_shared_experts": 1, "max_position_embeddings": 64,
+    "deepseek_v3": ("DeepseekV3", _LATENT),
+    "deepseek_v32": ("DeepseekV32", {
+        **_LATENT, "index_topk": 3, "index_head_dim": 12, "index_n_heads": 24,
     }),
     "mamba2": ("Mamba2", {
         "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 16, "state_size": 8,
@@ -90,6 +94,17 @@ def test_every_module_is_captured_and_replayed(name: str, tmp_path: Path) -> Non
     assert set(replayed.explanations) == {"float32"}
     assert "100.0% of the parameters" in replayed.notes[0]
     assert len(replayed.explained) == sum(len(call["out"]) for call in calls_of(found))
+
+
+def test_keys_that_an_indexer_did_not_choose_are_hidden_there_too(tmp_path: Path) -> None:
+    found = captured("deepseek_v32", tmp_path, logits="all")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", attn_implementation="eager", dtype=torch.float32
+    )
+    with torch.no_grad():
+        out = model(torch.tensor([TOKENS]), use_cache=False)
+    last = calls_of(found)[-1]["out"][0]["stage"]
+    assert np.allclose(np.asarray(found[last]), out.logits[0].numpy(), atol=1e-5)
 
 
 def test_what_is_captured_is_what_transformers_computes(tmp_path: Path) -> None:
