@@ -84,6 +84,13 @@ TINY: dict[str, Tiny] = {
         "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 96,
         "final_logit_softcapping": 4.0,
     }, ("gemma4_text", "gemma4_nocap")),
+    "gemma4_moe": Tiny("Gemma4Text", {
+        "head_dim": 12, "global_head_dim": 16, "num_hidden_layers": 3, "sliding_window": 4,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "attention_k_eq_v": True, "num_global_key_value_heads": 1, "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 6,
+        "top_k_experts": 3, "moe_intermediate_size": 32,
+    }),
     "olmo2": Tiny("Olmo2", {}, ("olmo2",)),
     "qwen2moe": Tiny("Qwen2Moe", {
         "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
@@ -352,6 +359,9 @@ TINY |= {
 """And models of a family that have other operations than its row."""
 
 
+_NOISY = ("bias", "router.scale", "per_expert_scale", "layer_scalar")
+
+
 def save_tiny(tiny: Tiny, folder: Path) -> Any:
     """A model with seeded random weights, saved as safetensors; norms, biases and what begins as
     zeros away from 1 and 0.
@@ -365,7 +375,7 @@ def save_tiny(tiny: Tiny, folder: Path) -> Any:
     model = mended(model.to(torch.float32).eval())
     with torch.no_grad():
         for key, value in (*model.named_parameters(), *model.named_buffers()):
-            noisy = "norm" in key or key.endswith("bias") or not value.any()
+            noisy = "norm" in key or key.endswith(_NOISY) or not value.any()
             if value.is_floating_point() and noisy:
                 value.add_(torch.randn_like(value) * 0.2)
     model.save_pretrained(folder)

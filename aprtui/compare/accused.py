@@ -14,7 +14,7 @@ from aprtui.compare.explain import Explanation
 from aprtui.compare.floor import Outlier, judge_finely
 from aprtui.compare.localerror import LocalError
 from aprtui.compare.looks import looks_like, wrong_rows
-from aprtui.compare.mistakes import name_mistake
+from aprtui.compare.mistakes.naming import name_mistake
 from aprtui.compare.numerics import Numerics
 from aprtui.formats.rows import Rows
 from aprtui.graph.ops import Op, Product

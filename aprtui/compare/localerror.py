@@ -67,16 +67,17 @@ def local_error(y: Float64, replayed: Float64, axis: int, rounded: str = "") -> 
         part, right = y[first : first + step], replayed[first : first + step]
         known = np.abs(right) <= _LARGEST  # False for NaN
         use = known & np.isfinite(part)
-        error = beyond_rounding(np.where(use, part, 0.0), np.where(use, right, 0.0), rounded)
-        squares = (error, np.where(use, right, 0.0))
+        if not use.all():
+            lost = known & ~use
+            if lost.any() and not born:
+                worst = (np.inf, first * slab + int(np.argmax(lost)))
+            born += int(lost.sum())
+            inherited += int((~known).sum())
+            part, right = np.where(use, part, 0.0), np.where(use, right, 0.0)
+        error = beyond_rounding(part, right, rounded)
         place = slice(first, first + step) if axis == 0 else slice(None)
-        rows[place] += np.square(row_norms(squares[0], axis))
-        norms[place] += np.square(row_norms(squares[1], axis))
-        lost = known & ~use
-        if lost.any() and not born:
-            worst = (np.inf, first * slab + int(np.argmax(lost)))
-        born += int(lost.sum())
-        inherited += int((~known).sum())
+        rows[place] += np.square(row_norms(error, axis))
+        norms[place] += np.square(row_norms(right, axis))
         largest = int(np.argmax(np.abs(error)))
         worst = max(worst, (float(np.abs(error).flat[largest]), first * slab + largest))
     ratio = _ratio(np.sqrt(rows), np.sqrt(norms))

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 try:
     from aprtui.engine import _native
 except ImportError:  # there was no compiler
-    NATIVE_TYPES: frozenset[str] = frozenset()
+    BUILT, NATIVE_TYPES = False, frozenset[str]()
 else:
+    BUILT = True
     NATIVE_TYPES = (
         frozenset() if os.environ.get("APRTUI_NATIVE") == "off" else frozenset(_native.TYPES)
     )
 
-__all__ = ["NATIVE_TYPES", "decode_array", "decode_blocks"]
+__all__ = ["BUILT", "NATIVE_TYPES", "decode_array", "decode_blocks"]
 
 
 def decode_blocks(type_name: str, blocks: Tensor, out: Tensor) -> bool:

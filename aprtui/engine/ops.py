@@ -254,8 +254,8 @@ def norm(ar: Pass, op: Norm, x: Tensor) -> Tensor:
 
 
 def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * (offset + w) + bias over the last axis; x times ``scale`` before,
-    and less its mean where ``centred``."""
+    """x / sqrt(mean(x^2) + eps) * (offset + w) + bias over the last axis, times ``factor``; x times
+    ``scale`` before, and less its mean where ``centred``."""
     wide = _wide(x)
     if op.scale != 1.0:
         wide = ar.cut(wide * ar.number(op.scale))
@@ -272,6 +272,8 @@ def normalise(ar: Pass, op: Norm, x: Tensor) -> Tensor:
         )
     if op.bias is not None:
         made = made + _wide(ar.vector(op.bias))
+    if op.factor != 1.0:
+        made = ar.step(made) * op.factor
     return made.to(x.dtype)
 
 
@@ -644,6 +646,8 @@ def route(ar: Pass, op: Route, logits: Tensor, ids: Tensor) -> Tensor:
         chosen = ar.step(chosen / total)
     if op.scale != 1.0:
         chosen = chosen * op.scale
+    if op.by_expert is not None:
+        chosen = ar.step(chosen) * _wide(ar.vector(op.by_expert))[ids]
     return chosen.to(logits.dtype)
 
 

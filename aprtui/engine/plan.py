@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from aprtui.engine import adapters
+from aprtui.engine import adapters, native
 from aprtui.engine.cards import planned_on
 from aprtui.engine.events import Planned
 from aprtui.engine.job import DTYPES, TraceJob, default_directory, device_names
@@ -20,6 +20,7 @@ from aprtui.engine.manifest import model_entry
 from aprtui.engine.stretches import KV_TYPES, Stretch, stretches, words
 from aprtui.errors import EngineError, UsageError
 from aprtui.formats.aprt import StageHeader
+from aprtui.formats.blocks import BLOCK_TYPES
 from aprtui.formats.tracedir import StageKey, holds_trace
 from aprtui.graph import Absent, Graph
 from aprtui.graph.ops import Attend, Choose, Experts, Rope, Scores, SharedRope, Softmax
@@ -225,6 +226,19 @@ def _experts_notes(graph: Graph, tokens: int) -> list[str]:
     ]
 
 
+def _decoding_notes(job: TraceJob, model: Model) -> list[str]:
+    """That blocks are decoded slowly, where no decoders were built in C and it matters."""
+    blocks = {name for name, known in BLOCK_TYPES.items() if known.values > 1}
+    stored = {entry.type for entry in model.file.tensors.values()}
+    here = job.engine == "aprtui" and job.device in ("auto", "cpu")
+    if native.BUILT or not here or not blocks & stored:
+        return []
+    return [
+        "on the CPU blocks are decoded by torch, half as fast and to the same bits: no C compiler "
+        "was there when aprtui was installed"
+    ]
+
+
 def make_plan(job: TraceJob, model: Model | None = None) -> Plan:
     """Resolve a job: opens the model, encodes the prompt, checks stages, layers and options.
 
@@ -306,6 +320,7 @@ def _plan(job: TraceJob, model: Model) -> Plan:
         )
     if job.engine == "aprtui":
         notes += _experts_notes(graph, len(tokens))
+    notes += _decoding_notes(job, model)
     absent = (*graph.absent, *not_computed)
     computed = set(graph.stages) - {item.stage for item in not_computed}
     chosen_here = computed if chosen is None else computed & set(chosen)

@@ -358,15 +358,20 @@ def representable(values: npt.NDArray[np.float32]) -> str:
 
 def types_of(values: npt.NDArray[np.float32]) -> tuple[str, ...]:
     """Which of "BF16" and "F16" hold every value; none where there is nothing but zeros."""
-    finite = values[np.isfinite(values)]
+    held = np.isfinite(values)
+    finite = values if held.all() else values[held]
     if not finite.size or not finite.any():
         return ()
+    few = finite[:_FEW]
     with np.errstate(over="ignore"):
-        fits = {
-            "BF16": not (finite.view(np.uint32) & np.uint32(0xFFFF)).any(),
-            "F16": bool((finite.astype(np.float16).astype(np.float32) == finite).all()),
-        }
-    return tuple(kind for kind, held in fits.items() if held)
+        return tuple(k for k, fit in _FITTING.items() if fit(few) and fit(finite))
+
+
+_FEW = 1024  # values that tell whether a type may hold all
+_FITTING: dict[str, Callable[[npt.NDArray[np.float32]], bool]] = {
+    "BF16": lambda x: not (x.view(np.uint32) & np.uint32(0xFFFF)).any(),
+    "F16": lambda x: bool((x.astype(np.float16).astype(np.float32) == x).all()),
+}
 
 
 def halfway(values: Float64, kind: str) -> Float64:

@@ -7,6 +7,7 @@ costs most where the cores are shared.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,18 +33,26 @@ def for_each(
     what a call raised; calls that have not begun by then are dropped.
     """
 
-    def call(item: _Item) -> None:
-        with torch.inference_mode():
-            function(item)
-
     every = list(items)
+    waiting = iter(every)
+
+    def work() -> None:
+        """Take one item after the other: handing each over by itself costs more than small ones."""
+        with torch.inference_mode():
+            try:
+                for item in waiting:
+                    function(item)
+            except BaseException:
+                deque(waiting, maxlen=0)
+                raise
+
     if device.type == "cpu" and len(every) > 1:
-        for _ in _threads().map(call, every):
-            pass
+        pool, count = _threads()
+        for job in [pool.submit(work) for _ in range(min(count, len(every)))]:
+            job.result()
         return
     with one_core():  # what is one piece is not handed to another thread
-        for item in every:
-            call(item)
+        work()
 
 
 @contextmanager
@@ -70,10 +79,10 @@ def cores(count: int) -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
-def _threads() -> ThreadPoolExecutor:
-    """As many threads as torch would use itself."""
+def _threads() -> tuple[ThreadPoolExecutor, int]:
+    """As many threads as torch would use itself, and how many these are."""
     count = min(torch.get_num_threads(), MOST_THREADS)
-    return ThreadPoolExecutor(count, "engine", initializer=_use_one_core)
+    return ThreadPoolExecutor(count, "engine", initializer=_use_one_core), count
 
 
 def _use_one_core() -> None:

@@ -13,6 +13,8 @@ from aprtui.families import decoder, gemma
 from aprtui.families.classic import in_folder
 from aprtui.families.decoder import FULL, SLIDING, Sizes
 from aprtui.families.family import Family
+from aprtui.families.gemma4_experts import TENSORS as EXPERTS
+from aprtui.families.gemma4_experts import place_beside, read_beside
 from aprtui.families.per_layer import TENSORS as PER_LAYER
 from aprtui.families.per_layer import read_per_layer, read_sources
 from aprtui.families.rope import read_rope
@@ -31,7 +33,7 @@ from aprtui.families.tensors import (
 )
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph, Role
-from aprtui.graph.blocks import Attention, Builder
+from aprtui.graph.blocks import Attention, Builder, Routing
 from aprtui.graph.per_layer import PerLayer, place_gated, place_inputs
 from aprtui.graph.rope import RopeTable
 from aprtui.text import clean
@@ -45,7 +47,8 @@ _HF = {
     "attention_bias": False, "sliding_window": 512, "logit_softcap": None,
     "vocab_size_per_layer_input": 262_144, "hidden_size_per_layer_input": 256,
     "attention_k_eq_v": False, "num_kv_shared_layers": 0, "use_double_wide_mlp": False,
-    "global_head_dim": 512, "num_global_key_value_heads": None,
+    "global_head_dim": 512, "num_global_key_value_heads": None, "enable_moe_block": False,
+    "num_experts": None, "top_k_experts": None, "moe_intermediate_size": None,
 }  # fmt: skip
 _ROPE = {
     SLIDING: {"rope_type": "default", "rope_theta": 1e4},
@@ -201,11 +204,11 @@ def build(s: Settings) -> Graph:
     activation, tables = s.activation("hidden_activation", "gelu_tanh"), _tables(s, kinds)
     gemma.other_activation(s, "hidden_act", activation)
     s.must_be("use_bidirectional_attention", (None, "vision"), "tokens see those that follow")
-    s.must_be("enable_moe_block", (False,), "the FFNs have experts beside them")
-    for name in ("num_experts", "top_k_experts", "moe_intermediate_size"):
-        s.take(name, None)
+    routing = read_beside(s, activation)
     windows = decoder.say_windows(s, decoder.read_window(s), types)
     biases, causal = decoder.read_biases(s), decoder.read_causal(s)
+    if s_folder and s.take("hidden_size_per_layer_input") is None:
+        raise s.fail("hidden_size_per_layer_input is null, which is no value of it")
     extra = read_per_layer(s, sizes, sizes.norm(), activation)
 
     def attention(layer: int) -> Attention:
@@ -224,13 +227,13 @@ def build(s: Settings) -> Graph:
     decoder.read_tied(s)
     return _placed(
         s, sizes, [attention(layer) for layer in range(layers)],
-        [(size, activation) for size in _widths(s, sources)], extra, cap,
+        [(size, activation) for size in _widths(s, sources)], extra, cap, routing,
     )  # fmt: skip
 
 
 def _placed(
     s: Settings, sizes: Sizes, attentions: list[Attention], ffns: list[tuple[int, str]],
-    extra: PerLayer | None, cap: float | None,
+    extra: PerLayer | None, cap: float | None, routing: Routing | None,
 ) -> Graph:  # fmt: skip
     b, norm = Builder(sizes.hidden), sizes.norm()
     hidden = b.embedding(sizes.vocab, gemma.embedding_scale(s, sizes))
@@ -240,6 +243,10 @@ def _placed(
         size, activation = ffns[layer]
 
         def ffn(x: StageKey, size: int = size, activation: str = activation) -> StageKey:
+            if routing is not None:
+                return place_beside(
+                    b, x, b.gated_mlp(x, size, activation, "shared_ffn"), norm, routing
+                )
             return b.gated_mlp(x, size, activation)
 
         mix = partial(b.attention, how=attentions[layer])
@@ -262,7 +269,7 @@ _FACTOR = Tensor(
 FAMILY = Family(
     Table((
         *WHOLE, *SANDWICH_NORMS, *POST_NORMS, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *QK_NORM, *DENSE,
-        *PER_LAYER, _FACTOR,
+        *PER_LAYER, _FACTOR, *EXPERTS,
     )),
     build,
     Defaults(

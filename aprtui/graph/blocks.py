@@ -97,8 +97,9 @@ class Routing:
 
     ``corrected``: a bias of the layer's own takes part in the choice. ``shared_size``: F of an
     expert that every token goes through, weighed by a sigmoid where ``shared_gate``; 0 without one.
-    ``biased``: the router and the experts' products have biases. ``on_input``: of ``Experts``;
-    ``cap``: of the router's ``Product``. ``gated`` false: neither they nor the shared one have a
+    ``by_expert``: ``Route``'s numbers are a weight of the layer's own. ``biased``: the router and
+    the experts' products have biases. ``on_input``: of ``Experts``; ``cap``: of the router's
+    ``Product``. ``gated`` false: neither they nor the shared one have a
     gate. ``latent``: the channels of what they are given and make, 0 where those are the layer's.
     """
 
@@ -109,6 +110,7 @@ class Routing:
     shared_size: int = 0
     shared_gate: bool = True
     corrected: bool = False
+    by_expert: bool = False
     biased: bool = False
     clamp: Clamp | None = None
     on_input: bool = False
@@ -385,13 +387,29 @@ class Builder:
 
     def experts(self, x: StageKey, routing: Routing) -> StageKey:
         """Router, chosen experts and their sum, and the shared expert where there is one."""
+        routed = self.routed(x, x, routing)
+        if not routing.shared_size:
+            return self.put("ffn_out", Combine(), routed)
+        mlp = self.gated_mlp if routing.gated else self.plain_mlp
+        shared = mlp(x, routing.shared_size, routing.activation, "shared_ffn", "shared_expert_")
+        if not routing.shared_gate:
+            return self.put("ffn_out", Combine(), routed, shared)
+        part = Part("shared_gate", self.role("shared_gate"), 1)
+        gate = self.put("shared_gate", Sigmoid(part), x, gate=1)
+        return self.put("ffn_out", Combine(), routed, shared, gate)
+
+    def routed(self, asked: StageKey, x: StageKey, routing: Routing) -> StageKey:
+        """The sum of the experts that a router chooses by ``asked``, of x."""
         choose, count, top = routing.choose, routing.choose.experts, routing.choose.top
         if routing.corrected:
             choose = replace(choose, bias=self.role("correction_bias"))
         router = replace(self._matrix("router", count, routing.biased), cap=routing.cap)
-        logits = self.put("router_logits", router, x, expert=count)
+        logits = self.put("router_logits", router, asked, expert=count)
         ids = self.put("moe_router_indices", choose, logits, rank=top)
-        weights = self.put("moe_router", routing.route, logits, ids, rank=top)
+        route = routing.route
+        if routing.by_expert:
+            route = replace(route, by_expert=self.role("expert_factor"))
+        weights = self.put("moe_router", route, logits, ids, rank=top)
         sum_of = Experts(
             self.role("expert_gate") if routing.gated else None, self.role("expert_up"),
             self.role("expert_down"), count, routing.size, routing.activation, routing.biased,
@@ -403,12 +421,4 @@ class Builder:
         routed = self.put("moe_ffn_out", sum_of, given, weights, ids, hidden=width)
         if routing.latent:
             routed = self.put("moe_latent_out", self._matrix("latent_up", self.hidden_size), routed)
-        if not routing.shared_size:
-            return self.put("ffn_out", Combine(), routed)
-        mlp = self.gated_mlp if routing.gated else self.plain_mlp
-        shared = mlp(x, routing.shared_size, routing.activation, "shared_ffn", "shared_expert_")
-        if not routing.shared_gate:
-            return self.put("ffn_out", Combine(), routed, shared)
-        part = Part("shared_gate", self.role("shared_gate"), 1)
-        gate = self.put("shared_gate", Sigmoid(part), x, gate=1)
-        return self.put("ffn_out", Combine(), routed, shared, gate)
+        return routed

@@ -201,7 +201,7 @@ class Positions(Op):
 @dataclass(frozen=True)
 class Norm(Op):
     """x / sqrt(mean(x^2) + eps) * (offset + w): over the last axis, or over each of ``heads``; x is
-    multiplied by ``scale`` before.
+    multiplied by ``scale`` before, and all by ``factor``.
 
     ``whole``: over all of the heads together; ``each``: every head has a weight of its own;
     ``own``: they are tensors of their own.
@@ -217,6 +217,7 @@ class Norm(Op):
     centred: bool = False
     bias: Role | None = None
     scale: float = 1.0
+    factor: float = 1.0
     own: tuple[Role, ...] = ()
 
     @property
@@ -497,7 +498,8 @@ class Choose(Op):
 @dataclass(frozen=True)
 class Route(Op):
     """Weights [T,k] of the chosen ids: ``score`` of the logits (softmax over all experts, sigmoid,
-    "none" or "mixer"), divided by their sum where ``renormalise``, times ``scale``.
+    "none" or "mixer"), divided by their sum where ``renormalise``, times ``scale``, and each
+    expert's own number of ``by_expert`` [E].
 
     The sum that divides is at least ``floor``, and ``eps`` is added to it. "mixer" is SparseMixer
     (arXiv 2409.12136): of each rank the softmax over the experts of no earlier rank whose logits
@@ -510,6 +512,14 @@ class Route(Op):
     eps: float = 0.0
     floor: float = 0.0
     jitter: float = 0.0
+    by_expert: Role | None = None
+
+    @property
+    def weights(self) -> tuple[Role, ...]:
+        return () if self.by_expert is None else (self.by_expert,)
+
+    def weight_shapes(self, width: int) -> dict[Role, tuple[int, ...]]:
+        return dict.fromkeys(self.weights, (width,))
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ _NO_QK_NORM = "the family has no QK norm"
 _NO_ATTN_GATE = "the attention's output has no gate"
 _NO_DENSE = "the FFN is made of experts"
 _NO_GATE = "the FFN has no gate, or is made of experts"
+_NO_BESIDE = "the FFN and its experts have no norms of their own"
 _NO_SHARED = "the model has no shared expert"
 _NO_MOE_LATENT = "the experts work on what the layer is given"
 _NO_EXPERTS = "the FFN is dense: the model has no experts"
@@ -239,22 +240,28 @@ STAGES: tuple[Stage, ...] = (
     Stage("ffn_silu", "act", _FFN, "the activation of the gate, or of up without one",
           _NO_DENSE),
     Stage("ffn_swigl", "gxu", _FFN, "activation times up", _NO_GATE),
+    Stage("router_norm", "rnm", _HIDDEN, "the router's own norm of the hidden", _NO_BESIDE,
+          experts=True),
     Stage("router_logits", "rlg", ("token", "expert"),
           "the router's product and its bias, before any softmax", _NO_EXPERTS, experts=True),
     Stage("moe_router_indices", "ids", ("token", "rank"), "ids of the chosen experts", _NO_EXPERTS,
           integers=True, experts=True),
     Stage("moe_router", "rtr", ("token", "rank"), "weights of the chosen ids, in their order",
           _NO_EXPERTS, experts=True),
+    Stage("moe_norm", "mnm", _HIDDEN, "the hidden normalised for the experts", _NO_BESIDE,
+          experts=True),
     Stage("moe_latent", "mla", _WIDE, "what the experts are given, in a low rank", _NO_MOE_LATENT,
           experts=True),
     Stage("moe_ffn_out", "moe", _HIDDEN, "weighted sum of the experts", _NO_EXPERTS,
           experts=True),
     Stage("moe_latent_out", "mlo", _HIDDEN, "and back", _NO_MOE_LATENT, experts=True),
+    Stage("moe_post_norm", "mpn", _HIDDEN, "their sum normalised", _NO_BESIDE, experts=True),
     Stage("shared_ffn_gate", "sga", _FFN, "gate projection of the shared expert", _NO_SHARED),
     Stage("shared_ffn_up", "sup", _FFN, "up projection of the shared expert", _NO_SHARED),
     Stage("shared_ffn_silu", "sac", _FFN, "the activation of its gate", _NO_SHARED),
     Stage("shared_ffn_swigl", "sgu", _FFN, "its activation times up", _NO_SHARED),
     Stage("shared_ffn_out", "sou", _HIDDEN, "the shared expert's output", _NO_SHARED),
+    Stage("shared_post_norm", "spn", _HIDDEN, "the same, normalised", _NO_BESIDE),
     Stage("shared_gate", "sgt", ("token", "gate"), "sigmoid that weighs the shared expert",
           _NO_SHARED),
     Stage("ffn_out", "out", _HIDDEN, "after the down projection; for experts their sum"),

@@ -564,7 +564,8 @@ ELSEWHERE = {
 ONE_FAMILY = {
     "chunk_missing", "chunk_edge", "value_scale_missing", "xielu", "expert_clamp_missing",
     "expert_bias_missing", "clip_missing", "gate_curve", "multiplier_missing", "sinks_missing",
-    "temperature_missing", "rope_partial", "branch_scale_missing",
+    "temperature_missing", "rope_partial", "branch_scale_missing", "choice_count",
+    "choice_ignored", "index_relu_missing", "index_weights_missing",
 }  # fmt: skip
 """What so few families have: planted in all of these, in three places."""
 ONE_STAGE = {

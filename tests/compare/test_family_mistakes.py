@@ -260,6 +260,10 @@ PLANTED = (
         ("afmoe", "layer-3/moe_router", lambda s: s.right / 1.7),
         ("laguna", "layer-1/moe_router", lambda s: s.right / 2.5),
         ("glm4moe", "layer-2/moe_router", lambda s: s.right / 2.5)), {"used": 1.0}),
+    Planted("router_scale_missing", tuple(
+        ("gemma4_moe", f"layer-{layer}/moe_router",
+         lambda s: s.right / s.vector("expert_factor")[s.inputs[1].astype(int)])
+        for layer in range(3))),
     Planted("router_bias_missing", same(
         unbiased_ids, ("afmoe", "layer-2/moe_router_indices"),
         ("laguna", "layer-1/moe_router_indices"), ("minimax_m2", "layer-1/moe_router_indices"))),

@@ -4,6 +4,7 @@ making of what they round. A fault on top of it is found."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from aprtui import api
 from aprtui.compare.bisect import bisect
 from aprtui.compare.bisection import Bisection
+from aprtui.engine.replay import types_of
 from aprtui.formats.tracedir import StageKey, TraceDir, open_trace, relative_path
 from aprtui.model.open import Model, open_model
 from tests.compare.planting import Plant, Scene, compute, write
@@ -134,6 +136,20 @@ def test_factors_and_weights_that_16_bits_do_not_hold(
     trace = api.trace(model, tokens=TOKENS, engine="hf", dtype=dtype, directory=tmp_path / "t")
     cleared(model, trace, UNEVEN[family])
     found_in(model, trace, next(iter(UNEVEN[family])), dtype)
+
+
+def test_sums_in_float32_whose_few_bits_fit_the_other_type(tmp_path: Path) -> None:
+    """Scores of bfloat16 plus ALiBi's biases: MPT adds them in float32."""
+    pytest.importorskip("transformers", reason="transformers is a dev dependency")
+    settings = {"hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 320}
+    save_tiny(replace(TINY["mpt"], settings=settings), tmp_path / "m")
+    model = open_model(tmp_path / "m")
+    trace = api.trace(model, tokens=TOKENS, engine="hf", dtype="bfloat16", directory=tmp_path / "t")
+    scores = [
+        record.values() for key, record in trace.records.items() if key.stage == "attn_scores"
+    ]
+    assert ("F16",) in [types_of(each.reshape(-1)) for each in scores]
+    cleared(model, trace, {"attn_scores": "bfloat16 rounding of inputs"})
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -11,6 +11,7 @@ import pytest
 from aprtui import __version__
 from aprtui.cli.main import main
 from aprtui.cli.version import IN_C
+from aprtui.engine import native
 
 SETUP = Path(__file__).resolve().parents[2] / "setup.py"
 
@@ -48,3 +49,17 @@ def test_what_is_switched_off_is_said(
 def test_version_takes_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version", "--nosuch"]) == 2
     assert "--version -v" in capsys.readouterr().err
+
+
+def test_a_plan_says_that_no_decoders_were_built(
+    qwen2: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where blocks are decoded on the CPU: not of a GPU, not of other engines."""
+    words = ["trace", str(qwen2), "--dry-run"]
+    assert main(words) == 0
+    assert "decoded by torch" not in capsys.readouterr().out or not native.BUILT
+    monkeypatch.setattr(native, "BUILT", False)
+    assert main(words) == 0
+    assert "half as fast and to the same bits: no C compiler" in capsys.readouterr().out
+    assert main([*words, "--device", "cuda"]) == 0
+    assert "decoded by torch" not in capsys.readouterr().out

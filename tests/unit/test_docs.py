@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aprtui.compare.mistakes import CATALOGUE
+from aprtui.compare.mistakes.naming import CATALOGUE
 from aprtui.errors import __doc__ as errors_doc
 from aprtui.graph.vocabulary import STAGES
 

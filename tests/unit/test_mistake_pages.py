@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aprtui.cli.main import main
-from aprtui.compare.mistakes import CATALOGUE
+from aprtui.compare.mistakes.naming import CATALOGUE
 from aprtui.compare.mistakes.pages import Page, pages
 from tests.benchmarks.mistake_pages import MARK, index, prose
 

@@ -109,6 +109,9 @@ def scale_missing(at: Attempt[Route]) -> Iterator[Candidate]:
         text = f"the weights are not multiplied by {at.op.scale:g}"
         made = at.remade(replace(at.op, scale=1.0))
         yield Candidate(made, text, {"used": 1.0, "right": at.op.scale})
+    if at.op.by_expert is not None:
+        made = at.remade(replace(at.op, by_expert=None))
+        yield Candidate(made, "the weights are not multiplied by each expert's own factor")
 
 
 def swapped(at: Attempt[Experts]) -> Iterator[Candidate]:

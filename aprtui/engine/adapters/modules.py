@@ -243,7 +243,25 @@ SOURCES = (
     Source("ffn_out", "feed_forward"),
     Source("shared_gate", "mlp.shared_expert_gate"),
     *(Source("ffn_out", name) for name in ("mlp.dense_4h_to_h", "ffn.down_proj", "fc2")),
-    Source("ffn_out", "mlp"),
+    Source("ffn_out", "mlp", unless="shared_post_norm"),
+    Source("router_norm", "router.proj:input"),
+    Source("router_logits", "router.proj"),
+    Source("moe_router", "router[1]"),
+    Source("moe_router_indices", "router[2]"),
+    Source("moe_norm", "pre_feedforward_layernorm_2"),
+    Source("moe_ffn_out", "experts"),
+    Source("moe_post_norm", "post_feedforward_layernorm_2"),
+    Source("shared_post_norm", "post_feedforward_layernorm_1"),
+    *(
+        Source(f"shared_ffn_{stage}", f"mlp.{module}", beside="post_feedforward_layernorm_1")
+        for stage, module in {
+            "gate": "gate_proj",
+            "up": "up_proj",
+            "silu": "act_fn",
+            "swigl": "down_proj:input",
+            "out": "down_proj",
+        }.items()
+    ),
     Source("ffn_out", "block_sparse_moe", unless="shared_ffn_out"),
     Source("ffn_post_norm", "post_feedforward_layernorm"),
     Source("ffn_post_norm", "post_mlp_layernorm"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import events, on
-from textual.app import App, ComposeResult
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.content import Content
@@ -26,6 +26,7 @@ from aprtui.tui.widgets.prompt import Prompt
 
 if TYPE_CHECKING:
     from aprtui.report.bookmarks import Bookmark
+    from aprtui.tui.app import AprtuiApp
     from aprtui.tui.messages import ReadSoFar
 
 __all__ = ["MODES", "BaseScreen", "outliving"]
@@ -35,7 +36,7 @@ SMALLEST = (60, 15)
 
 
 async def outliving(
-    app: App[Any], message: Message, dispatch: Callable[[Message], Awaitable[None]]
+    app: AprtuiApp, message: Message, dispatch: Callable[[Message], Awaitable[None]]
 ) -> None:
     """Dispatch a message. Textual ends what a handler raised in; here it is said, and all goes on.
 
@@ -46,7 +47,7 @@ async def outliving(
     except Exception as error:
         if isinstance(message, events.Compose | events.Mount) or app.is_headless:
             raise
-        app.outlive(error)  # type: ignore[attr-defined]
+        app.outlive(error)
 
 
 class BaseScreen(Screen[object]):
@@ -55,6 +56,7 @@ class BaseScreen(Screen[object]):
     The states: ``loading``, ``empty``, ``error`` show one message; ``full`` shows the body.
     """
 
+    app: AprtuiApp
     mode: ClassVar[str] = ""
     places: ClassVar[tuple[str, ...]] = ()
     ways_out: tuple[str, ...] = ()  # ids of keys that help where the body is not shown
@@ -166,7 +168,7 @@ class BaseScreen(Screen[object]):
         def go(to: Bookmark | None) -> None:
             if to is not None:
                 place = Jump(to.screen, tuple(map(Path, to.paths)), to.key, to.tensor)
-                self.app.jump(place)  # type: ignore[attr-defined]
+                self.app.jump(place)
 
         try:
             self.app.push_screen(BookmarksScreen(bookmarks()), go)
@@ -198,9 +200,8 @@ class BaseScreen(Screen[object]):
         return frozenset()
 
     def _mine(self, keys: Iterable[Key]) -> tuple[Key, ...]:
-        config, idle = getattr(self.app, "config", None), self.idle_keys()
-        keys = (key for key in keys if key.id not in idle)
-        return remapped(keys, config.keys if config else {})
+        idle = self.idle_keys()
+        return remapped((key for key in keys if key.id not in idle), self.app.config.keys)
 
     def say(self, note: str) -> None:
         """A passing remark at the foot."""

@@ -79,7 +79,7 @@ class BisectScreen(GridScreen):
         super().__init__()
         self.a, self.b, self.model = a, b, model
         self.pairs, self.results = pairs, results
-        self.ways_out = ("bisect-model",) if pairs else ()
+        self.ways_out = ("bisect-model", "drift") if pairs else ("drift",)
         self.found = found
         self.running = self.stopped = False
         self.child = Child(command)

@@ -52,6 +52,7 @@ class BrowseScreen(StageKeysScreen):
 
     mode = "browse"
     places = ("browse", "sides")
+    ways_out = ("browse-stop",)
     lead = "stage"
     BINDINGS: ClassVar[list[BindingType]] = bindings(  # type: ignore[assignment]
         "browse", *places_of("browse"), "sides"

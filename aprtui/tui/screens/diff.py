@@ -69,6 +69,7 @@ class DiffScreen(GridScreen):
 
     mode = "diff"
     places = ("diff", "sides")
+    ways_out = ("diff-diff", "other-prompts")
     lead = "move"
     BINDINGS: ClassVar[list[BindingType]] = bindings("diff", "sides")  # type: ignore[assignment]
 
@@ -360,7 +361,7 @@ class DiffScreen(GridScreen):
 
     def idle_keys(self) -> frozenset[str]:
         idle = set[str]()
-        if not self.other_prompts:
+        if not self.other_prompts or self.job.any_prompt:
             idle.add("other-prompts")
         if self._in_passes is None:
             idle |= {"diff-pass", "diff-pass-back"}

@@ -79,6 +79,7 @@ class HomeScreen(BaseScreen):
 
     mode = "home"
     places = ("home",)
+    ways_out = ("home-open", "home-rescan")
     lead = "move"
     BINDINGS: ClassVar[list[BindingType]] = bindings("home")  # type: ignore[assignment]
 
@@ -90,6 +91,7 @@ class HomeScreen(BaseScreen):
         self._found: list[Place] = []
         self._looking, self._more = True, False
         self._quietly = False  # what is shown stays until all was looked through again
+        self._asked = False  # by a key, which says what came of it
         self._doomed: PlaceRow | None = None
         self._preview = Preview()
 
@@ -100,7 +102,7 @@ class HomeScreen(BaseScreen):
             yield self.about
 
     def started(self) -> None:
-        self.action_rescan()
+        self._scan()
         self.set_interval(following.FOLLOW_S, self._follow)
 
     @on(events.ScreenResume)
@@ -195,9 +197,13 @@ class HomeScreen(BaseScreen):
         for row in self.list.rows:
             path = Path(row.place.path)
             yield Goal(f"{row.name} · {row.place.kind}", row.name,
-                       partial(self.app.open_path, path))  # type: ignore[attr-defined]  # fmt: skip
+                       partial(self.app.open_path, path))  # fmt: skip
 
     def action_rescan(self) -> None:
+        self._scan()
+        self._asked = True
+
+    def _scan(self) -> None:
         self._found, self._looking, self._quietly = [], True, False
         self.set_state("loading", "Looking for models and traces …", "q goes back")
         self._retitle()
@@ -264,12 +270,15 @@ class HomeScreen(BaseScreen):
                 self.list.focus()
         if event.done and self._found:
             self._learn(self._found)
+        if event.done and self._asked:
+            self._asked = False
+            self.say(f"looked again: {count(len(self._found))} found")
         self._retitle()
         self._make_room()
 
     @on(RowList.Opened, "#places")
     def _open(self, event: RowList.Opened) -> None:
-        self.app.open_path(Path(self.list.rows[event.row].place.path))  # type: ignore[attr-defined]
+        self.app.open_path(Path(self.list.rows[event.row].place.path))
 
     # Keys.
 
@@ -295,7 +304,7 @@ class HomeScreen(BaseScreen):
         """Plan a trace of the model under the cursor."""
         row = self.list.current
         if row is not None and row.place.kind == "model":
-            self.app.open_trace(Path(row.place.path))  # type: ignore[attr-defined]
+            self.app.open_trace(Path(row.place.path))
 
     def action_diff_with(self) -> None:
         """The two that are marked, the marked one and this, or this one and another."""
@@ -327,7 +336,7 @@ class HomeScreen(BaseScreen):
         if any(kinds.get(str(path), "trace") != "trace" for path in paths):
             self.say(f"{len(paths)} are marked, not all of them traces: a matrix is of traces")
             return
-        self.app.open_matrix(paths)  # type: ignore[attr-defined]
+        self.app.open_matrix(paths)
 
     def action_rename(self) -> None:
         """Ask for another name of the trace's folder."""
@@ -347,7 +356,7 @@ class HomeScreen(BaseScreen):
     def answered(self, purpose: str, text: str) -> None:
         row = self.list.current
         if purpose == "open" and text:
-            self.app.open_path(meant(text))  # type: ignore[attr-defined]
+            self.app.open_path(meant(text))
         elif purpose == "diff" and text and row is not None:
             self._compare(Path(row.place.path), meant(text))
         elif purpose == "rename" and text and row is not None:
@@ -364,7 +373,7 @@ class HomeScreen(BaseScreen):
             self.say(f"! {error.message}")
             return
         self.list.marked = [path for path in self.list.marked if Path(path).exists()]
-        self.action_rescan()
+        self._scan()
         self.say(clean(said))
 
     def action_sort(self) -> None:

@@ -49,6 +49,7 @@ class MatrixScreen(CellsScreen):
     traces grow."""
 
     places = ("matrix", "many", "sides")
+    ways_out = ("many-prompts", "many-again")
     BINDINGS: ClassVar[list[BindingType]] = bindings("many")  # type: ignore[assignment]
 
     def __init__(self, paths: tuple[Path, ...], model: str = "", at: Jump | None = None) -> None:
@@ -265,7 +266,8 @@ class MatrixScreen(CellsScreen):
     # Keys.
 
     def idle_keys(self) -> frozenset[str]:
-        idle = set[str]() if self.other_prompts else {"many-prompts"}
+        ignored = self.job.any_prompt or not self.other_prompts
+        idle = {"many-prompts"} if ignored else set[str]()
         if self.grid.column not in self.firsts:
             idle |= {"many-first", "matrix-next", "matrix-previous"}
         return super().idle_keys() | idle

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from textual import on, work
 from textual.binding import BindingType
@@ -36,9 +36,6 @@ from aprtui.tui.widgets.model_pane import ModelPane, ModelSeen
 from aprtui.tui.widgets.pane import Pane
 from aprtui.tui.widgets.tensor_list import SORTS, TensorList
 
-if TYPE_CHECKING:
-    from aprtui.tui.app import AprtuiApp
-
 __all__ = ["ModelScreen"]
 
 
@@ -67,7 +64,6 @@ class ModelScreen(PanedScreen):
     BINDINGS: ClassVar[list[BindingType]] = bindings(  # type: ignore[assignment]
         "model", *places_of("model")
     )
-    app: AprtuiApp
 
     def __init__(self, path: Path, at: Jump | None = None) -> None:
         super().__init__()

@@ -61,4 +61,4 @@ class OpeningScreen(BaseScreen):
             self.set_state("error", event.what, event.hint)
         else:
             # By the app, not from here: it ends this screen.
-            self.app.call_later(self.app.opened_as, event.opened)  # type: ignore[attr-defined]
+            self.app.call_later(self.app.opened_as, event.opened)

@@ -49,6 +49,7 @@ class PairScreen(SidesScreen):
 
     mode = "diff"
     places = ("pair", "sides")
+    ways_out = ("pair-next",)
     passing = True
     BINDINGS: ClassVar[list[BindingType]] = bindings("pair", "sides")  # type: ignore[assignment]
 
@@ -220,6 +221,10 @@ class PairScreen(SidesScreen):
             self._load()
 
     # Keys.
+
+    def idle_keys(self) -> frozenset[str]:
+        alone = sum(each.metrics is not None for each in self.results.values()) < 2
+        return super().idle_keys() | ({"pair-next", "pair-previous"} if alone else set())
 
     def action_focus_pane(self) -> None:
         order = [self.worst, *self.grids.values()]

@@ -104,7 +104,10 @@ class PanedScreen(BaseScreen):
         return (*own, *self.places)
 
     def idle_keys(self) -> frozenset[str]:
-        return super().idle_keys() | self.shown_pane.idle_keys()
+        """Tab, from the list, where the pane has nothing to go to; and what the pane says."""
+        nowhere = self.focused is self.listing and self.lacks(self.pane) is not None
+        tab = {f"{self.mode}-focus"} if nowhere else set[str]()
+        return super().idle_keys() | self.shown_pane.idle_keys() | tab
 
     def action_pane(self, pane: str) -> None:
         self.set_pane(pane)

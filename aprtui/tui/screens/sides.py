@@ -21,7 +21,6 @@ from aprtui.tui.screens.base import BaseScreen
 if TYPE_CHECKING:
     from aprtui.compare.bisection import Bisection
     from aprtui.formats.tracedir import StageKey
-    from aprtui.tui.app import AprtuiApp
 
 __all__ = ["Sides", "SidesScreen"]
 
@@ -52,8 +51,6 @@ class WeightModel(Message):
 
 class SidesScreen(BaseScreen):
     """A screen with a stage under the cursor, which captures hold and a model computes."""
-
-    app: AprtuiApp
 
     @property
     def sides(self) -> Sides | None:

@@ -272,14 +272,12 @@ class TraceScreen(BaseScreen):
 
     def action_browse(self) -> None:
         if self.planned is not None:
-            self.app.open_browse(Path(self.planned.directory))  # type: ignore[attr-defined]
+            self.app.open_browse(Path(self.planned.directory))
 
     @on(StageGrid.Opened)
     def _open_stage(self, event: StageGrid.Opened) -> None:
         if self.planned is not None and self.filling.has(event.key):
-            self.app.open_browse(  # type: ignore[attr-defined]
-                Path(self.planned.directory), event.key
-            )
+            self.app.open_browse(Path(self.planned.directory), event.key)
 
     @on(RunnerEvents)
     def _events(self, event: RunnerEvents) -> None:
@@ -327,7 +325,7 @@ class TraceScreen(BaseScreen):
         """Both traces in Diff."""
         if self.against is not None and self.planned is not None:
             live = self.against.live
-            self.app.open_diff(live.against.root, live.directory)  # type: ignore[attr-defined]
+            self.app.open_diff(live.against.root, live.directory)
 
     def idle_keys(self) -> frozenset[str]:
         return super().idle_keys() | (set() if self.against is not None else {"trace-diff"})

@@ -84,6 +84,11 @@ class HistogramPane(Lines, StagePane):
         self.logarithmic = not self.logarithmic
         self.refresh()
 
+    def idle_keys(self) -> frozenset[str]:
+        """A stage of no known shape has no axes to slice by."""
+        whole = self.table is None or self.table.folded
+        return frozenset({"slice-axis", "slice-next", "slice-previous"} if whole else ())
+
     def action_slice_axis(self) -> None:
         """All, then each axis of the tensor that is not too long to step through."""
         if self.table is None or self.table.folded:
