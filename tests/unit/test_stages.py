@@ -50,7 +50,7 @@ def test_facts_of_stages() -> None:
         "ffn_residual", "laurel_residual", "altup_merged",
     }  # fmt: skip
     assert having["logits"] == {"lm_head"}
-    assert having["scores"] == {"attn_scores", "attn_softmax"}
+    assert having["scores"] == {"attn_scores", "attn_softmax", "index_scores", "index_keys"}
     assert having["shares"] == {"attn_softmax"}
     assert {stage.name for stage in STAGES if stage.lens} == having["residual"] | {"final_norm"}
 
