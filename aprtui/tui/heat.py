@@ -19,13 +19,21 @@ from rich.style import Style
 from textual.strip import Strip
 
 from aprtui.tui.reduce import Float32, Reduced, Window, coarser, reduce_values
-from aprtui.tui.widgets.palette import HALF, INF, LEVELS, NAN, Depth, Palette, shade
+from aprtui.tui.widgets.palette import (
+    HALF,
+    INF,
+    LEVELS,
+    NAN,
+    PAGE_BYTES,
+    Depth,
+    Palette,
+    shade,
+)
 
 __all__ = [
-    "PAGE_BYTES", "Ask", "Heat", "Scale", "Way", "fitted", "heat_of", "painted", "scale_of",
+    "Ask", "Heat", "Scale", "Way", "fitted", "heat_of", "painted", "scale_of",
 ]  # fmt: skip
 
-PAGE_BYTES = 10_000  # of a picture; labels, the axis, the tree and titles come on top
 CURSOR = 125  # a level of its own: the half of a cell that the cursor stands on
 TALL, WIDE = (0, 1, 2, 3, 4), (1, 2, 3, 4, 6, 8, 12, 16)  # lines and columns of a cell
 _COLOUR_BITS, _INK_BITS = 6.0, 2.7  # how much of a cell is seen, drawn in the one way or the other

@@ -7,19 +7,71 @@ along the pass stands out, an honest pass is quiet.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
+from itertools import accumulate, pairwise
 
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, number, size
 from aprtui.tui.widgets.lines import Part
-from aprtui.tui.widgets.palette import HALF, LEVELS, shade
+from aprtui.tui.widgets.palette import HALF, LEVELS, PAGE_BYTES, Palette, over_ssh, shade
 
-__all__ = ["COLOURED_BY", "Held", "Holdings", "holdings_of", "rms_of"]
+__all__ = [
+    "COLOURED_BY",
+    "Held",
+    "Holdings",
+    "Look",
+    "holdings_of",
+    "lines_of_a_page",
+    "look_for",
+    "rms_of",
+]
 
 COLOURED_BY = ("growth", "rms", "size")
 _STEPS = (1.25, 2.0, 4.0, 10.0)  # factors of the rms at which a layer's cell is of another level
 _DARKEST = 3  # level: a file that is there is seen, however little it holds
+
+
+_CHANGE_BYTES = 36  # of one colour to another, on the wire
+_LINE_BYTES = 80  # of a line's place and its frame
+
+
+class Look(Enum):
+    """How cells are drawn, what shows most first."""
+
+    COLOURS = "colours"  # one for each level
+    TONES = "tones"  # more ink is more; what grew and what died away in a tone each
+    INK = "ink"  # all in one tone: what died away is told by its shape alone
+
+
+Draw = Callable[[Look], Iterable[Iterable[Part]]]
+
+
+def look_for(palette: Palette, draw: Draw, share: float = 1.0) -> Look:
+    """What shows most; over SSH, of what a page has room for, where ``share`` of it is seen."""
+    looks: list[Look] = [*Look][not palette.depth.blends :]
+    if not over_ssh():
+        return looks[0]
+    return next(
+        (look for look in looks if share * sum(map(_line_cost, draw(look))) <= PAGE_BYTES),
+        looks[-1],
+    )
+
+
+def lines_of_a_page(lines: Iterable[Iterable[Part]]) -> int:
+    """How many of these a page over SSH has room for; near at hand all."""
+    costs = list(accumulate(map(_line_cost, lines)))
+    return sum(not over_ssh() or cost <= PAGE_BYTES for cost in costs)
+
+
+def _line_cost(line: Iterable[Part]) -> int:
+    """The bytes that the terminal will be sent, about: a blank takes any style."""
+    parts = list(line)
+    seen = [part for part in parts if part[0].strip()]
+    changes = sum(a[1] != b[1] for a, b in pairwise(seen)) + 1
+    text = sum(len(text.encode()) for text, _ in parts)
+    return _LINE_BYTES + _CHANGE_BYTES * changes + text
 
 
 @dataclass(frozen=True)
@@ -85,24 +137,17 @@ class Holdings:
             share = (math.log10(held.rms) + 3) / 6  # 1e-3 .. 1e3
         return _DARKEST + round(top * min(max(share, 0.0), 1.0))
 
-    def cell(self, key: StageKey, coloured: bool) -> Part:
-        """The sign and the style of a stage whose file is there; ``coloured`` where levels can be
-        told by colour."""
+    def cell(self, key: StageKey, look: Look) -> Part:
+        """The sign and the style of a stage whose file is there."""
         held = self.held[key]
         if held.damaged:
             return ("#", "bad")
         if held.nan or held.inf:
             return ("N" if held.nan else "I", "bad")
         level, signed = self.level(key), self.by == "growth"
-        if coloured:
-            if signed and level == 0:
-                return "█", "dim"
-            return "█", f"{'sign' if signed else 'size'} {level}"
-        if signed:
-            return (shade(level, True), "a" if level < 0 else "b") if level else ("░", "")
-        return shade(level, False), "a"
+        return _sign(level, signed, look)
 
-    def legend(self, coloured: bool) -> list[Part]:
+    def legend(self, look: Look) -> list[Part]:
         """What the colours mean."""
         signed = self.by == "growth"
         ends = {"growth": ("rms against the layer above: 1/10", "x10"),
@@ -110,14 +155,7 @@ class Holdings:
         grown = (*range(-HALF, -1), 0, *range(2, HALF + 1))
         levels = grown if signed else range(_DARKEST, LEVELS)
         parts: list[Part] = [(f" {ends[0]} ", "dim")]
-        for level in levels:
-            kind = "sign" if signed else "size"
-            if signed and level == 0:
-                parts.append(("█" if coloured else "░", "dim" if coloured else ""))
-            elif coloured:
-                parts.append(("█", f"{kind} {level}"))
-            else:
-                parts.append((shade(level, signed), "b" if signed and level > 0 else "a"))
+        parts += [_sign(level, signed, look) for level in levels]
         return [*parts, (f" {ends[1]}  ", "dim"), ("N", "bad"), (" NaN  ", "dim")]
 
     def told(self, key: StageKey) -> list[Part]:
@@ -143,6 +181,17 @@ class Holdings:
         if held.shape:
             parts.append((f"{' x '.join(map(str, held.shape))}  ", "dim"))
         return [*parts, (f"{size(held.size_bytes)}  ", "dim")] if held.size_bytes else parts
+
+
+def _sign(level: int, signed: bool, look: Look) -> Part:
+    """A level as a cell, alone or in the legend."""
+    nothing = signed and level == 0
+    if look is Look.COLOURS:
+        return "█", "dim" if nothing else f"{'sign' if signed else 'size'} {level}"
+    sign = "░" if nothing else shade(level, signed)
+    if look is Look.INK or nothing:
+        return sign, ""
+    return sign, "b" if signed and level > 0 else "a"
 
 
 def _growth_level(factor: float | None) -> int:

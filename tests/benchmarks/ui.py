@@ -136,6 +136,29 @@ def pictures(folder: Path) -> Iterator[Row]:
         quit_app(terminal)
 
 
+def home(folder: Path) -> Iterator[Row]:
+    """Home's list and the Overview's grid over SSH, where neighbours look different throughout."""
+    for number in range(2):
+        deep_trace(folder / "home" / f"t{number}", number)
+    far = "10.0.0.1 5022 10.0.0.2 22"
+    here = {"COLORTERM": "truecolor", "SSH_CONNECTION": far, "PYTHONPATH": str(Path.cwd())}
+    for size in ((120, 40), (80, 24)):
+        said = f"{size[0]}x{size[1]}"
+        with in_terminal(cwd=folder / "home", size=size, **here) as terminal:
+            terminal.until_text("240 stages")
+            terminal.until_quiet()
+            yield from moves(terminal, f"Home, trace to trace, {said}", "j", "k", 15_000, 2.0)
+            quit_app(terminal)
+        with in_terminal(str(folder / "home" / "t0"), size=size, cwd=folder, **here) as terminal:
+            terminal.until_text("complete")
+            terminal.press("O\t")
+            terminal.until_quiet()
+            terminal.press("lh")
+            terminal.until_quiet()
+            yield from moves(terminal, f"cursor in the Overview, {said}", "l", "h", 15_000)
+            quit_app(terminal)
+
+
 def big_file(folder: Path) -> Iterator[Row]:
     """Memory while every pane of an 800 MB file is looked at."""
     file = folder / "layer-0" / "ffn_gate.bin"
@@ -216,6 +239,19 @@ def many_files(root: Path) -> Path:
     return root
 
 
+def deep_trace(root: Path, seed: int) -> None:
+    """Forty layers, no two neighbours of which hold values of the same size."""
+    if (root / "trace.json").exists():
+        return
+    rng = np.random.default_rng(seed)
+    stages = ("attn_norm", "attn_out", "attn_residual", "ffn_norm", "ffn_gate", "ffn_out")
+    with CaptureWriter(root, tokens=[1, 2], engine={"name": "noise"}) as out:
+        for layer in range(40):
+            for stage in stages:
+                size = np.exp(3 * rng.standard_normal())
+                out.put(stage, np.full((2, 8), size, np.float32), layer=layer)
+
+
 def noisy_stages(root: Path) -> Path:
     """A layer of attention of 64 tokens and two stages of 3,584 channels."""
     if (root / "trace.json").exists():
@@ -249,13 +285,14 @@ def running(model: Path) -> Iterator[Terminal]:
         yield terminal
 
 
-def moves(terminal: Terminal, what: str, there: str, back: str, bar: float) -> Iterator[Row]:
+def moves(terminal: Terminal, what: str, there: str, back: str, bar: float, rest_s: float = 0.4
+) -> Iterator[Row]:  # fmt: skip
     """Press two keys in turn; the median time to paint and the largest number of bytes."""
     times, sent = [], []
     for number in range(REPEATS):
         before = len(terminal.raw)
         times.append(key_to_paint(terminal, there if number % 2 == 0 else back))
-        idle(terminal, 0.4)
+        idle(terminal, rest_s)
         sent.append(len(terminal.raw) - before)
     yield Row(f"{what}: key to paint, median", 1000 * statistics.median(times), 20, "ms")
     yield Row(f"{what}: bytes, most", max(sent), bar, "B")
@@ -310,6 +347,7 @@ def main() -> None:
         "keys": keys_and_bytes,
         "diff": diff_keys,
         "pictures": pictures,
+        "home": home,
         "big": big_file,
         "trace": lambda folder: during_a_trace(folder, options.model),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.pty.terminal import Terminal, in_terminal
 PAGE_BYTES, MOVE_BYTES = 15_000, 1024
 FAR = "10.0.0.1 5022 10.0.0.2 22"  # what ssh tells of both ends
 HEADS, TOKENS = 4, 48
+STAGES_OF_A_LAYER = ("attn_norm", "attn_out", "attn_residual", "ffn_norm", "ffn_gate", "ffn_out")
 # A machine that is busy shows that a picture takes its time, which costs some bytes more.
 PATIENT = "import aprtui.tui.widgets.stage_pane as panes; panes.PATIENCE_S = 60"
 
@@ -31,6 +33,43 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             gate = rng.standard_normal((TOKENS, 900)).astype(np.float32)
             out.put("ffn_gate", gate, layer=layer)
     return root
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two traces of many layers, no two neighbours of which look the same: the dearest."""
+    root = tmp_path_factory.mktemp("deep")
+    for number in range(2):
+        rng = np.random.default_rng(number)
+        with CaptureWriter(root / f"t{number}", tokens=[1, 2], engine={"name": "mine"}) as out:
+            for layer, stage in itertools.product(range(40), STAGES_OF_A_LAYER):
+                size = np.exp(3 * rng.standard_normal())
+                out.put(stage, np.full((2, 8), size, np.float32), layer=layer)
+    return root
+
+
+@pytest.mark.parametrize("size", [(120, 40), (80, 24)])
+def test_over_ssh_a_move_on_home_draws_one_page_after_a_rest_and_none_before(
+    deep: Path, size: tuple[int, int]
+) -> None:
+    here = {"COLORTERM": "truecolor", "SSH_CONNECTION": FAR, "PYTHONPATH": str(Path.cwd())}
+    with in_terminal(cwd=deep, size=size, **here) as terminal:
+        terminal.until_text("240 stages")
+        terminal.until_quiet()
+        before, at_rest = len(terminal.raw), terminal.text
+        terminal.press("jk")  # a cursor that does not rest
+        terminal.until_quiet()
+        assert len(terminal.raw) - before <= 2 * MOVE_BYTES
+        assert terminal.text.splitlines()[-14:] == at_rest.splitlines()[-14:]
+        before = len(terminal.raw)
+        name = "t1" if "─ t0 ─" in terminal.text else "t0"
+        terminal.press("j")
+        terminal.until_text(f"─ {name} ─")
+        terminal.until_quiet()
+        assert MOVE_BYTES < len(terminal.raw) - before <= PAGE_BYTES
+        assert not terminal.read(1.5)  # idle
+        terminal.press("\x11")
+        assert terminal.wait() == 0
 
 
 def _sent(terminal: Terminal, keys: str) -> int:

@@ -12,9 +12,9 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from aprtui.tui.heat import PAGE_BYTES, Ask, Heat, heat_of, painted, scale_of
+from aprtui.tui.heat import Ask, Heat, heat_of, painted, scale_of
 from aprtui.tui.reduce import Window
-from aprtui.tui.widgets.palette import HALF, INF, LEVELS, NAN, Depth, Palette, shade
+from aprtui.tui.widgets.palette import HALF, INF, LEVELS, NAN, PAGE_BYTES, Depth, Palette, shade
 
 NAMED = {
     name: Style(color=f"color({n})") for n, name in enumerate(("dim", "a", "b", "bad", "cursor"))

@@ -11,9 +11,12 @@ import pytest
 from aprtui.formats.tracedir import MANIFEST, StageKey
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.trace_cells import Held, Holdings
+from aprtui.tui.widgets.palette import Depth, Palette
 from aprtui.tui.widgets.thumbnail import thumbnail
 from tests.tui.support import NARROW, WIDE, frame, press, settle, small_trace
 from tests.tui.test_looking_frames import small_model
+
+FEW = Palette(Depth.FEW)
 
 
 def _holdings(layers: int) -> Holdings:
@@ -26,7 +29,7 @@ def _holdings(layers: int) -> Holdings:
 
 
 def _texts(holdings: Holdings, width: int, lines: int) -> list[str]:
-    return ["".join(text for text, _ in line) for line in thumbnail(holdings, width, lines, False)]
+    return ["".join(text for text, _ in line) for line in thumbnail(holdings, width, lines, FEW)]
 
 
 def test_layers_are_lines_and_stages_cells_in_order_of_computation() -> None:
@@ -46,7 +49,7 @@ def test_what_does_not_fit_is_counted(width: int, lines: int) -> None:
 
 
 def test_of_nothing_there_is_nothing() -> None:
-    assert thumbnail(Holdings(), 40, 20, True) == []
+    assert thumbnail(Holdings(), 40, 20, FEW) == []
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW, (200, 60)])

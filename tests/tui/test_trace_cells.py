@@ -12,7 +12,7 @@ from textual.app import App, ComposeResult
 from aprtui.engine.events import StageWritten
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import StageKey
-from aprtui.tui.trace_cells import Held, Holdings, holdings_of
+from aprtui.tui.trace_cells import Held, Holdings, Look, holdings_of
 from aprtui.tui.widgets.filling import Filling
 from aprtui.tui.widgets.palette import HALF, LEVELS
 from tests.tui.support import NARROW, WIDE, settle
@@ -44,16 +44,14 @@ def test_growth_is_against_the_nearest_layer_above_that_has_a_number() -> None:
     assert found.growth(StageKey(None, "lm_head")) is None
 
 
-@pytest.mark.parametrize("coloured", [True, False])
+@pytest.mark.parametrize("look", Look)
 @pytest.mark.parametrize("by", ["growth", "rms", "size"])
-def test_nan_and_inf_are_signs_of_their_own_whatever_the_colours_mean(
-    by: str, coloured: bool
-) -> None:
+def test_nan_and_inf_are_signs_of_their_own_whatever_the_colours_mean(by: str, look: Look) -> None:
     found = _holdings(math.nan, nan=1, inf=5)
     found.by = by
     found.held[StageKey(1, OUT)] = Held(math.inf, inf=5)
-    assert found.cell(StageKey(0, OUT), coloured) == ("N", "bad")
-    assert found.cell(StageKey(1, OUT), coloured) == ("I", "bad")
+    assert found.cell(StageKey(0, OUT), look) == ("N", "bad")
+    assert found.cell(StageKey(1, OUT), look) == ("I", "bad")
     assert ("1 NaN, 5 Inf  ", "bad") in found.told(StageKey(0, OUT))
 
 
@@ -61,9 +59,9 @@ def test_colours_mean_growth_then_rms_then_size_and_the_legend_says_which() -> N
     found = _holdings(0.01, 100.0, size_bytes=1 << 20)
     signs = []
     for word in ("layer above", "rms: 0.001", "size: 1 kB", "layer above"):
-        assert any(word in text for text, _ in found.legend(True)), word
-        assert any(word in text for text, _ in found.legend(False)), word
-        signs.append([found.cell(StageKey(layer, OUT), True)[1] for layer in (0, 1)])
+        for look in Look:
+            assert any(word in text for text, _ in found.legend(look)), word
+        signs.append([found.cell(StageKey(layer, OUT), Look.COLOURS)[1] for layer in (0, 1)])
         found.next_way()
     assert signs[0] == ["dim", f"sign {HALF}"]
     levels = [int(style.split()[1]) for style in signs[1]]

@@ -152,12 +152,12 @@ class CellsScreen(SidesScreen):
         place = self.grid.current
         if place is None:
             hint = f"No row matches {clean(self.filter, 30)}: q shows all." if self.filter else ""
-            self.detail.border_title = ""
+            self.detail.name_it("")
             self.detail.show([[[(hint, "warn")]]])
             return
         key, column = place
         named = clean(f"{key} · {column + 1} {self.grid.columns[column]}", 120)
-        self.detail.border_title = named.replace("[", r"\[")
+        self.detail.name_it(named)
         self.detail.show(self.facts_of(place))
 
     @property

@@ -208,10 +208,10 @@ class GridScreen(SidesScreen):
         key = self.current
         if key is not None:
             self._key = key
-            self.detail.border_title = stage_title(key).replace("[", r"\[")
+            self.detail.name_it(stage_title(key))
             self.detail.show(self.facts_of(key))
         else:
-            self.detail.border_title = ""
+            self.detail.name_it("")
             hint = f"No stage matches {clean(self.filter, 30)}: q shows all." if self.filter else ""
             self.detail.show([[[(hint, "warn")]]])
         self.chart.mark(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import time
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from textual import events, on, work
+from textual import events, on
 from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.message import Message
@@ -21,6 +22,7 @@ from textual.worker import get_current_worker
 from aprtui.errors import AprtuiError
 from aprtui.text import clean, count, size
 from aprtui.tui import following
+from aprtui.tui.aside import aside
 from aprtui.tui.jumps import Goal, Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import Found, Known, Learnt, LoadFailed, Place
@@ -55,14 +57,15 @@ LEARN_S = 0.2  # what is learnt of traces is told five times a second at most
 LOW = 30  # lines of a screen below which there is less room for everything
 LEAST_ABOUT = (10, 7)  # lines for what is known of a row; of a low screen
 LEAST_ROWS, FRAME_LINES = 3, 3  # of the list; its frame and its head
+REST_S = 0.2  # of the cursor, before a place is looked into: moving on costs nothing
 PREVIEW_LINES = 12  # from which on a place is looked into, beside what it says of itself
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What is in the place at ``path``: in the files of a trace, or a model in words."""
+    """What is in a place: in the files of a trace, or a model in words."""
 
-    path: str = ""
+    place: Place | None = None
     holdings: Holdings = field(default_factory=Holdings)
     words: tuple[str, ...] = ()
 
@@ -72,6 +75,10 @@ class Previewed(Message):
     """The place under the cursor was looked into."""
 
     preview: Preview
+
+
+class Waiting(Message):
+    """It takes a while to look into the place under the cursor."""
 
 
 class HomeScreen(BaseScreen):
@@ -94,6 +101,7 @@ class HomeScreen(BaseScreen):
         self._asked = False  # by a key, which says what came of it
         self._doomed: PlaceRow | None = None
         self._preview = Preview()
+        self._asked_into: Place | None = None
 
     def body(self) -> Iterable[Widget]:
         self.list.add_class("frame")
@@ -143,44 +151,65 @@ class HomeScreen(BaseScreen):
 
     @on(Learnt)
     def _learnt(self, event: Learnt) -> None:
-        path, before = self._preview.path, {row.place.path: row.known for row in self.list.rows}
+        seen = self.list.current
         self.list.learn(event.known)
-        if event.known.get(path, before.get(path)) != before.get(path):
-            self._preview = Preview()  # it holds more by now
+        if seen is not None and event.known.get(seen.place.path, seen.known) != seen.known:
+            self._preview, self._asked_into = Preview(), None  # it holds more by now
         self._retitle()
         self._show_about()
 
     @on(RowList.Moved, "#places")
+    def _moved(self) -> None:
+        """What is known follows once the cursor rests, in one drawing: its frame says of what."""
+        place = self._to_be_looked_into
+        if place is None:
+            self.workers.cancel_group(self, "preview")
+            self._asked_into = None
+            self._show_about()
+        elif place != self._asked_into:
+            self._look_into(place)
+        self.show_keys()
+
     @on(BlockPane.Changed)
+    @on(Waiting)
     def _show_about(self) -> None:
-        row = self.list.current
-        self.about.border_title = row.name.replace("[", r"\[") if row is not None else ""
+        row, height = self.list.current, self.about.size.height
+        self.about.name_it(row.name if row is not None else "")
         facts = place_facts(row, self.about.column) if row is not None else []
-        column, height = self.about.column, self.about.size.height
-        if row is not None and row.place.path == self._preview.path:
-            coloured = palette_of(self.app).depth.blends
-            facts[:0] = [wrapped(line, "", column) for line in self._preview.words]
-            facts.append(thumbnail(self._preview.holdings, column, height, coloured))
-        elif row is not None and row.place.kind != "results" and height >= PREVIEW_LINES:
-            self._look_into(row.place)
+        place = self._to_be_looked_into
+        if place is not None and place != self._asked_into:
+            self._look_into(place)
+        elif row is not None and row.place == self._preview.place and height >= PREVIEW_LINES:
+            column, found = self.about.column, self._preview
+            facts[:0] = [wrapped(line, "", column) for line in found.words]
+            facts.append(thumbnail(found.holdings, column, height, palette_of(self.app)))
         self.about.show(facts)
         self.show_keys()
 
-    @work(thread=True, exclusive=True, group="preview")
+    @property
+    def _to_be_looked_into(self) -> Place | None:
+        """The place under the cursor, where there is room to show what is in it."""
+        row = self.list.current
+        if row is None or row.place == self._preview.place or row.place.kind == "results":
+            return None
+        return row.place if self.about.size.height >= PREVIEW_LINES else None
+
     def _look_into(self, place: Place) -> None:
-        """What is in the place under the cursor."""
-        path = Path(place.path)
-        if place.kind == "model":
-            preview = Preview(place.path, words=model_words(path))
-        else:
-            preview = Preview(place.path, Holdings(held=held_of(path)))
-        if not get_current_worker().is_cancelled:
-            self.post_message(Previewed(preview))
+        self._asked_into = place
+        self.run_worker(self._look_at_rest(place), exclusive=True, group="preview")
+
+    async def _look_at_rest(self, place: Place) -> None:
+        """What is in the place that the cursor rests on, however long that takes to read."""
+        await asyncio.sleep(REST_S)
+        found = aside(lambda: preview_of(place))
+        if not (await asyncio.wait({found}, timeout=REST_S))[0]:
+            self.post_message(Waiting())
+        self.post_message(Previewed(await found))
 
     @on(Previewed)
     def _looked_into(self, event: Previewed) -> None:
         event.stop()
-        self._preview = event.preview
+        self._preview, self._asked_into = event.preview, None
         self._show_about()
 
     @on(events.Resize)
@@ -220,7 +249,7 @@ class HomeScreen(BaseScreen):
         looking = " · looking …" if self._looking else ""
         self.set_title(f"{shown}{clean(str(self.folder), 80)}{remark}{looking}")
         order = {"newest": "the newest first", "name": "by name"}[self.list.sort]
-        self.list.border_title = f"Models and traces below this folder · {order}"
+        self.list.name_it(f"Models and traces below this folder · {order}")
 
     def _look(self) -> None:
         worker = get_current_worker()
@@ -400,6 +429,14 @@ class HomeScreen(BaseScreen):
             return False
         self.answering("filter", "")
         return True
+
+
+def preview_of(place: Place) -> Preview:
+    """What is in a model or a trace."""
+    path = Path(place.path)
+    if place.kind == "model":
+        return Preview(place, words=model_words(path))
+    return Preview(place, Holdings(held=held_of(path)))
 
 
 def _is_trace(place: Place) -> bool:

@@ -176,7 +176,7 @@ class ModelsScreen(BaseScreen):
     @on(BlockPane.Changed)
     def _show_tensor(self) -> None:
         row, width = self.list.current, self.detail.column
-        self.detail.border_title = (row.role if row else "").replace("[", r"\[")
+        self.detail.name_it(row.role if row else "")
         if row is None:
             none = f"No tensor matches {clean(self.list.filter, 30)}: q shows all."
             self.detail.show([[[(none, "warn")]]])

@@ -10,6 +10,7 @@ from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
 
+from aprtui.tui.widgets.frame import Named
 from aprtui.tui.widgets.lines import Part, fit
 from aprtui.tui.widgets.scrolled import Scrolled
 
@@ -35,7 +36,7 @@ def wrapped(text: str, style: str, width: int, lead: str = "") -> Block:
     return [[(lead, "head"), (first, style)], *([(" " * len(lead), ""), (x, style)] for x in rest)]
 
 
-class BlockPane(Scrolled, can_focus=False):
+class BlockPane(Scrolled, Named, can_focus=False):
     """A picture of blocks, most important first; what does not fit is reached with Tab."""
 
     class Changed(Message):

@@ -24,11 +24,11 @@ from aprtui.formats.tracedir import StageKey, StageRecord, relative_path
 from aprtui.graph.vocabulary import order_of, short_name, stage_of
 from aprtui.text import clean
 from aprtui.tui.heat import Ask
-from aprtui.tui.trace_cells import Held, Holdings, rms_of
+from aprtui.tui.trace_cells import Held, Holdings, Look, look_for, rms_of
 from aprtui.tui.widgets.lines import Part, PartLine
 from aprtui.tui.widgets.palette import palette_of
 from aprtui.tui.widgets.preview import LEAST_LINES, Preview, StagePreview, preview_of
-from aprtui.tui.widgets.stage_grid import StageGrid
+from aprtui.tui.widgets.stage_grid import CELL, StageGrid
 
 __all__ = ["Filling"]
 
@@ -59,6 +59,7 @@ class Filling(Vertical):
         self._records: dict[StageKey, StageRecord] = {}
         self._texts: tuple[str, ...] = ()
         self._runs = False
+        self._chosen: Look | None = None  # None: to be chosen, as it was not painted yet
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="gridrow"):
@@ -105,7 +106,7 @@ class Filling(Vertical):
             key, folder / relative_path(key), event.bytes, event.shape or None,
             event.axes or None, event.positions, shape_source="events",
         )  # fmt: skip
-        return self.holdings.cell(key, self._coloured)
+        return self.holdings.cell(key, self.look)
 
     def hold(self, records: Mapping[StageKey, StageRecord], held: Mapping[StageKey, Held]) -> None:
         """Files that lie there, and what is known of them by now."""
@@ -114,8 +115,26 @@ class Filling(Vertical):
         self._paint()
 
     @property
-    def _coloured(self) -> bool:
-        return palette_of(self.app).depth.blends
+    def look(self) -> Look:
+        """How the cells are drawn: chosen anew whenever all of them are."""
+        if self._chosen is None:
+            self._chosen = look_for(palette_of(self.app), self._lines, self._share)
+        return self._chosen
+
+    @property
+    def _share(self) -> float:
+        """How much of the grid is seen at once, about."""
+        across = CELL * max(len(self.grid.heads), 1)
+        down = min(self.size.height / self.grid.lines, 1.0)
+        return down * min(self.size.width / across, 1.0) if self.size.height else 1.0
+
+    def _lines(self, look: Look) -> Iterable[list[Part]]:
+        """The grid's cells, about as it draws them."""
+        by_layer: dict[int | None, list[Part]] = {}
+        for key in sorted(self.holdings.held, key=order_of):
+            sign, style = self.holdings.cell(key, look)
+            by_layer.setdefault(key.layer, []).append((f" {sign}  ", style))
+        return by_layer.values()
 
     def recolour(self) -> None:
         """The colours mean something else now."""
@@ -123,8 +142,8 @@ class Filling(Vertical):
         self._paint()
 
     def _paint(self) -> None:
-        coloured = self._coloured
-        self.grid.put({key: self.holdings.cell(key, coloured) for key in self.holdings.held})
+        self._chosen = None
+        self.grid.put({key: self.holdings.cell(key, self.look) for key in self.holdings.held})
         self.show_cell()
 
     def notify_style_update(self) -> None:
@@ -141,6 +160,11 @@ class Filling(Vertical):
         self._make_room()
 
     @on(events.Resize)
+    def _resized(self) -> None:
+        self._make_room()
+        if self._records:
+            self._paint()
+
     def _make_room(self) -> None:
         self.side.display = self._runs and self.size.width >= SIDE_COLUMNS
         free = self.size.height - self.grid.lines - 3
@@ -161,7 +185,7 @@ class Filling(Vertical):
         if not self._runs or key is None:
             return
         self._told.show(self.holdings.told(key))
-        self._legend.show(self.holdings.legend(self._coloured))
+        self._legend.show(self.holdings.legend(self.look))
         shown = self.preview.preview
         record = self._records.get(key)
         if record is None or not self.preview.display:

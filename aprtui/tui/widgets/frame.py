@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from textual import events
 from textual.app import RenderResult
@@ -16,7 +16,7 @@ from textual.widget import Widget
 
 from aprtui.tui.keys import Key, shown
 
-__all__ = ["KeyLine", "NamedFrame", "PaneTabs", "TitleLine"]
+__all__ = ["KeyLine", "Named", "NamedFrame", "PaneTabs", "TitleLine"]
 
 
 class TitleLine(Widget):
@@ -137,7 +137,7 @@ class KeyLine(Widget):
         return Content.assemble(*parts)
 
 
-class NamedFrame(Vertical):
+class Named(Widget):
     """A frame whose title can change without all that is inside being drawn again."""
 
     _named, _naming = "", False
@@ -151,10 +151,14 @@ class NamedFrame(Vertical):
         self.border_title = escaped
         self._naming = False
 
-    def refresh(self, *regions: Region, **how: Any) -> NamedFrame:
+    def refresh(self, *regions: Region, **how: Any) -> Self:
         if self._naming:
             regions = (Region(-1, -1, self.outer_size.width, 1),)
         return super().refresh(*regions, **how)
+
+
+class NamedFrame(Vertical, Named):
+    """One around panes."""
 
 
 class PaneTabs(Widget):

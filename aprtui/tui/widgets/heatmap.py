@@ -6,8 +6,6 @@ picture itself is made elsewhere, in a thread (``heat``), and given.
 
 from __future__ import annotations
 
-import os
-
 from rich.segment import Segment
 from textual import events
 from textual.geometry import Region
@@ -19,17 +17,12 @@ from aprtui.tui.heat import Ask, Heat, painted
 from aprtui.tui.reduce import Window
 from aprtui.tui.widgets.cell_cursor import CellCursor
 from aprtui.tui.widgets.lines import Part, fit, joined, right, spaced, whole_fields
-from aprtui.tui.widgets.palette import palette_of, shade
+from aprtui.tui.widgets.palette import over_ssh, palette_of, shade
 from aprtui.tui.widgets.pane import Pane
 
-__all__ = ["HeatMap", "over_ssh"]
+__all__ = ["HeatMap"]
 
 MOST_LABEL = 18
-
-
-def over_ssh() -> bool:
-    """Whether what is drawn goes over a network, as far as the environment says."""
-    return any(os.environ.get(name) for name in ("SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY"))
 
 
 class HeatMap(CellCursor):

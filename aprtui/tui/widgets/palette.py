@@ -9,6 +9,7 @@ twice as far up looks twice as far up, also to those who tell red from green bad
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -19,8 +20,21 @@ from rich.color import Color
 if TYPE_CHECKING:
     from textual.app import App
 
-__all__ = ["HALF", "INF", "LEVELS", "NAN", "Depth", "Palette", "oklab", "palette_of", "shade"]
+__all__ = [
+    "HALF",
+    "INF",
+    "LEVELS",
+    "NAN",
+    "PAGE_BYTES",
+    "Depth",
+    "Palette",
+    "oklab",
+    "over_ssh",
+    "palette_of",
+    "shade",
+]
 
+PAGE_BYTES = 10_000  # of a picture; labels, the axis, the tree and titles come on top
 LEVELS = 10  # of magnitudes, 0 is nothing
 HALF = 5  # on each side of zero
 NAN, INF = 127, 126  # levels of what is no number; -INF is an infinity below zero
@@ -73,6 +87,11 @@ def palette_of(app: App[Any]) -> Palette:
     if app.current_theme.name.startswith("ansi-") or system in (None, "standard", "windows"):
         return Palette(Depth.FEW, dark)
     return Palette(Depth.TRUE if system == "truecolor" else Depth.MANY, dark)
+
+
+def over_ssh() -> bool:
+    """Whether what is drawn goes over a network, as far as the environment says."""
+    return any(os.environ.get(name) for name in ("SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY"))
 
 
 def shade(level: int, signed: bool) -> str:

@@ -12,6 +12,7 @@ from aprtui.text import clean, count, duration, size
 from aprtui.tui.messages import Known, Place
 from aprtui.tui.stage_filter import finder
 from aprtui.tui.widgets.blocks import Block, named, wrapped
+from aprtui.tui.widgets.frame import Named
 from aprtui.tui.widgets.lines import Part, RowList, fit, right
 
 __all__ = ["SORTS", "PlaceList", "PlaceRow", "place_facts"]
@@ -41,7 +42,7 @@ class PlaceRow:
         return f"{self.name} {self.place.kind} {self.place.remark} {self.state} {more}".lower()
 
 
-class PlaceList(RowList):
+class PlaceList(RowList, Named):
     """One line a place; running traces first."""
 
     def __init__(self) -> None:
@@ -64,7 +65,9 @@ class PlaceList(RowList):
         self.set_filter(self.filter)
 
     def learn(self, known: Mapping[str, Known]) -> None:
-        """Some traces were looked at."""
+        """Some traces were looked at; what is as it was is not drawn again."""
+        if all(known.get(row.place.path, row.known) == row.known for row in self._all):
+            return
         self._all = [replace(row, known=known.get(row.place.path, row.known)) for row in self._all]
         self.set_filter(self.filter)
 

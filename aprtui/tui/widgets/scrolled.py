@@ -47,7 +47,9 @@ class Scrolled(Lines):
         frame = next((w for w in self.ancestors_with_self if w.has_class("frame")), None)
         if isinstance(frame, Widget) and self.display and self.size.height:
             how = "" if self.has_focus else ", tab reaches them"
-            frame.border_subtitle = f"{count(self.below, 'more line')}{how}" if self.below else ""
+            said = f"{count(self.below, 'more line')}{how}" if self.below else ""
+            if said != (frame.border_subtitle or ""):  # else all of it would be drawn again
+                frame.border_subtitle = said
 
     def go_to_line(self, first: int) -> None:
         """Put that line at the top, as far as there are lines to fill the page."""

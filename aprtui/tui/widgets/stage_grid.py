@@ -17,10 +17,10 @@ from aprtui.graph.vocabulary import order_of, short_name, stage_of
 from aprtui.tui.keys import bindings
 from aprtui.tui.widgets.lines import Lines, Part, fit, joined, right
 
-__all__ = ["StageGrid"]
+__all__ = ["CELL", "StageGrid"]
 
 _LABEL = 5
-_CELL = 4  # three letters and a blank; wider only where every stage's name fits in full
+CELL = 4  # three letters and a blank; wider only where every stage's name fits in full
 
 
 class StageGrid(Lines):
@@ -317,7 +317,7 @@ def _laid_out(stages: Iterable[str], room: int) -> dict[str, tuple[str, int]]:
     taken = sum(len(unknown[name]) + 2 for name in stages if name not in known)
     each = (room - taken) // max(len(known), 1)
     full = max((len(name) for name in known), default=0) + 2
-    cell = full if _CELL < full <= each else max(3, min(_CELL, each))
+    cell = full if CELL < full <= each else max(3, min(CELL, each))
     return {
         name: (unknown[name], len(unknown[name]) + 2)
         if name not in known

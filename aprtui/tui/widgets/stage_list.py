@@ -109,8 +109,10 @@ class StageList(RowList):
 
     def select(self, key: StageKey) -> None:
         """Put the cursor on ``key``, unfolding its group."""
-        self._unfolded.add(_group(key, self.by_stage))
-        self._rebuild(None)
+        group = _group(key, self.by_stage)
+        if group not in self._unfolded:
+            self._unfolded.add(group)
+            self._rebuild(None)
         for number_, row in enumerate(self._rows):
             if row.key == key:
                 self.move_to(number_)
