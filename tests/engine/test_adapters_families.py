@@ -1,8 +1,9 @@
 """llama.cpp's nodes of every family with a GGUF fixture, and which stage each of them is.
 
 tests/fixtures/llamacpp/families.json.gz lists the nodes of each fixture's pass (name, operation,
-sources, shape, first parameter; views left out) as llama.cpp b11739 computes them, lfm2's libllama v0.5.0; the values of
-four, by the fixtures' own llama.cpp, are in shared/fixtures/families (nodes.npz).
+sources, shape, first parameter; views left out) as llama.cpp b11739 computes them (lfm2 and
+lfm2_moe: libllama v0.5.0); the values of four, by the fixtures' own llama.cpp, are in
+shared/fixtures/families (nodes.npz).
 """
 
 from __future__ import annotations
