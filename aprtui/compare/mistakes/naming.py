@@ -36,7 +36,18 @@ from aprtui.compare.mistakes.variants import VARIANTS
 from aprtui.compare.numerics import Numerics, activated, likely_ways
 from aprtui.engine.replay import EXACT, Arithmetic, Way
 from aprtui.graph import Node
-from aprtui.graph.ops import Attend, Choose, Experts, Op, Part, Product, Route, Scores
+from aprtui.graph.ops import (
+    Attend,
+    Choose,
+    Experts,
+    Op,
+    Part,
+    Product,
+    Rope,
+    Route,
+    Scores,
+    SharedRope,
+)
 
 __all__ = ["CATALOGUE", "name_mistake"]
 
@@ -97,6 +108,9 @@ def _trials(
         hows.append(Arithmetic(stage=case.rounded))
     if "gelu_tanh" in activated(case):
         hows.append(Arithmetic(gelu_table=True))
+    if isinstance(node.op, Rope | SharedRope):
+        kinds = (case.rounded,) if case.rounded else ("F16", "BF16")
+        hows += [Arithmetic(frequencies=kind) for kind in kinds]
     for how in dict.fromkeys(hows):
         for rounded in dict.fromkeys(("", case.rounded)):
             yield Attempt(case, node, how, rounded)
