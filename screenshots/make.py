@@ -50,6 +50,7 @@ SHOTS = (
     Shot("browse-attention", ("softmax-trace",), (*"jjjjjjjj7", "tab", *"jjjjjjjjjlllppp")),
     Shot("browse-lens", ("softmax-trace",), ("8", "tab", "G", "t"), "here rank"),
     Shot("browse-channel", ("softmax-trace",), (*"jjjjjjjjjj", "9", "tab", *"lllllljjj")),
+    Shot("browse-overview", ("softmax-trace",), ("O", *"jjjjjjj")),
     Shot("browse-experts", ("moe-trace",), (*"jjjj", "E", "tab", "j", "j")),
     Shot(
         "browse-tokens",
@@ -67,6 +68,13 @@ SHOTS = (
         (FLOAT64, "faults/bad-block-gate-L3-ggml"),
         ("b",),
         "culprit",
+        "models/qwen2-q4_k_m.gguf",
+    ),
+    Shot(
+        "mistake",
+        (FLOAT64, "faults/bad-block-gate-L3-ggml"),
+        ("b", "enter"),
+        "bad_block",
         "models/qwen2-q4_k_m.gguf",
     ),
     Shot("model", ("models/qwen2-q4_k_m.gguf",), ("j", "j", "j")),

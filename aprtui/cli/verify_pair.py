@@ -14,7 +14,7 @@ from aprtui.cli.verify_text import Texts, read_files, show_texts
 from aprtui.compare.bisect import bisect
 from aprtui.compare.diff import diff_traces
 from aprtui.compare.one_model import OneModel
-from aprtui.compare.weight_heads import dealt_columns
+from aprtui.compare.weight_heads import in_order_of
 from aprtui.compare.weights import diff_models
 from aprtui.compare.worker import Options
 from aprtui.engine.plan import DEFAULT_PROMPT, make_plan
@@ -24,10 +24,10 @@ from aprtui.model.open import Model, open_model
 from aprtui.text import clean, count, number
 
 if TYPE_CHECKING:
+    from aprtui.compare.bisection import Bisection
     from aprtui.compare.verified import Verified
     from aprtui.compare.weight_results import ModelComparison
     from aprtui.engine.plan import Plan
-    from aprtui.graph import Graph
 
 __all__ = ["SCHEMA", "opened", "verify_pair"]
 
@@ -56,10 +56,10 @@ def verify_pair(
     with folder_of(args.output) as folder:
         plans = _plans(args, models, folder)
         traces = [trace(_OURS, plan, args) for plan in plans]
+        facing = traces[0], in_order_of(models[0].graph, traces[1], models[1].graph)
         one = OneModel(
-            files, models[1].graph, diff_traces(traces[0], traces[1]),
-            _replayed(files, models[0], models[1].graph, traces),
-        )  # fmt: skip
+            files, models[1].graph, diff_traces(*facing), _replayed(files, models[0], facing)
+        )
         others: dict[str, Verified] = {}
         for side, model, plan, ours in zip("AB", models, plans, traces, strict=True):
             for name in foreign[side]:
@@ -75,7 +75,7 @@ def verify_pair(
         else:
             _show(one, others, args)
         if args.report is not None:
-            _report(one, traces, models[0], args)
+            _report(one, facing, models[0], args)
     return code
 
 
@@ -91,10 +91,11 @@ def _plans(args: argparse.Namespace, models: tuple[Model, Model], folder: Path) 
     return [plan, make_plan(second)]
 
 
-def _replayed(files: ModelComparison, model: Model, other: Graph, traces: list[TraceDir]) -> Any:
-    """B's pass by A's file; not where weights were rounded, or value heads are dealt otherwise:
-    every product would differ."""
-    if files.rounded or dealt_columns(model.graph, other) or dealt_columns(other, model.graph):
+def _replayed(
+    files: ModelComparison, model: Model, traces: tuple[TraceDir, TraceDir]
+) -> Bisection | None:
+    """B's pass by A's file; not where weights were rounded: every product would differ."""
+    if files.rounded:
         return None
     return bisect(model, traces[1], traces[0], options=Options(reference=False, whole_heads=True))
 
@@ -161,12 +162,12 @@ def _show(one: OneModel, others: Mapping[str, Verified], args: argparse.Namespac
     far = "" if apart is None else f"; the logits are {number(apart, 2)} apart (relative L2)"
     print(f"\nboth passes: {one.passes.headline}{far}")
     if one.replayed is None:
-        print("B's weights are rounded, or lie otherwise: its pass is not replayed by A's file")
+        print("B's weights are rounded: its pass is not replayed by A's file")
     for name, each in others.items():
         print(f"{name[2:]} on {name[0]}: {each.verdict}")
         for cause in each.replay.causes:
             print(f"  {clean(cause.where, 300)}: {clean(cause.text, 300)}")
-    print_notes(one.files.notes)
+    print_notes((*one.files.notes, *one.passes.notes))
 
 
 def _lines(lines: list[str]) -> None:
@@ -192,7 +193,9 @@ def _seen_line(one: OneModel, where: str, text: str, culprits: Any) -> str:
     return f"{where}: {text}{said}"
 
 
-def _report(one: OneModel, traces: list[TraceDir], model: Model, args: argparse.Namespace) -> None:
+def _report(
+    one: OneModel, traces: tuple[TraceDir, TraceDir], model: Model, args: argparse.Namespace
+) -> None:
     from aprtui.cli.report import write_report
     from aprtui.report.build import build_report
 

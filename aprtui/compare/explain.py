@@ -65,6 +65,8 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
     first: Fit | None = None
     best: Fit | None = None
     for numerics in numerics_of(case, likely):
+        if numerics.how.frequencies and best is not None and _inside(best, case):
+            break  # what is cheaper explains it
         made = _run(case, numerics.how)
         if made is None:
             continue
@@ -79,7 +81,7 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
         if (error.within(case.limits) and error.measured) or error.born:
             break
     assert first is not None and best is not None
-    inside = best.error.within(limits_of(case, best.numerics))
+    inside = _inside(best, case)
     return Explanation(
         first.error,
         best.error,
@@ -93,6 +95,10 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
     )
 
 
+def _inside(fit: Fit, case: Case) -> bool:
+    return fit.error.within(limits_of(case, fit.numerics))
+
+
 def _order(fit: Fit, case: Case) -> tuple[bool | float, ...]:
     """What was measured first, then what is inside the bars, then the smaller error."""
     if not fit.error.measured:
@@ -100,7 +106,7 @@ def _order(fit: Fit, case: Case) -> tuple[bool | float, ...]:
     return (
         False,
         not fit.error.within(case.limits),
-        not fit.error.within(limits_of(case, fit.numerics)),
+        not _inside(fit, case),
         fit.error.median_row_rel_l2 > case.limits[0],
         fit.error.rel_l2,
     )

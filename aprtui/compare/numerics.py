@@ -135,6 +135,8 @@ class Numerics:
             yield "a bias added before the product was rounded"
         if how.tables:
             yield f"RoPE tables in {_TYPES[how.tables]}"
+        if how.frequencies:
+            yield f"RoPE's frequencies in {_TYPES[how.frequencies]}"
         if how.gelu_table:
             yield "f16 GELU table"
 
@@ -183,14 +185,29 @@ def numerics_of(case: Case, likely: Sequence[Numerics] = ()) -> Iterator[Numeric
     """Every honest way to compute the whole of a stage that is not one product: plain first, then
     ``likely``, those that explained such stages before, where they apply.
 
-    Last comes the type that the output was not rounded to: a few bits fit the other by chance."""
+    Then RoPE's frequencies in 16 bits, and last the type that the output was not rounded to: a few
+    bits fit the other by chance."""
     kinds = ("", case.rounded) if case.rounded else ("",)
     found = [Numerics(how, output) for output in kinds for how in _arithmetics(case, output)]
+    found += [*_of_narrow_angles(case, found)]
     products = any(node.op.matrices for node in case.chain)
     for other in _UNITS.keys() - {case.rounded} if case.rounded else ():
         found += [Numerics(how) for how in _in_type(case, other, products, "")]
     first = (found[0], *(each for each in likely if each in found))
     yield from dict.fromkeys((*first, *found))
+
+
+def _of_narrow_angles(case: Case, found: Sequence[Numerics]) -> Iterator[Numerics]:
+    """The ways of ``found`` by an engine that keeps RoPE's frequencies in the type of its own
+    numbers, or of its file's where it computes in float32."""
+    if not has(case, Rope, SharedRope):
+        return
+    for kind in (case.rounded,) if case.rounded else _UNITS:
+        others = _UNITS.keys() - {kind}
+        for each in found:
+            how = each.how
+            if not others & {how.stage, how.product, how.weights}:
+                yield replace(each, how=replace(how, frequencies=kind))
 
 
 def has(case: Case, *operations: type[Op]) -> bool:

@@ -66,19 +66,28 @@ class OneModel:
     def _all_seen(self) -> tuple[Seen, ...]:
         if self.replayed is None:
             return ()
-        wrong = {
-            result.a.name: result.a.name
-            for result in self.files.tensors
-            if result.kind in FAILED and result.a is not None
-        }
         return tuple(
             Seen(
                 culprit,
                 tuple(each for each in self.files.computation if self._concerns(each, culprit)),
-                tuple(dict.fromkeys(r.tensor for r in culprit.reads if r.tensor in wrong)),
+                self._tensors_of(culprit),
             )
             for culprit in self.replayed.culprits
         )
+
+    def _tensors_of(self, culprit: Culprit) -> tuple[str, ...]:
+        """A's tensors that differ in B and make what is wrong; where none is known to, those
+        that the operation reads (a bias beside its matrix)."""
+        wrong = {
+            result.a.name: result.role
+            for result in self.files.tensors
+            if result.kind in FAILED and result.a is not None
+        }
+        made = dict.fromkeys(r.tensor for r in culprit.reads if r.tensor in wrong)
+        if made or culprit.key not in self.graph:
+            return tuple(made)
+        own = self.graph[culprit.key].op.weights
+        return tuple(n for n, r in wrong.items() if {r, r._replace(expert=None)} & {*own})
 
     @property
     def otherwise(self) -> tuple[Otherwise, ...]:
@@ -144,6 +153,7 @@ class OneModel:
                 "verdict": self.passes.verdict,
                 "counts": self.passes.counts,
                 "logits_rel_l2": self.logits_apart,
+                "notes": list(self.passes.notes),
             },
             "seen": None if self.replayed is None else [_seen_json(each) for each in self.seen],
             "slight": [str(each.culprit.key) for each in self.slight],

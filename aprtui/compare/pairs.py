@@ -299,7 +299,6 @@ def compare_pair(
     try:
         sides = (pair.a.values() if left is None else left), pair.b.values()
         measured = _measured(pair, pair.a, pair.b, sides, base, options, cancelled, progress)
-        check_maps(*sides)
     except BadFileError as error:
         return dataclasses.replace(base, kind="unreadable", message=clean(str(error), 500))
     return measured if measured.metrics is None else reclassify(measured, bars)
@@ -315,7 +314,8 @@ def _measured(
     cancelled: Callable[[], bool] | None,
     progress: Callable[[int], None] | None,
 ) -> PairResult:
-    """``base`` with the metrics of both sides; without, where they cannot be held together."""
+    """``base`` with the metrics of both sides; without, where they cannot be held together. Raises
+    BadFileError for a file that became shorter meanwhile."""
     aligned = align(a, b, *sides, last=options.last_position)
     if isinstance(aligned, str):
         return dataclasses.replace(base, kind="shape", message=aligned)
@@ -337,6 +337,7 @@ def _measured(
         cancelled=cancelled,
         progress=progress,
     )
+    check_maps(*sides)
     return dataclasses.replace(
         base,
         kind="within",

@@ -1,15 +1,22 @@
-"""A delta rule's weights cut by key head, for two models whose value heads stand in another order:
-llama.cpp's converter deals them round the key heads."""
+"""Value heads of a delta rule that two models have in another order, as llama.cpp's converter deals
+them round the key heads: weights cut by key head, a pass read in the other model's order."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from aprtui.formats.tracedir import StageKey, StageRecord, TraceDir
 from aprtui.graph import Graph, Node, Role
 from aprtui.graph.recurrent import DeltaRule
 from aprtui.model.open import Matrix
 
-__all__ = ["by_key_head", "dealt_columns"]
+__all__ = ["by_key_head", "dealt_columns", "in_order_of"]
 
 
 def by_key_head(weights: Mapping[Role, Matrix], graph: Graph, other: Graph) -> dict[Role, Matrix]:
@@ -38,6 +45,58 @@ def dealt_columns(graph: Graph, other: Graph) -> dict[Role, tuple[int, int]]:
             role = _reader(graph, _reader(graph, node)).op.weights[0]
             found[role] = (rule.key_heads, rule.value)
     return found
+
+
+def in_order_of(graph: Graph, trace: TraceDir, own: Graph) -> TraceDir:
+    """``trace``, a pass of ``own``, with value heads in the order that they have in ``graph``."""
+    records = dict(trace.records)
+    for node, rule in _dealt_otherwise(own, graph):
+        shared = rule.heads // rule.key_heads
+        cut = (shared, rule.key_heads) if rule.dealt else (rule.key_heads, shared)
+        for key, size in _stages_of(own, node, rule).items():
+            if key in records:
+                each = math.prod(own[key].shape(1))
+                records[key] = _Reordered(**_fields(records[key]), cut=cut, size=size, row=each)
+    moved = sum(isinstance(each, _Reordered) for each in records.values())
+    said = f"value heads of {moved} stages are read in the other model's order"
+    return replace(trace, records=records, notes=(*trace.notes, said)) if moved else trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reordered(StageRecord):
+    """A stage whose rows of ``row`` values end with heads of ``size``, a table of ``cut`` of them:
+    the values have that table turned."""
+
+    cut: tuple[int, int]
+    size: int
+    row: int
+
+    def values(self) -> npt.NDArray[np.float32]:
+        found = super().values()
+        if found.size % self.row:
+            return found  # it is told by its size
+        rows = found.reshape(-1, self.row)
+        before = self.row - math.prod(self.cut) * self.size
+        heads = rows[:, before:].reshape(len(rows), *self.cut, self.size).swapaxes(1, 2)
+        return np.concatenate([rows[:, :before], heads.reshape(len(rows), -1)], axis=1).reshape(-1)
+
+
+def _fields(record: StageRecord) -> dict[str, Any]:
+    return {each.name: getattr(record, each.name) for each in fields(StageRecord)}
+
+
+def _stages_of(graph: Graph, node: Node, rule: DeltaRule) -> dict[StageKey, int]:
+    """The stages whose rows end with value heads, and how many values a head has."""
+    mixed, decay, beta = node.inputs
+    after = _reader(graph, node)
+    wide = (graph[mixed].inputs[0], mixed, node.key, *after.inputs, after.key)
+    states = [each.key for each in graph if each.op == replace(rule, state=True)
+              and each.inputs == node.inputs]  # fmt: skip
+    return {
+        **dict.fromkeys(wide, rule.value),
+        **dict.fromkeys((decay, beta), 1),
+        **dict.fromkeys(states, rule.key * rule.value),
+    }
 
 
 def _dealt_otherwise(graph: Graph, other: Graph) -> Iterator[tuple[Node, DeltaRule]]:

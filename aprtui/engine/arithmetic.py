@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from aprtui.engine.ops import Pass
+from aprtui.engine.ops import Pass, rotation
 from aprtui.engine.rounding import (
     PARTNERS,
     ROUND_TO,
@@ -39,6 +39,7 @@ from aprtui.graph.ops import (
     Xielu,
 )
 from aprtui.graph.recurrent import Decay, GatedNorm, Steps
+from aprtui.graph.rope import RopeTable
 
 __all__ = [
     "BRANCHES_FIRST", "CACHED", "EXACT", "F16_SCALES", "FLASH", "FUSED", "INSIDE",
@@ -106,7 +107,8 @@ class Arithmetic:
     and SiLU's exponential); "F32" computes a norm in float32, which may overflow. ``numbers``: an
     operation's factor is kept as the weights are. ``fused_bias``: a bias is added to its product
     before that is rounded. ``addends``: vectors that a step adds in float32 are kept in it.
-    ``tables``: the type that RoPE's cosines and sines are kept in. ``before``: UNROUNDED or
+    ``tables``: the type that RoPE's cosines and sines are kept in; ``frequencies``: that of the
+    angles by which they turn from one position to the next. ``before``: UNROUNDED or
     BRANCHES_FIRST, what is read in place of the sum or product that was written.
     """
 
@@ -127,6 +129,7 @@ class Arithmetic:
     addends: bool = False
     numbers: bool = False
     fused_bias: bool = False
+    frequencies: str = ""
 
     def way(self, kind: str) -> Way:
         """How it multiplies by a matrix stored in a type."""
@@ -210,6 +213,11 @@ class Rounded(Pass):
 
     def table(self, x: Tensor) -> Tensor:
         return ROUND_TO[self.how.tables](x) if self.how.tables else self.step(x)
+
+    def turns(
+        self, table: RopeTable, positions: range | tuple[float, ...]
+    ) -> tuple[Tensor, Tensor]:
+        return rotation(table, positions, ROUND_TO[self.how.frequencies])
 
     def cached(self, x: Tensor) -> Tensor:
         return ROUND_TO[self.how.stage](_by_head(x, self._cache))

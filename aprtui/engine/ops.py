@@ -210,9 +210,15 @@ class Pass:
         key = (table, x.shape[0], x.dtype, x.device)
         if key not in self._angles:
             dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-            cos, sin = rotation(table, self.positions or range(x.shape[0]))
+            cos, sin = self.turns(table, self.positions or range(x.shape[0]))
             self._angles[key] = send(cos.to(dtype), x.device), send(sin.to(dtype), x.device)
         return self._angles[key]
+
+    def turns(
+        self, table: RopeTable, positions: range | tuple[float, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """The cosines and sines of a table, whose frequencies some keep in 16 bits."""
+        return rotation(table, positions)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -332,18 +338,23 @@ def bias(ar: Pass, op: Bias, x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=4)  # replay computes one rotation after another: most by the same few tables
-def rotation(table: RopeTable, positions: range | tuple[float, ...]) -> tuple[Tensor, Tensor]:
+def rotation(
+    table: RopeTable,
+    positions: range | tuple[float, ...],
+    kept: Callable[[Tensor], Tensor] = torch.Tensor.double,
+) -> tuple[Tensor, Tensor]:
     """cos and sin [T, dims/2] float64, on the CPU, of the table's angles, times its magnitude.
 
-    Angles are float64 whatever the dtype: float32 angles lose 1e-5 beyond 1,000 positions.
+    Angles are float64 whatever the dtype: float32 angles lose 1e-5 beyond 1,000 positions. ``kept``
+    rounds the frequencies, by which a position is multiplied.
     """
     table = table.at(1 + int(max(positions, default=0)))
     pairs = torch.arange(table.dims // 2, dtype=torch.float64)
     frequency = table.theta ** (-2.0 * pairs / table.dims)
     if table.divisors:
         frequency = frequency / torch.tensor(table.divisors, dtype=torch.float64)
-    rows = torch.tensor(positions, dtype=torch.float64) / table.position_divisor
-    angles = torch.outer(rows, frequency)
+    rows = torch.tensor(positions, dtype=torch.float64)
+    angles = torch.outer(rows, kept(frequency / table.position_divisor))
     return angles.cos() * table.magnitude, angles.sin() * table.magnitude
 
 

@@ -36,6 +36,11 @@ class CausalConv(Op):
     more: tuple[Role, ...] = ()
 
     @property
+    def plain(self) -> bool:
+        """Whether nothing follows the sums."""
+        return self.bias is None and self.activation == "none"
+
+    @property
     def filters(self) -> tuple[Role, ...]:
         """The weights of all channels, one after the other."""
         return (self.weight, *self.more)

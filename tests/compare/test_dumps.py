@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from aprtui import api
 from aprtui.compare.bisection import Bisection
 from aprtui.model.open import open_model
-from tests.support import FIXTURES, needs_fixtures
+from tests.support import FIXTURES, SMALL, needs_fixtures
 
 Float32 = npt.NDArray[np.float32]
 Tensors = dict[str, npt.NDArray[Any]]
@@ -70,6 +70,16 @@ def test_openvinos_q4_k_weights_are_others_and_its_q6_k_are_not(name: str, tmp_p
         assert cause.pattern == (
             "every product with weights of type Q4_K (33), none of the 3 others"
         )
+
+
+def test_openvinos_rope_frequencies_of_an_f16_gguf_are_explained(tmp_path: Path) -> None:
+    """Of its 2026.4.1 and the same weights in F16: layer 1, bias to rotation."""
+    dump = SMALL / "dumps/openvino-f16.npz"
+    api.import_trace(dump, model=Q4_K_M, output=tmp_path / "trace")
+    found = api.bisect(tmp_path / "trace", model=Q4_K_M, stages="q_post_rope,k_post_rope")
+    by = {str(each.key): each.by for each in found.explained}
+    assert found.culprits == ()
+    assert by == {f"layer-1/{q}_post_rope": "RoPE's frequencies in float16" for q in "qk"}
 
 
 # -- checkpoints that the runtimes made of it ------------------------------------------------------

@@ -149,7 +149,13 @@ PLANTED: dict[str, tuple[str, Plant, dict[str, str]]] = {
 }  # fmt: skip
 
 
-def found_in(family: str, plant: Plant | None, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+def found_in(
+    family: str,
+    plant: Plant | None,
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+    dtype: str = "float32",
+) -> Any:
     save_tiny(TINY[family], folder / "model")
     right = huggingface.load
 
@@ -163,8 +169,9 @@ def found_in(family: str, plant: Plant | None, folder: Path, patch: pytest.Monke
 
     patch.setattr(huggingface, "load", planted)
     job = TraceJob(
-        model=str(folder / "model"), directory=str(folder / "trace"), engine="hf", tokens=TOKENS
-    )
+        model=str(folder / "model"), directory=str(folder / "trace"), engine="hf", tokens=TOKENS,
+        dtype=dtype,
+    )  # fmt: skip
     run_trace(make_plan(job), lambda event: None)
     return bisect(open_model(folder / "model"), open_trace(folder / "trace"))
 
@@ -187,12 +194,13 @@ def test_the_right_model_is_cleared(
     assert [str(each.key) for each in found.culprits] == [] and not found.unmeasured
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_that_transformers_adds_falcons_alibi_twice_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is planted: the mask of its eager attention holds the biases too, its SDPA's alone
-    (5.24)."""
-    found = found_in("falcon-alibi", None, tmp_path, monkeypatch)
+    """Nothing is planted: the mask of its eager attention holds the biases too, in the model's
+    type, its SDPA's alone (5.24)."""
+    found = found_in("falcon-alibi", None, tmp_path, monkeypatch, dtype)
     assert [str(each.key) for each in found.culprits] == [
         f"layer-{layer}/attn_scores" for layer in range(3)
     ]

@@ -116,7 +116,7 @@ def test_transformers_reads_a_tokenizer_as_we_do(
             "chat_template": "<s><|user|>{{ messages[0]['content'] }}",
         })
     )  # fmt: skip
-    code = main(["verify", str(folder), "--engines", "ours,hf", "--prompt", "abc<|user|>d"])
+    code = main(["verify", str(folder), "--engines", "aprtui,hf", "--prompt", "abc<|user|>d"])
     told = capsys.readouterr().out
     assert told.splitlines()[0] == "text: hf reads the same 6 tokens"
     assert "hf puts one BOS (token 0) before the prompt, we put 2 BOS" in told
@@ -131,7 +131,7 @@ CHAT = "<|im_start|>def f(x):"
 
 
 def pair(other: Path, *more: str) -> list[str]:
-    return ["verify", str(FOLDER), str(other), "--engines", "ours", "-p", CHAT, *more]
+    return ["verify", str(FOLDER), str(other), "--engines", "aprtui", "-p", CHAT, *more]
 
 
 @needs_fixtures
@@ -191,7 +191,7 @@ def test_a_template_is_found_wherever_a_file_keeps_it(
         assert chat_template_of(open_model(folder)) == "{{ messages }}"
     (folder / "chat_template.jinja").write_text("{{ others }}")
     assert chat_template_of(open_model(folder)) == "{{ others }}"
-    words = ["verify", str(folder), str(other), "--engines", "ours", "--tokens", "1,2,3"]
+    words = ["verify", str(folder), str(other), "--engines", "aprtui", "--tokens", "1,2,3"]
     assert main(words) == 1
     told = capsys.readouterr().out
     assert told.startswith("text differs (template): the chat templates part at character 3")
@@ -233,7 +233,7 @@ def test_each_engine_reads_its_own_file(tmp_path: Path, capsys: pytest.CaptureFi
     keys = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 5}
     other = with_keys(QUANTISED, tmp_path / "model.gguf", keys)
     words = pair(other)
-    words[words.index("ours")] = "ours,llamacpp"
+    words[words.index("aprtui")] = "aprtui,llamacpp"
     assert main(words) == 1
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("text differs (bos): B puts one BOS (token 5)")

@@ -1,8 +1,9 @@
 """llama.cpp's nodes of every family with a GGUF fixture, and which stage each of them is.
 
 tests/fixtures/llamacpp/families.json.gz lists the nodes of each fixture's pass (name, operation,
-sources, shape, first parameter; views left out) as llama.cpp b11739 computes them; the values of
-three, by the fixtures' own llama.cpp, are in shared/fixtures/families (nodes.npz).
+sources, shape, first parameter; views left out) as llama.cpp b11739 computes them (lfm2 and
+lfm2_moe: libllama v0.5.0); the values of four, by the fixtures' own llama.cpp, are in
+shared/fixtures/families (nodes.npz).
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from tests.support import FIXTURES, SMALL, needs_fixtures
 Array = npt.NDArray[Any]
 
 RECORDED = json.loads(gzip.decompress((SMALL / "llamacpp" / "families.json.gz").read_bytes()))
-WITH_VALUES = [case for case in RECORDED if case in ("gpt_oss", "llama4_text", "minimax_m2")]
+WITH_VALUES = [
+    case for case in RECORDED if case in ("gpt_oss", "lfm2", "llama4_text", "minimax_m2")
+]
 WITH_STATES = ("falcon_h1", "jamba", "nemotron_h")
 FUSED = ("ssm_dt",)  # softplus is part of ggml's scan
 GELU_TABLE = (

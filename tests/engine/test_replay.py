@@ -67,7 +67,8 @@ def test_rows_of_the_table_are_found_and_others_are_not(qwen2: Path) -> None:
 def test_activations_at_one() -> None:
     one = np.array([1.0])
     known = {"silu": 0.7310586, "gelu": 0.8413447, "gelu_tanh": 0.8411920,
-             "quick_gelu": 0.8457958, "relu": 1.0, "relu2": 1.0, "none": 1.0}  # fmt: skip
+             "quick_gelu": 0.8457958, "relu": 1.0, "relu2": 1.0, "sigmoid": 0.7310586,
+             "none": 1.0}  # fmt: skip
     assert set(known) == set(ACTIVATIONS)
     for name, value in known.items():
         assert activate(one, name)[0] == pytest.approx(value, abs=1e-6)

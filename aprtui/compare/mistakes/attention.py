@@ -96,10 +96,15 @@ def alibi_missing(at: Attempt[Scores]) -> Iterator[Candidate]:
 def alibi_scaled(at: Attempt[Scores]) -> Iterator[Candidate]:
     if at.op.alibi is None or at.y is None:
         return
-    plain = at.remade(replace(at.op, alibi=None))
-    for factor in fitted_scales(at.y - plain, at.base - plain, at.rounded):
+    biases = at.remade(replace(at.op, scale=0.0, cap=None))
+    for factor in fitted_scales(at.y - at.base + biases, biases, at.rounded):
         text = f"the biases of ALiBi are multiplied by {factor:g}"
-        yield Candidate(plain + factor * (at.base - plain), text, {"factor": factor})
+        yield Candidate(at.base + (factor - 1.0) * biases, text, {"factor": factor})
+    if kind := at.how.stage:  # a mask in the engine's type, and scores in float32
+        mask = at.case.replay.rounded(biases, kind)
+        plain = at.remade(replace(at.op, alibi=None))
+        text = "the biases of ALiBi are added twice, once in 16 bits"
+        yield Candidate(plain + biases + mask, text, {"factor": 2.0})
 
 
 def temperature_missing(at: Attempt[Scores]) -> Iterator[Candidate]:

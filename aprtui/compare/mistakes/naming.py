@@ -34,9 +34,20 @@ from aprtui.compare.mistakes.rope import ROPE
 from aprtui.compare.mistakes.stored import LAST
 from aprtui.compare.mistakes.variants import VARIANTS
 from aprtui.compare.numerics import Numerics, activated, likely_ways
-from aprtui.engine.replay import EXACT, Arithmetic, Way
+from aprtui.engine.replay import EXACT, Arithmetic, Way, types_of
 from aprtui.graph import Node
-from aprtui.graph.ops import Attend, Choose, Experts, Op, Part, Product, Route, Scores
+from aprtui.graph.ops import (
+    Attend,
+    Choose,
+    Experts,
+    Op,
+    Part,
+    Product,
+    Rope,
+    Route,
+    Scores,
+    SharedRope,
+)
 
 __all__ = ["CATALOGUE", "name_mistake"]
 
@@ -93,10 +104,16 @@ def _trials(
         hows += [Arithmetic("partner"), Arithmetic("partner", 1)]
     if isinstance(node.op, Scores | Attend):
         hows.append(Arithmetic(attention="F16"))
+    if isinstance(node.op, Scores):  # which engines of 16 bits leave in float32
+        given = [value.astype(np.float32).ravel() for value in case.given.values()]
+        hows += [Arithmetic(stage=kind) for kind in types_of(np.concatenate(given))]
     if case.rounded:
         hows.append(Arithmetic(stage=case.rounded))
     if "gelu_tanh" in activated(case):
         hows.append(Arithmetic(gelu_table=True))
+    if isinstance(node.op, Rope | SharedRope):
+        kinds = (case.rounded,) if case.rounded else ("F16", "BF16")
+        hows += [Arithmetic(frequencies=kind) for kind in kinds]
     for how in dict.fromkeys(hows):
         for rounded in dict.fromkeys(("", case.rounded)):
             yield Attempt(case, node, how, rounded)

@@ -40,7 +40,7 @@ def _may_be(at: Attempt[Rope | SharedRope], table: RopeTable) -> bool:
     if at.y is None:
         return True
     row = len(at.y) - 1
-    angles = np.exp(1j * row * _frequencies(table)) * table.magnitude
+    angles = np.exp(1j * row * _frequencies(at, table)) * table.magnitude
     made, y = _turns(at, _x(at))[row] * angles, _turns(at, at.y)[row]
     return bool(np.linalg.norm(y - made) <= 0.02 * np.linalg.norm(made))
 
@@ -107,7 +107,7 @@ def _fitted_bases(at: Attempt[Rope | SharedRope]) -> Iterator[float]:
         slope = -guess * 2.0 * pairs / dims
         strength = np.abs(turn[position, 1:])
         log_base += float((off * slope * strength).sum() / (slope**2 * strength).sum())
-    yield from neat(float(np.exp(log_base)), 1e-2 if at.rounded else 1e-4)
+    yield from neat(float(np.exp(log_base)), 1e-2 if at.rounded or at.how.frequencies else 1e-4)
 
 
 def freqs_ignored(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
@@ -197,11 +197,12 @@ def positions(at: Attempt[Rope | SharedRope]) -> Iterator[Candidate]:
     yield Candidate(at.remade(positions=used), text, {"positions": used})
 
 
-def _frequencies(table: RopeTable) -> Float64:
-    """By what angle each pair turns from one position to the next."""
+def _frequencies(at: Attempt[Rope | SharedRope], table: RopeTable) -> Float64:
+    """By what angle each pair turns from one position to the next, as the engine keeps it."""
     pairs = np.arange(table.dims // 2)
     divisors = np.asarray(table.divisors or np.ones(len(pairs))) * table.position_divisor
-    return np.asarray(table.theta ** (-2.0 * pairs / table.dims) / divisors)
+    exact: Float64 = table.theta ** (-2.0 * pairs / table.dims) / divisors
+    return at.case.replay.rounded(exact[None], at.how.frequencies).reshape(-1)
 
 
 @lru_cache(maxsize=4)
@@ -215,7 +216,7 @@ def _position_of(at: Attempt[Rope | SharedRope], row: int, most: int) -> int:
     assert at.y is not None
     table = at.op.table.at(len(at.y))
     turn = (_turns(at, at.y)[row] * np.conj(_turns(at, _x(at))[row])).sum(axis=0)
-    frequency = _frequencies(table)
+    frequency = _frequencies(at, table)
     ahead = _ahead(tuple(frequency.tolist()))
     best, found = -math.inf, 0
     for first in sorted(range(-most, most, _AT_ONCE), key=abs):

@@ -38,7 +38,6 @@ from aprtui.graph.ops import (
 from aprtui.graph.recurrent import (
     CausalConv,
     ChannelScan,
-    Columns,
     Decay,
     DeltaRule,
     Gated,
@@ -283,7 +282,7 @@ def _not_made(model: Model) -> tuple[Absent, ...]:
         node.key.stage
         for node in model.graph
         if (isinstance(node.op, GatedNorm) and not node.op.before)
-        or isinstance(node.op, Steps | Columns | ChannelScan | Gated)
+        or isinstance(node.op, Steps | ChannelScan | Gated)
         or (isinstance(node.op, Scan) and node.op.last)
         or (isinstance(node.op, CausalConv) and node.key.layer in scans)
         or (isinstance(node.op, Softplus) and node.op.part.bias is not None)

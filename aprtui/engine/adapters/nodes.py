@@ -36,10 +36,11 @@ from aprtui.graph.ops import (
     Norm,
     Op,
     Product,
+    Rope,
     Scores,
     Softmax,
 )
-from aprtui.graph.recurrent import DeltaRule, GatedNorm
+from aprtui.graph.recurrent import CausalConv, Columns, DeltaRule, GatedNorm
 from aprtui.model.open import Matrix
 
 __all__ = ["UNNAMED", "Collector", "NodeMap", "Slot", "Span", "parallel_sums"]
@@ -77,7 +78,6 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("ADD", "attn_residual"): ("post_attn_residual",),
     ("CONT", "attn_pregate"): ("attention",),
     ("SIGMOID", "gate_sigmoid"): ("attn_gate",),
-    ("SSM_CONV", "model.layers.{}.conv.conv"): ("conv",),
     ("ADD", "mamba2_y_add_d"): ("ssm_scan",),
     ("SIGMOID", "beta_sigmoid"): ("delta_beta",),
     ("MUL", "gate"): ("delta_decay",),
@@ -130,8 +130,12 @@ _LAST: Mapping[str, Callable[[Any], bool]] = {
 _TWICE = "ssm_in"  # the layer's norm, computed once more for the scan beside its attention
 _ONE_BRANCH = "l_out"  # of a layer that is experts alone: what its branch makes
 UNNAMED = re.compile(r"node_\d+")
+_CUT = " (view)"
 _LAST_LAYERS = "h_nextn"
-_TABLE = "embd"  # other nodes take rows of the token table too, for what is no text
+_TABLE = (
+    "embd",
+    "model.embed_tokens",
+)  # other nodes take rows of the token table too, for what is no text
 _COPIED = re.compile(r"[^#]+#(.+)#\d+")  # a weight that the scheduler copied to another device
 
 
@@ -154,6 +158,14 @@ class NodeMap:
         self._ends: dict[str, StageKey] = {}  # the stage that a node was the end of, by its name
         self._sums = dict(_named_sums(graph))
         self._gated: dict[StageKey, StageKey] = {}
+        self._products: dict[frozenset[StageKey | None], StageKey] = {
+            frozenset(stage.inputs): stage.key for stage in graph if isinstance(stage.op, Columns)
+        }
+        self._turned = {
+            stage.inputs[0]: stage.key
+            for stage in graph
+            if isinstance(stage.op, Rope) and isinstance(graph[stage.inputs[0]].op, Norm)
+        }
         for stage in graph:
             act = graph[stage.inputs[0]] if isinstance(stage.op, Multiply) else None
             if act is not None and isinstance(act.op, Activate):
@@ -182,16 +194,19 @@ class NodeMap:
 
     def _of_sum(self, node: Node) -> Slot | None:
         """What a node without a name of its own makes, told by what it is given: the residual by
-        the branch it adds, what a gate lets through by the gate."""
+        the branch it adds, what a gate lets through by the gate, turned heads by their norm."""
         ends = [self._ends[source] for source in node.sources if source in self._ends]
-        if node.op == "GET_ROWS" and ends:  # the rows of the positions whose logits are wanted
+        if node.op in ("GET_ROWS", "RESHAPE") and ends:  # the rows of those whose logits are wanted
             self._ends[node.name] = ends[0]
         if not UNNAMED.fullmatch(node.name):
             return None
         if node.op == "UNARY" and ends:  # the activation of a gate, which is derived
             self._ends[node.name] = ends[0]
-        after = {"ADD": self._sums, "MUL": self._gated}.get(node.op, {})
+        after = {"ADD": self._sums, "MUL": self._gated, "ROPE": self._turned}.get(node.op, {})
         keys = [after[end] for end in ends if end in after]
+        if node.op == "MUL":  # columns of a stage by those of another, or by others of its own
+            cut = frozenset(self._ends.get(each.removesuffix(_CUT)) for each in node.sources)
+            keys += [self._products[cut]] if cut in self._products else []
         return Slot(keys[0]) if keys else None
 
     def _of_weight(self, node: Node, role: Role, matrix: Matrix) -> Slot | None:
@@ -209,11 +224,12 @@ class NodeMap:
                 if plain or (ggml == "ADD" and part.bias == role):
                     return Slot(stage.key, place, len(op.parts), (first, first + part.rows))
         ends = (
-            (node.label == _TABLE and isinstance(op, Embed) and op.scale == 1.0)
+            (node.label in _TABLE and isinstance(op, Embed) and op.scale == 1.0)
             or (ggml == "MUL" and isinstance(op, Norm) and op.bias is None)
             or (ggml == "ADD" and isinstance(op, Norm) and op.bias == role)
             or (ggml == "MUL" and isinstance(op, GatedNorm) and op.before)
             or (ggml == "MUL" and isinstance(op, Pick))
+            or (ggml == "SSM_CONV" and isinstance(op, CausalConv) and op.plain)
         )
         return Slot(stage.key) if ends else None
 
