@@ -154,7 +154,7 @@ class Slot:
     key: StageKey
     part: int = 0
     parts: int = 1
-    columns: Sequence[tuple[int, int]] | None = None
+    columns: tuple[tuple[int, int], ...] | None = None
     width: int = 0
 
 
@@ -232,7 +232,7 @@ class NodeMap:
             for place, part in enumerate(op.parts):
                 plain = ggml == "MUL_MAT" and part.weight == role and part.bias is None
                 if plain or (ggml == "ADD" and part.bias == role):
-                    runs, width = matrix.runs(0, part.rows), matrix.entry.shape[0]
+                    runs, width = tuple(matrix.runs(0, part.rows)), matrix.entry.shape[0]
                     return Slot(stage.key, place, len(op.parts), runs, width)
         ends = (
             (node.label in _TABLE and isinstance(op, Embed) and op.scale == 1.0)
