@@ -224,3 +224,13 @@ def test_llama_cpps_stages_of_a_family_are_those_of_our_pass(case: str, tmp_path
     theirs = trace(gguf(case), tmp_path / "theirs", "llamacpp", tokens=tokens)
     assert worst_error(ours, theirs) <= GROWN.get(case, BAR)
     assert not bisect(open_model(gguf(case)), theirs, tokens=tokens).culprits
+
+
+@needs_llamacpp
+@needs_fixtures
+@pytest.mark.parametrize("case", GELU_TABLE)
+def test_llama_cpps_gelu_table_is_no_culprit(case: str, tmp_path: Path) -> None:
+    with np.load(gguf(case).with_name("expected.npz")) as expected:
+        tokens = tuple(int(token) for token in expected["tokens"])
+    theirs = trace(gguf(case), tmp_path / "theirs", "llamacpp", tokens=tokens)
+    assert not bisect(open_model(gguf(case)), theirs, tokens=tokens).culprits

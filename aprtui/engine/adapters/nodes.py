@@ -43,7 +43,7 @@ from aprtui.graph.ops import (
 from aprtui.graph.recurrent import CausalConv, Columns, DeltaRule, GatedNorm
 from aprtui.model.open import Matrix
 
-__all__ = ["UNNAMED", "Collector", "NodeMap", "Slot", "Span", "parallel_sums"]
+__all__ = ["UNNAMED", "Collector", "NodeMap", "Slot", "Span", "fused", "parallel_sums"]
 
 _TURNED = ("", "_rope", "_pos", "-post-rope")  # behind the name of what is turned
 
@@ -79,6 +79,7 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("ADD", "ffn_inp"): ("post_attn_residual",),
     ("ADD", "sa_out"): ("post_attn_residual",),
     ("UNARY", "ffn_xielu"): ("ffn_silu",),
+    ("UNARY", "ffn_gelu"): ("ffn_silu",),  # where no gate is multiplied: else fused with that
     ("ADD", "attn_residual"): ("post_attn_residual",),
     ("CONT", "attn_pregate"): ("attention",),
     ("UNARY", "gate_sigmoid"): ("attn_gate",),
@@ -134,6 +135,7 @@ _LAST: Mapping[str, Callable[[Any], bool]] = {
 }
 
 _TWICE = "ssm_in"  # the layer's norm, computed once more for the scan beside its attention
+_GELU = "gelu_tanh"  # the one that ggml has under the name
 _ONE_BRANCH = "l_out"  # of a layer that is experts alone: what its branch makes
 UNNAMED = re.compile(r"node_\d+")
 _CUT = " (view)"
@@ -442,15 +444,23 @@ def _named_sums(graph: Graph) -> Iterator[tuple[StageKey, StageKey]]:
             yield stage.inputs[1], stage.key
 
 
+def fused(graph: Graph) -> Iterator[Stage]:
+    """The activations that llama.cpp computes with what is multiplied by them, or in two nodes."""
+    gates = {stage.inputs[0] for stage in graph if isinstance(stage.op, Multiply)}
+    for stage in graph:
+        if isinstance(stage.op, Activate) and (stage.op.name != _GELU or stage.key in gates):
+            yield stage
+
+
 def _derived(graph: Graph) -> dict[StageKey, list[Stage]]:
     """Stages that follow from another one alone, which llama.cpp fuses or does not compute: the
     activation, and the FFN's output where nothing is added to the experts'."""
     found: dict[StageKey, list[Stage]] = {}
+    acts = {stage.key for stage in fused(graph)}
     for stage in graph:
         alone = len(stage.inputs) == 1 and not stage.op.weights
-        if isinstance(stage.op, Activate | Clip) or (
-            isinstance(stage.op, Combine | Pick) and alone
-        ):
+        clipped = isinstance(stage.op, Clip) or stage.key in acts
+        if clipped or (isinstance(stage.op, Combine | Pick) and alone):
             found.setdefault(stage.inputs[0], []).append(stage)
     return found
 
