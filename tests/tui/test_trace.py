@@ -355,7 +355,7 @@ async def test_what_the_card_does_stands_beside_the_progress(
         assert "busy" not in frame(pilot)
         await pilot.press("o")
         await until(pilot, "nvidia-ml-py is missing")
-        await pilot.press("s")
+        await pilot.press("x")
         await settle(pilot)
         assert not trace.running
         assert "cuda:0 6.0 GB" not in frame(pilot)
