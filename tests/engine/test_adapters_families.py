@@ -2,7 +2,7 @@
 
 tests/fixtures/llamacpp/families.json.gz lists the nodes of each fixture's pass (name, operation,
 sources, shape, first parameter; views left out) as llama.cpp b11739 computes them (lfm2,
-lfm2_moe, falcon_h1, minicpm3, mpt, qwen3_next, qwen3_5 and its experts: libllama v0.5.0); the
+lfm2_moe, falcon_h1, minicpm3, mpt, olmo, qwen3_next, qwen3_5 and its experts: libllama v0.5.0); the
 values of four, by the fixtures' own llama.cpp, are in shared/fixtures/families (nodes.npz).
 """
 

@@ -53,7 +53,10 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("SCALE", "inp_scaled"): ("embedding",),
     ("SCALE", "inp_embd_scaled"): ("embedding",),
     ("SCALE", "embd"): ("embedding",),
-    ("RMS_NORM", "Qcur_normed"): ("q_norm",),  # without a weight
+    ("NORM", "attn_norm"): ("attn_norm",),  # without a weight, as those that follow
+    ("NORM", "ffn_norm"): ("ffn_norm",),
+    ("NORM", "result_norm"): ("final_norm",),
+    ("RMS_NORM", "Qcur_normed"): ("q_norm",),
     ("RMS_NORM", "Kcur_normed"): ("k_norm",),
     ("RMS_NORM", "Vcur_normed"): ("v_norm",),
     ("SCALE", "inp_per_layer_selected"): ("per_layer_embedding",),
