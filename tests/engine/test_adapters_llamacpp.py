@@ -154,7 +154,8 @@ def test_a_fused_tensor_gives_each_stage_its_columns(qwen2: Path) -> None:
     fused = {"ffn_up.weight": ("gate", "up"), "attn_qkv.weight": ("q", "k", "v")}
     for name, roles in fused.items():
         parts = [weights[Role(role, 0)] for role in roles]
-        entry = replace(parts[0].entry, name=f"blk.0.{name}")
+        shape = (sum(part.rows for part in parts), 256)
+        entry = replace(parts[0].entry, name=f"blk.0.{name}", shape=shape)
         for number, role in enumerate(roles):
             first = sum(part.rows for part in parts[:number])
             weights[Role(role, 0)] = replace(parts[number], entry=entry, first_row=first)

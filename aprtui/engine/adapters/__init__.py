@@ -270,9 +270,9 @@ def _llamacpp(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]
 
 
 def _not_made(model: Model) -> tuple[Absent, ...]:
-    """Stages that llama.cpp has no node for, or one whose name is not known here: gated norms,
-    steps, states, Kimi Linear's rule, indexers; and queries are multiplied by the weights that
-    would make keys of a latent."""
+    """Stages that llama.cpp has no node for, or one whose name is not known here: steps, states,
+    Kimi Linear's rule, indexers; and queries are multiplied by the weights that would make keys of
+    a latent."""
     scans = {node.key.layer for node in model.graph if isinstance(node.op, Scan | ChannelScan)}
     beside = {*_beside_streams(model.graph), *_beside_indexers(model.graph)}
     by_rows = {
@@ -281,14 +281,14 @@ def _not_made(model: Model) -> tuple[Absent, ...]:
     unnamed = (
         node.key.stage
         for node in model.graph
-        if (isinstance(node.op, GatedNorm) and not node.op.before)
+        if (isinstance(node.op, GatedNorm) and not node.op.before and node.key.layer in scans)
         or isinstance(node.op, Steps | ChannelScan | Gated)
         or (isinstance(node.op, Scan) and node.op.last)
         or (isinstance(node.op, CausalConv) and node.key.layer in scans)
         or (isinstance(node.op, Softplus) and node.op.part.bias is not None)
         or (isinstance(node.op, Norm) and not node.op.weights and node.key.layer in scans)
         or (
-            isinstance(node.op, CausalConv | DeltaRule | Decay | Sigmoid)
+            isinstance(node.op, CausalConv | DeltaRule | Decay | Sigmoid | GatedNorm)
             and node.key.layer in by_rows
         )
         or node.key in beside

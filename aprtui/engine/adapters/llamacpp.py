@@ -21,13 +21,12 @@ import torch
 
 from aprtui.engine.adapters import LlamaSettings, Put, Ran
 from aprtui.engine.adapters.ggml import Ggml, Node, Values
-from aprtui.engine.adapters.nodes import Collector, NodeMap, Span, parallel_sums
+from aprtui.engine.adapters.nodes import Collector, NodeMap, Span, fused, parallel_sums
 from aprtui.engine.passes import Piece
 from aprtui.engine.stretches import Stretch
 from aprtui.errors import BadFileError, EngineError, UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph
-from aprtui.graph.ops import Activate
 from aprtui.text import clean
 
 if TYPE_CHECKING:
@@ -217,9 +216,9 @@ def _nowhere(key: StageKey, value: torch.Tensor) -> None:
 
 def _derived_notes(graph: Graph) -> Iterator[str]:
     """Which stages follow from others, and why."""
-    fused = {node.key.stage for node in graph if isinstance(node.op, Activate)}
-    if fused:
-        yield f"{' and '.join(sorted(fused))} is derived: llama.cpp fuses it with the product"
+    acts = {node.key.stage for node in fused(graph)}
+    if acts:
+        yield f"{' and '.join(sorted(acts))} is derived: llama.cpp fuses it with the product"
     for stage in sorted({node.key.stage for node in parallel_sums(graph)}):
         yield f"{stage} is derived: llama.cpp adds the layer's other branch first"
 

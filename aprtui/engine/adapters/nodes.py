@@ -43,7 +43,9 @@ from aprtui.graph.ops import (
 from aprtui.graph.recurrent import CausalConv, Columns, DeltaRule, GatedNorm
 from aprtui.model.open import Matrix
 
-__all__ = ["UNNAMED", "Collector", "NodeMap", "Slot", "Span", "parallel_sums"]
+__all__ = ["UNNAMED", "Collector", "NodeMap", "Slot", "Span", "fused", "parallel_sums"]
+
+_TURNED = ("", "_rope", "_pos", "-post-rope")  # behind the name of what is turned
 
 # (operation, "" for any, and name) -> the stages that the node may be: the first that the layer
 # has. Experts that all tokens share are computed under the names of a dense FFN.
@@ -56,8 +58,10 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("RMS_NORM", "Vcur_normed"): ("v_norm",),
     ("SCALE", "inp_per_layer_selected"): ("per_layer_embedding",),
     ("SCALE", "inp_per_layer"): ("per_layer_input",),
-    **{("ROPE", f"Qcur{ending}"): ("q_post_rope",) for ending in ("", "_rope", "_pos")},
-    **{("ROPE", f"Kcur{ending}"): ("k_post_rope",) for ending in ("", "_rope", "_pos")},
+    **{("ROPE", f"Qcur{ending}"): ("q_post_rope",) for ending in _TURNED},
+    **{("ROPE", f"Kcur{ending}"): ("k_post_rope",) for ending in _TURNED},
+    ("ROPE", "q_states"): ("q_post_rope",),
+    ("CONCAT", "k_states"): ("k_post_rope",),  # each head's own channels, then the turned ones
     ("ADD", "inpL"): ("pos_embedding",),
     ("MUL_MAT", "kq"): ("attn_scores",),
     ("SCALE", "kq_scaled_2"): ("attn_scores",),
@@ -75,14 +79,17 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("ADD", "ffn_inp"): ("post_attn_residual",),
     ("ADD", "sa_out"): ("post_attn_residual",),
     ("UNARY", "ffn_xielu"): ("ffn_silu",),
+    ("UNARY", "ffn_gelu"): ("ffn_silu",),  # where no gate is multiplied: else fused with that
     ("ADD", "attn_residual"): ("post_attn_residual",),
     ("CONT", "attn_pregate"): ("attention",),
-    ("SIGMOID", "gate_sigmoid"): ("attn_gate",),
+    ("UNARY", "gate_sigmoid"): ("attn_gate",),
     ("ADD", "mamba2_y_add_d"): ("ssm_scan",),
-    ("SIGMOID", "beta_sigmoid"): ("delta_beta",),
+    ("UNARY", "beta_sigmoid"): ("delta_beta",),
+    ("UNARY", "b"): ("delta_beta",),  # unnamed itself
     ("MUL", "gate"): ("delta_decay",),
-    ("SILU", "conv_output_silu"): ("delta_conv",),
+    ("UNARY", "conv_output_silu"): ("delta_conv",),
     ("VIEW", "attn_output"): ("delta_out",),
+    ("RESHAPE", "final_output"): ("delta_norm",),
     ("VIEW", "new_state"): ("delta_state",),
     ("GLU", "ffn_swiglu"): ("ffn_swigl", "shared_ffn_swigl"),
     ("GLU", "ffn_geglu"): ("ffn_swigl", "shared_ffn_swigl"),
@@ -128,6 +135,7 @@ _LAST: Mapping[str, Callable[[Any], bool]] = {
 }
 
 _TWICE = "ssm_in"  # the layer's norm, computed once more for the scan beside its attention
+_GELU = "gelu_tanh"  # the one that ggml has under the name
 _ONE_BRANCH = "l_out"  # of a layer that is experts alone: what its branch makes
 UNNAMED = re.compile(r"node_\d+")
 _CUT = " (view)"
@@ -135,19 +143,21 @@ _LAST_LAYERS = "h_nextn"
 _TABLE = (
     "embd",
     "model.embed_tokens",
+    "model.input_embed",
 )  # other nodes take rows of the token table too, for what is no text
 _COPIED = re.compile(r"[^#]+#(.+)#\d+")  # a weight that the scheduler copied to another device
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What a node is: ``part`` of so many ``parts`` of a stage, side by side. ``columns`` are the
-    node's own that count, where it computes several at once; None: all of them."""
+    """What a node is: ``part`` of so many ``parts`` of a stage, side by side. ``columns``, of
+    ``width`` that the node has, are those that count: runs (first, count); None: all of them."""
 
     key: StageKey
     part: int = 0
     parts: int = 1
-    columns: tuple[int, int] | None = None
+    columns: tuple[tuple[int, int], ...] | None = None
+    width: int = 0
 
 
 class NodeMap:
@@ -173,7 +183,7 @@ class NodeMap:
                 self._gated[act.inputs[0] if windowed else stage.inputs[1]] = stage.key
         self._windows: dict[str, list[tuple[Role, Matrix]]] = {}
         for role, matrix in weights.items():
-            if role.expert is None and matrix.plain:  # packed experts' operation is MUL_MAT_ID
+            if role.expert is None and not matrix.transposed:  # packed experts' is MUL_MAT_ID
                 self._windows.setdefault(matrix.entry.name, []).append((role, matrix))
 
     def slots(self, node: Node) -> tuple[Slot, ...]:
@@ -186,11 +196,13 @@ class NodeMap:
             found = [slot for window in windows if (slot := self._of_weight(node, *window))]
             if len(found) == 1:
                 self._ends[node.name] = found[0].key
-                return (replace(found[0], columns=None),)
             if found:
                 return tuple(found)
         named = self._of_name(node) or self._of_sum(node)
-        return () if named is None else (named,)
+        if named is None:
+            return ()
+        self._ends[node.name] = named.key
+        return (named,)
 
     def _of_sum(self, node: Node) -> Slot | None:
         """What a node without a name of its own makes, told by what it is given: the residual by
@@ -217,12 +229,13 @@ class NodeMap:
         before = self.graph[stage.inputs[0]].op if stage.inputs else None
         if isinstance(before, Attend) and before.scale != 1.0:  # which comes behind its product
             return None
-        op, first = stage.op, matrix.first_row
+        op = stage.op
         if isinstance(op, Product | Bias):
             for place, part in enumerate(op.parts):
                 plain = ggml == "MUL_MAT" and part.weight == role and part.bias is None
                 if plain or (ggml == "ADD" and part.bias == role):
-                    return Slot(stage.key, place, len(op.parts), (first, first + part.rows))
+                    runs, width = tuple(matrix.runs(0, part.rows)), matrix.entry.shape[0]
+                    return Slot(stage.key, place, len(op.parts), runs, width)
         ends = (
             (node.label in _TABLE and isinstance(op, Embed) and op.scale == 1.0)
             or (ggml == "MUL" and isinstance(op, Norm) and op.bias is None)
@@ -234,7 +247,7 @@ class NodeMap:
         return Slot(stage.key) if ends else None
 
     def _of_name(self, node: Node) -> Slot | None:
-        if node.op == "ROPE" and UNNAMED.fullmatch(node.name):
+        if node.op in ("ROPE", "UNARY") and UNNAMED.fullmatch(node.name):
             node = replace(node, name=node.sources[0].partition(" ")[0])
         if node.layer is None and "-" in node.name:  # a view of a node that has a layer
             return None
@@ -305,7 +318,7 @@ class Collector:
         """Use the values of a wanted node. Raises EngineError when their shape is another."""
         tensor = torch.from_numpy(np.asarray(values))
         slots = self._nodes.slots(node)
-        width = max((slot.columns[1] for slot in slots if slot.columns), default=0)
+        width = max((slot.width for slot in slots), default=0)
         if width and tensor.numel() != self._tokens * width:
             raise _other_shape(node, (self._tokens, width))
         for slot in slots:
@@ -331,8 +344,8 @@ class Collector:
     def _part(self, node: Node, slot: Slot, tensor: torch.Tensor) -> None:
         """A part of a stage: joined when all are there."""
         if slot.columns is not None:
-            first, last = slot.columns
-            tensor = tensor.reshape(self._tokens, -1)[:, first:last]
+            rows = tensor.reshape(self._tokens, -1)
+            tensor = torch.cat([rows[:, at : at + count] for at, count in slot.columns], dim=1)
         if slot.parts == 1:
             self._give(slot.key, tensor, node)
             return
@@ -431,15 +444,23 @@ def _named_sums(graph: Graph) -> Iterator[tuple[StageKey, StageKey]]:
             yield stage.inputs[1], stage.key
 
 
+def fused(graph: Graph) -> Iterator[Stage]:
+    """The activations that llama.cpp computes with what is multiplied by them, or in two nodes."""
+    gates = {stage.inputs[0] for stage in graph if isinstance(stage.op, Multiply)}
+    for stage in graph:
+        if isinstance(stage.op, Activate) and (stage.op.name != _GELU or stage.key in gates):
+            yield stage
+
+
 def _derived(graph: Graph) -> dict[StageKey, list[Stage]]:
     """Stages that follow from another one alone, which llama.cpp fuses or does not compute: the
     activation, and the FFN's output where nothing is added to the experts'."""
     found: dict[StageKey, list[Stage]] = {}
+    acts = {stage.key for stage in fused(graph)}
     for stage in graph:
         alone = len(stage.inputs) == 1 and not stage.op.weights
-        if isinstance(stage.op, Activate | Clip) or (
-            isinstance(stage.op, Combine | Pick) and alone
-        ):
+        clipped = isinstance(stage.op, Clip) or stage.key in acts
+        if clipped or (isinstance(stage.op, Combine | Pick) and alone):
             found.setdefault(stage.inputs[0], []).append(stage)
     return found
 
