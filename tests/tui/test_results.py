@@ -14,6 +14,7 @@ from aprtui.formats.tracedir import MANIFEST, StageKey, write_manifest
 from aprtui.sweep.matrix import Cell, Matrix
 from aprtui.sweep.results import place_for
 from aprtui.sweep.store import open_store
+from aprtui.tui import following
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.home import HomeScreen
@@ -169,7 +170,10 @@ async def test_a_url_where_nothing_is_says_so() -> None:
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW])
-async def test_home_lists_results_with_their_headline(results: Path, size: tuple[int, int]) -> None:
+async def test_home_lists_results_with_their_headline(
+    results: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "FOLLOW_S", 1000.0)  # what is unfinished is looked at again
     (results / "runs").mkdir()
     small_trace(results.parent / "one")
     async with AprtuiApp(folder=results.parent).run_test(size=size) as pilot:

@@ -20,6 +20,7 @@ __all__ = ["SORTS", "PlaceList", "PlaceRow", "place_facts"]
 SORTS = ("newest", "name")
 TONES = {"running": "accent", "stopped": "warn", "unfinished": "warn", "damaged": "bad"}
 WIDE = 100
+_KINDS = {"results": "sweep"}  # what fits the column
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,9 @@ class PlaceList(RowList, Named):
         if trace and entry.known is not None:
             bytes_ = size(known.size_bytes)
         mark = "*" if entry.place.path in self.marked else " "
+        kind = _KINDS.get(entry.place.kind, entry.place.kind)
         texts = self._cells(width, (
-            f" {mark} {entry.place.kind}", entry.name, known.model, known.prompt, known.dtype,
+            f" {mark} {kind}", entry.name, known.model, known.prompt, known.dtype,
             known.engine, entry.state or ("" if model else entry.place.remark), bytes_,
             known.verdict, " ".join(age.split(" ")[:2]),
         ))  # fmt: skip
