@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aprtui.errors import UsageError
 from aprtui.text import clean, quoted
-from aprtui.tui.opened import Opened
+from aprtui.tui.opened import Opened, behind_url
 
 __all__ = ["configure", "run"]
 
@@ -28,12 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _place(text: str) -> Path:
     """A path; for a URL a folder that stands for what lies there."""
-    text = text.removeprefix("file://")
-    if "://" not in text:
-        return Path(text)
-    from aprtui.sweep.results import place_for
-
-    return place_for(text)
+    return behind_url(text) or Path(text.removeprefix("file://"))
 
 
 def run(args: argparse.Namespace) -> int:

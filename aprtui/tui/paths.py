@@ -16,17 +16,11 @@ MOST = 40
 
 def meant(text: str) -> Path:
     """The path that was typed or pasted: without blanks and quotes around it, ``~`` and ``$HOME``
-    as the shell reads them, ``..`` gone where it leads; for a URL a folder that stands for the
-    sweep's results there."""
+    as the shell reads them, ``..`` gone where it leads."""
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1]
-    text = text.removeprefix("file://")
-    if "://" in text:
-        from aprtui.sweep.results import place_for  # numpy comes behind the first frame
-
-        return place_for(text)
-    path = _expanded(text)
+    path = _expanded(text.removeprefix("file://"))
     return path.resolve() if ".." in path.parts else path
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from textual.widgets import Input
 
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import MANIFEST, StageKey, write_manifest
@@ -16,6 +17,7 @@ from aprtui.sweep.results import place_for
 from aprtui.sweep.store import open_store
 from aprtui.tui import following
 from aprtui.tui.app import AprtuiApp
+from aprtui.tui.paths import meant
 from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.home import HomeScreen
 from aprtui.tui.screens.pair import PairScreen
@@ -161,6 +163,19 @@ async def test_results_behind_a_url_are_copied_as_they_are_opened(results: Path)
         store.write(f"captures/{KEYS['hf']}.json", b"{}")
         text = await press(pilot, "0", "l", "enter")
         assert "the results hold no such capture" in text and pilot.app.screen is matrix
+
+
+async def test_a_url_is_opened_from_home_and_nothing_is_written_to_one(results: Path) -> None:
+    url = "memory://sweep-by-name/nightly"
+    open_store(url).put_document("matrix.json", _matrix().to_json())
+    assert meant(f" {url}") == Path(url)  # what is asked for to write to, or to compare with
+    async with AprtuiApp(folder=results.parent).run_test(size=WIDE) as pilot:
+        await settle(pilot)
+        await press(pilot, "o", "ctrl+u")
+        prompt = pilot.app.screen.query_one("#prompt", Input)
+        prompt.value = url
+        await press(pilot, "enter")
+        assert isinstance(screen(pilot), ResultsScreen) and url in frame(pilot)
 
 
 async def test_a_url_where_nothing_is_says_so() -> None:

@@ -26,6 +26,7 @@ from aprtui.tui.aside import aside
 from aprtui.tui.jumps import Goal, Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import Found, Known, Learnt, LoadFailed, Place
+from aprtui.tui.opened import behind_url
 from aprtui.tui.paths import meant
 from aprtui.tui.places import (
     delete_trace,
@@ -385,7 +386,7 @@ class HomeScreen(BaseScreen):
     def answered(self, purpose: str, text: str) -> None:
         row = self.list.current
         if purpose == "open" and text:
-            self.app.open_path(meant(text))
+            self.app.open_path(behind_url(text.strip()) or meant(text))
         elif purpose == "diff" and text and row is not None:
             self._compare(Path(row.place.path), meant(text))
         elif purpose == "rename" and text and row is not None:
