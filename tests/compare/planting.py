@@ -102,3 +102,12 @@ def write(
             layer = 0 if key.stage == "embedding" else key.layer
             write_stage(root / relative_path(key), layer, value.astype(np.float32))
     return open_trace(root)
+
+
+def previous_scale(x: Array) -> Array:
+    """Blocks of 32 in Q8_0, each with the float16 scale of the block before."""
+    blocks = x.reshape(-1, 32)
+    scale = np.abs(blocks).max(axis=1, keepdims=True) / 127
+    codes = np.rint(blocks / scale)
+    kept = scale.astype(np.float16).astype(np.float64)
+    return np.asarray((codes * np.roll(kept, 1, axis=0)).reshape(x.shape))

@@ -24,7 +24,7 @@ from tests.compare import (
     test_new_mistakes,
     test_recurrent_mistakes,
 )
-from tests.compare.planting import Scene, compute, model_of, write
+from tests.compare.planting import Scene, compute, model_of, previous_scale, write
 from tests.families import TINY, save_tiny
 
 pytest.importorskip("transformers", reason="transformers is a dev dependency")
@@ -157,15 +157,6 @@ def stale_key(s: Scene, position: int, source: int | None) -> Array:
 
 def as_codes(x: Array) -> Array:
     return np.asarray(np.rint(x / (np.abs(x).max(axis=-1, keepdims=True) / 127)))
-
-
-def previous_scale(x: Array) -> Array:
-    """Blocks of 32 in Q8_0, each with the float16 scale of the block before."""
-    blocks = x.reshape(-1, 32)
-    scale = np.abs(blocks).max(axis=1, keepdims=True) / 127
-    codes = np.rint(blocks / scale)
-    kept = scale.astype(np.float16).astype(np.float64)
-    return np.asarray((codes * np.roll(kept, 1, axis=0)).reshape(x.shape))
 
 
 def with_row(s: Scene, row: int, values: Array | float) -> Array:

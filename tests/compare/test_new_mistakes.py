@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.compare.planting import Scene
+from tests.compare.planting import Scene, previous_scale
 from tests.compare.test_mistakes import (
     CAUSAL,
     HERE,
@@ -143,15 +143,6 @@ def attended(s: Scene, v: Array) -> Array:
 def own_values(s: Scene) -> Array:
     a, k, _ = s.heads
     return values_of(s)[:, :: a // k]
-
-
-def previous_scale(x: Array) -> Array:
-    """Blocks of 32 in Q8_0, each with the float16 scale of the block before."""
-    blocks = x.reshape(-1, 32)
-    scale = np.abs(blocks).max(axis=1, keepdims=True) / 127
-    codes = np.rint(blocks / scale)
-    kept = scale.astype(np.float16).astype(np.float64)
-    return np.asarray((codes * np.roll(kept, 1, axis=0)).reshape(x.shape))
 
 
 def stale_key(s: Scene, slot: int, source: int | None) -> Array:

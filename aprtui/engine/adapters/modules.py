@@ -41,6 +41,13 @@ _FUSED = (*_BY_HEAD, "self_attn.qkv_proj", "attn.c_attn", "attn.Wqkv")
 _QKV: tuple[str | tuple[str, ...], ...] = (*_PROJECTIONS, *_FUSED)
 _SHARED = "shared_mlp.input_linear"
 _BLOCK = "shared_transformer"
+_GATED = {  # the modules of an FFN with a gate, by its stages
+    "gate": "gate_proj",
+    "up": "up_proj",
+    "silu": "act_fn",
+    "swigl": "down_proj:input",
+    "out": "down_proj",
+}
 HALVES = {  # gate and up, side by side, of these
     "mlp.gate_up_proj": "ffn",
     _SHARED: "shared_ffn",
@@ -215,13 +222,7 @@ SOURCES = (
     *(
         Source(f"shared_ffn_{stage}", f"mlp.{shared}.{module}")
         for shared in ("shared_expert", "shared_experts", "shared_mlp")
-        for stage, module in {
-            "gate": "gate_proj",
-            "up": "up_proj",
-            "silu": "act_fn",
-            "swigl": "down_proj:input",
-            "out": "down_proj",
-        }.items()
+        for stage, module in _GATED.items()
     ),
     Source("router_logits", "feed_forward.router[0]", beside="feed_forward.router",
            unless="shared_ffn_out"),
@@ -254,13 +255,7 @@ SOURCES = (
     Source("shared_post_norm", "post_feedforward_layernorm_1"),
     *(
         Source(f"shared_ffn_{stage}", f"mlp.{module}", beside="post_feedforward_layernorm_1")
-        for stage, module in {
-            "gate": "gate_proj",
-            "up": "up_proj",
-            "silu": "act_fn",
-            "swigl": "down_proj:input",
-            "out": "down_proj",
-        }.items()
+        for stage, module in _GATED.items()
     ),
     Source("ffn_out", "block_sparse_moe", unless="shared_ffn_out"),
     Source("ffn_post_norm", "post_feedforward_layernorm"),

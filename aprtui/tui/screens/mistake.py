@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from textual import on
@@ -21,7 +20,7 @@ from aprtui.tui.jumps import Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.screens.pair import stage_title
 from aprtui.tui.screens.pair_facts import finding_block
-from aprtui.tui.screens.sides import Sides, SidesScreen
+from aprtui.tui.screens.sides import OneStageScreen, Sides
 from aprtui.tui.widgets.blocks import Block, BlockPane, wrapped
 from aprtui.tui.widgets.pair_preview import LEAST_LINES, PairPreview
 
@@ -36,7 +35,7 @@ def has_page(found: Bisected | None, key: StageKey) -> bool:
     return finding is not None and finding.mistake in pages()
 
 
-class MistakeScreen(SidesScreen):
+class MistakeScreen(OneStageScreen):
     """Opened from a culprit; ``open_pair`` shows both sides of a stage. n and N step through the
     culprits that have a name. Where the page leaves room, the stage's pair is drawn below it."""
 
@@ -54,9 +53,8 @@ class MistakeScreen(SidesScreen):
         results: Mapping[StageKey, PairResult],
         open_pair: Callable[[StageKey], None],
     ) -> None:
-        super().__init__()
-        self.found, self.key = found, key
-        self._sides, self._open_pair = sides, open_pair
+        super().__init__(sides, key)
+        self.found, self._open_pair = found, open_pair
         self._pairs, self._results = pairs, results
         self.page = BlockPane(id="mistakepage")
         self.preview = PairPreview(id="pairpreview")
@@ -75,7 +73,7 @@ class MistakeScreen(SidesScreen):
         at = self._named.index(self.key) + 1
         finding = self.found.findings[self.key]
         self.set_title(f"{stage_title(self.key)} · {finding.mistake} · {at} of {len(self._named)}")
-        self.page.border_title = pages()[finding.mistake].title.replace("[", r"\[")
+        self.page.name_it(pages()[finding.mistake].title)
         self.page.show(self._blocks())
         self._make_room()
         if self.page.can_focus:
@@ -106,17 +104,6 @@ class MistakeScreen(SidesScreen):
         return [key for key in self.found.culprits if has_page(self.found, key)]
 
     # Places.
-
-    @property
-    def sides(self) -> Sides:
-        return self._sides
-
-    @property
-    def stage_here(self) -> StageKey:
-        return self.key
-
-    def find_model(self) -> Path:
-        return self._sides.model()
 
     def here(self) -> Jump:
         """The culprit: that is where one comes back to."""

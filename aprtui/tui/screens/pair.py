@@ -26,7 +26,7 @@ from aprtui.tui.keys import bindings
 from aprtui.tui.messages import LoadFailed
 from aprtui.tui.pair_view import SORTS, SPANS, Difference, PairView, view_of
 from aprtui.tui.paths import meant
-from aprtui.tui.screens.sides import Sides, SidesScreen
+from aprtui.tui.screens.sides import OneStageScreen, Sides
 from aprtui.tui.source import name_of
 from aprtui.tui.widgets.lines import Part, PartLine, RowList
 from aprtui.tui.widgets.pair_pane import PairPicture, WorstList
@@ -44,7 +44,7 @@ class PairReady(Message):
     view: PairView
 
 
-class PairScreen(SidesScreen):
+class PairScreen(OneStageScreen):
     """Opened from the grid; n and N step through the pairs without going back."""
 
     mode = "diff"
@@ -61,10 +61,9 @@ class PairScreen(SidesScreen):
         sides: Sides,
         findings: Mapping[StageKey, Finding] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(sides, key)
         self.findings = findings or {}  # of a bisection, where one was run
-        self.pairs, self.results, self.key = pairs, results, key
-        self._sides = sides
+        self.pairs, self.results = pairs, results
         self.verdict = PartLine(id="verdict")
         self.head = PartLine(id="pairhead")
         self.picture = PairPicture(id="shared")
@@ -195,17 +194,6 @@ class PairScreen(SidesScreen):
             self.grids["a"].focus()
 
     # Places.
-
-    @property
-    def sides(self) -> Sides:
-        return self._sides
-
-    @property
-    def stage_here(self) -> StageKey:
-        return self.key
-
-    def find_model(self) -> Path:
-        return self._sides.model()
 
     def here(self) -> Jump:
         return Jump("pair", self._sides.both, self.key)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aprtui.compare.bisection import Bisection
     from aprtui.formats.tracedir import StageKey
 
-__all__ = ["Sides", "SidesScreen"]
+__all__ = ["OneStageScreen", "Sides", "SidesScreen"]
 
 
 @dataclass(frozen=True)
@@ -143,3 +143,22 @@ class SidesScreen(BaseScreen):
                             thread=True, group="report")  # fmt: skip
         if purpose == "weight" and text and self.stage_here is not None:
             self.app.jump(Jump("model", (meant(text),), self.stage_here))
+
+
+class OneStageScreen(SidesScreen):
+    """One over a comparison that was begun elsewhere, of the stage ``key``."""
+
+    def __init__(self, sides: Sides, key: StageKey) -> None:
+        super().__init__()
+        self._sides, self.key = sides, key
+
+    @property
+    def sides(self) -> Sides:
+        return self._sides
+
+    @property
+    def stage_here(self) -> StageKey:
+        return self.key
+
+    def find_model(self) -> Path:
+        return self._sides.model()
