@@ -234,7 +234,8 @@ def _narrow_frequencies(model: Any) -> None:
 
 
 HONEST: dict[str, tuple[str, Plant, str, str]] = {
-    "falcon-alibi": ("falcon-alibi", _alibi_once, "attn_scores", "a bias added before the rounding"),
+    "falcon-alibi": (
+        "falcon-alibi", _alibi_once, "attn_scores", "a bias added before the rounding"),
     "frequencies": (
         "qwen2", _narrow_frequencies, "k_post_rope", "RoPE's frequencies in bfloat16"),
 }  # fmt: skip
