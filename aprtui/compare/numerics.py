@@ -41,6 +41,7 @@ from aprtui.graph.ops import (
     SharedRope,
 )
 from aprtui.graph.recurrent import ChannelScan, Decay
+from aprtui.text import count
 
 __all__ = [
     "Numerics",
@@ -67,11 +68,13 @@ class Numerics:
     """One honest way to compute: how the stage rounds, and the type its output was rounded to.
 
     ``ties``: how many activations inside the experts lay next to a tie and went the other way.
+    ``other_keys``: at how many positions others of the keys with equal scores were chosen.
     """
 
     how: Arithmetic = EXACT
     output: str = ""
     ties: int = 0
+    other_keys: int = 0
 
     def text(self, partners: str = "their weights' partner types") -> str:
         """What a report says: "activations rounded to Q8_K"; plain agreement is "float32".
@@ -92,6 +95,10 @@ class Numerics:
             words.append(f"{_TYPES[self.output]} rounding of inputs and outputs")
         if self.ties:
             words.append(f"{self.ties} tie{'s' * (self.ties > 1)} inside the other way")
+        if self.other_keys:
+            words = words or ["float32"]
+            chosen = count(self.other_keys, "position")
+            words.append(f"others of the keys with equal scores chosen at {chosen}")
         return ", ".join(words) or "float32"
 
     def _of_weights(self) -> Iterator[str]:

@@ -368,7 +368,10 @@ def _check_choices(job: TraceJob) -> None:
     if job.logits not in ("last", "all"):
         raise UsageError(f"--logits {clean(job.logits)!r}", hint="last or all")
     if job.kv and job.kv not in KV_TYPES:
-        raise UsageError(f"--kv {clean(job.kv)!r}", hint=f"one of {', '.join(KV_TYPES)}")
+        raise UsageError(
+            f"unknown type of keys and values {clean(job.kv)!r}",
+            hint=f"one of {', '.join(KV_TYPES)}",
+        )
     devices = device_names(job.device)
     if job.resident and devices != ("auto",):
         check_resident(devices[0])

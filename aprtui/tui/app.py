@@ -356,7 +356,7 @@ class AprtuiApp(App[int]):
         if to.screen == "model":
             return ModelScreen(to.paths[0], to)
         if to.screen == "models":
-            return ModelsScreen(to.paths[0], to.paths[1])
+            return ModelsScreen(to.paths[0], to.paths[1], at=to)
         if to.screen == "home":
             return HomeScreen(to.paths[0])
         return DiffScreen(to.paths[0], to.paths[1], self.model, to)

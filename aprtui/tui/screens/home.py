@@ -381,7 +381,7 @@ class HomeScreen(BaseScreen):
             known = row.known
             what = f", {count(known.files, 'file')}, {size(known.size_bytes)}" if known else ""
             self._doomed = row
-            self.ask(f"y deletes {row.name}{what}; anything else keeps it", "delete", how="")
+            self.ask(f"y and enter delete {row.name}{what}; esc keeps it", "delete", how="")
 
     def answered(self, purpose: str, text: str) -> None:
         row = self.list.current

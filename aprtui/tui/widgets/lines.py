@@ -371,6 +371,8 @@ class RowList(Lines):
             row = self.first + place.y - self.head_height
             if row < self.row_count():
                 self.move_to(row)
+                if event.chain == 2:
+                    self.action_open()
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
         event.stop()
