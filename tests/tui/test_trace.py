@@ -225,8 +225,8 @@ runs = pathlib.Path({str(tmp_path / "runs")!r})
 runs.mkdir(exist_ok=True)
 number = len(list(runs.iterdir()))
 (runs / f"{{number}} {{json.loads(sys.argv[1])['overwrite']}}").touch()
-stage(0, "embedding", 1)
 signal.signal(signal.SIGTERM, lambda *_: None)
+stage(0, "embedding", 1)
 while number == 0 and not os.path.exists({str(tmp_path / "mark")!r}):
     time.sleep(0.01)
 say(event="done", directory="/nowhere/t-trace", files=1, written_bytes=100, elapsed_s=0.6,

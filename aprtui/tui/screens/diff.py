@@ -364,8 +364,8 @@ class DiffScreen(GridScreen):
             idle |= {"diff-pass", "diff-pass-back"}
         if self.found is None:
             idle.add("local-error")
-        if self.first is None:
-            idle |= {"first-divergence", "next-divergence", "previous-divergence"}
+        if self.first is None or self.first.key == self.current:
+            idle.add("first-divergence")
         return super().idle_keys() | idle
 
     @on(ModelFound)
