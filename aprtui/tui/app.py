@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rich.console import RenderableType
+from textual._compositor import CompositorUpdate
 from textual.app import App, ScreenStackError
 from textual.binding import BindingType
 from textual.command import Provider
@@ -29,6 +31,7 @@ from aprtui.tui.keys import bindings, keys_at, remapped, shown
 from aprtui.tui.opened import Opened
 from aprtui.tui.screens.base import MODES, BaseScreen, outliving
 from aprtui.tui.screens.sides import Sides, SidesScreen
+from aprtui.tui.sent import Sent
 from aprtui.tui.session import recall_theme, remember_theme
 
 if TYPE_CHECKING:
@@ -75,12 +78,26 @@ class AprtuiApp(App[int]):
         self._trail: list[str] = []
         self._jumps = Jumps()
         self._harmless = Harmless()
+        self._sent = Sent()
         self.unforeseen: list[AprtuiError] = []  # faults of ours that the app outlived
         self.ended_by: AprtuiError | None = None  # the one that it did not
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """What every line of every widget goes through on its way to the terminal."""
         return [self._harmless, *super().get_line_filters()]
+
+    def _display(self, screen: Screen[Any], renderable: RenderableType | None) -> None:
+        if isinstance(renderable, CompositorUpdate):
+            renderable = self._sent.rest_of(renderable)
+        super()._display(screen, renderable)
+
+    def on_resize(self) -> None:
+        self._sent.forget()
+
+    def action_redraw(self, _: object = None) -> None:
+        """Send all of the screen: another program may have written over it."""
+        self._sent.forget()
+        self.screen.refresh()
 
     def on_mount(self) -> None:
         environment = dict(os.environ) | ({"NO_COLOR": "1"} if self.no_color else {})
@@ -91,6 +108,7 @@ class AprtuiApp(App[int]):
         if not self.is_headless:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 asyncio.get_running_loop().add_signal_handler(number, self._end_by, number)
+        self.app_resume_signal.subscribe(self, self.action_redraw)
         self._open_first()
 
     def _end_by(self, number: signal.Signals) -> None:

@@ -101,6 +101,8 @@ KEYS: tuple[Key, ...] = (
     Key("bookmarks", ("'",), "screen.bookmarks", "anywhere", "",
         "the places that were marked: go to one"),
     Key("go-home", ("~",), "go_home", "anywhere", "", "Home: models and traces below the folder"),
+    Key("redraw", ("ctrl+l",), "redraw", "anywhere", "",
+        "draw all of it again, where something has written over it"),
     Key("theme", ("f2",), "next_theme", "anywhere", "", "dark, light or the terminal's colours"),
 
     Key("down", ("j", "down"), "down", "move", "", "down"),

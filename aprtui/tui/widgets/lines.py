@@ -107,19 +107,20 @@ def joined(segments: Iterable[Segment]) -> list[Segment]:
     Every change of style is twenty bytes or more on the way to the terminal.
     """
     found: list[Segment] = []
-    for segment in segments:
-        last = found[-1] if found else None
-        if last is not None and (last.style == segment.style or _blank_after(last, segment)):
-            found[-1] = Segment(last.text + segment.text, last.style)
+    before, style = "", None
+    for text, other, _ in segments:
+        if before and (style is other or style == other or _blank_after(style, text, other)):
+            before += text
+            found[-1] = Segment(before, style)
         else:
-            found.append(segment)
+            before, style = text, other
+            found.append(Segment(text, other))
     return found
 
 
-def _blank_after(before: Segment, blank: Segment) -> bool:
-    """Whether ``blank`` looks the same in the style of ``before``."""
-    one, other = before.style, blank.style
-    if one is None or other is None or blank.text.strip(" "):
+def _blank_after(one: Style | None, text: str, other: Style | None) -> bool:
+    """Whether ``text`` is blank and looks the same in the style of what stands before it."""
+    if one is None or other is None or text.strip(" "):
         return False
     ground = one.bgcolor == other.bgcolor and not (one.reverse or other.reverse)
     return ground and not (one.underline or other.underline)
