@@ -66,7 +66,7 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
     first: Fit | None = None
     best: Fit | None = None
     for numerics in numerics_of(case, likely):
-        if numerics.how.frequencies and best is not None and _inside(best, case):
+        if _narrow_angles(numerics, case) and best is not None and _inside(best, case):
             break  # what is cheaper explains it
         made = _run(case, numerics.how)
         if made is None:
@@ -95,6 +95,11 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
         best.made,
         best.numerics.how,
     )
+
+
+def _narrow_angles(numerics: Numerics, case: Case) -> bool:
+    """Whether RoPE's frequencies are in 16 bits, or its tables in others than B's own."""
+    return bool(numerics.how.frequencies) or numerics.how.tables not in ("", case.rounded)
 
 
 def _inside(fit: Fit, case: Case) -> bool:
