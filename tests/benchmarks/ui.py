@@ -101,7 +101,7 @@ def diff_keys(folder: Path) -> Iterator[Row]:
     """The cursor over 10,000 pairs: each move draws the facts of another pair, as a page does."""
     trace = many_files(folder / "many")
     with in_terminal(str(trace), str(trace)) as terminal:
-        terminal.until_text("10,000 of 10,000 pairs")
+        terminal.until_text("10,000 of 10,000 pairs", within_s=600)
         terminal.until_quiet()
         yield from moves(terminal, "diff, cursor in the grid", "l", "h", 15_000)
         yield from moves(terminal, "diff, page of the grid", "\x04", "\x15", 15_000)
