@@ -30,6 +30,7 @@ from aprtui.tui.opened import Opened
 from aprtui.tui.screens.base import MODES, BaseScreen, outliving
 from aprtui.tui.screens.sides import Sides, SidesScreen
 from aprtui.tui.session import recall_theme, remember_theme
+from aprtui.tui.widgets.lines import LINE_STYLES
 
 if TYPE_CHECKING:
     from aprtui.formats.tracedir import StageKey
@@ -55,6 +56,7 @@ class AprtuiApp(App[int]):
 
     CSS_PATH = "theme.tcss"
     TITLE = "aprtui"
+    COMPONENT_CLASSES: ClassVar[set[str]] = LINE_STYLES
     COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {KeyCommands}
     BINDINGS: ClassVar[list[BindingType]] = bindings("anywhere")  # type: ignore[assignment]
 
@@ -87,6 +89,7 @@ class AprtuiApp(App[int]):
         chosen = recall_theme(self.config.theme)
         wanted = chosen or self.config.theme or os.environ.get("TEXTUAL_THEME", "")
         self.theme = wanted if wanted in self.available_themes else theme_for(environment)
+        self.set_class(self.no_color, "no-color")
         self.set_keymap(self.config.keys)
         if not self.is_headless:
             for number in (signal.SIGTERM, signal.SIGHUP):

@@ -19,6 +19,7 @@ from aprtui.tui.keys import bindings
 from aprtui.tui.widgets.palette import INF, palette_of
 
 __all__ = [
+    "LINE_STYLES",
     "Lines",
     "Part",
     "PartLine",
@@ -33,6 +34,9 @@ __all__ = [
 Part = tuple[str, str]  # text, and the name of a style: "", "dim", "accent", "good", ...
 
 _STYLES = ("dim", "head", "accent", "good", "warn", "bad", "cursor", "cursor-blur", "a", "b", "d")
+LINE_STYLES = {f"lines--{name}" for name in _STYLES}
+"""The app's component classes. They look alike in every view: each view's own would be most of
+what Textual does as a screen opens."""
 
 
 def fit(text: str, width: int) -> str:
@@ -128,8 +132,6 @@ def _blank_after(before: Segment, blank: Segment) -> bool:
 class Lines(Widget, can_focus=True):
     """A view that draws any line on demand from ``(text, style name)`` parts."""
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {f"lines--{name}" for name in _STYLES}
-
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self._known_styles: dict[str, Style] = {}
@@ -167,7 +169,7 @@ class Lines(Widget, can_focus=True):
         """The style of that name alone, to be laid over another."""
         known = self._known_styles.get(f"over {name}")
         if known is None:
-            known = self.get_component_rich_style(f"lines--{name}", partial=True)
+            known = self.app.get_component_styles(f"lines--{name}").partial_rich_style
             self._known_styles[f"over {name}"] = known
         return known
 
