@@ -12,6 +12,7 @@ from aprtui.compare.case import Case
 from aprtui.compare.fits import Fit, fit_part
 from aprtui.compare.localerror import LocalError, row_norms
 from aprtui.compare.numerics import Numerics, limits_of, numerics_of, written_before
+from aprtui.compare.tied_keys import with_tied_keys, wrong_keys
 from aprtui.engine.replay import (
     EXACT,
     UNROUNDED,
@@ -65,14 +66,15 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
     first: Fit | None = None
     best: Fit | None = None
     for numerics in numerics_of(case, likely):
-        if numerics.how.frequencies and best is not None and _inside(best, case):
+        if _narrow_angles(numerics, case) and best is not None and _inside(best, case):
             break  # what is cheaper explains it
         made = _run(case, numerics.how)
         if made is None:
             continue
         error = case.error(made, numerics.output)
-        if isinstance(case.op, Experts) and not error.within(case.limits):
-            made, numerics = _with_ties(case, made, numerics)
+        if not error.within(case.limits):
+            mend = _with_ties if isinstance(case.op, Experts) else with_tied_keys
+            made, numerics = mend(case, made, numerics)
             error = case.error(made, numerics.output)
         fit = Fit(error, made, numerics)  # the others are let go: they can be large
         first = first or fit
@@ -93,6 +95,11 @@ def explain(case: Case, likely: Sequence[Numerics] = ()) -> Explanation:
         best.made,
         best.numerics.how,
     )
+
+
+def _narrow_angles(numerics: Numerics, case: Case) -> bool:
+    """Whether RoPE's frequencies are in 16 bits, or its tables in others than B's own."""
+    return bool(numerics.how.frequencies) or numerics.how.tables not in ("", case.rounded)
 
 
 def _inside(fit: Fit, case: Case) -> bool:
@@ -175,7 +182,7 @@ def _explain_choice(case: Case) -> Explanation:
         ids = case.replay.run(case.node, (logits,), how)
         scores = case.replay.choice_scores(case.node, logits)
         if isinstance(case.op, ChooseKeys):
-            wrong = _wrong_keys(case.y, ids, scores)
+            wrong = wrong_keys(case, case.node, ids, scores)
         else:
             wrong = _wrong_ids(case.y, scores, ids.shape[1])
         tried.append((_ids_error(wrong), ids, Numerics(how)))
@@ -208,18 +215,6 @@ def _wrong_ids(y: Float64, scores: Float64, rank: int) -> npt.NDArray[np.bool_]:
     best = -np.sort(-scores, axis=1)[:, :rank]
     twice = np.array([[row[:i].tolist().count(row[i]) > 0 for i in range(rank)] for row in ids])
     return np.asarray(~valid | twice | (np.abs(chosen - best) > 1e-5 * np.maximum(1, abs(best))))
-
-
-def _wrong_keys(y: Float64, right: Float64, scores: Float64) -> npt.NDArray[np.bool_]:
-    """Which captured choices of keys [1,T,T] are not those of the largest scores, ties (to 1e-5 of
-    the row's largest) allowed."""
-    taken, best, valid = y == 1, right == 1, (y == 0) | (y == 1)
-    shown = np.isfinite(scores)
-    near = 1e-5 * np.abs(np.where(shown, scores, 0.0)).max(-1, keepdims=True)
-    least = np.where(best, scores, np.inf).min(-1, keepdims=True)
-    tied = shown & (np.abs(scores - least) <= near)
-    many = taken.sum(-1, keepdims=True) != best.sum(-1, keepdims=True)
-    return np.asarray(~valid | ((taken != best) & (~tied | many)))
 
 
 def _ids_error(wrong: npt.NDArray[np.bool_]) -> LocalError:

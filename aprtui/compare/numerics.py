@@ -41,6 +41,7 @@ from aprtui.graph.ops import (
     SharedRope,
 )
 from aprtui.graph.recurrent import ChannelScan, Decay
+from aprtui.text import count
 
 __all__ = [
     "Numerics",
@@ -67,11 +68,13 @@ class Numerics:
     """One honest way to compute: how the stage rounds, and the type its output was rounded to.
 
     ``ties``: how many activations inside the experts lay next to a tie and went the other way.
+    ``other_keys``: at how many positions others of the keys with equal scores were chosen.
     """
 
     how: Arithmetic = EXACT
     output: str = ""
     ties: int = 0
+    other_keys: int = 0
 
     def text(self, partners: str = "their weights' partner types") -> str:
         """What a report says: "activations rounded to Q8_K"; plain agreement is "float32".
@@ -92,6 +95,10 @@ class Numerics:
             words.append(f"{_TYPES[self.output]} rounding of inputs and outputs")
         if self.ties:
             words.append(f"{self.ties} tie{'s' * (self.ties > 1)} inside the other way")
+        if self.other_keys:
+            words = words or ["float32"]
+            chosen = count(self.other_keys, "position")
+            words.append(f"others of the keys with equal scores chosen at {chosen}")
         return ", ".join(words) or "float32"
 
     def _of_weights(self) -> Iterator[str]:
@@ -132,7 +139,7 @@ class Numerics:
         if how.numbers:
             yield f"its factor in {_TYPES[how.weights]}"
         if how.fused_bias:
-            yield "a bias added before the product was rounded"
+            yield "a bias added before the rounding"
         if how.tables:
             yield f"RoPE tables in {_TYPES[how.tables]}"
         if how.frequencies:
@@ -185,8 +192,8 @@ def numerics_of(case: Case, likely: Sequence[Numerics] = ()) -> Iterator[Numeric
     """Every honest way to compute the whole of a stage that is not one product: plain first, then
     ``likely``, those that explained such stages before, where they apply.
 
-    Then RoPE's frequencies in 16 bits, and last the type that the output was not rounded to: a few
-    bits fit the other by chance."""
+    Then RoPE's frequencies or tables in 16 bits, and last the type that the output was not rounded
+    to: a few bits fit the other by chance."""
     kinds = ("", case.rounded) if case.rounded else ("",)
     found = [Numerics(how, output) for output in kinds for how in _arithmetics(case, output)]
     found += [*_of_narrow_angles(case, found)]
@@ -199,15 +206,27 @@ def numerics_of(case: Case, likely: Sequence[Numerics] = ()) -> Iterator[Numeric
 
 def _of_narrow_angles(case: Case, found: Sequence[Numerics]) -> Iterator[Numerics]:
     """The ways of ``found`` by an engine that keeps RoPE's frequencies in the type of its own
-    numbers, or of its file's where it computes in float32."""
+    numbers, or of its file's where it computes in float32; of a rotation also in the other type of
+    16 bits, and its tables in either."""
     if not has(case, Rope, SharedRope):
         return
-    for kind in (case.rounded,) if case.rounded else _UNITS:
-        others = _UNITS.keys() - {kind}
-        for each in found:
-            how = each.how
-            if not others & {how.stage, how.product, how.weights}:
-                yield replace(each, how=replace(how, frequencies=kind))
+    own = (case.rounded,) if case.rounded else tuple(_UNITS)
+    for kind in own:
+        for each in _of_one_type(found, kind):
+            yield replace(each, how=replace(each.how, frequencies=kind))
+    if has(case, Scores):
+        return  # so many ways would take long
+    for kind in _UNITS:
+        for each in _of_one_type(found, case.rounded or kind):
+            if kind not in own:
+                yield replace(each, how=replace(each.how, frequencies=kind))
+            yield replace(each, how=replace(each.how, tables=kind))
+
+
+def _of_one_type(found: Sequence[Numerics], kind: str) -> Iterator[Numerics]:
+    """Those that round to no other type of 16 bits."""
+    others = _UNITS.keys() - {kind}
+    return (n for n in found if not others & {n.how.stage, n.how.product, n.how.weights})
 
 
 def has(case: Case, *operations: type[Op]) -> bool:
@@ -268,6 +287,8 @@ def _in_type(case: Case, kind: str, products: bool, output: str) -> Iterator[Ari
     if output or any(node.op.weights for node in case.chain):
         yield Arithmetic(product=product, weights=kind)  # one rounding of all, biases included
     if not output:
+        if any(isinstance(node.op, Scores) and node.op.alibi for node in case.chain):
+            yield Arithmetic(stage=kind, fused_bias=True)  # transformers' falcon
         if has(case, Decay):  # transformers' Kimi Linear
             yield Arithmetic(product=product, weights=kind, stage=kind, addends=True)
         if any(isinstance(node.op, STEPS) for node in case.between):  # what they make is rounded

@@ -30,6 +30,7 @@ from aprtui.compare.noise import TYPES, Noise, as_noise
 from aprtui.compare.numerics import Numerics
 from aprtui.compare.padding import without_padding
 from aprtui.compare.spans import ExactTypes, may_be_rounding
+from aprtui.compare.tied_keys import why_untold
 from aprtui.engine.replay import Replay, representable
 from aprtui.errors import BadFileError
 from aprtui.formats.tracedir import StageKey, TraceDir
@@ -237,6 +238,8 @@ class Worker:
         elif doubt := self._doubt(*case.chain):
             away = found.residual if found.residual.born else found.plain
             self._skip(node.key, f"local error {away.rel_l2:.1e}, but {doubt}")
+        elif untold := why_untold(case, found):
+            self._skip(node.key, untold)
         else:
             self._culprit(case, found, inherited, "" if noise is None else noise.against)
 

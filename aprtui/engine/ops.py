@@ -437,7 +437,7 @@ def score_block(
     if op.cap is not None:
         made = ar.cut(ar.map(torch.tanh, ar.cut(ar.cut(made) / op.cap))) * op.cap
     made = made.reshape(q.shape[1], queries, keys)
-    made = made if biases is None else ar.cut(made) + ar.step(biases)
+    made = made if biases is None else ar.unbiased(made) + ar.step(biases)
     return made.masked_fill(~seen, 0.0)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from aprtui.compare.bisect import bisect
 from aprtui.compare.bisection import Bisection
+from aprtui.compare.worker import Options
 from aprtui.graph.rope import RopeTable
 from tests.compare.planting import TOKENS, Plant, Scene, compute, model_of, write
 from tests.support import FIXTURES, needs_fixtures
@@ -27,6 +28,7 @@ MODELS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "adjacent": ("llama-q4_k_m.gguf", (("rope_scaling", "llama3:8:1:4:16"),)),
 }
 Q, K = "layer-1/q_post_rope", "layer-1/k_post_rope"
+ROTATED = Options(("q_post_rope",), (1,))
 
 
 def exact(x: Array) -> Array:
@@ -56,12 +58,13 @@ def turned(
     kept: Kept,
     *,
     out: Kept = exact,
+    tables: Kept = exact,
     theta: float | None = None,
     scaled: bool = True,
     divided: float = 1.0,
 ) -> Plant:
-    """The rotation by frequencies that were kept so, of another base, without their scaling, or
-    with one that the model does not have."""
+    """The rotation by frequencies and ``tables`` that were kept so, of another base, without their
+    scaling, or with one that the model does not have."""
 
     def plant(scene: Scene) -> Array:
         heads, table = scene.own.heads, scene.own.table
@@ -73,17 +76,21 @@ def turned(
         one, two = (x[..., :half], x[..., half:]) if halves else (x[..., ::2], x[..., 1::2])
         made = np.empty_like(x)
         first, second = (np.s_[:half], np.s_[half:]) if halves else (np.s_[::2], np.s_[1::2])
-        made[..., first] = one * np.cos(angle) - two * np.sin(angle)
-        made[..., second] = two * np.cos(angle) + one * np.sin(angle)
+        cos, sin = tables(np.cos(angle)), tables(np.sin(angle))
+        made[..., first] = one * cos - two * sin
+        made[..., second] = two * cos + one * sin
         return out(made)
 
     return plant
 
 
-def found(root: Path, pairs: str, plants: dict[str, Plant]) -> Bisection:
+def found(
+    root: Path, pairs: str, plants: dict[str, Plant], options: Options | None = None
+) -> Bisection:
     name, overrides = MODELS[pairs]
     model = model_of(FIXTURES / "models" / name, overrides)
-    return bisect(model, write(root / "t", compute(model, plants)), tokens=TOKENS)
+    trace = write(root / "t", compute(model, plants))
+    return bisect(model, trace, tokens=TOKENS, options=options)
 
 
 def by(bisection: Bisection, name: str) -> str:
@@ -108,6 +115,25 @@ def test_also_where_the_output_has_16_bits(pairs: str, kind: str, tmp_path: Path
     bisection = found(tmp_path, pairs, {Q: plant})
     assert bisection.culprits == ()
     assert f"RoPE's frequencies in {kind}" in by(bisection, Q)
+
+
+ENGINES: dict[str, Kept] = {"float32": exact, **KEPT}
+
+
+@pytest.mark.parametrize("what", ["frequencies", "tables"])
+@pytest.mark.parametrize("kind", KEPT)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_table_of_16_bits_is_honest_in_an_engine_of_any_type(
+    engine: str, kind: str, what: str, tmp_path: Path
+) -> None:
+    """Its own type or the other one of 16 bits, as of a model that was cast twice."""
+    kept, out = KEPT[kind], ENGINES[engine]
+    plant = turned(kept, out=out) if what == "frequencies" else turned(exact, tables=kept, out=out)
+    bias: Plant = lambda scene: out(scene.right)  # noqa: E731
+    bisection = found(tmp_path, "halves", {"layer-1/qkv_bias": bias, Q: plant}, ROTATED)
+    assert (bisection.culprits, bisection.within, bisection.unmeasured) == ((), (), ())
+    named = "RoPE's frequencies" if what == "frequencies" else "RoPE tables"
+    assert f"{named} in {kind}" in by(bisection, Q)
 
 
 @pytest.mark.parametrize("pairs", MODELS)

@@ -207,3 +207,47 @@ def test_that_transformers_adds_falcons_alibi_twice_is_found(
     named = [each.mistake for each in found.culprits if each.mistake is not None]
     assert {(each.id, each.parameters["factor"]) for each in named} == {("alibi_scaled", 2.0)}
     assert len(named) == 3 and not found.unmeasured
+
+
+def _alibi_once(model: Any) -> None:
+    """falcon's eager attention without the biases that its mask holds in 5.24."""
+    for block in model.transformer.h:
+        right = block.self_attention.forward
+
+        def forward(*given: Any, attention_mask: Any, right: Any = right, **named: Any) -> Any:
+            hidden = torch.where(attention_mask < -1e3, attention_mask, 0.0)
+            return right(*given, attention_mask=hidden, **named)
+
+        block.self_attention.forward = forward
+
+
+def _narrow_frequencies(model: Any) -> None:
+    """As a model cast whole to bfloat16 keeps them, which then computes in another type."""
+    turns = model.model.rotary_emb
+    right = turns.forward
+
+    def forward(*given: Any, **named: Any) -> Any:
+        turns.inv_freq = turns.inv_freq.bfloat16().float()
+        return right(*given, **named)
+
+    turns.forward = forward
+
+
+HONEST: dict[str, tuple[str, Plant, str, str]] = {
+    "falcon-alibi": (
+        "falcon-alibi", _alibi_once, "attn_scores", "a bias added before the rounding"),
+    "frequencies": (
+        "qwen2", _narrow_frequencies, "k_post_rope", "RoPE's frequencies in bfloat16"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", HONEST)
+def test_what_rounds_elsewhere_in_16_bits_is_cleared(
+    case: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, way, stage, told = HONEST[case]
+    found = found_in(family, way, tmp_path, monkeypatch, dtype)
+    assert found.culprits == () and not found.unmeasured
+    by = [each.by for each in found.explained if each.key.stage == stage]
+    assert len(by) == 3 and all(told in each for each in by)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from aprtui.formats.tracedir import MANIFEST, SCHEMA, StageKey, open_trace, writ
 from aprtui.tui.pair_view import DECADES, Difference, PairView, view_of
 from aprtui.tui.widgets.bars import profile
 from aprtui.tui.widgets.drift_chart import Drift, DriftChart
-from aprtui.tui.widgets.lines import LINE_STYLES
 
 SHAPE = (70, 1100)  # more than one block of rows
 
@@ -127,8 +125,6 @@ def test_a_profile_shows_every_value_that_is_not_zero_and_keeps_the_largest_of_m
 
 class _Charted(App[None]):
     """A chart of 60 x 8 inside its frame."""
-
-    COMPONENT_CLASSES: ClassVar[set[str]] = LINE_STYLES
 
     def __init__(self, *drifts: Drift) -> None:
         super().__init__()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import StageKey
 from aprtui.tui.trace_cells import Held, Holdings, Look, holdings_of
 from aprtui.tui.widgets.filling import Filling
-from aprtui.tui.widgets.lines import LINE_STYLES
 from aprtui.tui.widgets.palette import HALF, LEVELS
 from tests.tui.support import NARROW, WIDE, settle
 
@@ -78,7 +76,6 @@ def test_a_manifest_says_the_same() -> None:
 
 
 class _Grid(App[int]):
-    COMPONENT_CLASSES: ClassVar[set[str]] = LINE_STYLES
     CSS_PATH = "../../aprtui/tui/theme.tcss"
 
     def compose(self) -> ComposeResult:

@@ -19,7 +19,7 @@ from aprtui.tui.keys import bindings
 from aprtui.tui.widgets.palette import INF, palette_of
 
 __all__ = [
-    "LINE_STYLES",
+    "STYLES",
     "Lines",
     "Part",
     "PartLine",
@@ -33,10 +33,13 @@ __all__ = [
 
 Part = tuple[str, str]  # text, and the name of a style: "", "dim", "accent", "good", ...
 
-_STYLES = ("dim", "head", "accent", "good", "warn", "bad", "cursor", "cursor-blur", "a", "b", "d")
-LINE_STYLES = {f"lines--{name}" for name in _STYLES}
-"""The app's component classes. They look alike in every view: each view's own would be most of
-what Textual does as a screen opens."""
+# The app's, once: as every view's own Textual would work them out for each, at every focus.
+STYLES = frozenset(
+    f"lines--{name}"
+    for name in (
+        "dim", "head", "accent", "good", "warn", "bad", "cursor", "cursor-blur", "a", "b", "d",
+    )
+)  # fmt: skip
 
 
 def fit(text: str, width: int) -> str:
@@ -111,19 +114,20 @@ def joined(segments: Iterable[Segment]) -> list[Segment]:
     Every change of style is twenty bytes or more on the way to the terminal.
     """
     found: list[Segment] = []
-    for segment in segments:
-        last = found[-1] if found else None
-        if last is not None and (last.style == segment.style or _blank_after(last, segment)):
-            found[-1] = Segment(last.text + segment.text, last.style)
+    before, style = "", None
+    for text, other, _ in segments:
+        if before and (style is other or style == other or _blank_after(style, text, other)):
+            before += text
+            found[-1] = Segment(before, style)
         else:
-            found.append(segment)
+            before, style = text, other
+            found.append(Segment(text, other))
     return found
 
 
-def _blank_after(before: Segment, blank: Segment) -> bool:
-    """Whether ``blank`` looks the same in the style of ``before``."""
-    one, other = before.style, blank.style
-    if one is None or other is None or blank.text.strip(" "):
+def _blank_after(one: Style | None, text: str, other: Style | None) -> bool:
+    """Whether ``text`` is blank and looks the same in the style of what stands before it."""
+    if one is None or other is None or text.strip(" "):
         return False
     ground = one.bgcolor == other.bgcolor and not (one.reverse or other.reverse)
     return ground and not (one.underline or other.underline)
@@ -373,6 +377,8 @@ class RowList(Lines):
             row = self.first + place.y - self.head_height
             if row < self.row_count():
                 self.move_to(row)
+                if event.chain == 2:
+                    self.action_open()
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
         event.stop()
