@@ -201,7 +201,8 @@ def _seen(case: Case, made: Float64) -> Iterator[str]:
             queries = np.flatnonzero(mask.any(axis=1))
             keys = np.flatnonzero(mask.any(axis=0))
             yield (
-                f"{_named('key', keys.tolist())} {what} by {count(len(queries), 'query')}, "
+                f"{_named('key', keys.tolist())} {what} by {count(len(queries))} "
+                f"{'query' if len(queries) == 1 else 'queries'}, "
                 f"the first is {int(queries[0])}"
             )
 

@@ -216,9 +216,12 @@ async def test_an_engine_that_dies_is_told_with_the_end_of_its_log(tmp_path: Pat
 
 @pytest.mark.parametrize("first", [(), ("x",)], ids=["it goes on", "it is being stopped"])
 async def test_r_while_a_trace_runs_runs_it_again_when_it_is_over(
-    tmp_path: Path, first: tuple[str, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: tuple[str, ...]
 ) -> None:
     """Asked for while a run goes on, or is being stopped, it is neither lost nor refused."""
+    monkeypatch.setattr(
+        "aprtui.tui.client.STOP_S", 600.0
+    )  # a busy machine does not kill it before "r"
     body = f"""
 import pathlib
 runs = pathlib.Path({str(tmp_path / "runs")!r})
