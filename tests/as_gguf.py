@@ -47,7 +47,8 @@ _COMMON = {
     "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
     "logits_scaling": "logit_scale", "model_max_length": "context_length",
     "num_experts": "expert_count", "num_experts_per_token": "expert_used_count",
-    "num_expert_group": "expert_group_count", "num_shared_experts": "expert_shared_count",
+    "q_lora_rank": "attention.q_lora_rank", "num_expert_group": "expert_group_count",
+    "num_shared_experts": "expert_shared_count",
 }  # fmt: skip
 _EXPERT = re.compile(
     r"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+?)(?:_proj)?\.weight"
@@ -97,7 +98,6 @@ def _of_kimi(config: dict[str, Any]) -> dict[str, Any]:
         "attention.head_count_kv": whole,
         "ssm.conv_kernel": config["linear_conv_kernel_dim"],
         "kda.head_dim": config["linear_head_dim"],
-        "attention.q_lora_rank": config["q_lora_rank"],
         "attention.kv_lora_rank": config["kv_lora_rank"],
         "rope.dimension_count": config["qk_rope_head_dim"],
         "attention.key_length": config["kv_lora_rank"] + config["qk_rope_head_dim"],
@@ -158,6 +158,8 @@ def _tensors(family: str, config: dict[str, Any], stored: dict[str, Array]) -> d
             k_b, v_b = np.split(by_head, [config["qk_nope_head_dim"]], axis=1)
             made[f"blk.{layer}.attn_k_b.weight"] = k_b.swapaxes(1, 2).copy()
             made[f"blk.{layer}.attn_v_b.weight"] = v_b
+        elif re.search(r"block_sparse_moe\.\w+_proj\.", name):  # a dense FFN, in published folders
+            made[name.replace("block_sparse_moe", "mlp")] = values
         elif name.endswith("A_log"):
             made[name] = -np.exp(values)
         elif name.endswith(".dt_bias"):

@@ -1,20 +1,27 @@
-"""A GGUF with other keys than one that is there, by the gguf package: the same tensors."""
+"""A GGUF with other keys than one that is there, or other tensors, by the gguf package."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["add_key", "with_keys"]
 
 
-def with_keys(source: Path, path: Path, keys: Mapping[str, Any]) -> Path:
+def with_keys(
+    source: Path,
+    path: Path,
+    keys: Mapping[str, Any],
+    tensors: Mapping[str, npt.NDArray[np.float32]] = MappingProxyType({}),
+) -> Path:
     """``keys`` without the architecture's name before them, the tokenizer's as they stand; None
-    takes one away."""
+    takes one away. ``tensors``: in place of those of their names, and more."""
     reader = gguf.GGUFReader(source)
     arch = reader.fields["general.architecture"].contents()
     kept = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
@@ -30,7 +37,11 @@ def with_keys(source: Path, path: Path, keys: Mapping[str, Any]) -> Path:
     for name, value in changed.items():
         if value is not None:
             add_key(writer, name, value)
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
     for tensor in reader.tensors:
+        if tensor.name in tensors:
+            continue
         writer.add_tensor(tensor.name, np.asarray(tensor.data), raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

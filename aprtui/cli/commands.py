@@ -6,7 +6,7 @@ import argparse
 import importlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from aprtui.errors import UsageError
@@ -57,6 +57,7 @@ class Value:
     words: tuple[str, ...] = ()
     files: bool = False
     devices: bool = False  # the words are asked for when they are wanted
+    form: str = ""  # of an operand: as a synopsis writes it
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,19 @@ def _with_those_below(
             repeated = isinstance(action, argparse._AppendAction)
             options.append(Option(tuple(action.option_strings), help_text, value, repeated))
         else:
-            operands.append((_value(action), help_text))
+            operands.append((replace(_value(action), form=_form(action)), help_text))
     text, epilog = parser.description or line, parser.epilog or ""
     yield Command(words, line, text, epilog, tuple(options), tuple(operands))
     yield from below
+
+
+def _form(action: argparse.Action) -> str:
+    """How a synopsis writes an operand: ``[OTHER]``, ``FILE ...``."""
+    name = str(action.metavar or action.dest.upper())
+    if "[" in name:
+        return name
+    several = f"{name} ..." if action.nargs in ("*", "+") else name
+    return f"[{several}]" if action.nargs in ("*", "?") else several
 
 
 def _value(action: argparse.Action) -> Value:

@@ -56,7 +56,7 @@ def page() -> str:
 
 
 def _synopsis(command: Command) -> Iterator[str]:
-    operands = " ".join(value.name for value, _ in command.operands)
+    operands = " ".join(value.form or value.name for value, _ in command.operands)
     name = _roff(f"aprtui {command.name}".rstrip())
     yield rf"\fB{name}\fR [OPTION ...] {_roff(operands)}".rstrip()
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from aprtui.engine.adapters import LlamaSettings
+from aprtui.engine.adapters.collected import Collector
 from aprtui.engine.adapters.ggml import Node, Values
 from aprtui.engine.adapters.llamacpp import engine_of, loaded
-from aprtui.engine.adapters.nodes import UNNAMED, Collector, NodeMap
+from aprtui.engine.adapters.nodes import UNNAMED, NodeMap
 from aprtui.engine.module_job import ModulePlan
 from aprtui.engine.modules import Target
 from aprtui.errors import UsageError

@@ -8,6 +8,7 @@ from functools import partial
 
 from aprtui.families import decoder
 from aprtui.families.family import Family
+from aprtui.families.keys import only
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
@@ -93,4 +94,5 @@ FAMILY = Family(
     Table((*WHOLE, *_TENSORS, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *QK_NORM, *DENSE[1:])),
     build,
     Defaults(hf=_HF, gguf={"rope_theta": 1e4}, apr={"rope_theta": 1.2e7, "rms_norm_eps": 1e-5}),
+    published={"post_norm": only(False), "qk_norm": only(True)},
 )

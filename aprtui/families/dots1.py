@@ -6,6 +6,7 @@ from aprtui.families import decoder, routers
 from aprtui.families.decoder import FULL, SLIDING
 from aprtui.families.family import Family
 from aprtui.families.glm4moe import read_sparse_ffn
+from aprtui.families.keys import only
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
@@ -67,4 +68,6 @@ FAMILY = Family(
     Table((*_PARTS, *DENSE, *EXPERTS, *SHARED_EXPERT, *CORRECTION_BIAS)),
     build,
     Defaults(hf=_HF, gguf={"rope_theta": 1e4, "tie_word_embeddings": False}),
+    aliases={"scoring_func": "other.scoring_func"},
+    published={"scoring_func": only("noaux_tc", "sigmoid"), "moe_layer_freq": only(1)},
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aprtui.families import decoder
 from aprtui.families.family import Family
+from aprtui.families.keys import only
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import ATTENTION, DENSE, PRE_NORMS, WHOLE, Table
@@ -37,4 +38,5 @@ FAMILY = Family(
     build,
     Defaults(hf=_HF, gguf={"rope_theta": 1e4}),
     adjacent=True,
+    published={"compression_ratio": only(1.0), "use_rmsnorm": only(True)},
 )

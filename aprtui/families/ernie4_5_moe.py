@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from aprtui.families import decoder, routers
 from aprtui.families.family import Family
+from aprtui.families.keys import only
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
@@ -87,4 +88,7 @@ FAMILY = Family(
     build,
     Defaults(hf=_HF, gguf={"rope_theta": 1e4}),
     adjacent=True,
-)
+    published={
+        "compression_ratio": only(1.0), "use_rmsnorm": only(True), "moe_gate": only("topk"),
+    },
+)  # fmt: skip

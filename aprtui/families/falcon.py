@@ -9,6 +9,7 @@ from dataclasses import replace
 from aprtui.families import classic, decoder
 from aprtui.families.decoder import Frame, Sizes
 from aprtui.families.family import Family
+from aprtui.families.keys import only
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import NORM_BIASES, WHOLE, Table
@@ -94,4 +95,5 @@ FAMILY = Family(
     build,
     Defaults(hf=_HF, gguf={"rope_theta": 1e4}),
     aliases=_ALIASES,
+    published={"apply_residual_connection_post_layernorm": only(False)},
 )  # fmt: skip

@@ -10,6 +10,7 @@ from aprtui.families import decoder
 from aprtui.families.classic import both, in_folder, pass_over, read_real
 from aprtui.families.family import Family
 from aprtui.families.granitemoehybrid import MAMBA, read_inner_scan
+from aprtui.families.keys import anything, only
 from aprtui.families.mamba2 import read_gguf_scan, scan_tensors
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
@@ -133,4 +134,8 @@ FAMILY = Family(
     )),
     build,
     Defaults(hf=_HF, gguf={"rope_theta": 1e4}),
+    published={
+        "attn_layer_indices": only(None), "mamba_use_mlp": only(True),
+        "mlp_expansion_factor": anything,
+    },
 )  # fmt: skip

@@ -6,6 +6,7 @@ from __future__ import annotations
 from aprtui.families import decoder, gemma
 from aprtui.families.decoder import Frame
 from aprtui.families.family import Family
+from aprtui.families.keys import anything
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
@@ -78,4 +79,5 @@ FAMILY = Family(
             "score_softcap": 50.0, "logit_softcap": 30.0,
         },
     ),
+    published={"sliding_window_size": anything},
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aprtui.families import classic, gpt2
 from aprtui.families.family import Family
+from aprtui.families.keys import anything
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import NORM_BIASES, WHOLE, Table
 from aprtui.graph import Graph
@@ -21,6 +22,11 @@ def build(s: Settings) -> Graph:
     return gpt2.build_gpt(s, 1 if one else 0)
 
 
+_UNREAD = (
+    "inference_runner", "max_batch_size", "max_sequence_length", "pad_key_length",
+    "pre_allocate_kv_cache", "validate_runner_input",
+)  # fmt: skip
+
 FAMILY = Family(
     Table((
         *WHOLE, NORM_BIASES[-1], gpt2.POSITIONS, *classic.both("attn_norm", "ln_1", "attn_norm"),
@@ -31,4 +37,5 @@ FAMILY = Family(
     build,
     Defaults(hf=_HF),
     aliases=gpt2.ALIASES,
+    published=dict.fromkeys(_UNREAD, anything),
 )  # fmt: skip

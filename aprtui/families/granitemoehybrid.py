@@ -9,6 +9,7 @@ from functools import partial
 from aprtui.families import decoder, granite
 from aprtui.families.classic import in_folder, pass_over
 from aprtui.families.family import Family
+from aprtui.families.keys import only
 from aprtui.families.mamba2 import check_chunk, read_gguf_scan, read_limits, scan_tensors
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
@@ -141,5 +142,6 @@ FAMILY = Family(
     build,
     Defaults(hf=_HF, gguf={**granite.GGUF, "logit_scale": 1.0}),
     aliases={"layers_block_type": "layer_types"},
+    published={"normalization_function": only("rmsnorm")},
     adjacent_in_gguf=True,
 )  # fmt: skip

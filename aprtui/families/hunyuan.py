@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from aprtui.families import decoder
 from aprtui.families.family import Family
+from aprtui.families.keys import anything, only
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
@@ -77,9 +78,34 @@ _QK_NORM = tuple(
 _ROUTER = layer_tensor("router", "mlp.gate.wg.weight")
 _PARTS = (*WHOLE, *PRE_NORMS, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *_QK_NORM)
 _GGUF = {"rope_theta": 1e4}
-FAMILY = Family(Table((*_PARTS, *DENSE)), lambda s: _build(s, _ffn), Defaults(hf=_HF, gguf=_GGUF))
+_TOKENS = ("im_end_id", "im_newline_id", "im_start_id", "mask_init_id", "text_end_id",
+           "text_start_id")  # fmt: skip
+_LATENT = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+_PUBLISHED = {
+    **dict.fromkeys(_TOKENS, anything), **dict.fromkeys(_LATENT, only(None)),
+    "add_classification_head": only(False), "attention_head_dim": anything, "class_num": anything,
+    "cla_share_factor": anything, "dense_list": anything, "norm_type": only("rms"),
+    "org_vocab_size": anything, "pool_type": anything, "position_embedding_xdrope": only(False),
+    "use_cla": only(False), "use_mla": only(False), "use_rotary_pos_emb": only(True),
+}  # fmt: skip
+
+FAMILY = Family(
+    Table((*_PARTS, *DENSE)),
+    lambda s: _build(s, _ffn),
+    Defaults(hf=_HF, gguf=_GGUF),
+    published=_PUBLISHED,
+)
 MOE = Family(
     Table((*_PARTS, *EXPERTS, _ROUTER, *SHARED_EXPERT)),
     lambda s: _build(s, _experts),
     Defaults(hf={**_HF, "num_experts": 1, "moe_topk": 1}, gguf=_GGUF),
+    published={
+        **_PUBLISHED,
+        "moe_layer_num_skipped": only(0),
+        "use_mixed_mlp_moe": only(True),
+        "group_limited_greedy": only(False),
+        "norm_topk_prob": only(True),
+        "moe_intermediate_size": anything,
+        "num_shared_expert": anything,
+    },
 )

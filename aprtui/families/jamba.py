@@ -8,6 +8,7 @@ from functools import partial
 from aprtui.families import decoder
 from aprtui.families.classic import in_folder, pass_over
 from aprtui.families.family import Family
+from aprtui.families.keys import anything, only
 from aprtui.families.mamba import channel_tensors, checked, read_gguf_channels, read_rank
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import ATTENTION, PACKED_EXPERTS, PRE_NORMS, WHOLE, Table, layer_tensor
@@ -119,4 +120,5 @@ FAMILY = Family(
     )),
     build,
     Defaults(hf=_HF),
+    published={"mamba_inner_layernorms": only(True), "n_ctx": anything},
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,9 @@ from aprtui.formats.modelfile import ModelFile
 from aprtui.formats.quantised.declared import QUANTISATION_KEYS
 from aprtui.text import clean
 
-__all__ = ["BOUNDS", "Stated", "inert", "our_name", "stated_keys", "what_it_changes"]
+__all__ = [
+    "BOUNDS", "Stated", "anything", "inert", "only", "our_name", "stated_keys", "what_it_changes",
+]  # fmt: skip
 
 
 class Stated(NamedTuple):
@@ -142,18 +144,23 @@ BOUNDS: dict[str, tuple[float, float]] = {  # docs/apr-format.md 1.12
 }
 
 _NO_MATTER = re.compile(
-    r".*(_dropout|_pdrop|dropout_p|layerdrop|_token_id|_token_ids|_token_index)|(bos|eos|pad|sep)_.*"
-    r"|(_|attn_implementation|auto_map|architectures|model_type|name_or_path|transformers_).*"
+    r".*(_dropout|_pdrop|dropout_p|dropout_prob|layerdrop|_token_id|_token_ids|_token_index)"
+    r"|(bos|eos|pad|sep)_.*"
+    r"|(_|attn_implementation|auto_map|architectures|model_type|name_or_path|transformers[_.]).*"
     r"|initializer_.*|init_.*|output_(attentions|hidden_states|router_logits)|.*dtype|.*_loss_coef"
     r"|classifier_.*|problem_type|id2label|label2id|num_labels|task_specific_params|custom_pipelines"
     r"|finetuning_task|return_dict|torchscript|use_cache|pretraining_tp|(router|input)_jitter_noise"
-    r"|use_bfloat16|unsloth_.*|tokenizer_class|prefix|language|max_length|min_length|cache_.*"
-    r"|time_step_(min|max|floor|rank)|rescale_prenorm_residual|residual_in_fp32"
+    r"|use_bfloat16|unsloth_.*|tokenizer_class|prefix|language|((model_)?max|min)_length|cache_.*"
+    r"|time_step_(min|max|floor|rank|scale|init_scheme)|rescale_prenorm_residual|residual_in_fp32"
     r"|do_sample|temperature|top_[kp]|typical_p|num_beams.*|num_return_sequences|repetition_penalty"
     r"|diversity_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size"
     r"|bad_words_ids|early_stopping|forced_.*|suppress_tokens|begin_suppress_tokens"
     r"|remove_invalid_values|exponential_decay_length_penalty|return_dict_in_generate|output_scores"
     r"|vision_config|summary_.*|dropout|tf_legacy_loss|use_flash_attn|flash_attn|torch_compile"
+    r"|use_mtp|num_mtp_modules|mtp_(transformer_layers|num_hidden_layers|use_dedicated_embeddings)"
+    r"|num_nextn_predict_layers|use_grouped_mm|load_balance_coeff|.*xavier_init|.*_init_scale"
+    r"|moe_(capacity|use_aux_free|drop_tokens|random_routing_dropped_token)|model_name"
+    r"|num_logits_to_keep"
 )
 """Keys of config.json that change no number of a forward pass."""
 
@@ -239,7 +246,17 @@ def inert(file_format: str, stated: Stated) -> bool:
         return True
     if key in QUANTISATION_KEYS:  # formats.quantised has read it, or refused the file
         return True
-    return any(type(value) is type(off) and value == off for off in _OFF.get(key, ()))
+    return only(*_OFF.get(key, ()))(value)
+
+
+def only(*values: Any) -> Callable[[Any], bool]:
+    """What is true of these values alone."""
+    return lambda value: any(type(value) is type(each) and value == each for each in values)
+
+
+def anything(value: Any) -> bool:
+    """What is true of any value: of a key that says nothing of the numbers."""
+    return True
 
 
 def stated_keys(

@@ -9,13 +9,14 @@ from aprtui.families import decoder
 from aprtui.families.classic import both, in_folder
 from aprtui.families.decoder import FULL
 from aprtui.families.family import Family
+from aprtui.families.keys import anything, only
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import DENSE, WHOLE, Table, Tensor, layer_tensor
 from aprtui.graph import Graph
 from aprtui.graph.shortconv import ShortConv, place_short_conv
 
-__all__ = ["ALIASES", "FAMILY", "HF", "TENSORS", "build_with"]
+__all__ = ["ALIASES", "FAMILY", "HF", "PUBLISHED", "TENSORS", "build_with"]
 
 HF = {
     "vocab_size": 65_536, "hidden_size": 2560, "intermediate_size": 12_288, "num_layers": 32,
@@ -28,6 +29,12 @@ ALIASES = {
     "norm_eps": "rms_norm_eps", "rms_norm_eps": "other.rms_norm_eps",
     "tie_embedding": "tie_word_embeddings", "block_ff_dim": "intermediate_size",
 }  # fmt: skip
+PUBLISHED = {
+    **dict.fromkeys(("block_use_swiglu", "use_pos_enc"), only(True)),
+    **dict.fromkeys(
+        ("block_dim", "block_norm_eps", "conv_dim", "conv_dim_out", "num_heads", "theta"), anything
+    ),
+}
 _CONV = "conv"
 TENSORS = (
     *WHOLE, Tensor("final_norm", ("embedding_norm.weight", "token_embd_norm.weight")),
@@ -119,4 +126,5 @@ FAMILY = Family(
     build,
     Defaults(hf=HF, gguf={"rope_theta": 1e6}),
     aliases=ALIASES,
+    published=PUBLISHED,
 )

@@ -61,4 +61,5 @@ FAMILY = Family(
     build,
     Defaults(hf=_HF, gguf={"rope_theta": 1e6}),
     aliases=lfm2.ALIASES,
+    published=lfm2.PUBLISHED,
 )

@@ -10,6 +10,7 @@ from typing import Any
 from aprtui.families import decoder
 from aprtui.families.classic import both, in_folder, pass_over, read_real
 from aprtui.families.family import Family
+from aprtui.families.keys import anything, only
 from aprtui.families.mamba2 import check_drawn
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import WHOLE, Table, Tensor, layer_tensor
@@ -118,4 +119,19 @@ TABLE = Table((
     *WHOLE, Tensor("embedding", ("embeddings.weight", "embedding.weight")),
     layer_tensor("attn_norm", "norm.weight", "attn_norm.weight"), *channel_tensors("mixer"),
 ))  # fmt: skip
-FAMILY = Family(TABLE, build, Defaults(hf=HF), aliases=ALIASES)
+_PUBLISHED = (
+    "d_inner",
+    "d_model",
+    "fused_add_norm",
+    "n_layer",
+    "pad_vocab_size_multiple",
+    "ssm_cfg",
+)
+
+FAMILY = Family(
+    TABLE,
+    build,
+    Defaults(hf=HF),
+    aliases=ALIASES,
+    published={**dict.fromkeys(_PUBLISHED, anything), "rms_norm": only(True)},
+)

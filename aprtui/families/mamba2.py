@@ -8,6 +8,7 @@ from typing import Any
 from aprtui.families import decoder
 from aprtui.families.classic import both, in_folder, pass_over
 from aprtui.families.family import Family
+from aprtui.families.keys import anything
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import WHOLE, Table, Tensor, layer_tensor
 from aprtui.graph import Graph
@@ -131,4 +132,5 @@ FAMILY = Family(
     build,
     Defaults(hf=_HF),
     aliases=_ALIASES,
+    published={"norm_before_gate": anything},
 )  # fmt: skip

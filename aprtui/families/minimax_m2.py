@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from aprtui.families import decoder, routers
 from aprtui.families.family import Family
+from aprtui.families.keys import anything, only
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
@@ -27,6 +28,7 @@ _HF = {
     "max_positions": 196_608, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
     "rope_theta": 5e6, "num_experts_per_tok": 8, "num_experts": 256,
 }  # fmt: skip
+_BETAS = tuple(f"layernorm_{part}_beta" for part in ("full_attention", "linear_attention", "mlp"))
 
 
 def _turned_share(s: Settings, head_dim: int) -> None:
@@ -45,8 +47,6 @@ def build(s: Settings) -> Graph:
     s.must_be("qk_norm_type", ("per_layer",), "q and k are normalised head by head")
     s.must_be("shared_intermediate_size", (0,), "the layers have shared experts")
     s.must_be("attn_type_list", ([1] * sizes.layers,), "some layers have linear attention")
-    for key in ("use_mtp", "num_mtp_modules", "mtp_transformer_layers"):  # of a head that drafts
-        s.take(key, None)
     _turned_share(s, sizes.head_dim)
     table = read_rope(s, sizes.head_dim, partial=True)
     mask = decoder.mask_of(decoder.read_causal(s), None)
@@ -67,4 +67,9 @@ FAMILY = Family(
     Table((*WHOLE, *PRE_NORMS, *ATTENTION, *QK_NORM, *EXPERTS, *CORRECTION_BIAS)),
     build,
     Defaults(hf=_HF, gguf={"rope_theta": 1e4, "tie_word_embeddings": False}),
+    published={
+        "max_model_len": anything,
+        "mlp_intermediate_size": anything,
+        **dict.fromkeys(_BETAS, only(1, 1.0)),
+    },
 )

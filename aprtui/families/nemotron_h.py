@@ -11,6 +11,7 @@ from typing import Any
 from aprtui.families import decoder, routers
 from aprtui.families.classic import both, in_folder, pass_over
 from aprtui.families.family import Family
+from aprtui.families.keys import anything
 from aprtui.families.mamba2 import check_chunk, read_gguf_scan, scan_tensors
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import WHOLE, Table, Tensor, layer_tensor
@@ -216,4 +217,7 @@ FAMILY = Family(
     Defaults(hf=_HF, gguf={"expert_gating_func": 2, "intermediate_size": 0}),
     aliases=_ALIASES,
     adjacent_in_gguf=True,
+    published=dict.fromkeys(
+        ("attention_head_dim", "norm_eps", "partial_rotary_factor", "rope_theta"), anything
+    ),
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aprtui.families import decoder
 from aprtui.families.family import Family
+from aprtui.families.keys import only
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import ATTENTION, DENSE, PRE_NORMS, WHOLE, Table, layer_tensor
@@ -46,4 +47,7 @@ FAMILY = Family(
         gguf={"rope_theta": 1e4, "sliding_window": 0},
         apr={"rope_theta": 1e4, "rms_norm_eps": 1e-5, "sliding_window": None},
     ),
-)
+    published={
+        "full_attn_mod": only(1), "interpolate_factor": only(1), "lm_head_bias": only(False),
+    },
+)  # fmt: skip

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from aprtui.families import decoder, qwen3_next
 from aprtui.families.family import Family
+from aprtui.families.keys import only
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import DENSE, Table
 from aprtui.graph import Graph
 
-__all__ = ["FAMILY", "HF"]
+__all__ = ["FAMILY", "HF", "PUBLISHED"]
 
 _EXPERTS = (
     "decoder_sparse_step", "moe_intermediate_size", "shared_expert_intermediate_size",
@@ -30,6 +31,10 @@ def build(s: Settings) -> Graph:
     return qwen3_next.build_with(s, _ffn, dealt=True)
 
 
+PUBLISHED = {"attn_output_gate": only(True), "output_gate_type": only("swish")}
 FAMILY = Family(
-    Table((*qwen3_next.TENSORS, *DENSE)), build, Defaults(hf=HF, gguf={"rope_theta": 1e4})
+    Table((*qwen3_next.TENSORS, *DENSE)),
+    build,
+    Defaults(hf=HF, gguf={"rope_theta": 1e4}),
+    published={**PUBLISHED, "mlp_only_layers": only([])},
 )

@@ -29,4 +29,5 @@ FAMILY = Family(
     build,
     Defaults(hf=_HF, gguf={"rope_theta": 1e4, "norm_topk_prob": True}),
     aliases={"norm_topk_prob": "other.norm_topk_prob"},
+    published=qwen3_5.PUBLISHED,
 )

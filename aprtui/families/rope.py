@@ -22,6 +22,7 @@ __all__ = [
 
 YARN_SHARE = "rope.scaling.yarn_log_multiplier"  # of GGUF: how much of the magnitude is taken back
 YARN_BETAS = {"rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.yarn_beta_slow": 1.0}
+_HOW_MADE = "finetuned"  # whether the model was trained on the scaling, which no one reads
 _TEXT_KEYS = {
     "none": (),
     "linear": ("factor",),
@@ -291,7 +292,7 @@ class _Group:
 
     def finish(self, kind: str) -> None:
         """Every key is read, or the table is not what the object says."""
-        left = sorted(set(self._keys) - self._read)
+        left = sorted(set(self._keys) - self._read - {_HOW_MADE})
         if left:
             value = clean(repr(self._keys[left[0]]), 60)
             raise self._s.fail(

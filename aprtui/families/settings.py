@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aprtui.errors import AprtuiError, BadFileError, UsageError
-from aprtui.families.keys import BOUNDS, Stated, inert, our_name, what_it_changes
+from aprtui.families.keys import BOUNDS, Stated, inert, only, our_name, what_it_changes
 from aprtui.formats.modelfile import ModelFile
 from aprtui.graph import Role
 from aprtui.text import clean, nearest
@@ -87,6 +87,7 @@ class Settings:
         overrides: Mapping[str, str] | None = None,
         freqs: Mapping[str, tuple[float, ...]] | None = None,
         constants: Mapping[Role, tuple[float, ...]] | None = None,
+        published: Mapping[str, Callable[[Any], bool]] | None = None,
     ) -> None:
         self.file, self.family, self.shape = file, family, shapes
         self.gguf_rows = gguf_rows  # norms and rows as llama.cpp's converter leaves them
@@ -98,6 +99,7 @@ class Settings:
         self.unread_roles: set[Role] = set()  # whose tensors may lie in the file all the same
         self.lent: dict[Role, tuple[Role, ...]] = {}  # whose tensor a role without one has
         self.doubts: list[Doubt] = []
+        self._published = (published or {}) if file.format == "safetensors" else {}
         self._stated = dict(stated)
         by_format = {"safetensors": defaults.hf, "gguf": defaults.gguf, "apr": defaults.apr}
         self._defaults = dict(by_format[file.format])
@@ -266,7 +268,9 @@ class Settings:
         return {
             name: stated
             for name, stated in self._stated.items()
-            if name not in self._read and not inert(self.file.format, stated)
+            if name not in self._read
+            and not inert(self.file.format, stated)
+            and not self._published.get(stated.key, only())(stated.value)
         }
 
     def finish(self, ignore: frozenset[str]) -> None:

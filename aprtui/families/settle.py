@@ -79,6 +79,7 @@ def settle(
             for role, entry in found.entries.items()
             if role.name in family.tensors.constants
         },
+        published=family.published,
     )
     graph = family.build(settings)
     return Settled(replace(graph, rows=str(settings.values.get("rope_layout", ""))), settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aprtui.families import decoder
 from aprtui.families.decoder import FULL, SLIDING
 from aprtui.families.family import Family
+from aprtui.families.keys import anything
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
@@ -84,4 +85,5 @@ FAMILY = Family(
         apr={"rope_theta": 2e6, "rms_norm_eps": 1e-6},
     ),
     adjacent_in_gguf=True,
+    published={"max_window_layers": anything},
 )

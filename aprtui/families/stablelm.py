@@ -8,6 +8,7 @@ from dataclasses import replace
 from aprtui.families import classic, decoder
 from aprtui.families.decoder import Frame
 from aprtui.families.family import Family
+from aprtui.families.keys import anything, only
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
     ATTENTION,
@@ -70,4 +71,9 @@ FAMILY = Family(
     Table((*WHOLE, *PRE_NORMS, *NORM_BIASES, *ATTENTION, *QKV_BIAS, *DENSE, *_NORMS)),
     build,
     Defaults(hf=_HF, gguf={"rope_theta": 1e4}),
+    published={
+        "rotary_scaling_factor": only(1.0, 1),
+        "norm_eps": anything,
+        "rope_pct": anything,
+    },
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aprtui.families import classic, decoder
 from aprtui.families.decoder import Frame
 from aprtui.families.family import Family
+from aprtui.families.keys import anything, only
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
@@ -56,6 +57,9 @@ def build(s: Settings) -> Graph:
     )  # fmt: skip
 
 
+_UNREAD = ("activation_function", "attention_softmax_in_fp32", "layer_norm_epsilon",
+           "scale_attention_softmax_in_fp32")  # fmt: skip
+
 FAMILY = Family(
     Table((
         *WHOLE, *PRE_NORMS, *NORM_BIASES, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS,
@@ -64,4 +68,7 @@ FAMILY = Family(
     build,
     Defaults(hf=_HF, gguf={"rope_theta": 1e4}),
     aliases={"norm_epsilon": "layer_norm_eps", "layer_norm_eps": "unread_eps"},
+    published={
+        **dict.fromkeys(_UNREAD, anything), "scale_attn_weights": only(True),
+    },
 )  # fmt: skip

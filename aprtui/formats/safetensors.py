@@ -111,7 +111,7 @@ def _config(folder: Path, notes: list[str]) -> tuple[dict[str, Any], bytes]:
         notes.append(f"no {CONFIG} beside it: the model's dimensions are not stated")
         return {}, b""
     raw = read_whole(path, MAX_JSON_BYTES, "the config")
-    return parse_object(path, raw, "the config"), raw
+    return parse_object(path, raw, "the config", infinite=True), raw
 
 
 def _read_file(path: Path) -> tuple[dict[str, TensorEntry], bytes, int]:

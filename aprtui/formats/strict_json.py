@@ -42,13 +42,17 @@ def read_object(path: Path, what: str, most_bytes: int, *, unique: bool = True) 
     return parse_object(path, read_whole(path, most_bytes, what), what, unique=unique)
 
 
-def parse_object(path: Path, raw: bytes, what: str, *, unique: bool = True) -> dict[str, Any]:
+def parse_object(
+    path: Path, raw: bytes, what: str, *, unique: bool = True, infinite: bool = False
+) -> dict[str, Any]:
     """The JSON object in ``raw``; ``what`` names it in messages ("the metadata").
 
     Raises BadFileError for anything but one UTF-8 JSON object without NaN, numbers that no double
     holds or more than ``MAX_DEPTH`` levels, and for one that would take more than
     ``MAX_MEMORY_BYTES`` to read. ``unique``: also for a key that stands twice, which readers
     disagree about; without it the last one counts (to look for them takes a fifth of the time).
+    ``infinite``: an Infinity, which Python writes and JSON does not have, is the object that
+    transformers 5 writes in its place.
     """
     if (needed := built_bytes(raw)) > MAX_MEMORY_BYTES:
         raise BadFileError(
@@ -61,7 +65,7 @@ def parse_object(path: Path, raw: bytes, what: str, *, unique: bool = True) -> d
         parsed = json.loads(
             str(raw, "utf-8"),
             object_pairs_hook=_unique if unique else None,
-            parse_constant=_refuse_constant,
+            parse_constant=_infinity if infinite else _refuse_constant,
             parse_float=_finite if large else None,
             parse_int=_whole if large else None,
         )
@@ -108,6 +112,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise _RefusedJsonError(f"{name} is not a JSON number")
+
+
+def _infinity(name: str) -> dict[str, str]:
+    if name == "NaN":
+        _refuse_constant(name)
+    return {"__float__": name}
 
 
 def _finite(text: str) -> float:

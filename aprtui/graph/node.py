@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from aprtui.formats.aprt import HEADER_BYTES
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph.ops import Attend, Embed, Op, Positions, Product, Rope, SharedRope
+from aprtui.graph.ops import Add, Attend, Embed, Op, Positions, Product, Rope, SharedRope
 from aprtui.graph.recurrent import DeltaRule
 from aprtui.graph.role import Role
 from aprtui.text import count
@@ -182,6 +182,25 @@ class Graph:
             layers = found.setdefault(node.key.stage, [])
             layers += [] if node.key.layer is None else [node.key.layer]
         return {stage: tuple(layers) for stage, layers in found.items()}
+
+    @cached_property
+    def parallel_sums(self) -> tuple[Node, ...]:
+        """The sums of stream and branch that nothing reads but the next sum: both branches of the
+        layer start from one norm, and an engine may add them in any order."""
+        readers: dict[StageKey, list[Node]] = {}
+        for node in self.nodes:
+            for key in node.inputs:
+                readers.setdefault(key, []).append(node)
+        return tuple(
+            node
+            for node in self.nodes
+            if isinstance(node.op, Add)
+            and node.key in readers
+            and all(
+                isinstance(reader.op, Add) and reader.op.total == 1.0
+                for reader in readers[node.key]
+            )
+        )
 
     def only_in(self, stages: Iterable[str], layers: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Of these stages those of a layer that not all of ``layers`` have, and which have them."""

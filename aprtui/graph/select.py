@@ -21,17 +21,19 @@ def parse_stages(text: str) -> tuple[str, ...] | None:
     UsageError for an empty name and for one that names no stage, with what was likely meant.
     """
     names: set[str] = set()
+    everything = False
     for part in text.split(","):
         name = part.strip().lower()
         if name == "all":
-            return None
+            everything = True
+            continue
         if not name:
             raise UsageError("an empty stage name", hint="name stages with commas between, or all")
         found = matching(_NAMES, ALIASES.get(name, name))
         if not found:
             raise UsageError(f"unknown stage {clean(part.strip())!r}", hint=_meant(name))
         names.update(found)
-    return tuple(sorted(names, key=_NAMES.index))
+    return None if everything else tuple(sorted(names, key=_NAMES.index))
 
 
 def _meant(name: str) -> str:

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rich.console import RenderableType
+from textual._compositor import CompositorUpdate
 from textual.app import App, ScreenStackError
 from textual.binding import BindingType
 from textual.command import Provider
@@ -29,7 +31,9 @@ from aprtui.tui.keys import bindings, keys_at, remapped, shown
 from aprtui.tui.opened import Opened
 from aprtui.tui.screens.base import MODES, BaseScreen, outliving
 from aprtui.tui.screens.sides import Sides, SidesScreen
+from aprtui.tui.sent import Sent
 from aprtui.tui.session import recall_theme, remember_theme
+from aprtui.tui.widgets.lines import STYLES
 
 if TYPE_CHECKING:
     from aprtui.formats.tracedir import StageKey
@@ -56,6 +60,7 @@ class AprtuiApp(App[int]):
     CSS_PATH = "theme.tcss"
     TITLE = "aprtui"
     COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {KeyCommands}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {*STYLES}
     BINDINGS: ClassVar[list[BindingType]] = bindings("anywhere")  # type: ignore[assignment]
 
     def __init__(
@@ -75,6 +80,7 @@ class AprtuiApp(App[int]):
         self._trail: list[str] = []
         self._jumps = Jumps()
         self._harmless = Harmless()
+        self._sent = Sent()
         self.unforeseen: list[AprtuiError] = []  # faults of ours that the app outlived
         self.ended_by: AprtuiError | None = None  # the one that it did not
 
@@ -82,7 +88,21 @@ class AprtuiApp(App[int]):
         """What every line of every widget goes through on its way to the terminal."""
         return [self._harmless, *super().get_line_filters()]
 
+    def _display(self, screen: Screen[Any], renderable: RenderableType | None) -> None:
+        if isinstance(renderable, CompositorUpdate):
+            renderable = self._sent.rest_of(renderable)
+        super()._display(screen, renderable)
+
+    def on_resize(self) -> None:
+        self._sent.forget()
+
+    def action_redraw(self, _: object = None) -> None:
+        """Send all of the screen: another program may have written over it."""
+        self._sent.forget()
+        self.screen.refresh()
+
     def on_mount(self) -> None:
+        self.set_class(self.no_color, "no-color")
         environment = dict(os.environ) | ({"NO_COLOR": "1"} if self.no_color else {})
         chosen = recall_theme(self.config.theme)
         wanted = chosen or self.config.theme or os.environ.get("TEXTUAL_THEME", "")
@@ -91,6 +111,7 @@ class AprtuiApp(App[int]):
         if not self.is_headless:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 asyncio.get_running_loop().add_signal_handler(number, self._end_by, number)
+        self.app_resume_signal.subscribe(self, self.action_redraw)
         self._open_first()
 
     def _end_by(self, number: signal.Signals) -> None:
@@ -176,8 +197,14 @@ class AprtuiApp(App[int]):
         self._show_in(mode, factory)
 
     def _show_in(self, mode: str, factory: Callable[[], BaseScreen]) -> None:
+        def styled() -> BaseScreen:
+            """A new screen is styled as it is mounted: Textual need not read the sheet again."""
+            screen = factory()
+            screen._css_update_count = self._css_update_count
+            return screen
+
         if mode not in self._modes:
-            self.add_mode(mode, factory)
+            self.add_mode(mode, styled)
             self._trail.append(mode)
             self.switch_mode(mode)
         else:
@@ -356,7 +383,7 @@ class AprtuiApp(App[int]):
         if to.screen == "model":
             return ModelScreen(to.paths[0], to)
         if to.screen == "models":
-            return ModelsScreen(to.paths[0], to.paths[1])
+            return ModelsScreen(to.paths[0], to.paths[1], at=to)
         if to.screen == "home":
             return HomeScreen(to.paths[0])
         return DiffScreen(to.paths[0], to.paths[1], self.model, to)

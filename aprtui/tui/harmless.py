@@ -7,6 +7,7 @@ it is drawn, cell for cell.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from rich.cells import get_character_cell_size
@@ -16,16 +17,17 @@ from textual.filter import LineFilter
 
 from aprtui.text import MAX_MARKS, is_hidden
 
-__all__ = ["Harmless", "harmless"]
+__all__ = ["Harmless", "harmless", "is_plain"]
 
 STAND_IN = "�"
+_PLAIN = re.compile("[ -~·─-▟]*")  # printable ASCII, lines and blocks: a cell each
 
 
 class Harmless(LineFilter):
     """Draws a stand-in for each hidden character that takes a cell, and nothing for the others."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
-        if all(text.isascii() and text.isprintable() for text, _, _ in segments):
+        if all(is_plain(text) for text, _, _ in segments):
             return segments
         return [
             segment if segment.control else Segment(harmless(segment.text), segment.style)
@@ -33,9 +35,14 @@ class Harmless(LineFilter):
         ]
 
 
+def is_plain(text: str) -> bool:
+    """Whether each character takes one cell, in any terminal, and does nothing else."""
+    return _PLAIN.fullmatch(text) is not None
+
+
 def harmless(text: str) -> str:
     """``text`` in as many cells, without what a terminal could act on or what overflows a cell."""
-    if text.isascii() and text.isprintable():
+    if is_plain(text):
         return text
     shown: list[str] = []
     over = 0  # marks in a row, which take no cell of their own

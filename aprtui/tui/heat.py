@@ -19,6 +19,7 @@ from rich.style import Style
 from textual.strip import Strip
 
 from aprtui.tui.reduce import Float32, Reduced, Window, coarser, reduce_values
+from aprtui.tui.widgets.lines import joined
 from aprtui.tui.widgets.palette import (
     HALF,
     INF,
@@ -271,6 +272,8 @@ def _runs(pairs: list[Pair]) -> Iterator[tuple[int, int]]:
     """(first, last): stretches of at most two colours, which one style can draw."""
     first, seen = 0, set[Level]()
     for at, pair in enumerate(pairs):
+        if pair[0] in seen and pair[1] in seen:
+            continue
         new = seen | set(pair)
         broken = any(level in _BROKEN for level in new)
         if at > first and len(new) > (1 if broken else 2):
@@ -335,17 +338,14 @@ def _known_style(palette: Palette, signed: bool, ground: Level, over: Level) -> 
 
 def _inked(heat: Heat, levels: list[int], at: int | None, named: Named) -> list[Segment]:
     """Signs of more and less ink; what lies below zero by its shape."""
-    segments: list[Segment] = []
-    for column, level in enumerate(levels):
-        sign = shade(level, heat.scale.signed)
-        style = named("cursor" if column == at else _tone(heat, level))
-        last = segments[-1] if segments else None
-        joins = last is not None and column not in (at, None if at is None else at + 1)
-        if joins and last is not None and (last.style == style or sign == " "):
-            segments[-1] = Segment(last.text + sign * heat.wide, last.style)
-        else:
-            segments.append(Segment(sign * heat.wide, style))
-    return segments
+    looks = {
+        level: Segment(shade(level, heat.scale.signed) * heat.wide, named(_tone(heat, level)))
+        for level in {*levels}
+    }
+    segments = [looks[level] for level in levels]
+    if at is not None:
+        segments[at] = Segment(segments[at].text, named("cursor"))
+    return joined(segments)
 
 
 def _tone(heat: Heat, level: int) -> str:

@@ -101,6 +101,8 @@ KEYS: tuple[Key, ...] = (
     Key("bookmarks", ("'",), "screen.bookmarks", "anywhere", "",
         "the places that were marked: go to one"),
     Key("go-home", ("~",), "go_home", "anywhere", "", "Home: models and traces below the folder"),
+    Key("redraw", ("ctrl+l",), "redraw", "anywhere", "",
+        "draw all of it again, where something has written over it"),
     Key("theme", ("f2",), "next_theme", "anywhere", "", "dark, light or the terminal's colours"),
 
     Key("down", ("j", "down"), "down", "move", "", "down"),
@@ -169,6 +171,8 @@ KEYS: tuple[Key, ...] = (
         "colours: rms against the layer above, rms, size of the files"),
 
     *_number_keys("model", "model-pane"),
+    Key("weight-go", (":",), "app.command_palette", "model:values", "go to",
+        "4,301 goes to row 4, column 301; 2,4,301 of expert 2"),
     *_heat_keys("model:map", "map"),
     Key("trace-model", ("t",), "trace", "model", "trace", "trace this model"),
     Key("model-browse", ("b",), "browse", "model", "browse",
@@ -188,6 +192,8 @@ KEYS: tuple[Key, ...] = (
     Key("models-sort", ("s",), "sort", "models", "sort", "worst first, or by layer"),
     Key("models-next", ("n",), "next(1)", "models", "next", "next tensor that is another one"),
     Key("models-previous", ("N",), "next(-1)", "models", "", "the one before"),
+    Key("models-a", ("A",), "side(0)", "models", "in Model", "this tensor of A in Model"),
+    Key("models-b", ("B",), "side(1)", "models", "in Model", "this tensor of B in Model"),
     Key("models-copy", ("y",), "copy_value", "models", "", "copy what is known of the tensor"),
     Key("models-export", ("e",), "export", "models", "", "write the tensors shown to a .csv file"),
 

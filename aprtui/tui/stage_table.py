@@ -15,7 +15,15 @@ from aprtui.formats.rows import Rows
 from aprtui.formats.tracedir import StageRecord
 from aprtui.text import clean, ranges
 
-__all__ = ["FOLD", "StageTable", "describe_shape", "pass_words", "table_of"]
+__all__ = [
+    "FOLD",
+    "StageTable",
+    "describe_shape",
+    "index_in",
+    "numbers_of",
+    "pass_words",
+    "table_of",
+]
 
 FOLD = 10  # values a row where a tensor has one position, or no known shape
 Float32 = npt.NDArray[np.float32]
@@ -85,23 +93,12 @@ class StageTable:
 
         Raises UsageError where there is none.
         """
-        shown = clean(text, 40)
-        try:
-            numbers = [int(part) for part in text.lstrip(":").split(",")]
-        except ValueError:
-            raise UsageError(f"write position,channel, not {shown!r}") from None
+        numbers = numbers_of(text, "position,channel")
         if len(numbers) > 1 and self.rows_of is not None and self.axes[0] == "token":
             if numbers[0] not in self.rows_of.positions:
                 raise UsageError(f"position {numbers[0]} is none of {self.rows_of}")
             (numbers[0],) = self.rows_of.at(numbers[:1])
-        size, shape = self.values.size, self.shape
-        extents = {2: (self.rows, self.columns), len(shape): shape, 1: (size,)}.get(len(numbers))
-        if extents and all(0 <= n < extent for n, extent in zip(numbers, extents, strict=True)):
-            index = int(np.ravel_multi_index(numbers, extents))
-            if index < size:
-                return index
-        there = f"0..{size - 1}" if len(numbers) == 1 else " x ".join(map(str, shape))
-        raise UsageError(f"{shown} is outside {there}")
+        return index_in(numbers, self.shape, (self.rows, self.columns), clean(text, 40))
 
     def cell(self, row: int, column: int) -> float | None:
         """The value there; None past the end of a short last row, and of a file cut short since."""
@@ -110,6 +107,29 @@ class StageTable:
             return None
         value = float(self.values[index])
         return value if is_whole(self.values) else None
+
+
+def numbers_of(text: str, form: str) -> list[int]:
+    """The numbers of a place as it is typed. Raises UsageError: it is written as ``form``."""
+    try:
+        return [int(part) for part in text.lstrip(":").split(",")]
+    except ValueError:
+        raise UsageError(f"write {form}, not {clean(text, 40)!r}") from None
+
+
+def index_in(
+    numbers: Sequence[int], shape: Sequence[int], grid: tuple[int, int], shown: str
+) -> int:
+    """The value there of a tensor that is drawn as ``grid``: by its axes, by row and column, or
+    by its index. Raises UsageError where there is none."""
+    size = math.prod(shape)
+    extents = {2: grid, len(shape): shape, 1: (size,)}.get(len(numbers))
+    if extents and all(0 <= n < extent for n, extent in zip(numbers, extents, strict=True)):
+        index = int(np.ravel_multi_index(numbers, tuple(extents)))
+        if index < size:
+            return index
+    there = f"0..{size - 1}" if len(numbers) == 1 else " x ".join(map(str, shape))
+    raise UsageError(f"{shown} is outside {there}")
 
 
 def table_of(record: StageRecord, texts: tuple[str, ...] = ()) -> StageTable:

@@ -16,9 +16,11 @@ from aprtui.errors import EngineError
 from aprtui.formats.modelfile import TensorEntry
 from aprtui.formats.quantised.scales import scale_of
 from aprtui.text import clean, count, number
+from aprtui.tui.reduce import Window
+from aprtui.tui.stage_table import index_in, numbers_of
 from aprtui.tui.weight_sample import rows_at
 
-__all__ = ["WINDOW_VALUES", "WeightTable", "read_window", "told_of_cell"]
+__all__ = ["WINDOW_VALUES", "WeightTable", "place_of", "read_window", "told_of_cell"]
 
 WINDOW_VALUES = 1 << 19  # of one window of rows: 2 MiB
 _MOST_ROWS = 256
@@ -56,8 +58,28 @@ class WeightTable:
     def column_label(self, column: int) -> str:
         return str(column)
 
+    def largest(self, block: Window) -> tuple[int, int]:
+        """The row and column of a NaN there, else of the largest magnitude, of the rows that are
+        here."""
+        rows = self.values[block.top - self.first : block.bottom - self.first]
+        sizes = np.abs(rows[:, block.left : block.right])
+        row, column = np.unravel_index(int(sizes.argmax()), sizes.shape)
+        return block.top + int(row), block.left + int(column)
+
     def cell(self, row: int, column: int) -> float | None:
         return float(self.values[row - self.first, column]) if self.holds(row) else None
+
+
+def place_of(entry: TensorEntry, text: str) -> Window:
+    """The one value at ``row,column``, or ``expert,row,column``, as a person writes a place.
+
+    Raises UsageError where there is none.
+    """
+    columns = entry.shape[-1] if entry.shape else 1
+    grid = (math.prod(entry.shape[:-1]), columns)
+    index = index_in(numbers_of(text, "row,column"), entry.shape, grid, clean(text, 40))
+    row, column = divmod(index, columns)
+    return Window(row, row + 1, column, column + 1)
 
 
 def read_window(model: Path, entry: TensorEntry, row: int) -> WeightTable:

@@ -2,7 +2,7 @@
 
 tests/fixtures/llamacpp/families.json.gz lists the nodes of each fixture's pass (name, operation,
 sources, shape, first parameter; views left out) as llama.cpp b11739 computes them (lfm2,
-lfm2_moe, falcon_h1, minicpm3, mpt, olmo, qwen3_next, qwen3_5 and its experts: libllama v0.5.0); the
+lfm2_moe, minicpm3, mpt, olmo, the recurrent ones, and those of ``written``: libllama v0.5.0); the
 values of four, by the fixtures' own llama.cpp, are in shared/fixtures/families (nodes.npz).
 """
 
@@ -22,13 +22,16 @@ import torch
 
 from aprtui.compare.bisect import bisect
 from aprtui.engine.adapters import _not_made
+from aprtui.engine.adapters.collected import Collector
 from aprtui.engine.adapters.ggml import Node
-from aprtui.engine.adapters.nodes import Collector, NodeMap
+from aprtui.engine.adapters.nodes import NodeMap
 from aprtui.formats.tracedir import StageKey
 from aprtui.model.open import Model, open_model
 from tests.compare.planting import write
+from tests.engine.mutations import TOKENS
 from tests.engine.test_adapters_hf import trace, worst_error
 from tests.engine.test_adapters_llamacpp import needs_llamacpp
+from tests.engine.written import WRITTEN
 from tests.support import FIXTURES, SMALL, needs_fixtures
 
 Array = npt.NDArray[Any]
@@ -52,6 +55,18 @@ GROWN = {"qwen3_5_text": 3e-5}  # what each stage's rounding comes to: by itself
 
 def gguf(case: str) -> Path:
     return FIXTURES / "families" / case / "model.gguf"
+
+
+def model_of(case: str, folder: Path) -> Path:
+    """The GGUF of a case, made in ``folder`` where the fixtures have none."""
+    return WRITTEN[case](folder) if case in WRITTEN else gguf(case)
+
+
+def tokens_of(case: str) -> tuple[int, ...]:
+    if case in WRITTEN:
+        return TOKENS
+    with np.load(gguf(case).with_name("expected.npz")) as expected:
+        return tuple(int(token) for token in expected["tokens"])
 
 
 def nodes_of(case: str) -> list[Node]:
@@ -81,13 +96,25 @@ def collect(model: Model, tokens: int, given: Iterator[tuple[Node, Array]]) -> d
 
 @needs_fixtures
 @pytest.mark.parametrize("case", sorted(RECORDED))
-def test_every_stage_of_a_family_is_made_of_its_nodes(case: str) -> None:
-    model, nodes = open_model(gguf(case)), nodes_of(case)
+def test_every_stage_of_a_family_is_made_of_its_nodes(case: str, tmp_path: Path) -> None:
+    model, nodes = open_model(model_of(case, tmp_path)), nodes_of(case)
     kinds = {"ARGSORT": np.int32}
     given = ((node, np.zeros(node.shape, kinds.get(node.op, np.float32))) for node in nodes)
     shown = collect(model, nodes[0].shape[0], given)
     for key, value in shown.items():
         assert tuple(value.shape) == model.graph[key].shape(nodes[0].shape[0])
+
+
+@needs_fixtures
+def test_a_state_is_whole_where_a_pass_has_fewer_rows_than_heads() -> None:
+    model = open_model(gguf("qwen3_next"))
+    key = StageKey(0, "delta_state")
+    shown: list[torch.Tensor] = []
+    nodes = NodeMap(model.graph, model.weights)
+    collector = Collector(nodes, 1, [key], lambda _, value: shown.append(value))
+    given = np.arange(4 * 16 * 16, dtype=np.float32).reshape(4, 16, 16)
+    collector.take(Node("new_state-0", "VIEW", (), given.shape), given)
+    assert np.array_equal(shown[0].numpy(), given.swapaxes(1, 2))
 
 
 def recorded_values(case: str) -> Iterator[tuple[Node, Array]]:
@@ -139,8 +166,7 @@ def test_what_llama_cpp_computes_otherwise_than_the_folder_says_is_its_culprit(
 @needs_fixtures
 @pytest.mark.parametrize("case", WITH_VALUES)
 def test_the_stages_of_recorded_nodes_are_those_of_our_pass(case: str, tmp_path: Path) -> None:
-    with np.load(gguf(case).with_name("expected.npz")) as expected:
-        tokens = tuple(int(token) for token in expected["tokens"])
+    tokens = tokens_of(case)
     model = open_model(gguf(case))
     shown = collect(model, len(tokens), recorded_values(case))
     ours = trace(gguf(case), tmp_path / "ours", "aprtui", tokens=tokens)
@@ -161,8 +187,7 @@ def test_every_stage_of_a_layer_with_a_state_is_a_node_that_llama_cpp_computed(
     case: str, tmp_path: Path
 ) -> None:
     """Of these the recorded nodes have no sources: a stage is told by its values."""
-    with np.load(gguf(case).with_name("expected.npz")) as expected:
-        tokens = tuple(int(token) for token in expected["tokens"])
+    tokens = tokens_of(case)
     ours = trace(gguf(case), tmp_path / "ours", "aprtui", tokens=tokens)
     with np.load(gguf(case).with_name("nodes.npz")) as stored:
         nodes = {key: stored[key].astype(np.float64) for key in stored.files}
@@ -183,8 +208,7 @@ def test_every_stage_of_a_layer_with_a_state_is_a_node_that_llama_cpp_computed(
 def test_what_a_node_of_a_layer_with_a_state_is_taken_for_by_its_name_is_that(
     case: str, tmp_path: Path
 ) -> None:
-    with np.load(gguf(case).with_name("expected.npz")) as expected:
-        tokens = tuple(int(token) for token in expected["tokens"])
+    tokens = tokens_of(case)
     ours = trace(gguf(case), tmp_path / "ours", "aprtui", tokens=tokens)
     model = open_model(gguf(case))
     taken, told = NodeMap(model.graph, model.weights), set()
@@ -218,19 +242,17 @@ def apart(values: Array, node: Array, *, scan: bool) -> float:
 @needs_fixtures
 @pytest.mark.parametrize("case", sorted(set(RECORDED) - set(GELU_TABLE)))
 def test_llama_cpps_stages_of_a_family_are_those_of_our_pass(case: str, tmp_path: Path) -> None:
-    with np.load(gguf(case).with_name("expected.npz")) as expected:
-        tokens = tuple(int(token) for token in expected["tokens"])
-    ours = trace(gguf(case), tmp_path / "ours", "aprtui", tokens=tokens)
-    theirs = trace(gguf(case), tmp_path / "theirs", "llamacpp", tokens=tokens)
+    path, tokens = model_of(case, tmp_path), tokens_of(case)
+    ours = trace(path, tmp_path / "ours", "aprtui", tokens=tokens)
+    theirs = trace(path, tmp_path / "theirs", "llamacpp", tokens=tokens)
     assert worst_error(ours, theirs) <= GROWN.get(case, BAR)
-    assert not bisect(open_model(gguf(case)), theirs, tokens=tokens).culprits
+    assert not bisect(open_model(path), theirs, tokens=tokens).culprits
 
 
 @needs_llamacpp
 @needs_fixtures
 @pytest.mark.parametrize("case", GELU_TABLE)
 def test_llama_cpps_gelu_table_is_no_culprit(case: str, tmp_path: Path) -> None:
-    with np.load(gguf(case).with_name("expected.npz")) as expected:
-        tokens = tuple(int(token) for token in expected["tokens"])
+    tokens = tokens_of(case)
     theirs = trace(gguf(case), tmp_path / "theirs", "llamacpp", tokens=tokens)
     assert not bisect(open_model(gguf(case)), theirs, tokens=tokens).culprits

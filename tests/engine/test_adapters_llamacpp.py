@@ -23,8 +23,9 @@ from aprtui import api
 from aprtui.cli.main import main
 from aprtui.engine import adapters
 from aprtui.engine.adapters import LlamaSettings
+from aprtui.engine.adapters.collected import Collector, Span
 from aprtui.engine.adapters.ggml import Ggml, Node
-from aprtui.engine.adapters.nodes import Collector, NodeMap, Span
+from aprtui.engine.adapters.nodes import NodeMap
 from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import make_plan
 from aprtui.engine.run import run_trace
@@ -363,6 +364,14 @@ def test_what_it_cannot_be_asked_is_refused_at_planning(
     with pytest.raises(UsageError) as raised:
         make_plan(TraceJob(**{"model": str(qwen2), "engine": "llamacpp", "tokens": (1,), **job}))
     assert says in str(raised.value)
+
+
+@needs_fixtures
+@needs_llamacpp
+def test_a_batch_of_a_model_with_states_is_refused_at_planning() -> None:
+    path = FIXTURES / "families" / "qwen3_next" / "model.gguf"
+    with pytest.raises(UsageError, match="where layers have a state"):
+        make_plan(TraceJob(str(path), engine="llamacpp", tokens=(1, 2), batch=("a", "bc")))
 
 
 @needs_llamacpp

@@ -18,8 +18,9 @@ from aprtui.model.open import open_model
 from tests.as_gguf import ARCHITECTURES, write_gguf
 from tests.compare.planting import Array, Scene, compute, write
 from tests.engine.mutations import our_logits
+from tests.engine.written import WRITTEN
 from tests.families import TINY, save_tiny
-from tests.support import FIXTURES, needs_fixtures
+from tests.support import FIXTURES, SMALL, needs_fixtures
 
 BAR = 1e-5  # docs/numerics.md 1
 GELU_TABLE = 1e-3  # ggml's CPU GELU is a table in f16 (docs/numerics.md 1)
@@ -99,6 +100,16 @@ def test_a_gguf_as_the_converter_writes_it_has_the_folders_numbers(
     write_gguf(tmp_path / "folder", family, tmp_path / "model.gguf")
     folder, made = our_logits(tmp_path / "folder"), our_logits(tmp_path / "model.gguf")
     assert float((made - folder).norm() / folder.norm()) <= BAR
+
+
+@needs_fixtures
+@pytest.mark.parametrize("case", sorted(WRITTEN))
+def test_a_gguf_that_no_fixture_holds_has_llama_cpps_logits(case: str, tmp_path: Path) -> None:
+    """tests/fixtures/llamacpp/written.npz: libllama v0.5.0's logits of the last position."""
+    with np.load(SMALL / "llamacpp" / "written.npz") as recorded:
+        theirs = recorded[case].astype(np.float64)
+    ours = our_logits(WRITTEN[case](tmp_path))[-1].double().numpy()
+    assert np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) <= BAR
 
 
 def test_a_ggufs_layers_that_draft_tokens_are_left_out_and_told(tmp_path: Path) -> None:

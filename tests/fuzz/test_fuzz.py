@@ -19,7 +19,6 @@ def test_damaged_files_are_read_or_refused(
 ) -> None:
     @settings(
         max_examples=CASES,
-        deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),

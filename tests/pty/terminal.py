@@ -45,9 +45,13 @@ class Terminal:
             found = os.read(self.master, 1 << 16)
         except OSError:
             return False
+        self.take(found)
+        return bool(found)
+
+    def take(self, found: bytes) -> None:
+        """What came from the app goes to the screen."""
         self.raw += found
         self._stream.feed(found)
-        return bool(found)
 
     @property
     def text(self) -> str:

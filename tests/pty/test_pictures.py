@@ -72,6 +72,21 @@ def test_over_ssh_a_move_on_home_draws_one_page_after_a_rest_and_none_before(
         assert terminal.wait() == 0
 
 
+def test_over_ssh_the_overview_sends_what_changed(deep: Path) -> None:
+    with in_terminal(str(deep / "t0"), COLORTERM="truecolor", SSH_CONNECTION=FAR) as terminal:
+        terminal.until_text("complete")
+        terminal.press("O")
+        terminal.until_text("layer 0 · attn_norm · [2")
+        terminal.until_quiet()
+        assert _sent(terminal, "\t") <= PAGE_BYTES  # the frames and the foot, not the whole screen
+        assert 0 < _sent(terminal, "l") <= PAGE_BYTES // 2
+        assert "layer 0 · attn_out · [2" in terminal.text
+        assert 0 < _sent(terminal, "j") <= PAGE_BYTES // 2  # the tree unfolds another layer
+        assert "layer 1 · attn_out · [2" in terminal.text and "▾ layer 1" in terminal.text
+        terminal.press("\x11")
+        assert terminal.wait() == 0
+
+
 def _sent(terminal: Terminal, keys: str) -> int:
     before = len(terminal.raw)
     terminal.press(keys)

@@ -117,6 +117,8 @@ async def test_enter_on_a_culprit_says_what_its_mistake_is_and_leads_on_to_its_v
         browse = screen(pilot)
         assert isinstance(browse, BrowseScreen) and browse.stage_here == StageKey(1, "ffn_out")
         await press(pilot, "less_than_sign")
+        assert isinstance(screen(pilot), MistakeScreen)
+        await press(pilot, "q")
         assert screen(pilot) is bisect and bisect.current == StageKey(1, "ffn_out")
 
 

@@ -128,7 +128,7 @@ async def test_a_trace_is_deleted_after_a_question_and_what_is_not_its_own_stays
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         await settle(pilot)
         await on(pilot, "one")
-        assert "y deletes one, 7 files, 756 B" in await press(pilot, "D")
+        assert "y and enter delete one, 7 files, 756 B" in await press(pilot, "D")
         await press(pilot, "n", "enter")
         assert (tmp_path / "one" / MANIFEST).is_file()
         await press(pilot, "D", "y", "enter")

@@ -52,7 +52,7 @@ OWNERS: dict[str, tuple[type, ...]] = {
 
 
 # What has keys of its own over the app's: a question, and numbers that the palette goes to.
-ASKING = ("leave", "bookmarks", "browse:values", "pair", "import")
+ASKING = ("leave", "bookmarks", "browse:values", "model:values", "pair", "import")
 
 
 def test_ids_are_unique_and_places_are_known() -> None:

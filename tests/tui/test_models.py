@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from aprtui.compare.weight_results import TensorResult, TensorSide
+from aprtui.graph import Role
 from aprtui.tui.app import AprtuiApp
+from aprtui.tui.screens.model import ModelScreen
 from aprtui.tui.screens.models import ModelsScreen
-from tests.support import FIXTURES, needs_fixtures
-from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle
-from tests.tui.test_compare_frames import NO_TENSORS
+from tests.support import FIXTURES, SMALL, needs_fixtures
+from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle, until
+from tests.tui.test_compare_frames import COMPARED, NO_TENSORS
 
 GGUF = FIXTURES / "models" / "pycode-5m-q4_k_m.gguf"
 INT4 = FIXTURES / "apr" / "models" / "pycode-int4.apr"
@@ -43,6 +47,39 @@ async def test_d_on_a_model_compares_it_with_another(qwen2: Path, qwen2_apr: Pat
         await press(pilot, "d", "end", "ctrl+u", *str(qwen2_apr), "enter")
         assert isinstance(pilot.app.screen, ModelsScreen)
         assert "pass · 51 same-bytes" in frame(pilot)
+
+
+async def test_a_tensor_leads_to_each_model_that_has_it_and_back(tmp_path: Path) -> None:
+    """Enter, A and B; ``<`` comes back to the comparison, which is not made again."""
+    path = tmp_path / "m.gguf"
+    path.symlink_to(SMALL / "models" / "qwen2-q4_k_m.gguf")
+    gate, up = (
+        TensorResult(Role(name, 0), kind, a, TensorSide(f"blk.0.ffn_{name}.weight", "F32", (2, 2)))
+        for name, kind, a in (
+            ("gate", "differs", TensorSide("blk.0.ffn_gate.weight", "F32", (2, 2))),
+            ("up", "missing-a", None),
+        )
+    )
+    said = json.dumps(replace(COMPARED, tensors=(gate, up)).to_json())
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        app = pilot.app
+        assert isinstance(app, AprtuiApp)
+        models = ModelsScreen(path, path, (sys.executable, "-c", f"print({said!r})"))
+        app.go("model", lambda: models)
+        await settle(pilot)
+        assert "n next · A B in Model" in frame(pilot)
+        for key in ("A", "B", "enter"):
+            await press(pilot, key)
+            await until(pilot, "blk.0.ffn_gate.weight")
+            assert isinstance(screen(pilot), ModelScreen)
+            await press(pilot, "<")
+            assert screen(pilot) is models
+        assert "n next · B in Model" in await press(pilot, "j")
+        await press(pilot, "enter")
+        await until(pilot, "blk.0.ffn_up.weight")
+        assert isinstance(screen(pilot), ModelScreen)
+        await press(pilot, "<", ":", *"layer 0 gate", "enter")
+        assert screen(pilot) is models and models.list.cursor == 0
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW])

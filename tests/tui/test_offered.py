@@ -80,3 +80,18 @@ async def test_a_pair_without_another_offers_no_next(tmp_path: Path) -> None:
     async with opened(tmp_path / "a", tmp_path / "b") as pilot:
         text = await press(pilot, "enter")
         assert isinstance(pilot.app.screen, PairScreen) and "n next" not in foot(text)
+
+
+async def test_next_and_first_are_offered_where_they_lead_somewhere(tmp_path: Path) -> None:
+    a, b = small_trace(tmp_path / "a"), small_trace(tmp_path / "b")
+    write_stage(b / "layer-0/attn_out.bin", 0, -np.arange(24, dtype=np.float32))
+    async with opened(a, b) as pilot:
+        assert "n next" not in foot(frame(pilot))  # the cursor stands on the only one
+        assert "f first" not in foot(frame(pilot))
+        text = foot(await press(pilot, "j"))
+        assert "n next" in text and "f first" in text
+        assert "n next" not in foot(await press(pilot, "n"))
+    write_stage(b / "layer-1/attn_out.bin", 1, -np.arange(24, dtype=np.float32))
+    async with opened(a, b) as pilot:
+        text = foot(frame(pilot))
+        assert "n next" in text and "f first" not in text

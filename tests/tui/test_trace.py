@@ -10,6 +10,7 @@ from textual.widgets import Input
 
 from aprtui.engine.adapters import EngineChoice
 from aprtui.engine.events import Failed, Stopped
+from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.client import TraceClient
@@ -215,17 +216,20 @@ async def test_an_engine_that_dies_is_told_with_the_end_of_its_log(tmp_path: Pat
 
 @pytest.mark.parametrize("first", [(), ("x",)], ids=["it goes on", "it is being stopped"])
 async def test_r_while_a_trace_runs_runs_it_again_when_it_is_over(
-    tmp_path: Path, first: tuple[str, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: tuple[str, ...]
 ) -> None:
     """Asked for while a run goes on, or is being stopped, it is neither lost nor refused."""
+    monkeypatch.setattr(
+        "aprtui.tui.client.STOP_S", 600.0
+    )  # a busy machine does not kill it before "r"
     body = f"""
 import pathlib
 runs = pathlib.Path({str(tmp_path / "runs")!r})
 runs.mkdir(exist_ok=True)
 number = len(list(runs.iterdir()))
 (runs / f"{{number}} {{json.loads(sys.argv[1])['overwrite']}}").touch()
-stage(0, "embedding", 1)
 signal.signal(signal.SIGTERM, lambda *_: None)
+stage(0, "embedding", 1)
 while number == 0 and not os.path.exists({str(tmp_path / "mark")!r}):
     time.sleep(0.01)
 say(event="done", directory="/nowhere/t-trace", files=1, written_bytes=100, elapsed_s=0.6,
@@ -383,5 +387,15 @@ async def test_steps_chunk_and_cache_of_the_form_are_the_jobs(tmp_path: Path) ->
             trace.query_one(f"#field-{name}", Input).value = value
         job = trace.form.job()
         assert (job.steps, job.chunk, job.kv) == (4, 3, "q8_0")
-        trace.query_one("#field-steps", Input).value = "many"
-        await until(pilot, "steps and chunk are whole numbers")
+        for name, value, says in (
+            ("steps", "many", "steps: 'many' is no whole number from 0 on"),
+            ("steps", "-1", "steps: '-1' is no whole number"),
+            ("tokens", "1,,3", "tokens: '' is no whole number"),
+            ("until", "soon", "until 'soon' is no place to stop"),
+            ("until", "first", "name a trace in Against"),
+        ):
+            trace.query_one(f"#field-{name}", Input).value = value
+            with pytest.raises(UsageError, match=says) as raised:
+                trace.form.job()
+            await until(pilot, raised.value.message[:24])
+            trace.query_one(f"#field-{name}", Input).value = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -60,6 +61,28 @@ async def test_the_grid_says_the_block_and_scale_of_what_is_under_the_cursor(
         assert "block 1 (columns 64..127)" in text and f"scale {number(scale.value, 6)}" in text
         text = await press(pilot, "G", "$")
         assert f"row 127, column 191 · {number(float(due[127, 191]), 6)}" in text
+
+
+async def test_a_place_is_gone_to_and_enter_leads_to_the_map_and_back() -> None:
+    entry = read_model_file(QWEN2).tensors["blk.0.ffn_gate.weight"]
+    due = decode_tensor(entry, torch.device("cpu")).numpy()
+    async with opened(QWEN2, size=(120, 40)) as pilot:
+        assert isinstance(pilot.app.screen, ModelScreen)
+        await press(pilot, "/", *"0 gate", "enter", "5", ":", *"17,100", "enter")
+        await until(pilot, f"row 17, column 100 · {number(float(due[17, 100]), 6)}")
+        assert "9,999 is outside 512 x 256" in await press(pilot, ":", *"9,999", "enter")
+        await press(pilot, "enter")
+        await until(pilot, "  largest ")
+        shown = re.search(r" (\d+)(?:\.\.(\d+))? x (\d+)(?:\.\.(\d+))?  largest", frame(pilot))
+        assert shown is not None
+        top, bottom, left, right = (int(shown[n] or shown[n - 1]) for n in (1, 2, 3, 4))
+        assert top <= 17 <= bottom and left <= 100 <= right
+        row, column = np.unravel_index(
+            np.abs(due[top : bottom + 1, left : right + 1]).argmax(),
+            (bottom + 1 - top, right + 1 - left),
+        )
+        await press(pilot, "enter")
+        await until(pilot, f"row {top + row}, column {left + column} · ")
 
 
 async def test_a_weight_that_no_engine_reads_says_why(

@@ -125,7 +125,7 @@ def test_hostile_yaml_is_a_parse_error(tmp_path: Path, body: bytes) -> None:
     assert rules(verdict_on(tmp_path / "x-v1.yaml", body)) == ["PARSE"]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, len(VALID) - 1), st.binary(max_size=6), st.integers(0, 8))
 def test_any_mutation_gets_a_verdict(
     tmp_path_factory: pytest.TempPathFactory, at: int, put: bytes, drop: int

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ from aprtui.tui.keys import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-RAW = "https://raw.githubusercontent.com/aprtui/aprtui/main/"
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+HOME = URLS["Homepage"]
 ENGINES = (ROOT / "docs/engines.md").read_text()
 
 
@@ -30,13 +34,32 @@ def test_every_command_is_named() -> None:
         assert f"aprtui {name}" in README, name
 
 
-def test_every_picture_is_there_and_shows_where_the_readme_is_read_alone() -> None:
-    """PyPI shows the README without the repository: its pictures have whole addresses."""
-    pictures = [line.split("](")[1].rstrip(")") for line in README.splitlines() if line[:2] == "!["]
-    assert pictures
-    for picture in pictures:
-        assert picture.startswith(RAW), picture
-        assert (ROOT / picture.removeprefix(RAW)).is_file(), picture
+def test_every_path_is_there_and_is_an_address_where_the_readme_is_read_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PyPI shows the README without the repository: setup.py makes its paths addresses."""
+    paths = re.findall(r"\]\((?!https?:|#)([^)#]+)", README)
+    assert "screenshots/diff-120x40.png" in paths and all((ROOT / path).exists() for path in paths)
+    given: dict[str, str] = {}
+    monkeypatch.setattr("setuptools.setup", given.update)
+    monkeypatch.setattr("setuptools.Extension", lambda *args, **options: None)
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    alone = given["long_description"]
+    assert not re.search(r"\]\((?!https?:|#)", alone)
+    for path in paths:
+        folder = "raw" if path.endswith(".png") else "blob"
+        assert f"({HOME}/{folder}/main/{path}" in alone, path
+
+
+def test_the_address_of_the_repository_stands_in_one_place() -> None:
+    site = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
+    assert (site["repo_url"], site["site_url"]) == (HOME, URLS["Documentation"])
+    assert all(url.startswith((HOME, site["site_url"])) for url in URLS.values())
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/**/*.yml"),
+             *ROOT.glob("aprtui/**/*.py")]  # fmt: skip
+    owner = HOME.removesuffix("/aprtui").removeprefix("https://") + "/"
+    assert [path for path in texts if owner in path.read_text()] == []
 
 
 def test_exit_codes_are_those_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,6 +173,8 @@ def test_stage_names_as_people_type_them() -> None:
         parse_stages("atn_scores")
     with pytest.raises(UsageError, match="empty stage name"):
         parse_stages("ffn_up,")
+    with pytest.raises(UsageError, match="unknown stage 'foo'"):
+        parse_stages("all,foo")
 
 
 @pytest.mark.parametrize(

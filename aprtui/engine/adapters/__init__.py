@@ -31,16 +31,11 @@ from aprtui.graph.ops import (
     Scores,
     SharedKeys,
     SharedRope,
-    Sigmoid,
     Softmax,
     Softplus,
 )
 from aprtui.graph.recurrent import (
-    CausalConv,
     ChannelScan,
-    Decay,
-    DeltaRule,
-    Gated,
     GatedNorm,
     Scan,
     Steps,
@@ -261,6 +256,12 @@ def _llamacpp(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]
         )
     if job.overrides:
         raise UsageError("llama.cpp reads the file as it is: --set does not reach it")
+    if job.batch and any(node.timeless for node in model.graph):
+        raise UsageError(
+            "llama.cpp computes sequences of several lengths in several passes where layers have a "
+            "state: their rows are not told apart here",
+            hint="leave --batch out, or --engine aprtui",
+        )
     fused = "flash attention computes it fused, without keeping it"
     inside = (node.key.stage for node in model.graph if isinstance(node.op, Scores | Softmax))
     absent = (
@@ -270,30 +271,23 @@ def _llamacpp(job: TraceJob, model: Model) -> tuple[TraceJob, tuple[Absent, ...]
 
 
 def _not_made(model: Model) -> tuple[Absent, ...]:
-    """Stages that llama.cpp has no node for, or one whose name is not known here: steps, states,
-    Kimi Linear's rule, indexers; and queries are multiplied by the weights that would make keys of
-    a latent."""
+    """Stages that llama.cpp has no node for, or one that is not told apart here: the steps of a
+    scan, indexers; and queries are multiplied by the weights that would make keys of a latent."""
     scans = {node.key.layer for node in model.graph if isinstance(node.op, Scan | ChannelScan)}
     beside = {*_beside_streams(model.graph), *_beside_indexers(model.graph)}
-    by_rows = {
-        node.key.layer for node in model.graph if isinstance(node.op, Decay) and node.op.each
-    }
     unnamed = (
         node.key.stage
         for node in model.graph
         if (isinstance(node.op, GatedNorm) and not node.op.before and node.key.layer in scans)
-        or isinstance(node.op, Steps | ChannelScan | Gated)
-        or (isinstance(node.op, Scan) and node.op.last)
-        or (isinstance(node.op, CausalConv) and node.key.layer in scans)
+        or isinstance(node.op, Steps)
         or (isinstance(node.op, Softplus) and node.op.part.bias is not None)
         or (isinstance(node.op, Norm) and not node.op.weights and node.key.layer in scans)
-        or (
-            isinstance(node.op, CausalConv | DeltaRule | Decay | Sigmoid | GatedNorm)
-            and node.key.layer in by_rows
-        )
         or node.key in beside
     )
-    expanded = any(isinstance(node.op, SharedRope | SharedKeys) for node in model.graph) and any(
+    latents = {
+        node.key.layer for node in model.graph if isinstance(node.op, SharedRope | SharedKeys)
+    }
+    expanded = any(
         role.expert is not None and isinstance(node.op, Product)
         for node in model.graph
         for role in node.op.weights
@@ -302,6 +296,7 @@ def _not_made(model: Model) -> tuple[Absent, ...]:
         node.key.stage
         for node in model.graph
         if expanded
+        and node.key.layer in latents
         and (
             isinstance(node.op, Rope | SharedRope | SharedKeys)
             or (isinstance(node.op, Product) and len(node.op.parts) > 1)

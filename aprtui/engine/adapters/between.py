@@ -16,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 
 from aprtui.engine.adapters.adapted import ADAPTED, watch_adapters
 from aprtui.engine.adapters.indexers import INDEX, watch_indexer
-from aprtui.engine.adapters.nodes import parallel_sums
 from aprtui.engine.adapters.shown import Part, Shown
 from aprtui.engine.adapters.streams import STREAMS, watch_streams
 from aprtui.graph import Node
@@ -60,7 +59,7 @@ class Functions(TorchFunctionMode):
 
 def beyond(layer: Any, number: int, shown: Shown, functions: Functions) -> Iterator[Watch]:
     """What a layer's modules do not show, and the hooks that do."""
-    for stage in parallel_sums(shown.graph):
+    for stage in shown.graph.parallel_sums:
         if stage.key.layer == number:
             yield frozenset({stage.key.stage}), _stream(layer, stage, shown)
     norm = getattr(_attention_of(layer), "qk_norm", None)

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from aprtui.engine.adapters import LlamaSettings, Put, Ran
+from aprtui.engine.adapters.collected import Collector, Span, fused
 from aprtui.engine.adapters.ggml import Ggml, Node, Values
-from aprtui.engine.adapters.nodes import Collector, NodeMap, Span, fused, parallel_sums
+from aprtui.engine.adapters.nodes import NodeMap
 from aprtui.engine.passes import Piece
 from aprtui.engine.stretches import Stretch
 from aprtui.errors import BadFileError, EngineError, UsageError
@@ -219,7 +220,7 @@ def _derived_notes(graph: Graph) -> Iterator[str]:
     acts = {node.key.stage for node in fused(graph)}
     if acts:
         yield f"{' and '.join(sorted(acts))} is derived: llama.cpp fuses it with the product"
-    for stage in sorted({node.key.stage for node in parallel_sums(graph)}):
+    for stage in sorted({node.key.stage for node in graph.parallel_sums}):
         yield f"{stage} is derived: llama.cpp adds the layer's other branch first"
 
 

@@ -8,42 +8,30 @@ graph that reads it; the others go by llama.cpp's names.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import torch
-
-from aprtui.engine import ops
-from aprtui.engine.adapters.ggml import Node, Values
-from aprtui.errors import EngineError
+from aprtui.engine.adapters.ggml import Node
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Graph, Role
-from aprtui.graph import Node as Stage
-from aprtui.graph.altup import Correct, Pick, Predict, Spread, Streams
+from aprtui.graph.altup import Pick
 from aprtui.graph.ops import (
     Activate,
     Add,
-    Alibi,
     Attend,
     Bias,
-    Choose,
-    Clip,
     Combine,
     Embed,
     Multiply,
     Norm,
-    Op,
     Product,
     Rope,
-    Scores,
-    Softmax,
 )
-from aprtui.graph.recurrent import CausalConv, Columns, DeltaRule, GatedNorm
+from aprtui.graph.recurrent import CausalConv, ChannelScan, Columns, Gated, GatedNorm, Scan
 from aprtui.model.open import Matrix
 
-__all__ = ["UNNAMED", "Collector", "NodeMap", "Slot", "Span", "fused", "parallel_sums"]
+__all__ = ["UNNAMED", "NodeMap", "Slot"]
 
 _TURNED = ("", "_rope", "_pos", "-post-rope")  # behind the name of what is turned
 
@@ -92,7 +80,9 @@ _BY_NAME: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("MUL", "gate"): ("delta_decay",),
     ("UNARY", "conv_output_silu"): ("delta_conv",),
     ("VIEW", "attn_output"): ("delta_out",),
-    ("RESHAPE", "final_output"): ("delta_norm",),
+    ("CONT", "attn_output"): ("delta_out",),
+    ("UNARY", "kda_beta"): ("delta_beta",),  # unnamed itself
+    ("MUL", "kda_g1"): ("delta_row_decay",),
     ("VIEW", "new_state"): ("delta_state",),
     ("GLU", "ffn_swiglu"): ("ffn_swigl", "shared_ffn_swigl"),
     ("GLU", "ffn_geglu"): ("ffn_swigl", "shared_ffn_swigl"),
@@ -138,10 +128,9 @@ _LAST: Mapping[str, Callable[[Any], bool]] = {
 }
 
 _TWICE = "ssm_in"  # the layer's norm, computed once more for the scan beside its attention
-_GELU = "gelu_tanh"  # the one that ggml has under the name
 _ONE_BRANCH = "l_out"  # of a layer that is experts alone: what its branch makes
 UNNAMED = re.compile(r"node_\d+")
-_CUT = " (view)"
+_CUT, _RESHAPED = " (view)", " (reshaped)"
 _LAST_LAYERS = "h_nextn"
 _TABLE = (
     "embd",
@@ -171,6 +160,13 @@ class NodeMap:
         self._ends: dict[str, StageKey] = {}  # the stage that a node was the end of, by its name
         self._sums = dict(_named_sums(graph))
         self._gated: dict[StageKey, StageKey] = {}
+        self._states: dict[Role, StageKey] = {}  # by the weight of what a state keeps
+        self._convolved: dict[str, Slot] = {}  # of the sums that a node is, by its name
+        scans = {
+            stage.inputs: stage.key
+            for stage in graph
+            if isinstance(stage.op, Scan | ChannelScan) and not stage.op.last
+        }
         self._products: dict[frozenset[StageKey | None], StageKey] = {
             frozenset(stage.inputs): stage.key for stage in graph if isinstance(stage.op, Columns)
         }
@@ -184,28 +180,72 @@ class NodeMap:
             if act is not None and isinstance(act.op, Activate):
                 windowed = isinstance(stage.op, Multiply) and stage.op.window is not None
                 self._gated[act.inputs[0] if windowed else stage.inputs[1]] = stage.key
+            if isinstance(stage.op, GatedNorm) and not stage.op.before:
+                self._gated[stage.inputs[1]] = stage.key
+            if isinstance(stage.op, Gated):
+                self._gated[stage.inputs[0]] = stage.key
+            if isinstance(stage.op, Scan | ChannelScan) and stage.op.last:
+                self._states[stage.op.a] = stage.key
+                self._sums[stage.key] = scans[stage.inputs]
         self._windows: dict[str, list[tuple[Role, Matrix]]] = {}
         for role, matrix in weights.items():
             if role.expert is None and not matrix.transposed:  # packed experts' is MUL_MAT_ID
                 self._windows.setdefault(matrix.entry.name, []).append((role, matrix))
 
+    def begin(self) -> None:
+        """A pass begins: its graph gives the names of the last one's nodes to others."""
+        self._ends.clear()
+        self._convolved.clear()
+
     def slots(self, node: Node) -> tuple[Slot, ...]:
         """The slots that a node fills; none where it is no stage."""
         if (node.op, node.label) == ("MUL", _TWICE):
             return ()
+        if node.op == "SSM_SCAN":
+            return self._of_scan(node)
         for source in reversed(node.sources[:2]):  # a bias or a norm's weight is the second
-            copied = _COPIED.fullmatch(source)
-            windows = self._windows.get(copied[1] if copied else source, ())
+            windows = self._held(source)
             found = [slot for window in windows if (slot := self._of_weight(node, *window))]
             if len(found) == 1:
                 self._ends[node.name] = found[0].key
             if found:
                 return tuple(found)
-        named = self._of_name(node) or self._of_sum(node)
+        named = self._of_name(node) or self._of_conv(node) or self._of_sum(node)
         if named is None:
             return ()
         self._ends[node.name] = named.key
         return (named,)
+
+    def _held(self, source: str) -> Sequence[tuple[Role, Matrix]]:
+        """The weights in a tensor of the file."""
+        copied = _COPIED.fullmatch(source)
+        return self._windows.get(copied[1] if copied else source, ())
+
+    def _of_scan(self, node: Node) -> tuple[Slot, ...]:
+        """The state, which lies behind what comes out. That is a stage once the skip is added."""
+        roles = (role for source in node.sources for role, _ in self._held(source))
+        state = next((self._states[role] for role in roles if role in self._states), None)
+        if state is None:
+            return ()
+        self._ends[f"{node.name}{_CUT}"] = state
+        return (Slot(state),)
+
+    def _of_conv(self, node: Node) -> Slot | None:
+        """What a convolution makes: the activation of its sums, to which a bias may be added."""
+        before = self._convolved.get(node.sources[0]) if node.sources else None
+        if node.op == "UNARY":
+            return before
+        if node.op == "RESHAPE":  # many bear one name
+            self._convolved.pop(node.name, None)
+        if node.op in ("SSM_CONV", "ADD") and len(node.sources) > 1:
+            for role, _ in self._held(node.sources[1].removesuffix(_RESHAPED)):
+                stage = self.graph.reader(role)
+                if stage is not None and isinstance(stage.op, CausalConv):
+                    place = stage.op.weights.index(role) % len(stage.op.filters)
+                    before = Slot(stage.key, place, len(stage.op.filters))
+        if before is not None and node.op in ("RESHAPE", "SSM_CONV", "ADD"):
+            self._convolved[node.name] = before
+        return None
 
     def _of_sum(self, node: Node) -> Slot | None:
         """What a node without a name of its own makes, told by what it is given: the residual by
@@ -217,7 +257,9 @@ class NodeMap:
             return None
         if node.op == "UNARY" and ends:  # the activation of a gate, which is derived
             self._ends[node.name] = ends[0]
-        after = {"ADD": self._sums, "MUL": self._gated, "ROPE": self._turned}.get(node.op, {})
+        after = {
+            "ADD": self._sums, "MUL": self._gated, "GLU": self._gated, "ROPE": self._turned,
+        }.get(node.op, {})  # fmt: skip
         keys = [after[end] for end in ends if end in after]
         if node.op == "MUL":  # columns of a stage by those of another, or by others of its own
             cut = frozenset(self._ends.get(each.removesuffix(_CUT)) for each in node.sources)
@@ -269,217 +311,10 @@ class NodeMap:
         return None
 
 
-@dataclass(frozen=True)
-class Span:
-    """One sequence's rows of a pass: ``rows`` there, from position ``first`` on. ``cells`` are
-    those of the cache that hold its keys, from position 0 to its last row's."""
-
-    put: Callable[[StageKey, torch.Tensor], None]
-    rows: slice
-    first: int
-    cells: Sequence[int]
-
-
-class Collector:
-    """Makes stages out of the nodes of one pass as they come; holds at most one layer's parts.
-
-    ``tokens``: the rows of the pass; ``spans``: whose they are, where not all one sequence's, from
-    position 0 on, that ``put`` takes.
-    """
-
-    def __init__(
-        self,
-        nodes: NodeMap,
-        tokens: int,
-        wanted: Collection[StageKey],
-        put: Callable[[StageKey, torch.Tensor], None],
-        spans: Sequence[Span] = (),
-    ) -> None:
-        self._nodes, self._graph = nodes, nodes.graph
-        self._tokens = tokens
-        self._wanted = frozenset(wanted)
-        self._spans = tuple(spans) or (Span(put, slice(0, tokens), 0, range(tokens)),)
-        self._held: dict[tuple[StageKey, int], torch.Tensor] = {}
-        self._derived = _derived(nodes.graph)
-        self._between = parallel_sums(nodes.graph)
-        self._streams: dict[StageKey, torch.Tensor] = {}
-
-    def wants(self, node: Node) -> bool:
-        """Whether a stage that was asked for is made of this node."""
-        return any(self._makes(slot.key) for slot in self._nodes.slots(node))
-
-    def _makes(self, key: StageKey) -> bool:
-        """Whether a wanted stage is made of this one: itself, what follows from it, or scores,
-        whose scale is the softmax's parameter."""
-        made = [key, *(stage.key for stage in self._derived.get(key, ()))]
-        made += [stage.key for stage in self._between if key in stage.inputs]
-        if isinstance(self._graph[key].op, Softmax):
-            made.append(self._graph[key].inputs[0])
-        return any(each in self._wanted for each in made)
-
-    def take(self, node: Node, values: Values) -> None:
-        """Use the values of a wanted node. Raises EngineError when their shape is another."""
-        tensor = torch.from_numpy(np.asarray(values))
-        slots = self._nodes.slots(node)
-        width = max((slot.width for slot in slots), default=0)
-        if width and tensor.numel() != self._tokens * width:
-            raise _other_shape(node, (self._tokens, width))
-        for slot in slots:
-            op = self._graph[slot.key].op
-            if isinstance(op, Scores):
-                self._held[slot.key, 0] = self._keys_cut(node, op, tensor)
-            elif isinstance(op, Softmax):
-                self._softmax(node, self._graph[slot.key], op, tensor)
-            elif isinstance(op, DeltaRule) and op.state:  # ggml has it [N,value,key]
-                turned = tensor.reshape(op.heads, op.value, op.key).transpose(1, 2)
-                self._give(slot.key, turned.contiguous(), node)
-            elif isinstance(op, Streams | Predict | Correct | Spread):  # ggml has streams first
-                streams = self._graph[slot.key].axes[1].extent or 1
-                turned = tensor.reshape(streams, self._tokens, -1).transpose(0, 1)
-                self._give(slot.key, turned.contiguous(), node)
-            elif isinstance(op, Choose):
-                self._give(slot.key, tensor.reshape(self._tokens, -1)[:, : op.top], node)
-            elif isinstance(op, Attend) and op.scale != 1.0:  # which llama.cpp does later
-                self._give(slot.key, tensor * op.scale, node)
-            else:
-                self._part(node, slot, tensor)
-
-    def _part(self, node: Node, slot: Slot, tensor: torch.Tensor) -> None:
-        """A part of a stage: joined when all are there."""
-        if slot.columns is not None:
-            rows = tensor.reshape(self._tokens, -1)
-            tensor = torch.cat([rows[:, at : at + count] for at, count in slot.columns], dim=1)
-        if slot.parts == 1:
-            self._give(slot.key, tensor, node)
-            return
-        self._held[slot.key, slot.part] = tensor.reshape(self._tokens, -1)
-        places = [(slot.key, part) for part in range(slot.parts)]
-        if all(place in self._held for place in places):
-            joined = torch.cat([self._held.pop(place) for place in places], dim=1)
-            self._give(slot.key, joined, node)
-
-    def _keys_cut(self, node: Node, op: Scores, tensor: torch.Tensor) -> torch.Tensor:
-        """[A,T,cells] without the cells that only pad the cache."""
-        heads, tokens = op.heads, self._tokens
-        cells = 1 + max(max(span.cells) for span in self._spans)
-        if tensor.numel() % (heads * tokens) or tensor.numel() < heads * tokens * cells:
-            raise _other_shape(node, (heads, tokens, cells))
-        return tensor.reshape(heads, tokens, -1)[:, :, :cells].contiguous()
-
-    def _softmax(self, node: Node, stage: Stage, op: Softmax, tensor: torch.Tensor) -> None:
-        """Both [A,T,T] stages: scores are scaled here, by the softmax's own parameter."""
-        before = self._graph[stage.inputs[0]]
-        assert isinstance(before.op, Scores)
-        scores = self._held.pop((before.key, 0), None)
-        if scores is not None:
-            scaled = scores * torch.tensor(node.first_param, dtype=torch.float32)
-            self._give_scores(before.key, scaled, op, before.op.alibi)
-        self._give_scores(stage.key, self._keys_cut(node, before.op, tensor), op)
-
-    def _give_scores(
-        self, key: StageKey, cells: torch.Tensor, op: Softmax, alibi: Alibi | None = None
-    ) -> None:
-        """Of [A,T,cells] each sequence's rows, with the keys at their positions; ``alibi``: what
-        ggml adds to them with the mask."""
-        if key not in self._wanted:
-            return
-        for span in self._spans:
-            keys = cells[:, span.rows][:, :, torch.as_tensor(span.cells)]
-            last = span.first + keys.shape[1]
-            added = ops.key_biases(alibi, keys.movedim(2, 0))
-            keys = keys if added is None else keys + added
-            seen = ops.visible(op.mask, span.first, last, last, keys.device)
-            span.put(key, keys.masked_fill(~seen, 0.0))
-
-    def _give(self, key: StageKey, value: torch.Tensor, node: Node) -> None:
-        """A whole stage, and what follows from it without a node of llama.cpp's own."""
-        shape = self._graph[key].shape(self._tokens)
-        if value.numel() != int(np.prod(shape)):
-            raise _other_shape(node, shape)
-        value = value.reshape(shape)
-        if key in self._wanted:
-            self._put(key, value)
-        self._sum(key, value)
-        for stage in self._derived.get(key, ()):
-            if stage.key in self._wanted:
-                self._put(stage.key, _followed(value, stage.op))
-
-    def _sum(self, key: StageKey, value: torch.Tensor) -> None:
-        """The stream plus one branch, where llama.cpp adds the other one first."""
-        for stage in self._between:
-            hidden, branch = stage.inputs
-            if key == hidden:
-                self._streams[key] = value
-            elif key == branch and stage.key in self._wanted:
-                self._put(stage.key, self._streams.pop(hidden) + value)
-
-    def _put(self, key: StageKey, value: torch.Tensor) -> None:
-        """Each sequence's rows."""
-        for span in self._spans:
-            span.put(key, value[span.rows])
-
-
-def parallel_sums(graph: Graph) -> tuple[Stage, ...]:
-    """The sums of stream and branch that nothing reads but the next sum: both branches of the layer
-    start from one norm, and an engine may add them in any order."""
-    readers: dict[StageKey, list[Stage]] = {}
-    for stage in graph:
-        for key in stage.inputs:
-            readers.setdefault(key, []).append(stage)
-    return tuple(
-        stage
-        for stage in graph
-        if isinstance(stage.op, Add)
-        and all(
-            isinstance(reader.op, Add) and reader.op.total == 1.0
-            for reader in readers.get(stage.key, ())
-        )
-        and readers.get(stage.key)
-    )
-
-
 def _named_sums(graph: Graph) -> Iterator[tuple[StageKey, StageKey]]:
     """Each branch and the sum that it ends, where llama.cpp makes the sums that we do."""
-    between = {stage.key for stage in parallel_sums(graph)}
+    between = {stage.key for stage in graph.parallel_sums}
     for stage in graph:
         whole = isinstance(stage.op, Add) and stage.op.total == 1.0
         if whole and not between & {stage.key, stage.inputs[0]}:
             yield stage.inputs[1], stage.key
-
-
-def fused(graph: Graph) -> Iterator[Stage]:
-    """The activations that llama.cpp computes with what is multiplied by them, or in two nodes."""
-    gates = {stage.inputs[0] for stage in graph if isinstance(stage.op, Multiply)}
-    for stage in graph:
-        if isinstance(stage.op, Activate) and (stage.op.name != _GELU or stage.key in gates):
-            yield stage
-
-
-def _derived(graph: Graph) -> dict[StageKey, list[Stage]]:
-    """Stages that follow from another one alone, which llama.cpp fuses or does not compute: the
-    activation, and the FFN's output where nothing is added to the experts'."""
-    found: dict[StageKey, list[Stage]] = {}
-    acts = {stage.key for stage in fused(graph)}
-    for stage in graph:
-        alone = len(stage.inputs) == 1 and not stage.op.weights
-        clipped = isinstance(stage.op, Clip) or stage.key in acts
-        if clipped or (isinstance(stage.op, Combine | Pick) and alone):
-            found.setdefault(stage.inputs[0], []).append(stage)
-    return found
-
-
-def _followed(value: torch.Tensor, op: Op) -> torch.Tensor:
-    """What follows from ``value`` alone. An activation, which llama.cpp fuses with the product, is
-    the exact one of its gate: on the CPU its GELU is a float16 table; that shows in ffn_swigl,
-    which it does compute."""
-    if isinstance(op, Clip):
-        return value.clamp(-op.limit, op.limit)
-    if isinstance(op, Pick):
-        return value[:, op.stream]
-    return ops.ACTIVATIONS[op.name](value.double()).float() if isinstance(op, Activate) else value
-
-
-def _other_shape(node: Node, expected: tuple[int, ...]) -> EngineError:
-    return EngineError(
-        f"llama.cpp's node {node.name} is {list(node.shape)} where {list(expected)} was expected"
-    )

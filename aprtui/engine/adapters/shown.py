@@ -11,7 +11,6 @@ import torch
 from aprtui.engine import ops
 from aprtui.engine.adapters import modules
 from aprtui.engine.adapters.hf_rows import Lane, Lanes
-from aprtui.engine.adapters.nodes import parallel_sums
 from aprtui.engine.adapters.scans import INSIDE_SCANS
 from aprtui.engine.device import torch_settings
 from aprtui.errors import EngineError
@@ -98,7 +97,7 @@ class Shown:
             node.key.stage: " and ".join(key.stage for key in node.inputs)
             for node in self._followed().values()
         }
-        sums = dict.fromkeys(node.key.stage for node in parallel_sums(self.graph))
+        sums = dict.fromkeys(node.key.stage for node in self.graph.parallel_sums)
         return (
             *([f"{PRODUCT} is computed once more without its bias"] if again else []),
             *(f"{stage} is computed once more from {inputs}" for stage, inputs in more.items()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -13,7 +14,8 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.content import Content
 from textual.message import Message
-from textual.screen import Screen
+from textual.screen import UPDATE_PERIOD, Screen
+from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
@@ -33,6 +35,7 @@ __all__ = ["MODES", "BaseScreen", "outliving"]
 
 MODES = ("model", "trace", "browse", "diff")
 SMALLEST = (60, 15)
+TURNS = 24  # of the loop: a message takes one for each widget that it passes, and leads to others
 
 
 async def outliving(
@@ -73,6 +76,7 @@ class BaseScreen(Screen[object]):
         self._message = Static("", id="message", markup=False)
         self._small = Static("", id="small", markup=False)
         self._prompt = Prompt()
+        self._frames: Timer | None = None
         self._typed: dict[str, str] = {}  # by purpose: a path that was typed is offered again
 
     def compose(self) -> ComposeResult:
@@ -90,7 +94,6 @@ class BaseScreen(Screen[object]):
         raise NotImplementedError
 
     def on_mount(self) -> None:
-        self.set_class(self.app.no_color, "no-color")
         self._prompt.display = False
         self._small.display = False
         self.set_state("loading", "Reading …")
@@ -122,6 +125,21 @@ class BaseScreen(Screen[object]):
     def set_title(self, title: str, *, loud: bool = False) -> None:
         self.title_line.title = title
         self.title_line.loud = loud
+
+    # Frames.
+
+    @property
+    def _update_timer(self) -> Timer:
+        """Textual's timer of frames."""
+        if self._frames is None:
+            self._frames = self.set_interval(UPDATE_PERIOD, self._next_frame, pause=True)
+        return self._frames
+
+    async def _next_frame(self) -> None:
+        """Draw, once what a key led to has come from the widget to the screen: it is one frame."""
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        self._on_timer_update()
 
     # Keys.
 

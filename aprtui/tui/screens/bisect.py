@@ -310,8 +310,6 @@ class BisectScreen(GridScreen):
 
     def idle_keys(self) -> frozenset[str]:
         idle = {"bisect-model" if self.running else "bisect-stop"}
-        if self.found is None or not self.found.culprits:
-            idle |= {"next-culprit", "previous-culprit"}
         return super().idle_keys() | idle
 
     @property

@@ -41,6 +41,7 @@ CHART_LINES = (9, 18)  # least and most of the chart, its frame among them
 FACTS_LINES = 10  # of the facts below the grid, their frame among them
 FACTS_BELOW_LIST = 7
 FRAME_LINES = 3  # title, legend, keys
+NEXT = frozenset({"next-divergence", "previous-divergence", "next-culprit", "previous-culprit"})
 WIDE = 100  # columns from which on the facts stand beside the grid
 
 
@@ -79,6 +80,7 @@ class GridScreen(SidesScreen):
         self.filter = ""
         self.listed = self.zoomed = False
         self._key: StageKey | None = None
+        self._outstanding: set[StageKey] = set()  # of those that are shown
         self._over: SidesScreen | None = None  # a screen of one stage that was opened from here
 
     def body(self) -> Iterable[Widget]:
@@ -190,12 +192,14 @@ class GridScreen(SidesScreen):
 
     def paint(self, keys: Iterable[StageKey] | None = None) -> None:
         """Draw these stages anew, or all; only what looks different is sent."""
-        self.grid.put({key: self.cell_of(key) for key in (self.shown if keys is None else keys)})
+        painted = self.shown if keys is None else tuple(keys)
+        kept = self._outstanding.difference(painted) if keys is not None else set[StageKey]()
+        self._outstanding = kept.union(filter(self.stands_out, painted))
+        self.grid.put({key: self.cell_of(key) for key in painted})
         self._fill_list()
         self._show_chart()
         self.retitle()
         self.show_stage()
-        self.show_keys()
 
     def _fill_list(self) -> None:
         """The rows of the list, in the order of now; they are not sorted while nobody looks."""
@@ -217,6 +221,12 @@ class GridScreen(SidesScreen):
         self.chart.mark(key)
         if self.preview.display and key is not None:
             self.preview.look_at(self.pairs.get(key), self.results.get(key))
+        self.show_keys()
+
+    def idle_keys(self) -> frozenset[str]:
+        """What leads to the next that stands out, where there is no other."""
+        others = any(key != self.current for key in self._outstanding)
+        return super().idle_keys() | (frozenset() if others else NEXT)
 
     def show_head(self, lines: Sequence[Content]) -> None:
         """The verdict: wrapped where the grid leaves room for it, else a line each."""

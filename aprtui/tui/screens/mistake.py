@@ -106,11 +106,11 @@ class MistakeScreen(OneStageScreen):
     # Places.
 
     def here(self) -> Jump:
-        """The culprit: that is where one comes back to."""
+        """The culprit: that is where one comes back to once the page is closed."""
         return Jump("bisect", self._sides.both, self.key)
 
     def shows(self, to: Jump) -> bool:
-        return False
+        return to == self.here()
 
     # Keys.
 

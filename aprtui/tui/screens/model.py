@@ -15,7 +15,7 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
-from aprtui.errors import AprtuiError
+from aprtui.errors import AprtuiError, UsageError
 from aprtui.formats.modelfile import ModelFile
 from aprtui.formats.tracedir import StageKey
 from aprtui.model.open import Model, open_model, read_model_file
@@ -29,12 +29,16 @@ from aprtui.tui.panes import places_of
 from aprtui.tui.paths import meant
 from aprtui.tui.screens.model_text import summary
 from aprtui.tui.screens.paned import PanedScreen
+from aprtui.tui.weight_values import place_of
 from aprtui.tui.widgets.facts import Fact
 from aprtui.tui.widgets.frame import NamedFrame
 from aprtui.tui.widgets.lines import RowList
 from aprtui.tui.widgets.model_pane import ModelPane, ModelSeen
 from aprtui.tui.widgets.pane import Pane
 from aprtui.tui.widgets.tensor_list import SORTS, TensorList
+from aprtui.tui.widgets.value_grid import ValueGrid
+from aprtui.tui.widgets.weight_map_pane import WeightMapPane
+from aprtui.tui.widgets.weight_pane import WeightPane
 
 __all__ = ["ModelScreen"]
 
@@ -61,6 +65,7 @@ class ModelScreen(PanedScreen):
     mode = "model"
     places = ("model",)
     lead = "move"
+    passing = True
     BINDINGS: ClassVar[list[BindingType]] = bindings(  # type: ignore[assignment]
         "model", *places_of("model")
     )
@@ -211,6 +216,41 @@ class ModelScreen(PanedScreen):
         super().set_pane(pane)
         self.name_frame()
 
+    def jump(self, text: str) -> None:
+        """To ``row,column`` in the Values pane; what the palette does with numbers."""
+        row = self.tensors.current
+        if row is None:
+            self.say("choose a tensor")
+            return
+        try:
+            self._show_value(ModelPane.ValueWanted(place_of(row.entry, text)))
+        except UsageError as error:
+            self.say(error.message)
+
+    @on(ModelPane.ValueWanted)
+    def _show_value(self, event: ModelPane.ValueWanted) -> None:
+        """The value behind a cell of the map, in Values."""
+        event.stop()
+        self.set_pane("values")
+        values = self.shown_pane
+        assert isinstance(values, WeightPane)
+        values.go(event.block)
+        values.grid.focus()
+
+    @on(ValueGrid.Opened)
+    def _show_picture(self, event: ValueGrid.Opened) -> None:
+        """From a value to its cell of the map."""
+        event.stop()
+        why = self.lacks("map")
+        if why is not None:
+            self.say(f"no map: {why.what}")
+            return
+        self.set_pane("map")
+        pane = self.shown_pane
+        assert isinstance(pane, WeightMapPane)
+        pane.go_to(event.grid.row, event.grid.column)
+        pane.focus()
+
     @work(thread=True, exclusive=True, group="verify")
     def _verify(self) -> None:
         try:
@@ -289,5 +329,5 @@ class ModelScreen(PanedScreen):
 def _is_meant(row: TensorRow, to: Jump) -> bool:
     """Whether a jump goes to that tensor: by its name, or as what a stage reads."""
     if to.key is None:
-        return row.entry.name == to.tensor
+        return clean(row.entry.name) == clean(to.tensor)
     return to.key.stage in row.used_by and row.layer in (to.key.layer, None)

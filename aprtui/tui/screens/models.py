@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,10 +23,12 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count, number, size
 from aprtui.tui.carry import copy, export_rows
 from aprtui.tui.client import COMMAND_LINE, Child
+from aprtui.tui.jumps import Goal, Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.paths import meant
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.pair_facts import layers_block
+from aprtui.tui.source import names_of
 from aprtui.tui.stage_filter import matcher
 from aprtui.tui.widgets.blocks import BlockPane, wrapped
 from aprtui.tui.widgets.drift_chart import Drift
@@ -51,6 +54,7 @@ class Compared:
     types: str
     message: str
     facts: tuple[tuple[tuple[str, str], ...], ...]  # in groups
+    names: tuple[str, str]  # in A and in B, empty where it has none
 
 
 @dataclass
@@ -108,9 +112,12 @@ class ModelsScreen(BaseScreen):
     places = ("models",)
     BINDINGS: ClassVar[list[BindingType]] = bindings("models")  # type: ignore[assignment]
 
-    def __init__(self, a: Path, b: Path, command: Sequence[str] = COMMAND_LINE) -> None:
+    def __init__(
+        self, a: Path, b: Path, command: Sequence[str] = COMMAND_LINE, at: Jump | None = None
+    ) -> None:
         super().__init__()
         self.a, self.b = a, b
+        self._at = at  # the place that a jump asks for
         self.child = Child(command)
         self.head = Static("", id="modelshead", markup=False)
         self.list = ComparedList()
@@ -162,13 +169,61 @@ class ModelsScreen(BaseScreen):
         self.set_state("full")
         self.list.focus()
         self._retitle()
+        if self._at is not None:
+            self.turn_to(self._at)
         self._show_tensor()
+
+    # Places.
+
+    @property
+    def both(self) -> tuple[Path, Path]:
+        return self.a, self.b
+
+    def here(self) -> Jump:
+        row = self.list.current
+        return Jump("models", self.both, tensor=row.role if row is not None else "")
+
+    def goals(self) -> Iterable[Goal]:
+        """Every tensor, by its role or by its names."""
+        for row in self.list.tensors:
+            to = Jump("models", self.both, tensor=row.role)
+            yield Goal(row.role, row.role, partial(self.app.jump, to), row.key,
+                       " ".join(row.names))  # fmt: skip
+
+    def turn_to(self, to: Jump) -> None:
+        if all(row.role != to.tensor for row in self.list.rows):
+            self.answering("filter", "")
+        found = (n for n, row in enumerate(self.list.rows) if row.role == to.tensor)
+        self.list.move_to(next(found, self.list.cursor))
+
+    def idle_keys(self) -> frozenset[str]:
+        """No way to a side that has no such tensor, nor to the next one where none is another."""
+        row = self.list.current
+        names = row.names if row is not None else ("", "")
+        idle = {f"models-{side}" for side, name in zip("ab", names, strict=True) if not name}
+        if not any(map(_is_other, self.list.rows)):
+            idle |= {"models-next", "models-previous"}
+        return super().idle_keys() | idle
+
+    def action_side(self, number: int) -> None:
+        """The tensor under the cursor, of A or of B, in Model."""
+        row = self.list.current
+        if row is not None and row.names[number]:
+            self.app.jump(Jump("model", (self.both[number],), tensor=row.names[number]))
+
+    @on(RowList.Opened, "#tensors")
+    def _open(self, event: RowList.Opened) -> None:
+        event.stop()
+        row = self.list.current
+        if row is not None:
+            self.action_side(0 if row.names[0] else 1)
 
     def _retitle(self) -> None:
         listed, total = len(self.list.rows), len(self.list.tensors)
         text = clean(self.list.filter, 30)
         remark = f"showing {listed} of {total} - filter {text} · " if text else ""
-        self.set_title(f"{remark}A {clean(self.a.name, 50)}   B {clean(self.b.name, 50)}")
+        a, b = names_of(*self.both)
+        self.set_title(f"{remark}A {a}   B {b}")
         order = {"class": "the worst first", "layer": "by layer"}[self.list.sort]
         self.list.border_title = f"Tensors {count(total)} · {order}"
 
@@ -176,6 +231,7 @@ class ModelsScreen(BaseScreen):
     @on(BlockPane.Changed)
     def _show_tensor(self) -> None:
         row, width = self.list.current, self.detail.column
+        self.show_keys()
         self.detail.name_it(row.role if row else "")
         if row is None:
             none = f"No tensor matches {clean(self.list.filter, 30)}: q shows all."
@@ -189,7 +245,7 @@ class ModelsScreen(BaseScreen):
         blocks[0] = why + blocks[0]
         room = self.detail.size.height - sum(len(block) + 1 for block in blocks)
         drifts = [
-            Drift(each.key, each.rel_l2, TONES.get(each.kind, ""))
+            Drift(each.key, _apart(each), TONES.get(each.kind, ""))
             for each in sorted(self.list.tensors, key=lambda tensor: tensor.key.layer or 0)
         ]
         self.detail.show([*blocks, layers_block(row.key, drifts, width, room, "rel_l2")])
@@ -218,7 +274,7 @@ class ModelsScreen(BaseScreen):
         rows, here = self.list.rows, self.list.cursor
         for offset in range(1, len(rows) + 1):
             row = (here + step * offset) % len(rows)
-            if TONES.get(rows[row].kind) in ("warn", "bad"):
+            if _is_other(rows[row]):
                 self.list.move_to(row)
                 return
 
@@ -248,6 +304,16 @@ class ModelsScreen(BaseScreen):
             return False
         self.answering("filter", "")
         return True
+
+
+def _apart(row: Compared) -> float | None:
+    """How far both sides are from each other; the same bytes are not measured, and the same."""
+    return 0.0 if row.kind == "same-bytes" else row.rel_l2
+
+
+def _is_other(row: Compared) -> bool:
+    """Whether it is not the same tensor on both sides."""
+    return TONES.get(row.kind) in ("warn", "bad")
 
 
 def _head(found: ModelComparison) -> Content:
@@ -300,4 +366,5 @@ def _tensor(result: TensorResult) -> Compared:
         metrics.rel_l2 if metrics is not None else None,
         types[0] if types[0] == types[1] else " / ".join(types), result.message,
         tuple(tuple((name, text) for name, text in group if text) for group in groups),
+        (result.a.name if result.a else "", result.b.name if result.b else ""),
     )  # fmt: skip

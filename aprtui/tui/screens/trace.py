@@ -195,14 +195,15 @@ class TraceScreen(BaseScreen):
 
     def _face(self, job: TraceJob) -> None:
         """Start, once the trace to compare with was read, where one is named."""
-        said, planned = self.form.said(), self.planned
-        if not said["against"].strip() or planned is None:
+        against, until = self.form.said()["against"].strip(), self.form.until()
+        planned = self.planned
+        if not against or planned is None:
             self._start(job)
             return
-        path = Path(said["against"].strip()).expanduser()
+        path = Path(against).expanduser()
 
         def read() -> None:
-            self.post_message(face(job, planned, path, said["until"], self.post_message))
+            self.post_message(face(job, planned, path, until, self.post_message))
 
         self.run_worker(read, thread=True, exclusive=True, group="face")
 
@@ -267,8 +268,6 @@ class TraceScreen(BaseScreen):
     def action_colours(self) -> None:
         """The grid's colours mean something else; what was compared keeps its sign."""
         self.filling.recolour()
-        if self.against is not None:
-            self.grid.put(self.against.cells(tuple(self.grid.cells)))
 
     def action_browse(self) -> None:
         if self.planned is not None:
@@ -302,9 +301,8 @@ class TraceScreen(BaseScreen):
             self.grid.set_stages([*before, *unplanned])
             self.grid.put(before)
         if cells:
-            compared = self.against.cells(cells) if self.against is not None else {}
             computing = self.so_far.computing if self.running else None
-            self.grid.put(cells | compared | ({computing: ("▒", "accent")} if computing else {}))
+            self.grid.put(cells | ({computing: ("▒", "accent")} if computing else {}))
             if self.grid.current in cells:
                 self.filling.show_cell()
         self._show_progress()
@@ -313,7 +311,7 @@ class TraceScreen(BaseScreen):
     def _compared(self, event: Compared) -> None:
         """Stages were compared: their cells say how, and a line how all of it stands."""
         if event.against is self.against:
-            self.grid.put(self.against.cells(key for key in event.keys if key in self.grid.cells))
+            self.filling.judge(self.against.cells(event.keys))
             self.against_line.update(self.against.line())
 
     @on(StopWanted)

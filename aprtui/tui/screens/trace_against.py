@@ -10,7 +10,7 @@ from textual.content import Content
 from textual.message import Message
 
 from aprtui.compare.beside import Beside, Hears, Runs
-from aprtui.compare.live import STOPS, Live, Replayed, check_prompt
+from aprtui.compare.live import Live, Replayed, check_prompt
 from aprtui.compare.opening import open_capture
 from aprtui.compare.pairs import FAILED, UNMEASURED, PairResult
 from aprtui.engine.events import Planned
@@ -139,9 +139,6 @@ class Against:
 def face(job: TraceJob, planned: Planned, path: Path, until: str, post: Post) -> Faced:
     """What compares ``job`` with the trace at ``path``; or why it cannot be."""
     try:
-        until = until.strip().lower()
-        if until and until not in STOPS:
-            raise UsageError(f"until {clean(until, 30)}: {' or '.join(STOPS)}, or nothing")
         against = open_capture(path)
         if against.root.absolute() == Path(planned.directory).absolute():
             raise UsageError("the trace to compare with lies where this one goes")

@@ -60,6 +60,7 @@ class Filling(Vertical):
         self._texts: tuple[str, ...] = ()
         self._runs = False
         self._chosen: Look | None = None  # None: to be chosen, as it was not painted yet
+        self._judged: dict[StageKey, Part] = {}  # what a comparison says: over what a file holds
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="gridrow"):
@@ -79,6 +80,7 @@ class Filling(Vertical):
         """Nothing has landed yet of these; ``texts`` are the tokens'."""
         self.holdings.held.clear()
         self._records.clear()
+        self._judged.clear()
         self._texts = texts
         self.preview.give(None)
         self.grid.set_stages(stages)
@@ -106,7 +108,15 @@ class Filling(Vertical):
             key, folder / relative_path(key), event.bytes, event.shape or None,
             event.axes or None, event.positions, shape_source="events",
         )  # fmt: skip
-        return self.holdings.cell(key, self.look)
+        return self._cell(key)
+
+    def judge(self, cells: Mapping[StageKey, Part]) -> None:
+        """Signs of stages that were compared, in place of what their files hold."""
+        self._judged.update(cells)
+        self.grid.put({key: cell for key, cell in cells.items() if key in self.grid.cells})
+
+    def _cell(self, key: StageKey) -> Part:
+        return self._judged.get(key) or self.holdings.cell(key, self.look)
 
     def hold(self, records: Mapping[StageKey, StageRecord], held: Mapping[StageKey, Held]) -> None:
         """Files that lie there, and what is known of them by now."""
@@ -143,7 +153,7 @@ class Filling(Vertical):
 
     def _paint(self) -> None:
         self._chosen = None
-        self.grid.put({key: self.holdings.cell(key, self.look) for key in self.holdings.held})
+        self.grid.put({key: self._cell(key) for key in self.holdings.held})
         self.show_cell()
 
     def notify_style_update(self) -> None:

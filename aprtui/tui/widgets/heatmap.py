@@ -232,16 +232,16 @@ class HeatMap(CellCursor):
     # Drawing.
 
     def render_line(self, y: int) -> Strip:
-        width, heat = self.size.width, self.heat
+        (width, height), heat = self.size, self.heat
         if heat is None or not heat.levels.size:
             return self.strip(self.empty_parts() if y == 1 else [], width)
         if y == 0:
             return self.strip(whole_fields(self.head_parts(heat), width), width)
-        if y == self.size.height - 1:
+        if y == height - 1:
             return self.strip(whole_fields(self.told(heat), width), width)
-        if y <= self.axis_lines:
-            return self._axis(heat, y - 1)
         line = y - 1 - self.axis_lines
+        if line < 0:
+            return self._axis(heat, y - 1)
         if line >= heat.lines:
             return Strip.blank(width, self.line_style(""))
         cursor = (self.row, self.column) if self.has_focus else None

@@ -60,11 +60,12 @@ class Told(Message):
 
 def lens_rows(trace: TraceDir) -> list[StageRecord]:
     """A file a layer, the last of the residual stream in it; what comes before and behind them."""
+    residual = [key for key in trace.records if facts_of(key.stage).lens]
     chosen: dict[int | str | None, StageRecord] = {}
-    for key, record in sorted(trace.records.items(), key=lambda kv: order_of(kv[0])):
-        facts = facts_of(key.stage)
-        if facts.lens and not record.parts:
-            chosen["first" if facts.scope == "first" else key.layer] = record
+    for key in sorted(residual, key=order_of):
+        if not trace.records[key].parts:
+            first = facts_of(key.stage).scope == "first"
+            chosen["first" if first else key.layer] = trace.records[key]
     return list(chosen.values())
 
 
@@ -80,13 +81,20 @@ class LensPane(CellCursor, StagePane):
         self.rows: list[StageRecord] = []
         self.note: tuple[str, str] = ("", "")
         self._trace: TraceDir | None = None
+        self._listed: tuple[TraceDir, list[StageRecord]] | None = None
         self._placed = False
 
     def nothing(self, seen: StageSeen) -> Nothing | None:
-        if lens_rows(seen.trace):
+        if self._rows_of(seen.trace):
             return None
         return Nothing("No residual stream is in the trace: nothing to read tokens from.",
                        "post_ffn_residual, or final_norm, shows them")  # fmt: skip
+
+    def _rows_of(self, trace: TraceDir) -> list[StageRecord]:
+        """Found once: a trace may have ten thousand stages, and each move asks."""
+        if self._listed is None or self._listed[0] is not trace:
+            self._listed = (trace, lens_rows(trace))
+        return self._listed[1]
 
     def show(self, seen: StageSeen) -> None:
         """The grid of this trace; the cursor goes to the layer that is seen."""
@@ -94,7 +102,7 @@ class LensPane(CellCursor, StagePane):
         again = again and self.seen is not None and self.seen.model == seen.model
         self.seen, self._trace = seen, seen.trace
         if not again:
-            self.rows = lens_rows(seen.trace)
+            self.rows = self._rows_of(seen.trace)
             self._placed = False
         layers = [record.key.layer for record in self.rows]
         if seen.record.key.layer in layers:

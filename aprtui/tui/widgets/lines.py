@@ -19,6 +19,7 @@ from aprtui.tui.keys import bindings
 from aprtui.tui.widgets.palette import INF, palette_of
 
 __all__ = [
+    "STYLES",
     "Lines",
     "Part",
     "PartLine",
@@ -32,7 +33,13 @@ __all__ = [
 
 Part = tuple[str, str]  # text, and the name of a style: "", "dim", "accent", "good", ...
 
-_STYLES = ("dim", "head", "accent", "good", "warn", "bad", "cursor", "cursor-blur", "a", "b", "d")
+# The app's, once: as every view's own Textual would work them out for each, at every focus.
+STYLES = frozenset(
+    f"lines--{name}"
+    for name in (
+        "dim", "head", "accent", "good", "warn", "bad", "cursor", "cursor-blur", "a", "b", "d",
+    )
+)  # fmt: skip
 
 
 def fit(text: str, width: int) -> str:
@@ -107,19 +114,20 @@ def joined(segments: Iterable[Segment]) -> list[Segment]:
     Every change of style is twenty bytes or more on the way to the terminal.
     """
     found: list[Segment] = []
-    for segment in segments:
-        last = found[-1] if found else None
-        if last is not None and (last.style == segment.style or _blank_after(last, segment)):
-            found[-1] = Segment(last.text + segment.text, last.style)
+    before, style = "", None
+    for text, other, _ in segments:
+        if before and (style is other or style == other or _blank_after(style, text, other)):
+            before += text
+            found[-1] = Segment(before, style)
         else:
-            found.append(segment)
+            before, style = text, other
+            found.append(Segment(text, other))
     return found
 
 
-def _blank_after(before: Segment, blank: Segment) -> bool:
-    """Whether ``blank`` looks the same in the style of ``before``."""
-    one, other = before.style, blank.style
-    if one is None or other is None or blank.text.strip(" "):
+def _blank_after(one: Style | None, text: str, other: Style | None) -> bool:
+    """Whether ``text`` is blank and looks the same in the style of what stands before it."""
+    if one is None or other is None or text.strip(" "):
         return False
     ground = one.bgcolor == other.bgcolor and not (one.reverse or other.reverse)
     return ground and not (one.underline or other.underline)
@@ -127,8 +135,6 @@ def _blank_after(before: Segment, blank: Segment) -> bool:
 
 class Lines(Widget, can_focus=True):
     """A view that draws any line on demand from ``(text, style name)`` parts."""
-
-    COMPONENT_CLASSES: ClassVar[set[str]] = {f"lines--{name}" for name in _STYLES}
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
@@ -167,7 +173,7 @@ class Lines(Widget, can_focus=True):
         """The style of that name alone, to be laid over another."""
         known = self._known_styles.get(f"over {name}")
         if known is None:
-            known = self.get_component_rich_style(f"lines--{name}", partial=True)
+            known = self.app.get_component_styles(f"lines--{name}").partial_rich_style
             self._known_styles[f"over {name}"] = known
         return known
 
@@ -371,6 +377,8 @@ class RowList(Lines):
             row = self.first + place.y - self.head_height
             if row < self.row_count():
                 self.move_to(row)
+                if event.chain == 2:
+                    self.action_open()
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
         event.stop()

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from textual.message import Message
+
 from aprtui.formats.modelfile import ModelFile
 from aprtui.model.open import Model
 from aprtui.text import clean
 from aprtui.tui.model_facts import TensorRow
+from aprtui.tui.reduce import Window
 from aprtui.tui.widgets.facts import Fact
 from aprtui.tui.widgets.pane import Pane
 
@@ -41,6 +44,13 @@ class ModelSeen:
 
 class ModelPane(Pane[ModelSeen]):
     """A pane of Model."""
+
+    class ValueWanted(Message):
+        """Show a value of the tensor in Values: the largest of ``block``."""
+
+        def __init__(self, block: Window) -> None:
+            super().__init__()
+            self.block = block
 
     def title(self, seen: ModelSeen) -> str:
         """What stands over it."""

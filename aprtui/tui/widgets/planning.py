@@ -14,6 +14,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from aprtui.engine.events import Failed, Planned
+from aprtui.errors import UsageError
 from aprtui.formats.tracedir import holds_trace
 from aprtui.text import clean
 from aprtui.tui.client import plan
@@ -64,9 +65,8 @@ class Planning(Horizontal):
         await asyncio.sleep(SETTLE_S)
         try:
             job = self.form.job()
-        except ValueError:
-            said = "token ids, steps and chunk are whole numbers"
-            answer: Planned | Failed = Failed(said, "ids with commas between", 2)
+        except UsageError as error:
+            answer: Planned | Failed = Failed(error.message, error.hint, error.exit_code)
         else:
             answer = await plan(job, self._command)
         self.busy = False

@@ -129,8 +129,9 @@ class StageGrid(Lines):
 
         Known stages have columns alike, with their whole names where all of these fit.
         """
-        if self._heads is None or self._heads[0] != self.size.width:
-            self._heads = (self.size.width, _laid_out(self._stages, self.size.width - _LABEL))
+        width = self.size.width
+        if self._heads is None or self._heads[0] != width:
+            self._heads = (width, _laid_out(self._stages, width - _LABEL))
         return self._heads[1]
 
     @property
@@ -144,9 +145,9 @@ class StageGrid(Lines):
 
     def _columns(self, first: int) -> list[str]:
         """The stages whose columns fit from ``first`` on; one at least."""
-        room, found = self.size.width - _LABEL, list[str]()
+        room, found, heads = self.size.width - _LABEL, list[str](), self.heads
         for name in self._stages[first:]:
-            room -= self.heads[name][1]
+            room -= heads[name][1]
             if room < 0 and found:
                 break
             found.append(name)
@@ -268,11 +269,11 @@ class StageGrid(Lines):
     # Drawing.
 
     def render_line(self, y: int) -> Strip:
-        width, stages = self.size.width, self._columns(self.first_column)
+        width, stages, heads = self.size.width, self._columns(self.first_column), self.heads
         if y == 0:
             parts: list[Part] = [(" " * _LABEL, "")]
             for number, name in enumerate(stages, self.first_column):
-                parts.append((right(*self.heads[name]), self._tone(number, name)))
+                parts.append((right(*heads[name]), self._tone(number, name)))
             return self.strip(parts, width)
         row = self.first + y - 1
         if row >= len(self._layers):
@@ -285,7 +286,7 @@ class StageGrid(Lines):
         for number, name in enumerate(names, first):
             lead, tail = f"  {name} ", 1
             if layer is not None:  # the sign under the middle of the name
-                head, taken = self.heads[name]
+                head, taken = heads[name]
                 tail = max(len(head) // 2, 1)
                 lead = " " * (taken - tail - 2)
             segments += self._cell(StageKey(layer, name), lead, " " * tail, (row, number))

@@ -13,9 +13,12 @@ from textual.containers import Horizontal, Vertical
 from textual.suggester import SuggestFromList
 from textual.widgets import Input, Label
 
+from aprtui.compare.live import STOPS
 from aprtui.engine.cards import Cards, look
 from aprtui.engine.job import TraceJob, default_directory
 from aprtui.engine.stretches import KV_TYPES
+from aprtui.errors import UsageError
+from aprtui.text import clean
 from aprtui.tui.keys import bindings
 from aprtui.tui.paths import PathSuggester, meant
 
@@ -26,7 +29,7 @@ ROWS = (
     ("device", "dtype"), ("engine", "adapter"), ("against", "until"), ("into",),
 )  # fmt: skip
 FIELDS = tuple(name for row in ROWS for name in row)
-PATHS = ("adapter", "into")
+PATHS = ("adapter", "against", "into")
 PROMPT = "What is 2+2?"
 
 
@@ -70,13 +73,14 @@ class TraceForm(Vertical, can_focus=True):
         return {name: self.query_one(f"#field-{name}", Input).value for name in FIELDS}
 
     def job(self, *, replace: bool = False) -> TraceJob:
-        """What the fields say; ``replace`` a trace that is there already. Raises ValueError where
-        numbers are wanted and something else stands."""
+        """What the fields say; ``replace`` a trace that is there already. Raises UsageError where
+        a field says what it does not take."""
         said = self.said()
+        self.until()
         untouched = said["into"] in ("", str(default_directory(self._model)))
         tokens = None
         if said["tokens"].strip():
-            tokens = tuple(int(part) for part in said["tokens"].replace(" ", "").split(","))
+            tokens = tuple(_number("tokens", part) for part in said["tokens"].split(","))
         return TraceJob(
             model=str(self._model.absolute()),
             # Untouched, the folder is the engine's own: two engines' traces lie side by side.
@@ -90,10 +94,22 @@ class TraceForm(Vertical, can_focus=True):
             engine=said["engine"].strip() or "aprtui",
             adapter=said["adapter"].strip() and str(meant(said["adapter"])),
             overwrite=replace,
-            steps=_number(said["steps"]),
-            chunk=_number(said["chunk"]),
+            steps=_number("steps", said["steps"] or "0"),
+            chunk=_number("chunk", said["chunk"] or "0"),
             kv=said["cache"].strip().lower(),
         )
+
+    def until(self) -> str:
+        """Where the trace stops before its end, if anywhere. Raises UsageError as ``job`` does."""
+        said = self.said()
+        until = said["until"].strip().lower()
+        if until and until not in STOPS:
+            raise UsageError(f"until {clean(until, 30)!r} is no place to stop",
+                             hint=f"{' or '.join(STOPS)}, or nothing")  # fmt: skip
+        if until and not said["against"].strip():
+            raise UsageError(f"until {until}: there is nothing to compare with",
+                             hint="name a trace in Against, or leave Until empty")  # fmt: skip
+        return until
 
     def on_mount(self) -> None:
         self._mark(0)
@@ -145,12 +161,12 @@ class TraceForm(Vertical, can_focus=True):
         self.query_one(f"#field-{FIELDS[self._at]}").focus()
 
 
-def _number(text: str) -> int:
-    """A field that may be empty. Raises ValueError for what is no number from 0 on."""
-    number = int(text) if text.strip() else 0
-    if number < 0:
-        raise ValueError(text)
-    return number
+def _number(field: str, text: str) -> int:
+    """What is typed there. Raises UsageError for what is no number from 0 on."""
+    if not text.strip().isdecimal():
+        raise UsageError(f"{field}: {clean(text.strip(), 30)!r} is no whole number from 0 on",
+                         hint=hint(field, Cards()))  # fmt: skip
+    return int(text)
 
 
 def hint(name: str, cards: Cards) -> str:

@@ -108,6 +108,10 @@ class WeightMapPane(HeatMap, ModelPane):
         self._note = event.wrong
         self.draw_heat(event.heat)
 
+    def action_open(self) -> None:
+        if self.block is not None:
+            self.post_message(self.ValueWanted(self.block))
+
     def copied(self) -> str:
         return repr(self.value) if self.value is not None and self.has_focus else ""
 

@@ -14,6 +14,7 @@ from textual.widgets import Static
 
 from aprtui.errors import AprtuiError
 from aprtui.tui.model_facts import TensorRow
+from aprtui.tui.reduce import Window
 from aprtui.tui.weight_values import WeightTable, read_window, told_of_cell
 from aprtui.tui.widgets.model_pane import ModelPane, ModelSeen
 from aprtui.tui.widgets.pane import Nothing
@@ -40,6 +41,7 @@ class WeightPane(Vertical, ModelPane):
         super().__init__(id=id)
         self.grid = ValueGrid(id="weightgrid")
         self.told = ""  # of the value under the cursor
+        self._wanted: Window | None = None  # the largest of it, once its rows are read
         self.said = Static("", id="weightsaid", markup=False)
 
     def compose(self) -> ComposeResult:
@@ -61,8 +63,15 @@ class WeightPane(Vertical, ModelPane):
         if seen.row is None:
             return
         if self.table is None or self.table.entry is not seen.row.entry:
+            self._wanted = None
             self._say("reading values …")
             self._read_window(seen.path, seen.row, 0)
+
+    def go(self, block: Window) -> None:
+        """To the value of largest magnitude there; its rows are read first."""
+        if self.seen is not None and self.seen.row is not None:
+            self._wanted = block
+            self._read_window(self.seen.path, self.seen.row, block.top)
 
     def target(self) -> ValueGrid:
         return self.grid
@@ -93,6 +102,9 @@ class WeightPane(Vertical, ModelPane):
             return
         same = self.table is not None and self.table.entry is event.table.entry
         self.grid.show(event.table, keep_cursor=same)
+        if self._wanted is not None and event.table.holds(self._wanted.top):
+            self.grid.move_to(*event.table.largest(self._wanted))
+            self._wanted = None
         self._tell()
 
     @on(ValueGrid.Moved)
