@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -220,7 +221,7 @@ def low_rank(at: ProductAttempt) -> Iterator[Candidate]:
     yield Candidate(at.finish(made), text, {"rank": rank})
 
 
-def _rank(strengths: Float64) -> int:
+def _rank(strengths: npt.NDArray[np.floating[Any]]) -> int:
     return int((strengths > 1e-5 * strengths[0]).sum())
 
 
