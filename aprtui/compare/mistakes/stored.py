@@ -4,6 +4,7 @@ no part, biases, an update of low rank. One weight that is another: ``compare.fl
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 from dataclasses import dataclass
 
 import numpy as np
@@ -220,7 +221,7 @@ def low_rank(at: ProductAttempt) -> Iterator[Candidate]:
     yield Candidate(at.finish(made), text, {"rank": rank})
 
 
-def _rank(strengths: Float64) -> int:
+def _rank(strengths: npt.NDArray[np.floating[Any]]) -> int:
     return int((strengths > 1e-5 * strengths[0]).sum())
 
 
