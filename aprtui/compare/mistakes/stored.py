@@ -4,8 +4,8 @@ no part, biases, an update of low rank. One weight that is another: ``compare.fl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
