@@ -562,7 +562,7 @@ ONE_FAMILY = {
     "expert_bias_missing", "clip_missing", "gate_curve", "multiplier_missing", "sinks_missing",
     "temperature_missing", "rope_partial", "branch_scale_missing", "choice_count",
     "choice_ignored", "index_relu_missing", "index_weights_missing", "softcap_order",
-    "altup_missing", "stream_modes",
+    "altup_missing", "stream_modes", "other_stream",
 }  # fmt: skip
 """What so few families have: planted in all of these, in three places."""
 ONE_STAGE = {

@@ -59,6 +59,10 @@ def unsized(s: Scene) -> Array:
     return np.asarray(np.concatenate((x[:, :1], rows), axis=1).mean(1))
 
 
+def all_alike(s: Scene) -> Array:
+    return np.asarray(s.inputs[0] + (s.inputs[1] - s.inputs[0][:, 0])[:, None])
+
+
 def uncorrected(s: Scene) -> Array:
     return np.asarray(s.right - (s.inputs[1] - s.inputs[0][:, 0])[:, None])
 
@@ -87,7 +91,15 @@ PLANTED = (
     Planted("altup_missing", (
         ("gemma3n", "layer-0/altup_predicted", lambda s: s.inputs[0]),
         ("gemma3n", "layer-1/altup_corrected", lambda s: s.inputs[0]),
-        ("gemma3n", "layer-2/altup_corrected", uncorrected))),
+        ("gemma3n", "layer-2/altup_corrected", uncorrected),
+        ("gemma3n", "layer-0/altup_corrected", all_alike),
+        ("gemma3n", "layer-3/altup_predicted", lambda s: s.right - s.inputs[0]),
+        ("gemma3n", "layer-1/altup_out", lambda s: s.inputs[0]),
+        ("gemma3n", "layer-2/altup_out", lambda s: s.inputs[0] + s.inputs[1][:, None]))),
+    Planted("other_stream", (
+        ("gemma3n", "layer-2/altup_active", lambda s: s.inputs[0][:, 1]),
+        ("gemma3n", "layer-4/altup_active", lambda s: s.inputs[0][:, 2]),
+        ("gemma3n", "layer-3/altup_first", lambda s: s.inputs[0][:, 0]))),
     Planted("altup_size", (
         ("gemma3n", "layer-0/altup_streams", unsized), ("gemma3n", "altup_merged", unsized))),
     Planted("stream_modes", (

@@ -9,22 +9,47 @@ from dataclasses import replace
 import numpy as np
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
-from aprtui.graph.altup import Correct, Merge, Modes, Outliers, Predict, Streams
+from aprtui.graph.altup import Correct, Merge, Modes, Outliers, Pick, Predict, Spread, Streams
 
 __all__ = ["ALTUP"]
 
 
-def streams_left(at: Attempt[Predict | Correct]) -> Iterator[Candidate]:
+def prediction_missing(at: Attempt[Predict]) -> Iterator[Candidate]:
     streams = at.inputs[0]
-    if isinstance(at.op, Predict):
-        text = "the streams are not predicted: they are left as they were"
-        yield Candidate(streams, text, {"missing": "prediction"})
-        return
+    text = "the streams are not predicted: they are left as they were"
+    yield Candidate(streams, text, {"missing": "prediction"})
+    text = "the mix of the streams is not added to them"
+    yield Candidate(at.base - streams, text, {"missing": "streams"})
+
+
+def correction_missing(at: Attempt[Correct]) -> Iterator[Candidate]:
+    streams = at.inputs[0]
+    new = (at.inputs[1] - streams[:, at.op.active])[:, None]
     text = "the streams are not corrected by what the layer made"
     yield Candidate(streams, text, {"missing": "correction"})
-    new = at.inputs[1] - streams[:, at.op.active]
     text = "1 is not added to the coefficients of the correction"
-    yield Candidate(at.base - new[:, None], text, {"missing": "1"})
+    yield Candidate(at.base - new, text, {"missing": "1"})
+    text = "the streams are corrected all alike, without coefficients"
+    yield Candidate(streams + new, text, {"missing": "coefficients"})
+
+
+def branch_elsewhere(at: Attempt[Spread]) -> Iterator[Candidate]:
+    streams, branch = at.inputs
+    name = at.node.inputs[1].stage
+    yield Candidate(streams, f"{name} is not added to the streams", {"missing": name})
+    text = f"{name} is added to the first stream, too"
+    yield Candidate(streams + branch[:, None], text, {"missing": "the choice of streams"})
+
+
+def other_stream(at: Attempt[Pick]) -> Iterator[Candidate]:
+    if at.op.weight is not None:
+        made = at.remade(replace(at.op, weight=None))
+        yield Candidate(made, "the stream is not weighed", {"missing": "weight"})
+    for used in range(at.inputs[0].shape[1]):
+        if used != at.op.stream:
+            text = f"stream {used} is taken where stream {at.op.stream} is active"
+            made = at.remade(replace(at.op, stream=used))
+            yield Candidate(made, text, {"used": used, "right": at.op.stream})
 
 
 def other_size(at: Attempt[Streams | Merge]) -> Iterator[Candidate]:
@@ -52,7 +77,10 @@ def all_kept(at: Attempt[Outliers]) -> Iterator[Candidate]:
 
 
 ALTUP = (
-    Entry("altup_missing", (Predict, Correct), streams_left),
+    Entry("altup_missing", (Predict,), prediction_missing),
+    Entry("altup_missing", (Correct,), correction_missing),
+    Entry("altup_missing", (Spread,), branch_elsewhere),
+    Entry("other_stream", (Pick,), other_stream),
     Entry("altup_size", (Streams, Merge), other_size),
     Entry("stream_modes", (Modes,), other_modes),
     Entry("sparsity_missing", (Outliers,), all_kept),

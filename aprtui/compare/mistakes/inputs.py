@@ -12,6 +12,7 @@ from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry, ProductAt
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph import Node, Role
 from aprtui.graph.ops import Attend, Op, Product
+from aprtui.graph.vocabulary import facts_of
 
 __all__ = ["OF_ANY", "OF_PRODUCTS"]
 
@@ -37,8 +38,8 @@ def other_input(at: Attempt[Op]) -> Iterator[Candidate]:
     if at.y is None or at.case.last or at.case.between:
         return
     for place, own in enumerate(at.node.inputs[:2]):
-        if isinstance(at.op, Attend) and not place:  # its weights
-            continue
+        if facts_of(own.stage).integers or (isinstance(at.op, Attend) and not place):
+            continue  # a choice, or the weights of an attention
         for key, value in _others(at.case.captured, at.node, own):
             given = list(at.inputs)
             given[place] = value.reshape(given[place].shape)
