@@ -81,11 +81,14 @@ def dropped(y: Float64, base: Float64) -> Iterator[Candidate]:
     grown = float((y[kept] * base[kept]).sum()) / square
     rate = 1.0 - 1.0 / grown if grown > 1.0 else 0.0
     spread = (share * (1.0 - share) / use.sum()) ** 0.5
-    if rate and abs(share - rate) <= _SPREADS * spread:
+    if not rate or abs(share - rate) > _SPREADS * spread:
+        return
+    for used in neat(rate, 1e-2):
+        times = 1.0 / (1.0 - used)
         text = (
-            f"dropout of {rate:.3g}: {share:.1%} of the values are 0, the others times {grown:.4g}"
+            f"dropout of {used:.3g}: {share:.1%} of the values are 0, the others times {times:.4g}"
         )
-        yield Candidate(np.where(lost, 0.0, base * grown), text, {"rate": round(rate, 4)})
+        yield Candidate(np.where(lost, 0.0, base * times), text, {"rate": used})
 
 
 def dropout(at: Attempt[Op]) -> Iterator[Candidate]:

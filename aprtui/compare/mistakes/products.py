@@ -124,6 +124,8 @@ def scaled(at: ProductAttempt) -> Iterator[Candidate]:
 
 def dropout(at: ProductAttempt) -> Iterator[Candidate]:
     yield from dropped(at.y, at.base)
+    if at.case.rounded:  # a product that was written before
+        yield from dropped(at.y, at.case.replay.rounded(at.base, at.case.rounded))
 
 
 def rows_shifted(at: ProductAttempt) -> Iterator[Candidate]:
