@@ -89,12 +89,15 @@ def read_rope_by_layer_type(s: Settings, head_dim: int, local: float) -> dict[st
         )
     if "type" in scaling and "rope_type" not in scaling:
         raise s.fail("rope_scaling says type and not rope_type: transformers reads the other alone")
-    full_keys = {**(by_type.get("full_attention") or {}), **scaling}
+    of_full, of_sliding = (
+        _object(s, f"rope_parameters.{kind}", by_type.get(kind))
+        for kind in ("full_attention", "sliding_attention")
+    )
+    full_keys = {**of_full, **scaling}
     found = {
         "full_attention": _table(s, head_dim, full_keys, "rope_theta", layout, partial=False),
         "sliding_attention": _table(
-            s, head_dim, by_type.get("sliding_attention") or {}, "rope_theta_local", layout,
-            partial=False,
+            s, head_dim, of_sliding, "rope_theta_local", layout, partial=False
         ),
     }  # fmt: skip
     _said(s, found["full_attention"])
@@ -163,8 +166,11 @@ def _layout(s: Settings) -> str:
 def _mapping(s: Settings, name: str) -> Mapping[str, Any]:
     """A key that holds an object, or text from ``--set``; empty where it is null or absent."""
     value = s.take(name, None)
-    if isinstance(value, str):
-        return _from_text(value)
+    return _from_text(value) if isinstance(value, str) else _object(s, name, value)
+
+
+def _object(s: Settings, name: str, value: Any) -> Mapping[str, Any]:
+    """A value that is an object; empty where it is null or absent."""
     if value is None:
         return {}
     if not isinstance(value, dict):
