@@ -51,13 +51,15 @@ class Sizes:
 def read_sizes(
     s: Settings, eps_key: str | float = "rms_norm_eps", nulls: tuple[str, ...] = _NULLS,
     kv_heads: int | None = None, head_dim: int | None = None, layers: int | None = None,
+    even: bool = True,
 ) -> Sizes:  # fmt: skip
     """The dimensions, checked against each other; of an .apr the tensors fill what it lacks.
 
     ``eps_key``: what the norms' epsilon is called, or its value where it has no key; ``nulls``:
     which of ``head_dim`` and ``num_kv_heads`` may be null, for H/A and A. ``kv_heads``: those of a
     family whose files have no one key for them; 0: of config.json, as many as query heads.
-    ``head_dim`` and ``layers``: where the family derives them, whatever its keys say.
+    ``head_dim`` and ``layers``: where the family derives them, whatever its keys say. ``even``:
+    values are as wide as keys; else the family has read their size.
     """
     s.say("max_positions", s.integer("max_positions", *_absent(s, "max_positions", 0)))
     layers, hidden = layers or read_layers(s), s.integer("hidden_size")
@@ -70,7 +72,7 @@ def read_sizes(
     else:
         kv_heads = _kv_heads(s, heads, head_dim, nulls)
     check_heads(s, heads, kv_heads)
-    if s.integer("value_dim", head_dim) != head_dim:
+    if even and s.integer("value_dim", head_dim) != head_dim:
         raise s.fail(f"value_dim is not head_dim, {head_dim}, which {s.family} needs")
     eps = s.number(eps_key) if isinstance(eps_key, str) else s.say("eps", eps_key)
     return Sizes(layers, hidden, heads, kv_heads, head_dim, _vocab(s), eps)
@@ -101,10 +103,9 @@ def read_sizes_by_layer(s: Settings) -> list[Sizes]:
 
 
 def read_layers(s: Settings) -> int:
-    """The layers of the pass. GGUF counts those behind them that draft tokens too, in the families
-    whose defaults there have ``nextn_predict_layers``."""
+    """The layers of the pass. GGUF counts those behind them that draft tokens too."""
     layers, name = s.integer("num_layers"), "nextn_predict_layers"
-    drafts = s.integer(name) if s.known(name) else 0
+    drafts = s.integer(name, 0) if _is_gguf(s) and (s.known(name) or s.has(name)) else 0
     if drafts >= layers:
         raise s.fail(f"nextn_predict_layers is {drafts} of {layers} layers")
     return int(s.say("num_layers", layers - drafts))

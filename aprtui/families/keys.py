@@ -195,6 +195,23 @@ _APR_PROVENANCE = frozenset({
     "version",
 })  # fmt: skip
 _GGUF_INERT = frozenset({"rope.scaling.finetuned", "vocab_size", "tensor_data_layout"})
+_GGUF_OTHER_PARTS = re.compile(
+    r"(vision|audio|mm)\..+|image_token_(index|id)|vision_(start|end)_token_id|spatial_merge_size"
+)
+"""Keys of a GGUF of ollama's that describe its towers for images and sounds."""
+_GGUF_OFF: dict[str, tuple[Any, ...]] = {
+    "expert_count": (0,),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
+    "expert_shared_count": (0,),
+    "expert_shared_feed_forward_length": (0,),
+    "expert_used_count": (0,),
+    "expert_weights_scale": (1.0,),
+    "leading_dense_block_count": (0,),
+    "nextn_predict_layers": (0,),
+    "pooling_type": (0, 1, 2, 3),  # of the last hidden states, behind the pass
+}
+"""Values at which a key of a GGUF that a family does not read changes nothing."""
 
 _CHANGES = {
     "attention_bias": "adds biases to the attention's products",
@@ -213,6 +230,7 @@ _CHANGES = {
     "no_rope_layers": "leaves out RoPE in some layers",
     "num_experts": "makes the FFN of experts",
     "partial_rotary_factor": "rotates only some channels",
+    "pooling_type": "makes one score of the last hidden state",
     "qkv_bias": "adds biases to q, k and v",
     "residual_multiplier": "scales each branch",
     "rope_scaling": "scales the angles of RoPE",
@@ -232,14 +250,17 @@ def our_name(key: str) -> str:
 
 def what_it_changes(name: str) -> str:
     """What an unread key would change, as a clause; "" where that is not known."""
-    return _CHANGES.get(name, "")
+    return _CHANGES.get(name) or _CHANGES.get(name.partition(".")[2], "")
 
 
 def inert(file_format: str, stated: Stated) -> bool:
     """Whether a key that a family does not read changes nothing."""
     key, value = stated
     if file_format == "gguf":
-        return key.partition(".")[2] in _GGUF_INERT
+        name = key.partition(".")[2]
+        if name in _GGUF_INERT or _GGUF_OTHER_PARTS.fullmatch(name) is not None:
+            return True
+        return only(*_GGUF_OFF.get(name, ()))(value)
     if file_format == "apr" and (key in _APR_PROVENANCE or value is None):
         return True
     if _NO_MATTER.fullmatch(key) is not None:

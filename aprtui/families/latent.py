@@ -66,7 +66,7 @@ def read_sizes(s: Settings, *, bound: bool = True) -> tuple[decoder.Sizes, dict[
         raise s.fail(f"RoPE over {found['turned']} channels: it needs pairs")
     heads = s.integer("num_heads")  # GGUF says 1 key/value head, of the latents
     key = found["still"] + found["turned"]
-    return decoder.read_sizes(s, head_dim=key, kv_heads=heads), found
+    return decoder.read_sizes(s, head_dim=key, kv_heads=heads, even=False), found
 
 
 def _gguf_sizes(s: Settings, *, bound: bool) -> dict[str, int | None]:
@@ -118,7 +118,7 @@ def read_latent(
 
 def _rope(s: Settings, turned: int, key: int, *, grown: bool) -> tuple[RopeTable, float]:
     """The table, and the factor on q.k, into which a scaling's magnitude goes."""
-    table, scale = read_rope(s, turned), key**-0.5
+    table, scale = read_rope(s, turned, factors=not grown), key**-0.5
     keys = rope_object(s)
     if not in_folder(s) and not keys:
         return _grown(s, table, scale) if grown else (table, scale)

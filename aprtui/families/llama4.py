@@ -74,6 +74,7 @@ def _masks(s: Settings, turned: list[bool]) -> list[Mask]:
     """Layers that turn see their own chunk, the others all before them."""
     chunk = s.integer("attention_chunk_size", null=None)
     window = None if s.file.format == "safetensors" else chunk
+    s.must_be("attention.chunk_size", (chunk,), "llama.cpp's chunks are of another size")
     s.must_be("sliding_window", (window,), "its attention is of another kind")
     default = [_CHUNKED if rope and chunk is not None else FULL for rope in turned]
     kinds = s.per_layer("layer_types", (str,), None) or default

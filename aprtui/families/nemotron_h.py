@@ -148,8 +148,9 @@ def _read_sizes(s: Settings, layers: int) -> decoder.Sizes:
         pass_over(s, *_UNREAD_VALUES, null=False)
         s.must_be("mlp_bias", (False,), "the FFN's products have biases")
         return decoder.read_sizes(s, nulls=("num_kv_heads",), layers=layers)
-    pass_over(s, "rope_dim")
+    pass_over(s, "rope_dim", "rope_theta")
     eps = "rms_norm_eps" if s.has("rms_norm_eps") else "layer_norm_eps"
+    pass_over(s, "layer_norm_eps")
     return decoder.read_sizes(s, eps, nulls=(), kv_heads=heads, layers=layers)
 
 

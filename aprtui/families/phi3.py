@@ -27,7 +27,7 @@ _FUSED = layer_tensor(  # llama.cpp's ffn_up is both
 def build(s: Settings) -> Graph:
     sizes = decoder.read_sizes(s)
     ffn, activation = decoder.read_ffn(s), s.activation("hidden_act", "silu")
-    table = read_rope(s, sizes.head_dim, partial=True, kinds=_KINDS)
+    table = read_rope(s, sizes.head_dim, partial=True, kinds=_KINDS, factors=True)
     windows, causal = decoder.windows_but_in_gguf(s, sizes.layers), decoder.read_causal(s)
     decoder.read_tied(s)
     return decoder.build_decoder(

@@ -60,7 +60,8 @@ def build(s: Settings) -> Graph:
     folder = s.file.format == "safetensors"
     routing = _routing(s, s.activation("hidden_act", "silu"))
     kinds = _KINDS if folder else None
-    table, biases = read_rope(s, sizes.head_dim, kinds=kinds), decoder.read_biases(s)
+    table = read_rope(s, sizes.head_dim, kinds=kinds, factors=True)
+    biases = decoder.read_biases(s)
     windows, causal = decoder.all_windows(s, sizes.layers), decoder.read_causal(s)
     decoder.read_tied(s)
     head_bias = s.flag("lm_head_bias") if folder else s.shape("head_bias") is not None

@@ -3,6 +3,7 @@ layers', and llama.cpp's keys as its loader reads them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,14 +42,15 @@ _TEXT_KEYS = {
 
 def read_rope(
     s: Settings, head_dim: int, *, partial: bool = False, kinds: Mapping[str, str] | None = None,
-    absent: Mapping[str, Any] | None = None, beside: Sequence[str] = (),
+    absent: Mapping[str, Any] | None = None, beside: Sequence[str] = (), factors: bool = False,
 ) -> RopeTable:  # fmt: skip
     """The one table of a model's layers. ``partial``: the family may rotate some channels only;
     ``kinds``: the types that it has, and what each means where not any type is what it says;
     ``absent``: the object of the family's configuration class where the file has none; ``beside``:
-    keys of the object that are not RoPE's, and the family reads."""
+    keys of the object that are not RoPE's, and the family reads. ``factors``: llama.cpp takes the
+    tensors of longrope of this family whatever a GGUF's type is."""
     if s.file.format == "gguf":
-        return _said(s, _gguf_table(s, head_dim, partial))
+        return _said(s, _gguf_table(s, head_dim, partial, factors=factors))
     keys = rope_object(s, absent)
     for name in beside:
         keys.pop(name, None)
@@ -247,7 +249,7 @@ def _share(s: Settings, group: RopeKeys, partial: bool) -> float:
     return share
 
 
-def _gguf_table(s: Settings, head_dim: int, partial: bool) -> RopeTable:
+def _gguf_table(s: Settings, head_dim: int, partial: bool, *, factors: bool = False) -> RopeTable:
     """The table as llama.cpp makes it: without a type a factor is linear."""
     dims = s.integer("rope_dim", head_dim)
     if dims != head_dim and not partial:
@@ -259,37 +261,50 @@ def _gguf_table(s: Settings, head_dim: int, partial: bool) -> RopeTable:
     if override:
         return scaled(s, RopeKeys(s, override), override["rope_type"], table)
     kind = s.take("rope.scaling.type", "linear")
+    return _with_factors(s, _gguf_scaled(s, table, kind), kind, always=factors)
+
+
+def _gguf_scaled(s: Settings, table: RopeTable, kind: Any) -> RopeTable:
+    """``table`` with a scaling that keys say, or rope_freqs."""
     factor = _if_stated(s, s.number, "rope.scaling.factor")
     older = _if_stated(s, s.number, "rope.scale_linear")
     factor = (older if factor is None else factor) or 1.0
     magnitude = _if_stated(s, s.number, "rope.scaling.attn_factor") or 1.0
-    original = _if_stated(s, s.integer, "rope.scaling.original_context_length")
-    original = original or s.values.get("max_positions") or 0
+    original = _gguf_original(s)
     if s.freqs.get("rope_freqs"):
-        divisors = checked(s, "rope_freqs", s.freqs["rope_freqs"], dims)
+        divisors = checked(s, "rope_freqs", s.freqs["rope_freqs"], table.dims)
         table = replace(table, divisors=divisors)
     if kind == "none":
         return replace(table, magnitude=magnitude)
-    if kind == "linear":
+    if kind in ("linear", "longrope"):
         return replace(table, position_divisor=factor, magnitude=magnitude)
     if kind == "yarn":
         fast, slow = (_yarn_bound(s, *key) for key in YARN_BETAS.items())
         s.say("rope_truncate", True)  # ggml always does, and no key of GGUF could say otherwise
-        divisors = yarn_divisors(dims, table.theta, factor, original or 1, fast, slow)
+        divisors = yarn_divisors(table.dims, table.theta, factor, original or 1, fast, slow)
         share = s.number(YARN_SHARE) if s.known(YARN_SHARE) else 0.0
-        magnitude *= yarn_growth(factor) / (yarn_growth(factor, share) if share else 1.0)
+        if table.divisors:  # rope_freqs divides before the correction range blends
+            divisors = tuple(a * b for a, b in zip(divisors, table.divisors, strict=True))
+        grown = yarn_growth(factor)
+        for name, due in (("ext", 1.0), ("attn", grown)):
+            _yarn_bound(s, f"rope.scaling.yarn_{name}_factor", due)
+        magnitude *= grown / (yarn_growth(factor, share) if share else 1.0)
         return replace(table, divisors=divisors, magnitude=magnitude)
-    if kind == "longrope":
-        return _gguf_longrope(s, replace(table, position_divisor=factor), original, magnitude)
     raise s.fail(f"RoPE scaling {clean(str(kind))!r} is not computed here")
 
 
+def _gguf_original(s: Settings) -> int:
+    """The positions of the first training, of the model where they are not said."""
+    stated = _if_stated(s, s.integer, "rope.scaling.original_context_length")
+    return int(stated or s.values.get("max_positions") or 0)
+
+
 def _yarn_bound(s: Settings, name: str, due: float) -> float:
-    """A bound of YaRN's correction range, which llama.cpp reads of few architectures."""
+    """A number of YaRN's, which llama.cpp reads of few architectures: else it is ``due``."""
     if s.known(name):
         return float(s.number(name))
     stated = _if_stated(s, s.number, name)
-    if stated is not None and stated != due:
+    if stated is not None and not math.isclose(stated, due, rel_tol=1e-6):
         s.note(f"{name} is {stated:g}, which llama.cpp does not read of this architecture: {due:g}")
     return due
 
@@ -302,14 +317,30 @@ def _if_stated(s: Settings, read: Callable[..., Any], name: str) -> Any:
     return value
 
 
-def _gguf_longrope(s: Settings, table: RopeTable, original: int, magnitude: float) -> RopeTable:
+def _with_factors(s: Settings, table: RopeTable, kind: Any, *, always: bool) -> RopeTable:
+    """The table with longrope's factors, which stand in tensors. ``always``: llama.cpp takes them
+    of this family whatever ``rope.scaling.type`` is, and its converter writes none."""
     short, long = s.freqs.get("rope_short", ()), s.freqs.get("rope_long", ())
+    stated = kind == "longrope"
+    if not (short or long or stated):
+        return table
     if not short or not long:
         raise s.fail("longrope without its tensors rope_factors_short and rope_factors_long")
+    if not (always or stated):
+        raise s.fail(
+            "tensors of longrope (rope_factors_short, rope_factors_long), and rope.scaling.type is "
+            "another: llama.cpp does not load such a file"
+        )
+    if table.divisors:
+        raise s.fail("longrope's factors beside another scaling of RoPE")
+    trained = _gguf_original(s)
+    s.note(
+        f"longrope: rope_factors_short up to {trained:,} tokens, rope_factors_long beyond, as in "
+        "transformers; llama.cpp chooses by the context that it is given"
+    )
     return replace(
         table,
         divisors=checked(s, "rope_factors_short", short, table.dims),
         long_divisors=checked(s, "rope_factors_long", long, table.dims),
-        trained=original,
-        magnitude=magnitude,
+        trained=trained,
     )

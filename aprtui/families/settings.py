@@ -190,13 +190,18 @@ class Settings:
         return str(value)
 
     def per_layer(self, name: str, kinds: tuple[type, ...], default: Any = _MISSING) -> Any:
-        """A list of one value a layer; None where it is neither stated nor has a default."""
+        """A list of one value a layer; None where it is neither stated nor has a default.
+
+        GGUF's may go on behind the layers that are computed.
+        """
         value = self.take(name, default)
         if value is None:
             return None
         layers = self.values["num_layers"]
         if not isinstance(value, list) or not all(type(item) in kinds for item in value):
             raise self.fail(f"{self.label(name)} is {clean(repr(value), 60)}, not a list of them")
+        if self.file.format == "gguf":
+            value = value[:layers]
         if len(value) != layers:
             raise self.fail(
                 f"{self.label(name)} has {len(value)} entries and num_layers is {layers}"

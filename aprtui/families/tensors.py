@@ -250,7 +250,7 @@ _LAYER = re.compile(r"(?<![^.])(?:layers|blk)\.\d{1,5}\.")
 _OTHER_TOWER = re.compile(
     r"^(model\.)?(vision_tower|vision_model|vision_encoder|vision_language_adapter|visual"
     r"|multi_modal_projector|audio_tower|embed_audio|embed_vision|patch_merger|pre_mm_projector_norm)\."
-    r"|^model\.(vision_tower|multi_modal_projector|visual)\.|^v\.|^mm\.|^model\.image_newline"
+    r"|^model\.(vision_tower|multi_modal_projector|visual)\.|^v\.|^mm\.|^a\.|^model\.image_newline"
 )
 
 
