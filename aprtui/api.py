@@ -10,23 +10,29 @@ have ``to_json()``: what the command line prints. Guide: docs/api.md.
 from __future__ import annotations
 
 import dataclasses
-import operator
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from aprtui.compare.opening import (
-    both_captures,
-    open_capture,
-    open_stage_file,
-    read_capture,
-    unshaped,
-)
+from aprtui.compare.opening import open_capture, open_stage_file, unshaped
 from aprtui.errors import UsageError
-from aprtui.formats.perop import is_per_op_side
 from aprtui.formats.tracedir import StageKey, Told, TraceDir
+from aprtui.given import (
+    AnyPath,
+    Layers,
+    Stages,
+    both_of,
+    given_ids,
+    graph_of,
+    ids_of,
+    open_given,
+    read_side,
+    refuse_both,
+    suspect_of,
+    words,
+)
 from aprtui.graph.select import only_layers, parse_stages
 from aprtui.text import clean
 
@@ -61,10 +67,6 @@ __all__ = [
     "trace_batch",
 ]
 
-AnyPath = str | os.PathLike[str]
-Stages = str | Iterable[str]
-Layers = str | int | Iterable[int]
-
 _OTHER_PROMPTS = "trace both with the same --tokens, or compare all the same with --ignore-tokens"
 
 
@@ -98,7 +100,7 @@ def open_trace(
     inference (``shape_source`` says which). ``progress`` is told the files found, and of how many
     where that is known. Raises BadFileError, UsageError.
     """
-    return open_capture(Path(path), _graph(model), progress)
+    return open_capture(Path(path), graph_of(model), progress)
 
 
 def import_trace(
@@ -125,18 +127,19 @@ def import_trace(
     were written, and of how many. Raises UsageError, BadFileError.
     """
     from aprtui.captures.assemble import assemble
+    from aprtui.captures.imported import imported
     from aprtui.captures.maps import load_map
     from aprtui.captures.opening import open_dump, trace_beside
     from aprtui.captures.parameters import compare_parameters
     from aprtui.captures.recognise import recognised
     from aprtui.writer import CaptureWriter
 
-    _refuse_both(prompt, tokens)
+    refuse_both(prompt, tokens)
     start = time.monotonic()
     dump = open_dump(Path(source), tuple(ranks))
     convention = recognised(dump) if map is None else load_map(map)
-    opened = _opened(model, overrides)
-    ids = _given_ids(opened, prompt, tokens)
+    opened = open_given(model, overrides)
+    ids = given_ids(opened, prompt, tokens)
     found = assemble(dump, convention, opened.graph, ids, sequence)
     found.tell(compare_parameters(dump, convention, opened))
     directory = trace_beside(Path(source)) if output is None else Path(output)
@@ -147,32 +150,7 @@ def import_trace(
     ) as capture:  # fmt: skip
         _put(found, capture, progress)
     elapsed_s = time.monotonic() - start
-    return _imported(found, str(directory), str(source), len(opened.graph), elapsed_s)
-
-
-def _imported(
-    found: Assembly, directory: str, source: str, of: int, elapsed_s: float
-) -> ImportedTrace:
-    from aprtui.captures.imported import ImportedTrace
-
-    return ImportedTrace(
-        directory=directory,
-        source=source,
-        map=found.convention.name,
-        tokens=len(found.sequence.tokens),
-        passes=found.passes,
-        ranks=found.values.ranks,
-        sequence=found.rows.sequence,
-        sequences=found.sequences,
-        dtype=found.dtype,
-        stages=len(found.ways) - len(found.contradictions),
-        of=of,
-        checked=found.checked,
-        contradictions=tuple(found.contradictions),
-        findings=tuple(found.findings),
-        notes=tuple(found.notes),
-        elapsed_s=round(elapsed_s, 3),
-    )
+    return imported(found, directory, Path(source), len(opened.graph), elapsed_s)
 
 
 def _put(
@@ -225,7 +203,7 @@ def trace(
     from aprtui.engine.run import run_trace
 
     job = _job(
-        model, prompt=prompt, tokens=_ids(tokens), directory=directory, stages=stages,
+        model, prompt=prompt, tokens=ids_of(tokens), directory=directory, stages=stages,
         layers=layers, logits=logits, engine=engine, engine_args=engine_args, device=device,
         dtype=dtype, overrides=overrides, adapter=adapter, overwrite=overwrite, steps=steps,
         chunk=chunk, kv=kv,
@@ -233,7 +211,7 @@ def trace(
     modules = module_plan(job)
     if modules is not None:
         return trace_modules(modules, on_event)
-    plan = make_plan(*_settled(job, model, overrides, adapter))
+    plan = make_plan(*_settled(job, model))
     run_trace(plan, on_event or (lambda event: None))
     return open_capture(plan.directory)
 
@@ -254,11 +232,10 @@ def trace_batch(
     from aprtui.engine.plan import make_batch
     from aprtui.engine.run import run_traces
 
-    given = [each if isinstance(each, str) else _ids(each) or () for each in prompts]
+    given = [each if isinstance(each, str) else ids_of(each) or () for each in prompts]
     if not given:
         raise UsageError("a batch needs prompts", hint='trace_batch(model, ["one", [1, 2, 3]])')
-    overrides, adapter = how.get("overrides"), how.get("adapter")
-    job, opened = _settled(_job(model, **how), model, overrides, adapter)
+    job, opened = _settled(_job(model, **how), model)
     plans = make_batch(job, given, opened)
     run_traces(plans, on_event or (lambda event: None))
     return tuple(open_capture(plan.directory) for plan in plans)
@@ -272,20 +249,15 @@ def _job(model: AnyPath | Model, **how: Any) -> TraceJob:
     for key in ("directory", "adapter"):
         how[key] = os.fspath(how.get(key) or "")
     for key in ("stages", "layers"):
-        how[key] = _words(how.get(key, "all"))
+        how[key] = words(how.get(key, "all"))
     for key in ("overrides", "engine_args"):
         how[key] = dict(how.get(key) or {})
     return TraceJob(model=str(model.path) if isinstance(model, Model) else os.fspath(model), **how)
 
 
-def _settled(
-    job: TraceJob,
-    model: AnyPath | Model,
-    overrides: Mapping[str, str] | None,
-    adapter: AnyPath | None,
-) -> tuple[TraceJob, Model]:
+def _settled(job: TraceJob, model: AnyPath | Model) -> tuple[TraceJob, Model]:
     """The model opened, and the job with what it is opened by."""
-    opened = _opened(model, overrides, adapter)
+    opened = open_given(model, job.overrides, job.adapter or None)
     laid = "" if opened.file.adapter is None else str(opened.file.adapter.path)
     whole = dataclasses.replace(
         job, model=str(opened.path), overrides=opened.overrides, adapter=laid
@@ -349,12 +321,12 @@ def diff(
 
     _check_positions(positions)
     overrides = tuple(map(parse_bar, bars))
-    graph = _graph(model)
+    graph = graph_of(model)
     files = [Path(side) for side in (a, b) if not isinstance(side, TraceDir | None)]
     if len(files) == 2 and all(path.is_file() for path in files):
         options = DiffOptions(last_position=positions == "last", top=top)
         return _diff_files(files, graph, overrides, options, ignore_tokens, progress)
-    sides = _both(a, b)
+    sides = both_of(a, b)
     if not ignore_tokens:
         check_tokens(*sides, _OTHER_PROMPTS)
     left, right = (with_shapes(side if graph is None else unshaped(side), graph) for side in sides)
@@ -388,10 +360,10 @@ def diff_many(
     from aprtui.compare.matrix import line_up, matrix_of, measure
 
     _check_positions(positions)
-    graph = _graph(model)
+    graph = graph_of(model)
 
     def read(side: AnyPath | TraceDir) -> TraceDir:
-        found = _read(side)
+        found = read_side(side)
         return with_shapes(found if graph is None else unshaped(found), graph)
 
     sides = faced_sides((first, *others), read)
@@ -415,8 +387,8 @@ def _options(
 
     num_layers = 1 + max((key.layer or 0 for side in sides for key in side), default=-1)
     return DiffOptions(
-        parse_stages(_words(stages)),
-        only_layers(_words(layers), num_layers),
+        parse_stages(words(stages)),
+        only_layers(words(layers), num_layers),
         positions == "last",
         top,
     )
@@ -473,26 +445,34 @@ def bisect(
     from aprtui.formats.modulecalls import calls_of, nodes_of
     from aprtui.model.open import Model
 
-    _refuse_both(prompt, tokens)
-    suspect, reference = _suspect(b, a)
+    refuse_both(prompt, tokens)
+    suspect, reference = suspect_of(b, a)
     named = find_model(reference, suspect)[0] if model is None else model
     if calls_of(suspect):
-        if replayer is not None:
-            raise UsageError(
-                "a trace of modules is replayed in one process", hint="leave --ray out"
-            )
-        return _bisect_modules(named, suspect, reference, (stages, layers, bars, progress))
+        return _bisect_modules(named, suspect, reference, replayer, stages=words(stages),
+                               layers=words(layers), bars=bars, progress=progress)  # fmt: skip
     if adapter is None and not isinstance(named, Model):
         adapter = named_adapter(suspect, Path(named))
     try:
-        opened = _opened(named, overrides, adapter)
+        opened = open_given(named, overrides, adapter)
     except UnknownFamilyError:
         if nodes_of(suspect):
             return bisect_nodes(str(named), suspect, reference)
         raise
-    ids, options = _given_ids(opened, prompt, tokens), _replayed(opened, stages, layers, bars)
+    ids, options = given_ids(opened, prompt, tokens), _replayed(opened, stages, layers, bars)
     return replay(opened, suspect, reference, tokens=ids, options=options, progress=progress,
                   replayer=replayer)  # fmt: skip
+
+
+def _bisect_modules(
+    model: AnyPath | Model, b: TraceDir, a: TraceDir | None, replayer: Replayer | None, **how: Any
+) -> Bisection:
+    from aprtui.compare.modules import bisect_modules
+    from aprtui.model.open import Model
+
+    if replayer is not None:
+        raise UsageError("a trace of modules is replayed in one process", hint="leave --ray out")
+    return bisect_modules(model.path if isinstance(model, Model) else Path(model), b, a, **how)
 
 
 def _replayed(model: Model, stages: Stages, layers: Layers, bars: Iterable[str]) -> Options:
@@ -501,39 +481,10 @@ def _replayed(model: Model, stages: Stages, layers: Layers, bars: Iterable[str])
     from aprtui.compare.worker import Options
 
     return Options(
-        parse_stages(_words(stages)),
-        only_layers(_words(layers), model.graph.num_layers),
+        parse_stages(words(stages)),
+        only_layers(words(layers), model.graph.num_layers),
         tuple(map(parse_bar, bars)),
     )
-
-
-def _bisect_modules(
-    model: AnyPath | Model,
-    b: TraceDir,
-    a: TraceDir | None,
-    how: tuple[Stages, Layers, Iterable[str], Callable[[int, int, StageKey], None] | None],
-) -> Bisection:
-    """A capture of transformers' modules, replayed by their own code."""
-    from fnmatch import fnmatchcase
-
-    from aprtui.compare.bars import parse_bar
-    from aprtui.compare.modules import bisect_modules
-    from aprtui.model.open import Model
-
-    stages, layers, bars, progress = how
-    num_layers = 1 + max((key.layer or 0 for key in b), default=0)
-    wanted = only_layers(_words(layers), num_layers)
-    patterns = [part.strip() for part in _words(stages).split(",")]
-
-    def chosen(key: StageKey) -> bool:
-        named = patterns == ["all"] or any(fnmatchcase(key.stage, each) for each in patterns)
-        return named and (wanted is None or key.layer is None or key.layer in wanted)
-
-    where = model.path if isinstance(model, Model) else Path(model)
-    overrides = tuple(map(parse_bar, bars))
-    return bisect_modules(
-        where, b, a, overrides=overrides, chosen=chosen, progress=progress
-    )  # fmt: skip
 
 
 def _diff_files(
@@ -556,75 +507,3 @@ def _diff_files(
             check_tokens(trace_a, trace_b, _OTHER_PROMPTS)
         bars = choose_bars(trace_a, trace_b, overrides)
     return diff_files(a, b, bars, options, progress=progress)
-
-
-# -- what callers may give -------------------------------------------------------------------------
-
-
-def _opened(
-    model: AnyPath | Model,
-    overrides: Mapping[str, str] | None = None,
-    adapter: AnyPath | None = None,
-) -> Model:
-    from aprtui.model.open import Model, open_model
-
-    if not isinstance(model, Model):
-        return open_model(
-            Path(model), overrides, adapter=None if adapter is None else Path(adapter)
-        )
-    if overrides or adapter is not None:
-        said = "overrides are" if overrides else "an adapter is"
-        raise UsageError(f"{said} said when a model is opened: this one is open already")
-    return model
-
-
-def _graph(model: AnyPath | Model | None) -> Graph | None:
-    return None if model is None else _opened(model).graph
-
-
-def _both(a: AnyPath | TraceDir, b: AnyPath | TraceDir | None) -> tuple[TraceDir, TraceDir]:
-    """Both captures as they lie."""
-    if not isinstance(a, TraceDir) and not isinstance(b, TraceDir):
-        return both_captures(Path(a), None if b is None else Path(b))
-    if b is None:
-        raise UsageError("two traces are needed", hint="aprtui.diff(a, b)")
-    return _read(a), _read(b)
-
-
-def _suspect(
-    b: AnyPath | TraceDir, a: AnyPath | TraceDir | None
-) -> tuple[TraceDir, TraceDir | None]:
-    """B, and A where there is one; without the shapes that were inferred: a model says them."""
-    if a is None and not isinstance(b, TraceDir) and is_per_op_side(Path(b) / "cpu"):
-        cpu, gpu = both_captures(Path(b))
-        return gpu, cpu
-    return unshaped(_read(b)), None if a is None else unshaped(_read(a))
-
-
-def _read(side: AnyPath | TraceDir) -> TraceDir:
-    return side if isinstance(side, TraceDir) else read_capture(Path(side))
-
-
-def _refuse_both(prompt: str | None, tokens: Iterable[int] | None) -> None:
-    """Raises UsageError before anything is opened."""
-    if prompt is not None and tokens is not None:
-        raise UsageError("a prompt and tokens were both given", hint="give one of them")
-
-
-def _given_ids(
-    model: Model, prompt: str | None, tokens: Iterable[int] | None
-) -> tuple[int, ...] | None:
-    """The token ids that the caller says, as they are or as text; None where neither is said."""
-    return _ids(tokens) if prompt is None else tuple(model.tokenizer.encode(prompt))
-
-
-def _ids(tokens: Iterable[int] | None) -> tuple[int, ...] | None:
-    try:
-        return None if tokens is None else tuple(map(operator.index, tokens))
-    except TypeError:
-        raise UsageError("tokens are whole numbers", hint="tokens=[1, 2, 3]") from None
-
-
-def _words(chosen: str | int | Iterable[str | int]) -> str:
-    """Stages or layers as the command line writes them."""
-    return str(chosen) if isinstance(chosen, str | int) else ",".join(map(str, chosen))

@@ -48,7 +48,7 @@ TINY: dict[str, Tiny] = {
     "qwen2": Tiny("Qwen2", {
         "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1,
     }),
-    "llama": Tiny("Llama", {"head_dim": 12}),
+    "llama": Tiny("Llama", {"head_dim": 12, "attention_bias": True, "mlp_bias": True}),
     "mistral": Tiny("Mistral", {"sliding_window": 4, "head_dim": 16}),
     "mixtral": Tiny("Mixtral", {
         "num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 16,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from aprtui.text import count
 
-__all__ = ["ImportedTrace"]
+if TYPE_CHECKING:
+    from aprtui.captures.assemble import Assembly
+
+__all__ = ["ImportedTrace", "imported"]
 
 
 @dataclass(frozen=True)
@@ -54,3 +58,27 @@ class ImportedTrace:
             f"{self.dtype}, by the map {self.map}; {self.checked} checked by a second "
             f"reading{wrong}"
         )
+
+
+def imported(
+    found: Assembly, directory: Path, source: Path, of: int, elapsed_s: float
+) -> ImportedTrace:
+    """What came of a dump whose stages, of so many ``of`` the model, were written."""
+    return ImportedTrace(
+        directory=str(directory),
+        source=str(source),
+        map=found.convention.name,
+        tokens=len(found.sequence.tokens),
+        passes=found.passes,
+        ranks=found.values.ranks,
+        sequence=found.rows.sequence,
+        sequences=found.sequences,
+        dtype=found.dtype,
+        stages=len(found.ways) - len(found.contradictions),
+        of=of,
+        checked=found.checked,
+        contradictions=tuple(found.contradictions),
+        findings=tuple(found.findings),
+        notes=tuple(found.notes),
+        elapsed_s=round(elapsed_s, 3),
+    )

@@ -49,6 +49,13 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(clean(message), hint=f"{self.prog} --help")
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        """An operand that says itself what may be left out (``[A] B``) is written once, so."""
+        form = str(action.metavar or "")
+        return form if "[" in form else super()._format_args(action, default_metavar)
+
+
 @dataclass(frozen=True)
 class Value:
     """What stands for an operand or after an option, and what a shell may complete it to."""
@@ -98,7 +105,7 @@ def parser_of(name: str) -> tuple[Parser, Any]:
     parser = Parser(
         prog=f"aprtui {name}".rstrip(),
         description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         add_help=bool(name),
     )
     module.configure(parser)

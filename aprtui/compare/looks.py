@@ -122,6 +122,8 @@ def _whole(y: Float64, made: Float64) -> list[str]:
         return ["all zero"]
     if not norms[1]:
         return ["not zero where the replay is"]
+    if y.size > 1 and y.min() == y.max() and made.min() < made.max():
+        return [f"every value is {y[0]:.6g}"]
     scale = float(y @ made) / norms[1] ** 2
     cosine = float(y @ made) / (norms[0] * norms[1])
     if np.linalg.norm(y - scale * made) < 0.2 * np.linalg.norm(y - made):
@@ -201,7 +203,8 @@ def _seen(case: Case, made: Float64) -> Iterator[str]:
             queries = np.flatnonzero(mask.any(axis=1))
             keys = np.flatnonzero(mask.any(axis=0))
             yield (
-                f"{_named('key', keys.tolist())} {what} by {count(len(queries), 'query')}, "
+                f"{_named('key', keys.tolist())} {what} by {count(len(queries))} "
+                f"{'query' if len(queries) == 1 else 'queries'}, "
                 f"the first is {int(queries[0])}"
             )
 

@@ -5,14 +5,15 @@ What lies between modules (residual sums, views) is no module's and is not repla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aprtui.compare.bars import BAR, Override, choose_bars, local_bars
+from aprtui.compare.bars import BAR, Override, choose_bars, local_bars, parse_bar
 from aprtui.compare.bisection import Bisection, Culprit, Divergence, Explained, Unmeasured
 from aprtui.compare.causes import causes_of
 from aprtui.compare.localerror import LocalError, local_error
@@ -21,6 +22,7 @@ from aprtui.engine.module_replay import Float64, LostArgument, ModuleReplay
 from aprtui.errors import BadFileError, UsageError
 from aprtui.formats.modulecalls import calls_of
 from aprtui.formats.tracedir import StageKey, TraceDir
+from aprtui.graph.select import only_layers
 from aprtui.text import clean, count
 
 __all__ = ["bisect_modules"]
@@ -33,11 +35,13 @@ def bisect_modules(
     b: TraceDir,
     a: TraceDir | None = None,
     *,
-    overrides: tuple[Override, ...] = (),
-    chosen: Callable[[StageKey], bool] = lambda key: True,
+    stages: str = "all",
+    layers: str = "all",
+    bars: Iterable[str] = (),
     progress: Callable[[int, int, StageKey], None] | None = None,
 ) -> Bisection:
-    """Every captured call of ``b`` made again in float64 from what it was given.
+    """Every captured call of ``b`` made again in float64 from what it was given. ``stages`` are
+    names, or patterns of such; ``layers`` and ``bars`` are as the command line writes them.
 
     Raises UsageError for a capture that holds no calls, BadFileError for a model that transformers
     refuses.
@@ -45,7 +49,8 @@ def bisect_modules(
     calls = calls_of(b)
     if not calls:
         raise UsageError(f"{clean(str(b.root))}: holds no calls of modules")
-    worker = _Worker(model, b, overrides)
+    worker = _Worker(model, b, tuple(map(parse_bar, bars)))
+    chosen = _chosen(b, stages, layers)
     for done, call in enumerate(calls):
         keys = [_key(each) for each in call["out"]]
         if any(map(chosen, keys)):
@@ -60,6 +65,18 @@ def bisect_modules(
     if first is None:
         return found
     return replace(found, first_divergence=Divergence(first.key, first.kind, first.message))
+
+
+def _chosen(b: TraceDir, stages: str, layers: str) -> Callable[[StageKey], bool]:
+    """Whether a stage is one of those that were asked for."""
+    wanted = only_layers(layers, 1 + max((key.layer or 0 for key in b), default=0))
+    patterns = [part.strip() for part in stages.split(",")]
+
+    def chosen(key: StageKey) -> bool:
+        named = patterns == ["all"] or any(fnmatchcase(key.stage, each) for each in patterns)
+        return named and (wanted is None or key.layer is None or key.layer in wanted)
+
+    return chosen
 
 
 def _key(said: Mapping[str, Any]) -> StageKey:

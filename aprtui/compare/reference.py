@@ -13,12 +13,17 @@ __all__ = ["find_model", "model_trace", "named_adapter", "named_model"]
 
 
 def named_model(trace: TraceDir) -> Path | None:
-    """The model file that the trace names, by manifest or plan, where it is still there."""
+    """The model file that the trace names, by manifest or plan, where it is still there.
+
+    A path that does not begin at the root is one from where the trace was made: from here, or from
+    a folder above the trace.
+    """
     path = trace.stated.get("model", {}).get("path")
     if not isinstance(path, str) or not path:
         return None
+    above = (folder / path for folder in trace.root.absolute().parents)
     # Not Path.exists, which raises for a name that no file can have: manifests are untrusted.
-    return Path(path) if os.path.exists(path) else None  # noqa: PTH110
+    return next((p for p in (Path(path), *above) if os.path.exists(p)), None)  # noqa: PTH110
 
 
 def named_adapter(trace: TraceDir, model: Path) -> Path | None:

@@ -100,6 +100,17 @@ def _zero_points(codes: Tensor, step: Tensor, low: Tensor, first: int) -> Tensor
     return (codes - points) * short
 
 
+def _higher(codes: Tensor, step: Tensor, low: Tensor, first: int) -> Tensor:
+    """What GPTQ's first format keeps of a zero point is one less."""
+    return low + (codes - 1) * step
+
+
+def _lower(codes: Tensor, step: Tensor, low: Tensor, first: int) -> Tensor:
+    return low + (codes + 1) * step
+
+
+_WITH_CODES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+
 _NO_MINIMUM = "without their minima (zero points)"
 _NEGATIVE = "with their minima added where they are subtracted"
 
@@ -127,6 +138,8 @@ MISREADINGS: tuple[Misreading, ...] = (
     Misreading("with the low and the high nibbles exchanged", ("Q5_1",), _nibbles(8, 24)),
     Misreading("with whole steps for a minimum (integer zero points)", ("Q4_K", "Q5_K", "Q2_K"),
                remade=_zero_points),
+    Misreading("with zero points that are one too high", _WITH_CODES, remade=_higher),
+    Misreading("with zero points that are one too low", _WITH_CODES, remade=_lower),
 )  # fmt: skip
 """How decoders of other programs have read blocks wrongly."""
 

@@ -306,21 +306,9 @@ def _plan(job: TraceJob, model: Model) -> Plan:
     job, not_computed = adapters.prepare(job, model)
     graph = model.graph
     layers = parse_layers(job.layers, graph.num_layers)
-    notes = list(model.notes)
-    if empty := empty_note(model):
-        notes.append(empty)
     tokens = _tokens(job, model)
     rows = len(tokens) + job.steps
-    if job.tokens is None:
-        notes += model.tokenizer.notes
-    if model.max_positions and rows > model.max_positions:
-        notes.append(
-            f"{rows:,} tokens exceed the {model.max_positions:,} positions the model "
-            "was trained for"
-        )
-    if job.engine == "aprtui":
-        notes += _experts_notes(graph, len(tokens))
-    notes += _decoding_notes(job, model)
+    notes = _notes(job, model, len(tokens))
     absent = (*graph.absent, *not_computed)
     computed = set(graph.stages) - {item.stage for item in not_computed}
     chosen_here = computed if chosen is None else computed & set(chosen)
@@ -356,6 +344,23 @@ def _plan(job: TraceJob, model: Model) -> Plan:
         free_bytes=free_bytes(directory),
         stretches=passes,
     )
+
+
+def _notes(job: TraceJob, model: Model, tokens: int) -> list[str]:
+    """What is to be said of a model and of so many tokens of it, whatever is captured."""
+    notes, rows = list(model.notes), tokens + job.steps
+    if empty := empty_note(model):
+        notes.append(empty)
+    if job.tokens is None:
+        notes += model.tokenizer.notes
+    if model.max_positions and rows > model.max_positions:
+        notes.append(
+            f"{rows:,} tokens exceed the {model.max_positions:,} positions the model "
+            "was trained for"
+        )
+    if job.engine == "aprtui":
+        notes += _experts_notes(model.graph, tokens)
+    return [*notes, *_decoding_notes(job, model)]
 
 
 def _directory(job: TraceJob) -> Path:

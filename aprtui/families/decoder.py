@@ -286,6 +286,13 @@ def read_biases(s: Settings) -> dict[str, bool]:
     return {"qkv_bias": has_qkv, "output_bias": s.shape("o_bias") is not None}
 
 
+def read_mlp_bias(s: Settings) -> bool:
+    """Whether the products of an FFN have biases: as config.json or the tensors say."""
+    if s.file.format == "safetensors":
+        return s.flag("mlp_bias")
+    return bool(s.say("mlp_bias", s.shape("up_bias") is not None))
+
+
 def query_scale(s: Settings, sizes: Sizes, by_heads: int) -> float:
     """The factor on q.k: 1/sqrt(``query_pre_attn_scalar``).
 

@@ -12,13 +12,13 @@ from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
     ATTENTION,
     DENSE,
+    MLP_BIAS,
     NORM_BIASES,
     OUTPUT_BIAS,
     PRE_NORMS,
     QKV_BIAS,
     WHOLE,
     Table,
-    layer_tensor,
 )
 from aprtui.graph import Graph, Role
 
@@ -30,17 +30,6 @@ _HF = {
     "max_positions": 8192, "layer_norm_eps": 1e-5, "tie_word_embeddings": False,
     "rope_theta": 1e4, "attention_bias": True, "mlp_bias": True,
 }  # fmt: skip
-_MLP_BIAS = (
-    layer_tensor("up_bias", "mlp.up_proj.bias", "ffn_up.bias"),
-    layer_tensor("down_bias", "mlp.down_proj.bias", "ffn_down.bias"),
-)
-
-
-def _mlp_biased(s: Settings) -> bool:
-    """What config.json says, or the tensors of the other formats."""
-    if s.file.format == "safetensors":
-        return s.flag("mlp_bias")
-    return bool(s.say("mlp_bias", s.shape("up_bias") is not None))
 
 
 def build(s: Settings) -> Graph:
@@ -48,7 +37,7 @@ def build(s: Settings) -> Graph:
     if s.file.format == "safetensors" and sizes.hidden % sizes.heads:
         raise s.fail(f"hidden_size {sizes.hidden} is no multiple of num_heads {sizes.heads}")
     ffn, activation = decoder.read_ffn(s), s.activation("hidden_act", "relu2")
-    table, biased = read_rope(s, sizes.head_dim), _mlp_biased(s)
+    table, biased = read_rope(s, sizes.head_dim), decoder.read_mlp_bias(s)
     mask, biases = decoder.mask_of(decoder.read_causal(s), None), decoder.read_biases(s)
     norm = replace(sizes.norm(), centred=True, bias=Role("bias"))
     decoder.read_tied(s)
@@ -64,7 +53,7 @@ def build(s: Settings) -> Graph:
 FAMILY = Family(
     Table((
         *WHOLE, *PRE_NORMS, *NORM_BIASES, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *DENSE[1:],
-        *_MLP_BIAS,
+        *MLP_BIAS[1:],
     )),
     build,
     Defaults(

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from aprtui.families import decoder
 from aprtui.families.classic import in_folder
-from aprtui.families.rope import YARN_SHARE, read_rope, rope_object, yarn_growth
+from aprtui.families.rope import YARN_SHARE, read_rope, rope_object
+from aprtui.families.rope_kinds import yarn_growth
 from aprtui.families.settings import Settings
 from aprtui.families.tensors import layer_tensor
 from aprtui.graph.latent import LatentAttention

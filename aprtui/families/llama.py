@@ -10,6 +10,7 @@ from aprtui.families.tensors import (
     ATTENTION,
     DENSE,
     EXPERTS,
+    MLP_BIAS,
     OUTPUT_BIAS,
     PRE_NORMS,
     QKV_BIAS,
@@ -24,14 +25,17 @@ _HF = {
     "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_layers": 32,
     "num_heads": 32, "num_kv_heads": None, "head_dim": None, "hidden_act": "silu",
     "max_positions": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 1e4,
-    "attention_bias": False,
+    "attention_bias": False, "mlp_bias": False,
 }  # fmt: skip
 
 
-def build_with_windows(s: Settings, sizes: decoder.Sizes, windows: list[int | None]) -> Graph:
-    """The graph with a window for each layer; the FFN is made of experts where there are any."""
+def build_with_windows(
+    s: Settings, sizes: decoder.Sizes, windows: list[int | None], *, biased: bool = False
+) -> Graph:
+    """The graph with a window for each layer; the FFN is made of experts where there are any.
+    ``biased``: the products of an FFN have biases."""
     activation = s.activation("hidden_act", "silu")
-    s.must_be("mlp_bias", (False,), "the FFN's products have biases")
+    s.must_be("mlp_bias", (biased, False), "the FFN's products have biases")
     table = read_rope(s, sizes.head_dim)
     causal = decoder.read_causal(s)
     biases = decoder.read_biases(s)
@@ -49,13 +53,14 @@ def build_with_windows(s: Settings, sizes: decoder.Sizes, windows: list[int | No
         ),
         (lambda b, x: b.experts(x, routing))
         if s.shape("router") is not None
-        else (lambda b, x: b.gated_mlp(x, ffn, activation)),
+        else (lambda b, x: b.gated_mlp(x, ffn, activation, biased=biased)),
     )
 
 
 def build(s: Settings) -> Graph:
     sizes = decoder.read_sizes(s)
-    graph = build_with_windows(s, sizes, [None] * sizes.layers)
+    biased = decoder.read_mlp_bias(s)
+    graph = build_with_windows(s, sizes, [None] * sizes.layers, biased=biased)
     _warn_lost_scaling(s)
     return graph
 
@@ -71,7 +76,7 @@ def _warn_lost_scaling(s: Settings) -> None:
 
 
 FAMILY = Family(
-    Table((*WHOLE, *PRE_NORMS, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *DENSE, *EXPERTS)),
+    Table((*WHOLE, *PRE_NORMS, *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *DENSE, *EXPERTS, *MLP_BIAS)),
     build,
     Defaults(
         hf=_HF,

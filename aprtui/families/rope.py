@@ -1,7 +1,5 @@
-"""What a model says of RoPE, in any format, as tables.
-
-Formulas: transformers' modeling_rope_utils.py, llama.cpp's ggml_rope_yarn and its loader.
-"""
+"""What a model says of RoPE, in any format, as tables: which object of config.json is whose
+layers', and llama.cpp's keys as its loader reads them."""
 
 from __future__ import annotations
 
@@ -11,18 +9,26 @@ from dataclasses import replace
 from typing import Any
 
 from aprtui.errors import UsageError
+from aprtui.families.rope_kinds import (
+    RopeKeys,
+    checked,
+    original_of,
+    outer_original,
+    scaled,
+    yarn_divisors,
+    yarn_growth,
+)
 from aprtui.families.settings import Settings
 from aprtui.graph.rope import PAIRS, RopeTable
 from aprtui.text import clean
 
 __all__ = [
-    "YARN_BETAS", "YARN_SHARE", "llama3_divisors", "original_positions", "read_nested_rope",
-    "read_rope", "read_rope_by_layer_type", "rope_object", "yarn_divisors", "yarn_growth",
+    "YARN_BETAS", "YARN_SHARE", "original_positions", "read_nested_rope", "read_rope",
+    "read_rope_by_layer_type", "rope_object",
 ]  # fmt: skip
 
 YARN_SHARE = "rope.scaling.yarn_log_multiplier"  # of GGUF: how much of the magnitude is taken back
 YARN_BETAS = {"rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.yarn_beta_slow": 1.0}
-_HOW_MADE = "finetuned"  # whether the model was trained on the scaling, which no one reads
 _TEXT_KEYS = {
     "none": (),
     "linear": ("factor",),
@@ -30,52 +36,6 @@ _TEXT_KEYS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
 }
-
-
-def llama3_divisors(
-    dims: int, theta: float, factor: float, low: float, high: float, original: float
-) -> tuple[float, ...]:
-    """Llama 3.1's scaling as dims/2 divisors of the angles; the values of a GGUF's rope_freqs.
-
-    Wavelengths shorter than original/high stay, those longer than original/low are divided by
-    ``factor``, between them the two are blended.
-    """
-    divisors = []
-    for pair in range(dims // 2):
-        wavelength = 2 * math.pi * theta ** (2 * pair / dims)
-        if wavelength < original / high:
-            divisors.append(1.0)
-        elif wavelength > original / low:
-            divisors.append(factor)
-        else:
-            smooth = (original / wavelength - low) / (high - low)
-            divisors.append(1.0 / ((1.0 - smooth) / factor + smooth))
-    return tuple(divisors)
-
-
-def yarn_divisors(
-    dims: int, theta: float, factor: float, original: float,
-    fast: float = 32.0, slow: float = 1.0, *, truncate: bool = True,
-) -> tuple[float, ...]:  # fmt: skip
-    """YaRN's scaling as dims/2 divisors of the angles.
-
-    Pairs that turn more than ``fast`` times within ``original`` positions stay, those that turn
-    less than ``slow`` times are divided by ``factor``, between them the two are blended.
-    """
-
-    def pair_of(rotations: float) -> float:
-        return dims * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
-
-    low, high = pair_of(fast), pair_of(slow)
-    if truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, dims - 1)
-    high = high + 0.001 if low == high else high
-    divisors = []
-    for pair in range(dims // 2):
-        divided = min(max((pair - low) / (high - low), 0.0), 1.0)
-        divisors.append(1.0 / (divided / factor + (1.0 - divided)))
-    return tuple(divisors)
 
 
 def read_rope(
@@ -107,7 +67,7 @@ def rope_object(s: Settings, absent: Mapping[str, Any] | None = None) -> dict[st
 
 def original_positions(s: Settings, keys: Mapping[str, Any]) -> float:
     """The positions of the first training: beside the object, in it, or those of the model."""
-    return _original(s, _Group(s, keys))
+    return original_of(s, RopeKeys(s, keys))
 
 
 def read_rope_by_layer_type(s: Settings, head_dim: int, local: float) -> dict[str, RopeTable]:
@@ -243,62 +203,8 @@ def _one_table(
     table = _table(s, head_dim, keys, "rope_theta", _layout(s), partial=partial)
     freqs = s.freqs.get("rope_freqs", ())
     if freqs:
-        return replace(table, divisors=_checked(s, "rope_freqs", freqs, table.dims))
+        return replace(table, divisors=checked(s, "rope_freqs", freqs, table.dims))
     return table
-
-
-class _Group:
-    """The keys of one rope object, each taken once."""
-
-    def __init__(self, s: Settings, keys: Mapping[str, Any]) -> None:
-        self._s, self._keys, self._read = s, keys, {"rope_type", "type", "rope_theta"}
-
-    def number(self, name: str, default: Any = None) -> Any:
-        """A positive number; ``default`` where the key is absent; null where it is null."""
-        self._read.add(name)
-        value = self._keys.get(name, default)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
-            raise self._s.fail(f"{name} of rope_scaling is {clean(repr(value), 60)}")
-        return float(value)
-
-    def says(self, name: str) -> bool:
-        return name in self._keys
-
-    def refuse_null(self, name: str) -> None:
-        """Raises where the key is there and null."""
-        if name in self._keys and self._keys[name] is None:
-            raise self._s.fail(f"{name} of rope_scaling is null, which is no value of it")
-
-    def need(self, name: str) -> float:
-        value = self.number(name)
-        if value is None:
-            raise self._s.fail(f"rope_scaling does not say {name}")
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        self._read.add(name)
-        value = self._keys.get(name, default)
-        if not isinstance(value, bool):
-            raise self._s.fail(f"{name} of rope_scaling is {clean(repr(value), 60)}")
-        return value
-
-    def numbers(self, name: str, count: int) -> tuple[float, ...]:
-        self._read.add(name)
-        values = self._keys.get(name)
-        if not isinstance(values, list):
-            raise self._s.fail(f"rope_scaling does not say {name}")
-        return _checked(self._s, name, tuple(values), 2 * count)
-
-    def finish(self, kind: str) -> None:
-        """Every key is read, or the table is not what the object says."""
-        left = sorted(set(self._keys) - self._read - {_HOW_MADE})
-        if left:
-            value = clean(repr(self._keys[left[0]]), 60)
-            raise self._s.fail(
-                f"{clean(left[0])} = {value} of rope_scaling is not read for its type {kind}"
-            )
 
 
 def _table(
@@ -306,7 +212,7 @@ def _table(
     partial: bool,
 ) -> RopeTable:  # fmt: skip
     """The table of one rope object; what it leaves out stands beside it or is the family's."""
-    group = _Group(s, keys)
+    group = RopeKeys(s, keys)
     if "rope_theta" in keys:
         s.take(theta_key, None)
         theta = group.need("rope_theta")
@@ -319,13 +225,13 @@ def _table(
     table = RopeTable(dims, theta, layout)
     kind = keys.get("rope_type", keys.get("type", "default"))
     if s.known("original_max_position_embeddings"):
-        _outer_original(s)
-    made = _scaled(s, group, kind, table)
+        outer_original(s)
+    made = scaled(s, group, kind, table)
     group.finish(str(kind))
     return made
 
 
-def _share(s: Settings, group: _Group, partial: bool) -> float:
+def _share(s: Settings, group: RopeKeys, partial: bool) -> float:
     name = "partial_rotary_factor"
     outer = s.number(name, *(() if s.known(name) else (1.0,)), null=1.0)
     if partial:
@@ -338,120 +244,6 @@ def _share(s: Settings, group: _Group, partial: bool) -> float:
     return share
 
 
-def _original(s: Settings, group: _Group) -> float:
-    group.refuse_null("original_max_position_embeddings")
-    inner = group.number("original_max_position_embeddings")
-    found = _outer_original(s) or inner or s.values.get("max_positions")
-    if not found:
-        raise s.fail("rope_scaling does not say original_max_position_embeddings")
-    return float(found)
-
-
-def _outer_original(s: Settings) -> int | None:
-    """``original_max_position_embeddings`` beside the object, where the family has such a key."""
-    name = "original_max_position_embeddings"
-    found: int | None = s.integer(name) if s.known(name) else s.integer(name, None)
-    return found
-
-
-def _scaled(s: Settings, group: _Group, kind: Any, table: RopeTable) -> RopeTable:
-    """``table`` with the scaling of a kind that is computed here."""
-    dims, theta = table.dims, table.theta
-    if kind == "default":
-        return table
-    if kind == "linear":
-        return replace(table, position_divisor=group.need("factor"))
-    if kind == "dynamic":
-        trained = s.values.get("max_positions") or 0
-        if not trained or dims <= 2:
-            raise s.fail("dynamic RoPE scaling needs max_position_embeddings and 4 channels")
-        return replace(table, dynamic=group.need("factor"), trained=trained)
-    if kind == "short":
-        return _short(s, group, table)
-    if kind == "alpha":
-        return _alpha(group, table)
-    if kind == "llama3":
-        factor = group.need("factor")
-        low, high = group.need("low_freq_factor"), group.need("high_freq_factor")
-        if low == high:
-            raise s.fail("low_freq_factor and high_freq_factor of rope_scaling are equal")
-        original = _original(s, group)
-        return replace(table, divisors=llama3_divisors(dims, theta, factor, low, high, original))
-    if kind == "yarn":
-        return _yarn(s, group, table)
-    if kind == "longrope":
-        return _longrope(s, group, table)
-    raise s.fail(
-        f"RoPE scaling {clean(str(kind))!r} is not computed here",
-        hint="default, linear, dynamic, llama3, yarn and longrope are",
-    )
-
-
-def _short(s: Settings, group: _Group, table: RopeTable) -> RopeTable:
-    """Phi-3.5-MoE's longrope in transformers: the short factors at any length, and a magnitude that
-    the object says for both."""
-    short, long = group.need("short_mscale"), group.need("long_mscale")
-    if short != long:
-        raise s.fail(f"short_mscale is {short} and long_mscale is {long}, of rope_scaling")
-    _original(s, group)
-    group.number("factor")
-    group.numbers("long_factor", table.dims // 2)
-    factors = group.numbers("short_factor", table.dims // 2)
-    return replace(table, divisors=factors, magnitude=short)
-
-
-def _alpha(group: _Group, table: RopeTable) -> RopeTable:
-    """Hunyuan's: the base grows by alpha; the rest of the object is not read there either."""
-    for name in ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
-        group.number(name)
-    grown: float = group.need("alpha") ** (table.dims / (table.dims - 2))
-    return replace(table, theta=table.theta * grown)
-
-
-def _yarn(s: Settings, group: _Group, table: RopeTable) -> RopeTable:
-    original = _original(s, group)
-    if not group.says("factor"):
-        raise s.fail("rope_scaling does not say factor")
-    name = "original_max_position_embeddings"
-    if group.says(name) and group.number(name) is None:
-        raise s.fail(f"{name} of rope_scaling is null, which is no value of it")
-    factor = group.number("factor") or (s.values.get("max_positions") or original) / original
-    fast, slow = group.number("beta_fast") or 32.0, group.number("beta_slow") or 1.0
-    divisors = yarn_divisors(
-        table.dims, table.theta, factor, original, fast, slow,
-        truncate=s.say("rope_truncate", group.flag("truncate", True)),
-    )  # fmt: skip
-    one, all_dims = group.number("mscale"), group.number("mscale_all_dim")
-    magnitude = group.number("attention_factor")
-    if magnitude is None and one and all_dims:
-        magnitude = yarn_growth(factor, one) / yarn_growth(factor, all_dims)
-    return replace(
-        table,
-        divisors=divisors,
-        magnitude=yarn_growth(factor) if magnitude is None else magnitude,
-    )
-
-
-def yarn_growth(factor: float, by: float = 1.0) -> float:
-    """How much YaRN lets magnitudes grow (arXiv 2309.00071); ``by``: a model's own share of it."""
-    return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def _longrope(s: Settings, group: _Group, table: RopeTable) -> RopeTable:
-    original = _original(s, group)
-    factor = group.number("factor") or (s.values.get("max_positions") or original) / original
-    magnitude = group.number("attention_factor")
-    if magnitude is None:
-        magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    return replace(
-        table,
-        divisors=group.numbers("short_factor", table.dims // 2),
-        long_divisors=group.numbers("long_factor", table.dims // 2),
-        trained=int(original),
-        magnitude=magnitude,
-    )
-
-
 def _gguf_table(s: Settings, head_dim: int, partial: bool, *, factors: bool = False) -> RopeTable:
     """The table as llama.cpp makes it: without a type a factor is linear."""
     dims = s.integer("rope_dim", head_dim)
@@ -462,7 +254,7 @@ def _gguf_table(s: Settings, head_dim: int, partial: bool, *, factors: bool = Fa
     table = RopeTable(dims, s.number("rope_theta"), _layout(s))
     override = _mapping(s, "rope_scaling")
     if override:
-        return _scaled(s, _Group(s, override), override["rope_type"], table)
+        return scaled(s, RopeKeys(s, override), override["rope_type"], table)
     kind = s.take("rope.scaling.type", "linear")
     return _with_factors(s, _gguf_scaled(s, table, kind), kind, always=factors)
 
@@ -475,7 +267,7 @@ def _gguf_scaled(s: Settings, table: RopeTable, kind: Any) -> RopeTable:
     magnitude = _if_stated(s, s.number, "rope.scaling.attn_factor") or 1.0
     original = _gguf_original(s)
     if s.freqs.get("rope_freqs"):
-        divisors = _checked(s, "rope_freqs", s.freqs["rope_freqs"], table.dims)
+        divisors = checked(s, "rope_freqs", s.freqs["rope_freqs"], table.dims)
         table = replace(table, divisors=divisors)
     if kind == "none":
         return replace(table, magnitude=magnitude)
@@ -543,19 +335,7 @@ def _with_factors(s: Settings, table: RopeTable, kind: Any, *, always: bool) -> 
     )
     return replace(
         table,
-        divisors=_checked(s, "rope_factors_short", short, table.dims),
-        long_divisors=_checked(s, "rope_factors_long", long, table.dims),
+        divisors=checked(s, "rope_factors_short", short, table.dims),
+        long_divisors=checked(s, "rope_factors_long", long, table.dims),
         trained=trained,
     )
-
-
-def _checked(s: Settings, name: str, values: tuple[Any, ...], dims: int) -> tuple[float, ...]:
-    """The divisors of dims/2 pairs, positive finite numbers."""
-    if len(values) != dims // 2:
-        raise s.fail(f"{name} has {len(values)} values for {dims // 2} pairs of channels")
-    if not all(
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-        for value in values
-    ):
-        raise s.fail(f"{name} holds values that are not positive numbers")
-    return tuple(float(value) for value in values)

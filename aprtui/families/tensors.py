@@ -151,6 +151,11 @@ DENSE = (
     layer_tensor("down", "mlp.down_proj.weight", "feed_forward.w2.weight", "ffn_down.weight"),
 )
 
+MLP_BIAS = tuple(
+    layer_tensor(f"{part}_bias", f"mlp.{part}_proj.bias", f"ffn_{part}.bias")
+    for part in ("gate", "up", "down")
+)
+
 _MIXTRAL_PARTS = {"gate": "w1", "up": "w3", "down": "w2"}
 _MLX_ROOMS = (
     "mlp.switch_mlp",

@@ -348,19 +348,20 @@ class Builder:
 
     def gated_mlp(
         self, x: StageKey, size: int, activation: str, stages: str = "ffn", roles: str = "",
-        scales: tuple[float, float] = (1.0, 1.0), kept: Op | None = None,
+        scales: tuple[float, float] = (1.0, 1.0), kept: Op | None = None, *, biased: bool = False,
     ) -> StageKey:  # fmt: skip
         """down(activation(gate(x)) * up(x)), gate and down times their ``scales``; ``stages`` and
-        ``roles`` begin the names. ``kept``: what is kept of the gates before the activation."""
+        ``roles`` begin the names. ``kept``: what is kept of the gates before the activation;
+        ``biased``: all three products have a bias."""
         of_gate, of_down = scales
-        matrix = self._matrix(f"{roles}gate", size, scale=of_gate)
+        matrix = self._matrix(f"{roles}gate", size, biased, scale=of_gate)
         gate = self.put(f"{stages}_gate", matrix, x, ffn=size)
-        up = self.put(f"{stages}_up", self._matrix(f"{roles}up", size), x, ffn=size)
+        up = self.put(f"{stages}_up", self._matrix(f"{roles}up", size, biased), x, ffn=size)
         if kept is not None:
             gate = self.put("ffn_sparse", kept, gate, ffn=size)
         act = self.put(f"{stages}_silu", Activate(activation), gate, ffn=size)
         inner = self.put(f"{stages}_swigl", Multiply(), act, up, ffn=size)
-        matrix = self._matrix(f"{roles}down", self.hidden_size, scale=of_down)
+        matrix = self._matrix(f"{roles}down", self.hidden_size, biased, scale=of_down)
         return self.put(f"{stages}_out", matrix, inner)
 
     def plain_mlp(

@@ -33,6 +33,7 @@ from aprtui.tui.screens.base import MODES, BaseScreen, outliving
 from aprtui.tui.screens.sides import Sides, SidesScreen
 from aprtui.tui.sent import Sent
 from aprtui.tui.session import recall_theme, remember_theme
+from aprtui.tui.widgets.lines import STYLES
 
 if TYPE_CHECKING:
     from aprtui.formats.tracedir import StageKey
@@ -59,6 +60,7 @@ class AprtuiApp(App[int]):
     CSS_PATH = "theme.tcss"
     TITLE = "aprtui"
     COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {KeyCommands}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {*STYLES}
     BINDINGS: ClassVar[list[BindingType]] = bindings("anywhere")  # type: ignore[assignment]
 
     def __init__(
@@ -100,6 +102,7 @@ class AprtuiApp(App[int]):
         self.screen.refresh()
 
     def on_mount(self) -> None:
+        self.set_class(self.no_color, "no-color")
         environment = dict(os.environ) | ({"NO_COLOR": "1"} if self.no_color else {})
         chosen = recall_theme(self.config.theme)
         wanted = chosen or self.config.theme or os.environ.get("TEXTUAL_THEME", "")
@@ -194,8 +197,14 @@ class AprtuiApp(App[int]):
         self._show_in(mode, factory)
 
     def _show_in(self, mode: str, factory: Callable[[], BaseScreen]) -> None:
+        def styled() -> BaseScreen:
+            """A new screen is styled as it is mounted: Textual need not read the sheet again."""
+            screen = factory()
+            screen._css_update_count = self._css_update_count
+            return screen
+
         if mode not in self._modes:
-            self.add_mode(mode, factory)
+            self.add_mode(mode, styled)
             self._trail.append(mode)
             self.switch_mode(mode)
         else:

@@ -30,7 +30,7 @@ from aprtui.sweep.results import holds_results
 from aprtui.text import clean
 from aprtui.tui.opened import Opened
 
-__all__ = ["MODEL_SUFFIXES", "Opened", "kind_of", "load_trace", "name_of", "title_of"]
+__all__ = ["MODEL_SUFFIXES", "Opened", "kind_of", "load_trace", "name_of", "names_of", "title_of"]
 
 MODEL_SUFFIXES = (".apr", ".gguf", ".safetensors")
 
@@ -115,6 +115,15 @@ def name_of(path: Path) -> str:
     return (_KEY.fullmatch(path.name) and _stated_name(path)) or clean(
         path.name or str(path.absolute().name), 60
     )
+
+
+def names_of(a: Path, b: Path) -> tuple[str, str]:
+    """What the two sides of a comparison are called: with their folders, where that is the same."""
+    names = name_of(a), name_of(b)
+    if names[0] != names[1]:
+        return names
+    far = [clean("/".join(path.absolute().parts[-2:]), 60) for path in (a, b)]
+    return far[0], far[1]
 
 
 @lru_cache(256)

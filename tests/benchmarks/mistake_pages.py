@@ -29,7 +29,9 @@ from tests.compare import (
     test_family_mistakes,
     test_mistakes,
     test_new_mistakes,
+    test_order_mistakes,
     test_recurrent_mistakes,
+    test_stream_mistakes,
 )
 from tests.compare.planting import TOKENS, Array, Plant, compute, model_of, write
 from tests.families import TINY, save_tiny
@@ -66,13 +68,17 @@ class Place:
 
 def places(tiny: Path, ids: Sequence[str]) -> Iterator[Place]:
     """What the tests plant of these mistakes; tiny models are made in ``tiny``."""
-    for planted in (*test_mistakes.PLANTED, *test_new_mistakes.PLANTED):
+    for planted in (
+        *test_mistakes.PLANTED,
+        *test_new_mistakes.PLANTED,
+        *test_order_mistakes.PLANTED,
+    ):
         if planted.id not in ids:
             continue
         model = FIXTURES / "models" / planted.model
         yield Place(planted.id, model, planted.model, planted.stage, planted.plant, TOKENS,
                     planted.how, planted.overrides)  # fmt: skip
-    for module in (test_family_mistakes, test_recurrent_mistakes):
+    for module in (test_family_mistakes, test_recurrent_mistakes, test_stream_mistakes):
         for mistake in module.PLANTED:
             for family, stage, plant in mistake.places if mistake.id in ids else ():
                 folder = tiny / family
@@ -98,7 +104,7 @@ def row(place: Place) -> str:
     [key] = [key for key in good if str(key) == place.stage]
     [last] = [key for key in good if key.stage == LOGITS]
     a, b, logits = good[key], wrong[key], (good[last], wrong[last])
-    other = logits[0][-1].argmax() != logits[1][-1].argmax()
+    other = logits[0].argmax() != logits[1].argmax()  # of the last position alone
     said = [c.mistake for c in found.culprits if c.key == key and c.mistake is not None]
     text = said[0].text.replace("|", "\\|") if said else "not named"
     return (

@@ -27,6 +27,7 @@ from aprtui.formats.tracedir import SCHEMA, write_manifest
 from aprtui.graph.vocabulary import STAGES, WHOLE_MODEL_STAGES
 from aprtui.tui.running import running_pid
 from aprtui.writer import CaptureWriter
+from tests.benchmarks.make_model import SHAPES, write_model
 from tests.pty.terminal import DEADLINE_S, Terminal, in_terminal
 
 FILES = 10_000
@@ -34,7 +35,7 @@ LARGE_BYTES = 1 << 30
 BIG_VALUES = 200_000_000
 REPEATS = 15
 BETWEEN_FRAMES_S = 0.004  # a frame's bytes come closer together, two frames 33 ms apart
-PROMPT = "def softmax(values, axis): return values / sum(values, axis)\n" * 64
+PROMPT = "def softmax(values, axis): return values / sum(values, axis) " * 12
 
 
 @dataclass(frozen=True)
@@ -186,10 +187,12 @@ def big_file(folder: Path) -> Iterator[Row]:
               peaks["RssFile"] / 1e6, 400, "MB")  # fmt: skip
 
 
-def during_a_trace(folder: Path, model: Path) -> Iterator[Row]:
-    """Keys, bytes, stopping and quitting while the engine computes."""
-    copy = folder / model.name
-    if not copy.exists():
+def during_a_trace(folder: Path, model: Path | None) -> Iterator[Row]:
+    """Keys, bytes, stopping and quitting while the engine computes what takes it a while."""
+    copy = folder / (model.name if model is not None else "half-a-billion.gguf")
+    if model is None and not copy.exists():
+        write_model(copy, SHAPES["0.5b"], "q8_0")
+    elif model is not None and not copy.exists():
         copy.symlink_to(model.resolve())
     with running(copy) as terminal:
         begin, before = time.monotonic(), len(terminal.raw)
@@ -201,7 +204,7 @@ def during_a_trace(folder: Path, model: Path) -> Iterator[Row]:
             idle(terminal, 0.05)
         begin = time.monotonic()
         terminal.press("x")
-        terminal.until(lambda: "stop" in terminal.text.splitlines()[1], 0.002)
+        terminal.until(lambda: "stop" in "".join(terminal.text.splitlines()[:2]), 0.002)
         stopping = time.monotonic() - begin
     yield Row("bytes in a second of a running trace", sent, 25_000, "B")
     yield Row("key to paint while a trace runs, median",
@@ -279,7 +282,7 @@ def running(model: Path) -> Iterator[Terminal]:
         terminal.press("\r")  # into the form
         terminal.until_text("esc leave")
         if model.stat().st_size < LARGE_BYTES:  # the prompt that is there takes a large one seconds
-            terminal.press("\x1b[200~" + PROMPT.replace("\n", " ") + "\x1b[201~")
+            terminal.press("\x1b[200~" + PROMPT + "\x1b[201~")
         terminal.press("\r")
         terminal.until_quiet()
         terminal.press("r")
@@ -349,11 +352,7 @@ def has_torch(terminal: Terminal) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    shared = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "models"
-    parser.add_argument(
-        "--model", type=Path, default=shared / "pycode-5m-q4_k_m.gguf",
-        help="what is traced; a large one where the small one's trace ends too soon",
-    )  # fmt: skip
+    parser.add_argument("--model", type=Path, help="what is traced, in place of one that is made")
     parser.add_argument("--keep", type=Path, metavar="FOLDER")
     parser.add_argument("--only", nargs="*", default=[])
     options = parser.parse_args()

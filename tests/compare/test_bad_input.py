@@ -87,7 +87,7 @@ def test_a_model_that_the_capture_is_not_of_is_said_first(tmp_path: Path, capsys
     assert main(["trace", str(source), "--tokens", "1,2", "--layer", "0", "-o", trace]) == 0
     capsys.readouterr()
     other = str(FIXTURES / "models" / "qwen2-q4_k_m.gguf")
-    assert main(["bisect", trace, "--model", other, "--layers", "0"]) == 1
+    assert main(["bisect", trace, "--model", other, "--stages", "attn_norm"]) == 1
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith("B says that it was captured from another model file")
     assert "llama-q4_k_m.gguf" in first

@@ -22,7 +22,9 @@ from tests.compare import (
     test_family_mistakes,
     test_mistakes,
     test_new_mistakes,
+    test_order_mistakes,
     test_recurrent_mistakes,
+    test_stream_mistakes,
 )
 from tests.compare.planting import Scene, compute, model_of, previous_scale, write
 from tests.families import TINY, save_tiny
@@ -552,12 +554,15 @@ def test_faults_of_a_capture_are_told_apart_and_named(
 ELSEWHERE = {
     "overflow": "test_ranges: three models, two layers",
     "saturated": "test_ranges: three models, two layers",
+    "altup_size": "test_stream_mistakes: both stages that there are",
+    "sparsity_missing": "test_stream_mistakes: both layers that have it",
 }
 ONE_FAMILY = {
     "chunk_missing", "chunk_edge", "value_scale_missing", "xielu", "expert_clamp_missing",
     "expert_bias_missing", "clip_missing", "gate_curve", "multiplier_missing", "sinks_missing",
     "temperature_missing", "rope_partial", "branch_scale_missing", "choice_count",
-    "choice_ignored", "index_relu_missing", "index_weights_missing",
+    "choice_ignored", "index_relu_missing", "index_weights_missing", "softcap_order",
+    "altup_missing", "stream_modes",
 }  # fmt: skip
 """What so few families have: planted in all of these, in three places."""
 ONE_STAGE = {
@@ -576,10 +581,10 @@ def places() -> dict[str, set[tuple[str, str]]]:
     for family, size, turn in captures():
         for stage, fault in planted(family, size, turn).items():
             found.setdefault(fault.id, set()).add((f"{family}-{size}", stage))
-    for module in (test_mistakes, test_new_mistakes):
+    for module in (test_mistakes, test_new_mistakes, test_order_mistakes):
         for each in module.PLANTED:
             found.setdefault(each.id, set()).add((each.model, each.stage))
-    for module in (test_family_mistakes, test_recurrent_mistakes):
+    for module in (test_family_mistakes, test_recurrent_mistakes, test_stream_mistakes):
         for each in module.PLANTED:
             found.setdefault(each.id, set()).update(place[:2] for place in each.places)
     return found

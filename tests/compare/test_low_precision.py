@@ -14,6 +14,7 @@ import pytest
 from aprtui import api
 from aprtui.compare.bisect import bisect
 from aprtui.compare.bisection import Bisection
+from aprtui.compare.worker import Options
 from aprtui.engine.replay import types_of
 from aprtui.formats.tracedir import StageKey, TraceDir, open_trace, relative_path
 from aprtui.model.open import Model, open_model
@@ -122,7 +123,9 @@ def found_in(model: Model, trace: TraceDir, stage: str, dtype: str) -> None:
     whole = trace.records[where].values().astype(np.float64)
     for fault in (lambda x: x * 1.01, three_channels):
         rewrite(trace, where, fault(whole), dtype)
-        again = bisect(model, open_trace(trace.root), tokens=TOKENS)
+        again = bisect(
+            model, open_trace(trace.root), tokens=TOKENS, options=Options(stages=(stage,))
+        )
         assert where in {each.key for each in again.culprits}
 
 

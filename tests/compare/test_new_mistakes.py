@@ -363,3 +363,12 @@ def test_a_small_error_is_not_named_by_what_leaves_half_of_it(tmp_path: Path) ->
 
     planted = Planted("", QWEN2, "layer-1/attn_norm", eps_and_noise)
     assert found_culprit(planted, tmp_path).mistake is None
+
+
+@needs_fixtures
+@pytest.mark.parametrize("value", [3e38, 0.5])
+def test_an_output_of_one_number_is_no_update_of_low_rank(value: float, tmp_path: Path) -> None:
+    planted = Planted("", QWEN2, "layer-1/ffn_up", lambda s: np.full_like(s.right, value))
+    culprit = found_culprit(planted, tmp_path)
+    assert culprit.mistake is None
+    assert f"every value is {np.float32(value):g}" in culprit.looks_like

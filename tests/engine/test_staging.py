@@ -387,6 +387,7 @@ def test_a_pass_through_staging_gives_the_bits_of_one_without(
 
     monkeypatch.setattr(WeightStream, "_on_device", counted)
     monkeypatch.setattr(weights, "BLOCK_VALUES", 1 << 13)  # several blocks a matrix
+    monkeypatch.setattr(staging_module, "_PIECE_BYTES", 1000)  # and several pieces a block
     small = SMALL / path
     model = open_model(small if small.exists() else FIXTURES / path)
     tokens = tuple(token % model.graph.vocab_size for token in TOKENS)

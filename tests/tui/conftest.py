@@ -1,10 +1,14 @@
-"""Every test of the UI has a session of its own, and does not wait a second for a growing trace."""
+"""Every test of the UI has a session of its own, and waits only for what is still to be done."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from textual.css.stylesheet import Stylesheet
 
 from aprtui.tui import following
 
@@ -18,3 +22,34 @@ def _own_session(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 @pytest.fixture(autouse=True)
 def _followed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "FOLLOW_S", 0.02)
+
+
+@pytest.fixture(autouse=True)
+def _idle_when_nothing_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key is handled when no task of the loop can go on. Textual looks for 20 ms, twice a key,
+    whether the whole process rests, and up to a second where a thread of it works."""
+
+    async def idle(*_: float) -> None:
+        loop: Any = asyncio.get_running_loop()
+        await asyncio.sleep(0)
+        while loop._ready:
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr("textual.pilot.wait_for_idle", idle)
+    monkeypatch.setattr("textual.app.wait_for_idle", idle)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _style_sheets_are_parsed_once() -> Iterator[None]:
+    """Not for each app and each of its screens: they are all the same."""
+    parse, parsed = Stylesheet._parse_rules, dict[Any, Any]()
+
+    def kept(sheet: Stylesheet, css: str, **told: Any) -> Any:
+        key = (css, *told.values(), frozenset(sheet._variables.items()))
+        if key not in parsed:
+            parsed[key] = parse(sheet, css, **told)
+        return parsed[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Stylesheet, "_parse_rules", kept)
+        yield

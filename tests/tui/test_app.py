@@ -17,7 +17,7 @@ from aprtui.tui.places import places_below
 from aprtui.tui.screens.browse import BrowseScreen
 from aprtui.tui.screens.help import HelpScreen
 from aprtui.tui.screens.home import HomeScreen
-from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle, small_trace
+from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle, small_trace, until
 
 
 async def test_home_is_empty_and_says_what_to_do(tmp_path: Path) -> None:
@@ -149,11 +149,10 @@ def test_without_a_config_the_table_stands(tmp_path: Path) -> None:
 async def test_too_small_a_terminal_gets_one_line_and_grows_back(tmp_path: Path) -> None:
     async with opened(small_trace(tmp_path)) as pilot:
         await pilot.resize_terminal(20, 5)
-        await settle(pilot)
-        assert "needs" in frame(pilot) and "Stages" not in frame(pilot)
+        await until(pilot, "needs")
+        assert "Stages" not in frame(pilot)
         await pilot.resize_terminal(*NARROW)
-        await settle(pilot)
-        assert "Stages" in frame(pilot)
+        await until(pilot, "Stages")
 
 
 @pytest.mark.parametrize(

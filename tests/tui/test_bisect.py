@@ -193,7 +193,8 @@ async def test_b_asks_again_after_a_model_that_could_not_be_read(tmp_path: Path)
     async with opened(a, b, size=NARROW) as pilot:
         diff = screen(pilot)
         assert "b bisect" in frame(pilot)
-        assert "cannot be read" in await press(pilot, "b", *"nosuch.gguf", "enter")
+        await press(pilot, "b")
+        assert "cannot be read" in await press(pilot, *"nosuch.gguf", "enter")
         await press(pilot, "q", "b")
         assert pilot.app.screen is diff and diff._prompt.display
         assert diff._prompt.value == "nosuch.gguf", "what was typed is there to be mended"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -207,3 +208,14 @@ async def test_one_folder_of_prompts_is_shown_on_home(tmp_path: Path) -> None:
         text = frame(pilot)
         assert isinstance(pilot.app.screen, HomeScreen)
         assert "prompt-1" in text and "prompt-2" in text
+
+
+async def test_a_cell_of_two_folders_of_prompts_opens_the_pair_with_both_folders_named(
+    tmp_path: Path,
+) -> None:
+    for side, prompt in product(("good", "bad"), (1, 2)):
+        small_trace(tmp_path / side / f"prompt-{prompt}", layers=1)
+    async with opened(tmp_path / "good", tmp_path / "bad") as pilot:
+        await until(pilot, "2 prompts")
+        await press(pilot, "enter")
+        await until(pilot, "A good/prompt-1   B bad/prompt-1")

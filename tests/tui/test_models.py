@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -89,10 +91,13 @@ async def test_comparing_is_said_as_long_as_it_takes(tmp_path: Path, size: tuple
         command = (sys.executable, "-c", "import time; time.sleep(60)")
         models = ModelsScreen(tmp_path / "a", tmp_path / "b", command)
         app.go("model", lambda: models)
-        await pilot.pause()
-        assert models.state == "loading" and "Comparing every weight" in frame(pilot)
+        await until(pilot, "Comparing every weight")
+        assert models.state == "loading" and models.child.running
         await pilot.press("ctrl+q")
-    assert models.child.returncode is not None
+    async with asyncio.timeout(30):
+        while models.child.running:
+            await asyncio.sleep(0.01)
+    assert models.child.returncode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW])

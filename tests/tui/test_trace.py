@@ -76,7 +76,7 @@ async def test_the_plan_stands_there_before_the_start(
         text = frame(pilot)
         assert "2 tokens · 6 files: 2 in each of 2 layers and 2 more" in text
         assert "writes 1.0 kB · 1.0 GB free" in text
-        assert len(trace.grid.cells) == 6
+        assert len(trace.view.grid.cells) == 6
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW])
@@ -140,8 +140,8 @@ async def test_the_grid_fills_and_a_stage_with_nan_is_told_apart(tmp_path: Path)
         trace = await _form(pilot, tmp_path, RUN)
         await press(pilot, "r")
         text = frame(pilot)
-        assert trace.grid.cells[StageKey(0, "embedding")] == ("░", "")
-        assert trace.grid.cells[StageKey(1, "attn_norm")] == ("N", "bad")
+        assert trace.view.grid.cells[StageKey(0, "embedding")] == ("░", "")
+        assert trace.view.grid.cells[StageKey(1, "attn_norm")] == ("N", "bad")
         assert "complete" in text and "6 files · 600 B" in text
         assert "NaN or Inf in 1 stage, first layer-1/attn_norm" in text
         assert "rms of the residual" in text
@@ -216,9 +216,12 @@ async def test_an_engine_that_dies_is_told_with_the_end_of_its_log(tmp_path: Pat
 
 @pytest.mark.parametrize("first", [(), ("x",)], ids=["it goes on", "it is being stopped"])
 async def test_r_while_a_trace_runs_runs_it_again_when_it_is_over(
-    tmp_path: Path, first: tuple[str, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: tuple[str, ...]
 ) -> None:
     """Asked for while a run goes on, or is being stopped, it is neither lost nor refused."""
+    monkeypatch.setattr(
+        "aprtui.tui.client.STOP_S", 600.0
+    )  # a busy machine does not kill it before "r"
     body = f"""
 import pathlib
 runs = pathlib.Path({str(tmp_path / "runs")!r})
@@ -278,7 +281,7 @@ async def test_a_paused_display_catches_up(tmp_path: Path) -> None:
             if trace._held:
                 break
             await pilot.pause(0.02)
-        assert trace.grid.cells[StageKey(0, "embedding")][0] == "·"
+        assert trace.view.grid.cells[StageKey(0, "embedding")][0] == "·"
         await pilot.press("space")
         await until(pilot, "1 of 6 files")
         await press(pilot, "x")

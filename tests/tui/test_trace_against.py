@@ -117,11 +117,11 @@ async def test_what_differs_is_marked_while_the_engine_works(
         await until(pilot, "4 compared · 1 beyond bar · first layer-1/attn_norm")
         await until(pilot, "4 of 6 files")
         assert trace.running
-        assert trace.grid.cells[PARTS] == ("▶█", "bad")
-        assert trace.grid.cells[StageKey(0, "attn_norm")] == ("=", "dim")
+        assert trace.view.grid.cells[PARTS] == ("▶█", "bad")
+        assert trace.view.grid.cells[StageKey(0, "attn_norm")] == ("=", "dim")
         await pilot.press("c")
         await pilot.pause()
-        assert trace.grid.cells[PARTS] == ("▶█", "bad")  # other colours hide no difference
+        assert trace.view.grid.cells[PARTS] == ("▶█", "bad")  # other colours hide no difference
         assert_frame(pilot, "trace-against", hide={r"· [0-9.]+ s ·": "· T ·"})
         await press(pilot, "x")
 
@@ -139,7 +139,7 @@ async def test_it_stops_at_the_first_divergence_and_d_shows_both(tmp_path: Path)
         assert (diff.job.a.name, diff.job.b.name) == ("good", "t-trace")
         await press(pilot, "q")
         await pilot.resize_terminal(*NARROW)  # all is painted anew
-        assert trace.grid.cells[PARTS] == ("▶█", "bad")
+        assert trace.view.grid.cells[PARTS] == ("▶█", "bad")
 
 
 async def test_one_that_is_the_same_says_so(tmp_path: Path) -> None:

@@ -33,5 +33,5 @@ async def test_the_form_traces_modules_and_the_grid_grows_as_they_come(tmp_path:
         await until(pilot, "complete")
         text = frame(pilot)
         made = StageKey(1, "mlp.fc_in")
-        assert made in trace.grid.cells and "attn" in text
+        assert made in trace.view.grid.cells and "attn" in text
         assert made in open_trace(into).records

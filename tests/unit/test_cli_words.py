@@ -168,3 +168,8 @@ def test_an_export_notes_what_is_inferred_once(typed: Type, tmp_path: Path) -> N
     code, _, error = typed("export", CAPTURE, "--to", "npz", "-o", "-")
     assert code == 2
     assert "not to stdout" in error
+
+
+def test_bisect_says_once_that_a_may_be_left_out(typed: Type) -> None:
+    usage = " ".join(typed("bisect", "--help")[1].split("\n\n")[0].split())
+    assert usage.endswith("[--events] [A] B")

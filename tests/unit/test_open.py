@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from aprtui.errors import AprtuiError, BadFileError, UsageError
-from aprtui.families.rope import llama3_divisors
+from aprtui.families.rope_kinds import llama3_divisors
 from aprtui.graph import Role
 from aprtui.model.open import open_model, read_model_file
 from tests.support import FIXTURES, needs_fixtures

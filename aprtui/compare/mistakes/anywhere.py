@@ -1,4 +1,4 @@
-"""Mistakes that can befall any stage: zeros, a scale, rows shifted along the positions."""
+"""Mistakes that can befall any stage: zeros, a scale, rows shifted along the positions, dropout."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy.typing as npt
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry, neat
 from aprtui.graph.ops import Op
 
-__all__ = ["ANYWHERE", "fitted_scales", "shifted"]
+__all__ = ["ANYWHERE", "dropped", "fitted_scales", "shifted"]
 
 Float64 = npt.NDArray[np.float64]
 
 MAX_SHIFT = 8  # positions
+_DROPPED = (0.01, 0.6)  # the share of values that a dropout takes
+_SPREADS = 5.0  # that it may lie away from the rate by which the others grow
 
 
 def zeros(at: Attempt[Op]) -> Iterator[Candidate]:
@@ -69,8 +71,34 @@ def rows_shifted(at: Attempt[Op]) -> Iterator[Candidate]:
                 )
 
 
+def dropped(y: Float64, base: Float64) -> Iterator[Candidate]:
+    """Values dropped by chance, the others grown by as much as keeps the mean."""
+    use = np.isfinite(y) & np.isfinite(base) & (base != 0)
+    lost, kept = use & (y == 0), use & (y != 0)
+    share, square = lost.sum() / max(use.sum(), 1), float(np.square(base[kept]).sum())
+    if not _DROPPED[0] < share < _DROPPED[1] or not square:
+        return
+    grown = float((y[kept] * base[kept]).sum()) / square
+    rate = 1.0 - 1.0 / grown if grown > 1.0 else 0.0
+    spread = (share * (1.0 - share) / use.sum()) ** 0.5
+    if not rate or abs(share - rate) > _SPREADS * spread:
+        return
+    for used in neat(rate, 1e-2):
+        times = 1.0 / (1.0 - used)
+        text = (
+            f"dropout of {used:.3g}: {share:.1%} of the values are 0, the others times {times:.4g}"
+        )
+        yield Candidate(np.where(lost, 0.0, base * times), text, {"rate": used})
+
+
+def dropout(at: Attempt[Op]) -> Iterator[Candidate]:
+    if at.y is not None:
+        yield from dropped(at.y, at.base)
+
+
 ANYWHERE = (
     Entry("zeros", (), zeros),
     Entry("scaled", (), scaled),
     Entry("rows_shifted", (), rows_shifted),
+    Entry("dropout", (), dropout),
 )

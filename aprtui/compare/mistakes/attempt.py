@@ -21,6 +21,7 @@ __all__ = ["Attempt", "Candidate", "Entry", "ProductAttempt", "neat"]
 
 Float64 = npt.NDArray[np.float64]
 _SAMPLE = 32  # rows of a matrix that are looked at first
+_NEAR = 0.1  # of an output: a mistake leaves less of the rest of it than rounding makes
 O = TypeVar("O", bound=Op)  # noqa: E741
 
 
@@ -103,6 +104,16 @@ class Attempt(Generic[O]):
         given = self.inputs if inputs is None else inputs
         return self.case.replay.run(self.node, given, self.how, op=op, positions=positions)
 
+    def may_be(self, inputs: Sequence[Float64]) -> bool:
+        """Whether other inputs bring the first wrong position near to what B holds there: of many
+        experts a whole output costs more. True where positions do not stand alone."""
+        if not self.op.row_wise or not self.wrong_rows or self.y is None:
+            return True
+        row = slice(self.wrong_rows[0], self.wrong_rows[0] + 1)
+        made = self.case.replay.run(self.node, [value[row] for value in inputs], self.how)
+        away = np.linalg.norm(self.y[row] - made.reshape(self.y[row].shape))
+        return bool(away <= _NEAR * np.linalg.norm(made))
+
     def elsewhere(self, node: Node, op: Op, *inputs: Float64) -> Float64:
         """Another node's output by ``op``, in the same arithmetic."""
         return self.case.replay.run(node, inputs, self.how, op=op)
@@ -175,11 +186,12 @@ class ProductAttempt:
         """What follows the product inside the stage."""
         return self.case.replay.finish(self.op, product)
 
-    def plausible(self, rows_of: Callable[[list[int]], Float64]) -> bool:
-        """Whether a few rows of another matrix come near B's output: a whole product costs more."""
+    def plausible(self, rows_of: Callable[[list[int]], Float64], x: Float64 | None = None) -> bool:
+        """Whether a few rows of another matrix, or other rows ``x``, come near B's output: a whole
+        product costs more."""
         rows = self.case.replay.shape(self.part.weight)[0]
         sample = np.unique(np.linspace(0, rows - 1, _SAMPLE).astype(int)).tolist()
-        made = self.x @ rows_of(sample).T
+        made = (self.x if x is None else x) @ rows_of(sample).T
         y = self.made[:, sample] + self.away[:, sample]
         return bool(np.linalg.norm(y - made) <= 0.3 * np.linalg.norm(made))
 

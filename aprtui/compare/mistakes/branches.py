@@ -267,6 +267,8 @@ def activation(at: Attempt[Activate]) -> Iterator[Candidate]:
             text = f"{used} where the model says {right}"
             made = at.remade(replace(at.op, name=used))
             yield Candidate(made, text, {"used": used, "right": right})
+    text = f"{right} is taken twice"
+    yield Candidate(at.remade(inputs=(at.base,)), text, {"used": f"{right} twice", "right": right})
 
 
 def gate_activation(at: Attempt[Multiply]) -> Iterator[Candidate]:

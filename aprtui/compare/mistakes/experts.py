@@ -7,12 +7,15 @@ from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry
 from aprtui.graph.ops import Choose, Combine, Experts, Route
 from aprtui.graph.vocabulary import facts_of
 
 __all__ = ["EXPERTS"]
+
+Float64 = npt.NDArray[np.float64]
 
 _MAX_PAIRS = 64
 
@@ -140,6 +143,60 @@ def swapped(at: Attempt[Experts]) -> Iterator[Candidate]:
         yield Candidate(made, text, {"experts": [one, other]})
 
 
+def _of_choice(
+    at: Attempt[Experts], weights: Float64, ids: Float64, text: str, **parameters: object
+) -> Iterator[Candidate]:
+    """The experts of another choice, where the first wrong position may come of it."""
+    given = (at.inputs[0], weights, ids)
+    if at.may_be(given):
+        yield Candidate(at.remade(inputs=given), text, parameters)
+
+
+def next_experts(at: Attempt[Experts]) -> Iterator[Candidate]:
+    """Every expert's number off by as much: an expert-parallel rank that counts from another."""
+    _, weights, ids = at.inputs
+    for by in (1, -1):
+        text = f"every token is sent to the expert {by:+d} from its own"
+        yield from _of_choice(at, weights, (ids + by) % at.op.count, text, by=by)
+
+
+def dropped(at: Attempt[Experts]) -> Iterator[Candidate]:
+    """Choices that do not count: of later ranks, or beyond what an expert takes."""
+    _, weights, ids = at.inputs
+    if at.op.on_input:
+        return
+    for ranks in range(1, ids.shape[1]):
+        kept = np.where(np.arange(ids.shape[1]) < ranks, weights, 0.0)
+        count = "counts" if ranks == 1 else f"{ranks} count"
+        text = f"of each token's {ids.shape[1]} experts only the first {count}"
+        yield from _of_choice(at, kept, ids, text, ranks=ranks)
+    flat = ids.astype(int).ravel()
+    before = np.array([(flat[:place] == expert).sum() for place, expert in enumerate(flat)])
+    before = before.reshape(ids.shape)  # how many choices of the same expert came earlier
+    for limit in sorted({*before[list(at.wrong_rows[:1])].ravel().tolist()} - {0}):
+        kept = np.where(before < limit, weights, 0.0)
+        text = f"an expert takes {limit} tokens, and those that come later are dropped"
+        yield from _of_choice(at, kept, ids, text, capacity=limit)
+
+
+_WEIGHED = "the experts are weighed by the weights of"
+
+
+def weights_reversed(at: Attempt[Route]) -> Iterator[Candidate]:
+    text = f"{_WEIGHED} the ranks in reverse"
+    yield Candidate(at.base[:, ::-1], text, {"order": "reversed"})
+
+
+def other_weights(at: Attempt[Experts]) -> Iterator[Candidate]:
+    """The weights of the choice in another order than its ids."""
+    _, weights, ids = at.inputs
+    text = f"{_WEIGHED} the ranks in reverse"
+    yield from _of_choice(at, weights[:, ::-1], ids, text, order="reversed")
+    for by in (1, -1):
+        text = f"{_WEIGHED} the row {-by:+d} from a token's own"
+        yield from _of_choice(at, np.roll(weights, by, 0), ids, text, rows=by)
+
+
 def gate_up_swapped(at: Attempt[Experts]) -> Iterator[Candidate]:
     if at.op.gate is not None:
         made = at.remade(replace(at.op, gate=at.op.up, up=at.op.gate))
@@ -191,6 +248,10 @@ EXPERTS = (
     Entry("router_bias_in_weight", (Route,), bias_in_weight),
     Entry("router_groups_ignored", (Choose,), groups_ignored),
     Entry("experts_swapped", (Experts,), swapped),
+    Entry("experts_swapped", (Experts,), next_experts),
+    Entry("experts_dropped", (Experts,), dropped),
+    Entry("router_order", (Route,), weights_reversed),
+    Entry("router_order", (Experts,), other_weights),
     Entry("gate_up_swapped", (Experts,), gate_up_swapped),
     Entry("weight_on_input", (Experts,), weight_on_input),
     Entry("shared_missing", (Combine,), shared_missing),

@@ -14,6 +14,7 @@ from aprtui.compare.bisection import Mistake
 from aprtui.compare.case import Case
 from aprtui.compare.explain import Explanation
 from aprtui.compare.localerror import LocalError, local_error, row_norms
+from aprtui.compare.mistakes.altup import ALTUP
 from aprtui.compare.mistakes.anywhere import ANYWHERE, shifted
 from aprtui.compare.mistakes.attempt import (
     Attempt,
@@ -25,7 +26,9 @@ from aprtui.compare.mistakes.attention import ATTENTION
 from aprtui.compare.mistakes.branches import BRANCHES
 from aprtui.compare.mistakes.experts import EXPERTS
 from aprtui.compare.mistakes.indexer import INDEXER
+from aprtui.compare.mistakes.inputs import OF_ANY
 from aprtui.compare.mistakes.norms import NORMS
+from aprtui.compare.mistakes.order import ORDER
 from aprtui.compare.mistakes.products import PRODUCTS
 from aprtui.compare.mistakes.proof import Proof
 from aprtui.compare.mistakes.ranges import RANGES, born_nonfinite
@@ -54,8 +57,8 @@ __all__ = ["CATALOGUE", "name_mistake"]
 Float64 = npt.NDArray[np.float64]
 
 CATALOGUE: tuple[Entry, ...] = (
-    *VARIANTS, *BRANCHES, *NORMS, *ROPE, *INDEXER, *ATTENTION, *EXPERTS, *RECURRENT, *RANGES,
-    *ANYWHERE,
+    *VARIANTS, *BRANCHES, *ORDER, *NORMS, *ROPE, *INDEXER, *ATTENTION, *EXPERTS, *RECURRENT, *ALTUP,
+    *RANGES, *ANYWHERE, *OF_ANY,
 )  # fmt: skip
 """Entries in the order in which they are tried: what is special before what is general."""
 

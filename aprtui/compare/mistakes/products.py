@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from aprtui.compare.mistakes.anywhere import fitted_scales
+from aprtui.compare.mistakes.anywhere import dropped, fitted_scales
 from aprtui.compare.mistakes.attempt import Candidate, Entry, ProductAttempt
+from aprtui.compare.mistakes.inputs import OF_PRODUCTS
 from aprtui.compare.mistakes.ranges import saturated_product
 from aprtui.compare.mistakes.stored import STORED
 from aprtui.graph import Role
@@ -119,6 +120,12 @@ def scaled(at: ProductAttempt) -> Iterator[Candidate]:
     for factor in fitted_scales(at.y, at.base, at.case.rounded):
         text = f"{at.part.name} is multiplied by {factor:g}"
         yield Candidate(at.base * factor, text, {"factor": factor})
+
+
+def dropout(at: ProductAttempt) -> Iterator[Candidate]:
+    yield from dropped(at.y, at.base)
+    if at.case.rounded:  # a product that was written before
+        yield from dropped(at.y, at.case.replay.rounded(at.base, at.case.rounded))
 
 
 def rows_shifted(at: ProductAttempt) -> Iterator[Candidate]:
@@ -272,9 +279,11 @@ PRODUCTS = (
     Entry("scaled", (Product,), scaled),
     Entry("rows_shifted", (Product,), rows_shifted),
     Entry("zero_part", (Product,), zero_part),
+    Entry("dropout", (Product,), dropout),
     Entry("heads_permuted", (Product,), heads_permuted),
     *STORED[3:],
     Entry("transposed", (Product,), transposed),
     Entry("other_weight", (Product,), other_weight),
     Entry("other_layer", (Product,), other_layer),
+    *OF_PRODUCTS,
 )

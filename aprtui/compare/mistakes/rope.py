@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from aprtui.compare.mistakes.attempt import Attempt, Candidate, Entry, neat
 from aprtui.engine.replay import heads_of
-from aprtui.families.rope import llama3_divisors, yarn_divisors
+from aprtui.families.rope_kinds import llama3_divisors, yarn_divisors
 from aprtui.graph.ops import Heads, Rope, SharedRope
 from aprtui.graph.rope import RopeTable
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -209,13 +210,19 @@ def low_rank(at: ProductAttempt) -> Iterator[Candidate]:
     if not total:
         return
     left, strengths, right = np.linalg.svd(away, full_matrices=False)
-    rank = int((strengths > 1e-5 * strengths[0]).sum())
+    rank = _rank(strengths)
+    if _rank(np.linalg.svd(away + at.made, compute_uv=False)) <= rank:
+        return  # the output itself has no more, as where it is constant
     reached = [_reached(squared.sum(axis=axis)) for axis in (0, 1)]
     if min(reached) < rank / _RANK:  # so few positions or outputs have no more ranks
         return
     made = at.made + (left[:, :rank] * strengths[:rank]) @ right[:rank]
     text = f"the error has rank {rank}: a low-rank update (LoRA) is missing, doubled or scaled"
     yield Candidate(at.finish(made), text, {"rank": rank})
+
+
+def _rank(strengths: npt.NDArray[np.floating[Any]]) -> int:
+    return int((strengths > 1e-5 * strengths[0]).sum())
 
 
 def _reached(held: Float64) -> int:

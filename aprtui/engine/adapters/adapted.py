@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from aprtui.engine.adapters.shown import Shown
+from aprtui.engine.adapters.watching import hooked
 
 __all__ = ["ADAPTED", "watch_adapters"]
 
@@ -45,11 +46,10 @@ def watch_adapters(block: Any, number: int, shown: Shown) -> Iterator[None]:
         handles += _sums(pairs, of_attention)
     before, attention.layer_idx = attention.layer_idx, number
     try:
-        yield
+        with hooked(*handles):
+            yield
     finally:
         attention.layer_idx = before
-        for handle in handles:
-            handle.remove()
 
 
 def _sums(pairs: Sequence[tuple[Any, Any]], tell: Callable[[_Tensors, _Tensors], None]) -> _Handles:

@@ -18,6 +18,7 @@ from aprtui.engine.adapters.adapted import ADAPTED, watch_adapters
 from aprtui.engine.adapters.indexers import INDEX, watch_indexer
 from aprtui.engine.adapters.shown import Part, Shown
 from aprtui.engine.adapters.streams import STREAMS, watch_streams
+from aprtui.engine.adapters.watching import hooked
 from aprtui.graph import Node
 from aprtui.graph.ops import Add
 
@@ -78,15 +79,6 @@ def beyond(layer: Any, number: int, shown: Shown, functions: Functions) -> Itera
         yield frozenset(stages), _all_experts(ffn, number, shown, functions)
 
 
-@contextmanager
-def _hooked(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _attention_of(layer: Any) -> Any:
     """The layer's attention, whatever it is called; None without one."""
     names = ("self_attn", "attn", "attention", "self_attention")
@@ -107,7 +99,7 @@ def _stream(layer: Any, stage: Node, shown: Shown) -> AbstractContextManager[Non
         made = hidden.pop() + (branch if scale == 1.0 else branch * scale)
         shown.put(stage.key.stage, made, layer=stage.key.layer)
 
-    return _hooked(
+    return hooked(
         layer.register_forward_pre_hook(began, with_kwargs=True),
         _attention_of(layer).register_forward_hook(attended),
     )
@@ -139,7 +131,7 @@ def _one_norm(norm: torch.nn.Module, number: int, shown: Shown) -> AbstractConte
         for step, value in (("post_rope", inputs[0]), ("norm", output)):
             shown.put(f"{which}_{step}", value.flatten(2), layer=number)
 
-    return _hooked(norm.register_forward_hook(normed))
+    return hooked(norm.register_forward_hook(normed))
 
 
 def _all_experts(
@@ -161,7 +153,7 @@ def _all_experts(
         by_expert = output.reshape(ffn.num_experts, -1, output.shape[-1])
         shown.put("moe_ffn_out", by_expert.sum(dim=0), layer=number)
 
-    return _hooked(
+    return hooked(
         ffn.router.register_forward_pre_hook(before),
         ffn.router.register_forward_hook(routed),
         ffn.experts.register_forward_hook(computed),

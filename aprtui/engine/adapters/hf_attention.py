@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from aprtui.engine import ops
 from aprtui.engine.adapters.shown import JOINED, KEY, MIXED, QUERY, SCORES, WEIGHTS, Shown
+from aprtui.engine.adapters.watching import hooked, while_running
 from aprtui.errors import EngineError
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph.ops import Scores
@@ -100,18 +101,12 @@ def without_registry(layer: torch.nn.Module) -> torch.nn.Module | None:
     return None
 
 
-@contextmanager
-def by_itself(attention: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
+def by_itself(
+    attention: torch.nn.Module, number: int, shown: Shown
+) -> AbstractContextManager[None]:
     """Scores, softmax and what it mixes, of an attention that computes them in its own forward."""
-    inside: list[tuple[SoftmaxInput, ExitStack]] = []
 
-    def begin(module: torch.nn.Module, inputs: Any) -> None:
-        stack = ExitStack()
-        inside.append((stack.enter_context(SoftmaxInput()), stack))
-
-    def end(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        seen, stack = inside.pop()
-        stack.close()
+    def tell(seen: SoftmaxInput, output: Any) -> None:
         for stage, value in ((SCORES, seen.scores), (WEIGHTS, seen.weights)):
             if value is not None:
                 shown.put_scores(stage, value, number)
@@ -120,16 +115,9 @@ def by_itself(attention: torch.nn.Module, number: int, shown: Shown) -> Iterator
         shown.put(MIXED, inputs[0], layer=number)
 
     out = next(m for name, m in attention.named_modules() if name in ("dense", "out_proj"))
-    handles = (
-        attention.register_forward_pre_hook(begin),
-        attention.register_forward_hook(end),
-        out.register_forward_pre_hook(mixed),
+    return hooked(
+        *while_running(attention, SoftmaxInput, tell), out.register_forward_pre_hook(mixed)
     )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def attention_shown(

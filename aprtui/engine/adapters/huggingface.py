@@ -32,6 +32,7 @@ from aprtui.engine.adapters.scans import (
     watch_delta,
 )
 from aprtui.engine.adapters.shown import BIASED, INSIDE_ATTENTION, KEY, PRODUCT, QUERY, Part, Shown
+from aprtui.engine.adapters.watching import hooked
 from aprtui.engine.hooks import Stages, hooks
 from aprtui.engine.passes import Piece
 from aprtui.engine.stacking import Stack
@@ -256,19 +257,14 @@ def _watches(
             yield _before_bias(layer, number, shown)
 
 
-@contextmanager
-def _head_order(norm: torch.nn.Module, key: StageKey, shown: Shown) -> Iterator[None]:
+def _head_order(norm: torch.nn.Module, key: StageKey, shown: Shown) -> AbstractContextManager[None]:
     """Has it known whether a norm is given heads first: a view then of [B,T,heads,d]."""
 
     def given(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         x = inputs[0]
         shown.heads_first[key] = x.dim() == 4 and x.stride(1) < x.stride(2)
 
-    handle = norm.register_forward_pre_hook(given)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return hooked(norm.register_forward_pre_hook(given))
 
 
 def _layers_of(decoder: Any, shown: Shown) -> Any:
@@ -322,8 +318,7 @@ def _follows(op: Op) -> bool:
     return isinstance(op, Activate | Add | Combine)
 
 
-@contextmanager
-def _before_bias(layer: Any, number: int, shown: Shown) -> Iterator[None]:
+def _before_bias(layer: Any, number: int, shown: Shown) -> AbstractContextManager[None]:
     """The product of q, k and v, which the library fuses with its bias: alone, once more."""
     have = {name for name, _ in layer.named_modules()}
     biased = StageKey(number, BIASED)
@@ -340,8 +335,4 @@ def _before_bias(layer: Any, number: int, shown: Shown) -> Iterator[None]:
         joined = [torch.nn.functional.linear(inputs[0], weight) for weight in weights]
         told.put(modules.meant(layer, source, PRODUCT), torch.cat(joined, dim=-1))
 
-    handle = parts[0].register_forward_pre_hook(product)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return hooked(parts[0].register_forward_pre_hook(product))

@@ -3,13 +3,14 @@ and which keys it chose. Its module gives their numbers alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from aprtui.engine.adapters.watching import hooked, while_running
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph.ops import Rope
 
@@ -45,18 +46,12 @@ class _Inside(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def watch_indexer(indexer: torch.nn.Module, number: int, shown: Shown) -> Iterator[None]:
+def watch_indexer(
+    indexer: torch.nn.Module, number: int, shown: Shown
+) -> AbstractContextManager[None]:
     """The stages inside the indexer of a layer."""
-    inside: list[tuple[_Inside, ExitStack]] = []
 
-    def begin(module: Any, inputs: Any) -> None:
-        stack = ExitStack()
-        inside.append((stack.enter_context(_Inside()), stack))
-
-    def end(module: Any, inputs: Any, ids: torch.Tensor) -> None:
-        seen, stack = inside.pop()
-        stack.close()
+    def tell(seen: _Inside, ids: torch.Tensor) -> None:
         if seen.met is None or seen.scores is None:
             raise shown.differs(f"its indexer in layer {number} chooses otherwise")
         q, k = seen.met[0], seen.met[1][:, 0].transpose(1, 2)[:, -shown.width :]
@@ -66,12 +61,7 @@ def watch_indexer(indexer: torch.nn.Module, number: int, shown: Shown) -> Iterat
         shown.put_scores(CHOSEN, chosen[:, None], number)
         shown.put_scores(SCORES, seen.scores[:, None], number)
 
-    handles = (indexer.register_forward_pre_hook(begin), indexer.register_forward_hook(end))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooked(*while_running(indexer, _Inside, tell))
 
 
 def _in_place(shown: Shown, key: StageKey, x: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch.nn.functional import softplus
 
+from aprtui.engine.adapters.watching import hooked
+
 __all__ = [
     "INSIDE_SCANS",
     "Shown",
@@ -105,25 +107,15 @@ def _instead(
         for name, function in functions.items():
             setattr(code, name, function)
 
-    handles = (
+    hooks = (
         module.register_forward_pre_hook(lambda *_: have(watched)),
         module.register_forward_hook(lambda *_: have(right)),
     )
     try:
-        yield
+        with hooked(*hooks):
+            yield
     finally:
         have(right)
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _hooked(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _convs(shown: Shown, number: int, given: str, made: str) -> dict[str, Any]:
@@ -170,7 +162,7 @@ def watch_delta(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[
     convs = _convs(shown, number, "delta_qkv", "delta_conv")
     with (
         _instead(module, {**convs, **dict.fromkeys(rules, watching)}),
-        _hooked(norm.register_forward_pre_hook(gate), norm.register_forward_hook(normed)),
+        hooked(norm.register_forward_pre_hook(gate), norm.register_forward_hook(normed)),
     ):
         yield
 
@@ -220,7 +212,7 @@ def _watch_scan(module: torch.nn.Module, number: int, shown: Shown) -> Iterator[
         _instead(
             module, {**_convs(shown, number, "", "ssm_conv"), _SCAN: scanning, _STEP: stepping}
         ),
-        _hooked(
+        hooked(
             parts["in_proj"].register_forward_hook(first),
             parts["out_proj"].register_forward_pre_hook(ready),
         ),
@@ -281,7 +273,7 @@ def _watch_channels(module: torch.nn.Module, number: int, shown: Shown) -> Itera
              "c_layernorm": "ssm_c_norm"}  # fmt: skip
     with (
         _instead(module, {**_convs(shown, number, "", "ssm_conv"), **_scans(shown, number)}),
-        _hooked(
+        hooked(
             parts["in_proj"].register_forward_hook(told("ssm_in")),
             parts["x_proj"].register_forward_hook(split),
             parts["out_proj"].register_forward_pre_hook(lambda _, x: put("ssm_gated", x[0])),

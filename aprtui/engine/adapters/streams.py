@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from aprtui.engine.adapters.shown import Shown
+from aprtui.engine.adapters.watching import hooked
 
 __all__ = ["STREAMS", "watch_streams"]
 
@@ -47,13 +48,9 @@ def watch_streams(layer: Any, number: int, shown: Shown) -> Iterator[None]:
         put("altup_out", output[0] if isinstance(output, tuple) else output)
 
     altup.predict, altup.correct = predicted, corrected
-    handles = (
-        altup.modality_router.register_forward_hook(routed),
-        layer.register_forward_hook(left),
-    )
+    hooks = altup.modality_router.register_forward_hook(routed), layer.register_forward_hook(left)
     try:
-        yield
+        with hooked(*hooks):
+            yield
     finally:
         del altup.predict, altup.correct
-        for handle in handles:
-            handle.remove()

@@ -94,7 +94,6 @@ class BaseScreen(Screen[object]):
         raise NotImplementedError
 
     def on_mount(self) -> None:
-        self.set_class(self.app.no_color, "no-color")
         self._prompt.display = False
         self._small.display = False
         self.set_state("loading", "Reading …")

@@ -80,7 +80,6 @@ class BookmarksScreen(ModalScreen[Bookmark]):
             yield Static(Content("·").join(told), markup=False)
 
     def on_mount(self) -> None:
-        self.set_class(self.app.no_color, "no-color")
         self.list.focus()
         self._tell()
 

@@ -46,7 +46,7 @@ from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.pair_facts import finding_block, layers_block, pair_blocks, top_block
 from aprtui.tui.screens.sides import Sides
 from aprtui.tui.session import Spot, recall, remember, remember_verdict
-from aprtui.tui.source import name_of
+from aprtui.tui.source import name_of, names_of
 from aprtui.tui.stage_table import pass_words
 from aprtui.tui.widgets.blocks import Block
 from aprtui.tui.widgets.drift_chart import Drift
@@ -246,10 +246,7 @@ class DiffScreen(GridScreen):
         return [*blocks, layers_block(key, drifts, width, room, self.metric)]
 
     def retitle(self) -> None:
-        a, b = self.job.a, self.job.b
-        names = [name_of(path) for path in (a, b)]
-        if names[0] == names[1]:
-            names = [clean("/".join(path.absolute().parts[-2:]), 60) for path in (a, b)]
+        names = names_of(self.job.a, self.job.b)
         remark = " · the prompts differ" if self.other_prompts else ""
         if self._in_passes is not None and self.job.of_pass is not None:
             remark += f" · only {pass_words(self._in_passes, self.job.of_pass)}"

@@ -10,16 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from textual import events, on
-from textual.containers import Horizontal, Vertical
+from textual.containers import Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
 from aprtui.compare.bisection import Bisection
 from aprtui.compare.pairs import Pair, PairResult
 from aprtui.formats.tracedir import StageKey
-from aprtui.graph.vocabulary import short_name
 from aprtui.text import clean, count
 from aprtui.tui.bisected import Bisected
 from aprtui.tui.carry import copy, export_rows
@@ -28,31 +26,18 @@ from aprtui.tui.paths import meant
 from aprtui.tui.screens.pair import PairScreen, stage_title
 from aprtui.tui.screens.sides import Sides, SidesScreen
 from aprtui.tui.stage_filter import matcher
-from aprtui.tui.widgets.blocks import Block, BlockPane
-from aprtui.tui.widgets.drift_chart import Drift, DriftChart
+from aprtui.tui.widgets.blocks import Block
+from aprtui.tui.widgets.drift_chart import Drift
 from aprtui.tui.widgets.lines import Part, PartLine, RowList
-from aprtui.tui.widgets.pair_preview import LEAST_LINES, PairPreview
 from aprtui.tui.widgets.stage_grid import StageGrid
+from aprtui.tui.widgets.stage_room import StageRoom
 from aprtui.tui.widgets.stage_rows import StageRows
 
 __all__ = ["GridScreen"]
 
-CHART_LINES = (9, 18)  # least and most of the chart, its frame among them
-FACTS_LINES = 10  # of the facts below the grid, their frame among them
-FACTS_BELOW_LIST = 7
 FRAME_LINES = 3  # title, legend, keys
 NEXT = frozenset({"next-divergence", "previous-divergence", "next-culprit", "previous-culprit"})
 WIDE = 100  # columns from which on the facts stand beside the grid
-
-
-class Room(Horizontal):
-    """Tells the screen how much room there is."""
-
-    class Changed(Message):
-        """It is larger or smaller now."""
-
-    def on_resize(self) -> None:
-        self.post_message(self.Changed())
 
 
 class GridScreen(SidesScreen):
@@ -67,12 +52,9 @@ class GridScreen(SidesScreen):
     def __init__(self) -> None:
         super().__init__()
         self.head = Static("", id="diffhead", markup=False)
-        self.grid = StageGrid(id="grid")
-        self.rows = StageRows(self.row_head, self.row_parts, id="rows")
-        self.chart = DriftChart(id="chart")
-        self.names = Static("", id="names", markup=False)
-        self.preview = PairPreview(id="pairpreview")
-        self.detail = BlockPane(id="pairdetail")
+        self.room = StageRoom(StageRows(self.row_head, self.row_parts, id="rows"))
+        self.grid, self.rows, self.chart = self.room.grid, self.room.rows, self.room.chart
+        self.preview, self.detail = self.room.preview, self.room.detail
         self.legend = PartLine(id="legend")
         self.stages: tuple[StageKey, ...] = ()
         self.shown: tuple[StageKey, ...] = ()
@@ -86,14 +68,7 @@ class GridScreen(SidesScreen):
     def body(self) -> Iterable[Widget]:
         with Vertical():
             yield self.head
-            with Room(id="compared"):
-                with Vertical(id="overview"):
-                    yield self.grid
-                    yield self.rows
-                    yield self.chart
-                    yield self.names
-                    yield self.preview
-                yield self.detail
+            yield self.room
             yield self.legend
 
     # What a screen says of its stages.
@@ -233,7 +208,7 @@ class GridScreen(SidesScreen):
         width = max(self.size.width - 2, 20)
         needed = sum(-(-line.cell_length // width) for line in lines)
         room = self.size.height - FRAME_LINES - self.grid.lines
-        room -= FACTS_LINES if self.size.width < WIDE else 0
+        room -= self.room.facts_below
         if needed > max(room, len(lines)):
             lines = [line.truncate(width, ellipsis=True) for line in lines]
         self.head.update(Content("\n").join(lines))
@@ -331,28 +306,9 @@ class GridScreen(SidesScreen):
 
     # Room.
 
-    @on(Room.Changed)
+    @on(StageRoom.Changed)
     def _arrange(self) -> None:
-        """The grid takes the lines it needs; the chart and the names of columns what is left."""
-        room, lines = self.query_one("#compared").size.height, self.grid.lines
-        stacked = self.size.width < WIDE  # the facts below, not beside
-        self.grid.display, self.rows.display = not self.listed, self.listed
-        self.detail.display = not self.zoomed
-        left = 0 if self.listed or stacked else room - lines - 1
-        least, most = CHART_LINES
-        self.chart.display = left >= least
-        self.chart.styles.height = min(left, most)
-        names = column_names(self.shown, self.grid.size.width)
-        room_for_names = left > most + len(names) and self.grid.abbreviated
-        self.names.display = self.chart.display and room_for_names
-        self.names.update(Content("\n").join(names))
-        below_names = left - most - self.names.display * (len(names) + 1)
-        self.preview.display = self.chart.display and below_names >= LEAST_LINES
-        self.grid.styles.height = lines + 1 if self.chart.display else "1fr"
-        alone = self.listed or self.zoomed or not stacked
-        below = min(lines, max(room - FACTS_LINES, 1))
-        self.query_one("#overview").styles.height = "1fr" if alone else below
-        self.detail.styles.height = FACTS_BELOW_LIST if stacked and self.listed else "1fr"
+        self.room.share_out(self.shown, listed=self.listed, zoomed=self.zoomed)
         self.call_after_refresh(self._show_room)
 
     def _show_room(self) -> None:
@@ -428,20 +384,3 @@ class GridScreen(SidesScreen):
         self.filter = ""
         self.sift()
         return True
-
-
-def column_names(keys: Iterable[StageKey], width: int) -> list[Content]:
-    """The letters at the head of each column with the stage's name, in lines of ``width``."""
-    named = dict.fromkeys(key.stage for key in keys if key.layer is not None)
-    stages = [name for name in named if short_name(name) != name]
-    cell = max((len(name) for name in stages), default=0) + 6
-    each = max(width // cell, 1)
-    rows = -(-len(stages) // each)
-    lines = []
-    for row in range(rows):
-        parts: list[Content] = [Content("  ")]
-        for name in stages[row::rows]:
-            parts += [Content.styled(f"{short_name(name):<4}", "$text-primary"),
-                      Content.styled(f"{clean(name, 40):<{cell - 4}}", "dim")]  # fmt: skip
-        lines.append(Content.assemble(*parts))
-    return lines

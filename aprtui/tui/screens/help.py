@@ -89,7 +89,6 @@ class HelpScreen(ModalScreen[None]):
             yield self.keys_list
 
     def on_mount(self) -> None:
-        self.set_class(self.app.no_color, "no-color")
         self.query_one("#search").focus()
 
     @on(Input.Changed)

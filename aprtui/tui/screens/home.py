@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -15,14 +14,12 @@ from typing import ClassVar
 from textual import events, on
 from textual.binding import BindingType
 from textual.containers import Vertical
-from textual.message import Message
 from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from aprtui.errors import AprtuiError
 from aprtui.text import clean, count, size
 from aprtui.tui import following
-from aprtui.tui.aside import aside
 from aprtui.tui.jumps import Goal, Jump
 from aprtui.tui.keys import bindings
 from aprtui.tui.messages import Found, Known, Learnt, LoadFailed, Place
@@ -30,22 +27,17 @@ from aprtui.tui.opened import behind_url
 from aprtui.tui.paths import meant
 from aprtui.tui.places import (
     delete_trace,
-    held_of,
     known_of,
     known_of_results,
     left_places,
-    model_words,
     places_below,
     rename_trace,
 )
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.session import last_verdicts
-from aprtui.tui.trace_cells import Holdings
-from aprtui.tui.widgets.blocks import BlockPane, wrapped
 from aprtui.tui.widgets.lines import RowList
-from aprtui.tui.widgets.palette import palette_of
-from aprtui.tui.widgets.place_list import SORTS, PlaceList, PlaceRow, place_facts
-from aprtui.tui.widgets.thumbnail import thumbnail
+from aprtui.tui.widgets.place_about import PlaceAbout
+from aprtui.tui.widgets.place_list import SORTS, PlaceList, PlaceRow
 
 __all__ = ["HomeScreen"]
 
@@ -58,28 +50,6 @@ LEARN_S = 0.2  # what is learnt of traces is told five times a second at most
 LOW = 30  # lines of a screen below which there is less room for everything
 LEAST_ABOUT = (10, 7)  # lines for what is known of a row; of a low screen
 LEAST_ROWS, FRAME_LINES = 3, 3  # of the list; its frame and its head
-REST_S = 0.2  # of the cursor, before a place is looked into: moving on costs nothing
-PREVIEW_LINES = 12  # from which on a place is looked into, beside what it says of itself
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What is in a place: in the files of a trace, or a model in words."""
-
-    place: Place | None = None
-    holdings: Holdings = field(default_factory=Holdings)
-    words: tuple[str, ...] = ()
-
-
-@dataclass
-class Previewed(Message):
-    """The place under the cursor was looked into."""
-
-    preview: Preview
-
-
-class Waiting(Message):
-    """It takes a while to look into the place under the cursor."""
 
 
 class HomeScreen(BaseScreen):
@@ -95,14 +65,12 @@ class HomeScreen(BaseScreen):
         super().__init__()
         self.folder = folder
         self.list = PlaceList()
-        self.about = BlockPane(id="about-place")
+        self.about = PlaceAbout()
         self._found: list[Place] = []
         self._looking, self._more = True, False
         self._quietly = False  # what is shown stays until all was looked through again
         self._asked = False  # by a key, which says what came of it
         self._doomed: PlaceRow | None = None
-        self._preview = Preview()
-        self._asked_into: Place | None = None
 
     def body(self) -> Iterable[Widget]:
         self.list.add_class("frame")
@@ -154,64 +122,15 @@ class HomeScreen(BaseScreen):
     def _learnt(self, event: Learnt) -> None:
         seen = self.list.current
         self.list.learn(event.known)
-        if seen is not None and event.known.get(seen.place.path, seen.known) != seen.known:
-            self._preview, self._asked_into = Preview(), None  # it holds more by now
+        more = seen is not None and event.known.get(seen.place.path, seen.known) != seen.known
         self._retitle()
-        self._show_about()
+        self.about.renew(self.list.current, more=more)
+        self.show_keys()
 
     @on(RowList.Moved, "#places")
     def _moved(self) -> None:
-        """What is known follows once the cursor rests, in one drawing: its frame says of what."""
-        place = self._to_be_looked_into
-        if place is None:
-            self.workers.cancel_group(self, "preview")
-            self._asked_into = None
-            self._show_about()
-        elif place != self._asked_into:
-            self._look_into(place)
+        self.about.follow(self.list.current)
         self.show_keys()
-
-    @on(BlockPane.Changed)
-    @on(Waiting)
-    def _show_about(self) -> None:
-        row, height = self.list.current, self.about.size.height
-        self.about.name_it(row.name if row is not None else "")
-        facts = place_facts(row, self.about.column) if row is not None else []
-        place = self._to_be_looked_into
-        if place is not None and place != self._asked_into:
-            self._look_into(place)
-        elif row is not None and row.place == self._preview.place and height >= PREVIEW_LINES:
-            column, found = self.about.column, self._preview
-            facts[:0] = [wrapped(line, "", column) for line in found.words]
-            facts.append(thumbnail(found.holdings, column, height, palette_of(self.app)))
-        self.about.show(facts)
-        self.show_keys()
-
-    @property
-    def _to_be_looked_into(self) -> Place | None:
-        """The place under the cursor, where there is room to show what is in it."""
-        row = self.list.current
-        if row is None or row.place == self._preview.place or row.place.kind == "results":
-            return None
-        return row.place if self.about.size.height >= PREVIEW_LINES else None
-
-    def _look_into(self, place: Place) -> None:
-        self._asked_into = place
-        self.run_worker(self._look_at_rest(place), exclusive=True, group="preview")
-
-    async def _look_at_rest(self, place: Place) -> None:
-        """What is in the place that the cursor rests on, however long that takes to read."""
-        await asyncio.sleep(REST_S)
-        found = aside(lambda: preview_of(place))
-        if not (await asyncio.wait({found}, timeout=REST_S))[0]:
-            self.post_message(Waiting())
-        self.post_message(Previewed(await found))
-
-    @on(Previewed)
-    def _looked_into(self, event: Previewed) -> None:
-        event.stop()
-        self._preview, self._asked_into = event.preview, None
-        self._show_about()
 
     @on(events.Resize)
     def _make_room(self) -> None:
@@ -430,14 +349,6 @@ class HomeScreen(BaseScreen):
             return False
         self.answering("filter", "")
         return True
-
-
-def preview_of(place: Place) -> Preview:
-    """What is in a model or a trace."""
-    path = Path(place.path)
-    if place.kind == "model":
-        return Preview(place, words=model_words(path))
-    return Preview(place, Holdings(held=held_of(path)))
 
 
 def _is_trace(place: Place) -> bool:

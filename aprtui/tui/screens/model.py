@@ -178,7 +178,7 @@ class ModelScreen(PanedScreen):
         title = f"Tensors {total} · by {self.tensors.sort}"
         if self.tensors.filter:
             title = f"Tensors {len(self.tensors.matching)} of {total} · {self.tensors.filter}"
-        self.tensors.border_title = title.replace("[", r"\[")
+        self.tensors.name_it(title)
 
     # The pane at the right.
 

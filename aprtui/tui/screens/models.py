@@ -28,6 +28,7 @@ from aprtui.tui.keys import bindings
 from aprtui.tui.paths import meant
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.pair_facts import layers_block
+from aprtui.tui.source import names_of
 from aprtui.tui.stage_filter import matcher
 from aprtui.tui.widgets.blocks import BlockPane, wrapped
 from aprtui.tui.widgets.drift_chart import Drift
@@ -221,7 +222,8 @@ class ModelsScreen(BaseScreen):
         listed, total = len(self.list.rows), len(self.list.tensors)
         text = clean(self.list.filter, 30)
         remark = f"showing {listed} of {total} - filter {text} · " if text else ""
-        self.set_title(f"{remark}A {clean(self.a.name, 50)}   B {clean(self.b.name, 50)}")
+        a, b = names_of(*self.both)
+        self.set_title(f"{remark}A {a}   B {b}")
         order = {"class": "the worst first", "layer": "by layer"}[self.list.sort]
         self.list.border_title = f"Tensors {count(total)} · {order}"
 
@@ -243,7 +245,7 @@ class ModelsScreen(BaseScreen):
         blocks[0] = why + blocks[0]
         room = self.detail.size.height - sum(len(block) + 1 for block in blocks)
         drifts = [
-            Drift(each.key, each.rel_l2, TONES.get(each.kind, ""))
+            Drift(each.key, _apart(each), TONES.get(each.kind, ""))
             for each in sorted(self.list.tensors, key=lambda tensor: tensor.key.layer or 0)
         ]
         self.detail.show([*blocks, layers_block(row.key, drifts, width, room, "rel_l2")])
@@ -302,6 +304,11 @@ class ModelsScreen(BaseScreen):
             return False
         self.answering("filter", "")
         return True
+
+
+def _apart(row: Compared) -> float | None:
+    """How far both sides are from each other; the same bytes are not measured, and the same."""
+    return 0.0 if row.kind == "same-bytes" else row.rel_l2
 
 
 def _is_other(row: Compared) -> bool:

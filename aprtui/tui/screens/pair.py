@@ -27,7 +27,7 @@ from aprtui.tui.messages import LoadFailed
 from aprtui.tui.pair_view import SORTS, SPANS, Difference, PairView, view_of
 from aprtui.tui.paths import meant
 from aprtui.tui.screens.sides import OneStageScreen, Sides
-from aprtui.tui.source import name_of
+from aprtui.tui.source import names_of
 from aprtui.tui.widgets.lines import Part, PartLine, RowList
 from aprtui.tui.widgets.pair_pane import PairPicture, WorstList
 from aprtui.tui.widgets.value_grid import ValueGrid
@@ -91,7 +91,7 @@ class PairScreen(OneStageScreen):
 
     def _load(self) -> None:
         sides = (self.results[self.key].path_a, self.results[self.key].path_b)
-        a, b = (name_of(_capture(Path(side), self.key)) for side in sides)
+        a, b = names_of(*(_capture(Path(side), self.key) for side in sides))
         self.set_title(f"{stage_title(self.key)}   A {a}   B {b}")
         self.run_worker(self._read, thread=True, exclusive=True, group="pair")
 

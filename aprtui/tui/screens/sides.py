@@ -43,10 +43,11 @@ class Sides:
 
 @dataclass
 class WeightModel(Message):
-    """The model whose weight a stage reads; None when a person must say which."""
+    """The model whose weight a stage reads; None when a person must say which, and ``why``."""
 
     key: StageKey
     model: Path | None
+    why: str = ""
 
 
 class SidesScreen(BaseScreen):
@@ -117,11 +118,11 @@ class SidesScreen(BaseScreen):
 
         def look() -> None:
             try:
-                found: Path | None = self.find_model()
-            except AprtuiError:  # none named, another one since, or no model at all
-                found = None
+                found = WeightModel(key, self.find_model())
+            except AprtuiError as error:  # none named, another one since, or no model at all
+                found = WeightModel(key, None, clean(error.message, 120))
             if not get_current_worker().is_cancelled:
-                self.post_message(WeightModel(key, found))
+                self.post_message(found)
 
         self.run_worker(look, thread=True, exclusive=True, group="weight-model")
 
@@ -133,7 +134,7 @@ class SidesScreen(BaseScreen):
         if event.model is not None:
             self.app.jump(Jump("model", (event.model,), event.key))
         else:
-            self.ask_path("the weight is in the model (.gguf, .apr, .safetensors)…", "weight")
+            self.ask_path(f"{event.why}: the weight is in the model…", "weight")
 
     def answered(self, purpose: str, text: str) -> None:
         job = self._reporting() if purpose == "report" and text else None

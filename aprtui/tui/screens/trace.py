@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -12,11 +12,11 @@ from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.widget import Widget
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
-from aprtui.engine.events import Event, Failed, Finished, Planned, StageWritten, Started, Stopped
+from aprtui.engine.events import Event, Failed, Planned
 from aprtui.engine.job import TraceJob
-from aprtui.formats.tracedir import StageKey, holds_trace
+from aprtui.formats.tracedir import holds_trace
 from aprtui.text import clean
 from aprtui.tui.client import TraceClient
 from aprtui.tui.keys import Key, bindings, keys_at
@@ -24,14 +24,9 @@ from aprtui.tui.messages import RunnerEnded, RunnerEvents
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.trace_against import Against, Compared, Faced, StopWanted, face
 from aprtui.tui.screens.trace_run import RunSoFar
-from aprtui.tui.screens.trace_text import (
-    outcome_content,
-    planned_stages,
-    progress_content,
-    residual_content,
-)
+from aprtui.tui.screens.trace_text import planned_stages
+from aprtui.tui.screens.trace_view import RunView
 from aprtui.tui.session import remember_running
-from aprtui.tui.widgets.filling import Filling
 from aprtui.tui.widgets.planning import Planning
 from aprtui.tui.widgets.stage_grid import StageGrid
 
@@ -62,37 +57,21 @@ class TraceScreen(BaseScreen):
         super().__init__()
         self.path = model
         self.client = client or TraceClient()
-        self.so_far = RunSoFar()
         self.running = self.paused = self.stopped = False
         self._again = False  # it runs once more when this run is over
-        self._shown_rms = -1
         self._held: list[Event] = []
-        self.against: Against | None = None  # what the trace is compared with as it lands
         self.planning = Planning(self.path, self.client.command)
         self.form = self.planning.form
-        self.filling = Filling(id="filling")
-        self.grid = self.filling.grid
-        self.progress = Static("", id="progress", markup=False)
-        self.against_line = Static("", id="against", markup=False)
-        self.log_text = Static("", id="log", markup=False, classes="frame")
-        self.outcome = Static("", id="outcome", markup=False, classes="frame")
+        self.view = RunView()
 
     def body(self) -> Iterable[Widget]:
-        self.log_text.border_title = "Log"
-        self.log_text.display = self.outcome.display = False
         with Vertical():
             yield self.planning
-            yield self.progress
-            yield self.against_line
-            yield self.filling
-            yield self.outcome
-            yield self.log_text
+            yield self.view
 
     def started(self) -> None:
         self.set_title(clean(self.path.name, 60))
         self.set_state("full")
-        self.progress.display = self.against_line.display = False
-        self.grid.can_focus = False
         self.form.focus()
         self.planning.begin()
 
@@ -132,7 +111,7 @@ class TraceScreen(BaseScreen):
         wanted, self.planning.wanted = self.planning.wanted, False
         if event.planned is None or self.running or self.ended is not None:
             return
-        self.filling.plan(planned_stages(event.planned))
+        self.view.filling.plan(planned_stages(event.planned))
         if wanted:
             self.say("")
             self.action_run()
@@ -142,7 +121,7 @@ class TraceScreen(BaseScreen):
     @property
     def ended(self) -> Event | None:
         """How the run ended, where one did."""
-        return self.so_far.ended
+        return self.view.so_far.ended
 
     @property
     def _run_again(self) -> str:
@@ -216,13 +195,8 @@ class TraceScreen(BaseScreen):
 
     def _start(self, job: TraceJob, against: Against | None = None) -> None:
         assert self.planned is not None
-        self.against = against
-        self.against_line.update("")
         self.running, self.stopped, self._again = True, False, False
-        self._shown_rms = -1
-        stages = planned_stages(self.planned)
-        self.so_far = RunSoFar.of(self.planned, stages)
-        self.filling.begin(stages, self.planned.token_texts)
+        self.view.begin(self.planned, against)
         self._arrange()
         self._engine(job)
 
@@ -234,7 +208,7 @@ class TraceScreen(BaseScreen):
     def fail(self, what: str, hint: str) -> None:
         """A trace whose engine could not even be started has failed."""
         if self.running and not self.client.child.running:
-            self.so_far.ended = Failed(what, hint, 4)
+            self.view.so_far.ended = Failed(what, hint, 4)
             self.post_message(RunnerEnded(4, ""))
         else:
             super().fail(what, hint)
@@ -245,9 +219,7 @@ class TraceScreen(BaseScreen):
     def action_stop(self) -> None:
         if self.running:
             self.stopped = True
-            self.progress.update(
-                Content.styled(" stopping … what is written stays", "$text-warning")
-            )
+            self.view.say(Content.styled(" stopping … what is written stays", "$text-warning"))
             self._stop()
 
     @work(group="stop")
@@ -262,12 +234,11 @@ class TraceScreen(BaseScreen):
             self._apply(held)
 
     def action_log(self) -> None:
-        self.log_text.display = not self.log_text.display
-        self._show_progress()
+        self.view.toggle_log()
 
     def action_colours(self) -> None:
         """The grid's colours mean something else; what was compared keeps its sign."""
-        self.filling.recolour()
+        self.view.filling.recolour()
 
     def action_browse(self) -> None:
         if self.planned is not None:
@@ -275,7 +246,7 @@ class TraceScreen(BaseScreen):
 
     @on(StageGrid.Opened)
     def _open_stage(self, event: StageGrid.Opened) -> None:
-        if self.planned is not None and self.filling.has(event.key):
+        if self.planned is not None and self.view.filling.has(event.key):
             self.app.open_browse(Path(self.planned.directory), event.key)
 
     @on(RunnerEvents)
@@ -285,48 +256,34 @@ class TraceScreen(BaseScreen):
         else:
             self._apply(event.events)
 
-    def _apply(self, batch: Iterable[Event]) -> None:
-        cells: dict[StageKey, tuple[str, str]] = {}
+    def _apply(self, batch: Sequence[Event]) -> None:
         for event in batch:
             if isinstance(event, Planned):
                 self.planning.show(event)
-            self.so_far.take(event)
-            if isinstance(event, StageWritten) and self.planned is not None:
-                key = StageKey(event.layer, event.stage)
-                cells[key] = self.filling.landed(event, Path(self.planned.directory))
-            elif isinstance(event, Started) and self.against is not None:
-                self.against.begin()
-        if unplanned := cells.keys() - self.grid.cells.keys():  # names of an engine's own
-            before = dict(self.grid.cells)
-            self.grid.set_stages([*before, *unplanned])
-            self.grid.put(before)
-        if cells:
-            computing = self.so_far.computing if self.running else None
-            self.grid.put(cells | ({computing: ("▒", "accent")} if computing else {}))
-            if self.grid.current in cells:
-                self.filling.show_cell()
-        self._show_progress()
+        self.view.take(batch, running=self.running)
+        self._retitle()
+
+    def _retitle(self) -> None:
+        if title := self.view.title:
+            self.set_title(title, loud=isinstance(self.ended, Failed))
 
     @on(Compared)
     def _compared(self, event: Compared) -> None:
-        """Stages were compared: their cells say how, and a line how all of it stands."""
-        if event.against is self.against:
-            self.filling.judge(self.against.cells(event.keys))
-            self.against_line.update(self.against.line())
+        self.view.compared(event)
 
     @on(StopWanted)
     def _stop_wanted(self, event: StopWanted) -> None:
-        if event.against is self.against:
+        if event.against is self.view.against:
             self.action_stop()
 
     def action_diff(self) -> None:
         """Both traces in Diff."""
-        if self.against is not None and self.planned is not None:
-            live = self.against.live
+        if self.view.against is not None:
+            live = self.view.against.live
             self.app.open_diff(live.against.root, live.directory)
 
     def idle_keys(self) -> frozenset[str]:
-        return super().idle_keys() | (set() if self.against is not None else {"trace-diff"})
+        return super().idle_keys() | (set() if self.view.against is not None else {"trace-diff"})
 
     @on(RunnerEnded)
     def _over(self, event: RunnerEnded) -> None:
@@ -335,12 +292,7 @@ class TraceScreen(BaseScreen):
             held, self._held = self._held, []
             self._apply(held)
         self.running = False
-        folder = self.planned.directory if self.planned else ""
-        self.so_far.over(event.exit_code, event.log_tail, folder, stopped=self.stopped)
-        if (computing := self.so_far.computing) is not None:
-            self.grid.put({computing: ("·", "dim")})
-        if self.against is not None:
-            self.against.end(whole=isinstance(self.ended, Finished), stopped=self.stopped)
+        self.view.over(event, stopped=self.stopped)
         again, self._again = self._again, False
         self._arrange()
         if again and isinstance(self.ended, Failed):
@@ -352,19 +304,10 @@ class TraceScreen(BaseScreen):
         """The form makes room for progress while a trace runs and after it."""
         runs = self.running or self.ended is not None
         self.planning.display = not runs
-        self.grid.can_focus = runs
-        (self.grid if runs else self.form).focus()
-        self.progress.display = runs
-        self.against_line.display = runs and self.against is not None
-        self.outcome.display = self.ended is not None
-        if self.ended is not None and self.planned is not None:
-            self.outcome.border_title = {Finished: "Next tokens", Stopped: "Stopped"}.get(
-                type(self.ended), "What went wrong"
-            )
-            self.outcome.update(outcome_content(self.planned, self.ended, self.so_far.log))
+        self.view.show_run(running=self.running)
+        (self.view.grid if runs else self.form).focus()
         self.show_keys()
-        self.filling.set_running(runs)
-        self._show_progress()
+        self._retitle()
 
     def step_back(self) -> bool:
         if isinstance(self.focused, Input):
@@ -372,7 +315,7 @@ class TraceScreen(BaseScreen):
             return True
         if self.running or self.ended is None:
             return False
-        self.so_far = RunSoFar()
+        self.view.so_far = RunSoFar()
         self._arrange()
         self.planning.begin()
         return True
@@ -383,8 +326,8 @@ class TraceScreen(BaseScreen):
         return clean(self.planned.directory, 80)
 
     def on_unmount(self) -> None:
-        if self.against is not None:
-            self.against.leave()
+        if self.view.against is not None:
+            self.view.against.leave()
 
     async def release(self, answer: str) -> None:
         if answer == "leave":
@@ -394,30 +337,3 @@ class TraceScreen(BaseScreen):
         else:
             await self.client.stop()
         self.running = False
-
-    # Progress.
-
-    def _show_progress(self) -> None:
-        so_far = self.so_far
-        if self.log_text.display:
-            self.log_text.update("\n".join(so_far.log[-12:]) or "nothing yet")
-        if self.planned is None or not self.progress.display:
-            return
-        self.progress.update(
-            progress_content(
-                self.planned,
-                so_far.last,
-                so_far.ended,
-                max(self.size.width - 2, 10),
-                tuple(so_far.cards.values()),
-                so_far.passed,
-            ),
-            layout=bool(so_far.cards),  # their line comes and goes
-        )
-        if len(so_far.residual) != self._shown_rms:  # it grows by a line a layer
-            self._shown_rms = len(so_far.residual)
-            self.filling.side.update(residual_content(so_far.residual))
-        where = clean(Path(self.planned.directory).name, 60)
-        words = {Finished: "complete", Stopped: "stopped: what is written stays", Failed: "failed"}
-        state = words[type(self.ended)] if self.ended else f"running on {self.planned.device}"
-        self.set_title(f"{where} · {state}", loud=isinstance(self.ended, Failed))

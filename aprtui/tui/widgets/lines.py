@@ -19,6 +19,7 @@ from aprtui.tui.keys import bindings
 from aprtui.tui.widgets.palette import INF, palette_of
 
 __all__ = [
+    "STYLES",
     "Lines",
     "Part",
     "PartLine",
@@ -32,7 +33,13 @@ __all__ = [
 
 Part = tuple[str, str]  # text, and the name of a style: "", "dim", "accent", "good", ...
 
-_STYLES = ("dim", "head", "accent", "good", "warn", "bad", "cursor", "cursor-blur", "a", "b", "d")
+# The app's, once: as every view's own Textual would work them out for each, at every focus.
+STYLES = frozenset(
+    f"lines--{name}"
+    for name in (
+        "dim", "head", "accent", "good", "warn", "bad", "cursor", "cursor-blur", "a", "b", "d",
+    )
+)  # fmt: skip
 
 
 def fit(text: str, width: int) -> str:
@@ -129,8 +136,6 @@ def _blank_after(one: Style | None, text: str, other: Style | None) -> bool:
 class Lines(Widget, can_focus=True):
     """A view that draws any line on demand from ``(text, style name)`` parts."""
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {f"lines--{name}" for name in _STYLES}
-
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self._known_styles: dict[str, Style] = {}
@@ -168,7 +173,7 @@ class Lines(Widget, can_focus=True):
         """The style of that name alone, to be laid over another."""
         known = self._known_styles.get(f"over {name}")
         if known is None:
-            known = self.get_component_rich_style(f"lines--{name}", partial=True)
+            known = self.app.get_component_styles(f"lines--{name}").partial_rich_style
             self._known_styles[f"over {name}"] = known
         return known
 

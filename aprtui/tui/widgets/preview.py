@@ -14,6 +14,7 @@ from aprtui.tui.heat import Ask, Heat, heat_of, painted
 from aprtui.tui.measure import Drawn, Measured, Slice, draw, measure
 from aprtui.tui.stage_table import StageTable, describe_shape, table_of
 from aprtui.tui.widgets.bars import axis_parts, histogram_rows
+from aprtui.tui.widgets.frame import Named
 from aprtui.tui.widgets.lines import Lines, Part, fit, whole_fields
 from aprtui.tui.widgets.palette import palette_of
 from aprtui.tui.widgets.stats_pane import headline
@@ -53,7 +54,7 @@ def preview_of(
     return Preview(record, table, measure(table, cancelled), drawn, heat)
 
 
-class StagePreview(Lines, can_focus=False):
+class StagePreview(Lines, Named, can_focus=False):
     """Draws what it is given; asks for it anew when there is more or less room."""
 
     class Wanted(Message):
@@ -83,12 +84,11 @@ class StagePreview(Lines, can_focus=False):
     def give(self, preview: Preview | None) -> None:
         self.preview = preview
         if preview is None:
-            self.border_title = ""
+            self.name_it("")
         else:
             key = preview.record.key
             where = "" if key.layer is None else f"layer {key.layer} · "
-            title = f"{where}{key.stage} · {describe_shape(preview.record)}"
-            self.border_title = title.replace("[", r"\[")
+            self.name_it(f"{where}{key.stage} · {describe_shape(preview.record)}")
         self.refresh()
 
     def on_resize(self) -> None:

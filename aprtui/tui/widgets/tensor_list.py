@@ -9,6 +9,7 @@ from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean
 from aprtui.tui.model_facts import TensorRow
 from aprtui.tui.stage_filter import matcher
+from aprtui.tui.widgets.frame import Named
 from aprtui.tui.widgets.lines import Part, RowList, fit, right
 
 __all__ = ["SORTS", "TensorList"]
@@ -23,7 +24,7 @@ class _Row:
     size_bytes: int
 
 
-class TensorList(RowList):
+class TensorList(RowList, Named):
     """By role: layers fold, tensors in the order of computation. By size or type: a flat list."""
 
     def __init__(self, *, id: str | None = None) -> None:

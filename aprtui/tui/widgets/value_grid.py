@@ -148,9 +148,7 @@ class ValueGrid(CellCursor):
             labels = "".join(right(table.column_label(column), CELL) for column in columns)
             return self.strip([(" " * label_width, ""), (labels, "head")], width)
         here = row == self.row
-        cursor = self.get_component_rich_style(
-            "lines--cursor" if self.has_focus else "lines--cursor-blur", partial=True
-        )
+        cursor = self.over_style("cursor" if self.has_focus else "cursor-blur")
         segments = [
             Segment(" " + fit(table.row_label(row), label_width - 1), self.line_style("head"))
         ]
