@@ -27,11 +27,17 @@ class PreTokenizer:
     a piece of its own, and so is what lies between two matches. ``whole_words``: a word that is
     itself a token is taken as such, whatever the merges would make of it. ``add_bos``: whether the
     text begins with BOS where the file does not say.
+
+    ``escaped``: SentencePiece's writing in place of GPT-2's: a space is U+2581, merges run over
+    characters of a line, or of a run of line ends, and what is no token goes as its bytes,
+    ``<0xE4>``. ``whole_words`` are runs of line ends alone, and ``add_bos`` is so whatever the file
+    says.
     """
 
     patterns: tuple[str, ...]
     whole_words: bool = False
     add_bos: bool = False
+    escaped: bool = False
 
 
 _CONTRACTION = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
@@ -56,14 +62,12 @@ _CASED_REST = rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 _TEKKEN = _CASED_WORDS.replace("{end}", "") + r"|\p{N}" + _CASED_REST
 _GPT4O = _CASED_WORDS.replace("{end}", f"(?:{_CONTRACTION})?") + r"|\p{N}{1,3}" + _CASED_REST
 
-# llama.cpp's class of symbols lacks the tilde.
-_SYMBOLS = r"\p{P}[\p{S}&&[^~]]"
-_DEEPSEEK_V3 = (
-    r"[!-/:-@\[-`{-~][A-Za-z]+"
-    r"|[^\r\n\p{L}\p{P}[\p{S}&&[^~]]]?[\p{L}\p{M}]+"
-    rf"| ?[{_SYMBOLS}]+[\r\n]*|{_SPACES}"
-)
-_CJK = r"[\x{4E00}-\x{9FA5}\x{0800}-\x{4E00}\x{AC00}-\x{D7FF}]+"
+_AFTER_MARK = r"[!-/:-@\[-`{-~][A-Za-z]+"
+_MARKED = rf"{_AFTER_MARK}|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
+_DEEPSEEK_V3 = rf"{_MARKED}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
+_SPARK = rf"{_MARKED}| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+"
+_IDEOGRAPHS = r"[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+"
+_CJK = r"[[\x{4E00}-\x{9FA5}\x{0800}-\x{4E00}\x{AC00}-\x{D7FF}]&&[^\s]]+"
 
 # The letters that have case, as deepseek-llm's tokenizer.json lists them: code points in hex.
 _DEEPSEEK_LETTERS = """
@@ -79,7 +83,48 @@ _DEEPSEEK_LETTERS = """
 _CASED_LETTERS = "".join(
     "-".join(chr(int(code, 16)) for code in codes.split("-")) for codes in _DEEPSEEK_LETTERS.split()
 )
-_FULL_WIDTH = r"\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3000}-\x{3002}"
+# llama.cpp reads white space beyond ASCII as U+000B here: U+3000 and U+2028 are in no such class.
+_FULL_WIDTH = r"\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3001}\x{3002}"
+
+# Digits in threes from the right; the first of them stand in one piece with what is before them.
+_THREES = r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+_ASIAN = (  # from U+8C48, where the tokenizer.json has U+F900, to which it is equivalent
+    r"[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{8C48}-\x{FAFF}\x{3040}-\x{309F}\x{30A0}-\x{30FF}"
+    r"\x{FF65}-\x{FF9F}\x{2F00}-\x{2FDF}\x{0E40}-\x{0E7F}\x{0E80}-\x{0EFF}\x{1780}-\x{17FF}"
+    r"\x{1000}-\x{109F}\x{AA60}-\x{AA7F}\x{A9E0}-\x{A9FF}\x{AC00}-\x{D7AF}\x{1100}-\x{11FF}]+"
+)
+_HAN = (
+    r"\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}"
+    r"\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}"
+)
+_KIMI_K2 = (
+    rf"[{_HAN}]+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{_HAN}]]+(?:{_CONTRACTION})?|\p{{N}}{{1,3}}"
+    rf"|{_PUNCTUATION}|{_SPACES}"
+)
+_YOUTU = (
+    r"[\x{AC00}-\x{D7A3}\x{3131}-\x{318E}]+"
+    r"|[\x{FF01}\x{2026}\x{201C}\x{201D}\x{2018}\x{2019}\x{2014}\x{FF1A}\x{FF1B}\x{FF0C}"
+    r"\x{3001}-\x{303F}\x{FE30}-\x{FE4F}]+|[\x{3105}-\x{312F}]+|" + _IDEOGRAPHS
+)
+# llama.cpp tells no case here: every letter, and every mark, counts as all of them.
+_LETTERED = rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+(?:{_CONTRACTION})?"
+_BLOOM = r" ?[^(\s|.,!?\x{2026}\x{3002}\x{FF0C}\x{3001}\x{0964}\x{06D4}\x{060C})]+"
+_EXAONE_MOE = (
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_BAILING = (
+    r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    rf"|{_PUNCTUATION}|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_SEED = (
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
+)
+_JAIS2 = (
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_PUNCTUATION}|\s*[\r\n]+|"
+    + "|".join(rf"\s{{{count}}}(?!\S)" for count in (512, 256, 128, 64, 32, 16, 8, 4))
+    + r"|\s{1,2}(?!\S)|\s"
+)
 
 _DIGIT_THEN_GPT2 = PreTokenizer((r"\p{N}", _GPT2))
 _LIKE_GPT2 = PreTokenizer((_GPT2,))
@@ -91,27 +136,72 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "default": PreTokenizer(
         (r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
     ),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan"), _LIKE_QWEN2),
-    "qwen35": PreTokenizer((_QWEN35,)),
     **dict.fromkeys(
-        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+        (
+            *("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan", "kormo", "f2llmv2"),
+            *("solar-open", "grok-2"),
+        ),
+        _LIKE_QWEN2,
+    ),
+    "qwen35": PreTokenizer((_QWEN35,)),
+    "ufakzeka": PreTokenizer((_QWEN2.removeprefix(f"{_CONTRACTION}|"),)),
+    "laguna": PreTokenizer((r"[^\n]+|\n+", _QWEN2)),
+    "minicpm5": PreTokenizer(
+        (r"\p{N}{1,3}", _QWEN2.replace(r"\p{N}|", r"\p{N}+|")), whole_words=True
+    ),
+    **dict.fromkeys(
+        (
+            *("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0"),
+            *("lfm2", "jina-v5-nano"),
+        ),
         _LIKE_LLAMA3,
     ),
-    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), PreTokenizer((_LLAMA3,))),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), PreTokenizer((_LLAMA3,))),
+    **dict.fromkeys(("glm4", "glm5"), PreTokenizer((_LLAMA3,), whole_words=True)),
+    "jais-2": PreTokenizer((_JAIS2,)),
     **dict.fromkeys(
         (
             *("gpt-2", "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat"),
             *("a.x-4.0", "mellum", "exaone4", "mpt", "olmo", "jais", "trillion"),
+            "granite-docling",
         ),
         _LIKE_GPT2,
     ),
     **dict.fromkeys(
-        ("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"),
+        (
+            *("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"),
+            "mellum2",
+        ),
         _DIGIT_THEN_GPT2,
     ),
+    "exaone-moe": PreTokenizer((_EXAONE_MOE,)),
+    **dict.fromkeys(("bailingmoe", "bailingmoe2", "llada-moe"), PreTokenizer((_BAILING,))),
+    "seed-coder": PreTokenizer((_SEED,)),
+    **dict.fromkeys(("bloom", "poro-chat", "gpt3-finnish"), PreTokenizer((_BLOOM,))),
+    "viking": PreTokenizer((_BLOOM, r"\p{N}")),
+    "kimi-k2": PreTokenizer((_KIMI_K2,)),
+    "afmoe": PreTokenizer((_THREES, _ASIAN, _DEEPSEEK_V3)),
+    **dict.fromkeys(
+        ("tiny_aya", "cohere2moe"),
+        PreTokenizer((_THREES, rf"{_LETTERED}|\p{{N}}{{1,3}}{_CASED_REST}")),
+    ),
+    "youtu": PreTokenizer((_YOUTU, rf"{_LETTERED}|\p{{N}}{_CASED_REST}"), whole_words=True),
+    "chameleon": PreTokenizer(
+        (
+            r"<sentinel:[0-9]+>",
+            r"IMGIMG[A-I]{1,4}Z",
+            r"[\t\n]|    |  ",
+            r"\p{N}",
+            r"[\p{P}!-/:-@\[-`{-~]",
+            _GPT2,
+        ),
+        add_bos=True,
+    ),
+    "gemma4": PreTokenizer((), whole_words=True, add_bos=True, escaped=True),
+    "sarvam-moe": PreTokenizer((), escaped=True),
     "falcon": PreTokenizer((r"[\p{P}$+<=>^~|`]+", _GPT2, r"[0-9][0-9][0-9]")),
     "tekken": PreTokenizer((_TEKKEN,), whole_words=True, add_bos=True),
-    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), _LIKE_GPT4O),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), _LIKE_GPT4O),
     "deepseek-llm": PreTokenizer(
         (
             r"[\r\n]",
@@ -124,15 +214,10 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     ),
     "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
     **dict.fromkeys(
-        ("deepseek-v3", "hunyuan-dense"),
-        PreTokenizer(
-            (
-                r"\p{N}{1,3}",
-                r"[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+",
-                _DEEPSEEK_V3,
-            )
-        ),
+        ("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"),
+        PreTokenizer((r"\p{N}{1,3}", _IDEOGRAPHS, _DEEPSEEK_V3)),
     ),
+    "spark2_5": PreTokenizer((r"\p{N}{1,3}", _IDEOGRAPHS, _SPARK, r"\p{N}")),
 }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from aprtui.model.jsontokenizer import (
     load_library,
     spec_from_folder,
 )
-from aprtui.model.pretokenizers import TOKENS_HINT, pre_tokenizer_named
+from aprtui.model.pretokenizers import PRE_TOKENIZERS, TOKENS_HINT, pre_tokenizer_named
 from aprtui.model.vocabulary import (
     CONTROL,
     GLYPH_OF,
@@ -319,13 +320,14 @@ def _checked_merges(
 
 
 def _stretches(text: str) -> _Stretches:
-    """Every stretch of a short text, as it stands and in GPT-2's writing of its bytes."""
+    """Every stretch of a short text, as it stands, in GPT-2's writing of its bytes and in
+    SentencePiece's of its spaces."""
     written = "".join(GLYPH_OF[byte] for byte in text.encode())
     if len(written) > _SHORT_BYTES:
         return None
     return frozenset(
         whole[start:stop]
-        for whole in {text, written}
+        for whole in {text, written, f" {text}".replace(" ", "\u2581")}
         for start in range(len(whole))
         for stop in range(start + 1, len(whole) + 1)
     )
@@ -434,28 +436,52 @@ def _byte_level(spec: TokenizerSpec, ids: dict[str, int]) -> _Prepare:
 
 
 def _sentencepiece(spec: TokenizerSpec, ids: dict[str, int]) -> _Prepare:
-    merges: _Merges = []
     if spec.scores is not None:
         scores = _checked_scores(spec, spec.scores, len(spec.vocabulary))
 
-        def merged(text: str) -> list[int]:
+        def by_score(text: str) -> list[int]:
             return _merge_by_score(text, ids, scores, spec.unknown_id)
-    elif len(spec.merges):
-        merges = _checked_merges(spec, ids)
-        library = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, byte_fallback=True))
 
-        def merged(text: str) -> list[int]:
-            return list(library.encode(text, add_special_tokens=False).ids)
-    else:
+        return lambda stretches: (_escaped(spec, by_score), [])
+    if not len(spec.merges):
         raise UsageError(
             "the model file holds neither scores nor merges of its tokenizer", hint=TOKENS_HINT
         )
+    pre = PRE_TOKENIZERS.get(spec.pre or "")
+    lines = pre is not None and pre.escaped
+    line_ends = [token for token in ids if not token.strip("\n")]
+    whole = {token: ids[token] for token in line_ends} if pre and pre.whole_words else {}
+    as_bytes = {token: i for token, i in ids.items() if byte_of(token) is not None}
+    size = len(spec.vocabulary)
+
+    def prepare(stretches: _Stretches) -> tuple[_Segment, _Merges]:
+        known = {**_among(stretches, ids), **as_bytes}
+        merges = _checked_merges(spec, known, few=stretches is not None)
+        # What is no token and has no bytes keeps its neighbours apart, and is left out.
+        library = tokenizers.Tokenizer(
+            models.BPE(vocab={**known, "": size}, merges=merges, unk_token="", byte_fallback=True)
+        )
+
+        def merged(text: str) -> list[int]:
+            found: list[int] = []
+            for word in re.findall(r"\n+|[^\n]+", text) if lines else [text]:
+                of_merges = library.encode(word, add_special_tokens=False).ids
+                found += [whole[word]] if word in whole else [i for i in of_merges if i < size]
+            return found
+
+        return _escaped(spec, merged), merges
+
+    return prepare
+
+
+def _escaped(spec: TokenizerSpec, merged: Callable[[str], list[int]]) -> _Segment:
+    """``merged`` of a text whose spaces are written as U+2581."""
 
     def segment(text: str, after_special: bool) -> list[int]:
         prefix = " " if spec.add_space_prefix and after_special else ""
         return merged((prefix + text).replace(" ", "\u2581"))
 
-    return lambda stretches: (segment, merges)
+    return segment
 
 
 def _merge_by_score(

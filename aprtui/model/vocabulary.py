@@ -78,21 +78,23 @@ def spec_from_gguf(metadata: Mapping[str, Any], *, path: Path | None = None) -> 
     keys = {key: metadata.get(f"tokenizer.ggml.{key}") for key in _GGUF_KEYS}
     vocabulary = _vocabulary(keys["tokens"])
     declared = keys["model"] if isinstance(keys["model"], str) else "unnamed"
-    model = {"gpt2": "bpe", "llama": "spm"}.get(declared, declared)
-    spm = model == "spm"
     pre = keys["pre"] if isinstance(keys["pre"], str) and keys["pre"] else "default"
-    named = PRE_TOKENIZERS.get(pre)
+    pre = declared if declared == "gemma4" else pre
+    named = PRE_TOKENIZERS.get(pre) if declared in ("gpt2", "gemma4") else None
+    escaped, begins = (named.escaped, named.add_bos) if named else (False, False)
+    spm = declared == "llama"
+    model = {"gpt2": "bpe", "llama": "spm"}.get(declared, declared)
     return TokenizerSpec(
-        model=model,
+        model="spm" if escaped else model,
         vocabulary=vocabulary,
         merges=_sequence(keys["merges"]) or (),
-        scores=_sequence(keys["scores"]),
+        scores=None if escaped else _sequence(keys["scores"]),
         token_types=_sequence(keys["token_type"]),
         pre=pre,
         bos_id=_id(keys["bos_token_id"], 1 if spm and len(vocabulary) > 1 else None),
         eos_id=_id(keys["eos_token_id"], 2 if spm and len(vocabulary) > 2 else None),
         unknown_id=_id(keys["unknown_token_id"], 0 if spm else None),
-        add_bos=_flag(keys["add_bos_token"], spm or (named is not None and named.add_bos)),
+        add_bos=(escaped and begins) or _flag(keys["add_bos_token"], spm or begins),
         add_eos=_flag(keys["add_eos_token"], False),
         add_space_prefix=_flag(keys["add_space_prefix"], spm),
         control_by_text=True,

@@ -1,11 +1,13 @@
 """Token ids are those that llama.cpp gives; what a damaged file says is refused, not guessed at.
 
 tests/fixtures/tokenizers holds llama.cpp's ids for 20 awkward texts and three vocabularies
-(tokenise.json) and the ``tokenizer.*`` metadata of the three GGUF files (metadata.json).
+(tokenise.json) and the ``tokenizer.*`` metadata of the three GGUF files (metadata.json); and how
+libllama cuts text by every name of a pre-tokenizer (pretokenizers.json.gz, ``pretokenised``).
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import struct
 from collections.abc import Iterator, Sequence
@@ -27,6 +29,7 @@ from aprtui.model.tokenizer import (
     vocabulary_of,
 )
 from tests.support import FIXTURES, SMALL, needs_fixtures
+from tests.unit import pretokenised
 
 RECORDED: dict[str, Any] = json.loads((SMALL / "tokenizers" / "tokenise.json").read_text("utf-8"))
 METADATA: dict[str, Any] = json.loads((SMALL / "tokenizers" / "metadata.json").read_text("utf-8"))
@@ -82,6 +85,61 @@ class TestRecordedByLlamaCpp:
         path = FIXTURES / "captures" / model.removesuffix(".gguf") / "capture.json"
         capture = json.loads(path.read_text("utf-8"))
         assert list(recorded_tokenizer(model).encode(capture["text"])) == capture["token_ids"]
+
+
+CUTS: dict[str, Any] = json.loads(gzip.decompress(pretokenised.OUT.read_bytes()))
+
+
+@cache
+def trained_tokenizer(kind: str, pre: str) -> Tokenizer:
+    recorded = CUTS[kind]
+    tokens = recorded["tokens"]
+    return build_tokenizer(
+        spec_from_gguf(
+            {
+                "tokenizer.ggml.model": "gemma4" if pre == "gemma4" else "gpt2",
+                "tokenizer.ggml.pre": pre,
+                "tokenizer.ggml.tokens": tokens,
+                "tokenizer.ggml.merges": recorded["merges"],
+                "tokenizer.ggml.token_type": [6 if t.startswith("<0x") else 1 for t in tokens],
+                "tokenizer.ggml.bos_token_id": 0,
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "expected"),
+    [
+        pytest.param(kind, alike["names"], alike["ids"], id=alike["names"][0])
+        for kind in ("byte level", "escaped")
+        for alike in CUTS[kind]["ids"]
+    ],
+)
+def test_text_is_cut_as_libllama_cuts_it(
+    kind: str, names: list[str], expected: list[list[int]]
+) -> None:
+    """By every name; tokens of this vocabulary reach over whatever is not cut."""
+    for pre in {PRE_TOKENIZERS[name].patterns: name for name in names}.values():
+        tokenizer = trained_tokenizer(kind, pre)
+        begins = [0] if PRE_TOKENIZERS[pre].add_bos else []
+        for text, ids in zip(CUTS["texts"], expected, strict=True):
+            assert list(tokenizer.encode(text, special=False)) == begins + ids, (pre, text)
+
+
+def test_gemma_4_begins_with_bos_whatever_its_file_says() -> None:
+    """As llama.cpp overrides a converter's mistake."""
+    keys = {
+        "tokenizer.ggml.model": "gemma4",
+        "tokenizer.ggml.tokens": ["<bos>", "a", "\n\n", "\n", "\u2581"],
+        "tokenizer.ggml.merges": ["\u2581 a"],
+        "tokenizer.ggml.scores": [0.0] * 5,
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    tokenizer = build_tokenizer(spec_from_gguf(keys))
+    assert tokenizer.encode("a a\n\na") == (0, 1, 4, 1, 2, 1)
+    assert tokenizer.decode((1, 4, 1, 2, 1)) == "a a\n\na"
 
 
 class TestPreTokenizers:
