@@ -22,7 +22,7 @@ _HF = {
     "vocab_size": 102_400, "hidden_size": 4096, "intermediate_size": 14_336, "num_layers": 32,
     "num_heads": 32, "num_kv_heads": 8, "head_dim": None, "hidden_act": "silu",
     "max_positions": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "rope_theta": 5e5,
-    "attention_bias": False,
+    "attention_bias": False, "mlp_bias": False,
 }  # fmt: skip
 _PUBLISHED = {
     "attn_norm": "ln_1", "ffn_norm": "ln_2", "q": "attn.attention.q_proj",

@@ -17,7 +17,7 @@ from aprtui.families.gemma4_experts import TENSORS as EXPERTS
 from aprtui.families.gemma4_experts import place_beside, read_beside
 from aprtui.families.per_layer import TENSORS as PER_LAYER
 from aprtui.families.per_layer import read_per_layer, read_sources
-from aprtui.families.rope import read_rope
+from aprtui.families.rope import read_nested_rope, read_rope
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
     ATTENTION,
@@ -50,11 +50,10 @@ _HF = {
     "global_head_dim": 512, "num_global_key_value_heads": None, "enable_moe_block": False,
     "num_experts": None, "top_k_experts": None, "moe_intermediate_size": None,
 }  # fmt: skip
-_ROPE = {
-    SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+_ROPE: dict[str, dict[str, Any]] = {
+    SLIDING: {"rope_theta": 1e4},
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
 }
-_STILL = 1e30  # divides the angles of pairs that do not turn, as llama.cpp's converter has it
 _PERIOD = 6  # of layers, the last of which has no window
 _BY_KIND = {"head_dim", "num_key_value_heads"}
 
@@ -127,39 +126,7 @@ def _tables(s: Settings, kinds: dict[str, _Kind]) -> dict[str, RopeTable]:
         if dims != kinds[SLIDING].head_dim:
             raise s.fail(f"RoPE over {dims} of {kinds[SLIDING].head_dim} channels")
         return {FULL: full, SLIDING: RopeTable(dims, s.number("rope_theta_local"))}
-    by_type = s.take("rope_parameters", None) or _ROPE
-    found = {}
-    for kind, its in kinds.items():
-        keys = by_type.get(kind) if isinstance(by_type, dict) else None
-        if not isinstance(keys, dict):
-            raise s.fail(f"rope_parameters does not say how {kind} layers turn")
-        found[kind] = _table(s, keys, its.head_dim)
-    s.say("rope_theta", found[FULL].theta)
-    s.say("rope_theta_local", found[SLIDING].theta)
-    return found
-
-
-def _table(s: Settings, keys: dict[str, Any], dims: int) -> RopeTable:
-    """The plain kind, or "proportional": the first share of a head's pairs turns, at the angles
-    that they would have if all did."""
-    kind, left = keys.get("rope_type"), set(keys) - {"rope_type", "rope_theta"}
-    if dims % 2:
-        raise s.fail(f"head_dim {dims} is odd: RoPE needs pairs")
-    names = ("partial_rotary_factor", "factor") if kind == "proportional" else ()
-    if kind not in ("default", "proportional") or not left <= set(names):
-        raise s.fail(f"rope_parameters of {clean(repr(keys), 80)} is not computed here for gemma4")
-    theta, *rest = (keys.get("rope_theta"), *(keys.get(name, 1.0) for name in names))
-    numbers = [n for n in (theta, *rest) if type(n) in (int, float) and math.isfinite(n) and n > 0]
-    if len(numbers) != 1 + len(rest):
-        raise s.fail(f"rope_parameters of {clean(repr(keys), 80)} has no numbers that can be used")
-    table = RopeTable(dims, float(numbers[0]))
-    if kind == "default":
-        return table
-    share, factor = numbers[1:]
-    turned = int(share * dims // 2)
-    if not 0 < turned <= dims // 2:
-        raise s.fail(f"partial_rotary_factor is {share}: {turned} of {dims // 2} pairs turn")
-    return replace(table, divisors=(factor,) * turned + (_STILL,) * (dims // 2 - turned))
+    return read_nested_rope(s, {kind: its.head_dim for kind, its in kinds.items()}, _ROPE)
 
 
 def _same_values(s: Settings, types: list[str], first_shared: int) -> bool:

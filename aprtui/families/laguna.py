@@ -40,7 +40,7 @@ _HF = {
     "gating": True, "num_attention_heads_per_layer": None, "moe_routed_scaling_factor": 1.0,
     "moe_router_logit_softcapping": 0.0,
 }  # fmt: skip
-_BASES, _SHARES = {FULL: 5e5, SLIDING: 1e4}, {FULL: 0.5, SLIDING: 1.0}
+_TURNS = {FULL: {"rope_theta": 5e5, "partial_rotary_factor": 0.5}, SLIDING: {"rope_theta": 1e4}}
 _PERIOD = 4  # of llama.cpp's layers without a window, the first of them
 
 
@@ -71,7 +71,7 @@ def _tables(s: Settings, head_dim: int) -> dict[str, RopeTable]:
     """The scaling is that of the layers without a window alone."""
     if s.file.format != "gguf":
         s.must_be("partial_rotary_factor", (None,), "its object says it of each kind of layer")
-        return read_nested_rope(s, head_dim, _BASES, _SHARES)
+        return read_nested_rope(s, head_dim, _TURNS, partial=True)
     full = read_rope(s, head_dim, partial=True)
     turned = s.integer("rope_dim_local", full.dims)
     if not 2 <= turned <= head_dim or turned % 2:

@@ -73,10 +73,12 @@ def _gguf_sizes(s: Settings, *, bound: bool) -> dict[str, int | None]:
     """Keys of a head as the model has them (``_mla``, beside what llama.cpp's cache holds of the
     latents, one head), or as older files do."""
     inner = s.integer("attention.key_length_mla", None)
-    key, turned = inner or s.take("head_dim"), s.integer("rope_dim")
+    key, turned = inner or s.integer("head_dim"), s.integer("rope_dim")
+    if not turned <= key:
+        raise s.fail(f"RoPE over {turned} of {key} channels")
     heads, rank = s.integer("num_heads"), s.integer("attention.kv_lora_rank")
     even = s.integer("hidden_size") // heads
-    value = s.integer("attention.value_length_mla", None) or s.take("value_dim", even)
+    value = s.integer("attention.value_length_mla", None) or s.integer("value_dim", even)
     held = {"head_dim": rank + turned, "value_dim": rank, "num_kv_heads": 1}
     held = held if inner else {"num_kv_heads": heads}
     for name in ("head_dim", "value_dim", "num_kv_heads"):

@@ -32,12 +32,12 @@ _HF = {
     "attention_bias": False, "sliding_window": 1024, "moe_intermediate_size": 896,
     "num_experts_per_tok": 8, "num_experts": 64, "norm_topk_prob": True,
 }  # fmt: skip
-_BASES = {FULL: 5e5, SLIDING: 1e4}
+_TURNS = {FULL: {"rope_theta": 5e5}, SLIDING: {"rope_theta": 1e4}}
 
 
 def _tables(s: Settings, head_dim: int) -> dict[str, RopeTable]:
     if s.file.format == "safetensors":
-        return read_nested_rope(s, head_dim, _BASES)
+        return read_nested_rope(s, head_dim, _TURNS)
     table, local = read_rope(s, head_dim), s.number("rope_theta_local", None)
     if local not in (None, table.theta):
         s.note(

@@ -38,7 +38,9 @@ _HF = {
 }  # fmt: skip
 _GGUF = {"rope_theta": 1e4, "nextn_predict_layers": 0, "attention_value_scale": 1.0,
          "tie_word_embeddings": False}  # fmt: skip
-_BASES, _SHARE = {FULL: 5e6, SLIDING: 1e4}, 0.334
+_SHARE = 0.334  # of the channels that turn
+_TURNS = {kind: {"rope_theta": base, "partial_rotary_factor": _SHARE}
+          for kind, base in {FULL: 5e6, SLIDING: 1e4}.items()}  # fmt: skip
 _PERIOD = 6  # of layers without a window, and the first
 
 
@@ -66,7 +68,7 @@ def _by_layer(s: Settings, sizes: list[Sizes], windows: list[int | None]) -> lis
 
 def _tables(s: Settings, head_dim: int) -> dict[str, RopeTable]:
     if s.file.format != "gguf":
-        return read_nested_rope(s, head_dim, _BASES, dict.fromkeys(_BASES, _SHARE), _SHARE)
+        return read_nested_rope(s, head_dim, _TURNS, partial=True, unsaid=_SHARE)
     full = read_rope(s, head_dim, partial=True)
     if full != RopeTable(full.dims, full.theta, full.pairs):
         raise s.fail("RoPE is scaled, which is not computed here for mimo2 GGUFs")

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aprtui.families import qwen2
+from aprtui.families.classic import in_folder
 from aprtui.families.settings import Defaults, Settings
 from aprtui.graph import Graph
 
@@ -20,7 +21,9 @@ _HF = {
 
 
 def build(s: Settings) -> Graph:
+    if not in_folder(s):  # llama.cpp's name for them
+        s.take("rope.dimension_sections", None)
     return qwen2.build(s, {"default": "default", "mrope": "default"})
 
 
-FAMILY = replace(qwen2.FAMILY, build=build, defaults=Defaults(hf=_HF))
+FAMILY = replace(qwen2.FAMILY, build=build, defaults=Defaults(hf=_HF, gguf={"rope_theta": 1e4}))

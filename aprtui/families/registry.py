@@ -48,6 +48,7 @@ _OURS = (
         "qwen2vl",
         "aprtui.families.qwen2vl",
         ("qwen2_5_vl_text", "qwen2_vl_text", "qwen2_5_vl", "qwen2_vl"),
+        ("qwen2vl",),
         text_of=("qwen2_5_vl", "qwen2_vl"),
     ),
     Row("llama", "aprtui.families.llama", ("llama",), ("llama",), text_of=("llava", "llava_next")),

@@ -10,10 +10,12 @@ from typing import Any
 
 from aprtui.errors import UsageError
 from aprtui.families.rope_kinds import (
+    PROPORTIONAL,
     RopeKeys,
     checked,
     original_of,
     outer_original,
+    proportional,
     scaled,
     yarn_divisors,
     yarn_growth,
@@ -89,12 +91,15 @@ def read_rope_by_layer_type(s: Settings, head_dim: int, local: float) -> dict[st
         )
     if "type" in scaling and "rope_type" not in scaling:
         raise s.fail("rope_scaling says type and not rope_type: transformers reads the other alone")
-    full_keys = {**(by_type.get("full_attention") or {}), **scaling}
+    of_full, of_sliding = (
+        _object(s, f"rope_parameters.{kind}", by_type.get(kind))
+        for kind in ("full_attention", "sliding_attention")
+    )
+    full_keys = {**of_full, **scaling}
     found = {
         "full_attention": _table(s, head_dim, full_keys, "rope_theta", layout, partial=False),
         "sliding_attention": _table(
-            s, head_dim, by_type.get("sliding_attention") or {}, "rope_theta_local", layout,
-            partial=False,
+            s, head_dim, of_sliding, "rope_theta_local", layout, partial=False
         ),
     }  # fmt: skip
     _said(s, found["full_attention"])
@@ -103,32 +108,29 @@ def read_rope_by_layer_type(s: Settings, head_dim: int, local: float) -> dict[st
 
 
 def read_nested_rope(
-    s: Settings, head_dim: int, defaults: Mapping[str, float],
-    shares: Mapping[str, float] | None = None, unsaid: float = 1.0,
+    s: Settings, head_dim: int | Mapping[str, int], defaults: Mapping[str, Mapping[str, Any]], *,
+    partial: bool = False, unsaid: float = 1.0,
 ) -> dict[str, RopeTable]:  # fmt: skip
     """The tables of "full_attention" and "sliding_attention" layers where rope_parameters says all
     of each, and transformers reads nothing beside it.
 
-    ``defaults`` are the bases without it, and ``shares`` of the channels that turn, None where the
-    family turns all; ``unsaid``: that share where an object of the plain kind does not say it.
+    ``head_dim``: of all layers, or of each kind; ``defaults``: the objects without it, of the plain
+    kind where they say none. ``partial``: a share of the channels may turn, ``unsaid`` that share
+    where an object of the plain kind does not say it.
     """
     by_type = s.take("rope_parameters", None)
     if by_type is None:
-        by_type = {kind: {"rope_type": "default", "rope_theta": base}
-                   for kind, base in defaults.items()}  # fmt: skip
-        for kind, share in (shares or {}).items():
-            by_type[kind]["partial_rotary_factor"] = share
+        by_type = {kind: {"rope_type": "default", **its} for kind, its in defaults.items()}
     found: dict[str, RopeTable] = {}
     for kind in ("full_attention", "sliding_attention"):
         keys = by_type.get(kind) if isinstance(by_type, dict) else None
         if not isinstance(keys, dict) or not {"rope_type", "rope_theta"} <= set(keys):
             raise s.fail(f"rope_parameters does not say rope_type and rope_theta of {kind}")
-        if shares is not None:
+        if partial or keys["rope_type"] == PROPORTIONAL:
             share = unsaid if keys["rope_type"] == "default" else 1.0
             keys = {"partial_rotary_factor": share, **keys}
-        found[kind] = _table(
-            s, head_dim, keys, "rope_theta", _layout(s), partial=shares is not None
-        )
+        size = head_dim if isinstance(head_dim, int) else head_dim[kind]
+        found[kind] = _table(s, size, keys, "rope_theta", _layout(s), partial=partial)
     s.say("rope_theta_local", found["sliding_attention"].theta)
     _said(s, found["full_attention"])
     s.say("partial_rotary_factor", None)  # each kind's object says its own
@@ -163,8 +165,11 @@ def _layout(s: Settings) -> str:
 def _mapping(s: Settings, name: str) -> Mapping[str, Any]:
     """A key that holds an object, or text from ``--set``; empty where it is null or absent."""
     value = s.take(name, None)
-    if isinstance(value, str):
-        return _from_text(value)
+    return _from_text(value) if isinstance(value, str) else _object(s, name, value)
+
+
+def _object(s: Settings, name: str, value: Any) -> Mapping[str, Any]:
+    """A value that is an object; empty where it is null or absent."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -218,15 +223,21 @@ def _table(
         theta = group.need("rope_theta")
     else:
         theta = s.number(theta_key)
-    share = _share(s, group, partial)
-    dims = int(head_dim * share)
+    kind = keys.get("rope_type", keys.get("type", "default"))
+    if kind == PROPORTIONAL and partial:
+        raise s.fail(f"proportional RoPE, and {s.family} turns the first channels alone")
+    share = _share(s, group, partial or kind == PROPORTIONAL)
+    dims = head_dim if kind == PROPORTIONAL else int(head_dim * share)
     if dims < 2 or dims % 2:
         raise s.fail(f"RoPE over {dims} of {head_dim} channels: it needs pairs")
     table = RopeTable(dims, theta, layout)
-    kind = keys.get("rope_type", keys.get("type", "default"))
     if s.known("original_max_position_embeddings"):
         outer_original(s)
-    made = scaled(s, group, kind, table)
+    made = (
+        proportional(s, group, table, share)
+        if kind == PROPORTIONAL
+        else scaled(s, group, kind, table)
+    )
     group.finish(str(kind))
     return made
 

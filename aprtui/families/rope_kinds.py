@@ -15,10 +15,12 @@ from aprtui.graph.rope import RopeTable
 from aprtui.text import clean
 
 __all__ = [
-    "RopeKeys", "checked", "llama3_divisors", "original_of", "outer_original", "scaled",
-    "yarn_divisors", "yarn_growth",
+    "PROPORTIONAL", "RopeKeys", "checked", "llama3_divisors", "original_of", "outer_original",
+    "proportional", "scaled", "yarn_divisors", "yarn_growth",
 ]  # fmt: skip
 
+PROPORTIONAL = "proportional"
+_STILL = 1e30  # divides the angles of pairs that do not turn, as llama.cpp's converter has it
 _HOW_MADE = "finetuned"  # whether the model was trained on the scaling, which no one reads
 
 
@@ -92,6 +94,15 @@ def outer_original(s: Settings) -> int | None:
     return found
 
 
+def proportional(s: Settings, group: RopeKeys, table: RopeTable, share: float) -> RopeTable:
+    """The first ``share`` of the pairs turns, at the angles that they would have if all did."""
+    pairs, factor = table.dims // 2, group.number("factor") or 1.0
+    turned = int(share * table.dims // 2)
+    if not 0 < turned <= pairs:
+        raise s.fail(f"partial_rotary_factor is {share}: {turned} of {pairs} pairs turn")
+    return replace(table, divisors=(factor,) * turned + (_STILL,) * (pairs - turned))
+
+
 def scaled(s: Settings, group: RopeKeys, kind: Any, table: RopeTable) -> RopeTable:
     """``table`` with the scaling of a kind that is computed here."""
     dims, theta = table.dims, table.theta
@@ -121,7 +132,7 @@ def scaled(s: Settings, group: RopeKeys, kind: Any, table: RopeTable) -> RopeTab
         return _longrope(s, group, table)
     raise s.fail(
         f"RoPE scaling {clean(str(kind))!r} is not computed here",
-        hint="default, linear, dynamic, llama3, yarn and longrope are",
+        hint="default, linear, dynamic, llama3, yarn, longrope and proportional are",
     )
 
 

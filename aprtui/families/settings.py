@@ -192,7 +192,7 @@ class Settings:
     def per_layer(self, name: str, kinds: tuple[type, ...], default: Any = _MISSING) -> Any:
         """A list of one value a layer; None where it is neither stated nor has a default.
 
-        GGUF's may go on behind the layers that are computed.
+        GGUF's has one for each layer that drafts tokens too.
         """
         value = self.take(name, default)
         if value is None:
@@ -200,13 +200,17 @@ class Settings:
         layers = self.values["num_layers"]
         if not isinstance(value, list) or not all(type(item) in kinds for item in value):
             raise self.fail(f"{self.label(name)} is {clean(repr(value), 60)}, not a list of them")
-        if self.file.format == "gguf":
-            value = value[:layers]
+        if self.file.format == "gguf" and len(value) == layers + self._drafts():
+            return value[:layers]
         if len(value) != layers:
             raise self.fail(
                 f"{self.label(name)} has {len(value)} entries and num_layers is {layers}"
             )
         return value
+
+    def _drafts(self) -> int:
+        """The layers behind those that are computed."""
+        return int(self.values.get("nextn_predict_layers", 0))
 
     def activation(self, name: str, default: str) -> str:
         """The activation under our name, where Hugging Face calls the key ``name``.

@@ -18,7 +18,7 @@ from aprtui.state import cache_folder
 from aprtui.text import clean, size
 from aprtui.tui.stage_table import StageTable
 
-__all__ = ["clipboard_file", "copy", "export", "export_pair", "export_rows"]
+__all__ = ["clipboard_file", "copy", "export", "export_pair", "export_rows", "from_home"]
 
 
 def clipboard_file() -> Path:

@@ -101,7 +101,7 @@ def diff_keys(folder: Path) -> Iterator[Row]:
     """The cursor over 10,000 pairs: each move draws the facts of another pair, as a page does."""
     trace = many_files(folder / "many")
     with in_terminal(str(trace), str(trace)) as terminal:
-        terminal.until_text("10,000 of 10,000 pairs")
+        terminal.until_text("10,000 of 10,000 pairs", within_s=600)
         terminal.until_quiet()
         yield from moves(terminal, "diff, cursor in the grid", "l", "h", 15_000)
         yield from moves(terminal, "diff, page of the grid", "\x04", "\x15", 15_000)
@@ -145,7 +145,7 @@ def home(folder: Path) -> Iterator[Row]:
         deep_trace(folder / "home" / f"t{number}", number)
     far = "10.0.0.1 5022 10.0.0.2 22"
     here = {"COLORTERM": "truecolor", "SSH_CONNECTION": far, "PYTHONPATH": str(Path.cwd())}
-    for size in ((120, 40), (80, 24)):
+    for size in ((120, 40), (80, 24), (200, 60)):
         said = f"{size[0]}x{size[1]}"
         with in_terminal(cwd=folder / "home", size=size, **here) as terminal:
             terminal.until_text("240 stages")
@@ -156,9 +156,9 @@ def home(folder: Path) -> Iterator[Row]:
             terminal.until_text("complete")
             terminal.press("O\t")
             terminal.until_quiet()
-            terminal.press("lh")
-            terminal.until_quiet()
             yield from moves(terminal, f"cursor in the Overview, {said}", "l", "h", 15_000)
+            yield from moves(terminal, f"Overview, layer to layer, {said}", "j", "k", 15_000)
+            yield from moves(terminal, f"Overview, tab out and in, {said}", "\t", "\t", 15_000)
             quit_app(terminal)
 
 

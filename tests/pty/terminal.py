@@ -57,16 +57,18 @@ class Terminal:
     def text(self) -> str:
         return "\n".join(line.rstrip() for line in self.screen.display)
 
-    def until(self, done: Callable[[], bool], wait_s: float = 0.1) -> None:
-        """Read until ``done``; fails after DEADLINE_S with the screen as it is."""
-        end = time.monotonic() + DEADLINE_S
+    def until(
+        self, done: Callable[[], bool], wait_s: float = 0.1, within_s: float = DEADLINE_S
+    ) -> None:
+        """Read until ``done``; fails after ``within_s`` with the screen as it is."""
+        end = time.monotonic() + within_s
         while not done():
             self.read(wait_s)
             if time.monotonic() > end:
-                raise AssertionError(f"not within {DEADLINE_S} s:\n{self.text}")
+                raise AssertionError(f"not within {within_s} s:\n{self.text}")
 
-    def until_text(self, text: str) -> None:
-        self.until(lambda: text in self.text)
+    def until_text(self, text: str, within_s: float = DEADLINE_S) -> None:
+        self.until(lambda: text in self.text, within_s=within_s)
 
     def until_quiet(self) -> None:
         """Read until nothing comes for a while."""

@@ -119,6 +119,16 @@ async def test_a_trace_is_renamed_but_never_over_another(tmp_path: Path) -> None
         assert (tmp_path / "three" / MANIFEST).is_file() and not (tmp_path / "one").exists()
 
 
+async def test_where_no_row_is_shown_no_key_of_a_row_is_offered(tmp_path: Path) -> None:
+    small_trace(tmp_path / "one")
+    async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
+        await settle(pilot)
+        foot = (await press(pilot, "/", *"none", "enter")).splitlines()[-1]
+        assert "o open" in foot and not any(word in foot for word in ("mark", "sort", "diff"))
+        await press(pilot, "q", "space", "/", *"none", "enter")
+        assert "d diff" in frame(pilot)  # of what is marked
+
+
 async def test_a_trace_is_deleted_after_a_question_and_what_is_not_its_own_stays(
     tmp_path: Path,
 ) -> None:

@@ -118,6 +118,18 @@ async def test_j_and_k_go_over_the_fields_and_enter_edits_the_one_under_the_curs
         assert into.has_focus
 
 
+async def test_the_folder_stands_there_as_a_person_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    async with AprtuiApp(folder=tmp_path).run_test(size=NARROW) as pilot:
+        form = (await _form(pilot, tmp_path, RUN)).form
+        into = form.query_one("#field-into", Input)
+        assert into.value.startswith("~/") and form.job().directory == ""
+        into.value += "2"
+        assert form.job().directory == str(tmp_path / into.value.removeprefix("~/"))
+
+
 async def test_a_token_that_holds_markup_and_escapes_is_only_shown(tmp_path: Path) -> None:
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         await _form(pilot, tmp_path, RUN)

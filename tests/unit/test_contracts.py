@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aprtui.cli.main import main
-from aprtui.contracts.evidence import load_evidence
+from aprtui.contracts import evidence as evidence_module
+from aprtui.contracts.evidence import digest, load_evidence
 from aprtui.contracts.levels import standing
 from aprtui.contracts.model import Level
 from aprtui.contracts.validate import Verdict, validate
@@ -263,6 +265,22 @@ def test_level_is_what_was_recorded(
     project.write("pass", more)
     assert project.run() == 0
     assert project.status(capsys)["level"] == level
+
+
+def test_the_holes_of_a_terabyte_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = set()
+    for place, held in ((1 << 35, b"abc"), (1 << 35, b"abd"), (1 << 36, b"abc"), (0, b"")):
+        with (tmp_path / "sparse").open("wb") as stream:
+            stream.truncate(1 << 40)
+            stream.seek(place)
+            stream.write(held)
+        told.add(digest(tmp_path / "sparse"))
+    assert len(told) == 4 and None not in told
+    monkeypatch.setattr(evidence_module, "_READ_WHOLE", 0)
+    (tmp_path / "whole").write_bytes(b"abc" * 999_999)
+    assert digest(tmp_path / "whole") == f"sha256:{sha256(b'abc' * 999_999).hexdigest()}"
 
 
 def test_evidence_says_what_the_run_really_wrote(project: Project) -> None:

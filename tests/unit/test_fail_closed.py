@@ -151,6 +151,12 @@ def test_tables_by_layer_type_are_refused_where_the_family_has_one() -> None:
         folder("llama", rope_parameters={"full_attention": {"rope_theta": 5.0}})
 
 
+@pytest.mark.parametrize("table", [5, 0, [1], "linear:2"])
+def test_a_table_by_layer_type_that_is_no_object_is_refused(table: object) -> None:
+    with pytest.raises(BadFileError, match=r"rope_parameters\.full_attention cannot be read"):
+        folder("gemma3", rope_parameters={"full_attention": table})
+
+
 def test_yarn_of_a_gguf_has_its_magnitude() -> None:
     keys = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0,
             "rope__scaling__original_context_length": 64}  # fmt: skip

@@ -237,10 +237,11 @@ class HomeScreen(BaseScreen):
 
     def idle_keys(self) -> frozenset[str]:
         row = self.list.current
-        if row is None or row.place.kind == "model":
-            return frozenset(
-                {"home-rename", "home-delete"} | ({"home-trace"} if not row else set())
-            )
+        if row is None:
+            of_a_row = {"home-trace", "home-rename", "home-delete", "home-mark", "home-sort"}
+            return frozenset(of_a_row | ({"home-diff"} if not self.list.marked else set()))
+        if row.place.kind == "model":
+            return frozenset({"home-rename", "home-delete"})
         return frozenset({"home-trace"} if _is_trace(row.place) else
                          {"home-trace", "home-rename", "home-delete"})  # fmt: skip
 
@@ -338,6 +339,7 @@ class HomeScreen(BaseScreen):
         if purpose == "filter":
             self.list.set_filter(text)
             self._retitle()
+            self.show_keys()
 
     def step_back(self) -> bool:
         if self.list.marked:

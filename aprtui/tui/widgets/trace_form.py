@@ -19,6 +19,7 @@ from aprtui.engine.job import TraceJob, default_directory
 from aprtui.engine.stretches import KV_TYPES
 from aprtui.errors import UsageError
 from aprtui.text import clean
+from aprtui.tui.carry import from_home
 from aprtui.tui.keys import bindings
 from aprtui.tui.paths import PathSuggester, meant
 
@@ -50,7 +51,7 @@ class TraceForm(Vertical, can_focus=True):
         self._values = {
             "prompt": PROMPT, "stages": "all", "layers": "all", "device": "auto",
             "dtype": "float32", "engine": "aprtui", "adapter": "",
-            "into": str(default_directory(model)),
+            "into": from_home(default_directory(model)),
         }  # fmt: skip
 
     def compose(self) -> ComposeResult:
@@ -77,7 +78,7 @@ class TraceForm(Vertical, can_focus=True):
         a field says what it does not take."""
         said = self.said()
         self.until()
-        untouched = said["into"] in ("", str(default_directory(self._model)))
+        untouched = said["into"] in ("", self._values["into"])
         tokens = None
         if said["tokens"].strip():
             tokens = tuple(_number("tokens", part) for part in said["tokens"].split(","))
