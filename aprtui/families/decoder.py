@@ -330,6 +330,8 @@ def attention_of(s: Settings, sizes: Sizes, **how: Any) -> Attention:
         "output_bias": False,
     }
     made = Attention(sizes.heads, sizes.kv_heads, sizes.head_dim, **{**plain, **how})
+    if _is_gguf(s) and made.mask.window is not None:
+        s.must_be("is_causal", (True,), "its windows then hide only what lies before a token")
     for name in ("qkv_bias", "output_bias"):
         s.say(name, getattr(made, name))
     s.say("score_softcap", made.cap)

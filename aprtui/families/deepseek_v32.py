@@ -78,6 +78,8 @@ def build_with(
     def indexed(s: Settings, how: LatentAttention, layers: int) -> list[LatentAttention]:
         s.must_be("layer_types", (["indexed_attention"] * layers, None), "its layers differ")
         s.must_be("mlp_bias", (False,), "the FFN's products have biases")
+        if not in_folder(s):
+            s.must_be("is_causal", (True,), "its indexer then chooses among keys ahead")
         own, last = _indexer(s, how, pairs), 0
         made = []
         for layer, shared in enumerate(read_shared(s, layers)):

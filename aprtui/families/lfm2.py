@@ -106,6 +106,8 @@ def build_with(s: Settings, read: decoder.ReadFfn) -> Graph:
     if taps < 1:
         raise s.fail(f"a convolution over {taps} tokens")
     biased = s.flag("conv_bias") if in_folder(s) else s.shape("conv_bias") is not None
+    if not in_folder(s):
+        s.must_be("is_causal", (True,), "its convolutions then look ahead too")
     conv = ShortConv(taps, biased)
     table, mask = read_rope(s, sizes.head_dim), decoder.mask_of(decoder.read_causal(s), None)
     s.say("conv_layers", tuple(convs))

@@ -123,12 +123,17 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "deepseek_v3", {"attention.temperature_scale": 0.5}, "temperature_length is 0",
     ),
     "a fourth axis": ("glm4", {"rope.dimension_sections": [2, 1, 1, 4]}, "a fourth axis"),
+    "windows to one side": (
+        "gemma2", {_WINDOW: 4, "attention.causal": False}, "hide only what lies before",
+    ),
+    "convolutions that look ahead": ("lfm2", {"attention.causal": False}, "look ahead too"),
+    "an indexer that looks ahead": ("glm_moe_dsa", {"attention.causal": False}, "keys ahead"),
     "ollama's base": ("gemma2", {"rope.global.freq_base": 1e6}, "rope.global.freq_base"),
     "a base of windows that is not computed": (
         "cohere2", {"rope.freq_base_swa": 5e3}, "rope.freq_base_swa",
     ),
 }  # fmt: skip
-"""Values that llama.cpp v0.5.0 does not read, or aborts on, or that are not computed here."""
+"""Values that llama.cpp v0.5.0 does not read, or aborts on, or computes and that are not here."""
 
 
 @needs_fixtures
