@@ -26,6 +26,7 @@ DEFAULTS = {  # llama.cpp's, where a key is optional there
     "expert_group_used_count": 1,
 }  # fmt: skip
 TOLD_BY_TENSORS = ("expert_count", "expert_feed_forward_length")
+OF_HEADS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 OF_GROUPS = ("expert_group_count", "expert_group_used_count")
 
 
@@ -49,7 +50,9 @@ def may_stay(keys: dict[str, Any], key: str, value: Any) -> bool:
         return True
     if key == "feed_forward_length" and "expert_count" in keys:  # of layers that are dense
         return "leading_dense_block_count" not in keys
-    if value is ABSENT and key in ("attention.key_length", "attention.value_length"):
+    if key == "rope.freq_base" and keys["block_count"] == 40:  # of the 13B of baichuan: ALiBi
+        return True
+    if value is ABSENT and key in OF_HEADS:
         return bool(keys[key] * keys["attention.head_count"] == keys["embedding_length"])
     if value is ABSENT:
         optional = key in DEFAULTS and keys[key] == DEFAULTS[key]

@@ -85,6 +85,18 @@ _MOE: dict[str, tuple[int, ...]] = {
     "ffn_down_exps": (EXPERTS, HIDDEN, INNER),
 }  # fmt: skip
 _QK_NORM: dict[str, tuple[int, ...]] = {"attn_q_norm": (SIZE,), "attn_k_norm": (SIZE,)}
+_FUSED: dict[str, tuple[int, ...]] = {
+    "attn_norm": (HIDDEN,), "attn_qkv": ((HEADS + 2 * KEYS) * SIZE, HIDDEN),
+    "attn_output": (HIDDEN, HEADS * SIZE), **_QK_NORM,
+}  # fmt: skip
+_BESIDE: dict[str, tuple[int, ...]] = {
+    "exp_probs_b.bias": (EXPERTS,), "ffn_gate_shexp": (40, HIDDEN), "ffn_up_shexp": (40, HIDDEN),
+    "ffn_down_shexp": (HIDDEN, 40),
+}  # fmt: skip
+_SHARED: dict[str, tuple[int, ...]] = {
+    "ffn_gate_shexp": (INNER, HIDDEN), "ffn_up_shexp": (INNER, HIDDEN),
+    "ffn_down_shexp": (HIDDEN, INNER),
+}  # fmt: skip
 _KEYS: dict[str, Any] = {
     "block_count": 3, "context_length": 128, "embedding_length": HIDDEN,
     "feed_forward_length": INNER, "attention.head_count": HEADS, "attention.head_count_kv": KEYS,
@@ -102,6 +114,30 @@ DRAWN: dict[str, tuple[str, dict[str, Any], _Layers]] = {
         "qwen3vlmoe", {**_SIZED, **_AXES, "rope.dimension_sections": [2, 1, 1, 0], **_ROUTED},
         ({**_ATTENTION, **_QK_NORM, **_MOE},) * 3,
     ),
+    "internlm2": ("internlm2", {}, ({**_ATTENTION, **_FFN},) * 3),
+    "minicpm": (
+        "minicpm", {"embedding_scale": 3.0, "residual_scale": 0.6, "logit_scale": 0.5},
+        ({**_ATTENTION, **_FFN},) * 3,
+    ),
+    "minicpm-silent": ("minicpm", {}, ({**_ATTENTION, **_FFN},) * 3),
+    "ling": (
+        "bailingmoe", {
+            **_ROUTED, "expert_shared_count": 1, "expert_weights_scale": 1.5,
+            "expert_weights_norm": True, "rope.dimension_count": SIZE,
+        },
+        ({**_ATTENTION, **_MOE, **_SHARED},) * 3,
+    ),
+    "ling2": (
+        "bailingmoe2", {
+            **_ROUTED, "leading_dense_block_count": 1, "expert_shared_count": 1,
+            "expert_shared_feed_forward_length": 40, "expert_weights_scale": 2.5,
+            "expert_weights_norm": True, "expert_gating_func": 2, "expert_group_count": 3,
+            "expert_group_used_count": 2, "rope.dimension_count": 4,
+        },
+        ({**_FUSED, **_FFN}, *({**_FUSED, **_MOE, **_BESIDE},) * 2),
+    ),
+    "baichuan": ("baichuan", {"block_count": 32}, ({**_ATTENTION, **_FFN},) * 32),
+    "baichuan-alibi": ("baichuan", {"block_count": 40}, ({**_ATTENTION, **_FFN},) * 40),
 }  # fmt: skip
 """Architectures without a fixture: what llama.cpp calls each, keys beyond the common ones, and the
 tensors of its layers."""
