@@ -197,6 +197,7 @@ EXPERTS = (
     layer_tensor(
         "experts_gate_up",
         "mlp.experts.gate_up_proj",
+        "ffn_gate_up_exps.weight",
         holds=("expert_gate", "expert_up"),
         packed=True,
     ),

@@ -1,9 +1,11 @@
 """GGUFs as people download them: keys of published files over the tensors of small ones.
 
 tests/fixtures/published_gguf.json: the architecture's keys of a published file, ``seen`` in the
-listing of an issue thread (llama_model_loader: - kv), else as llama.cpp's converter writes them;
-lists cut. ``of``: the small file whose sizes and tensors it gets here, a family's of
-shared/fixtures or one that numpy draws; ``tensors``: what the published one has besides.
+listing of an issue thread (llama_model_loader: - kv), else those that llama.cpp's converter of
+v0.5.0 writes (checked against its source), but of ollama, TheBloke and first conversions, whose
+converters were others: from memory. Lists cut. ``of``: the small file whose sizes and tensors it
+gets here, a family's of shared/fixtures or one that numpy draws; ``tensors``: what the published
+one has besides.
 tests/fixtures/llamacpp/published.npz: libllama v0.5.0's logits of the last position on those files
 (CPU, F32 cache, one batch; what it does not load otherwise: without towers, the experts of a layer
 as one tensor).
@@ -40,6 +42,7 @@ PUBLISHED: dict[str, dict[str, Any]] = json.loads((SMALL / "published_gguf.json"
 _SIZES = re.compile(
     r"block_count|embedding_length.*|feed_forward_length|vocab_size|full_attention_interval"
     r"|attention\.(head_count.*|(key|value)_length.*|sliding_window.*|.*_lora_rank|shared_kv_layers)"
+    r"|attention\.recurrent_layers"
     r"|expert_(.*count|.*feed_forward_length)|leading_dense_block_count|rope\.dimension_.*"
     r"|ssm\.(?!dt).*|shortconv\.l_cache|altup\..*|activation_sparsity_scale|nextn_predict_layers"
     r"|interleave_moe_layer_step"
@@ -207,6 +210,9 @@ def _draft(small: _Small, keys: dict[str, Any]) -> dict[str, Array]:
     """A layer behind the others that drafts tokens, made of the last one's tensors."""
     layers, hidden = small.keys["block_count"], small.keys["embedding_length"]
     keys |= {"block_count": layers + 1, "nextn_predict_layers": 1}
+    linear = "attention.recurrent_layers"
+    if linear in keys:
+        keys[linear] = [*small.keys[linear], False]
     last, own = f"blk.{layers - 1}.", f"blk.{layers}."
     made = {name.replace(last, own): v for name, v in small.tensors.items() if last in name}
     ones = np.ones((hidden, 2 * hidden), np.float32)
