@@ -13,6 +13,7 @@ __all__ = [
     "beginning",
     "clean",
     "clean_lines",
+    "cosine_text",
     "count",
     "duration",
     "is_hidden",
@@ -167,6 +168,11 @@ def number(value: float, digits: int = 4) -> str:
     if math.isinf(value):
         return "Inf" if value > 0 else "-Inf"
     return f"{value:.{digits}g}"
+
+
+def cosine_text(value: float, places: int = 6) -> str:
+    """A cosine in so many ``places``: what is not 1 never reads as a bare 1."""
+    return "1" if value == 1.0 else f"{value:.{places}f}"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

@@ -8,7 +8,7 @@ from aprtui.compare.diff import Comparison, Side
 from aprtui.compare.pairs import FAILED, PASSED, PairResult
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph.vocabulary import order_of, short_name
-from aprtui.text import clean, count, number, quoted
+from aprtui.text import clean, cosine_text, count, number, quoted
 
 __all__ = ["MARKS", "escaped", "markdown", "next_step", "plain", "plain_pair", "side_text"]
 
@@ -133,7 +133,7 @@ def _columns(result: PairResult) -> list[str]:
         result.kind,
         f"{number(metrics.max_abs, 3)} @{at}",
         number(metrics.rms, 3),
-        f"{metrics.cosine:.6f}",
+        cosine_text(metrics.cosine),
         number(metrics.rel_l2, 3),
         f"{number(metrics.worst_row_rel_l2, 3)}{row}",
         clean(result.message, 120),
@@ -196,7 +196,7 @@ def plain_pair(comparison: Comparison) -> str:
         f"  rms        {number(metrics.rms, 6)}",
         f"  rel_l2     {number(metrics.rel_l2, 6)}",
         f"  worst row  {number(metrics.worst_row_rel_l2, 6)}{row}",
-        f"  cosine     {metrics.cosine:.9f}",
+        f"  cosine     {cosine_text(metrics.cosine, 9)}",
         f"  scale      {number(metrics.scale, 6)}",
         f"  std        A {number(metrics.std_a)}, B {number(metrics.std_b)}, "
         f"ratio {number(metrics.std_ratio, 6)}",

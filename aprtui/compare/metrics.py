@@ -164,10 +164,12 @@ def _finish(sums: Sums, job: _Job) -> Metrics:
         rows = np.sqrt(sums.row_dd / sums.row_xx)
     rows[sums.row_dd == 0] = 0.0
     worst = int(rows.argmax()) if rows.size else 0
-    if norm_x and norm_y:
+    if dd == 0.0:
+        cosine = 1.0  # exactly, which the quotient of two rounded sums may not be
+    elif norm_x and norm_y:
         cosine = min(1.0, max(-1.0, sums.xy / (norm_x * norm_y)))
     else:
-        cosine = 1.0 if norm_x == norm_y else 0.0
+        cosine = 0.0
     return Metrics(
         count=n,
         identical=sums.identical,

@@ -27,7 +27,7 @@ from aprtui.report.model import (
     ModelFacts,
     Report,
 )
-from aprtui.text import clean, count, number
+from aprtui.text import clean, cosine_text, count, number
 
 __all__ = ["DIFFERENCE_HEADS", "EXPLANATION_HEADS", "build_report"]
 
@@ -209,7 +209,7 @@ def _difference(result: PairResult) -> tuple[str, ...]:
         result.kind,
         number(metrics.rel_l2, 3),
         f"{number(metrics.worst_row_rel_l2, 3)}{row}",
-        f"{metrics.cosine:.6f}",
+        cosine_text(metrics.cosine),
         number(metrics.max_abs, 3),
         result.message,
     )

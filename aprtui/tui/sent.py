@@ -61,14 +61,16 @@ class _Rest(CompositorUpdate):
 
     def render_segments(self, console: Console) -> str:
         system, parts = console._color_system or ColorSystem.TRUECOLOR, list[str]()
+        pen = _Pen()
         for x, y, strip in _strips_of(self.update):
             cells = _cells(strip, system)
             before = self.sent.replace(x, y, cells)
             if None in cells or None in before:
                 parts += [f"\x1b[{y + 1};{x + 1}H\x1b[0m", strip.render(console)]
+                pen = _Pen()
             elif before != cells:
                 for start, end in _stretches(before, cells):
-                    parts += [f"\x1b[{y + 1};{x + start + 1}H", *_drawn(cells[start:end])]
+                    parts += [f"\x1b[{y + 1};{x + start + 1}H", *pen.drawn(cells[start:end])]
         return "".join([*parts, "\x1b[0m"] if parts else [])
 
 
@@ -128,13 +130,34 @@ def _alike(cells: list[Cell]) -> bool:
     return len({cell[1] for cell in cells if cell is not None}) <= 2
 
 
-def _drawn(cells: list[Cell]) -> Iterator[str]:
-    """The cells with the codes of their looks; a blank goes with what stands before it."""
-    now = ground = None
-    for cell in cells:
-        assert cell is not None
-        char, look, bare = cell
-        if look != now and not (char == " " and look == ground):
-            now, ground = look, bare
-            yield f"\x1b[0;{look}m" if look else "\x1b[0m"
-        yield char
+class _Pen:
+    """The look that the terminal draws with, as far as this frame has set it."""
+
+    def __init__(self) -> None:
+        self._look: str | None = None
+        self._ground: str | None = None
+
+    def drawn(self, cells: list[Cell]) -> Iterator[str]:
+        """The cells, and what their looks change; a blank goes with what stands before it."""
+        for cell in cells:
+            assert cell is not None
+            char, look, bare = cell
+            if look != self._look and not (char == " " and look == self._ground):
+                yield _change(self._look, look)
+                self._look, self._ground = look, bare
+            yield char
+
+
+@lru_cache(1 << 14)
+def _change(before: str | None, look: str) -> str:
+    """From one look to another: of two colours that alone which is another one."""
+    old, new = _two_colours(before), _two_colours(look)
+    if old and new and (old[0] == new[0] or old[1] == new[1]):
+        return f"\x1b[{new[old[0] == new[0]]}m"
+    return f"\x1b[0;{look}m" if look else "\x1b[0m"
+
+
+def _two_colours(look: str | None) -> tuple[str, str] | None:
+    """The codes of the ink and of the ground of a look that is nothing else."""
+    ink, between, ground = (look or "").partition(";48;")
+    return (ink, f"48;{ground}") if between and ink.startswith("38;") else None

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aprtui.errors import AprtuiError
-from aprtui.formats.layout import StageKey
+from aprtui.formats.layout import MANIFEST, StageKey
 from aprtui.state import state_folder
 from aprtui.text import clean
 
@@ -92,18 +93,34 @@ def remember_theme(chosen: str, configured: str) -> None:
 
 
 def last_verdicts() -> dict[str, str]:
-    """What the last comparison of each trace found, in clean words, by absolute path."""
+    """What is known of each trace by comparisons, in clean words, by absolute path."""
     found = _read()["verdicts"].items()
-    return {path: clean(text, 200) for path, text in found if isinstance(text, str)}
+    texts = {path: kept.get("text") for path, kept in found if isinstance(kept, dict)}
+    return {path: clean(text, 200) for path, text in texts.items() if isinstance(text, str)}
 
 
-def remember_verdict(trace: Path, text: str) -> None:
-    """Keep what a comparison found of ``trace``; the oldest of many is forgotten."""
+def remember_verdict(trace: Path, against: Path, text: str, *, telling: bool = False) -> None:
+    """Keep what a comparison of ``trace`` found; the oldest of many is forgotten.
+
+    ``telling``: it says what each stage does wrong, or that none does. One that only measures the
+    same two does not take its place, as long as both are as they were.
+    """
     kept = _read()
-    verdicts = kept["verdicts"]
-    verdicts.pop(_name((trace,)), None)
-    verdicts[_name((trace,))] = text
+    verdicts, name = kept["verdicts"], _name((trace,))
+    sides = [[str(path.absolute()), _written_ns(path)] for path in (trace, against)]
+    before, found = verdicts.pop(name, None), {"text": text, "telling": telling, "sides": sides}
+    if isinstance(before, dict) and before.get("telling") is True and not telling:
+        found = before if before.get("sides") == sides else found
+    verdicts[name] = found
     _write(kept | {"verdicts": dict([*verdicts.items()][-MAX_SPOTS:])})
+
+
+def _written_ns(path: Path) -> int:
+    """When a trace was completed, or else the folder or the stage file was changed."""
+    for file in (path / MANIFEST, path):
+        with suppress(OSError):
+            return file.stat().st_mtime_ns
+    return 0
 
 
 def _name(paths: tuple[Path, ...]) -> str:

@@ -154,7 +154,12 @@ def home(folder: Path) -> Iterator[Row]:
             quit_app(terminal)
         with in_terminal(str(folder / "home" / "t0"), size=size, cwd=folder, **here) as terminal:
             terminal.until_text("complete")
-            terminal.press("O\t")
+            terminal.until_quiet()
+            before = len(terminal.raw)
+            terminal.press("O")
+            idle(terminal, 2.0)
+            yield Row(f"Overview opened, {said}: bytes", len(terminal.raw) - before, 15_000, "B")
+            terminal.press("\t")
             terminal.until_quiet()
             yield from moves(terminal, f"cursor in the Overview, {said}", "l", "h", 15_000)
             yield from moves(terminal, f"Overview, layer to layer, {said}", "j", "k", 15_000)

@@ -131,6 +131,12 @@ def test_zeros_have_defined_metrics() -> None:
     assert empty.count == 0
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_cosine_of_equal_values_is_one_exactly(seed: int) -> None:
+    values = np.random.default_rng(seed).standard_normal(997).astype(np.float32)
+    assert compare_values(values, values.copy()).cosine == 1.0
+
+
 def test_largest_values_do_not_overflow() -> None:
     x = np.full(100, 3e38, dtype=np.float32)
     found = compare_values(x, -x)

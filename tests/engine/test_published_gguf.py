@@ -28,6 +28,7 @@ import pytest
 from aprtui.errors import BadFileError
 from aprtui.model.open import open_model
 from tests.engine.mutations import our_logits
+from tests.engine.written import write_drawn
 from tests.gguf_keys import with_keys
 from tests.support import FIXTURES, SMALL, needs_fixtures
 
@@ -81,18 +82,14 @@ def _shapes(arch: str) -> dict[str, tuple[int, ...]]:
 def _drawn(arch: str, folder: Path) -> Path:
     """A file of an architecture of which the shared fixtures hold none so small."""
     size, layers = DRAWN[arch]
-    writer, rng = gguf.GGUFWriter(folder / f"{arch}.gguf", arch), np.random.default_rng(11)
-    keys = {
+    keys: dict[str, Any] = {
         "block_count": layers, "embedding_length": HIDDEN, "feed_forward_length": INNER,
         "attention.head_count": HEADS, "attention.head_count_kv": KEYS,
         "attention.sliding_window": 4, "expert_count": EXPERTS, "expert_used_count": 2,
         "expert_feed_forward_length": INNER, "vocab_size": TOKENS_KNOWN,
         "rope.dimension_count": size, "attention.key_length": size, "attention.value_length": size,
+        "rope.dimension_sections": [2, 1, 1, 0],
     }  # fmt: skip
-    for key, value in keys.items():
-        writer.add_uint32(f"{arch}.{key}", value)
-    writer.add_array(f"{arch}.rope.dimension_sections", [2, 1, 1, 0])
-    writer.add_tokenizer_model("none")
     table = (TOKENS_KNOWN, HIDDEN)
     shapes: dict[str, tuple[int, ...]] = {
         "token_embd.weight": table, "output.weight": table, "output_norm.weight": (HIDDEN,),
@@ -102,14 +99,7 @@ def _drawn(arch: str, folder: Path) -> Path:
         if arch.startswith("qwen2"):
             biases = {f"blk.{layer}.attn_{p}.bias": (HEADS * size,) for p in "q"}
             shapes |= biases | {f"blk.{layer}.attn_{p}.bias": (KEYS * size,) for p in "kv"}
-    for name, shape in shapes.items():
-        drawn = rng.standard_normal(shape).astype(np.float32) * 0.2
-        writer.add_tensor(name, drawn + 1 if "norm" in name else drawn)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return folder / f"{arch}.gguf"
+    return write_drawn(folder / f"{arch}.gguf", arch, keys, shapes)
 
 
 class _Small:

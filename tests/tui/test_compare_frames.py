@@ -53,6 +53,7 @@ from tests.tui.support import (
     screen,
     settle,
     small_trace,
+    until,
 )
 from tests.tui.support import bisection as made_bisection
 
@@ -316,6 +317,10 @@ async def test_local_error(
         bisect.child = Held(*lines, code=code)
         pilot.app.push_screen(bisect)
         await quiet(pilot)
+        if size == WIDE and name != "error":  # a pair beside it, which a thread counts
+            await until(pilot, "no finite element differs")
+        if code is not None:
+            await settle(pilot)
         assert_frame(pilot, f"bisect-{name}")
         if name == "full":
             await press(pilot, "s")

@@ -71,6 +71,23 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     return Seen(monkeypatch)
 
 
+def test_of_a_look_only_what_changes_is_sent() -> None:
+    """Cells far apart that look alike are told their look once; of two colours the one that is
+    another; of attributes all."""
+    sent = Sent()
+    ground, amber, blue = ("on #121212", "#ffc473 on #121212", "#57a5e2 on #121212")
+
+    def line(*looks: str) -> str:
+        parts = [(" " * 20, ground), ("x", looks[0]), (" " * 20, ground), ("x", looks[1])]
+        return _rest(sent, *((text, Style.parse(look)) for text, look in parts))
+
+    line(ground, ground)
+    assert line(amber, amber).count("38;2;255;196;115") == 1
+    assert line(blue, amber) == "\x1b[1;21H\x1b[0;38;2;87;165;226;48;2;18;18;18mx\x1b[0m"
+    assert line(amber, blue).count("48;2;18;18;18") == 1
+    assert line(f"bold {amber}", blue).count("\x1b[0;1;38") == 1
+
+
 async def test_the_terminal_shows_what_is_drawn_whatever_is_pressed(
     tmp_path: Path, seen: Seen
 ) -> None:

@@ -20,10 +20,12 @@ from aprtui.tui.screens.diff import DiffScreen
 from aprtui.tui.session import (
     MAX_SPOTS,
     Spot,
+    last_verdicts,
     left_running,
     recall,
     remember,
     remember_running,
+    remember_verdict,
     session_file,
 )
 from tests.tui.support import WIDE, frame, opened, press, screen, settle, small_trace
@@ -66,6 +68,26 @@ def test_places_are_kept_for_the_last_few_paths_only() -> None:
     assert recall(Path("/t/2")) == Spot()
     assert recall(Path("/t/3")).key == StageKey(3, "attn_out")
     assert len(json.loads(session_file().read_bytes())["spots"]) == MAX_SPOTS
+
+
+def test_what_a_replay_named_stays_until_a_side_changes_or_it_is_named_anew(tmp_path: Path) -> None:
+    a, b, c = (small_trace(tmp_path / name, layers=1) for name in "abc")
+
+    def kept() -> str:
+        return last_verdicts()[str(b)]
+
+    remember_verdict(b, a, "1 of 7 beyond")
+    remember_verdict(b, a, "x computes wrongly", telling=True)
+    remember_verdict(b, a, "2 of 7 beyond")
+    assert kept() == "x computes wrongly"
+    remember_verdict(b, a, "y computes wrongly", telling=True)
+    assert kept() == "y computes wrongly"
+    os.utime(b / "trace.json", ns=(1, 1))  # traced anew
+    remember_verdict(b, a, "within bar")
+    assert kept() == "within bar"
+    remember_verdict(b, a, "x computes wrongly", telling=True)
+    remember_verdict(b, c, "within bar of c")
+    assert kept() == "within bar of c"
 
 
 @pytest.mark.parametrize(

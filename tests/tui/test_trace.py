@@ -12,6 +12,7 @@ from aprtui.engine.adapters import EngineChoice
 from aprtui.engine.events import Failed, Stopped
 from aprtui.errors import UsageError
 from aprtui.formats.tracedir import StageKey
+from aprtui.graph.vocabulary import STAGES, WHOLE_MODEL_STAGES
 from aprtui.tui.app import AprtuiApp
 from aprtui.tui.client import TraceClient
 from aprtui.tui.screens.model import ModelScreen
@@ -77,6 +78,26 @@ async def test_the_plan_stands_there_before_the_start(
         assert "2 tokens · 6 files: 2 in each of 2 layers and 2 more" in text
         assert "writes 1.0 kB · 1.0 GB free" in text
         assert len(trace.view.grid.cells) == 6
+
+
+@pytest.mark.parametrize(
+    ("layers", "size", "said"),
+    [
+        (2, WIDE, "nrm attn_norm             normalised layer input"),
+        (14, WIDE, "alm altup_modes           nrm attn_norm"),  # in columns
+        (14, NARROW, ""),
+    ],
+)
+async def test_letters_are_explained_named_or_left_alone_as_there_is_room(
+    tmp_path: Path, layers: int, size: tuple[int, int], said: str
+) -> None:
+    async with AprtuiApp(folder=tmp_path).run_test(size=size) as pilot:
+        trace = await _form(pilot, tmp_path, RUN)
+        names = [kind.name for kind in STAGES if kind.name not in WHOLE_MODEL_STAGES][:17]
+        trace.view.filling.plan(StageKey(n, name) for n in range(layers) for name in names)
+        await settle(pilot)
+        text = frame(pilot)
+        assert ("nrm attn_norm" in text) == bool(said) and said in text, text
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW])

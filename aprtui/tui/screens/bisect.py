@@ -143,8 +143,10 @@ class BisectScreen(GridScreen):
             self.set_state("error", f"what the replay found cannot be read: {error}",
                            "q goes back; aprtui bisect says it without the UI")  # fmt: skip
             return
-        against = f" · against {name_of(self.a)}"
-        remember_verdict(self.b, clean(self.found.value.headline, 120) + against)
+        value = self.found.value
+        text = f"{clean(value.headline, 120)} · against {name_of(self.a)}"
+        whole = bool(value.replayed) and not value.unmeasured
+        remember_verdict(self.b, self.a, text, telling=bool(value.culprits) or whole)
         self.sift()
         if self.found.culprits:
             self.select(self.found.culprits[0])

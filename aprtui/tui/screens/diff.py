@@ -164,7 +164,8 @@ class DiffScreen(GridScreen):
         failed = sum(_fails(result) for result in self.results.values())
         found = f"{count(failed)} of {count(len(self.pairs))} beyond" if failed else "within bar"
         first = f", first {self.first.key}" if self.first is not None else ""
-        remember_verdict(self.job.b, f"{found}{first} · against {name_of(self.job.a)}")
+        said = f"{found}{first} · against {name_of(self.job.a)}"
+        remember_verdict(self.job.b, self.job.a, said)
 
     def _take(self, paired: Paired) -> None:
         """Both sides were read, for the first time or again."""

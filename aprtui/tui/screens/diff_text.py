@@ -9,12 +9,12 @@ from itertools import chain
 from aprtui.compare.metrics import Metrics
 from aprtui.compare.pairs import FAILED, PASSED, UNMEASURED, PairResult
 from aprtui.formats.tracedir import StageKey
-from aprtui.text import clean, number
+from aprtui.text import clean, cosine_text, number
 from aprtui.tui.widgets.drift_chart import Drift
 from aprtui.tui.widgets.lines import Part, fit, right
 
-__all__ = ["TABLE_HEAD", "drift_of", "in_short", "legend", "level_of", "metric_value", "place",
-           "row_head", "row_of", "sign_of", "table_row", "words_of",
+__all__ = ["TABLE_HEAD", "drift_of", "in_short", "legend", "level_of", "metric_value", "near_one",
+           "place", "row_head", "row_of", "sign_of", "table_row", "words_of",
            "worst_first"]  # fmt: skip
 
 TABLE_HEAD = ("layer", "stage", "class", "rel_l2", "worst_row_rel_l2", "max_abs", "rms", "cosine",
@@ -164,6 +164,11 @@ def row_of(
             (f"  {place(result, metrics)}", "")]  # fmt: skip
 
 
+def near_one(cosine: float) -> str:
+    """A cosine by what it lacks of 1, which alone tells good ones apart."""
+    return "1" if cosine == 1.0 else f"1 - {number(1.0 - cosine, 3)}"
+
+
 def place(result: PairResult, metrics: Metrics) -> str:
     """Where the largest difference is."""
     at = result.standing(metrics.max_abs_at) or (metrics.max_abs_index,)
@@ -189,5 +194,5 @@ def in_short(key: StageKey, result: PairResult) -> str:
     if m is not None:
         worst = f"worst_row {number(m.worst_row_rel_l2)} max_abs {number(m.max_abs)}"
         text += f" rel_l2 {number(m.rel_l2)} {worst}"
-        text += f" at {place(result, m)} cosine {number(m.cosine, 9)}"
+        text += f" at {place(result, m)} cosine {cosine_text(m.cosine, 9)}"
     return f"{text} {result.message}".rstrip()

@@ -147,7 +147,7 @@ class MatrixScreen(CellsScreen):
             said = f"{count(failed)} of {count(len(found))} beyond" if failed else "within bar"
             first = f", first {self.firsts[n]}" if n in self.firsts else ""
             against = clean(side.a.root.name, 50)
-            remember_verdict(side.b.root, f"{said}{first} · against {against}")
+            remember_verdict(side.b.root, side.a.root, f"{said}{first} · against {against}")
 
     # What is shown.
 

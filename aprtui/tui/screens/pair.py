@@ -26,6 +26,7 @@ from aprtui.tui.keys import bindings
 from aprtui.tui.messages import LoadFailed
 from aprtui.tui.pair_view import SORTS, SPANS, Difference, PairView, view_of
 from aprtui.tui.paths import meant
+from aprtui.tui.screens.diff_text import near_one
 from aprtui.tui.screens.sides import OneStageScreen, Sides
 from aprtui.tui.source import names_of
 from aprtui.tui.widgets.lines import Part, PartLine, RowList
@@ -309,7 +310,7 @@ def metrics_line(result: PairResult) -> list[Part]:
     parts: list[Part] = [(" ", "")]
     if m is not None:
         for name, text in (("rel_l2", number(m.rel_l2)), ("max_abs", number(m.max_abs)),
-                           ("rms", number(m.rms)), ("cosine", f"1 - {number(1 - m.cosine, 3)}"),
+                           ("rms", number(m.rms)), ("cosine", near_one(m.cosine)),
                            ("scale", number(m.scale, 5)),
                            ("std", f"{number(m.std_a, 3)} → {number(m.std_b, 3)}")):  # fmt: skip
             parts += [(f"{name} ", "head"), (f"{text}  ", "")]

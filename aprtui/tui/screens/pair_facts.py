@@ -12,7 +12,7 @@ from aprtui.compare.pairs import FAILED, UNMEASURED, PairResult
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count, number
 from aprtui.tui.bisected import Finding
-from aprtui.tui.screens.diff_text import place
+from aprtui.tui.screens.diff_text import near_one, place
 from aprtui.tui.widgets.bars import bar
 from aprtui.tui.widgets.blocks import Block, Line, named, wrapped
 from aprtui.tui.widgets.drift_chart import Drift
@@ -47,7 +47,7 @@ def _metrics_block(result: PairResult, m: Metrics, bars: Bars | None) -> Block:
         ("worst row", number(m.worst_row_rel_l2) + where, "worst_row_rel_l2"),
         ("max_abs", f"{number(m.max_abs)} at {place(result, m)}", "max_abs"),
         ("rms", number(m.rms), "rms"),
-        ("cosine", f"1 - {number(1 - m.cosine, 3)}", "cosine"),
+        ("cosine", near_one(m.cosine), "cosine"),
         ("scale", number(m.scale, 6), "scale"),
         ("std B/A", number(m.std_ratio, 6), "std_ratio"),
         ("mean", f"{number(m.mean_a, 3)} → {number(m.mean_b, 3)}", ""),

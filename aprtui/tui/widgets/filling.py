@@ -21,14 +21,14 @@ from aprtui.compare.metrics import Cancelled
 from aprtui.engine.events import StageWritten
 from aprtui.errors import BadFileError
 from aprtui.formats.tracedir import StageKey, StageRecord, relative_path
-from aprtui.graph.vocabulary import order_of, short_name, stage_of
-from aprtui.text import clean
+from aprtui.graph.vocabulary import order_of
 from aprtui.tui.heat import Ask
 from aprtui.tui.trace_cells import Held, Holdings, Look, look_for, rms_of
 from aprtui.tui.widgets.lines import Part, PartLine
 from aprtui.tui.widgets.palette import palette_of
 from aprtui.tui.widgets.preview import LEAST_LINES, Preview, StagePreview, preview_of
 from aprtui.tui.widgets.stage_grid import CELL, StageGrid
+from aprtui.tui.widgets.stage_names import explained, in_columns
 
 __all__ = ["Filling"]
 
@@ -53,7 +53,7 @@ class Filling(Vertical):
         self.holdings = Holdings()
         self.preview = StagePreview(id="preview")
         self._names = Static("", id="stagenames", markup=False)  # before it runs
-        self._named = 0  # how many lines these are
+        self._planned: list[str] = []  # the stages that these name
         self._told = PartLine(id="cellline")
         self._legend = PartLine(id="celllegend")
         self._records: dict[StageKey, StageRecord] = {}
@@ -89,9 +89,7 @@ class Filling(Vertical):
         """What a trace is going to write, and what each of its stages is."""
         keys = list(stages)
         self.grid.set_stages(keys)
-        names = [*dict.fromkeys(key.stage for key in sorted(keys, key=order_of))]
-        self._named = len(names) + 1
-        self._names.update(Content("\n").join(map(_explained, names)))
+        self._planned = [*dict.fromkeys(key.stage for key in sorted(keys, key=order_of))]
         self._make_room()
 
     def has(self, key: StageKey) -> bool:
@@ -179,11 +177,20 @@ class Filling(Vertical):
         self.side.display = self._runs and self.size.width >= SIDE_COLUMNS
         free = self.size.height - self.grid.lines - 3
         self.preview.display = self._runs and free >= LEAST_LINES
-        self._names.display = not self._runs and free + 3 > self._named > 1
+        self._names.display = not self._runs and self._name_stages(free + 2)
         below = self.preview.display or self._names.display
         lines = self.grid.lines + 1 if below else "1fr"
         self.query_one("#gridrow").styles.height = lines
         self.show_cell()
+
+    def _name_stages(self, room: int) -> bool:
+        """Say what the plan's stages are, or name them, as ``room`` lines hold; whether they do."""
+        lines = [explained(name) for name in self._planned]
+        if len(lines) > room:
+            lettered = [name for name in self._planned if name in self.grid.heads]
+            lines = in_columns(lettered, self.size.width)
+        self._names.update(Content("\n").join(lines))
+        return 0 < len(lines) <= room
 
     # The stage under the cursor.
 
@@ -219,13 +226,3 @@ class Filling(Vertical):
         event.stop()
         if event.key == self.grid.current:
             self.preview.give(event.preview)
-
-
-def _explained(name: str) -> Content:
-    """A stage's letters, its name and what it is."""
-    known = stage_of(name)
-    return Content.assemble(
-        (f"  {short_name(name):<4}", "$text-primary") if short_name(name) != name else " " * 6,
-        f"{clean(name, 40):<22}",
-        (known.doc if known is not None else "", "dim"),
-    ).truncate(400, ellipsis=True)

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from textual import on
+from textual import on, work
 from textual.message import Message
 
 from aprtui.tui.aside import aside
@@ -95,8 +95,9 @@ class PlaceAbout(BlockPane):
 
     def _look_into(self, place: Place) -> None:
         self._asked = place
-        self.run_worker(self._look_at_rest(place), exclusive=True, group="inside")
+        self._look_at_rest(place)
 
+    @work(exclusive=True, group="inside")
     async def _look_at_rest(self, place: Place) -> None:
         """What is in the place that the cursor rests on, however long that takes to read."""
         await asyncio.sleep(REST_S)

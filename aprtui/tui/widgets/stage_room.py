@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
@@ -12,11 +12,11 @@ from textual.widgets import Static
 
 from aprtui.formats.tracedir import StageKey
 from aprtui.graph.vocabulary import short_name
-from aprtui.text import clean
 from aprtui.tui.widgets.blocks import BlockPane
 from aprtui.tui.widgets.drift_chart import DriftChart
 from aprtui.tui.widgets.pair_preview import LEAST_LINES, PairPreview
 from aprtui.tui.widgets.stage_grid import StageGrid
+from aprtui.tui.widgets.stage_names import in_columns
 from aprtui.tui.widgets.stage_rows import StageRows
 
 __all__ = ["StageRoom"]
@@ -74,7 +74,9 @@ class StageRoom(Horizontal):
         least, most = CHART_LINES
         self.chart.display = left >= least
         self.chart.styles.height = min(left, most)
-        names = _column_names(shown, self.grid.size.width)
+        heads = dict.fromkeys(key.stage for key in shown if key.layer is not None)
+        names = in_columns([name for name in heads if short_name(name) != name],
+                           self.grid.size.width)  # fmt: skip
         room_for_names = left > most + len(names) and self.grid.abbreviated
         self.names.display = self.chart.display and room_for_names
         self.names.update(Content("\n").join(names))
@@ -85,20 +87,3 @@ class StageRoom(Horizontal):
         below = min(lines, max(room - FACTS_LINES, 1))
         self._beside.styles.height = "1fr" if alone else below
         self.detail.styles.height = FACTS_BELOW_LIST if self.stacked and listed else "1fr"
-
-
-def _column_names(keys: Iterable[StageKey], width: int) -> list[Content]:
-    """The letters at the head of each column with the stage's name, in lines of ``width``."""
-    named = dict.fromkeys(key.stage for key in keys if key.layer is not None)
-    stages = [name for name in named if short_name(name) != name]
-    cell = max((len(name) for name in stages), default=0) + 6
-    each = max(width // cell, 1)
-    rows = -(-len(stages) // each)
-    lines = []
-    for row in range(rows):
-        parts: list[Content] = [Content("  ")]
-        for name in stages[row::rows]:
-            parts += [Content.styled(f"{short_name(name):<4}", "$text-primary"),
-                      Content.styled(f"{clean(name, 40):<{cell - 4}}", "dim")]  # fmt: skip
-        lines.append(Content.assemble(*parts))
-    return lines
