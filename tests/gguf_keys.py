@@ -23,15 +23,15 @@ def with_keys(
     tensors: Mapping[str, npt.NDArray[np.float32]] = MappingProxyType({}),
     without: str | None = None,
 ) -> Path:
-    """``keys`` without the architecture's name before them, the tokenizer's as they stand; None
-    takes one away. ``tensors``: in place of those of their names, and more; ``without``: a pattern
-    of names that are left out."""
+    """``keys`` without the architecture's name before them, the tokenizer's and xIELU's as they
+    stand; None takes one away. ``tensors``: in place of those of their names, and more;
+    ``without``: a pattern of names that are left out."""
     reader = _read(source, source.stat().st_mtime_ns)
     arch = reader.fields["general.architecture"].contents()
     kept = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     writer = gguf.GGUFWriter(path, arch)
     changed = {
-        key if key.startswith("tokenizer.") else f"{arch}.{key}": value
+        key if key.startswith(("tokenizer.", "xielu.")) else f"{arch}.{key}": value
         for key, value in keys.items()
     }
     for name, field in kept.items():

@@ -50,20 +50,19 @@ _NORMS = (
 
 def _windows(s: Settings, layers: int) -> tuple[list[int | None], list[bool]]:
     """Each layer's window, and which are turned: those that have one, in GGUF three of four."""
-    window = decoder.read_window(s)
     if s.file.format == "gguf":
-        s.must_be("sliding_window_pattern", (_PERIOD,), "other layers slide")
+        windows = decoder.windows_by_pattern(s, layers, _PERIOD)
         turned = [bool((layer + 1) % _PERIOD) for layer in range(layers)]
-        kinds = [SLIDING if each and window is not None else FULL for each in turned]
-    else:
-        period = s.integer("global_attn_every_n_layers")
-        if period < 1 and not s.has("layer_types"):
-            raise s.fail(f"global_attn_every_n_layers is {period}")
-        due = [SLIDING if (layer + 1) % max(period, 1) else FULL for layer in range(layers)]
-        kinds = decoder.layer_types(s, due)
-        turned = [kind == SLIDING for kind in kinds]
+        s.say("rope_layers", tuple(turned))
+        return windows, turned
+    period = s.integer("global_attn_every_n_layers")
+    if period < 1 and not s.has("layer_types"):
+        raise s.fail(f"global_attn_every_n_layers is {period}")
+    due = [SLIDING if (layer + 1) % max(period, 1) else FULL for layer in range(layers)]
+    kinds = decoder.layer_types(s, due)
+    turned = [kind == SLIDING for kind in kinds]
     s.say("rope_layers", tuple(turned))
-    return decoder.say_windows(s, window, kinds), turned
+    return decoder.say_windows(s, decoder.read_window(s), kinds), turned
 
 
 def _routing(s: Settings, activation: str) -> Routing:

@@ -49,7 +49,8 @@ _TENSORS = (
 def _stored(s: Settings, name: str, layer: int) -> float:
     """One number of a layer's activation: GGUF has lists of them, the folder tensors."""
     if s.file.format == "gguf":
-        values = s.file.metadata.get(f"xielu.{name}", ())
+        stated = s.file.metadata.get(f"xielu.{name}", ())
+        values = [stated] * (layer + 1) if isinstance(stated, float) else stated  # one for all
         found = [float(values[layer])] if len(values) > layer else []
     else:
         found = list(s.constants.get(Role(f"xielu_{name}", layer), ()))

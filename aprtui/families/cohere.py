@@ -55,6 +55,6 @@ def build(s: Settings) -> Graph:
 FAMILY = Family(
     Table((*WHOLE, PRE_NORMS[0], *ATTENTION, *QKV_BIAS, *OUTPUT_BIAS, *QK_NORM, *DENSE)),
     build,
-    Defaults(hf=_HF, gguf={"rope_theta": 1e4}),
+    Defaults(hf=_HF, gguf={"rope_theta": 1e4, "logit_scale": 1.0}),
     adjacent=True,
 )

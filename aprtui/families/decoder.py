@@ -239,19 +239,20 @@ def windows_but_in_gguf(s: Settings, layers: int) -> list[int | None]:
 
 
 def windows_by_pattern(
-    s: Settings, layers: int, period: int, *, stated: bool = True
+    s: Settings, layers: int, period: int, *, stated: bool = True, dense_first: bool = False
 ) -> list[int | None]:
     """Windows in all but every ``period``-th layer, or as ``layer_types`` says.
 
     ``stated``: Hugging Face's ``sliding_window_pattern`` counts; llama.cpp's always does, as a
-    period or as one flag a layer.
+    period or as one flag a layer. ``dense_first``: not the last of a period but its first has none.
     """
     window = read_window(s)
     pattern = s.take("sliding_window_pattern", period) if stated or _is_gguf(s) else period
     if isinstance(pattern, list) and _is_gguf(s) and len(pattern) >= layers:
         default = [SLIDING if flag else FULL for flag in pattern[:layers]]
     elif type(pattern) is int and pattern > 0:
-        default = [SLIDING if (layer + 1) % pattern else FULL for layer in range(layers)]
+        at = range(layers) if dense_first else range(1, layers + 1)
+        default = [SLIDING if place % pattern else FULL for place in at]
     else:
         raise s.fail(f"sliding_window_pattern is {pattern!r:.60}")
     if window is None and not s.has("layer_types") and s.file.format != "safetensors":

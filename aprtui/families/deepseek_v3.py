@@ -23,6 +23,7 @@ from aprtui.families.tensors import (
 )
 from aprtui.graph import Graph
 from aprtui.graph.latent import LatentAttention, place_latent
+from aprtui.graph.ops import Temperature
 
 __all__ = ["FAMILY", "TABLE", "build_with", "pass_over_drafts", "softmax_ffn"]
 
@@ -36,6 +37,7 @@ _HF = {
     "q_lora_rank": 1536, "qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128,
     "rope_interleave": True,
 }  # fmt: skip
+_WARMTH = "attention.temperature_scale"
 _SIGMOID = 2  # of llama.cpp's gating functions
 _FLASH = {"num_layers": (47, 48), "vocab_size": (154_880,)}  # GLM-4.7-Flash, as llama.cpp knows it
 
@@ -46,6 +48,15 @@ def pass_over_drafts(s: Settings) -> None:
                 "seq_aux", "nextn_predict_layers"):  # fmt: skip
         s.take(key, None)
     s.must_be("moe_layer_freq", (1,), "some layers have no experts")
+
+
+def _temperature(s: Settings) -> Temperature | None:
+    """Mistral Large 3's, as llama.cpp reads it: it grows at each multiple of a length."""
+    strength, span = s.number(_WARMTH), s.integer("attention.temperature_length", 0)
+    if strength and span < 1:
+        raise s.fail(f"attention.temperature_length is {span}: the temperature grows by it")
+    s.say("query_temperature", strength)
+    return Temperature(strength, float(span)) if strength else None
 
 
 def sigmoid_ffn(s: Settings, layers: int) -> decoder.Mixer:
@@ -102,6 +113,8 @@ def build_with(
     biased = in_folder(s) and s.flag("attention_bias")
     how = latent.read_latent(s, sizes, parts, biased=biased, grown=True)
     pairs = "adjacent" if adjacent else "halves"
+    if s.known(_WARMTH):
+        how = replace(how, temperature=_temperature(s))
     assert how.table is not None
     how = replace(how, table=replace(how.table, pairs=s.say("rope_layout", pairs)))
     each = [how] * sizes.layers if indexed is None else indexed(s, how, sizes.layers)
@@ -133,7 +146,12 @@ FAMILY = Family(
     build,
     Defaults(
         hf=_HF,
-        gguf={"rope_theta": 1e4, "leading_dense_block_count": 0, "expert_weights_scale": 1.0},
+        gguf={
+            "rope_theta": 1e4,
+            "leading_dense_block_count": 0,
+            "expert_weights_scale": 1.0,
+            _WARMTH: 0.0,
+        },
     ),
     adjacent=True,
 )

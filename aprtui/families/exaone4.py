@@ -4,7 +4,7 @@ have a window, the others are not turned by their positions."""
 from __future__ import annotations
 
 from aprtui.families import decoder
-from aprtui.families.decoder import FULL, SLIDING, Frame
+from aprtui.families.decoder import FULL, Frame
 from aprtui.families.family import Family
 from aprtui.families.rope import read_rope
 from aprtui.families.settings import Defaults, Settings
@@ -25,11 +25,8 @@ _32B_LAYERS = 64  # llama.cpp has the windows, and the layers without RoPE, of t
 
 def _gguf_windows(s: Settings, layers: int, window: int | None) -> list[int | None]:
     """As llama.cpp has them: by the number of layers, whatever the keys say."""
-    types = [SLIDING if (layer + 1) % _PERIOD else FULL for layer in range(layers)]
-    same = [kind == SLIDING for kind in types]
     if layers == _32B_LAYERS:
-        s.must_be("sliding_window_pattern", (_PERIOD, same), "other layers slide")
-        return decoder.say_windows(s, window, types)
+        return decoder.windows_by_pattern(s, layers, _PERIOD)
     s.take("sliding_window_pattern", None)
     if s.has("sliding_window"):
         s.note(

@@ -46,7 +46,7 @@ _HF = {
 _PERIOD = 5  # of layers, the last of which has no window
 # What llama.cpp has in its code, whatever a file says.
 _SPARSE_LAYERS, _SHARED_FROM, _TIMES = 10, 20, 1.6448533535003662
-_SPARSE = 0.95
+_SPARSE, _CAP = 0.95, 30.0
 _LEAST = 1e-5  # of the mean square of a stream, in transformers
 
 
@@ -124,6 +124,8 @@ def build(s: Settings) -> Graph:
     widths, kept = s.integers("intermediate_size", layers), _sparse(s, layers)
     if extra is None:
         raise s.fail("hidden_size_per_layer_input is 0")
+    if not in_folder(s):
+        s.must_be("logit_softcap", (_CAP,), f"llama.cpp caps at {_CAP:g} whatever is said")
     cap = s.number("logit_softcap")
     decoder.read_tied(s)
 

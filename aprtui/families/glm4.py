@@ -5,6 +5,7 @@ from __future__ import annotations
 from aprtui.families import glm
 from aprtui.families.decoder import Frame
 from aprtui.families.family import Family
+from aprtui.families.rope import turns_by_axes
 from aprtui.families.settings import Settings
 from aprtui.families.tensors import Table, layer_tensor
 from aprtui.graph import Graph
@@ -18,6 +19,8 @@ _POST_NORMS = (
 
 
 def build(s: Settings) -> Graph:
+    if turns_by_axes(s):  # llama.cpp's converter then makes halves of the neighbours that turn
+        s.adjacent_rows = False
     return glm.build_framed(s, Frame(after=True))
 
 

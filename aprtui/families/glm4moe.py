@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from aprtui.families import decoder, routers
 from aprtui.families.family import Family
-from aprtui.families.rope import read_rope
+from aprtui.families.rope import read_rope, turns_by_axes
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
     ATTENTION,
@@ -69,6 +69,7 @@ def read_sparse_ffn(
 def build(s: Settings) -> Graph:
     sizes = decoder.read_sizes(s)
     ffn = read_sparse_ffn(s, routers.read_dense_first(s, sizes.layers))
+    turns_by_axes(s)
     table = read_rope(s, sizes.head_dim, partial=True)
     mask = decoder.mask_of(decoder.read_causal(s), None)
     in_folder = s.file.format == "safetensors"

@@ -105,7 +105,7 @@ FAMILY = Family(
     build,
     Defaults(
         hf=_HF,
-        gguf={"rope_theta": 1.5e5, **_GATE},
+        gguf={"rope_theta": 1e4, **_GATE},
         apr={"rope_theta": 1.5e5, "rms_norm_eps": 1e-5, **_GATE},
     ),
 )

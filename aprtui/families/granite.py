@@ -46,15 +46,18 @@ def read_frame(s: Settings) -> Frame:
     return Frame(embedding_scale=embedding, branch_scale=branch, logit_scale=1.0 / divisor)
 
 
-def read_attention(s: Settings, sizes: decoder.Sizes, *, partial: bool = False) -> Attention:
+def read_attention(
+    s: Settings, sizes: decoder.Sizes, *, partial: bool = False, switched: bool = True
+) -> Attention:
     """Scores are multiplied as the file says, a part of each head may turn where ``partial``; GGUF
-    says by ``rope.scaling.finetuned`` that nothing is turned."""
+    says by ``rope.scaling.finetuned`` that nothing is turned, of a family so ``switched``."""
     table, mask = (
         read_rope(s, sizes.head_dim, partial=partial),
         decoder.mask_of(decoder.read_causal(s), None),
     )
     biases, scale = decoder.read_biases(s), s.number("attention_multiplier")
-    turned = s.file.format != "gguf" or s.flag("rope.scaling.finetuned", True)
+    silent = s.file.format != "gguf" or not switched
+    turned = silent or s.flag("rope.scaling.finetuned", True)
     if s.file.format == "gguf" and not scale:
         scale = sizes.head_dim**-0.5
     return decoder.attention_of(

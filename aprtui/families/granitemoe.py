@@ -48,7 +48,7 @@ _EXPERTS = (  # the names of published folders, then transformers' own, and llam
 def build(s: Settings) -> Graph:
     sizes = decoder.read_sizes(s)
     activation = s.activation("hidden_act", "silu")
-    how, frame = granite.read_attention(s, sizes), granite.read_frame(s)
+    how, frame = granite.read_attention(s, sizes, switched=False), granite.read_frame(s)
     decoder.read_tied(s)
     routing = decoder.read_experts(s, "intermediate_size", activation, renormalise=True)
     return decoder.build_decoder(

@@ -72,6 +72,7 @@ _GGUF = {
             "interleave_moe_layer_step",
             "leading_dense_block_count",
             "moe_latent_size",
+            "n_deepstack_layers",
             "nextn_predict_layers",
         )
     },

@@ -59,12 +59,9 @@ def _sizes(s: Settings) -> list[Sizes]:
 
 
 def _windows(s: Settings, layers: int) -> list[int | None]:
-    window = decoder.read_window(s)
     if s.file.format == "gguf":
-        s.must_be("sliding_window_pattern", (_PERIOD,), "other layers slide")
-        kinds = [SLIDING if layer % _PERIOD and window else FULL for layer in range(layers)]
-        return decoder.say_windows(s, window, kinds)
-    return decoder.say_windows(s, window, decoder.layer_types(s, [FULL] * layers))
+        return decoder.windows_by_pattern(s, layers, _PERIOD, dense_first=True)
+    return decoder.say_windows(s, decoder.read_window(s), decoder.layer_types(s, [FULL] * layers))
 
 
 def _tables(s: Settings, head_dim: int) -> dict[str, RopeTable]:

@@ -124,7 +124,7 @@ def build(s: Settings) -> Graph:
 FAMILY = Family(
     Table((*TENSORS, *DENSE)),
     build,
-    Defaults(hf=HF, gguf={"rope_theta": 1e6}),
+    Defaults(hf=HF, gguf={"rope_theta": 1e4}),
     aliases=ALIASES,
     published=PUBLISHED,
 )

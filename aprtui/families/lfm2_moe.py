@@ -42,6 +42,7 @@ def _ffn(s: Settings, layers: int) -> decoder.Mixer:
     renormalise = not in_folder(s) or s.flag("norm_topk_prob")
     routing = decoder.read_experts(s, "moe_intermediate_size", "silu", renormalise=renormalise)
     scale = "routed_scaling_factor"
+    routers.refuse_weights(s)
     routing = routers.read_sigmoid(s, routing, scale, renormalise=renormalise, eps=_SUM)
     if in_folder(s):
         routing = replace(routing, corrected=s.flag("use_expert_bias"))
@@ -59,7 +60,7 @@ def build(s: Settings) -> Graph:
 FAMILY = Family(
     Table((*lfm2.TENSORS, *DENSE, *_TENSORS, *EXPERTS, *CORRECTION_BIAS)),
     build,
-    Defaults(hf=_HF, gguf={"rope_theta": 1e6}),
+    Defaults(hf=_HF, gguf={"rope_theta": 1e4}),
     aliases=lfm2.ALIASES,
     published=lfm2.PUBLISHED,
 )

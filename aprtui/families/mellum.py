@@ -32,6 +32,7 @@ _HF = {
     "attention_bias": False, "sliding_window": 1024, "moe_intermediate_size": 896,
     "num_experts_per_tok": 8, "num_experts": 64, "norm_topk_prob": True,
 }  # fmt: skip
+_PERIOD = 4  # of llama.cpp's layers without a window, where no key says which slide
 _TURNS = {FULL: {"rope_theta": 5e5}, SLIDING: {"rope_theta": 1e4}}
 
 
@@ -39,17 +40,18 @@ def _tables(s: Settings, head_dim: int) -> dict[str, RopeTable]:
     if s.file.format == "safetensors":
         return read_nested_rope(s, head_dim, _TURNS)
     table, local = read_rope(s, head_dim), s.number("rope_theta_local", None)
+    plain = RopeTable(table.dims, table.theta, table.pairs)
     if local not in (None, table.theta):
         s.note(
             f"rope_theta_local {local:g} is not computed, as in llama.cpp v0.5.0: layers with a "
             f"window turn by {table.theta:g} too"
         )
-    return dict.fromkeys((FULL, SLIDING), table)
+    return {FULL: table, SLIDING: plain}
 
 
 def _windows(s: Settings, layers: int) -> list[int | None]:
     if s.file.format != "safetensors":
-        return decoder.windows_by_pattern(s, layers, 1)
+        return decoder.windows_by_pattern(s, layers, _PERIOD)
     window = decoder.read_window(s)
     return decoder.say_windows(s, window, decoder.layer_types(s, [FULL] * layers))
 

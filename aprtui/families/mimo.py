@@ -36,8 +36,8 @@ _HF = {
     "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.0,
     "attention_value_scale": 0.707,
 }  # fmt: skip
-_GGUF = {"rope_theta": 1e4, "nextn_predict_layers": 0, "attention_value_scale": 1.0,
-         "tie_word_embeddings": False}  # fmt: skip
+_GGUF = {"rope_theta": 1e4, "rope_theta_local": 1e4, "nextn_predict_layers": 0,
+         "attention_value_scale": 1.0, "tie_word_embeddings": False}  # fmt: skip
 _SHARE = 0.334  # of the channels that turn
 _TURNS = {kind: {"rope_theta": base, "partial_rotary_factor": _SHARE}
           for kind, base in {FULL: 5e6, SLIDING: 1e4}.items()}  # fmt: skip
@@ -72,15 +72,14 @@ def _tables(s: Settings, head_dim: int) -> dict[str, RopeTable]:
     full = read_rope(s, head_dim, partial=True)
     if full != RopeTable(full.dims, full.theta, full.pairs):
         raise s.fail("RoPE is scaled, which is not computed here for mimo2 GGUFs")
-    return {FULL: full, SLIDING: replace(full, theta=s.number("rope_theta_local", full.theta))}
+    return {FULL: full, SLIDING: replace(full, theta=s.number("rope_theta_local"))}
 
 
 def _routing(s: Settings, activation: str) -> Routing:
     s.must_be("scoring_func", ("sigmoid",), "the router does not score by a sigmoid")
     s.must_be("topk_method", ("noaux_tc",), "the router chooses otherwise")
     s.must_be("n_shared_experts", (None, 0), "the layers have shared experts")
-    for key, value in {"expert_weights_norm": True, "expert_weights_scale": 1.0}.items():
-        s.must_be(key, (value,), f"llama.cpp computes with {value}")
+    routers.refuse_weights(s)
     renormalise = s.file.format == "gguf" or s.flag("norm_topk_prob")
     routing = decoder.read_experts(
         s, "moe_intermediate_size", activation, renormalise=renormalise,

@@ -56,6 +56,7 @@ def build(s: Settings) -> Graph:
         s.take("intermediate_size", None)
     routing = decoder.read_experts(s, size_key, activation, renormalise=True)
     s.assume("routed_scaling_factor", 1.0)
+    routers.refuse_weights(s)
     routing = routers.read_sigmoid(s, routing, "routed_scaling_factor", renormalise=True, eps=0.0)
     how = decoder.attention_of(
         s, sizes, table=table, mask=mask, norms=replace(sizes.norm(), whole=True)

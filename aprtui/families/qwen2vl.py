@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aprtui.families import qwen2
-from aprtui.families.classic import in_folder
+from aprtui.families.rope import turns_by_axes
 from aprtui.families.settings import Defaults, Settings
 from aprtui.graph import Graph
 
@@ -21,8 +21,7 @@ _HF = {
 
 
 def build(s: Settings) -> Graph:
-    if not in_folder(s):  # llama.cpp's name for them
-        s.take("rope.dimension_sections", None)
+    turns_by_axes(s)
     return qwen2.build(s, {"default": "default", "mrope": "default"})
 
 

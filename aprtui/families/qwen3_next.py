@@ -11,7 +11,7 @@ from aprtui.families.classic import in_folder
 from aprtui.families.decoder import FULL, Frame
 from aprtui.families.family import Family
 from aprtui.families.qwen2moe import SHARED
-from aprtui.families.rope import read_rope
+from aprtui.families.rope import read_rope, turns_by_axes
 from aprtui.families.settings import Defaults, Settings
 from aprtui.families.tensors import (
     ATTENTION,
@@ -123,7 +123,7 @@ def build_with(s: Settings, read_ffn: decoder.ReadFfn, *, dealt: bool) -> Graph:
     delta = _delta(s, sizes.eps, dealt=dealt)
     if in_folder(s) and s.take("partial_rotary_factor") is None:
         raise s.fail("partial_rotary_factor is null, which is no value of it")
-    s.take("rope.dimension_sections", None)  # of positions in pictures: of text all are the same
+    turns_by_axes(s)
     beside = ("mrope_section", "mrope_interleaved")
     table = read_rope(s, sizes.head_dim, partial=True, beside=beside)
     mask = decoder.mask_of(decoder.read_causal(s), None)

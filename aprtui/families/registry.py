@@ -27,6 +27,7 @@ class Row:
     ``general.architecture``, .apr's ``architecture``.
 
     ``text_of``: composite model types whose text part is this family where it does not say.
+    ``elsewhere``: model types whose code is no part of transformers: their folders are refused.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Row:
     gguf: tuple[str, ...] = ()
     apr: tuple[str, ...] = ()
     text_of: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
 
     def names(self, file_format: str) -> tuple[str, ...]:
         """The names in a file of one format; .apr files bear any."""
@@ -56,6 +58,20 @@ _OURS = (
     Row("mixtral", "aprtui.families.mixtral", ("mixtral",)),
     Row("qwen3", "aprtui.families.qwen3", ("qwen3",), ("qwen3",)),
     Row("qwen3moe", "aprtui.families.qwen3moe", ("qwen3_moe",), ("qwen3moe",)),
+    Row(
+        "qwen3vl",
+        "aprtui.families.qwen3vl",
+        ("qwen3_vl_text",),
+        ("qwen3vl",),
+        text_of=("qwen3_vl",),
+    ),
+    Row(
+        "qwen3vlmoe",
+        "aprtui.families.qwen3vlmoe",
+        ("qwen3_vl_moe_text",),
+        ("qwen3vlmoe",),
+        text_of=("qwen3_vl_moe",),
+    ),
     Row("qwen2moe", "aprtui.families.qwen2moe", ("qwen2_moe",), ("qwen2moe",)),
     Row("gemma", "aprtui.families.gemma", ("gemma",), ("gemma",), text_of=("paligemma",)),
     Row("gemma2", "aprtui.families.gemma2", ("gemma2",), ("gemma2",)),
@@ -120,6 +136,11 @@ _OURS = (
     Row("glm_moe_dsa", "aprtui.families.glm_moe_dsa", ("glm_moe_dsa",), ("glm-dsa",)),
     Row("glm4_moe_lite", "aprtui.families.glm4_moe_lite", ("glm4_moe_lite",)),
     Row("kimi_linear", "aprtui.families.kimi_linear", ("kimi_linear",), ("kimi-linear",)),
+    Row("ling", "aprtui.families.ling", gguf=("bailingmoe",)),
+    Row("ling2", "aprtui.families.ling2", gguf=("bailingmoe2",), elsewhere=("bailing_moe",)),
+    Row("minicpm", "aprtui.families.minicpm", gguf=("minicpm",), elsewhere=("minicpm",)),
+    Row("internlm2", "aprtui.families.internlm2", gguf=("internlm2",), elsewhere=("internlm2",)),
+    Row("baichuan", "aprtui.families.baichuan", gguf=("baichuan",), elsewhere=("baichuan",)),
     Row("minicpm3", "aprtui.families.minicpm3", ("minicpm3",), ("minicpm3",)),
     Row("lfm2", "aprtui.families.lfm2", ("lfm2",), ("lfm2",)),
     Row("lfm2_moe", "aprtui.families.lfm2_moe", ("lfm2_moe",), ("lfm2moe",)),
@@ -219,6 +240,9 @@ def identify(file: ModelFile, override: str | None = None) -> Identity:
     for row in rows():
         if named.lower() in row.names(file.format) or (outer and named in row.text_of):
             return Identity(row.name, config, outer)
+    for row in rows() if file.format == "safetensors" else ():
+        if named.lower() in row.elsewhere:
+            raise _of_ggufs_alone(file, named)
     raise _unknown(file, named)
 
 
@@ -244,6 +268,15 @@ def _text_part(file: ModelFile) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
                 inner["tie_word_embeddings"] = outer["tie_word_embeddings"]
             return inner, outer
     return meta, {}
+
+
+def _of_ggufs_alone(file: ModelFile, named: str) -> BadFileError:
+    return UnknownFamilyError(
+        file.path,
+        f"a folder of '{clean(named)}' cannot be traced: its code is no part of transformers, so "
+        "there are no numbers to hold ours to",
+        hint="a GGUF of it can: llama.cpp's convert_hf_to_gguf.py makes one",
+    )
 
 
 def _unknown(file: ModelFile, named: str) -> BadFileError:

@@ -26,7 +26,7 @@ from aprtui.text import clean
 
 __all__ = [
     "YARN_BETAS", "YARN_SHARE", "original_positions", "read_nested_rope", "read_rope",
-    "read_rope_by_layer_type", "rope_object",
+    "read_rope_by_layer_type", "rope_object", "turns_by_axes",
 ]  # fmt: skip
 
 YARN_SHARE = "rope.scaling.yarn_log_multiplier"  # of GGUF: how much of the magnitude is taken back
@@ -135,6 +135,16 @@ def read_nested_rope(
     _said(s, found["full_attention"])
     s.say("partial_rotary_factor", None)  # each kind's object says its own
     return found
+
+
+def turns_by_axes(s: Settings) -> bool:
+    """Whether a GGUF gives the pairs to axes of pictures; of text all are the one position."""
+    sections = s.take("rope.dimension_sections", None) or ()
+    if not isinstance(sections, list | tuple) or not all(type(each) is int for each in sections):
+        raise s.fail(f"rope.dimension_sections is {clean(repr(sections), 60)}")
+    if len(sections) > 3 and any(sections[3:]):
+        raise s.fail("rope.dimension_sections has a fourth axis, which of text is no position")
+    return any(sections)
 
 
 def _said(s: Settings, table: RopeTable) -> RopeTable:

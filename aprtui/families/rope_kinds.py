@@ -15,12 +15,12 @@ from aprtui.graph.rope import RopeTable
 from aprtui.text import clean
 
 __all__ = [
-    "PROPORTIONAL", "RopeKeys", "checked", "llama3_divisors", "original_of", "outer_original",
-    "proportional", "scaled", "yarn_divisors", "yarn_growth",
+    "PROPORTIONAL", "STILL", "RopeKeys", "checked", "llama3_divisors", "original_of",
+    "outer_original", "proportional", "scaled", "yarn_divisors", "yarn_growth",
 ]  # fmt: skip
 
 PROPORTIONAL = "proportional"
-_STILL = 1e30  # divides the angles of pairs that do not turn, as llama.cpp's converter has it
+STILL = 1e30  # divides the angles of pairs that do not turn, as llama.cpp's converter has it
 _HOW_MADE = "finetuned"  # whether the model was trained on the scaling, which no one reads
 
 
@@ -100,7 +100,7 @@ def proportional(s: Settings, group: RopeKeys, table: RopeTable, share: float) -
     turned = int(share * table.dims // 2)
     if not 0 < turned <= pairs:
         raise s.fail(f"partial_rotary_factor is {share}: {turned} of {pairs} pairs turn")
-    return replace(table, divisors=(factor,) * turned + (_STILL,) * (pairs - turned))
+    return replace(table, divisors=(factor,) * turned + (STILL,) * (pairs - turned))
 
 
 def scaled(s: Settings, group: RopeKeys, kind: Any, table: RopeTable) -> RopeTable:

@@ -12,6 +12,7 @@ from aprtui.graph.ops import Route
 __all__ = [
     "LEAST_SUM",
     "read_dense_first", "read_groups", "read_mlp_types", "read_shared", "read_sigmoid",
+    "refuse_weights",
 ]  # fmt: skip
 
 LEAST_SUM = 2.0**-14  # llama.cpp divides by no smaller sum of the chosen experts' scores
@@ -48,6 +49,12 @@ def read_sigmoid(
     s.say("norm_topk_prob", renormalise)
     s.say("routed_scaling_factor", route.scale)
     return replace(routing, choose=choose, route=route, corrected=corrected)
+
+
+def refuse_weights(s: Settings) -> None:
+    """Keys of GGUF that llama.cpp reads of others: this architecture has these values alone."""
+    for key, value in {"expert_weights_norm": True, "expert_weights_scale": 1.0}.items():
+        s.must_be(key, (value,), f"llama.cpp computes with {value}")
 
 
 def read_groups(s: Settings, routing: Routing) -> Routing:

@@ -30,9 +30,9 @@ class Tensor:
     of the layer in one tensor [E,rows,columns]. ``in_turn``: the roles' rows take turns, one by
     one; ``by_head``: those of a key/value head's queries, of the head itself and of its values;
     ``by_query``: those of each query head;
-    ``transposed``: each matrix lies as [columns,rows]. ``numbered``: the number in a name is that
-    of one of several, as an expert's, and no layer's. ``constant``: a few numbers that are
-    parameters of the graph's operations, not weights.
+    ``transposed``: each matrix lies as [columns,rows], ``either``: it does where only that fits.
+    ``numbered``: the number in a name is that of one of several, as an expert's, and no layer's.
+    ``constant``: a few numbers that are parameters of the graph's operations, not weights.
     """
 
     role: str
@@ -43,6 +43,7 @@ class Tensor:
     by_head: bool = False
     by_query: bool = False
     transposed: bool = False
+    either: bool = False
     constant: bool = False
     numbered: bool = False
 
@@ -196,6 +197,7 @@ EXPERTS = (
     layer_tensor(
         "experts_gate_up",
         "mlp.experts.gate_up_proj",
+        "ffn_gate_up_exps.weight",
         holds=("expert_gate", "expert_up"),
         packed=True,
     ),

@@ -20,6 +20,7 @@ from aprtui.graph.ops import (
     SharedKeys,
     SharedRope,
     Softmax,
+    Temperature,
 )
 from aprtui.graph.rope import RopeTable
 
@@ -32,7 +33,8 @@ class LatentAttention:
     channels of a key that RoPE leaves and turns, ``value`` those of a value. ``biased``: the
     products with the layer's input, and the last one, have biases. ``split``: the weights that make
     keys and values of their latent are a tensor each, head by head. ``table`` None: nothing
-    turns. ``indexer``: what chooses the keys that are looked at, where not all are."""
+    turns. ``indexer``: what chooses the keys that are looked at, where not all are;
+    ``temperature``: queries are multiplied by it."""
 
     heads: int
     q_rank: int | None
@@ -47,6 +49,7 @@ class LatentAttention:
     biased: bool = False
     split: bool = False
     indexer: Indexer | None = None
+    temperature: Temperature | None = None
 
     @property
     def key(self) -> int:
@@ -72,7 +75,8 @@ def place_latent(b: Builder, x: StageKey, how: LatentAttention) -> StageKey:
     k = b.put("k_joined" if how.table is None else "k_post_rope", joined, kv_a, kv_b,
               kv_head=how.heads, channel=how.key)  # fmt: skip
     score = Scores(how.heads, how.heads, how.scale, how.mask,
-                   queries=queries if how.table is None else None)  # fmt: skip
+                   queries=queries if how.table is None else None,
+                   temperature=how.temperature)  # fmt: skip
     chosen = () if how.indexer is None else (place_indexer(b, x, latent_q, how.indexer, how.mask),)
     scores = b.put("attn_scores", score, q, k, *chosen, head=how.heads)
     weights = b.put("attn_softmax", Softmax(how.mask), scores, *chosen, head=how.heads)

@@ -449,6 +449,8 @@ def _locate(
             experts = len(reader.op.own)
         if role.layer is None:
             experts = sum(other.name == role.name for other in needed)
+        if tensor.either and entry.shape != tensor.shape(parts, experts):
+            tensor = replace(tensor, transposed=True)
         window = held_window(tensor, entry, parts, place, role.expert or 0, heads)
         return window, tensor.shape(parts, experts)
     raise BadFileError(

@@ -7,7 +7,7 @@ import importlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,11 @@ class Outcome:
 
 
 def mutations_of(config: dict[str, Any]) -> list[Mutation]:
-    """Every key taken away, flipped, doubled, zeroed and nulled, and the keys of other families."""
+    """Every key taken away, flipped, doubled, zeroed and nulled, and the keys of other families; of
+    a composite model those of its text part."""
+    if "text_config" in config:
+        inner = mutations_of(config["text_config"])
+        return [replace(each, path=("text_config", *each.path)) for each in inner]
     found = {str(each): each for path, value in _leaves(config, ())
              for each in _of_value(path, value)}  # fmt: skip
     for key, values in FOREIGN.items():
@@ -191,8 +195,10 @@ def our_logits(folder: Path, tokens: tuple[int, ...] = TOKENS) -> torch.Tensor:
 def their_logits(folder: Path, tokens: tuple[int, ...] = TOKENS) -> torch.Tensor | str:
     """transformers' logits, or why there are none: weights that it would have drawn at random."""
     library: Any = importlib.import_module("transformers")  # its types say less than it does
+    whole = "text_config" in json.loads((folder / "config.json").read_text())
+    kind = library.AutoModelForImageTextToText if whole else library.AutoModelForCausalLM
     try:
-        model, told = library.AutoModelForCausalLM.from_pretrained(
+        model, told = kind.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
         )
         if told["missing_keys"] or told["mismatched_keys"]:
@@ -219,8 +225,11 @@ def try_mutation(
         return Outcome("refused", error.message)
     theirs = their_logits(folder)
     if isinstance(theirs, str):
-        key = "" if mutation is None else mutation.path[0]
-        no_matter = inert("safetensors", Stated(key, config.get(key)))
+        path = () if mutation is None else mutation.path
+        key = next((each for each in path if each != "text_config"), "")
+        inner = config.get("text_config", config)
+        overruled = inner is not config and key in config  # the whole model's counts
+        no_matter = overruled or inert("safetensors", Stated(key, inner.get(key)))
         return Outcome("inert" if no_matter else "silent", f"they have no numbers: {theirs}")
     if torch.equal(ours, theirs):  # all zeros too
         return Outcome("agree")

@@ -107,7 +107,7 @@ def test_bfloat16_is_widened_and_stated(tmp_path: Path) -> None:
 def test_manifest_names_engine_version_and_settings(tmp_path: Path) -> None:
     import transformers
 
-    save_tiny(TINY["llama"], tmp_path / "model")
+    save_tiny(TINY["mistral"], tmp_path / "model")
     theirs = trace(tmp_path / "model", tmp_path / "t", "hf")
     assert theirs.status == "complete" and theirs.manifest is not None
     engine = theirs.manifest["engine"]

@@ -14,12 +14,14 @@ import pytest
 from aprtui.compare.bisect import bisect
 from aprtui.engine.job import TraceJob
 from aprtui.engine.plan import make_plan
+from aprtui.errors import BadFileError, UnknownFamilyError
 from aprtui.model.open import open_model
 from tests.as_gguf import ARCHITECTURES, write_gguf
 from tests.compare.planting import Array, Scene, compute, write
 from tests.engine.mutations import our_logits
 from tests.engine.written import WRITTEN
 from tests.families import TINY, save_tiny
+from tests.gguf_keys import with_keys
 from tests.support import FIXTURES, SMALL, needs_fixtures
 
 BAR = 1e-5  # docs/numerics.md 1
@@ -110,6 +112,31 @@ def test_a_gguf_that_no_fixture_holds_has_llama_cpps_logits(case: str, tmp_path:
         theirs = recorded[case].astype(np.float64)
     ours = our_logits(WRITTEN[case](tmp_path))[-1].double().numpy()
     assert np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) <= BAR
+
+
+def test_a_pair_of_channels_without_an_axis_does_not_turn_as_in_llama_cpp(tmp_path: Path) -> None:
+    (note,) = (n for n in open_model(WRITTEN["qwen3vl"](tmp_path)).notes if "sections" in n)
+    assert "1 of 4 pairs of channels without an axis" in note
+
+
+def test_positions_that_no_key_says_are_not_guessed(tmp_path: Path) -> None:
+    """Baichuan's: RoPE's with 32 layers and ALiBi's with 40, as llama.cpp has it."""
+    source = WRITTEN["baichuan"](tmp_path)
+    made = with_keys(source, tmp_path / "other.gguf", {"block_count": 31}, without=r"blk\.31\.")
+    with pytest.raises(BadFileError, match=r"num_layers is 31: .* no key of a GGUF says which"):
+        open_model(made)
+
+
+@pytest.mark.parametrize("kind", ["internlm2", "minicpm", "baichuan", "bailing_moe"])
+def test_a_folder_whose_code_is_elsewhere_says_that_its_gguf_is_read(
+    kind: str, tmp_path: Path
+) -> None:
+    save_tiny(TINY["llama"], tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": kind}))
+    with pytest.raises(UnknownFamilyError, match=f"a folder of '{kind}' cannot be traced") as told:
+        open_model(tmp_path)
+    assert "a GGUF of it can" in told.value.hint
 
 
 def test_a_ggufs_layers_that_draft_tokens_are_left_out_and_told(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from aprtui.errors import BadFileError
 from tests.engine.mutations import BAR, mutations_of, our_logits, their_logits, try_mutation
+from tests.engine.test_composite import save_composite
 from tests.families import TINY, save_tiny
 
 transformers = pytest.importorskip("transformers", reason="transformers is a dev dependency")
 _EVERY = 23  # mutations to one of the sample
+COMPOSITE = ("qwen3_vl", "qwen3_vl_moe")  # whose text parts load as no model of their own
 
 
 NESTED = ("laguna", "mellum", "mimo_v2_flash")  # were never spelt otherwise
@@ -64,7 +66,10 @@ def published(config: dict[str, Any]) -> dict[str, Any]:
 def found_wrong(family: str, folder: Path, *, older: bool, every: int) -> list[str]:
     """The mutations whose numbers are not transformers'. The unmutated base must agree."""
     transformers.logging.set_verbosity_error()
-    save_tiny(TINY[family], folder / "base")
+    if family in COMPOSITE:
+        save_composite(family, folder / "base")
+    else:
+        save_tiny(TINY[family], folder / "base")
     config = json.loads((folder / "base" / "config.json").read_text())
     config = published(config) if older else config
     weights = folder / "base" / "model.safetensors"
@@ -77,7 +82,7 @@ def found_wrong(family: str, folder: Path, *, older: bool, every: int) -> list[s
     return [f"{each}: {it.detail}" for each, it in outcomes if it.verdict == "silent"]
 
 
-@pytest.mark.parametrize("family", sorted(TINY))
+@pytest.mark.parametrize("family", [*sorted(TINY), *COMPOSITE])
 def test_a_sample_of_keys_changes_logits_alike_or_is_refused(family: str, tmp_path: Path) -> None:
     assert found_wrong(family, tmp_path, older=False, every=_EVERY) == []
 
@@ -98,6 +103,14 @@ def test_a_shared_block_is_read_where_transformers_reads_it(tmp_path: Path) -> N
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(BadFileError, match="the tensor for layer 1 q is missing"):
         our_logits(tmp_path)
+
+
+@pytest.mark.mutation
+@pytest.mark.parametrize("family", COMPOSITE)
+def test_every_key_of_a_text_part_changes_logits_alike_or_is_refused(
+    family: str, tmp_path: Path
+) -> None:
+    assert found_wrong(family, tmp_path, older=False, every=1) == []
 
 
 @pytest.mark.mutation

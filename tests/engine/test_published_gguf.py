@@ -1,9 +1,11 @@
 """GGUFs as people download them: keys of published files over the tensors of small ones.
 
 tests/fixtures/published_gguf.json: the architecture's keys of a published file, ``seen`` in the
-listing of an issue thread (llama_model_loader: - kv), else as llama.cpp's converter writes them;
-lists cut. ``of``: the small file whose sizes and tensors it gets here, a family's of
-shared/fixtures or one that numpy draws; ``tensors``: what the published one has besides.
+listing of an issue thread (llama_model_loader: - kv), else those that llama.cpp's converter of
+v0.5.0 writes (checked against its source), but of ollama, TheBloke and first conversions, whose
+converters were others: from memory. Lists cut. ``of``: the small file whose sizes and tensors it
+gets here, a family's of shared/fixtures or one that numpy draws; ``tensors``: what the published
+one has besides.
 tests/fixtures/llamacpp/published.npz: libllama v0.5.0's logits of the last position on those files
 (CPU, F32 cache, one batch; what it does not load otherwise: without towers, the experts of a layer
 as one tensor).
@@ -26,6 +28,7 @@ import pytest
 from aprtui.errors import BadFileError
 from aprtui.model.open import open_model
 from tests.engine.mutations import our_logits
+from tests.engine.written import write_drawn
 from tests.gguf_keys import with_keys
 from tests.support import FIXTURES, SMALL, needs_fixtures
 
@@ -39,6 +42,7 @@ PUBLISHED: dict[str, dict[str, Any]] = json.loads((SMALL / "published_gguf.json"
 _SIZES = re.compile(
     r"block_count|embedding_length.*|feed_forward_length|vocab_size|full_attention_interval"
     r"|attention\.(head_count.*|(key|value)_length.*|sliding_window.*|.*_lora_rank|shared_kv_layers)"
+    r"|attention\.recurrent_layers"
     r"|expert_(.*count|.*feed_forward_length)|leading_dense_block_count|rope\.dimension_.*"
     r"|ssm\.(?!dt).*|shortconv\.l_cache|altup\..*|activation_sparsity_scale|nextn_predict_layers"
     r"|interleave_moe_layer_step"
@@ -78,18 +82,14 @@ def _shapes(arch: str) -> dict[str, tuple[int, ...]]:
 def _drawn(arch: str, folder: Path) -> Path:
     """A file of an architecture of which the shared fixtures hold none so small."""
     size, layers = DRAWN[arch]
-    writer, rng = gguf.GGUFWriter(folder / f"{arch}.gguf", arch), np.random.default_rng(11)
-    keys = {
+    keys: dict[str, Any] = {
         "block_count": layers, "embedding_length": HIDDEN, "feed_forward_length": INNER,
         "attention.head_count": HEADS, "attention.head_count_kv": KEYS,
         "attention.sliding_window": 4, "expert_count": EXPERTS, "expert_used_count": 2,
         "expert_feed_forward_length": INNER, "vocab_size": TOKENS_KNOWN,
         "rope.dimension_count": size, "attention.key_length": size, "attention.value_length": size,
+        "rope.dimension_sections": [2, 1, 1, 0],
     }  # fmt: skip
-    for key, value in keys.items():
-        writer.add_uint32(f"{arch}.{key}", value)
-    writer.add_array(f"{arch}.rope.dimension_sections", [2, 1, 1, 0])
-    writer.add_tokenizer_model("none")
     table = (TOKENS_KNOWN, HIDDEN)
     shapes: dict[str, tuple[int, ...]] = {
         "token_embd.weight": table, "output.weight": table, "output_norm.weight": (HIDDEN,),
@@ -99,14 +99,7 @@ def _drawn(arch: str, folder: Path) -> Path:
         if arch.startswith("qwen2"):
             biases = {f"blk.{layer}.attn_{p}.bias": (HEADS * size,) for p in "q"}
             shapes |= biases | {f"blk.{layer}.attn_{p}.bias": (KEYS * size,) for p in "kv"}
-    for name, shape in shapes.items():
-        drawn = rng.standard_normal(shape).astype(np.float32) * 0.2
-        writer.add_tensor(name, drawn + 1 if "norm" in name else drawn)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return folder / f"{arch}.gguf"
+    return write_drawn(folder / f"{arch}.gguf", arch, keys, shapes)
 
 
 class _Small:
@@ -217,6 +210,9 @@ def _draft(small: _Small, keys: dict[str, Any]) -> dict[str, Array]:
     """A layer behind the others that drafts tokens, made of the last one's tensors."""
     layers, hidden = small.keys["block_count"], small.keys["embedding_length"]
     keys |= {"block_count": layers + 1, "nextn_predict_layers": 1}
+    linear = "attention.recurrent_layers"
+    if linear in keys:
+        keys[linear] = [*small.keys[linear], False]
     last, own = f"blk.{layers - 1}.", f"blk.{layers}."
     made = {name.replace(last, own): v for name, v in small.tensors.items() if last in name}
     ones = np.ones((hidden, 2 * hidden), np.float32)

@@ -107,9 +107,16 @@ async def until(pilot: Pilot[int], text: str) -> None:
 
 
 async def press(pilot: Pilot[int], *keys: str) -> str:
-    """Press keys, let the workers finish; the frame after that."""
+    """Press keys, as a person does who sees what the one before led to, and let the workers finish;
+    the frame after that."""
     for key in keys:
         await pilot.press(key)
+        for _ in range(40):  # a worker that goes on until a key ends it is waited for no longer
+            await pilot.pause()
+            if all(worker.is_finished for worker in pilot.app.workers):
+                break
+            await pilot.pause(0.005)
+        await pilot.pause()
     await settle(pilot)
     return frame(pilot)
 

@@ -16,6 +16,7 @@ from aprtui.compare.metrics import Cancelled
 from aprtui.compare.pairs import compare_pair, pair_up
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import MANIFEST, SCHEMA, StageKey, open_trace, write_manifest
+from aprtui.tui.app import AprtuiApp
 from aprtui.tui.pair_view import DECADES, Difference, PairView, view_of
 from aprtui.tui.widgets.bars import profile
 from aprtui.tui.widgets.drift_chart import Drift, DriftChart
@@ -125,6 +126,8 @@ def test_a_profile_shows_every_value_that_is_not_zero_and_keeps_the_largest_of_m
 
 class _Charted(App[None]):
     """A chart of 60 x 8 inside its frame."""
+
+    COMPONENT_CLASSES = AprtuiApp.COMPONENT_CLASSES
 
     def __init__(self, *drifts: Drift) -> None:
         super().__init__()

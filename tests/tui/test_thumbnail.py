@@ -78,4 +78,4 @@ async def test_home_says_what_the_model_under_the_cursor_is(tmp_path: Path) -> N
         text = await press(pilot, "s", "g")
         assert "1 layer · hidden 32" in text and "15 tensors" in text
         await press(pilot, "j")
-        await until(pilot, "a GGUF header has 24 bytes")  # why it cannot be read
+        await until(pilot, "cut short")  # why it cannot be read

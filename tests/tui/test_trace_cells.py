@@ -12,6 +12,7 @@ from textual.app import App, ComposeResult
 from aprtui.engine.events import StageWritten
 from aprtui.formats.aprt import write_stage
 from aprtui.formats.tracedir import StageKey
+from aprtui.tui.app import AprtuiApp
 from aprtui.tui.trace_cells import Held, Holdings, Look, holdings_of
 from aprtui.tui.widgets.filling import Filling
 from aprtui.tui.widgets.palette import HALF, LEVELS
@@ -77,6 +78,7 @@ def test_a_manifest_says_the_same() -> None:
 
 class _Grid(App[int]):
     CSS_PATH = "../../aprtui/tui/theme.tcss"
+    COMPONENT_CLASSES = AprtuiApp.COMPONENT_CLASSES
 
     def compose(self) -> ComposeResult:
         yield Filling(id="filling")

@@ -64,11 +64,15 @@ ALLOWED = {
     "model/open.py": ({"qkv_bias"}, "a setting that is told where a tensor contradicts it"),
     "model/pretokenizers.py": (
         {
+            "afmoe",
+            "bloom",
             "exaone",
             "exaone4",
             "falcon",
+            "gemma4",
             "glm4",
             "hunyuan",
+            "laguna",
             "lfm2",
             "llama4",
             "mellum",
@@ -79,7 +83,7 @@ ALLOWED = {
         "names that llama.cpp has for pre-tokenizers",
     ),
     "model/vocabulary.py": (
-        {"gpt2", "llama", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"},
+        {"gemma4", "gpt2", "llama", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"},
         "names of tokenizers, and the control tokens that llama.cpp knows by architecture",
     ),
 }

@@ -211,7 +211,8 @@ def low_rank(at: ProductAttempt) -> Iterator[Candidate]:
         return
     left, strengths, right = np.linalg.svd(away, full_matrices=False)
     rank = _rank(strengths)
-    if _rank(np.linalg.svd(away + at.made, compute_uv=False)) <= rank:
+    whole = np.where(np.isfinite(at.made), away + at.made, 0.0)
+    if _rank(np.linalg.svd(whole, compute_uv=False)) <= rank:
         return  # the output itself has no more, as where it is constant
     reached = [_reached(squared.sum(axis=axis)) for axis in (0, 1)]
     if min(reached) < rank / _RANK:  # so few positions or outputs have no more ranks

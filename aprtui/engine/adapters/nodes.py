@@ -137,6 +137,7 @@ _TABLE = (
     "model.embed_tokens",
     "model.input_embed",
 )  # other nodes take rows of the token table too, for what is no text
+_TEXT = "inp_tokens"  # whose rows have no name where pictures' layers lie behind them
 _COPIED = re.compile(r"[^#]+#(.+)#\d+")  # a weight that the scheduler copied to another device
 
 
@@ -282,7 +283,11 @@ class NodeMap:
                     runs, width = tuple(matrix.runs(0, part.rows)), matrix.entry.shape[0]
                     return Slot(stage.key, place, len(op.parts), runs, width)
         ends = (
-            (node.label in _TABLE and isinstance(op, Embed) and op.scale == 1.0)
+            (
+                (node.label in _TABLE or _TEXT in node.sources)
+                and isinstance(op, Embed)
+                and op.scale == 1.0
+            )
             or (ggml == "MUL" and isinstance(op, Norm) and op.bias is None)
             or (ggml == "ADD" and isinstance(op, Norm) and op.bias == role)
             or (ggml == "MUL" and isinstance(op, GatedNorm) and op.before)
