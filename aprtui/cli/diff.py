@@ -23,7 +23,7 @@ from aprtui.cli.diff_many import run_many
 from aprtui.cli.diff_paths import run_paths
 from aprtui.cli.dumps import add_import, as_traces
 from aprtui.cli.options import add_choice
-from aprtui.cli.output import check_new_file
+from aprtui.cli.output import check_new_file, errors_as_events
 from aprtui.cli.status_line import values_compared
 from aprtui.compare import saved
 from aprtui.compare.bars import parse_bar
@@ -74,6 +74,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true")
     output.add_argument("--markdown", action="store_true")
+    output.add_argument(
+        "--events", action="store_true",
+        help="of two models: progress, then the result, as JSON lines on stdout",
+    )  # fmt: skip
     parser.add_argument("--save", type=Path, metavar="FILE", help="keep the metrics, as JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace --save's file")
     parser.add_argument("--judge", type=Path, metavar="FILE", help="judge saved metrics again")
@@ -88,6 +92,10 @@ def _top(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print, and tell by the exit code."""
+    return errors_as_events("diff", _told, args) if args.events else _told(args)
+
+
+def _told(args: argparse.Namespace) -> int:
     named = [path for path in (args.a, args.b, *args.more) if path is not None]
     traces = as_traces(args, named)
     args.a, args.b, *args.more = (*traces.paths, None, None)[: max(len(named), 2)]
@@ -95,11 +103,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    models = not args.more and args.b is not None and all(map(is_model_path, (args.a, args.b)))
+    if args.events and (args.paths or not models):
+        raise UsageError("--events is for two models", hint="captures are told by --json")
     if args.paths:
         return run_paths(args)
     if args.more or (args.b is not None and prompts_in(args.a)):
         return run_many(args)
-    if args.a is not None and args.b is not None and all(map(is_model_path, (args.a, args.b))):
+    if models:
         return _models(args)
     if args.adapter_a is not None or args.adapter_b is not None:
         raise UsageError(
@@ -154,6 +165,7 @@ def _models(args: argparse.Namespace) -> int:
         args.b,
         as_json=args.json,
         as_markdown=args.markdown,
+        as_events=args.events,
         allow_unmeasured=args.allow_unmeasured,
         adapters=(args.adapter_a, args.adapter_b),
     )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from aprtui.cli.output import print_json
+from aprtui.cli.output import print_event, print_json
 from aprtui.cli.status_line import StatusLine
 from aprtui.compare.model_settings import Setting
 from aprtui.compare.weight_results import SOUND, ModelComparison, ModelSide, TensorResult
-from aprtui.compare.weights import diff_models
+from aprtui.compare.weights import Progress, diff_models
+from aprtui.formats.summary import finite_json
 from aprtui.text import clean, count, number, size
 
 __all__ = ["run_models"]
 
+EVERY_S = 0.1  # between two lines of progress
 _Table = Callable[[Sequence[Sequence[str]], Sequence[str]], str]
 _LIST = 20  # rows of a table before "and N more"
 _OTHERWISE = {
@@ -33,6 +36,7 @@ def run_models(
     *,
     as_json: bool = False,
     as_markdown: bool = False,
+    as_events: bool = False,
     allow_unmeasured: bool = False,
     adapters: tuple[Path | None, Path | None] = (None, None),
 ) -> int:
@@ -42,12 +46,28 @@ def run_models(
         def progress(done: int, total: int, role: str) -> None:
             tell(f"{100 * done // max(total, 1)} % of {count(total)} weights, {role}")
 
-        comparison = diff_models(a, b, progress, adapters)
-    if as_json:
+        comparison = diff_models(a, b, _events() if as_events else progress, adapters)
+    if as_events:
+        said = finite_json(comparison.to_json(allow_unmeasured=allow_unmeasured))
+        print_event("result", **said)
+    elif as_json:
         print_json(comparison.to_json(allow_unmeasured=allow_unmeasured))
     else:
         print(_text(comparison, _markdown_table if as_markdown else _plain_table))
     return comparison.exit_code(allow_unmeasured=allow_unmeasured)
+
+
+def _events() -> Progress:
+    """Progress as JSON lines, ten a second at most, and the last one."""
+    last = 0.0
+
+    def progress(done: int, total: int, role: str) -> None:
+        nonlocal last
+        if done >= total or time.monotonic() - last >= EVERY_S:
+            last = time.monotonic()
+            print_event("progress", done=done, total=total, tensor=role)
+
+    return progress
 
 
 def _text(comparison: ModelComparison, table: _Table) -> str:

@@ -21,7 +21,7 @@ from aprtui.model.open import Matrix
 from aprtui.model.operand import Operand, same_bytes
 from aprtui.text import clean
 
-__all__ = ["diff_models"]
+__all__ = ["Progress", "diff_models"]
 
 Progress = Callable[[int, int, str], None]
 _Sides = tuple[WeightSide, WeightSide]

@@ -25,7 +25,7 @@ COMMAND_LINE = command_of("aprtui")
 STOP_S = 1.0  # from asking the child to end to ending it
 POLL_S = 0.02
 BATCH_S = 0.1  # events are told on at most ten times a second
-MAX_LINE = 1 << 24
+MAX_LINE = 1 << 27  # a comparison of tens of thousands of tensors is one line
 LOG_TAIL = 4000
 
 

@@ -435,6 +435,13 @@ def test_the_command_prints_the_worst_first_and_its_json_holds_the_schema(
     jsonschema.validate(printed, json.loads(SCHEMA.read_text()))
     assert printed["tensors"][0]["looks_like"]["parameters"]["factor"] == pytest.approx(2)
     assert from_json(printed).to_json() == printed
+    assert main(["diff", a, b, "--events"]) == 1
+    *told, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert last == {"event": "result", **printed}
+    assert told[-1]["event"] == "progress" and told[-1]["done"] == told[-1]["total"] > 0
+    (tmp_path / "no model").mkdir()
+    assert main(["diff", *[str(tmp_path / "no model")] * 2, "--events"]) == 2
+    assert json.loads(capsys.readouterr().out)["message"] == "--events is for two models"
     assert main(["diff", a, b, "--bar", "rel_l2=1"]) == 2
 
 

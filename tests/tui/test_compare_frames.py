@@ -383,14 +383,19 @@ COMPARED = ModelComparison(
 NO_TENSORS = replace(COMPARED, tensors=())
 
 
+def as_told(found: ModelComparison) -> dict[str, object]:
+    """The last line of ``aprtui diff --events``."""
+    return {"event": "result", **found.to_json()}
+
+
 @SIZES
 @pytest.mark.parametrize(
     ("name", "lines", "code", "log"),
     [
         ("loading", (), None, ""),
-        ("empty", (NO_TENSORS.to_json(),), 0, ""),
+        ("empty", (as_told(NO_TENSORS),), 0, ""),
         ("error", (), 3, "aprtui: b.apr: the file is cut short\n"),
-        ("full", (COMPARED.to_json(),), 1, ""),
+        ("full", (as_told(COMPARED),), 1, ""),
     ],
 )
 async def test_two_models(

@@ -396,13 +396,13 @@ async def test_home_sorts_opens_any_path_and_compares() -> None:
 
 
 async def test_n_in_two_models_goes_to_the_next_that_differs() -> None:
-    from tests.tui.test_compare_frames import COMPARED, Held
+    from tests.tui.test_compare_frames import COMPARED, Held, as_told
 
     app = AprtuiApp()
     async with app.run_test(size=WIDE) as pilot:
         await settle(pilot)
         models = ModelsScreen(Path("a.gguf"), Path("b.apr"))
-        models.child = Held(COMPARED.to_json(), code=1)
+        models.child = Held(as_told(COMPARED), code=1)
         app.go("model", lambda: models)
         await settle(pilot)
         await press(pilot, "n")

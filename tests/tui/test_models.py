@@ -18,7 +18,7 @@ from aprtui.tui.screens.model import ModelScreen
 from aprtui.tui.screens.models import ModelsScreen
 from tests.support import FIXTURES, SMALL, needs_fixtures
 from tests.tui.support import NARROW, WIDE, frame, opened, press, screen, settle, until
-from tests.tui.test_compare_frames import COMPARED, NO_TENSORS
+from tests.tui.test_compare_frames import COMPARED, NO_TENSORS, as_told
 
 GGUF = FIXTURES / "models" / "pycode-5m-q4_k_m.gguf"
 INT4 = FIXTURES / "apr" / "models" / "pycode-int4.apr"
@@ -62,7 +62,7 @@ async def test_a_tensor_leads_to_each_model_that_has_it_and_back(tmp_path: Path)
             ("up", "missing-a", None),
         )
     )
-    said = json.dumps(replace(COMPARED, tensors=(gate, up)).to_json())
+    said = json.dumps(as_told(replace(COMPARED, tensors=(gate, up))))
     async with AprtuiApp(folder=tmp_path).run_test(size=WIDE) as pilot:
         app = pilot.app
         assert isinstance(app, AprtuiApp)
@@ -88,10 +88,13 @@ async def test_a_tensor_leads_to_each_model_that_has_it_and_back(tmp_path: Path)
 async def test_comparing_is_said_as_long_as_it_takes(tmp_path: Path, size: tuple[int, int]) -> None:
     app = AprtuiApp(folder=tmp_path)
     async with app.run_test(size=size) as pilot:
-        command = (sys.executable, "-c", "import time; time.sleep(60)")
+        said = '{"event": "progress", "done": 1200, "total": 4800, "tensor": "layer 3 gate"}'
+        program = f"import time; print({said!r}, flush=True); time.sleep(60)"
+        command = (sys.executable, "-c", program)
         models = ModelsScreen(tmp_path / "a", tmp_path / "b", command)
         app.go("model", lambda: models)
-        await until(pilot, "Comparing every weight")
+        await until(pilot, "1,200 of 4,800 weights · layer 3 gate")
+        assert "Comparing every weight" in frame(pilot)
         assert models.state == "loading" and models.child.running
         await pilot.press("ctrl+q")
     async with asyncio.timeout(30):
@@ -104,8 +107,12 @@ async def test_comparing_is_said_as_long_as_it_takes(tmp_path: Path, size: tuple
 @pytest.mark.parametrize(
     ("program", "state", "text"),
     [
-        (f"print({json.dumps(NO_TENSORS.to_json())!r})", "empty", "Neither model has a tensor"),
-        ("print('{}')", "error", "cannot be read: its schema is not aprtui-weights-v1"),
+        (f"print({json.dumps(as_told(NO_TENSORS))!r})", "empty", "Neither model has a tensor"),
+        (
+            """print('{"event": "result"}')""",
+            "error",
+            "cannot be read: its schema is not aprtui-weights-v1",
+        ),
         ("import sys; sys.exit('aprtui: a.gguf: is cut short')", "error", "a.gguf: is cut short"),
         ("print('nonsense')", "error", "the comparison ended (0)"),
     ],

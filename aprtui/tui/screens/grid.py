@@ -29,6 +29,7 @@ from aprtui.tui.stage_filter import matcher
 from aprtui.tui.widgets.blocks import Block
 from aprtui.tui.widgets.drift_chart import Drift
 from aprtui.tui.widgets.lines import Part, PartLine, RowList
+from aprtui.tui.widgets.pair_preview import PairPreview
 from aprtui.tui.widgets.stage_grid import StageGrid
 from aprtui.tui.widgets.stage_room import StageRoom
 from aprtui.tui.widgets.stage_rows import StageRows
@@ -301,6 +302,7 @@ class GridScreen(SidesScreen):
 
     @on(StageGrid.Moved)
     @on(RowList.Moved, "#rows")
+    @on(PairPreview.Wanted)
     def _moved(self) -> None:
         self.show_stage()
 

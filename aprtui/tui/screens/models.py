@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual import on, work
 from textual.binding import BindingType
@@ -22,14 +21,16 @@ from aprtui.compare.weight_wire import from_json
 from aprtui.formats.tracedir import StageKey
 from aprtui.text import clean, count, number, size
 from aprtui.tui.carry import copy, export_rows
-from aprtui.tui.client import COMMAND_LINE, Child
+from aprtui.tui.client import COMMAND_LINE, Child, objects_in
 from aprtui.tui.jumps import Goal, Jump
 from aprtui.tui.keys import bindings
+from aprtui.tui.messages import RunnerEnded
 from aprtui.tui.paths import meant
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.pair_facts import layers_block
 from aprtui.tui.source import names_of
 from aprtui.tui.stage_filter import matcher
+from aprtui.tui.widgets.bars import bar
 from aprtui.tui.widgets.blocks import BlockPane, wrapped
 from aprtui.tui.widgets.drift_chart import Drift
 from aprtui.tui.widgets.lines import Part, RowList, fit, right
@@ -40,6 +41,7 @@ TONES = {"missing-a": "warn", "missing-b": "warn", "shape": "bad", "differs": "b
          "rounding": "good", "equal": "dim", "same-bytes": "dim"}  # fmt: skip
 SORTS = ("class", "layer")
 METRICS = ("rel_l2", "cosine", "scale", "max_abs", "worst_row_rel_l2", "median_row_rel_l2")
+COMPARING = "Comparing every weight of both models …"
 SETTINGS = 4  # of those that differ, shown in the head
 
 
@@ -58,11 +60,10 @@ class Compared:
 
 
 @dataclass
-class ModelsEnded(Message):
-    """The child ended: what it found, or why it could not."""
+class Told(Message):
+    """Lines that the child printed, as JSON objects."""
 
-    found: ModelComparison | None
-    why: str = ""
+    objects: tuple[Mapping[str, Any], ...]
 
 
 class ComparedList(RowList):
@@ -132,39 +133,56 @@ class ModelsScreen(BaseScreen):
 
     def started(self) -> None:
         self._retitle()
-        self.set_state("loading", "Comparing every weight of both models …", "q goes back")
+        self.set_state("loading", COMPARING, "q goes back")
         self._compare()
 
     @work(exclusive=True, group="models")
     async def _compare(self) -> None:
-        printed: list[bytes] = []
-        ended = await self.child.run(
-            ("diff", str(self.a), str(self.b), "--json"), lambda lines: printed.extend(lines)
-        )
-        try:
-            said = json.loads(b"".join(printed))
-        except ValueError:
-            last = (ended.log_tail().strip().splitlines() or [""])[-1]
-            why = last.removeprefix("aprtui: ") or f"the comparison ended ({ended.exit_code})"
-            self.post_message(ModelsEnded(None, why))
-            return
-        try:
-            self.post_message(ModelsEnded(from_json(said)))
-        except ValueError as error:
-            why = f"what the comparison found cannot be read: {error}"
-            self.post_message(ModelsEnded(None, why))
+        arguments = ("diff", str(self.a), str(self.b), "--events")
+        ended = await self.child.run(arguments, lambda lines: self._tell(lines))
+        self.post_message(RunnerEnded(ended.exit_code, ended.log_tail()))
 
-    @on(ModelsEnded)
-    def _ended(self, event: ModelsEnded) -> None:
-        if event.found is None:
-            self.set_state("error", event.why, "q goes back")
+    def _tell(self, lines: tuple[bytes, ...]) -> None:
+        self.post_message(Told(objects_in(lines)))
+
+    @on(Told)
+    def _told(self, event: Told) -> None:
+        for said in event.objects:
+            if said.get("event") == "result":
+                self._take(said)
+            elif said.get("event") == "error":
+                self._fail(clean(str(said.get("message"))), clean(str(said.get("hint") or "")))
+            elif said.get("event") == "progress" and self.state == "loading":
+                self._progress(said)
+
+    def _progress(self, said: Mapping[str, Any]) -> None:
+        done, total = int(said.get("done") or 0), max(int(said.get("total") or 0), 1)
+        share = bar(done / total, min(max(self.size.width - 40, 10), 60))
+        at = f"{count(done)} of {count(total)} weights · {clean(str(said.get('tensor')), 60)}"
+        self.set_state("loading", f"{COMPARING}\n{share}\n{at}", "q goes back")
+
+    def _fail(self, why: str, hint: str = "") -> None:
+        self.set_state("error", why, hint or "q goes back")
+
+    @on(RunnerEnded)
+    def _ended(self, event: RunnerEnded) -> None:
+        if self.state == "loading":  # it never said what it found
+            last = (event.log_tail.strip().splitlines() or [""])[-1]
+            why = f"the comparison ended ({event.exit_code})"
+            self._fail(last.removeprefix("aprtui: ") or why)
+
+    def _take(self, said: Mapping[str, Any]) -> None:
+        try:
+            found = from_json(said)
+        except ValueError as error:
+            self._fail(f"what the comparison found cannot be read: {error}")
             return
-        self.list.tensors = tuple(map(_tensor, event.found.tensors))
+        self.list.tensors = tuple(map(_tensor, found.tensors))
         if not self.list.tensors:
             self.set_state("empty", "Neither model has a tensor that plays a part in the pass.",
                            "q goes back")  # fmt: skip
             return
-        self.head.update(_head(event.found))
+        self.head.update(_head(found))
         self.list.rebuild()
         self.set_state("full")
         self.list.focus()

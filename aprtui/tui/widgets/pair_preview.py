@@ -32,10 +32,16 @@ class Counted(Message):
 class PairPreview(PairPicture, can_focus=False):
     """``look_at`` says of which pair; it is drawn once it was counted."""
 
+    class Wanted(Message):
+        """Its size is another one now."""
+
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id, classes="frame")
         self.border_title = "A and B over one axis, and |d|"
         self._of: tuple[PairResult, int] | None = None  # what is drawn, or being counted
+
+    def on_resize(self) -> None:
+        self.post_message(self.Wanted())
 
     def look_at(self, pair: Pair | None, result: PairResult | None) -> None:
         if pair is None or result is None or not self._can_be_drawn(result):
