@@ -60,6 +60,13 @@ class _Rest(CompositorUpdate):
         self.sent, self.update = sent, update
 
     def render_segments(self, console: Console) -> str:
+        try:
+            return "".join(self._rest(console))
+        except Exception:
+            self.sent.forget()  # part of it was noted and none is sent
+            raise
+
+    def _rest(self, console: Console) -> list[str]:
         system, parts = console._color_system or ColorSystem.TRUECOLOR, list[str]()
         pen = _Pen()
         for x, y, strip in _strips_of(self.update):
@@ -71,7 +78,7 @@ class _Rest(CompositorUpdate):
             elif before != cells:
                 for start, end in _stretches(before, cells):
                     parts += [f"\x1b[{y + 1};{x + start + 1}H", *pen.drawn(cells[start:end])]
-        return "".join([*parts, "\x1b[0m"] if parts else [])
+        return [*parts, "\x1b[0m"] if parts else []
 
 
 def _strips_of(update: ChopsUpdate | LayoutUpdate) -> Iterator[tuple[int, int, Strip]]:
