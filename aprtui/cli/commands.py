@@ -64,6 +64,7 @@ class Value:
     words: tuple[str, ...] = ()
     files: bool = False
     devices: bool = False  # the words are asked for when they are wanted
+    several: bool = False  # of the words, with commas between
     form: str = ""  # of an operand: as a synopsis writes it
 
 
@@ -171,5 +172,5 @@ def _value(action: argparse.Action) -> Value:
 
         return Value(name, tuple(pages()))
     if name.startswith("STAGES"):
-        return Value(name, ("all", *(stage.name for stage in STAGES)))
+        return Value(name, ("all", *(stage.name for stage in STAGES)), several=True)
     return Value(name, files=_FILES.search(name) is not None)

@@ -58,6 +58,8 @@ _aprtui() {
     [[ $kind == files ]] && return  # readline's own: it knows quotes and spaces
     compopt +o default +o bashdefault 2>/dev/null
     COMPREPLY=($(compgen -W "$offered" -- "$cur"))
+    [[ $kind == several && $cur == *,* ]] &&
+        COMPREPLY=($(compgen -P "${cur%,*}," -W "$offered" -- "${cur##*,}"))
     if [[ $cur == *:* && $COMP_WORDBREAKS == *:* ]]; then
         COMPREPLY=("${COMPREPLY[@]#"${cur%"${cur##*:}"}"}")
     fi
@@ -160,7 +162,8 @@ def _bash_operands(command: Command) -> str:
 def _bash_value(value: Value) -> str:
     if value.devices:
         return 'offered=$("${COMP_WORDS[0]}" completion devices 2>/dev/null)'
-    return "kind=files" if value.files else f"offered='{' '.join(value.words)}'"
+    kind = "kind=several; " if value.several else ""
+    return "kind=files" if value.files else f"{kind}offered='{' '.join(value.words)}'"
 
 
 def zsh() -> str:
@@ -209,6 +212,8 @@ def _zsh_specs(command: Command) -> Iterator[str]:
 def _zsh_action(value: Value) -> str:
     if value.devices:
         return "_aprtui_devices"
+    if value.several:
+        return f"_sequence compadd - {' '.join(value.words)}"
     return "_files" if value.files else f"({' '.join(value.words)})" if value.words else " "
 
 
@@ -239,6 +244,9 @@ def _fish_value(value: Value | None) -> Iterator[str]:
         yield "-r -F"
     elif value.devices:
         yield "-x -a '(aprtui completion devices)'"
+    elif value.several:
+        words = " ".join(value.words)
+        yield f"-x -a '(__fish_complete_list , \\'string split \" \" \"{words}\"\\')'"
     else:
         yield f"-x -a '{' '.join(value.words)}'" if value.words else "-x"
 

@@ -74,6 +74,7 @@ def completed(script: Path, *words: str) -> list[str]:
         (["trace", "--prompt", ""], set()),
         (["trace", "--engine", "l"], {"llamacpp"}),
         (["a-trace", "--m"], {"--model"}),
+        (["diff", "--stages", "ffn_gate,ffn_u"], {"ffn_gate,ffn_up"}),
         (["help-no-such", ""], set()),
     ],
 )
@@ -145,6 +146,7 @@ def test_fish_completes_words(tmp_path: Path) -> None:
         ("aprtui trace --dtype b", {"bfloat16"}),
         ("aprtui contract run --o", {"--only"}),
         ("aprtui export --to np", {"npy", "npz"}),
+        ("aprtui diff --stages ffn_gate,ffn_u", {"ffn_gate,ffn_up"}),
     ):
         asked = f"source {tmp_path}/script; complete -C {line!r}"
         done = subprocess.run(
