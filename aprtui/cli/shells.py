@@ -204,9 +204,9 @@ def _zsh_specs(command: Command) -> Iterator[str]:
             )
             equals = "=" if option.value and flag.startswith("--") else ""
             yield f"{others}{flag}{equals}[{_described(option.help)}]{takes}"
-    for value, _ in command.operands:
-        place = "1" if value.words else "*"
-        yield f"{place}:{_described(value.name)}:{_zsh_action(value)}"
+    for place, (value, _) in enumerate(command.operands, 1):
+        where = place if value.words or place < len(command.operands) else "*"
+        yield f"{where}:{_described(value.name)}:{_zsh_action(value)}"
 
 
 def _zsh_action(value: Value) -> str:
