@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,10 @@ def _followed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _idle_when_nothing_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key is handled when no task of the loop can go on. Textual looks for 20 ms, twice a key,
-    whether the whole process rests, and up to a second where a thread of it works."""
-
-    async def idle(*_: float) -> None:
-        loop: Any = asyncio.get_running_loop()
-        await asyncio.sleep(0)
-        while loop._ready:
-            await asyncio.sleep(0)
-
-    monkeypatch.setattr("textual.pilot.wait_for_idle", idle)
-    monkeypatch.setattr("textual.app.wait_for_idle", idle)
+def _idle_is_seen_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Textual looks for 20 ms, twice a key, whether the process rests; 13 tell it."""
+    monkeypatch.setattr("textual._wait.SLEEP_GRANULARITY", 1 / 75)
+    monkeypatch.setattr("textual._wait.SLEEP_IDLE", 1 / 1500)
 
 
 @pytest.fixture(autouse=True, scope="session")
