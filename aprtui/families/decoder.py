@@ -16,9 +16,9 @@ from aprtui.graph.ops import Choose, Mask, Norm, Route
 __all__ = [
     "FULL", "SLIDING", "Frame", "Mixer", "ReadFfn", "Sizes", "all_windows", "attention_of",
     "build_decoder", "check_heads", "layer_types", "mask_of", "query_scale", "read_bare_sizes",
-    "read_biases", "read_causal", "read_experts", "read_ffn", "read_sizes", "read_sizes_by_layer",
-    "read_tied", "read_window", "say_windows", "sparse_layers", "windows_but_in_gguf",
-    "windows_by_pattern",
+    "read_biases", "read_causal", "read_experts", "read_ffn", "read_mixed_ffn",
+    "read_sizes", "read_sizes_by_layer", "read_tied", "read_window", "say_windows",
+    "sparse_layers", "windows_but_in_gguf", "windows_by_pattern",
 ]  # fmt: skip
 
 Mixer = Callable[[Builder, StageKey], StageKey]
@@ -346,6 +346,15 @@ def read_ffn(s: Settings) -> int:
     if s.file.format == "apr" and not s.has("intermediate_size") and gate is not None:
         return int(s.say("intermediate_size", gate[0]))
     return int(s.integer("intermediate_size"))
+
+
+def read_mixed_ffn(s: Settings, routing: Routing, activation: str, sparse: list[bool]) -> Mixer:
+    """Experts in the layers that are ``sparse``, in the others a dense FFN, whose size is read
+    where there are such layers."""
+    size = s.take("intermediate_size", None) if all(sparse) else read_ffn(s)
+    return lambda b, x: (
+        b.experts(x, routing) if sparse[b.layer or 0] else b.gated_mlp(x, size, activation)
+    )
 
 
 def read_experts(

@@ -72,14 +72,12 @@ def build(s: Settings) -> Graph:
     mask = decoder.mask_of(decoder.read_causal(s), None)
     decoder.read_tied(s)
     sparse, routing = _sparse(s, sizes.layers), _routing(s, activation)
-    ffn = decoder.read_ffn(s) if not all(sparse) else s.take("intermediate_size", None)
+    ffn = decoder.read_mixed_ffn(s, routing, activation, sparse)
     how = decoder.attention_of(s, sizes, table=table, mask=mask)
     return decoder.build_decoder(
         sizes,
         lambda layer: how,
-        lambda b, x: (
-            b.experts(x, routing) if sparse[b.layer or 0] else b.gated_mlp(x, ffn, activation)
-        ),
+        ffn,
     )
 
 

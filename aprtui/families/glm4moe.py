@@ -60,10 +60,7 @@ def read_sparse_ffn(
     scale = "routed_scaling_factor"
     routing = routers.read_sigmoid(s, routing, scale, renormalise=renormalise)
     routing = routers.read_shared(s, routers.read_groups(s, routing), shared)
-    ffn = decoder.read_ffn(s) if not all(sparse) else s.take("intermediate_size", None)
-    return lambda b, x: (
-        b.experts(x, routing) if sparse[b.layer or 0] else b.gated_mlp(x, ffn, activation)
-    )
+    return decoder.read_mixed_ffn(s, routing, activation, sparse)
 
 
 def build(s: Settings) -> Graph:

@@ -3,8 +3,6 @@ layers first, then experts chosen by DeepSeek-V3's router beside a shared one; o
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from aprtui.families import decoder, routers
 from aprtui.families.family import Family
 from aprtui.families.rope import read_rope
@@ -21,17 +19,8 @@ from aprtui.families.tensors import (
     Table,
 )
 from aprtui.graph import Graph
-from aprtui.graph.blocks import Routing
 
-__all__ = ["FAMILY", "read_shared"]
-
-
-def read_shared(s: Settings, routing: Routing) -> Routing:
-    """The shared experts as one: llama.cpp takes the width that is stated for that of each."""
-    width = s.integer("shared_expert_intermediate_size", 0) or routing.size
-    size = s.integer("expert_shared_count") * width
-    s.say("shared_expert_intermediate_size", size)
-    return replace(routing, shared_size=size, shared_gate=False)
+__all__ = ["FAMILY"]
 
 
 def build(s: Settings) -> Graph:
@@ -39,8 +28,9 @@ def build(s: Settings) -> Graph:
     sparse = routers.read_dense_first(s, sizes.layers)
     routing = decoder.read_experts(s, "moe_intermediate_size", activation, renormalise=False)
     routing = routers.read_sigmoid(s, routing, "expert_weights_scale", renormalise=False)
-    routing = read_shared(s, routers.read_groups(s, routing))
-    ffn = decoder.read_ffn(s) if not all(sparse) else s.take("intermediate_size", None)
+    routing = routers.read_groups(s, routing)
+    routing = routers.read_shared(s, routing, "", width_of_each=True)
+    ffn = decoder.read_mixed_ffn(s, routing, activation, sparse)
     table = read_rope(s, sizes.head_dim, partial=True)
     mask = decoder.mask_of(decoder.read_causal(s), None)
     decoder.read_tied(s)
@@ -48,9 +38,7 @@ def build(s: Settings) -> Graph:
     return decoder.build_decoder(
         sizes,
         lambda layer: how,
-        lambda b, x: (
-            b.experts(x, routing) if sparse[b.layer or 0] else b.gated_mlp(x, ffn, activation)
-        ),
+        ffn,
     )
 
 

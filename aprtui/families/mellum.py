@@ -69,7 +69,7 @@ def build(s: Settings) -> Graph:
     routing = decoder.read_experts(
         s, "moe_intermediate_size", activation, renormalise=s.flag("norm_topk_prob")
     )
-    ffn = decoder.read_ffn(s) if not all(sparse) else s.take("intermediate_size", None)
+    ffn = decoder.read_mixed_ffn(s, routing, activation, sparse)
 
     def attention(layer: int) -> Attention:
         kind = FULL if windows[layer] is None else SLIDING
@@ -81,9 +81,7 @@ def build(s: Settings) -> Graph:
     return decoder.build_decoder(
         sizes,
         attention,
-        lambda b, x: (
-            b.experts(x, routing) if sparse[b.layer or 0] else b.gated_mlp(x, ffn, activation)
-        ),
+        ffn,
     )
 
 

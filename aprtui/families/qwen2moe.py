@@ -63,15 +63,13 @@ def build(s: Settings) -> Graph:
         s, "moe_intermediate_size", activation, renormalise=s.flag("norm_topk_prob")
     )
     routing = replace(routing, shared_size=s.integer("shared_expert_intermediate_size"))
-    ffn = decoder.read_ffn(s) if not all(sparse) else s.take("intermediate_size", None)
+    ffn = decoder.read_mixed_ffn(s, routing, activation, sparse)
     return decoder.build_decoder(
         sizes,
         lambda layer: decoder.attention_of(
             s, sizes, table=table, mask=decoder.mask_of(causal, windows[layer]), qkv_bias=biased
         ),
-        lambda b, x: (
-            b.experts(x, routing) if sparse[b.layer or 0] else b.gated_mlp(x, ffn, activation)
-        ),
+        ffn,
     )
 
 

@@ -109,10 +109,7 @@ def sparse_ffn(s: Settings, layers: int) -> decoder.Mixer:
         s, "moe_intermediate_size", activation, renormalise=s.flag("norm_topk_prob", True)
     )
     routing = replace(routing, shared_size=s.integer("shared_expert_intermediate_size"))
-    ffn = decoder.read_ffn(s) if not all(sparse) else s.take("intermediate_size", None)
-    return lambda b, x: (
-        b.experts(x, routing) if sparse[b.layer or 0] else b.gated_mlp(x, ffn, activation)
-    )
+    return decoder.read_mixed_ffn(s, routing, activation, sparse)
 
 
 def build_with(s: Settings, read_ffn: decoder.ReadFfn, *, dealt: bool) -> Graph:

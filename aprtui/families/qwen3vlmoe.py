@@ -34,13 +34,11 @@ def build(s: Settings) -> Graph:
     how, sparse = read_attention(s, sizes), decoder.sparse_layers(s, sizes.layers)
     decoder.read_tied(s)
     routing = decoder.read_experts(s, "moe_intermediate_size", activation, renormalise=True)
-    ffn = decoder.read_ffn(s) if not all(sparse) else s.take("intermediate_size", None)
+    ffn = decoder.read_mixed_ffn(s, routing, activation, sparse)
     return decoder.build_decoder(
         sizes,
         lambda layer: how,
-        lambda b, x: (
-            b.experts(x, routing) if sparse[b.layer or 0] else b.gated_mlp(x, ffn, activation)
-        ),
+        ffn,
     )
 
 

@@ -77,14 +77,20 @@ def read_groups(s: Settings, routing: Routing) -> Routing:
     return replace(routing, choose=replace(routing.choose, groups=groups, kept=kept))
 
 
-def read_shared(s: Settings, routing: Routing, count_key: str) -> Routing:
-    """The shared experts, ``count_key`` of them, as one without a gate."""
+def read_shared(
+    s: Settings, routing: Routing, count_key: str, *, width_of_each: bool = False
+) -> Routing:
+    """The shared experts, ``count_key`` of them, as one without a gate. ``width_of_each``: a width
+    that a GGUF states, but 0, is that of each."""
     if s.file.format == "gguf":
         count = s.integer("expert_shared_count")
         stated = s.integer("shared_expert_intermediate_size", None)
     else:
         count, stated = s.integer(count_key), None
-    size = count * routing.size if stated is None else stated
+    if width_of_each:
+        size = count * (stated or routing.size)
+    else:
+        size = count * routing.size if stated is None else stated
     s.say("shared_expert_intermediate_size", size)
     return replace(routing, shared_size=size, shared_gate=False)
 
