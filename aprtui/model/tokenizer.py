@@ -465,8 +465,11 @@ def _sentencepiece(spec: TokenizerSpec, ids: dict[str, int]) -> _Prepare:
         def merged(text: str) -> list[int]:
             found: list[int] = []
             for word in re.findall(r"\n+|[^\n]+", text) if lines else [text]:
-                of_merges = library.encode(word, add_special_tokens=False).ids
-                found += [whole[word]] if word in whole else [i for i in of_merges if i < size]
+                if word in whole:
+                    found.append(whole[word])
+                else:
+                    of_merges = library.encode(word, add_special_tokens=False).ids
+                    found += [i for i in of_merges if i < size]
             return found
 
         return _escaped(spec, merged), merges

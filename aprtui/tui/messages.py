@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from textual.message import Message
 
@@ -13,7 +14,7 @@ from aprtui.tui.trace_cells import Held
 
 __all__ = [
     "Found", "Known", "Learnt", "LoadFailed", "Place", "ReadSoFar", "RunnerEnded",
-    "RunnerEvents", "Surveyed", "TraceLoaded",
+    "RunnerEvents", "Surveyed", "Told", "TraceLoaded",
 ]  # fmt: skip
 
 
@@ -111,6 +112,30 @@ class RunnerEvents(Message):
     """What the engine's child process said since the last such message."""
 
     events: tuple[Event, ...]
+
+
+@dataclass
+class Told(Message):
+    """What a command tells with ``--events``: JSON objects, as it printed them."""
+
+    objects: tuple[Mapping[str, Any], ...]
+
+    def hand_out(
+        self,
+        *,
+        progress: Callable[[Mapping[str, Any]], None],
+        error: Callable[[str, str], None],
+        result: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        """Each object to what it is for; ``error`` takes message and hint, not yet clean."""
+        for said in self.objects:
+            kind = said.get("event")
+            if kind == "progress":
+                progress(said)
+            elif kind == "error":
+                error(str(said.get("message")), str(said.get("hint") or ""))
+            elif kind == "result":
+                result(said)
 
 
 @dataclass

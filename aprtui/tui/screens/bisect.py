@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import on, work
 from textual.binding import BindingType
 from textual.content import Content
-from textual.message import Message
 
 from aprtui.compare.pairs import Pair, PairResult
 from aprtui.compare.wire import from_json
@@ -20,7 +18,7 @@ from aprtui.tui.bisected import KINDS, Bisected, seen
 from aprtui.tui.client import COMMAND_LINE, Child, objects_in
 from aprtui.tui.jumps import Jump
 from aprtui.tui.keys import bindings
-from aprtui.tui.messages import RunnerEnded
+from aprtui.tui.messages import RunnerEnded, Told
 from aprtui.tui.paths import meant
 from aprtui.tui.screens.grid import GridScreen
 from aprtui.tui.screens.mistake import MistakeScreen, has_page
@@ -48,13 +46,6 @@ LEGEND: tuple[Part, ...] = (
     (" unmeasured   ", "dim"), ("·", ""), (" not replayed yet  ", "dim"),
 )  # fmt: skip
 WITHIN: tuple[Part, ...] = (("≈", "good"), (" within rounding  ", "dim"))  # where there are some
-
-
-@dataclass
-class Told(Message):
-    """Lines that the child printed, as JSON objects."""
-
-    objects: tuple[Mapping[str, Any], ...]
 
 
 class BisectScreen(GridScreen):
@@ -126,15 +117,10 @@ class BisectScreen(GridScreen):
 
     @on(Told)
     def _told(self, event: Told) -> None:
-        for said in event.objects:
-            if said.get("event") == "result":
-                self._take(said)
-            elif said.get("event") == "error":
-                self.set_state(
-                    "error", clean(str(said.get("message"))), clean(str(said.get("hint")))
-                )
-            elif said.get("event") == "progress":
-                self._progress(said)
+        event.hand_out(progress=self._progress, error=self._refused, result=self._take)
+
+    def _refused(self, message: str, hint: str) -> None:
+        self.set_state("error", clean(message), clean(hint))
 
     def _take(self, said: Mapping[str, Any]) -> None:
         try:

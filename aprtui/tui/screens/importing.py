@@ -21,6 +21,7 @@ from aprtui.errors import AprtuiError
 from aprtui.text import clean, count
 from aprtui.tui.client import COMMAND_LINE, Child, Ended, objects_in
 from aprtui.tui.keys import bindings, keys_at, remapped, shown
+from aprtui.tui.messages import Told
 from aprtui.tui.paths import PathSuggester
 from aprtui.tui.widgets.bars import bar
 
@@ -45,13 +46,6 @@ class Looked(Message):
 
     text: str
     bad: bool = False
-
-
-@dataclass
-class Said(Message):
-    """Lines that the child printed, as JSON objects."""
-
-    objects: tuple[Mapping[str, Any], ...]
 
 
 @dataclass
@@ -161,19 +155,12 @@ class ImportScreen(ModalScreen[Path]):
         self.post_message(Gone(await self._child.run(arguments, self._tell)))
 
     def _tell(self, lines: tuple[bytes, ...]) -> None:
-        self.post_message(Said(objects_in(lines)))
+        self.post_message(Told(objects_in(lines)))
 
-    @on(Said)
-    def _said(self, event: Said) -> None:
+    @on(Told)
+    def _told(self, event: Told) -> None:
         event.stop()
-        for said in event.objects:
-            kind = said.get("event")
-            if kind == "progress":
-                self._progress(said)
-            elif kind == "error":
-                self._fail(str(said.get("message")), str(said.get("hint") or ""))
-            elif kind == "result":
-                self._result(said)
+        event.hand_out(progress=self._progress, error=self._fail, result=self._result)
 
     def _progress(self, said: Mapping[str, Any]) -> None:
         done, total = int(said.get("done") or 0), int(said.get("total") or 1)

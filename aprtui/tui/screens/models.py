@@ -12,7 +12,6 @@ from textual import on, work
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -24,7 +23,7 @@ from aprtui.tui.carry import copy, export_rows
 from aprtui.tui.client import COMMAND_LINE, Child, objects_in
 from aprtui.tui.jumps import Goal, Jump
 from aprtui.tui.keys import bindings
-from aprtui.tui.messages import RunnerEnded
+from aprtui.tui.messages import RunnerEnded, Told
 from aprtui.tui.paths import meant
 from aprtui.tui.screens.base import BaseScreen
 from aprtui.tui.screens.pair_facts import layers_block
@@ -57,13 +56,6 @@ class Compared:
     message: str
     facts: tuple[tuple[tuple[str, str], ...], ...]  # in groups
     names: tuple[str, str]  # in A and in B, empty where it has none
-
-
-@dataclass
-class Told(Message):
-    """Lines that the child printed, as JSON objects."""
-
-    objects: tuple[Mapping[str, Any], ...]
 
 
 class ComparedList(RowList):
@@ -139,7 +131,7 @@ class ModelsScreen(BaseScreen):
     @work(exclusive=True, group="models")
     async def _compare(self) -> None:
         arguments = ("diff", str(self.a), str(self.b), "--events")
-        ended = await self.child.run(arguments, lambda lines: self._tell(lines))
+        ended = await self.child.run(arguments, self._tell)
         self.post_message(RunnerEnded(ended.exit_code, ended.log_tail()))
 
     def _tell(self, lines: tuple[bytes, ...]) -> None:
@@ -147,19 +139,18 @@ class ModelsScreen(BaseScreen):
 
     @on(Told)
     def _told(self, event: Told) -> None:
-        for said in event.objects:
-            if said.get("event") == "result":
-                self._take(said)
-            elif said.get("event") == "error":
-                self._fail(clean(str(said.get("message"))), clean(str(said.get("hint") or "")))
-            elif said.get("event") == "progress" and self.state == "loading":
-                self._progress(said)
+        event.hand_out(progress=self._progress, error=self._refused, result=self._take)
 
     def _progress(self, said: Mapping[str, Any]) -> None:
+        if self.state != "loading":
+            return
         done, total = int(said.get("done") or 0), max(int(said.get("total") or 0), 1)
         share = bar(done / total, min(max(self.size.width - 40, 10), 60))
         at = f"{count(done)} of {count(total)} weights · {clean(str(said.get('tensor')), 60)}"
         self.set_state("loading", f"{COMPARING}\n{share}\n{at}", "q goes back")
+
+    def _refused(self, message: str, hint: str) -> None:
+        self._fail(clean(message), clean(hint))
 
     def _fail(self, why: str, hint: str = "") -> None:
         self.set_state("error", why, hint or "q goes back")
